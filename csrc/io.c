@@ -1,0 +1,415 @@
+/*
+ * Block I/O on one file, and the one place where a data plane waits: for completions and for watched
+ * descriptors together. Two engines behind one call: io_uring (raw system calls: the needed part of it is
+ * small), and pread/pwrite with poll where io_uring is not allowed.
+ */
+#define _GNU_SOURCE
+#include "xentool.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/io_uring.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_WATCHES = 8, WATCH_BIT = 1u << 31, CANCEL_TAG = WATCH_BIT | 0xff };
+
+struct watch {
+  int fd;
+  uint32_t tag;
+  int armed;
+};
+
+struct delay {
+  uint32_t tag;
+  int64_t due_ms;
+};
+
+struct io {
+  int fd, is_block_device;
+  uint32_t engine, depth, in_flight, watch_count;
+  struct watch watches[MAX_WATCHES];
+
+  /* Completions not handed out yet: of operations that end within the call. */
+  struct xt_io_done *ready;
+  uint32_t ready_count;
+
+  /* SYNC: pending delays. */
+  struct delay *delays;
+  uint32_t delay_count;
+
+  /* URING */
+  int ring_fd, has_fixed_file, has_fixed_buffer;
+  uintptr_t fixed_start, fixed_end;
+  void *sq_memory, *cq_memory;
+  size_t sq_bytes, cq_bytes, sqe_bytes;
+  struct io_uring_sqe *sqes;
+  uint32_t *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
+  struct io_uring_cqe *cqes;
+  struct __kernel_timespec *timespecs; /* one a submission slot */
+  uint32_t unsubmitted;
+};
+
+static int64_t now_ms(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void finish(struct io *io, uint32_t tag, int64_t result) {
+  io->ready[io->ready_count++] = (struct xt_io_done){tag, (int32_t)result};
+}
+
+static uint32_t take_ready(struct io *io, struct xt_io_done *done, uint32_t max) {
+  uint32_t taken = io->ready_count < max ? io->ready_count : max;
+  memcpy(done, io->ready, taken * sizeof *done);
+  memmove(io->ready, io->ready + taken, (io->ready_count - taken) * sizeof *done);
+  io->ready_count -= taken;
+  return taken;
+}
+
+static int64_t result_or_errno(int64_t result) { return result < 0 ? -errno : result; }
+
+/* Block devices have their discard as an ioctl, which io_uring cannot issue on the kernels in use. */
+static int64_t discard_block_device(struct io *io, const struct xt_io *op) {
+  uint64_t range[2] = {(uint64_t)op->offset, (uint64_t)op->length};
+  int secure = op->op == XT_IO_SECURE_DISCARD;
+  return result_or_errno(ioctl(io->fd, secure ? BLKSECDISCARD : BLKDISCARD, range));
+}
+
+/* ---- the SYNC engine ---- */
+
+static int64_t perform(struct io *io, const struct xt_io *op) {
+  void *memory = (void *)(uintptr_t)op->address;
+  off_t offset = (off_t)op->offset;
+  switch (op->op) {
+    case XT_IO_READ: return result_or_errno(pread(io->fd, memory, (size_t)op->length, offset));
+    case XT_IO_WRITE: return result_or_errno(pwrite(io->fd, memory, (size_t)op->length, offset));
+    case XT_IO_READV: return result_or_errno(preadv(io->fd, memory, (int)op->length, offset));
+    case XT_IO_WRITEV: return result_or_errno(pwritev(io->fd, memory, (int)op->length, offset));
+    case XT_IO_FLUSH: return result_or_errno(fdatasync(io->fd));
+    case XT_IO_DISCARD:
+      if (io->is_block_device) return discard_block_device(io, op);
+      return result_or_errno(
+          fallocate(io->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)op->length));
+    case XT_IO_SECURE_DISCARD: return io->is_block_device ? discard_block_device(io, op) : -EOPNOTSUPP;
+    default: return -EINVAL;
+  }
+}
+
+static void collect_delays(struct io *io) {
+  int64_t now = io->delay_count ? now_ms() : 0;
+  for (uint32_t i = 0; i < io->delay_count;) {
+    if (io->delays[i].due_ms <= now) {
+      finish(io, io->delays[i].tag, 0);
+      io->delays[i] = io->delays[--io->delay_count];
+    } else {
+      i++;
+    }
+  }
+}
+
+static int poll_timeout(struct io *io, int64_t deadline) {
+  int64_t next = deadline;
+  for (uint32_t i = 0; i < io->delay_count; i++)
+    if (next < 0 || io->delays[i].due_ms < next) next = io->delays[i].due_ms;
+  if (next < 0) return -1;
+  int64_t left = next - now_ms();
+  return left < 0 ? 0 : left > 1000000 ? 1000000 : (int)left;
+}
+
+static int32_t run_sync(struct io *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_ms) {
+  for (uint32_t i = 0; i < count; i++) {
+    if (ops[i].op == XT_IO_DELAY)
+      io->delays[io->delay_count++] = (struct delay){ops[i].tag, now_ms() + (int64_t)ops[i].length};
+    else
+      finish(io, ops[i].tag, perform(io, &ops[i]));
+  }
+  int64_t deadline = timeout_ms < 0 ? -1 : now_ms() + timeout_ms;
+  for (int first = 1;; first = 0) {
+    struct pollfd polled[MAX_WATCHES];
+    collect_delays(io);
+    int enough = io->ready_count >= wait;
+    if (!first && (enough || (deadline >= 0 && now_ms() >= deadline))) return 0;
+    for (uint32_t i = 0; i < io->watch_count; i++)
+      polled[i] = (struct pollfd){.fd = io->watches[i].fd, .events = POLLIN};
+    int seen = poll(polled, io->watch_count, enough ? 0 : poll_timeout(io, deadline));
+    if (seen < 0) return errno == EINTR ? 0 : -errno;
+    for (uint32_t i = 0; seen > 0 && i < io->watch_count; i++)
+      if (polled[i].revents) finish(io, io->watches[i].tag, polled[i].revents);
+  }
+}
+
+/* ---- the URING engine ---- */
+
+static int uring_enter(struct io *io, uint32_t wait, int32_t timeout_ms) {
+  struct __kernel_timespec time = {.tv_sec = timeout_ms / 1000, .tv_nsec = (timeout_ms % 1000) * 1000000ll};
+  struct io_uring_getevents_arg argument = {.ts = timeout_ms >= 0 ? (uint64_t)(uintptr_t)&time : 0};
+  unsigned flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
+  int submitted = (int)syscall(SYS_io_uring_enter, io->ring_fd, io->unsubmitted, wait, flags, &argument, sizeof argument);
+  if (submitted >= 0) {
+    io->unsubmitted -= (uint32_t)submitted;
+    return 0;
+  }
+  return errno == EINTR || errno == ETIME || errno == EAGAIN || errno == EBUSY ? 0 : -errno;
+}
+
+/* The next free submission entry, zeroed. Depth plus watches never exceed the ring, so there is always one. */
+static struct io_uring_sqe *next_sqe(struct io *io, uint32_t *slot) {
+  uint32_t tail = *io->sq_tail;
+  *slot = tail & *io->sq_mask;
+  struct io_uring_sqe *sqe = &io->sqes[*slot];
+  memset(sqe, 0, sizeof *sqe);
+  io->sq_array[*slot] = *slot;
+  __atomic_store_n(io->sq_tail, tail + 1, __ATOMIC_RELEASE);
+  io->unsubmitted++;
+  return sqe;
+}
+
+static void prepare(struct io *io, const struct xt_io *op) {
+  uint32_t slot;
+  struct io_uring_sqe *sqe = next_sqe(io, &slot);
+  uintptr_t address = (uintptr_t)op->address;
+  int fixed = io->has_fixed_buffer && address >= io->fixed_start && address + (uint64_t)op->length <= io->fixed_end;
+  sqe->user_data = op->tag;
+  sqe->fd = io->has_fixed_file ? 0 : io->fd;
+  if (io->has_fixed_file && op->op != XT_IO_DELAY) sqe->flags = IOSQE_FIXED_FILE;
+  sqe->off = (uint64_t)op->offset;
+  sqe->addr = address;
+  sqe->len = (uint32_t)op->length;
+  switch (op->op) {
+    case XT_IO_READ: sqe->opcode = fixed ? IORING_OP_READ_FIXED : IORING_OP_READ; break;
+    case XT_IO_WRITE: sqe->opcode = fixed ? IORING_OP_WRITE_FIXED : IORING_OP_WRITE; break;
+    case XT_IO_READV: sqe->opcode = IORING_OP_READV; break;
+    case XT_IO_WRITEV: sqe->opcode = IORING_OP_WRITEV; break;
+    case XT_IO_FLUSH:
+      sqe->opcode = IORING_OP_FSYNC;
+      sqe->fsync_flags = IORING_FSYNC_DATASYNC;
+      sqe->off = sqe->addr = sqe->len = 0;
+      break;
+    case XT_IO_DISCARD:
+      sqe->opcode = IORING_OP_FALLOCATE;
+      sqe->addr = (uint64_t)op->length;
+      sqe->len = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+      break;
+    case XT_IO_DELAY: {
+      uint64_t ms = (uint64_t)op->length;
+      io->timespecs[slot] = (struct __kernel_timespec){.tv_sec = (int64_t)(ms / 1000), .tv_nsec = (int64_t)(ms % 1000) * 1000000};
+      sqe->opcode = IORING_OP_TIMEOUT;
+      sqe->fd = -1;
+      sqe->addr = (uintptr_t)&io->timespecs[slot];
+      sqe->len = 1;
+      sqe->off = 0;
+      break;
+    }
+    default: sqe->opcode = IORING_OP_NOP; sqe->fd = -1; break;
+  }
+}
+
+static void arm_watches(struct io *io) {
+  for (uint32_t i = 0; i < io->watch_count; i++) {
+    uint32_t slot;
+    if (io->watches[i].armed) continue;
+    struct io_uring_sqe *sqe = next_sqe(io, &slot);
+    sqe->opcode = IORING_OP_POLL_ADD;
+    sqe->fd = io->watches[i].fd;
+    sqe->poll32_events = POLLIN;
+    sqe->user_data = WATCH_BIT | i;
+    io->watches[i].armed = 1;
+  }
+}
+
+static uint32_t reap(struct io *io, struct xt_io_done *done, uint32_t max) {
+  uint32_t head = *io->cq_head, tail = __atomic_load_n(io->cq_tail, __ATOMIC_ACQUIRE), count = 0;
+  for (; head != tail && count < max; head++) {
+    const struct io_uring_cqe *cqe = &io->cqes[head & *io->cq_mask];
+    uint32_t tag = (uint32_t)cqe->user_data;
+    int32_t result = cqe->res;
+    if (tag == CANCEL_TAG) continue;
+    if (tag & WATCH_BIT) {
+      struct watch *watch = &io->watches[tag & ~WATCH_BIT];
+      watch->armed = 0;
+      if (result != -ECANCELED) done[count++] = (struct xt_io_done){watch->tag, result};
+      continue;
+    }
+    io->in_flight--;
+    done[count++] = (struct xt_io_done){tag, result == -ETIME ? 0 : result};
+  }
+  __atomic_store_n(io->cq_head, head, __ATOMIC_RELEASE);
+  return count;
+}
+
+static int is_discard(uint32_t op) { return op == XT_IO_DISCARD || op == XT_IO_SECURE_DISCARD; }
+
+static int32_t run_uring(struct io *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_ms,
+                         struct xt_io_done *done, uint32_t max) {
+  arm_watches(io);
+  for (uint32_t i = 0; i < count; i++) {
+    if (io->is_block_device && is_discard(ops[i].op)) {
+      finish(io, ops[i].tag, discard_block_device(io, &ops[i]));
+    } else if (ops[i].op == XT_IO_SECURE_DISCARD) {
+      finish(io, ops[i].tag, -EOPNOTSUPP);
+    } else {
+      prepare(io, &ops[i]);
+      io->in_flight++;
+    }
+  }
+  uint32_t got = take_ready(io, done, max);
+  got += reap(io, done + got, max - got);
+  /* What one enter does not take (a completion queue that is full) goes with the next run. */
+  if (io->unsubmitted || got < wait) {
+    int32_t error = uring_enter(io, got < wait ? wait - got : 0, timeout_ms);
+    if (error) return error;
+    got += reap(io, done + got, max - got);
+  }
+  return (int32_t)got;
+}
+
+static void unmap_ring(struct io *io) {
+  if (io->sqes) munmap(io->sqes, io->sqe_bytes);
+  if (io->cq_memory && io->cq_memory != io->sq_memory) munmap(io->cq_memory, io->cq_bytes);
+  if (io->sq_memory) munmap(io->sq_memory, io->sq_bytes);
+  if (io->ring_fd >= 0) close(io->ring_fd);
+}
+
+static void *map_ring(struct io *io, size_t bytes, uint64_t offset) {
+  void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, io->ring_fd, (off_t)offset);
+  return memory == MAP_FAILED ? NULL : memory;
+}
+
+static int32_t open_uring(struct io *io) {
+  /* The best flags first: completions run only when we ask, in our thread (Linux 6.1). */
+  static const uint32_t flag_sets[] = {
+      IORING_SETUP_SINGLE_ISSUER | (1u << 13) /* IORING_SETUP_DEFER_TASKRUN */ | IORING_SETUP_CLAMP,
+      IORING_SETUP_CLAMP};
+  struct io_uring_params parameters;
+  io->ring_fd = -1;
+  for (size_t i = 0; i < sizeof flag_sets / sizeof *flag_sets && io->ring_fd < 0; i++) {
+    memset(&parameters, 0, sizeof parameters);
+    parameters.flags = flag_sets[i];
+    io->ring_fd = (int)syscall(SYS_io_uring_setup, io->depth + 2 * MAX_WATCHES, &parameters);
+    if (io->ring_fd < 0 && errno != EINVAL) break;
+  }
+  if (io->ring_fd < 0) return -errno;
+  if (!(parameters.features & IORING_FEAT_EXT_ARG) || !(parameters.features & IORING_FEAT_NODROP)) return -ENOSYS;
+  io->sq_bytes = parameters.sq_off.array + parameters.sq_entries * sizeof(uint32_t);
+  io->cq_bytes = parameters.cq_off.cqes + parameters.cq_entries * sizeof(struct io_uring_cqe);
+  io->sqe_bytes = parameters.sq_entries * sizeof(struct io_uring_sqe);
+  io->sq_memory = map_ring(io, io->sq_bytes, IORING_OFF_SQ_RING);
+  io->cq_memory = map_ring(io, io->cq_bytes, IORING_OFF_CQ_RING);
+  io->sqes = map_ring(io, io->sqe_bytes, IORING_OFF_SQES);
+  io->timespecs = calloc(parameters.sq_entries, sizeof *io->timespecs);
+  if (!io->sq_memory || !io->cq_memory || !io->sqes || !io->timespecs) return -ENOMEM;
+  uint8_t *sq = io->sq_memory, *cq = io->cq_memory;
+  io->sq_tail = (uint32_t *)(sq + parameters.sq_off.tail);
+  io->sq_mask = (uint32_t *)(sq + parameters.sq_off.ring_mask);
+  io->sq_array = (uint32_t *)(sq + parameters.sq_off.array);
+  io->cq_head = (uint32_t *)(cq + parameters.cq_off.head);
+  io->cq_tail = (uint32_t *)(cq + parameters.cq_off.tail);
+  io->cq_mask = (uint32_t *)(cq + parameters.cq_off.ring_mask);
+  io->cqes = (struct io_uring_cqe *)(cq + parameters.cq_off.cqes);
+  if (io->fd >= 0)
+    io->has_fixed_file = syscall(SYS_io_uring_register, io->ring_fd, IORING_REGISTER_FILES, &io->fd, 1) == 0;
+  return 0;
+}
+
+/* A poll left armed would keep its file open for a while after the ring is closed. */
+static void cancel_watches(struct io *io) {
+  struct xt_io_done done[MAX_WATCHES];
+  uint32_t armed = 0, slot;
+  for (uint32_t i = 0; i < io->watch_count; i++) {
+    if (!io->watches[i].armed) continue;
+    struct io_uring_sqe *sqe = next_sqe(io, &slot);
+    sqe->opcode = IORING_OP_POLL_REMOVE;
+    sqe->addr = WATCH_BIT | i;
+    sqe->user_data = CANCEL_TAG;
+    armed++;
+  }
+  for (int tries = 0; armed && tries < 1000; tries++) {
+    if (uring_enter(io, 1, 10)) return;
+    reap(io, done, MAX_WATCHES);
+    armed = 0;
+    for (uint32_t i = 0; i < io->watch_count; i++) armed += (uint32_t)io->watches[i].armed;
+  }
+}
+
+/* ---- what both engines share ---- */
+
+static void free_io(struct io *io) {
+  if (io->engine == XT_IO_ENGINE_URING) unmap_ring(io);
+  free(io->timespecs);
+  free(io->ready);
+  free(io->delays);
+  free(io);
+}
+
+double xt_io_open(int32_t fd, uint32_t depth, uint32_t engine, int32_t is_block_device) {
+  if (depth == 0 || depth > 4096) return -EINVAL;
+  struct io *io = calloc(1, sizeof *io);
+  if (!io) return -ENOMEM;
+  io->fd = fd;
+  io->ring_fd = -1;
+  io->is_block_device = is_block_device;
+  io->engine = engine;
+  io->depth = depth;
+  io->ready = calloc(depth + MAX_WATCHES, sizeof *io->ready);
+  io->delays = calloc(depth, sizeof *io->delays);
+  int32_t error = !io->ready || !io->delays ? -ENOMEM : engine == XT_IO_ENGINE_URING ? open_uring(io) : 0;
+  if (error == 0) return (double)(uintptr_t)io;
+  free_io(io);
+  return error;
+}
+
+int32_t xt_io_register(void *handle, void *address, uint64_t size) {
+  struct io *io = handle;
+  struct iovec region = {address, size};
+  if (io->engine != XT_IO_ENGINE_URING) return -EOPNOTSUPP;
+  if (syscall(SYS_io_uring_register, io->ring_fd, IORING_REGISTER_BUFFERS, &region, 1)) return -errno;
+  io->has_fixed_buffer = 1;
+  io->fixed_start = (uintptr_t)address;
+  io->fixed_end = io->fixed_start + size;
+  return 0;
+}
+
+int32_t xt_io_watch(void *handle, int32_t fd, uint32_t tag) {
+  struct io *io = handle;
+  if (io->watch_count == MAX_WATCHES) return -ENOSPC;
+  io->watches[io->watch_count++] = (struct watch){fd, tag, 0};
+  return 0;
+}
+
+int32_t xt_io_run(void *handle, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_ms,
+                  struct xt_io_done *done, uint32_t max) {
+  struct io *io = handle;
+  if (io->engine == XT_IO_ENGINE_URING) {
+    if (io->in_flight + io->ready_count + count > io->depth) return -EBUSY;
+    return run_uring(io, ops, count, wait, timeout_ms, done, max);
+  }
+  if (io->delay_count + io->ready_count + count > io->depth) return -EBUSY;
+  int32_t error = run_sync(io, ops, count, wait, timeout_ms);
+  return error ? error : (int32_t)take_ready(io, done, max);
+}
+
+int32_t xt_io_close(void *handle) {
+  struct io *io = handle;
+  if (io->engine == XT_IO_ENGINE_URING) {
+    struct xt_io_done done[64];
+    uint32_t watches = io->watch_count;
+    io->watch_count = 0; /* no new polls while what is in flight ends */
+    while (io->in_flight)
+      if (uring_enter(io, 1, -1) || (reap(io, done, 64), 0)) break;
+    io->watch_count = watches;
+    cancel_watches(io);
+  }
+  free_io(io);
+  return 0;
+}

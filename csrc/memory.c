@@ -1,0 +1,58 @@
+/* Memory, eventfds and poll: what every data plane stands on. */
+#define _GNU_SOURCE
+#include "xentool.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+uint32_t xt_abi_version(void) { return XT_ABI_VERSION; }
+
+static double address_or_errno(void *address) {
+  return address == MAP_FAILED ? (double)-errno : (double)(uintptr_t)address;
+}
+
+double xt_memory_alloc(uint64_t size) {
+  return address_or_errno(mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+}
+
+int32_t xt_memory_free(void *address, uint64_t size) { return munmap(address, size) ? -errno : 0; }
+
+double xt_memory_map(int32_t fd, uint64_t offset, uint64_t size, int32_t writable) {
+  int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+  return address_or_errno(mmap(NULL, size, protection, MAP_SHARED, fd, (off_t)offset));
+}
+
+int32_t xt_memory_copy(void *to, const void *from, uint64_t size) {
+  memcpy(to, from, size);
+  return 0;
+}
+
+int32_t xt_eventfd(void) {
+  int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  return fd < 0 ? -errno : fd;
+}
+
+int32_t xt_eventfd_signal(int32_t fd) {
+  uint64_t one = 1;
+  return write(fd, &one, sizeof one) < 0 && errno != EAGAIN ? -errno : 0;
+}
+
+int32_t xt_eventfd_drain(int32_t fd) {
+  uint64_t value;
+  return read(fd, &value, sizeof value) < 0 && errno != EAGAIN ? -errno : 0;
+}
+
+int32_t xt_wait(const int32_t *fds, uint32_t count, int32_t timeout_ms) {
+  struct pollfd polled[8];
+  int32_t ready = 0;
+  if (count > 8) return -EINVAL;
+  for (uint32_t i = 0; i < count; i++) polled[i] = (struct pollfd){.fd = fds[i], .events = POLLIN};
+  if (poll(polled, count, timeout_ms) < 0) return errno == EINTR ? 0 : -errno;
+  for (uint32_t i = 0; i < count; i++)
+    if (polled[i].revents) ready |= 1 << i;
+  return ready;
+}

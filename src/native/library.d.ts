@@ -1,0 +1,5 @@
+// An import of the shim "with { type: 'file' }" is its path.
+declare module "*.so" {
+  const path: string;
+  export default path;
+}
