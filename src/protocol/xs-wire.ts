@@ -1,0 +1,297 @@
+// The xenstore wire protocol: headers, operations, error names, strings, permissions and paths, and an
+// incremental packet parser. Bytes only. Source: docs/misc/xenstore.txt and public/io/xs_wire.h (MIT).
+
+/** Bytes of a header: u32 type, req_id, tx_id, len, little endian. */
+export const XS_HEADER_BYTES = 16;
+/** XENSTORE_PAYLOAD_MAX: the longest payload, in both directions. */
+export const XS_PAYLOAD_MAX = 4096;
+/** XENSTORE_REL_PATH_MAX and XENSTORE_ABS_PATH_MAX. */
+export const XS_REL_PATH_MAX = 2048;
+export const XS_ABS_PATH_MAX = 3072;
+
+export const XS_CONTROL = 0;
+export const XS_DIRECTORY = 1;
+export const XS_READ = 2;
+export const XS_GET_PERMS = 3;
+export const XS_WATCH = 4;
+export const XS_UNWATCH = 5;
+export const XS_TRANSACTION_START = 6;
+export const XS_TRANSACTION_END = 7;
+export const XS_INTRODUCE = 8;
+export const XS_RELEASE = 9;
+export const XS_GET_DOMAIN_PATH = 10;
+export const XS_WRITE = 11;
+export const XS_MKDIR = 12;
+export const XS_RM = 13;
+export const XS_SET_PERMS = 14;
+export const XS_WATCH_EVENT = 15;
+export const XS_ERROR = 16;
+export const XS_IS_DOMAIN_INTRODUCED = 17;
+export const XS_RESUME = 18;
+export const XS_SET_TARGET = 19;
+export const XS_RESET_WATCHES = 21;
+export const XS_DIRECTORY_PART = 22;
+export const XS_GET_FEATURE = 23;
+export const XS_SET_FEATURE = 24;
+export const XS_GET_QUOTA = 25;
+export const XS_SET_QUOTA = 26;
+/** What a poisoned ring reads as: never a valid type. */
+export const XS_INVALID = 0xffff;
+
+const TYPE_NAMES: readonly (string | undefined)[] = [
+  "CONTROL",
+  "DIRECTORY",
+  "READ",
+  "GET_PERMS",
+  "WATCH",
+  "UNWATCH",
+  "TRANSACTION_START",
+  "TRANSACTION_END",
+  "INTRODUCE",
+  "RELEASE",
+  "GET_DOMAIN_PATH",
+  "WRITE",
+  "MKDIR",
+  "RM",
+  "SET_PERMS",
+  "WATCH_EVENT",
+  "ERROR",
+  "IS_DOMAIN_INTRODUCED",
+  "RESUME",
+  "SET_TARGET",
+  undefined, // RESTRICT, removed in Xen 4.6
+  "RESET_WATCHES",
+  "DIRECTORY_PART",
+  "GET_FEATURE",
+  "SET_FEATURE",
+  "GET_QUOTA",
+  "SET_QUOTA",
+];
+
+/** The name of a message type without its XS_ prefix, or undefined for an unknown one. */
+export function xsTypeName(type: number): string | undefined {
+  return TYPE_NAMES[type];
+}
+
+/** The errors of xsd_errors in xs_wire.h; EQUOTA is oxenstored's own, ECANCELED never appears. */
+export type XsErrno =
+  | "EINVAL"
+  | "EACCES"
+  | "EEXIST"
+  | "EISDIR"
+  | "ENOENT"
+  | "ENOMEM"
+  | "ENOSPC"
+  | "EIO"
+  | "ENOTEMPTY"
+  | "ENOSYS"
+  | "EROFS"
+  | "EBUSY"
+  | "EAGAIN"
+  | "EISCONN"
+  | "E2BIG"
+  | "EPERM"
+  | "EQUOTA";
+
+export interface XsPacket {
+  readonly type: number;
+  readonly reqId: number;
+  readonly txId: number;
+  readonly payload: Uint8Array;
+}
+
+const NO_BYTES = new Uint8Array(0);
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+/** Text of xenstore as UTF-8 bytes, without a NUL. */
+export function encodeText(text: string): Uint8Array {
+  return encoder.encode(text);
+}
+
+/** Bytes of xenstore as text; what is not UTF-8 becomes U+FFFD. */
+export function decodeText(bytes: Uint8Array): string {
+  return decoder.decode(bytes);
+}
+
+/** Each part followed by a NUL: how paths and tokens travel. */
+export function encodeStrings(...parts: readonly string[]): Uint8Array {
+  return encoder.encode(parts.map((part) => `${part}\0`).join(""));
+}
+
+/** `path`, a NUL, then `value` as it is: the payload of XS_WRITE. */
+export function encodePathAndValue(path: string, value: Uint8Array): Uint8Array {
+  const head = encodeStrings(path);
+  const payload = new Uint8Array(head.length + value.length);
+  payload.set(head);
+  payload.set(value, head.length);
+  return payload;
+}
+
+/** The strings of a payload where each ends with a NUL, or undefined when the last one does not. */
+export function decodeStrings(payload: Uint8Array): string[] | undefined {
+  if (payload.length === 0) return [];
+  if (payload[payload.length - 1] !== 0) return undefined;
+  return decoder.decode(payload.subarray(0, -1)).split("\0");
+}
+
+/** One whole packet. The payload must not exceed XS_PAYLOAD_MAX: the caller has checked. */
+export function encodePacket(
+  type: number,
+  reqId: number,
+  txId: number,
+  payload: Uint8Array = NO_BYTES,
+): Uint8Array {
+  const packet = new Uint8Array(XS_HEADER_BYTES + payload.length);
+  const view = new DataView(packet.buffer);
+  view.setUint32(0, type, true);
+  view.setUint32(4, reqId, true);
+  view.setUint32(8, txId, true);
+  view.setUint32(12, payload.length, true);
+  packet.set(payload, XS_HEADER_BYTES);
+  return packet;
+}
+
+/** The error reply to a request: the errno's name and a NUL. */
+export function encodeError(errno: XsErrno, reqId: number, txId: number): Uint8Array {
+  return encodePacket(XS_ERROR, reqId, txId, encodeStrings(errno));
+}
+
+/** What a parser does about a length above XS_PAYLOAD_MAX: refuse it, or cut it as oxenstored does. */
+export type OverlongPolicy = "violation" | "clamp";
+
+const KEPT_BUFFER_BYTES = 8192;
+
+/**
+ * Turns a byte stream in fragments of any size into packets. `push` what came, then `next` until it
+ * answers undefined. A header that announces too much sets `violation` to the length it announced: the
+ * stream has no further packets then. Holds no more than what was pushed and not yet taken.
+ */
+export class XsPacketParser {
+  /** The announced payload length that broke the protocol. */
+  violation: number | undefined;
+  readonly #overlong: OverlongPolicy;
+  #buffer = NO_BYTES;
+  #view = new DataView(NO_BYTES.buffer);
+  #start = 0;
+  #end = 0;
+
+  constructor(overlong: OverlongPolicy = "violation") {
+    this.#overlong = overlong;
+  }
+
+  /** Bytes pushed and not yet taken as packets. */
+  get bufferedBytes(): number {
+    return this.#end - this.#start;
+  }
+
+  push(bytes: Uint8Array): void {
+    if (this.violation !== undefined) return;
+    if (this.#end + bytes.length > this.#buffer.length) this.#makeRoom(bytes.length);
+    this.#buffer.set(bytes, this.#end);
+    this.#end += bytes.length;
+  }
+
+  /** The next complete packet, with a payload of its own, or undefined. */
+  next(): XsPacket | undefined {
+    const available = this.bufferedBytes;
+    if (this.violation !== undefined || available < XS_HEADER_BYTES) return undefined;
+    const at = this.#start;
+    const announced = this.#view.getUint32(at + 12, true);
+    if (announced > XS_PAYLOAD_MAX && this.#overlong === "violation") {
+      this.violation = announced;
+      return undefined;
+    }
+    const end = at + XS_HEADER_BYTES + Math.min(announced, XS_PAYLOAD_MAX);
+    if (end > this.#end) return undefined;
+    const packet = {
+      type: this.#view.getUint32(at, true),
+      reqId: this.#view.getUint32(at + 4, true),
+      txId: this.#view.getUint32(at + 8, true),
+      payload: this.#buffer.slice(at + XS_HEADER_BYTES, end),
+    };
+    this.#start = end;
+    if (end === this.#end) this.#release();
+    return packet;
+  }
+
+  /** Forgets everything, also a violation: the stream starts anew on a packet boundary. */
+  reset(): void {
+    this.violation = undefined;
+    this.#release();
+  }
+
+  #release(): void {
+    this.#start = 0;
+    this.#end = 0;
+    if (this.#buffer.length > KEPT_BUFFER_BYTES) this.#adopt(NO_BYTES);
+  }
+
+  #makeRoom(extra: number): void {
+    const kept = this.bufferedBytes;
+    const needed = kept + extra;
+    const larger =
+      needed > this.#buffer.length ? new Uint8Array(Math.max(needed, 2 * this.#buffer.length)) : this.#buffer;
+    larger.set(this.#buffer.subarray(this.#start, this.#end));
+    this.#adopt(larger);
+    this.#start = 0;
+    this.#end = kept;
+  }
+
+  #adopt(buffer: Uint8Array<ArrayBuffer>): void {
+    this.#buffer = buffer;
+    this.#view = new DataView(buffer.buffer);
+  }
+}
+
+/** What a domain may do with a node; the first entry of a list is the owner and everyone else's access. */
+export type XsAccess = "none" | "read" | "write" | "both";
+
+export interface XsPermission {
+  readonly domid: number;
+  readonly access: XsAccess;
+}
+
+const ACCESS_LETTERS: Readonly<Record<XsAccess, string>> = { none: "n", read: "r", write: "w", both: "b" };
+const LETTER_ACCESS: Readonly<Record<string, XsAccess>> = { n: "none", r: "read", w: "write", b: "both" };
+
+/** As on the wire: `n0`, `r5`, `w5`, `b5`. */
+export function formatPermission(permission: XsPermission): string {
+  return `${ACCESS_LETTERS[permission.access]}${permission.domid}`;
+}
+
+/** A permission as on the wire, or undefined when it is none. */
+export function parsePermission(text: string): XsPermission | undefined {
+  const match = /^([nrwb])([0-9]{1,5})$/.exec(text);
+  const domid = Number(match?.[2]);
+  if (match === null || domid > 0xffff) return undefined;
+  return { domid, access: LETTER_ACCESS[match[1] as string] as XsAccess };
+}
+
+const PATH = /^(?:\/|\/?[A-Za-z0-9_@-]+(?:\/[A-Za-z0-9_@-]+)*)$/;
+
+/** Whether `path` names a node: allowed characters, no empty component, no trailing slash, not too long. */
+export function isValidPath(path: string): boolean {
+  return path.length <= (path.startsWith("/") ? XS_ABS_PATH_MAX : XS_REL_PATH_MAX) && PATH.test(path);
+}
+
+/** Whether `path` is one of the special ones, `@introduceDomain` or `@releaseDomain/5`: no nodes, only watched. */
+export function isSpecialPath(path: string): boolean {
+  return path.startsWith("@");
+}
+
+/** The path one level up; "/" for a top-level one and for itself. */
+export function parentPath(path: string): string {
+  const slash = path.lastIndexOf("/");
+  return slash <= 0 ? "/" : path.slice(0, slash);
+}
+
+/** `name` below `path`. */
+export function joinPath(path: string, name: string): string {
+  return path === "/" ? `/${name}` : `${path}/${name}`;
+}
+
+/** Whether `path` is `ancestor` or below it. */
+export function isWithin(path: string, ancestor: string): boolean {
+  return ancestor === "/" ? path.startsWith("/") : path === ancestor || path.startsWith(`${ancestor}/`);
+}
