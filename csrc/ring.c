@@ -16,21 +16,21 @@ struct ring_header {
 
 static void store(uint32_t *word, uint32_t value, int order) { __atomic_store_n(word, value, order); }
 
-/* Copies run by run: the ring wraps at most once in `count` <= `slots` slots. */
-static void copy_out(void *to, const void *ring, uint32_t from, uint32_t count, uint32_t slots, uint32_t stride,
-                     uint32_t size) {
-  const uint8_t *base = (const uint8_t *)ring + RING_HEADER_BYTES;
-  uint8_t *out = to;
-  for (uint32_t i = 0; i < count; i++)
-    memcpy(out + (size_t)i * size, base + (size_t)((from + i) & (slots - 1)) * stride, size);
+static uint8_t *slot(const void *ring, uint32_t index, uint32_t slots, uint32_t stride) {
+  return (uint8_t *)ring + RING_HEADER_BYTES + (size_t)(index & (slots - 1)) * stride;
 }
 
-static void copy_in(void *ring, const void *from, uint32_t to, uint32_t count, uint32_t slots, uint32_t stride,
-                    uint32_t size) {
-  uint8_t *base = (uint8_t *)ring + RING_HEADER_BYTES;
-  const uint8_t *in = from;
-  for (uint32_t i = 0; i < count; i++)
-    memcpy(base + (size_t)((to + i) & (slots - 1)) * stride, in + (size_t)i * size, size);
+/* Requests are kept in the x86_64 layout. The x86_32 one is the same with everything after the first word
+   four bytes earlier: `gap` bytes are put in there on the way out and left out on the way in. */
+static void request_out(uint8_t *to, const uint8_t *from, uint32_t stride, uint32_t gap) {
+  memcpy(to, from, 4);
+  memset(to + 4, 0, gap);
+  memcpy(to + 4 + gap, from + 4, stride - 4);
+}
+
+static void request_in(uint8_t *to, const uint8_t *from, uint32_t stride, uint32_t gap) {
+  memcpy(to, from, 4);
+  memcpy(to + 4, from + 4 + gap, stride - 4);
 }
 
 /* Publishes `prod` and tells whether the other side's event index lies in the part just published. */
@@ -54,15 +54,17 @@ void xt_ring_init(void *ring) {
 }
 
 void xt_ring_copy_requests(void *to, const void *ring, uint32_t cons, uint32_t count, uint32_t slots,
-                           uint32_t stride) {
+                           uint32_t stride, uint32_t gap) {
   __atomic_thread_fence(__ATOMIC_ACQUIRE);
-  copy_out(to, ring, cons, count, slots, stride, stride);
+  for (uint32_t i = 0; i < count; i++)
+    request_out((uint8_t *)to + (size_t)i * (stride + gap), slot(ring, cons + i, slots, stride), stride, gap);
 }
 
 int32_t xt_ring_push_responses(void *ring, const void *from, uint32_t prod, uint32_t count, uint32_t slots,
                                uint32_t stride, uint32_t size) {
   struct ring_header *header = ring;
-  copy_in(ring, from, prod, count, slots, stride, size);
+  for (uint32_t i = 0; i < count; i++)
+    memcpy(slot(ring, prod + i, slots, stride), (const uint8_t *)from + (size_t)i * size, size);
   return publish(&header->rsp_prod, &header->rsp_event, prod + count, count);
 }
 
@@ -72,16 +74,18 @@ uint32_t xt_ring_final_check_requests(void *ring, uint32_t cons) {
 }
 
 int32_t xt_ring_push_requests(void *ring, const void *from, uint32_t prod, uint32_t count, uint32_t slots,
-                              uint32_t stride) {
+                              uint32_t stride, uint32_t gap) {
   struct ring_header *header = ring;
-  copy_in(ring, from, prod, count, slots, stride, stride);
+  for (uint32_t i = 0; i < count; i++)
+    request_in(slot(ring, prod + i, slots, stride), (const uint8_t *)from + (size_t)i * (stride + gap), stride, gap);
   return publish(&header->req_prod, &header->req_event, prod + count, count);
 }
 
 void xt_ring_copy_responses(void *to, const void *ring, uint32_t cons, uint32_t count, uint32_t slots,
                             uint32_t stride, uint32_t size) {
   __atomic_thread_fence(__ATOMIC_ACQUIRE);
-  copy_out(to, ring, cons, count, slots, stride, size);
+  for (uint32_t i = 0; i < count; i++)
+    memcpy((uint8_t *)to + (size_t)i * size, slot(ring, cons + i, slots, stride), size);
 }
 
 uint32_t xt_ring_final_check_responses(void *ring, uint32_t cons) {

@@ -26,6 +26,7 @@ enum {
   IOCTL_GNTALLOC_ALLOC_GREF = 0x00184705,
   IOCTL_GNTALLOC_DEALLOC_GREF = 0x00104706,
   IOCTL_GNTALLOC_SET_UNMAP_NOTIFY = 0x00104707,
+  GNTST_EAGAIN = -12,
   NOTIFY_CLEAR_BYTE = 1,
   NOTIFY_SEND_EVENT = 2,
   MAP_RETRIES = 1000, /* a paged-out grant answers EAGAIN: about a second of them */
@@ -119,7 +120,20 @@ int32_t xt_xen_grant_unmap_notify(int32_t fd, uint64_t index, int64_t clear_byte
 
 int32_t xt_xen_grant_copy(int32_t fd, struct xt_copy_segment *segments, uint32_t count) {
   struct { uint32_t count; struct xt_copy_segment *segments; } copy = {count, segments};
-  return call(fd, IOCTL_GNTDEV_GRANT_COPY, &copy);
+  int32_t error = call(fd, IOCTL_GNTDEV_GRANT_COPY, &copy);
+  /* A page that is paged out is on its way back: try those segments again for about a second. */
+  for (uint32_t i = 0, tries = 0; error >= 0 && i < count && tries < MAP_RETRIES;) {
+    if (segments[i].status != GNTST_EAGAIN) {
+      i++;
+      continue;
+    }
+    usleep(1000);
+    tries++;
+    copy.count = 1;
+    copy.segments = &segments[i];
+    error = call(fd, IOCTL_GNTDEV_GRANT_COPY, &copy);
+  }
+  return error;
 }
 
 double xt_xen_share(int32_t fd, uint32_t domid, uint32_t count, int32_t writable, uint32_t *refs, uint64_t *index) {

@@ -48,9 +48,10 @@ XT_API void xt_fence(void);
 
 XT_API void xt_ring_init(void *ring);
 /* Backend. Copies slots [cons, cons+count) of a ring of `slots` slots of `stride` bytes to `to`, each byte
-   read once. The caller has bounded `count`. */
+   read once, `gap` zero bytes put in after the first word of each (0; 4 turns x86_32 into the x86_64 layout).
+   The caller has bounded `count`. */
 XT_API void xt_ring_copy_requests(void *to, const void *ring, uint32_t cons, uint32_t count,
-                                  uint32_t slots, uint32_t stride);
+                                  uint32_t slots, uint32_t stride, uint32_t gap);
 /* Backend. Copies `count` responses of `size` bytes from `from` to slots [prod, prod+count), then publishes
    rsp_prod = prod+count. Returns 1 when the frontend asked to be notified. */
 XT_API int32_t xt_ring_push_responses(void *ring, const void *from, uint32_t prod, uint32_t count,
@@ -59,7 +60,7 @@ XT_API int32_t xt_ring_push_responses(void *ring, const void *from, uint32_t pro
 XT_API uint32_t xt_ring_final_check_requests(void *ring, uint32_t cons);
 /* Frontend, the same three with the roles exchanged. */
 XT_API int32_t xt_ring_push_requests(void *ring, const void *from, uint32_t prod, uint32_t count,
-                                     uint32_t slots, uint32_t stride);
+                                     uint32_t slots, uint32_t stride, uint32_t gap);
 XT_API void xt_ring_copy_responses(void *to, const void *ring, uint32_t cons, uint32_t count,
                                    uint32_t slots, uint32_t stride, uint32_t size);
 XT_API uint32_t xt_ring_final_check_responses(void *ring, uint32_t cons);

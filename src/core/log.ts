@@ -36,7 +36,11 @@ export function escapeText(text: string, limit = 200): string {
   const cut = text.length > limit ? text.slice(0, limit) : text;
   const escaped = cut.replace(/[^\x20-\x7e]|\\/g, (c) => {
     const code = c.codePointAt(0) ?? 0;
-    return c === "\\" ? "\\\\" : code < 0x100 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u{${code.toString(16)}}`;
+    return c === "\\"
+      ? "\\\\"
+      : code < 0x100
+        ? `\\x${code.toString(16).padStart(2, "0")}`
+        : `\\u{${code.toString(16)}}`;
   });
   return text.length > limit ? `${escaped}…` : escaped;
 }

@@ -50,6 +50,9 @@ export function allocateMemory(sizeBytes: number): Mapping {
 
 /** `sizeBytes` of the open file `fd` from its start, shared with whoever else maps it. */
 export function mapFile(fd: number, sizeBytes: number, writable: boolean): Mapping {
-  const address = checkAddress(shim.xt_memory_map(fd, 0, sizeBytes, writable ? 1 : 0), `map ${sizeBytes} bytes of a file`);
+  const address = checkAddress(
+    shim.xt_memory_map(fd, 0, sizeBytes, writable ? 1 : 0),
+    `map ${sizeBytes} bytes of a file`,
+  );
   return new Mapping(address, sizeBytes, () => shim.xt_memory_free(address, sizeBytes));
 }

@@ -41,10 +41,10 @@ const symbols = {
   xt_fence: { args: [], returns: none },
 
   xt_ring_init: { args: [ptr], returns: none },
-  xt_ring_copy_requests: { args: [ptr, ptr, u32, u32, u32, u32], returns: none },
+  xt_ring_copy_requests: { args: [ptr, ptr, u32, u32, u32, u32, u32], returns: none },
   xt_ring_push_responses: { args: [ptr, ptr, u32, u32, u32, u32, u32], returns: i32 },
   xt_ring_final_check_requests: { args: [ptr, u32], returns: u32 },
-  xt_ring_push_requests: { args: [ptr, ptr, u32, u32, u32, u32], returns: i32 },
+  xt_ring_push_requests: { args: [ptr, ptr, u32, u32, u32, u32, u32], returns: i32 },
   xt_ring_copy_responses: { args: [ptr, ptr, u32, u32, u32, u32, u32], returns: none },
   xt_ring_final_check_responses: { args: [ptr, u32], returns: u32 },
 
@@ -87,10 +87,11 @@ function loadLibrary(): ReturnType<typeof dlopen<typeof symbols>>["symbols"] {
   const { memfd_create, fcntl } = dlopen("libc.so.6", libc).symbols;
   const name = new Uint8Array(Buffer.from("libxentool.so\0"));
   const fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0) throw new XentoolError("environment", "cannot make a memory file for the C shim (memfd_create)");
+  if (fd < 0)
+    throw new XentoolError("environment", "cannot make a memory file for the C shim (memfd_create)");
   try {
     const bytes = readFileSync(library);
-    for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at);
+    for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at);
     fcntl(fd, F_ADD_SEALS, ALL_SEALS);
     const loaded = dlopen(`/proc/self/fd/${fd}`, symbols).symbols;
     const version = loaded.xt_abi_version();

@@ -1,0 +1,19 @@
+// The shared ring of public/io/ring.h: where its indices lie and how many slots it has. The code that
+// publishes and sleeps needs fences and is in csrc/ring.c.
+import { PAGE_SIZE } from "../core/types.ts";
+
+/** Positions of the indices, in 32-bit words from the ring's start. */
+export const RING_REQ_PROD = 0;
+export const RING_REQ_EVENT = 1;
+export const RING_RSP_PROD = 2;
+export const RING_RSP_EVENT = 3;
+export const RING_HEADER_BYTES = 64;
+
+/** Rings of 2^order pages, order 0 to 4. */
+export const RING_MAX_PAGE_ORDER = 4;
+
+/** Slots of a ring of `pageCount` pages with slots `stride` bytes apart: the largest power of two that fits. */
+export function ringSlots(pageCount: number, stride: number): number {
+  const fitting = Math.floor((pageCount * PAGE_SIZE - RING_HEADER_BYTES) / stride);
+  return 2 ** Math.floor(Math.log2(fitting));
+}

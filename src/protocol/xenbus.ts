@@ -1,0 +1,37 @@
+// Device handshakes through xenstore, public/io/xenbus.h: the states, and where a device's two
+// directories are.
+
+export const XenbusState = {
+  Unknown: 0,
+  Initialising: 1,
+  InitWait: 2,
+  Initialised: 3,
+  Connected: 4,
+  Closing: 5,
+  Closed: 6,
+  Reconfiguring: 7,
+  Reconfigured: 8,
+} as const;
+export type XenbusState = (typeof XenbusState)[keyof typeof XenbusState];
+
+const NAMES = Object.keys(XenbusState);
+
+/** The state a `state` node holds; Unknown when it is absent or no state. */
+export function parseXenbusState(text: string | null): XenbusState {
+  return text !== null && /^[0-8]$/.test(text) ? (Number(text) as XenbusState) : XenbusState.Unknown;
+}
+
+/** "Connected" for 4. */
+export function xenbusStateName(state: XenbusState): string {
+  return NAMES[state] ?? "Unknown";
+}
+
+/** `/local/domain/<domid>/device/vbd/<devid>`, the frontend's directory. */
+export function frontendPath(domid: number, type: string, devid: number): string {
+  return `/local/domain/${domid}/device/${type}/${devid}`;
+}
+
+/** `/local/domain/<backend>/backend/<kind>/<frontend>/<devid>`, the backend's directory. */
+export function backendPath(backend: number, kind: string, frontend: number, devid: number): string {
+  return `/local/domain/${backend}/backend/${kind}/${frontend}/${devid}`;
+}
