@@ -1,0 +1,161 @@
+// One connection to the server, whatever carries it: takes bytes in, has each complete request answered,
+// and keeps what the client has not taken. A client that does not read its replies is not read either, and
+// none is served for long without letting the others have their turn.
+import {
+  encodePacket,
+  encodeStrings,
+  isSpecialPath,
+  XS_PAYLOAD_MAX,
+  XS_WATCH_EVENT,
+  XsPacketParser,
+  type OverlongPolicy,
+  type XsPacket,
+} from "../../protocol/xs-wire.ts";
+import type { Domain } from "./domain.ts";
+import { OutputQueue } from "./output-queue.ts";
+import type { Transaction } from "./transaction.ts";
+import type { Watch } from "./watch.ts";
+
+/** What carries a connection: a socket, a ring page, or a call in this process. */
+export interface Channel {
+  /** Sends what it can; answers how many bytes it took. When it can take more it calls `writable`. */
+  write(bytes: Uint8Array): number;
+  /** Whether more input is wanted now. */
+  setReading(wanted: boolean): void;
+  /** The client broke the packet format: no boundary is known any more. */
+  violation(): void;
+  /** The connection ended on the server's side. */
+  close(): void;
+}
+
+/** What a connection needs of its server. */
+export interface ConnectionOwner {
+  /** Answers one request through `connection.sendReply`. */
+  handle(connection: Connection, packet: XsPacket): void;
+  /** Drops the watches and transactions of the connection. */
+  dropState(connection: Connection): void;
+  now(): number;
+}
+
+/** Requests served in a row before other connections get their turn. */
+const TURN_REQUESTS = 64;
+
+export class Connection {
+  readonly domain: Domain;
+  readonly watches = new Map<string, Watch>();
+  readonly transactions = new Map<number, Transaction>();
+  readonly #owner: ConnectionOwner;
+  readonly #channel: Channel;
+  readonly #parser: XsPacketParser;
+  readonly #output: OutputQueue;
+  #lastTransaction = 0;
+  #closed = false;
+  #pumping = false;
+  #nextTurn: ReturnType<typeof setImmediate> | undefined;
+
+  constructor(owner: ConnectionOwner, domain: Domain, channel: Channel, overlong: OverlongPolicy) {
+    this.#owner = owner;
+    this.domain = domain;
+    this.#channel = channel;
+    this.#parser = new XsPacketParser(overlong);
+    this.#output = new OutputQueue(() => owner.now());
+    domain.connections.add(this);
+  }
+
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  /** Watch events that the client lost because it did not read them. */
+  get droppedEvents(): number {
+    return this.#output.droppedEvents;
+  }
+
+  /** Input from the client, in pieces of any size. */
+  receive(bytes: Uint8Array): void {
+    if (this.#closed) return;
+    this.#parser.push(bytes);
+    this.#pump();
+  }
+
+  /** The channel can take more output. */
+  writable(): void {
+    this.#pump();
+  }
+
+  sendReply(type: number, request: XsPacket, payload: Uint8Array): void {
+    if (this.#closed) return;
+    this.#output.pushReply(encodePacket(type, request.reqId, request.txId, payload));
+  }
+
+  /** Queues a watch event; one that says the same as a waiting one, or is too long, is left out. */
+  sendEvent(path: string, token: string): void {
+    const payload = encodeStrings(path, token);
+    if (this.#closed || payload.length > XS_PAYLOAD_MAX) return;
+    const { privileged, quotas } = this.domain;
+    const key = isSpecialPath(path) ? undefined : `${path}\0${token}`;
+    this.#output.pushEvent(encodePacket(XS_WATCH_EVENT, 0, 0, payload), key, quotas.watchEvents, !privileged);
+    if (!this.#pumping) this.#flush();
+  }
+
+  /** An id for a new transaction: not 0, and not one that is in use. */
+  takeTransactionId(): number {
+    do this.#lastTransaction = (this.#lastTransaction % 0x7fff_ffff) + 1;
+    while (this.transactions.has(this.#lastTransaction));
+    return this.#lastTransaction;
+  }
+
+  /** As if it had just been opened: no partial packets, queued output, watches or transactions are left. */
+  reset(): void {
+    this.#cancelTurn();
+    this.#parser.reset();
+    this.#output.clear();
+    this.#owner.dropState(this);
+  }
+
+  /** Ends the connection. The channel is closed too. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.reset();
+    this.domain.connections.delete(this);
+    this.#channel.close();
+  }
+
+  #pump(): void {
+    if (this.#closed || this.#pumping || this.#nextTurn !== undefined) return;
+    this.#pumping = true;
+    const outcome = this.#serve();
+    this.#pumping = false;
+    if (this.#closed) return;
+    if (outcome === "turn-over") this.#nextTurn = setImmediate(() => this.#takeTurn());
+    if (outcome === "violation") this.#channel.violation();
+    else this.#channel.setReading(outcome === "idle");
+  }
+
+  /** Serves what is complete, until that is done or something else has to happen first. */
+  #serve(): "idle" | "turn-over" | "unread-replies" | "violation" {
+    for (let served = 0; ; served++) {
+      this.#flush();
+      if (this.#output.replyCount >= this.domain.quotas.outstanding) return "unread-replies";
+      if (served >= TURN_REQUESTS) return "turn-over";
+      const packet = this.#closed ? undefined : this.#parser.next();
+      if (packet === undefined) return this.#parser.violation === undefined ? "idle" : "violation";
+      this.#owner.handle(this, packet);
+    }
+  }
+
+  #takeTurn(): void {
+    this.#nextTurn = undefined;
+    this.#pump();
+  }
+
+  #cancelTurn(): void {
+    clearImmediate(this.#nextTurn);
+    this.#nextTurn = undefined;
+  }
+
+  #flush(): void {
+    if (!this.#output.empty) this.#output.drain((bytes) => this.#channel.write(bytes));
+  }
+}

@@ -1,0 +1,40 @@
+// A connection within this process: a client's transport whose other end is the server itself. Bytes pass
+// in both directions in a later microtask, as they would through a socket in a later turn.
+import { connectionLost } from "../errors.ts";
+import type { XenstoreTransport } from "../transport.ts";
+import type { Channel, Connection } from "./connection.ts";
+
+/** Opens a connection; `accept` makes the server's end of it. */
+export function connectDirectly(accept: (channel: Channel) => Connection): XenstoreTransport {
+  let open = true;
+  const whileOpen = (action: () => void): void => {
+    queueMicrotask(() => {
+      if (open) action();
+    });
+  };
+  const connection = accept({
+    write: (bytes) => {
+      whileOpen(() => client.onData(bytes));
+      return bytes.length;
+    },
+    setReading: () => {},
+    violation: () => connection.close(),
+    close: () => {
+      whileOpen(() => {
+        open = false;
+        client.onClose(connectionLost(client.name));
+      });
+    },
+  });
+  const client: XenstoreTransport = {
+    name: "this process",
+    onData: () => {},
+    onClose: () => {},
+    write: (packet) => whileOpen(() => connection.receive(packet)),
+    close: () => {
+      open = false;
+      connection.close();
+    },
+  };
+  return client;
+}

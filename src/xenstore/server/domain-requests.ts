@@ -1,0 +1,107 @@
+// The requests that only dom0 may make: domains come and go, get targets, features and quotas, and the
+// server's own control commands.
+import { encodeStrings } from "../../protocol/xs-wire.ts";
+import { QUOTA_WIRE_NAMES, type Quotas } from "./quota.ts";
+import { domidOf, fail, knownDomain, number, OK, strings, type Request } from "./request.ts";
+
+export function introduce(request: Request): Uint8Array {
+  const [domid, gfn, port] = strings(request, 3);
+  request.server.introduceByRequest(domidOf(domid), number(gfn), number(port, 0xffff_ffff));
+  return OK;
+}
+
+export function release(request: Request): Uint8Array {
+  const [text] = strings(request, 1);
+  const domain = knownDomain(request, text);
+  if (domain.domid === 0) fail("EINVAL");
+  request.after(() => request.server.release(domain.domid));
+  return OK;
+}
+
+export function isDomainIntroduced(request: Request): Uint8Array {
+  const [text] = strings(request, 1);
+  const domain = request.server.domains.get(domidOf(text));
+  return encodeStrings(domain?.introduced === true ? "T" : "F");
+}
+
+export function resume(request: Request): Uint8Array {
+  const [text] = strings(request, 1);
+  knownDomain(request, text);
+  return OK;
+}
+
+export function setTarget(request: Request): Uint8Array {
+  const [text, targetText] = strings(request, 2);
+  const domain = knownDomain(request, text);
+  domain.target = knownDomain(request, targetText).domid;
+  return OK;
+}
+
+/** Features are what a domain's kernel found when it started: they cannot change under it. */
+export function setFeature(request: Request): Uint8Array {
+  const { server } = request;
+  if (!server.personality.features) fail("ENOSYS");
+  const parts = strings(request, 1, 2);
+  const features = number(parts.at(-1), 0xffff_ffff);
+  if ((features & ~server.personality.serverFeatures) !== 0) fail("EINVAL");
+  if (parts.length === 1) server.defaultFeatures = features;
+  else {
+    const domain = knownDomain(request, parts[0]);
+    if (domain.introduced) fail("EBUSY");
+    domain.features = features;
+  }
+  return OK;
+}
+
+/** Without arguments the names of the quotas, else one value: of a domain, or of domains to come. */
+export function getQuota(request: Request): Uint8Array {
+  const { server } = request;
+  if (!server.personality.features) fail("ENOSYS");
+  const parts = strings(request, 0, 2);
+  if (parts.length === 0) return encodeStrings([...QUOTA_WIRE_NAMES.keys()].join(" "));
+  const quotas = parts.length === 1 ? server.quotas : knownDomain(request, parts[0]).quotas;
+  const value = quotas[quotaName(parts.at(-1))];
+  return encodeStrings(Number.isFinite(value) ? String(value) : "0");
+}
+
+export function setQuota(request: Request): Uint8Array {
+  const { server } = request;
+  if (!server.personality.features) fail("ENOSYS");
+  const parts = strings(request, 2, 3);
+  const change = { [quotaName(parts.at(-2))]: number(parts.at(-1), 0x7fff_ffff) };
+  if (parts.length === 2) server.quotas = { ...server.quotas, ...change };
+  else {
+    const domain = knownDomain(request, parts[0]);
+    domain.quotas = { ...domain.quotas, ...change };
+  }
+  return OK;
+}
+
+export function control(request: Request): Uint8Array {
+  const { personality } = request.server;
+  const [command = "", ...args] = strings(request, 1, Infinity);
+  if (!personality.controlCommands.includes(command)) fail("EINVAL");
+  return CONTROL_COMMANDS[command]?.(request, args) ?? OK;
+}
+
+/** Commands that answer more than OK. */
+const CONTROL_COMMANDS: Readonly<Record<string, (request: Request, args: readonly string[]) => Uint8Array>> =
+  {
+    help: ({ server }) =>
+      encodeStrings(`Supported commands: ${server.personality.controlCommands.join(" ")}`),
+    quota: ({ server }) => encodeStrings(quotaLines(server.quotas)),
+    watches: ({ server }) => encodeStrings(`${server.watches.count}`),
+    txn: ({ server }) =>
+      encodeStrings(
+        `${[...server.domains.values()].reduce((sum, domain) => sum + domain.transactionCount, 0)}`,
+      ),
+    mfn: ({ server }, [domid]) => encodeStrings(String(server.ringFrame(domidOf(domid)) ?? fail("ENOENT"))),
+  };
+
+function quotaLines(quotas: Quotas): string {
+  return [...QUOTA_WIRE_NAMES].map(([wireName, name]) => `${wireName.padEnd(20)} ${quotas[name]}`).join("\n");
+}
+
+function quotaName(text: string | undefined): keyof Quotas {
+  return QUOTA_WIRE_NAMES.get(text ?? "") ?? fail("EINVAL");
+}

@@ -1,0 +1,64 @@
+// The limits that a domain without privileges is held to, and the failure that requests end with.
+import type { XsErrno } from "../../protocol/xs-wire.ts";
+import type { Personality } from "./personality.ts";
+
+export interface Quotas {
+  /** Nodes that a domain owns. */
+  readonly nodes: number;
+  readonly watches: number;
+  /** Transactions open at a time. */
+  readonly transactions: number;
+  /** Nodes that one transaction touches; requests in one, where conflicts are found by replaying. */
+  readonly transactionNodes: number;
+  /** Entries of a node's permissions. */
+  readonly permissions: number;
+  readonly nodeBytes: number;
+  readonly pathBytes: number;
+  /** Replies that a connection has not taken; then no further request of it is read. */
+  readonly outstanding: number;
+  /** Watch events that a connection has not taken; further ones are lost. */
+  readonly watchEvents: number;
+  /** Socket connections at a time. */
+  readonly connections: number;
+}
+
+/** Names of the limits in GET_QUOTA and SET_QUOTA (xenstore-control's). */
+export const QUOTA_WIRE_NAMES: ReadonlyMap<string, keyof Quotas> = new Map([
+  ["nodes", "nodes"],
+  ["watches", "watches"],
+  ["transactions", "transactions"],
+  ["transaction-nodes", "transactionNodes"],
+  ["node-permissions", "permissions"],
+  ["node-size", "nodeBytes"],
+  ["path-max", "pathBytes"],
+  ["outstanding", "outstanding"],
+]);
+
+/** What a domain with privileges is held to: nothing but what keeps this process alive. */
+export const PRIVILEGED_QUOTAS: Quotas = {
+  nodes: Infinity,
+  watches: Infinity,
+  transactions: Infinity,
+  transactionNodes: Infinity,
+  permissions: Infinity,
+  nodeBytes: Infinity,
+  pathBytes: Infinity,
+  outstanding: 1024,
+  watchEvents: 65_536,
+  connections: Infinity,
+};
+
+/** Ends a request with an error reply. Private to the server: the dispatcher catches it. */
+export class RequestFailure extends Error {
+  readonly errno: XsErrno;
+
+  constructor(errno: XsErrno) {
+    super(errno);
+    this.errno = errno;
+  }
+}
+
+/** Ends the request as the personality does when `limit` is used up, unless `amount` is within it. */
+export function enforce(personality: Personality, quotas: Quotas, limit: keyof Quotas, amount: number): void {
+  if (amount > quotas[limit]) throw new RequestFailure(personality.quotaErrno[limit]);
+}

@@ -1,0 +1,108 @@
+// What every request handler gets and what it may throw, and the reading of payloads: strings, domain
+// numbers, and paths with the rules of docs/misc/xenstore.txt. Everything in a payload is untrusted.
+import { parseDecimal } from "../../core/types.ts";
+import {
+  decodeStrings,
+  decodeText,
+  encodeStrings,
+  isSpecialPath,
+  isValidPath,
+  XS_ABS_PATH_MAX,
+  type XsPacket,
+} from "../../protocol/xs-wire.ts";
+import type { Connection } from "./connection.ts";
+import type { Domain } from "./domain.ts";
+import type { Personality } from "./personality.ts";
+import type { Permissions } from "./permissions.ts";
+import { enforce, RequestFailure, type Quotas } from "./quota.ts";
+import type { StoreTree } from "./store.ts";
+import type { LoggedRequest, Transaction, Workspace } from "./transaction.ts";
+import type { Change, WatchRegistry } from "./watch.ts";
+
+/** What requests may use of the server. */
+export interface ServerState {
+  readonly personality: Personality;
+  /** The present tree. A commit replaces it. */
+  tree: StoreTree;
+  readonly watches: WatchRegistry;
+  readonly domains: ReadonlyMap<number, Domain>;
+  /** Limits that domains introduced from now on are held to. */
+  quotas: Quotas;
+  /** Feature bits that domains introduced from now on are offered; the personality's when undefined. */
+  defaultFeatures: number | undefined;
+  specialPermissions(path: string): Permissions;
+  setSpecialPermissions(path: string, permissions: Permissions): void;
+  domainExists(domid: number): boolean;
+  /** Serves the ring of a domain, by INTRODUCE. */
+  introduceByRequest(domid: number, gfn: number, port: number): void;
+  release(domid: number): void;
+  ringFrame(domid: number): number | undefined;
+  /** Runs a transaction's requests again; false when a reply is another one now. */
+  replay(connection: Connection, requests: readonly LoggedRequest[], workspace: Workspace): boolean;
+  fire(changes: readonly Change[]): void;
+}
+
+export interface Request {
+  readonly server: ServerState;
+  readonly connection: Connection;
+  readonly domain: Domain;
+  readonly packet: XsPacket;
+  /** The transaction that it is part of. */
+  readonly transaction: Transaction | undefined;
+  readonly work: Workspace;
+  /** Has `action` run when the reply is on its way: events come after it. */
+  after(action: () => void): void;
+}
+
+export type Handler = (request: Request) => Uint8Array;
+
+export const OK = encodeStrings("OK");
+
+export function fail(errno: RequestFailure["errno"]): never {
+  throw new RequestFailure(errno);
+}
+
+/** The payload's strings: at least `min`, at most `max`, the last with its NUL too. EINVAL otherwise. */
+export function strings(request: Request, min: number, max = min): string[] {
+  const parts = decodeStrings(request.packet.payload);
+  if (parts === undefined || parts.length < min || parts.length > max) fail("EINVAL");
+  return parts;
+}
+
+/** The first string of a payload, and the bytes after its NUL. */
+export function splitFirst(payload: Uint8Array): { readonly first: string; readonly rest: Uint8Array } {
+  const end = payload.indexOf(0);
+  if (end < 0) fail("EINVAL");
+  return { first: decodeText(payload.subarray(0, end)), rest: payload.subarray(end + 1) };
+}
+
+/** A whole number in decimal. EINVAL otherwise. */
+export function number(text: string | undefined, max = Number.MAX_SAFE_INTEGER): number {
+  return parseDecimal(text, max) ?? fail("EINVAL");
+}
+
+export function domidOf(text: string | undefined): number {
+  return number(text, 0xffff);
+}
+
+/** The domain of this number, ENOENT when there is none. */
+export function knownDomain(request: Request, text: string | undefined): Domain {
+  return request.server.domains.get(domidOf(text)) ?? fail("ENOENT");
+}
+
+/** `text` as an absolute path; relative ones are below the client's own directory. EINVAL when it is none. */
+export function nodePath(request: Request, text: string): string {
+  if (isSpecialPath(text)) fail("EINVAL");
+  return watchablePath(request, text);
+}
+
+/** As `nodePath`, but a special path is allowed too and stays as it is. */
+export function watchablePath(request: Request, text: string): string {
+  const { domain, server } = request;
+  if (!isValidPath(text)) fail("EINVAL");
+  if (isSpecialPath(text)) return text;
+  const path = text.startsWith("/") ? text : `${domain.path}/${text}`;
+  const counted = path.replace(/^\/local\/domain\/[0-9]+\//, "");
+  enforce(server.personality, domain.quotas, "pathBytes", counted.length);
+  return path.length <= XS_ABS_PATH_MAX ? path : fail("EINVAL");
+}

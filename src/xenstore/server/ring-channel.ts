@@ -1,0 +1,164 @@
+// A connection over a ring page, the server's side. The guest owns half of the page and may write all of
+// it, so nothing in it is believed: an impossible index or length makes the server ignore the ring for
+// good, as xenstored does. `pump` does what an event on the ring's port asks for.
+import type { Mapping } from "../../native/memory.ts";
+import type { EventChannels } from "../../platform/platform.ts";
+import type { EvtchnPort } from "../../core/types.ts";
+import {
+  loadRingWord,
+  storeRingWord,
+  XENSTORE_CONNECTED,
+  XENSTORE_ERROR_NONE,
+  XENSTORE_ERROR_PROTO,
+  XENSTORE_ERROR_RINGIDX,
+  XENSTORE_RECONNECT,
+  XS_RING_CONNECTION,
+  XS_RING_ERROR,
+  XS_RING_SERVER_FEATURES,
+  XsRingStream,
+} from "../../protocol/xs-ring.ts";
+import type { Channel, Connection } from "./connection.ts";
+import type { Personality } from "./personality.ts";
+
+/** A ring that the server is given. It is the server's from then on. */
+export interface Ring {
+  readonly page: Mapping;
+  readonly events: Pick<EventChannels, "notify">;
+  /** Our port, bound to the guest's. */
+  readonly port: EvtchnPort;
+  /** The guest frame of the page and the guest's own port, as INTRODUCE names them. */
+  readonly gfn: number;
+  readonly remotePort: number;
+  /** Unbinds the port and unmaps the page. */
+  close(): void;
+}
+
+export class RingChannel implements Channel {
+  readonly #personality: Personality;
+  #ring: Ring;
+  #requests: XsRingStream;
+  #responses: XsRingStream;
+  #connection: Connection | undefined;
+  #reading = true;
+  #pumping = false;
+  #ignored = false;
+  #closed = false;
+
+  constructor(ring: Ring, personality: Personality, features: number) {
+    this.#ring = ring;
+    this.#personality = personality;
+    this.#requests = XsRingStream.requests(ring.page);
+    this.#responses = XsRingStream.responses(ring.page);
+    storeRingWord(ring.page, XS_RING_SERVER_FEATURES, features);
+  }
+
+  get ring(): Ring {
+    return this.#ring;
+  }
+
+  /** Whether a violation made the server deaf to this ring. */
+  get ignored(): boolean {
+    return this.#ignored;
+  }
+
+  /** Serves `connection` from now on, beginning with what is in the ring already. */
+  attach(connection: Connection): void {
+    this.#connection = connection;
+    this.pump();
+  }
+
+  /** Does all that can be done now: call it for each event on the ring's port. */
+  pump(): void {
+    const connection = this.#connection;
+    if (connection === undefined || this.#ignored || this.#closed || this.#pumping) return;
+    this.#pumping = true;
+    this.#answerClose();
+    connection.writable();
+    while (this.#reading && this.#readInto(connection)) this.#answerClose();
+    this.#pumping = false;
+  }
+
+  write(bytes: Uint8Array): number {
+    if (this.#ignored || this.#closed) return bytes.length;
+    const count = this.#responses.write(bytes);
+    if (count === undefined) {
+      this.#ignore(XENSTORE_ERROR_RINGIDX);
+      return bytes.length;
+    }
+    if (count > 0) this.#notify();
+    return count;
+  }
+
+  setReading(wanted: boolean): void {
+    const resumed = wanted && !this.#reading;
+    this.#reading = wanted;
+    if (resumed) this.pump();
+  }
+
+  violation(): void {
+    this.#ignore(XENSTORE_ERROR_PROTO);
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#ring.close();
+  }
+
+  /**
+   * INTRODUCE for a domain that has this ring, where that means a new start: C xenstored takes the new
+   * port, forgets the connection's state, zeroes the indices and ends a close that the guest waits for.
+   */
+  restart(ring: Ring): void {
+    this.#ring.close();
+    this.#ring = ring;
+    this.#requests = XsRingStream.requests(ring.page);
+    this.#responses = XsRingStream.responses(ring.page);
+    this.#startAnew(undefined);
+    this.pump();
+  }
+
+  /** False when there is nothing to read. */
+  #readInto(connection: Connection): boolean {
+    const bytes = this.#requests.read();
+    if (bytes === undefined) this.#ignore(XENSTORE_ERROR_RINGIDX);
+    if (bytes === undefined || bytes.length === 0) return false;
+    this.#notify();
+    connection.receive(bytes);
+    return !this.#ignored && !this.#closed;
+  }
+
+  /** The guest's wish to close, where the server knows it. */
+  #answerClose(): void {
+    if (this.#ignored || this.#closed || this.#personality.ringPoison === undefined) return;
+    if (loadRingWord(this.#ring.page, XS_RING_CONNECTION) === XENSTORE_CONNECTED) return;
+    this.#startAnew(this.#personality.ringPoison);
+  }
+
+  /** The flag goes last: it tells the guest that all the rest is done. */
+  #startAnew(poison: Uint8Array | undefined): void {
+    this.#connection?.reset();
+    this.#reading = true;
+    this.#requests.reset(poison);
+    this.#responses.reset(poison);
+    const { page } = this.#ring;
+    if (loadRingWord(page, XS_RING_CONNECTION) !== XENSTORE_RECONNECT && poison === undefined) return;
+    storeRingWord(page, XS_RING_CONNECTION, XENSTORE_CONNECTED);
+    this.#notify();
+  }
+
+  #ignore(error: number): void {
+    if (this.#ignored) return;
+    this.#ignored = true;
+    this.#connection?.reset();
+    const { page } = this.#ring;
+    if (!this.#personality.writesErrorWord || loadRingWord(page, XS_RING_ERROR) !== XENSTORE_ERROR_NONE)
+      return;
+    storeRingWord(page, XS_RING_ERROR, error);
+    this.#notify();
+  }
+
+  #notify(): void {
+    this.#ring.events.notify(this.#ring.port);
+  }
+}
