@@ -1,6 +1,11 @@
 // The xenstore ring: one page, a byte stream in each direction, and the words around them. Bytes only;
 // who closes a ring, and when, is for its users. Source: public/io/xs_wire.h (MIT), docs/misc/xenstore-ring.txt.
-import type { Mapping } from "../native/memory.ts";
+
+/** The memory of a ring page, as a Mapping shows it. */
+export interface XsRingPage {
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly words: Uint32Array<ArrayBuffer>;
+}
 
 /** XENSTORE_RING_SIZE: bytes of each stream. */
 export const XS_RING_BYTES = 1024;
@@ -34,11 +39,11 @@ export const XENSTORE_ERROR_RINGIDX = 2;
 export const XENSTORE_ERROR_PROTO = 3;
 
 /** The word at byte `offset` of a ring page. The other side may change it at any moment. */
-export function loadRingWord(page: Mapping, offset: number): number {
+export function loadRingWord(page: XsRingPage, offset: number): number {
   return Atomics.load(page.words, offset >> 2);
 }
 
-export function storeRingWord(page: Mapping, offset: number, value: number): void {
+export function storeRingWord(page: XsRingPage, offset: number, value: number): void {
   Atomics.store(page.words, offset >> 2, value);
 }
 
@@ -47,12 +52,12 @@ export function storeRingWord(page: Mapping, offset: number, value: number): voi
  * close puts them back to zero; a difference that cannot be is reported, and no copy leaves the stream.
  */
 export class XsRingStream {
-  readonly #page: Mapping;
+  readonly #page: XsRingPage;
   readonly #dataAt: number;
   readonly #consAt: number;
   readonly #prodAt: number;
 
-  private constructor(page: Mapping, dataAt: number, consAt: number, prodAt: number) {
+  private constructor(page: XsRingPage, dataAt: number, consAt: number, prodAt: number) {
     this.#page = page;
     this.#dataAt = dataAt;
     this.#consAt = consAt;
@@ -60,12 +65,12 @@ export class XsRingStream {
   }
 
   /** What the guest sends. */
-  static requests(page: Mapping): XsRingStream {
+  static requests(page: XsRingPage): XsRingStream {
     return new XsRingStream(page, REQUESTS_AT, XS_RING_REQ_CONS, XS_RING_REQ_PROD);
   }
 
   /** What the server sends. */
-  static responses(page: Mapping): XsRingStream {
+  static responses(page: XsRingPage): XsRingStream {
     return new XsRingStream(page, RESPONSES_AT, XS_RING_RSP_CONS, XS_RING_RSP_PROD);
   }
 

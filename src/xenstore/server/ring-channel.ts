@@ -1,7 +1,6 @@
 // A connection over a ring page, the server's side. The guest owns half of the page and may write all of
 // it, so nothing in it is believed: an impossible index or length makes the server ignore the ring for
 // good, as xenstored does. `pump` does what an event on the ring's port asks for.
-import type { Mapping } from "../../native/memory.ts";
 import type { EventChannels } from "../../platform/platform.ts";
 import type { EvtchnPort } from "../../core/types.ts";
 import {
@@ -16,13 +15,14 @@ import {
   XS_RING_ERROR,
   XS_RING_SERVER_FEATURES,
   XsRingStream,
+  type XsRingPage,
 } from "../../protocol/xs-ring.ts";
 import type { Channel, Connection } from "./connection.ts";
 import type { Personality } from "./personality.ts";
 
 /** A ring that the server is given. It is the server's from then on. */
 export interface Ring {
-  readonly page: Mapping;
+  readonly page: XsRingPage;
   readonly events: Pick<EventChannels, "notify">;
   /** Our port, bound to the guest's. */
   readonly port: EvtchnPort;

@@ -1,0 +1,152 @@
+// A client over a xenstore ring page: the guest's side. A predecessor may have left the ring in use (a boot
+// loader, a crashed kernel), so it is first brought to a packet boundary, by the close handshake where the
+// server knows it, else as Linux does: wait until the requests are taken, and skip the replies.
+import { XentoolError } from "../core/errors.ts";
+import type { EvtchnPort } from "../core/types.ts";
+import type { EventChannels } from "../platform/platform.ts";
+import {
+  loadRingWord,
+  storeRingWord,
+  XENSTORE_CONNECTED,
+  XENSTORE_ERROR_NONE,
+  XENSTORE_RECONNECT,
+  XENSTORE_SERVER_FEATURE_RECONNECTION,
+  XS_RING_CONNECTION,
+  XS_RING_ERROR,
+  XS_RING_REQ_CONS,
+  XS_RING_REQ_PROD,
+  XS_RING_RSP_CONS,
+  XS_RING_RSP_PROD,
+  XS_RING_SERVER_FEATURES,
+  XsRingStream,
+  type XsRingPage,
+} from "../protocol/xs-ring.ts";
+import type { XenstoreTransport } from "./transport.ts";
+
+/** The guest's end of a ring. Whoever gives it closes the page and the port, after the transport. */
+export interface ClientRing {
+  readonly page: XsRingPage;
+  readonly events: Pick<EventChannels, "notify">;
+  readonly port: EvtchnPort;
+  /** Has `wake` run for each event on the port until the function it gives back is called. */
+  onEvent(wake: () => void): () => void;
+}
+
+const ignore = (): void => {};
+
+export class RingTransport implements XenstoreTransport {
+  readonly name = "the xenstore ring";
+  onData: (bytes: Uint8Array) => void = ignore;
+  onClose: (error: XentoolError) => void = ignore;
+  readonly #ring: ClientRing;
+  readonly #requests: XsRingStream;
+  readonly #responses: XsRingStream;
+  readonly #stopEvents: () => void;
+  #unsent: Uint8Array[] = [];
+  #closed = false;
+
+  private constructor(ring: ClientRing) {
+    this.#ring = ring;
+    this.#requests = XsRingStream.requests(ring.page);
+    this.#responses = XsRingStream.responses(ring.page);
+    this.#stopEvents = ring.onEvent(() => this.#pump());
+  }
+
+  /** Takes the ring over, within `timeoutMs`: `timeout` when the server does not answer. */
+  static async connect(ring: ClientRing, timeoutMs: number): Promise<RingTransport> {
+    const { page } = ring;
+    if (!isFresh(page)) {
+      const canClose =
+        (loadRingWord(page, XS_RING_SERVER_FEATURES) & XENSTORE_SERVER_FEATURE_RECONNECTION) !== 0;
+      if (canClose) storeRingWord(page, XS_RING_CONNECTION, XENSTORE_RECONNECT);
+      ring.events.notify(ring.port);
+      await until(ring, timeoutMs, () => (canClose ? isConnected(page) : requestsTaken(page)));
+      if (!canClose) XsRingStream.responses(page).skip();
+    }
+    return new RingTransport(ring);
+  }
+
+  write(packet: Uint8Array): void {
+    if (this.#closed) return;
+    this.#unsent.push(packet);
+    if (this.#unsent.length === 1) this.#pump();
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#unsent = [];
+    this.#stopEvents();
+  }
+
+  /** Takes what the server sent and sends what fits, until neither moves. */
+  #pump(): void {
+    while (!this.#closed && (this.#send() || this.#receive()));
+  }
+
+  /** True when something went out. */
+  #send(): boolean {
+    const head = this.#unsent[0];
+    if (head === undefined) return false;
+    const count = this.#requests.write(head);
+    if (count === undefined) this.#lose();
+    if (count === undefined || count === 0) return false;
+    if (count === head.length) this.#unsent.shift();
+    else this.#unsent[0] = head.subarray(count);
+    this.#ring.events.notify(this.#ring.port);
+    return true;
+  }
+
+  /** True when something came in. */
+  #receive(): boolean {
+    const bytes = this.#responses.read();
+    if (bytes === undefined || loadRingWord(this.#ring.page, XS_RING_ERROR) !== XENSTORE_ERROR_NONE)
+      this.#lose();
+    if (bytes === undefined || bytes.length === 0) return false;
+    this.#ring.events.notify(this.#ring.port);
+    this.onData(bytes);
+    return true;
+  }
+
+  #lose(): void {
+    if (this.#closed) return;
+    const error = loadRingWord(this.#ring.page, XS_RING_ERROR);
+    const reason =
+      error === XENSTORE_ERROR_NONE ? "its indices are impossible" : `xenstored reports error ${error}`;
+    this.close();
+    this.onClose(new XentoolError("protocol", `the xenstore ring is broken: ${reason}`, { error }));
+  }
+}
+
+function isConnected(page: XsRingPage): boolean {
+  return loadRingWord(page, XS_RING_CONNECTION) === XENSTORE_CONNECTED;
+}
+
+function requestsTaken(page: XsRingPage): boolean {
+  return loadRingWord(page, XS_RING_REQ_CONS) === loadRingWord(page, XS_RING_REQ_PROD);
+}
+
+/** Nothing was ever sent since the ring was set up or closed. A used one may hold half a packet. */
+function isFresh(page: XsRingPage): boolean {
+  const indices = [XS_RING_REQ_CONS, XS_RING_REQ_PROD, XS_RING_RSP_CONS, XS_RING_RSP_PROD];
+  return isConnected(page) && indices.every((offset) => loadRingWord(page, offset) === 0);
+}
+
+/** Waits for `condition`, which is looked at after each event. */
+async function until(ring: ClientRing, timeoutMs: number, condition: () => boolean): Promise<void> {
+  if (condition()) return;
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const stopEvents = ring.onEvent(() => {
+    if (condition()) resolve();
+  });
+  const timer = setTimeout(
+    () => reject(new XentoolError("timeout", `xenstored did not answer on its ring within ${timeoutMs} ms`)),
+    timeoutMs,
+  );
+  try {
+    await promise;
+  } finally {
+    clearTimeout(timer);
+    stopEvents();
+  }
+}
