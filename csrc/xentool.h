@@ -104,6 +104,61 @@ XT_API int32_t xt_io_run(void *io, const struct xt_io *ops, uint32_t count, uint
 /* Waits for every operation in flight, then frees. */
 XT_API int32_t xt_io_close(void *io);
 
+/* ---- vchan.c: one end of a vchan ---- */
+
+/* Private to this end; the caller fills in the first nine and zeroes the rest. */
+struct xt_vchan {
+  double header, read_data, write_data; /* addresses: the shared page, the ring we read, the ring we write */
+  uint32_t read_size, write_size;       /* bytes, powers of two */
+  uint32_t is_server;
+  uint32_t end_offset;                  /* in the page: the server's end word, then the client's */
+  uint32_t read_cons, write_prod;       /* our counters, the truth; the page holds copies */
+  uint32_t read_prod, write_cons;       /* the peer's, as last sampled and found sane */
+  uint32_t peer_live, peer_end;         /* the peer's live byte and end word, as last sampled */
+  uint32_t bad_counter;                 /* what XT_VCHAN_BAD_* is about */
+  uint32_t spin_us, spin_us_max;        /* how long waiting looks before it sleeps: adapts within [0, max] */
+};
+enum { XT_VCHAN_WRITTEN = 1, XT_VCHAN_READ = 2 };   /* VCHAN_NOTIFY_WRITE and _READ */
+enum { XT_VCHAN_BAD_PROD = 1, XT_VCHAN_BAD_CONS = 2 };
+enum { XT_VCHAN_NEWS = 1 << 16 };
+/* struct pollfd, whose revents are not used. A negative fd is left out. */
+struct xt_poll { int32_t fd; uint16_t events, unused; };
+
+/* Samples live byte and end word, then the peer's counters. 0, or XT_VCHAN_BAD_*. */
+XT_API int32_t xt_vchan_sample(struct xt_vchan *vchan);
+/* Move up to `size` bytes of what the last sample found there; return how many. */
+XT_API int32_t xt_vchan_read(struct xt_vchan *vchan, void *to, uint32_t size);
+XT_API int32_t xt_vchan_write(struct xt_vchan *vchan, const void *from, uint32_t size);
+/* fd to ring and ring to fd, one system call, up to `max` bytes. fill: 0 is the end of the stream, -ENOBUFS
+   a full ring. Sockets are never waited for; other descriptors as their flags say. */
+XT_API int32_t xt_vchan_fill(struct xt_vchan *vchan, int32_t fd, int32_t is_socket, uint32_t max);
+XT_API int32_t xt_vchan_drain(struct xt_vchan *vchan, int32_t fd, int32_t is_socket, uint32_t max);
+/* 1 when the peer asked to be told of what `bits` says we did; its request is then answered. */
+XT_API int32_t xt_vchan_take_request(struct xt_vchan *vchan, uint32_t bits);
+/* Waits until the peer did one of `wants` since the last sample (XT_VCHAN_NEWS), or closed, or a descriptor
+   is ready (bit i for fds[i]; fds[0] is the event channel's; up to 8), or `timeout_ms` passed or a signal
+   came (0). Asks the peer for an event only when it is about to sleep. */
+XT_API int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, uint32_t count, uint32_t wants,
+                             int32_t timeout_ms);
+
+/* ---- stream.c: sockets, pipes and standard streams at the local end of a relay ---- */
+
+/* `port` negative: AF_UNIX and `address` a path; else a numeric address. Non-blocking and close-on-exec; a
+   connection may still be on its way: writable when it is made, and xt_stream_error tells how it went. */
+XT_API int32_t xt_stream_connect(const char *address, int32_t port);
+XT_API int32_t xt_stream_listen(const char *address, int32_t port);
+XT_API int32_t xt_stream_accept(int32_t listener);
+/* 0, or the socket's pending -errno. */
+XT_API int32_t xt_stream_error(int32_t fd);
+/* No more will be sent; receiving goes on. */
+XT_API int32_t xt_stream_end(int32_t fd);
+/* fds[0] to read, fds[1] to write; close-on-exec. */
+XT_API int32_t xt_stream_pipe(int32_t *fds);
+/* The pipe or terminal `fd` opened once more, non-blocking, without touching those who share `fd`. */
+XT_API int32_t xt_stream_reopen(int32_t fd, int32_t writable);
+/* Puts /dev/null in the place of `fd`. */
+XT_API int32_t xt_stream_discard(int32_t fd);
+
 /* ---- grant copy: one segment, the layout of struct gntdev_grant_copy_segment ---- */
 
 enum { XT_COPY_SOURCE_GREF = 1, XT_COPY_DEST_GREF = 2 };
@@ -143,6 +198,70 @@ XT_API double xt_xen_share(int32_t fd, uint32_t domid, uint32_t count, int32_t w
 XT_API int32_t xt_xen_share_notify(int32_t fd, uint64_t index, int64_t clear_byte, int64_t port);
 XT_API int32_t xt_xen_unshare(int32_t fd, void *address, uint64_t index, uint32_t count);
 
-/* ---- sim.c: the simulated platform ---- */
+/* ---- sim_*.c: the simulated platform; a `sim` is one process's attachment to a host's directory ---- */
+
+struct xt_sim_limits {
+  uint32_t grant_entries; /* references and page frames of a domain */
+  uint32_t share_pages;   /* pages that a domain's processes may share at a time, as gntalloc's limit */
+  uint32_t maptrack;      /* mappings of a domain's pages by all others, in pages */
+  uint32_t ports;         /* event channels of a domain, port 0 is never used */
+  uint32_t handles;       /* open event-channel handles of a domain */
+  uint32_t slots;         /* attached processes */
+};
+
+/* Makes the files of a new host in the empty directory `dir`, or those of one domain of it. A domain gets
+   its xenstore page (reference 1, granted to domain 0) and port; that port is returned. */
+XT_API int32_t xt_sim_host_create(const char *dir, const struct xt_sim_limits *limits);
+XT_API int32_t xt_sim_domain_create(const char *dir, uint32_t domid);
+/* Reaps every process of `domid` without unmap-notifies, as the death of a domain does, closes its ports
+   and removes its files. Its pages that others map stay memory until unmapped. */
+XT_API int32_t xt_sim_domain_destroy(void *sim, uint32_t domid);
+
+/* Attaches as a process of `domid`. is_host: without a connection to host.sock, which tells of its death. */
+XT_API double xt_sim_open(const char *dir, uint32_t domid, int32_t is_host);
+/* What is still open through it keeps the attachment alive until it is closed, too. */
+XT_API int32_t xt_sim_close(void *sim);
+/* For tests: as kill -9 would leave things. Closing what is open then changes no table. */
+XT_API int32_t xt_sim_crash(void *sim);
+/* Host. Performs a dead process's unmap-notifies, closes its ports, drops its mappings, ends its shares. */
+XT_API int32_t xt_sim_reap(void *sim, uint32_t slot, uint32_t generation);
+/* Host. Reaps the slots of processes that no longer exist. */
+XT_API int32_t xt_sim_sweep(void *sim);
+
+enum { XT_SIM_SLOT = 0, XT_SIM_GRANT = 1, XT_SIM_ORPHAN = 2, XT_SIM_MAP = 3, XT_SIM_PORT = 4, XT_SIM_HANDLE = 5 };
+struct xt_sim_item {
+  uint32_t kind;
+  uint32_t domid;
+  uint32_t id;    /* slot: its number; grant, map: reference; port; handle */
+  uint32_t peer;  /* grant: domain it is for; map: domain that maps; port: remote domain; slot: is_host */
+  uint32_t count; /* grant: pins; map: writable; port: remote port, 0 when unbound; slot: generation */
+  uint32_t pid;   /* of the owner, 0: the domain itself */
+};
+/* Everything that is in use in the whole host. Returns how many; at most `max` are stored. */
+XT_API int32_t xt_sim_list(void *sim, struct xt_sim_item *items, uint32_t max);
+
+/* An open handle: returns the fd that xt_evtchn_pending reads and stores the handle's number. */
+XT_API int32_t xt_sim_evtchn_open(void *sim, uint32_t *handle);
+XT_API int32_t xt_sim_evtchn_close(void *sim, uint32_t handle, int32_t fd);
+XT_API int32_t xt_sim_evtchn_bind_interdomain(void *sim, uint32_t handle, uint32_t domid, uint32_t port);
+XT_API int32_t xt_sim_evtchn_bind_unbound(void *sim, uint32_t handle, uint32_t domid);
+/* Takes over our domain's xenstore port, which no process owns; returns it. */
+XT_API int32_t xt_sim_evtchn_adopt_store(void *sim, uint32_t handle);
+XT_API int32_t xt_sim_evtchn_unbind(void *sim, uint32_t handle, uint32_t port);
+XT_API int32_t xt_sim_evtchn_notify(void *sim, uint32_t handle, uint32_t port);
+XT_API int32_t xt_sim_evtchn_unmask(void *sim, uint32_t handle, uint32_t port);
+
+/* Maps refs[0..count) of `domid`. clear_byte and port as xt_xen_grant_unmap_notify. Returns a mapping for
+   xt_sim_grant_unmap and stores its address. */
+XT_API double xt_sim_grant_map(void *sim, uint32_t domid, const uint32_t *refs, uint32_t count, int32_t writable,
+                               int64_t clear_byte, int64_t port, double *address);
+XT_API int32_t xt_sim_grant_unmap(void *mapping);
+XT_API int32_t xt_sim_grant_copy(void *sim, struct xt_copy_segment *segments, uint32_t count);
+/* Shares `count` new pages with `domid`. Returns a share for xt_sim_unshare and stores address and refs. */
+XT_API double xt_sim_share(void *sim, uint32_t domid, uint32_t count, int32_t writable, int64_t clear_byte,
+                           int64_t port, uint32_t *refs, double *address);
+XT_API int32_t xt_sim_unshare(void *share);
+/* Our own page behind the reserved reference `ref`, mapped. xt_memory_free unmaps it. */
+XT_API double xt_sim_own_page(void *sim, uint32_t ref);
 
 #endif

@@ -7,6 +7,7 @@ import { getSystemErrorMap } from "node:util";
 import library from "../../build/shim/libxentool.so" with { type: "file" };
 import { XentoolError } from "../core/errors.ts";
 import { simSymbols } from "./sim-symbols.ts";
+import { vchanSymbols } from "./vchan-symbols.ts";
 
 export { toArrayBuffer, type Pointer };
 
@@ -71,6 +72,7 @@ const symbols = {
   xt_xen_unshare: { args: [i32, ptr, u64, u32], returns: i32 },
 
   ...simSymbols,
+  ...vchanSymbols,
 } satisfies Record<string, FFIFunction>;
 
 const libc = {

@@ -1,0 +1,117 @@
+/*
+ * The local end of a relay: sockets, pipes, and standard streams that other processes share with us, whose
+ * O_NONBLOCK flag is therefore not ours to change.
+ */
+#define _GNU_SOURCE
+#include "xentool.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum { BACKLOG = 16 };
+
+union any_address {
+  struct sockaddr generic;
+  struct sockaddr_un local;
+  struct sockaddr_in v4;
+  struct sockaddr_in6 v6;
+};
+
+/* The length of the address, or 0 when it is none. */
+static socklen_t parse_address(union any_address *to, const char *address, int32_t port) {
+  memset(to, 0, sizeof *to);
+  if (port < 0) {
+    if (strlen(address) >= sizeof to->local.sun_path) return 0;
+    to->local.sun_family = AF_UNIX;
+    strcpy(to->local.sun_path, address);
+    return sizeof to->local;
+  }
+  if (inet_pton(AF_INET, address, &to->v4.sin_addr) == 1) {
+    to->v4.sin_family = AF_INET;
+    to->v4.sin_port = htons((uint16_t)port);
+    return sizeof to->v4;
+  }
+  if (inet_pton(AF_INET6, address, &to->v6.sin6_addr) == 1) {
+    to->v6.sin6_family = AF_INET6;
+    to->v6.sin6_port = htons((uint16_t)port);
+    return sizeof to->v6;
+  }
+  return 0;
+}
+
+static int32_t fail(int fd) {
+  int32_t error = -errno;
+  close(fd);
+  return error;
+}
+
+/* A small write must not wait for the answer to the one before it. Meaningless for AF_UNIX. */
+static void send_at_once(int fd, int family) {
+  int one = 1;
+  if (family != AF_UNIX) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+}
+
+int32_t xt_stream_connect(const char *address, int32_t port) {
+  union any_address to;
+  socklen_t length = parse_address(&to, address, port);
+  if (length == 0) return -EINVAL;
+  int fd = socket(to.generic.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return -errno;
+  send_at_once(fd, to.generic.sa_family);
+  if (connect(fd, &to.generic, length) && errno != EINPROGRESS) return fail(fd);
+  return fd;
+}
+
+int32_t xt_stream_listen(const char *address, int32_t port) {
+  union any_address to;
+  int one = 1;
+  socklen_t length = parse_address(&to, address, port);
+  if (length == 0) return -EINVAL;
+  int fd = socket(to.generic.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return -errno;
+  if (port >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  if (bind(fd, &to.generic, length) || listen(fd, BACKLOG)) return fail(fd);
+  return fd;
+}
+
+int32_t xt_stream_accept(int32_t listener) {
+  union any_address from;
+  socklen_t length = sizeof from;
+  int fd = accept4(listener, &from.generic, &length, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  if (fd < 0) return -errno;
+  send_at_once(fd, from.generic.sa_family);
+  return fd;
+}
+
+int32_t xt_stream_error(int32_t fd) {
+  int error = 0;
+  socklen_t length = sizeof error;
+  return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) ? -errno : -error;
+}
+
+int32_t xt_stream_end(int32_t fd) { return shutdown(fd, SHUT_WR) ? -errno : 0; }
+
+int32_t xt_stream_pipe(int32_t *fds) { return pipe2(fds, O_CLOEXEC) ? -errno : 0; }
+
+int32_t xt_stream_reopen(int32_t fd, int32_t writable) {
+  char path[32];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  int again = open(path, (writable ? O_WRONLY : O_RDONLY) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  return again < 0 ? -errno : again;
+}
+
+int32_t xt_stream_discard(int32_t fd) {
+  int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+  if (null < 0) return -errno;
+  int32_t error = dup2(null, fd) < 0 ? -errno : 0;
+  close(null);
+  return error;
+}
