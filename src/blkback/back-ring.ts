@@ -1,0 +1,98 @@
+// The backend's end of the shared ring. Its own two indices are private: what stands in the shared page is
+// the frontend's word, read once and only compared with them.
+import type { Mapping } from "../native/memory.ts";
+import { allocateMemory } from "../native/memory.ts";
+import { shim, type Pointer } from "../native/shim.ts";
+import { REQUEST, type BlkifAbi } from "../protocol/blkif.ts";
+import { RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
+import { PAGE_SIZE } from "../core/types.ts";
+
+/** What `fetch` answers when the frontend's req_prod cannot be true. */
+export const RING_LIES = -1;
+
+export class BackRing {
+  readonly slots: number;
+  /** The requests of the last `fetch`, in the layout REQUEST, copied off the ring once. */
+  readonly requests: Mapping;
+  /** Responses to push, filled in at `RESPONSE` offsets with `abi.responseBytes` each. */
+  readonly responses: Mapping;
+  readonly #abi: BlkifAbi;
+  readonly #shared: Mapping;
+  #reqCons: number;
+  #rspProd: number;
+
+  /**
+   * Attaches to a ring that may already have been in use, at its rsp_prod: a fresh one has 0 there, and
+   * after a backend died its successor goes on where the frontend has its answers.
+   */
+  constructor(shared: Mapping, abi: BlkifAbi) {
+    this.#shared = shared;
+    this.#abi = abi;
+    this.slots = ringSlots(shared.sizeBytes / PAGE_SIZE, abi.slotBytes);
+    this.requests = allocateMemory(this.slots * REQUEST.bytes);
+    this.responses = allocateMemory(this.slots * abi.responseBytes);
+    this.#rspProd = Atomics.load(shared.words, RING_RSP_PROD);
+    this.#reqCons = this.#rspProd;
+  }
+
+  /** The shared page's indices and our own, for a message about a ring that lies. */
+  describe(): string {
+    const shared = Atomics.load(this.#shared.words, RING_REQ_PROD);
+    return `req_prod ${shared}, consumed to ${this.#reqCons}, answered to ${this.#rspProd}, ${this.slots} slots`;
+  }
+
+  /** Requests consumed and not answered yet. */
+  get unanswered(): number {
+    return (this.#reqCons - this.#rspProd) >>> 0;
+  }
+
+  /** Copies every new request to `requests`; how many, or RING_LIES. */
+  fetch(): number {
+    const prod = Atomics.load(this.#shared.words, RING_REQ_PROD);
+    const fresh = (prod - this.#reqCons) >>> 0;
+    if (fresh === 0) return 0;
+    if (fresh > this.slots - this.unanswered) return RING_LIES;
+    const to = this.requests.address as Pointer;
+    const { slotBytes, gapBytes } = this.#abi;
+    const shared = this.#shared.address as Pointer;
+    shim.xt_ring_copy_requests(to, shared, this.#reqCons, fresh, this.slots, slotBytes, gapBytes);
+    this.#reqCons = (this.#reqCons + fresh) >>> 0;
+    return fresh;
+  }
+
+  /** True when the frontend has put requests on the ring since the last fetch. */
+  hasRequests(): boolean {
+    return Atomics.load(this.#shared.words, RING_REQ_PROD) !== this.#reqCons;
+  }
+
+  /** Publishes the first `count` of `responses`; true when the frontend wants to be notified. */
+  push(count: number): boolean {
+    const from = this.responses.address as Pointer;
+    const { slotBytes, responseBytes } = this.#abi;
+    const shared = this.#shared.address as Pointer;
+    const wanted = shim.xt_ring_push_responses(
+      shared,
+      from,
+      this.#rspProd,
+      count,
+      this.slots,
+      slotBytes,
+      responseBytes,
+    );
+    this.#rspProd = (this.#rspProd + count) >>> 0;
+    return wanted !== 0;
+  }
+
+  /** Asks to be notified of the next request; true when one came in the meantime, so that nobody sleeps. */
+  finalCheck(): boolean {
+    return (
+      shim.xt_ring_final_check_requests(this.#shared.address as Pointer, this.#reqCons) !== this.#reqCons
+    );
+  }
+
+  /** Frees the private copies. The shared mapping stays its owner's. */
+  close(): void {
+    this.requests.close();
+    this.responses.close();
+  }
+}

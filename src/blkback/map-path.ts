@@ -1,0 +1,121 @@
+// Data by mapping the guest's pages for the time of the I/O: no copy, but a map and an unmap a request. The
+// alternative to copy-path.ts for large requests on targets that do not copy themselves. Pages are unmapped
+// before the response is written, and what may be mapped at once is bounded (XSA-300).
+import { PAGE_SIZE, type Domid } from "../core/types.ts";
+import { allocateMemory, type Mapping } from "../native/memory.ts";
+import type { GrantTable } from "../platform/platform.ts";
+import { SECTOR_SIZE } from "../protocol/blkif.ts";
+import type { GrantPath } from "./grants.ts";
+import type { OperationTable } from "./operations.ts";
+import { KIND_READ, type RequestTable } from "./requests.ts";
+
+const IOVEC_BYTES = 16;
+/** IOV_MAX of Linux: a request of more pieces goes in several transfers. */
+const MAX_VECTORS = 1024;
+
+export class MapPath implements GrantPath {
+  readonly #domid: Domid;
+  readonly #requests: RequestTable;
+  readonly #operations: OperationTable;
+  readonly #grants: GrantTable;
+  readonly #mappings = new Map<number, Mapping>();
+  /** struct iovec: base and length in turn, MAX_VECTORS an operation. */
+  readonly #vectors: Mapping;
+  readonly #vectorWords: BigUint64Array;
+  #freePages: number;
+
+  constructor(
+    domid: Domid,
+    requests: RequestTable,
+    operations: OperationTable,
+    grants: GrantTable,
+    maxPages: number,
+  ) {
+    this.#domid = domid;
+    this.#requests = requests;
+    this.#operations = operations;
+    this.#grants = grants;
+    this.#freePages = maxPages;
+    this.#vectors = allocateMemory(operations.active.length * MAX_VECTORS * IOVEC_BYTES);
+    this.#vectorWords = new BigUint64Array(this.#vectors.bytes.buffer);
+  }
+
+  begin(op: number): boolean {
+    const operations = this.#operations;
+    const requests = this.#requests;
+    const row = operations.first[op] as number;
+    const count = requests.segmentCount[row] as number;
+    if (count > this.#freePages) return false;
+    const refs = Array.from({ length: count }, (_, index) => requests.gref(row, index));
+    try {
+      const access = operations.kind[op] === KIND_READ ? "rw" : "r";
+      const mapping = this.#grants.map(this.#domid, refs, access);
+      this.#mappings.set(op, mapping);
+      operations.address[op] = mapping.address;
+      this.#freePages -= count;
+    } catch {
+      requests.failed[row] = 1;
+    }
+    return true;
+  }
+
+  extend(): boolean {
+    return false;
+  }
+
+  fetch(): void {}
+
+  finish(): void {}
+
+  deliver(): void {}
+
+  end(op: number): void {
+    const mapping = this.#mappings.get(op);
+    if (mapping === undefined) return;
+    this.#mappings.delete(op);
+    this.#freePages += mapping.sizeBytes / PAGE_SIZE;
+    mapping.close();
+  }
+
+  /** The pieces of the request from byte `done` on; neighbours in memory are one. */
+  vectors(op: number): number {
+    const requests = this.#requests;
+    const row = this.#operations.first[op] as number;
+    const words = this.#vectorWords;
+    const base = op * MAX_VECTORS * 2;
+    const segments = requests.segmentCount[row] as number;
+    let skip = this.#operations.done[op] as number;
+    let count = 0;
+    let end = -1;
+    for (let i = 0; i < segments; i++) {
+      let length = requests.sectCount(row, i) * SECTOR_SIZE;
+      let address =
+        (this.#operations.address[op] as number) + i * PAGE_SIZE + requests.firstSect(row, i) * SECTOR_SIZE;
+      const skipped = Math.min(skip, length);
+      skip -= skipped;
+      length -= skipped;
+      address += skipped;
+      if (length === 0) continue;
+      if (address === end) {
+        words[base + count * 2 - 1] = (words[base + count * 2 - 1] as bigint) + BigInt(length);
+      } else {
+        if (count === MAX_VECTORS) break;
+        words[base + count * 2] = BigInt(address);
+        words[base + count * 2 + 1] = BigInt(length);
+        count++;
+      }
+      end = address + length;
+    }
+    return count;
+  }
+
+  vectorAddress(op: number): number {
+    return this.#vectors.address + op * MAX_VECTORS * IOVEC_BYTES;
+  }
+
+  close(): void {
+    for (const mapping of this.#mappings.values()) mapping.close();
+    this.#mappings.clear();
+    this.#vectors.close();
+  }
+}

@@ -1,0 +1,79 @@
+// Counts what a queue does into its statistics page. Plain additions to doubles, a few per request.
+import { BLKIF_RSP_OKAY } from "../protocol/blkif.ts";
+import {
+  KIND_BARRIER,
+  KIND_DISCARD,
+  KIND_FLUSH,
+  KIND_READ,
+  KIND_SECURE_DISCARD,
+  KIND_WRITE,
+  type RequestTable,
+} from "./requests.ts";
+import {
+  BATCH_SIZES,
+  DISCARD_LATENCY,
+  FLUSH_LATENCY,
+  latencyBucket,
+  READ_LATENCY,
+  RING_UTILISATION,
+  SEGMENTS_PER_REQUEST,
+  STAT,
+  WRITE_LATENCY,
+} from "./stats.ts";
+
+/** By kind: which counter, which bytes (-1: none), which latency histogram. */
+const COUNT = [STAT.reads, STAT.writes, STAT.flushes, STAT.discards, STAT.discards, STAT.barriers];
+const BYTES = [STAT.readBytes, STAT.writeBytes, -1, STAT.discardBytes, STAT.discardBytes, STAT.writeBytes];
+const LATENCY = [READ_LATENCY, WRITE_LATENCY, FLUSH_LATENCY, DISCARD_LATENCY, DISCARD_LATENCY, WRITE_LATENCY];
+const KINDS = [KIND_READ, KIND_WRITE, KIND_FLUSH, KIND_DISCARD, KIND_SECURE_DISCARD, KIND_BARRIER];
+if (KINDS.some((kind, index) => kind !== index))
+  throw new Error("the tables above follow the order of the kinds");
+
+export class QueueCounters {
+  readonly #counters: Float64Array;
+
+  constructor(counters: Float64Array, ringSlots: number) {
+    this.#counters = counters;
+    counters[STAT.ringSlots] = ringSlots;
+  }
+
+  /** Requests answered so far. */
+  get answered(): number {
+    return this.#counters[STAT.requests] as number;
+  }
+
+  /** A wake-up found `count` requests on the ring. */
+  fetched(count: number): void {
+    this.#counters[RING_UTILISATION + count]!++;
+  }
+
+  indirect(count: number): void {
+    this.#counters[STAT.indirect]! += count;
+  }
+
+  answer(requests: RequestTable, row: number, status: number, nowMs: number): void {
+    const counters = this.#counters;
+    const kind = requests.kind[row] as number;
+    counters[STAT.requests]!++;
+    if (status !== BLKIF_RSP_OKAY) {
+      counters[STAT.errors]!++;
+      return;
+    }
+    counters[STAT.ok]!++;
+    counters[COUNT[kind] as number]!++;
+    const bytes = BYTES[kind] as number;
+    if (bytes >= 0) counters[bytes]! += requests.length[row] as number;
+    counters[SEGMENTS_PER_REQUEST + (requests.segmentCount[row] as number)]!++;
+    counters[(LATENCY[kind] as number) + latencyBucket(nowMs - (requests.startedAtMs[row] as number))]!++;
+  }
+
+  /** `count` responses were published; the other two are running totals. */
+  pushed(count: number, notified: boolean, copiedSegments: number, merged: number): void {
+    const counters = this.#counters;
+    counters[STAT.batches]!++;
+    counters[BATCH_SIZES + count]!++;
+    if (notified) counters[STAT.notifies]!++;
+    counters[STAT.copiedSegments] = copiedSegments;
+    counters[STAT.merged] = merged;
+  }
+}

@@ -1,0 +1,429 @@
+// The data plane of one ring, its main road from top to bottom: fetch new requests, start what may start,
+// take completions, answer, sleep. Synchronous; nothing here awaits, allocates or throws per request. A
+// worker drives it with `run`; a test can drive it step by step with `step`.
+import type { Domid, EvtchnPort } from "../core/types.ts";
+import { PAGE_SIZE } from "../core/types.ts";
+import type { BlockTarget } from "../block/target.ts";
+import {
+  IO_DISCARD,
+  IO_FLUSH,
+  IO_READ,
+  IO_READV,
+  IO_SECURE_DISCARD,
+  IO_WRITE,
+  IO_WRITEV,
+} from "../native/io-engine.ts";
+import type { Mapping } from "../native/memory.ts";
+import { errnoText } from "../native/shim.ts";
+import type { EventChannels, GrantTable } from "../platform/platform.ts";
+import {
+  BLKIF_RSP_EOPNOTSUPP,
+  BLKIF_RSP_ERROR,
+  BLKIF_RSP_OKAY,
+  SEGMENT,
+  SEGMENTS_PER_INDIRECT_PAGE,
+  type BlkifAbi,
+} from "../protocol/blkif.ts";
+import { BackRing, RING_LIES } from "./back-ring.ts";
+import { CopyPath } from "./copy-path.ts";
+import { RequestCopies, type GrantPath } from "./grants.ts";
+import { MapPath } from "./map-path.ts";
+import { OperationTable, STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH } from "./operations.ts";
+import { QueueCounters } from "./queue-counters.ts";
+import {
+  DECODED,
+  KIND_BARRIER,
+  KIND_DISCARD,
+  KIND_FLUSH,
+  KIND_READ,
+  KIND_SECURE_DISCARD,
+  KIND_WRITE,
+  NEEDS_INDIRECT,
+  NOTHING_TO_DO,
+  RequestTable,
+  type DiskLimits,
+} from "./requests.ts";
+import { changesDisk, Scheduler } from "./scheduler.ts";
+import { Sleeper } from "./sleeper.ts";
+
+const EIO = -5;
+const EOPNOTSUPP = -95;
+/** Tags of watched descriptors, above any operation's. */
+const EVENT_TAG = 0x7000_0001;
+const WAKE_TAG = 0x7000_0002;
+/** Smallest pool for copies; a device with larger requests gets twice its largest. */
+const MIN_POOL_BYTES = 16 << 20;
+/** A guest that sends bad requests or empty events in earnest is looked at this often at most. */
+const PENALTY_MS = 1;
+
+export interface QueueOptions {
+  readonly domid: Domid;
+  readonly abi: BlkifAbi;
+  /** The ring's pages, mapped. */
+  readonly ring: Mapping;
+  readonly channels: EventChannels;
+  readonly port: EvtchnPort;
+  readonly grants: GrantTable;
+  readonly target: BlockTarget;
+  readonly limits: DiskLimits;
+  /** Data by copy (the default) or by mapping. */
+  readonly grantMode: "copy" | "map";
+  /** Counters as laid out in stats.ts. */
+  readonly counters: Float64Array;
+  /** Readable when somebody wants `run` to look at `shouldStop` again. */
+  readonly wakeFd?: number;
+}
+
+export class BlockQueue {
+  /** Why the queue stopped serving by itself, e.g. a ring that lies. */
+  failure: string | undefined;
+  readonly limits: DiskLimits;
+  readonly #ring: BackRing;
+  readonly #requests: RequestTable;
+  readonly #operations: OperationTable;
+  readonly #scheduler: Scheduler;
+  readonly #copies: RequestCopies;
+  readonly #path: GrantPath;
+  readonly #target: BlockTarget;
+  readonly #domid: Domid;
+  readonly #counters: QueueCounters;
+  readonly #sleeper: Sleeper;
+  readonly #notify: () => void;
+  readonly #responses: Uint32Array;
+  readonly #responseWords: number;
+  /** Per slot of the last fetch: its request and what decoding it said. */
+  readonly #fetchedRow: Uint16Array;
+  readonly #verdict: Int8Array;
+  /** Reads whose data goes to the guest with the next delivery. */
+  readonly #finished: Uint16Array;
+  #finishedCount = 0;
+  #staged = 0;
+  #submitted = 0;
+  #now = 0;
+  #bad = 0;
+  #engineFailed = false;
+
+  constructor(options: QueueOptions) {
+    const { abi, limits, target, grants, domid } = options;
+    this.limits = limits;
+    this.#domid = domid;
+    this.#target = target;
+    this.#ring = new BackRing(options.ring, abi);
+    const size = this.#ring.slots;
+    this.#requests = new RequestTable(size, this.#ring.requests, limits);
+    this.#operations = new OperationTable(size);
+    this.#copies = new RequestCopies(grants, this.#requests.failed);
+    const largest = Math.max(11, limits.maxIndirectSegments) * PAGE_SIZE;
+    const poolBytes = Math.max(MIN_POOL_BYTES, largest * 2);
+    this.#path =
+      options.grantMode === "copy"
+        ? new CopyPath(domid, this.#requests, this.#operations, this.#copies, poolBytes)
+        : new MapPath(domid, this.#requests, this.#operations, grants, poolBytes / PAGE_SIZE);
+    this.#scheduler = new Scheduler(size, this.#requests, this.#operations, this.#path);
+    this.#counters = new QueueCounters(options.counters, size);
+    this.#responses = this.#ring.responses.words;
+    this.#responseWords = abi.responseBytes / 4;
+    this.#fetchedRow = new Uint16Array(size);
+    this.#verdict = new Int8Array(size);
+    this.#finished = new Uint16Array(size);
+    this.#notify = () => void options.channels.notify(options.port);
+    this.#sleeper = new Sleeper(this.#ring, options.channels, options.port, options.counters);
+    target.watch(options.channels.fd, EVENT_TAG);
+    if (options.wakeFd !== undefined) target.watch(options.wakeFd, WAKE_TAG);
+  }
+
+  /** Requests taken off the ring and not answered yet. */
+  get unanswered(): number {
+    return this.#ring.unanswered;
+  }
+
+  /** Serves until `shouldStop` answers true and everything in flight is answered, or the ring lies. */
+  run(shouldStop: () => boolean, onWake: () => void): void {
+    for (;;) {
+      const failed = this.failure !== undefined;
+      const stopping = failed || shouldStop();
+      if (stopping && this.#ring.unanswered === 0) return;
+      if (failed && (this.#operations.activeCount === 0 || this.#engineFailed)) return;
+      const fetched = stopping ? 0 : this.#fetch();
+      if (!failed) this.#start();
+      const wait = this.#mayWait(fetched, stopping);
+      if (wait === 0 && this.#submitted === 0 && this.#operations.activeCount === 0) {
+        this.#push();
+        continue;
+      }
+      this.#complete(wait, onWake);
+      this.#push();
+    }
+  }
+
+  /** One round without waiting for anything but I/O already submitted: for tests. Answers what it answered. */
+  step(): number {
+    const before = this.#counters.answered;
+    if (this.failure === undefined) this.#fetch();
+    do {
+      this.#start();
+      this.#complete(this.#operations.activeCount > 0 ? 1 : 0, () => {});
+    } while (this.#operations.activeCount > 0 || this.#scheduler.waitingCount > 0);
+    this.#push();
+    return this.#counters.answered - before;
+  }
+
+  /** Frees the queue's own memory. Ring, target, channels and grants stay their owners'. */
+  close(): void {
+    this.#path.close();
+    this.#copies.close();
+    this.#requests.close();
+    this.#ring.close();
+  }
+
+  // 1. Take new requests off the ring, decode and check them.
+
+  #fetch(): number {
+    const count = this.#ring.fetch();
+    if (count === 0) return 0;
+    if (count === RING_LIES) {
+      this.failure = `the ring's indices cannot be true: ${this.#ring.describe()}`;
+      return 0;
+    }
+    this.#now = performance.now();
+    this.#counters.fetched(count);
+    let indirect = 0;
+    for (let slot = 0; slot < count; slot++) {
+      const row = this.#requests.take(this.#now);
+      const verdict = this.#requests.decode(slot, row);
+      this.#fetchedRow[slot] = row;
+      this.#verdict[slot] = verdict;
+      if (verdict === NEEDS_INDIRECT) {
+        this.#copyIndirect(row);
+        indirect++;
+      }
+    }
+    if (indirect > 0) {
+      this.#copies.run();
+      this.#counters.indirect(indirect);
+    }
+    for (let slot = 0; slot < count; slot++)
+      this.#admit(this.#fetchedRow[slot] as number, this.#verdict[slot] as number);
+    return count;
+  }
+
+  /** Asks for the indirect pages of `row`: they land where its segments are kept, copied exactly once. */
+  #copyIndirect(row: number): void {
+    const requests = this.#requests;
+    let left = requests.segmentCount[row] as number;
+    let address = requests.segmentAddress(row);
+    for (let page = 0; left > 0; page++) {
+      const bytes = Math.min(left, SEGMENTS_PER_INDIRECT_PAGE) * SEGMENT.bytes;
+      this.#copies.fromGrant(
+        row,
+        this.#domid,
+        requests.indirectGrefs[row * 8 + page] as number,
+        0,
+        bytes,
+        address,
+      );
+      address += bytes;
+      left -= SEGMENTS_PER_INDIRECT_PAGE;
+    }
+  }
+
+  #admit(row: number, decoded: number): void {
+    const requests = this.#requests;
+    let verdict = decoded;
+    if (verdict === NEEDS_INDIRECT) {
+      verdict = requests.failed[row] === 0 ? requests.checkSegments(row) : BLKIF_RSP_ERROR;
+      if (verdict !== DECODED) this.#bad++;
+    } else if (verdict < 0) this.#bad++;
+    if (verdict === DECODED) this.#scheduler.add(row);
+    else this.#respond(row, verdict === NOTHING_TO_DO ? BLKIF_RSP_OKAY : verdict);
+  }
+
+  // 2. Start what may start: bring in the data of writes, then hand the operations to the target.
+
+  #start(): void {
+    const scheduler = this.#scheduler;
+    if (scheduler.waitingCount === 0) return;
+    scheduler.pass();
+    if (scheduler.startedCount === 0) return;
+    this.#path.fetch();
+    for (let i = 0; i < scheduler.startedCount; i++) {
+      const op = scheduler.started[i] as number;
+      if (this.#hasFailedRequest(op)) this.#giveUp(op, BLKIF_RSP_ERROR);
+      else this.#submit(op);
+    }
+  }
+
+  #hasFailedRequest(op: number): boolean {
+    const { failed, next } = this.#requests;
+    for (let row = this.#operations.first[op] as number; row >= 0; row = next[row] as number)
+      if (failed[row] !== 0) return true;
+    return false;
+  }
+
+  #submit(op: number): void {
+    const operations = this.#operations;
+    const kind = operations.kind[op] as number;
+    const start = operations.start[op] as number;
+    const length = (operations.end[op] as number) - start;
+    this.#submitted++;
+    if (kind === KIND_FLUSH || (kind === KIND_BARRIER && operations.stage[op] !== STAGE_IO)) {
+      this.#target.submit(IO_FLUSH, op, 0, 0, 0);
+    } else if (kind === KIND_DISCARD || kind === KIND_SECURE_DISCARD) {
+      this.#target.submit(kind === KIND_DISCARD ? IO_DISCARD : IO_SECURE_DISCARD, op, start, length, 0);
+    } else {
+      const done = operations.done[op] as number;
+      const vectors = this.#path.vectors(op);
+      const reads = kind === KIND_READ;
+      if (vectors === 0) {
+        const address = (operations.address[op] as number) + done;
+        this.#target.submit(reads ? IO_READ : IO_WRITE, op, start + done, length - done, address);
+      } else {
+        this.#target.submit(
+          reads ? IO_READV : IO_WRITEV,
+          op,
+          start + done,
+          vectors,
+          this.#path.vectorAddress(op),
+        );
+      }
+    }
+  }
+
+  // 3. Take completions; give the guest the data of reads, a whole batch at once.
+
+  #complete(wait: number, onWake: () => void): void {
+    const target = this.#target;
+    const submitted = this.#submitted;
+    this.#submitted = 0;
+    const count = target.run(wait, this.#sleeper.timeoutMs);
+    if (count < 0) {
+      this.failure ??= `the I/O engine failed: ${errnoText(count)}`;
+      this.#engineFailed = true;
+      return;
+    }
+    this.#now = performance.now();
+    let completions = 0;
+    for (let i = 0; i < count; i++) {
+      const tag = target.done[i * 2] as number;
+      if (tag === EVENT_TAG) this.#sleeper.takeEvents();
+      else if (tag === WAKE_TAG) onWake();
+      else {
+        this.#completeOne(tag, target.done[i * 2 + 1] as number);
+        completions++;
+      }
+    }
+    this.#sleeper.completed(submitted, completions, wait);
+    this.#deliver();
+  }
+
+  #completeOne(op: number, result: number): void {
+    const operations = this.#operations;
+    const kind = operations.kind[op] as number;
+    if (result < 0) {
+      this.#giveUp(op, result === EOPNOTSUPP && kind !== KIND_READ ? BLKIF_RSP_EOPNOTSUPP : BLKIF_RSP_ERROR);
+      return;
+    }
+    if (
+      kind === KIND_READ ||
+      kind === KIND_WRITE ||
+      (kind === KIND_BARRIER && operations.stage[op] === STAGE_IO)
+    ) {
+      const done = (operations.done[op] as number) + result;
+      operations.done[op] = done;
+      if (done < (operations.end[op] as number) - (operations.start[op] as number)) {
+        // Nothing transferred: the image ends here.
+        if (result === 0) this.#completeOne(op, EIO);
+        else this.#submit(op);
+        return;
+      }
+    }
+    if (kind === KIND_BARRIER && operations.stage[op] !== STAGE_POST_FLUSH) {
+      operations.stage[op] = operations.stage[op] === STAGE_PRE_FLUSH ? STAGE_IO : STAGE_POST_FLUSH;
+      this.#submit(op);
+    } else if (kind === KIND_READ) {
+      this.#path.finish(op);
+      this.#finished[this.#finishedCount++] = op;
+    } else {
+      this.#answer(op, BLKIF_RSP_OKAY);
+    }
+  }
+
+  #deliver(): void {
+    if (this.#finishedCount === 0) return;
+    this.#path.deliver();
+    for (let i = 0; i < this.#finishedCount; i++) this.#answer(this.#finished[i] as number, BLKIF_RSP_OKAY);
+    this.#finishedCount = 0;
+  }
+
+  /** An operation that failed: its request is answered, or the requests merged into it go one by one. */
+  #giveUp(op: number, status: number): void {
+    const operations = this.#operations;
+    const first = operations.first[op] as number;
+    if (this.#requests.next[first] === -1) {
+      this.#answer(op, status);
+      return;
+    }
+    this.#end(op);
+    for (let row = first; row >= 0;) {
+      const next = this.#requests.next[row] as number;
+      this.#requests.failed[row] = 0;
+      this.#scheduler.putBack(row);
+      row = next;
+    }
+  }
+
+  /** Ends `op` and stages the answers to its requests. Its pages are given back before they are published. */
+  #answer(op: number, status: number): void {
+    const requests = this.#requests;
+    let row = this.#operations.first[op] as number;
+    this.#end(op);
+    while (row >= 0) {
+      const next = requests.next[row] as number;
+      this.#respond(row, requests.failed[row] === 0 ? status : BLKIF_RSP_ERROR);
+      row = next;
+    }
+  }
+
+  #end(op: number): void {
+    this.#path.end(op);
+    this.#operations.close(op, changesDisk(this.#operations.kind[op] as number));
+  }
+
+  // 4. Answer: one push and at most one notification for everything staged.
+
+  #respond(row: number, status: number): void {
+    const requests = this.#requests;
+    const words = this.#responses;
+    const at = this.#staged++ * this.#responseWords;
+    words[at] = requests.idLow[row] as number;
+    words[at + 1] = requests.idHigh[row] as number;
+    words[at + 2] = (requests.echo[row] as number) | ((status & 0xffff) << 16);
+    this.#counters.answer(requests, row, status, this.#now);
+    requests.release(row);
+  }
+
+  #push(): void {
+    const count = this.#staged;
+    if (count === 0) return;
+    this.#staged = 0;
+    const notify = this.#ring.push(count);
+    this.#counters.pushed(count, notify, this.#copies.copied, this.#scheduler.merged);
+    if (notify) this.#notify();
+  }
+
+  // 5. Sleep only when there is nothing to do, and after asking to be told of the next request.
+
+  #mayWait(fetched: number, stopping: boolean): number {
+    if (this.#staged > 0 && this.#submitted === 0) return 0;
+    if (stopping) return this.#operations.activeCount > 0 ? 1 : 0;
+    const bad = this.#bad;
+    this.#bad = 0;
+    const wait = this.#sleeper.mayWait(
+      fetched,
+      this.#submitted,
+      this.#operations.activeCount,
+      bad > 0 ? PENALTY_MS : 0,
+    );
+    return wait ? 1 : 0;
+  }
+}

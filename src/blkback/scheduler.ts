@@ -1,0 +1,177 @@
+// Decides what may start now. Requests start in the order of their arrival unless they have to wait:
+// overlapping ones keep their order (unless both read), a flush waits for the writes before it, nothing
+// passes a barrier, and memory may be short. Neighbours on the disk become one operation.
+import type { GrantPath } from "./grants.ts";
+import { STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH, type OperationTable } from "./operations.ts";
+import { KIND_BARRIER, KIND_FLUSH, KIND_READ, KIND_WRITE, type RequestTable } from "./requests.ts";
+
+/** Adjacent requests are merged up to this size: beyond it larger I/O gains nothing. */
+const MAX_MERGED_BYTES = 1 << 20;
+
+/** True for what changes the disk, as far as order is concerned. */
+export function changesDisk(kind: number): boolean {
+  return kind !== KIND_READ && kind !== KIND_FLUSH;
+}
+
+export class Scheduler {
+  /** Operations that the last pass started, to be submitted once their data is there. */
+  readonly started: Uint16Array;
+  startedCount = 0;
+  waitingCount = 0;
+  /** Requests that were merged into another's operation: a statistic. */
+  merged = 0;
+  readonly #waiting: Uint16Array;
+  readonly #requests: RequestTable;
+  readonly #operations: OperationTable;
+  readonly #path: GrantPath;
+  #keptWrites = 0;
+
+  constructor(size: number, requests: RequestTable, operations: OperationTable, path: GrantPath) {
+    this.started = new Uint16Array(size);
+    this.#waiting = new Uint16Array(size);
+    this.#requests = requests;
+    this.#operations = operations;
+    this.#path = path;
+  }
+
+  add(row: number): void {
+    this.#waiting[this.waitingCount++] = row;
+  }
+
+  /** Puts back a request whose merged operation failed: to be tried alone, at its place in the order. */
+  putBack(row: number): void {
+    const { sequence, alone, next } = this.#requests;
+    alone[row] = 1;
+    next[row] = -1;
+    let at = this.waitingCount++;
+    for (; at > 0 && sequence[this.#waiting[at - 1] as number]! > sequence[row]!; at--)
+      this.#waiting[at] = this.#waiting[at - 1] as number;
+    this.#waiting[at] = row;
+  }
+
+  /** Starts every waiting request that may start. */
+  pass(): void {
+    const waiting = this.#waiting;
+    const { kind } = this.#requests;
+    let kept = 0;
+    let open = -1;
+    let stalled = this.#barrierActive();
+    this.startedCount = 0;
+    this.#keptWrites = 0;
+    for (let i = 0; i < this.waitingCount; i++) {
+      const row = waiting[i] as number;
+      if (!stalled && !this.#mustWait(row, kept)) {
+        if (open >= 0 && this.#extend(open, row)) continue;
+        const op = this.#start(row);
+        if (op >= 0) {
+          open = op;
+          stalled = kind[row] === KIND_BARRIER;
+          continue;
+        }
+        stalled = true;
+      }
+      if (kind[row] === KIND_BARRIER) stalled = true;
+      if (changesDisk(kind[row] as number)) this.#keptWrites++;
+      waiting[kept++] = row;
+    }
+    this.waitingCount = kept;
+  }
+
+  /** `kept` requests before this one stay waiting. */
+  #mustWait(row: number, kept: number): boolean {
+    const operations = this.#operations;
+    const kind = this.#requests.kind[row] as number;
+    if (kind === KIND_BARRIER) return operations.activeCount > 0 || kept > 0;
+    if (kind === KIND_READ && operations.writing === 0 && this.#keptWrites === 0) return false;
+    if (kind === KIND_FLUSH) return this.#keptWrites > 0 || this.#earlierWriteActive(row);
+    return this.#overlapsActive(row, kind) || this.#overlapsKept(row, kind, kept);
+  }
+
+  #earlierWriteActive(row: number): boolean {
+    const { active, activeCount, kind, sequence } = this.#operations;
+    const mine = this.#requests.sequence[row] as number;
+    for (let i = 0; i < activeCount; i++) {
+      const op = active[i] as number;
+      if (changesDisk(kind[op] as number) && (sequence[op] as number) < mine) return true;
+    }
+    return false;
+  }
+
+  #overlapsActive(row: number, rowKind: number): boolean {
+    const { active, activeCount, kind, start, end } = this.#operations;
+    const from = this.#requests.start[row] as number;
+    const to = from + (this.#requests.length[row] as number);
+    for (let i = 0; i < activeCount; i++) {
+      const op = active[i] as number;
+      if ((start[op] as number) < to && from < (end[op] as number))
+        if (rowKind !== KIND_READ || kind[op] !== KIND_READ) return true;
+    }
+    return false;
+  }
+
+  #overlapsKept(row: number, rowKind: number, kept: number): boolean {
+    const { kind, start, length } = this.#requests;
+    const from = start[row] as number;
+    const to = from + (length[row] as number);
+    for (let i = 0; i < kept; i++) {
+      const other = this.#waiting[i] as number;
+      const otherFrom = start[other] as number;
+      if (otherFrom < to && from < otherFrom + (length[other] as number))
+        if (rowKind !== KIND_READ || kind[other] !== KIND_READ) return true;
+    }
+    return false;
+  }
+
+  #extend(op: number, row: number): boolean {
+    const operations = this.#operations;
+    const requests = this.#requests;
+    const kind = requests.kind[row] as number;
+    const length = requests.length[row] as number;
+    const first = operations.first[op] as number;
+    if (kind !== operations.kind[op] || (kind !== KIND_READ && kind !== KIND_WRITE)) return false;
+    if (
+      requests.start[row] !== operations.end[op] ||
+      requests.alone[row] !== 0 ||
+      requests.alone[first] !== 0
+    )
+      return false;
+    if ((operations.end[op] as number) + length - (operations.start[op] as number) > MAX_MERGED_BYTES)
+      return false;
+    if (!this.#path.extend(op, row)) return false;
+    requests.next[operations.last[op] as number] = row;
+    operations.last[op] = row;
+    operations.end[op] = (operations.end[op] as number) + length;
+    this.merged++;
+    return true;
+  }
+
+  /** The operation started for `row`, or -1 when there is no memory for it. */
+  #start(row: number): number {
+    const operations = this.#operations;
+    const requests = this.#requests;
+    const kind = requests.kind[row] as number;
+    const length = requests.length[row] as number;
+    const writes = changesDisk(kind);
+    const op = operations.open(
+      row,
+      kind,
+      requests.start[row] as number,
+      length,
+      requests.sequence[row] as number,
+      writes,
+    );
+    if (kind === KIND_BARRIER) operations.stage[op] = length > 0 ? STAGE_PRE_FLUSH : STAGE_POST_FLUSH;
+    else operations.stage[op] = STAGE_IO;
+    if (requests.segmentCount[row] !== 0 && !this.#path.begin(op)) {
+      operations.close(op, writes);
+      return -1;
+    }
+    this.started[this.startedCount++] = op;
+    return op;
+  }
+
+  #barrierActive(): boolean {
+    const { activeCount, active, kind } = this.#operations;
+    return activeCount === 1 && kind[active[0] as number] === KIND_BARRIER;
+  }
+}

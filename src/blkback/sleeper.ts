@@ -1,0 +1,107 @@
+// When and how a data plane sleeps. The event channel is left masked while there is work, because a masked
+// port costs nothing; it is unmasked, and the ring's event index armed, just before sleeping. Before that a
+// short poll may pay off: its length follows what recent sleeps would have gained, and is 0 when idle.
+import type { EvtchnPort } from "../core/types.ts";
+import type { EventChannels } from "../platform/platform.ts";
+import type { BackRing } from "./back-ring.ts";
+import { STAT } from "./stats.ts";
+
+const MAX_POLL_MS = 0.05;
+const MIN_POLL_MS = 0.01;
+/** This many events in a row that brought nothing are a storm: then events have to wait (XSA-332). */
+const SPURIOUS_LIMIT = 16;
+const STORM_PAUSE_MS = 1;
+/** Submissions that did not complete at once make us wait in the same call; from time to time we look again. */
+const INLINE_TRUST = 8;
+const INLINE_RETRY_EVERY = 256;
+
+export class Sleeper {
+  /** Bound on the wait that `mayWait` allowed; -1: none. */
+  timeoutMs = -1;
+  readonly #ring: BackRing;
+  readonly #channels: EventChannels;
+  readonly #port: EvtchnPort;
+  readonly #counters: Float64Array;
+  readonly #ports = new Uint32Array(16);
+  #masked = false;
+  #eventTaken = false;
+  #spurious = 0;
+  #pollMs = 0;
+  #sleptAt = 0;
+  #inlineTrust = INLINE_TRUST;
+  #sinceInline = 0;
+
+  constructor(ring: BackRing, channels: EventChannels, port: EvtchnPort, counters: Float64Array) {
+    this.#ring = ring;
+    this.#channels = channels;
+    this.#port = port;
+    this.#counters = counters;
+  }
+
+  /**
+   * True when the caller may sleep now (for `timeoutMs`): there is nothing to fetch, and an event will come
+   * for what is put on the ring from here on. `penaltyMs` > 0 makes a guest that misbehaves wait instead.
+   */
+  mayWait(fetched: number, submitted: number, active: number, penaltyMs: number): boolean {
+    this.timeoutMs = -1;
+    this.#judgeEvent(fetched);
+    if (submitted > 0 && this.#inlineTrust > 0) return false;
+    const idle = active === 0;
+    if (idle && this.#pollMs > 0 && this.#poll()) return false;
+    const pause = penaltyMs > 0 ? penaltyMs : this.#spurious > SPURIOUS_LIMIT ? STORM_PAUSE_MS : 0;
+    if (pause > 0) {
+      this.#spurious = 0;
+      this.timeoutMs = pause;
+      return true;
+    }
+    if (this.#masked) {
+      this.#masked = false;
+      this.#channels.unmask(this.#port);
+    }
+    if (this.#ring.finalCheck()) return false;
+    this.#sleptAt = idle ? performance.now() : 0;
+    return true;
+  }
+
+  /** Reads the delivered ports; they stay masked until the next sleep. */
+  takeEvents(): void {
+    if (this.#channels.pending(this.#ports) <= 0) return;
+    this.#masked = true;
+    this.#eventTaken = true;
+    this.#counters[STAT.wakeups]!++;
+  }
+
+  /** Learns from a round: `submitted` operations, `completions` of them or others ended, `wait` as told. */
+  completed(submitted: number, completions: number, wait: number): void {
+    if (wait === 0 && submitted > 0) {
+      this.#inlineTrust = completions > 0 ? INLINE_TRUST : this.#inlineTrust - 1;
+    } else if (submitted > 0 && ++this.#sinceInline >= INLINE_RETRY_EVERY) {
+      this.#sinceInline = 0;
+      this.#inlineTrust = 1;
+    }
+    if (wait === 0 || this.#sleptAt === 0) return;
+    const slept = performance.now() - this.#sleptAt;
+    this.#sleptAt = 0;
+    if (slept < MAX_POLL_MS) this.#pollMs = Math.min(MAX_POLL_MS, Math.max(MIN_POLL_MS, this.#pollMs * 2));
+    else if (slept > 10 * MAX_POLL_MS) this.#pollMs = 0;
+  }
+
+  #judgeEvent(fetched: number): void {
+    if (fetched > 0) this.#spurious = 0;
+    else if (this.#eventTaken) {
+      this.#spurious++;
+      this.#counters[STAT.spuriousWakeups]!++;
+    }
+    this.#eventTaken = false;
+  }
+
+  /** Looks at the ring for a little while; true when something came. */
+  #poll(): boolean {
+    const until = performance.now() + this.#pollMs;
+    do {
+      if (this.#ring.hasRequests()) return true;
+    } while (performance.now() < until);
+    this.#pollMs = this.#pollMs / 2 < MIN_POLL_MS ? 0 : this.#pollMs / 2;
+    return false;
+  }
+}

@@ -1,0 +1,232 @@
+// A device's statistics: one page of counters that the data plane adds to and anybody may read at any time,
+// kept in a file so that `blkback stats` of another process can show them, also while the data plane is busy.
+import { closeSync, ftruncateSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { XentoolError } from "../core/errors.ts";
+import { mapFile, type Mapping } from "../native/memory.ts";
+import { MAX_INDIRECT_SEGMENTS } from "../protocol/blkif.ts";
+
+const MAGIC = 0x584e_5442;
+const VERSION = 1;
+const MAX_RING_SLOTS = 512;
+const LATENCY_BUCKETS = 32;
+
+/** Positions of the counters. Doubles, so that bytes never overflow. */
+const FIELDS = [
+  "magic",
+  "version",
+  "pid",
+  "startedAtMs",
+  "domid",
+  "devid",
+  "ringSlots",
+  "requests",
+  "ok",
+  "errors",
+  "reads",
+  "writes",
+  "flushes",
+  "barriers",
+  "discards",
+  "indirect",
+  "merged",
+  "readBytes",
+  "writeBytes",
+  "discardBytes",
+  "batches",
+  "notifies",
+  "wakeups",
+  "spuriousWakeups",
+  "copiedSegments",
+] as const;
+export type StatField = (typeof FIELDS)[number];
+
+export const STAT = Object.fromEntries(FIELDS.map((name, index) => [name, index])) as Readonly<
+  Record<StatField, number>
+>;
+
+/** Histograms, one after the other behind the counters. */
+export const RING_UTILISATION = 64;
+export const BATCH_SIZES = RING_UTILISATION + MAX_RING_SLOTS + 1;
+export const SEGMENTS_PER_REQUEST = BATCH_SIZES + MAX_RING_SLOTS + 1;
+export const READ_LATENCY = SEGMENTS_PER_REQUEST + MAX_INDIRECT_SEGMENTS + 1;
+export const WRITE_LATENCY = READ_LATENCY + LATENCY_BUCKETS;
+export const FLUSH_LATENCY = WRITE_LATENCY + LATENCY_BUCKETS;
+export const DISCARD_LATENCY = FLUSH_LATENCY + LATENCY_BUCKETS;
+const DOUBLES = DISCARD_LATENCY + LATENCY_BUCKETS;
+const FILE_BYTES = Math.ceil((DOUBLES * 8) / 4096) * 4096;
+
+/** Bucket of a latency: 0 below 1 µs, n for 2^(n-1) to 2^n µs. */
+export function latencyBucket(ms: number): number {
+  const us = ms * 1000;
+  return us < 1 ? 0 : Math.min(LATENCY_BUCKETS - 1, 32 - Math.clz32(us));
+}
+
+export class StatsPage {
+  readonly path: string;
+  readonly counters: Float64Array;
+  readonly #mapping: Mapping;
+
+  private constructor(path: string, mapping: Mapping) {
+    this.path = path;
+    this.#mapping = mapping;
+    this.counters = new Float64Array(mapping.bytes.buffer);
+  }
+
+  /** Makes the statistics file of a device served by this process. */
+  static create(runDir: string, domid: number, devid: number): StatsPage {
+    mkdirSync(runDir, { recursive: true, mode: 0o755 });
+    const page = StatsPage.#map(statsPath(runDir, domid, devid), "w+", true);
+    page.counters.fill(0);
+    page.counters[STAT.pid] = process.pid;
+    page.counters[STAT.startedAtMs] = Date.now();
+    page.counters[STAT.domid] = domid;
+    page.counters[STAT.devid] = devid;
+    page.counters[STAT.version] = VERSION;
+    page.counters[STAT.magic] = MAGIC;
+    return page;
+  }
+
+  /** Opens a file that `create` made, to count into it (the data plane). */
+  static attach(path: string): StatsPage {
+    return StatsPage.#map(path, "r+", true);
+  }
+
+  /** Unmaps; the file stays. */
+  close(): void {
+    this.#mapping.close();
+  }
+
+  /** Unmaps and deletes the file. */
+  remove(): void {
+    this.close();
+    rmSync(this.path, { force: true });
+  }
+
+  static #map(path: string, flags: string, writable: boolean): StatsPage {
+    const fd = openSync(path, flags, 0o644);
+    try {
+      if (flags === "w+") ftruncateSync(fd, FILE_BYTES);
+      return new StatsPage(path, mapFile(fd, FILE_BYTES, writable));
+    } finally {
+      closeSync(fd);
+    }
+  }
+}
+
+/** Where a process that serves devices keeps its statistics: with the simulated host, or in /run. */
+export function statsDir(sim: { readonly dir: string } | undefined): string {
+  return sim === undefined ? "/run/xentool/blkback" : join(sim.dir, "blkback");
+}
+
+function statsPath(runDir: string, domid: number, devid: number): string {
+  return join(runDir, `${domid}-${devid}.stats`);
+}
+
+export interface Latency {
+  /** Count per bucket: below 1 µs, then up to 2, 4, 8… µs. */
+  readonly buckets: readonly number[];
+  readonly medianUs: number;
+  readonly p99Us: number;
+}
+
+/** A snapshot in a form for people and JSON. */
+export interface DeviceStats extends Readonly<Record<Exclude<StatField, "magic" | "version">, number>> {
+  readonly alive: boolean;
+  /** How often a wake-up found n requests on the ring. */
+  readonly ringUtilisation: readonly number[];
+  readonly batchSizes: readonly number[];
+  /** How many requests had n segments. */
+  readonly segmentsPerRequest: readonly number[];
+  readonly readLatency: Latency;
+  readonly writeLatency: Latency;
+  readonly flushLatency: Latency;
+  readonly discardLatency: Latency;
+}
+
+/** Reads one device's statistics; `io` when no process serves it. */
+export function readStats(runDir: string, domid: number, devid: number): DeviceStats {
+  const path = statsPath(runDir, domid, devid);
+  let bytes: Buffer;
+  try {
+    bytes = readFileSync(path);
+  } catch (error) {
+    throw new XentoolError(
+      "io",
+      `no statistics for device ${devid} of domain ${domid}: nobody serves it`,
+      {},
+      error,
+    );
+  }
+  return decodeStats(new Float64Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)));
+}
+
+/** The statistics of every device that a process of this host serves or served before it was killed. */
+export function readAllStats(runDir: string): DeviceStats[] {
+  let names: string[];
+  try {
+    names = readdirSync(runDir);
+  } catch {
+    return [];
+  }
+  return names.flatMap((name) => {
+    const match = /^([0-9]+)-([0-9]+)\.stats$/.exec(name);
+    if (match === null) return [];
+    try {
+      return [readStats(runDir, Number(match[1]), Number(match[2]))];
+    } catch {
+      return []; // removed, or not complete yet
+    }
+  });
+}
+
+function decodeStats(counters: Float64Array): DeviceStats {
+  if (counters.length < DOUBLES || counters[STAT.magic] !== MAGIC || counters[STAT.version] !== VERSION)
+    throw new XentoolError("io", "the statistics file is not complete, or of another version of xentool");
+  const { magic: _magic, version: _version, ...fields } = STAT;
+  const values = Object.fromEntries(
+    Object.entries(fields).map(([name, index]) => [name, counters[index] as number]),
+  ) as Record<keyof typeof fields, number>;
+  return {
+    ...values,
+    alive: isAlive(values.pid),
+    ringUtilisation: histogram(counters, RING_UTILISATION, MAX_RING_SLOTS + 1),
+    batchSizes: histogram(counters, BATCH_SIZES, MAX_RING_SLOTS + 1),
+    segmentsPerRequest: histogram(counters, SEGMENTS_PER_REQUEST, MAX_INDIRECT_SEGMENTS + 1),
+    readLatency: latency(counters, READ_LATENCY),
+    writeLatency: latency(counters, WRITE_LATENCY),
+    flushLatency: latency(counters, FLUSH_LATENCY),
+    discardLatency: latency(counters, DISCARD_LATENCY),
+  };
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM";
+  }
+}
+
+/** A histogram without its empty end. */
+function histogram(counters: Float64Array, at: number, length: number): number[] {
+  const all = [...counters.subarray(at, at + length)];
+  return all.slice(0, all.findLastIndex((value) => value !== 0) + 1);
+}
+
+function latency(counters: Float64Array, at: number): Latency {
+  const buckets = histogram(counters, at, LATENCY_BUCKETS);
+  return { buckets, medianUs: quantile(buckets, 0.5), p99Us: quantile(buckets, 0.99) };
+}
+
+/** The upper end of the bucket in which the quantile lies. */
+function quantile(buckets: readonly number[], fraction: number): number {
+  const total = buckets.reduce((sum, count) => sum + count, 0);
+  let seen = 0;
+  for (const [index, count] of buckets.entries()) {
+    seen += count;
+    if (total > 0 && seen >= total * fraction) return 2 ** index;
+  }
+  return 0;
+}
