@@ -125,27 +125,22 @@ export class Xenstore extends XenstoreOperations {
     predicate: (value: string | null) => boolean,
     options: WaitOptions = {},
   ): Promise<string | null> {
+    const { timeoutMs, signal } = options;
+    const cancelled = (): XentoolError =>
+      new XentoolError("cancelled", `waiting for xenstore ${path} was cancelled`);
+    if (signal?.aborted === true) throw cancelled();
     const { promise, resolve, reject } = Promise.withResolvers<string | null>();
     promise.catch(() => {});
     const stop: (() => void)[] = [this.onClose(reject)];
-    const { timeoutMs, signal } = options;
     if (timeoutMs !== undefined) {
-      const expired = new XentoolError(
-        "timeout",
-        `xenstore ${path} did not change as expected within ${timeoutMs} ms`,
-        {
-          path,
-        },
-      );
-      const timer = setTimeout(() => reject(expired), timeoutMs);
+      const message = `xenstore ${path} did not change as expected within ${timeoutMs} ms`;
+      const timer = setTimeout(() => reject(new XentoolError("timeout", message, { path })), timeoutMs);
       stop.push(() => clearTimeout(timer));
     }
     if (signal !== undefined) {
-      const abort = (): void =>
-        reject(new XentoolError("cancelled", `waiting for xenstore ${path} was cancelled`));
+      const abort = (): void => reject(cancelled());
       signal.addEventListener("abort", abort);
       stop.push(() => signal.removeEventListener("abort", abort));
-      if (signal.aborted) abort();
     }
     const look = async (): Promise<void> => {
       const value = await this.tryRead(path);

@@ -1,6 +1,6 @@
 // The nodes that a toolstack makes before a domain runs, with libxl's permissions: the domain reads its
 // directory, and owns only the parts that are for it to write.
-import { joinPath, type XsPermission } from "../../protocol/xs-wire.ts";
+import { encodeText, joinPath, type XsPermission } from "../../protocol/xs-wire.ts";
 import type { StoreTree } from "./store.ts";
 
 /** Directories in a domain's own that the domain reads. */
@@ -16,20 +16,30 @@ export function seedServer(tree: StoreTree): void {
     put(tree, path, DOM0_ONLY);
 }
 
-/** Makes the directory of a domain. A node that is there already keeps its value. */
-export function seedDomain(tree: StoreTree, domid: number, name: string): void {
+/** Makes the directory of a domain, and gives the paths it made. A node that is there keeps its value. */
+export function seedDomain(tree: StoreTree, domid: number, name: string): string[] {
   const readable: readonly XsPermission[] = [...DOM0_ONLY, { domid, access: "read" }];
   const own: readonly XsPermission[] = [{ domid, access: "none" }];
   const directory = `/local/domain/${domid}`;
-  put(tree, directory, readable);
-  put(tree, joinPath(directory, "name"), readable, name);
-  put(tree, joinPath(directory, "domid"), readable, String(domid));
-  for (const path of READ_ONLY) put(tree, joinPath(directory, path), readable);
-  for (const path of OWN) put(tree, joinPath(directory, path), own);
+  const made = [
+    put(tree, directory, readable),
+    put(tree, joinPath(directory, "name"), readable, name),
+    put(tree, joinPath(directory, "domid"), readable, String(domid)),
+    ...READ_ONLY.map((path) => put(tree, joinPath(directory, path), readable)),
+    ...OWN.map((path) => put(tree, joinPath(directory, path), own)),
+  ];
+  return made.filter((path) => path !== undefined);
 }
 
-function put(tree: StoreTree, path: string, permissions: readonly XsPermission[], value = ""): void {
-  if (tree.get(path) !== undefined) return;
+/** Undefined when there was a node already. */
+function put(
+  tree: StoreTree,
+  path: string,
+  permissions: readonly XsPermission[],
+  value = "",
+): string | undefined {
+  if (tree.get(path) !== undefined) return undefined;
   tree.create(path, permissions);
-  tree.setValue(path, new TextEncoder().encode(value));
+  tree.setValue(path, encodeText(value));
+  return path;
 }

@@ -82,18 +82,16 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
 
   /** Makes a domain as a toolstack does: its directory with libxl's permissions, then its introduction. */
   createDomain(domid: number, name: string): void {
-    seedDomain(this.tree, domid, name);
+    const made = seedDomain(this.tree, domid, name);
+    this.fire(made.map((path) => ({ path, oldPermissions: undefined, removed: undefined })));
     this.introduce(domid);
   }
 
   /** Listens at the socket `path` for clients that are `domid`. Fails with `environment` when it cannot. */
-  listen(path: string, domid: number): Promise<void> {
-    const accept = (channel: Channel): Connection | undefined => this.#connect(domid, channel);
-    return Promise.resolve().then(() => {
-      const listener = listenOnSocket(path, accept);
-      this.#listeners.set(domid, [...(this.#listeners.get(domid) ?? []), listener]);
-      this.#domain(domid);
-    });
+  async listen(path: string, domid: number): Promise<void> {
+    const listener = listenOnSocket(path, (channel) => this.#connect(domid, channel));
+    this.#listeners.set(domid, [...(this.#listeners.get(domid) ?? []), listener]);
+    this.#domain(domid);
   }
 
   /** A client's transport within this process, for a client that is `domid`. */

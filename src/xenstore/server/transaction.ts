@@ -129,13 +129,9 @@ export class Transaction implements Workspace {
     const merged = new Map<string, Change>();
     for (const change of this.changes) {
       const earlier = merged.get(change.path);
-      const removed =
-        change.removed ?? (this.tree.get(change.path) === undefined ? earlier?.removed : undefined);
-      merged.set(change.path, {
-        ...change,
-        removed,
-        oldPermissions: earlier?.oldPermissions ?? change.oldPermissions,
-      });
+      const removed = change.removed ?? earlier?.removed;
+      const oldPermissions = earlier === undefined ? change.oldPermissions : earlier.oldPermissions;
+      merged.set(change.path, { path: change.path, removed, oldPermissions });
     }
     return [...merged.values()];
   }
