@@ -1,0 +1,79 @@
+// One connection of a device to its guest, seen from the control plane: starts the data-plane worker, hears
+// that it connected, tells it to stop, and knows when everything is given back.
+import type { SpawnWorker } from "../core/worker.ts";
+import { XentoolError } from "../core/errors.ts";
+import { check, shim } from "../native/shim.ts";
+import { closeSync } from "node:fs";
+import {
+  CONTROL_SECTORS_HIGH,
+  CONTROL_SECTORS_LOW,
+  CONTROL_STOP,
+  CONTROL_WORDS,
+  type BlkbackOrder,
+  type BlkbackReport,
+} from "./worker.ts";
+
+export class QueueConnection {
+  /** Resolves once the worker has given everything back, with the reason when it stopped by itself. */
+  readonly stopped: Promise<XentoolError | undefined>;
+  readonly #worker: Worker;
+  readonly #control: Int32Array;
+  readonly #wakeFd: number;
+  readonly #connected = Promise.withResolvers<void>();
+  #over = false;
+
+  constructor(spawnWorker: SpawnWorker, order: Omit<BlkbackOrder, "control" | "wakeFd">) {
+    const shared = new SharedArrayBuffer(CONTROL_WORDS * 4);
+    this.#control = new Int32Array(shared);
+    this.#storeSectors(order.limits.sectors512);
+    this.#wakeFd = check(shim.xt_eventfd(), "make an eventfd");
+    this.#connected.promise.catch(() => {});
+    this.#worker = spawnWorker();
+    const stopped = Promise.withResolvers<XentoolError | undefined>();
+    const end = (error: XentoolError | undefined): void => {
+      if (this.#over) return;
+      this.#over = true;
+      this.#connected.reject(error ?? new XentoolError("cancelled", "stopped before it was connected"));
+      this.#worker.terminate();
+      closeSync(this.#wakeFd);
+      stopped.resolve(error);
+    };
+    this.#worker.onmessage = (event: MessageEvent<BlkbackReport>) => {
+      const message = event.data;
+      if (message.type === "connected") this.#connected.resolve();
+      else if (message.type === "failed") end(new XentoolError(message.kind, message.message));
+      else end(message.failure === undefined ? undefined : new XentoolError("protocol", message.failure));
+    };
+    this.#worker.onerror = (event) =>
+      end(new XentoolError("bug", `the data-plane worker died: ${event.message}`));
+    this.stopped = stopped.promise;
+    this.#worker.postMessage({ ...order, control: shared, wakeFd: this.#wakeFd } satisfies BlkbackOrder);
+  }
+
+  /** Resolves when the ring is mapped and served; rejects with the reason when that failed. */
+  get connected(): Promise<void> {
+    return this.#connected.promise;
+  }
+
+  /** Has the worker answer what it has taken and give everything back. */
+  async stop(): Promise<void> {
+    Atomics.store(this.#control, CONTROL_STOP, 1);
+    this.#wake();
+    await this.stopped;
+  }
+
+  /** The disk has another size from now on. */
+  resize(sectors512: number): void {
+    this.#storeSectors(sectors512);
+    this.#wake();
+  }
+
+  #wake(): void {
+    if (!this.#over) shim.xt_eventfd_signal(this.#wakeFd);
+  }
+
+  #storeSectors(sectors512: number): void {
+    Atomics.store(this.#control, CONTROL_SECTORS_LOW, sectors512 | 0);
+    Atomics.store(this.#control, CONTROL_SECTORS_HIGH, Math.floor(sectors512 / 2 ** 32));
+  }
+}

@@ -1,0 +1,372 @@
+// The control plane of one device: follows the XenbusState of both ends (public/io/xenbus.h) and connects
+// or disconnects the data plane accordingly. Every watch event only says "look again"; looking compares
+// what both ends say with what is, and takes the one step that follows. So events may come in any number
+// and order, and a guest that flaps costs no more than one step at a time.
+import { setTimeout as delay } from "node:timers/promises";
+import type { FilterSpec } from "../block/filter.ts";
+import { currentSizeBytes, type Image } from "../block/image.ts";
+import { describeError, XentoolError } from "../core/errors.ts";
+import { escapeText, moduleLogger } from "../core/log.ts";
+import type { SpawnWorker } from "../core/worker.ts";
+import type { EngineKind } from "../native/io-engine.ts";
+import type { Platform } from "../platform/platform.ts";
+import { SECTOR_SIZE } from "../protocol/blkif.ts";
+import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
+import type { Unwatch, Xenstore } from "../xenstore/client.ts";
+import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+import { QueueConnection } from "./connection.ts";
+import { diskKeys, diskLimits, ringKeys, type Offer } from "./features.ts";
+import type { DiskLimits } from "./requests.ts";
+import { readRingParameters } from "./ring-parameters.ts";
+import { StatsPage } from "./stats.ts";
+import { RESIZE_KEY } from "./toolstack.ts";
+
+const logger = moduleLogger("blkback");
+
+export interface DeviceOptions {
+  readonly offer: Offer;
+  readonly grantMode: "copy" | "map";
+  readonly engine: EngineKind;
+  readonly filters: readonly FilterSpec[];
+  /** Directory of the statistics files. */
+  readonly statsDir: string;
+  readonly verbosity: number;
+}
+
+/** Why a device is served no longer: the guest or the toolstack let go, or the guest is gone. */
+export type DeviceEnd = "closed" | "removed" | "frontend-gone";
+
+/** A guest that reconnects in a loop is connected this often at most. */
+const RECONNECT_PAUSE_MS = 100;
+
+export class BlkbackDevice {
+  readonly address: DeviceAddress;
+  /** Resolves when the device is over; rejects when xenstored is gone or we failed. */
+  readonly ended: Promise<DeviceEnd>;
+  readonly #platform: Platform;
+  readonly #xenstore: Xenstore;
+  readonly #image: Image;
+  readonly #options: DeviceOptions;
+  readonly #spawnWorker: SpawnWorker;
+  readonly #limits: DiskLimits;
+  readonly #stats: StatsPage;
+  readonly #end = Promise.withResolvers<DeviceEnd>();
+  readonly #unwatch: Unwatch[] = [];
+  #state: XenbusState = XenbusState.Initialising;
+  #connection: QueueConnection | undefined;
+  #connectedAtMs = -Infinity;
+  /** Set after a failure: the guest must start over at Initialising before it is served again. */
+  #refused = false;
+  #looking = false;
+  #lookAgain = false;
+  #over = false;
+  #resizeSeen: string | null = null;
+
+  private constructor(
+    platform: Platform,
+    xenstore: Xenstore,
+    address: DeviceAddress,
+    image: Image,
+    options: DeviceOptions,
+    spawnWorker: SpawnWorker,
+  ) {
+    this.#platform = platform;
+    this.#xenstore = xenstore;
+    this.address = address;
+    this.#image = image;
+    this.#options = options;
+    this.#spawnWorker = spawnWorker;
+    this.#limits = diskLimits(options.offer, image.info);
+    this.#stats = StatsPage.create(options.statsDir, address.frontend, address.devid);
+    this.ended = this.#end.promise;
+    this.ended.catch(() => {});
+  }
+
+  /**
+   * Offers `image` as the device at `address`, whose directories exist, and serves it from then on. Takes
+   * over a device whose former server died: both ends are still Connected then.
+   */
+  static async start(
+    platform: Platform,
+    xenstore: Xenstore,
+    address: DeviceAddress,
+    image: Image,
+    options: DeviceOptions,
+    spawnWorker: SpawnWorker,
+  ): Promise<BlkbackDevice> {
+    const device = new BlkbackDevice(platform, xenstore, address, image, options, spawnWorker);
+    try {
+      await device.#offer();
+      await device.#watch();
+    } catch (error) {
+      await device.#finish();
+      throw error;
+    }
+    return device;
+  }
+
+  get state(): XenbusState {
+    return this.#state;
+  }
+
+  /**
+   * Asks the guest to let go, as hot-unplug does, and waits for it. False: it did not within `timeoutMs`;
+   * then the device goes on as before.
+   */
+  async detach(timeoutMs: number, signal?: AbortSignal): Promise<boolean> {
+    const dir = backendDir(this.address);
+    await this.#xenstore.transaction(async (tx) => {
+      await tx.write(`${dir}/online`, "0");
+      await tx.write(`${dir}/state`, String(XenbusState.Closing));
+    });
+    const timer = new AbortController();
+    const expired = delay(timeoutMs, false, { signal: timer.signal }).catch(() => false);
+    const aborted = new Promise<false>((resolve) => signal?.addEventListener("abort", () => resolve(false)));
+    const done = await Promise.race([this.ended.then(() => true), expired, aborted]);
+    timer.abort();
+    return done;
+  }
+
+  /**
+   * Stops serving without a word to the guest, which keeps waiting: everything taken off the ring is
+   * answered, so another process can take the device over where this one stopped.
+   */
+  async abandon(): Promise<void> {
+    await this.#connection?.stop();
+    this.#finishOnce("removed");
+    await this.ended.catch(() => {});
+  }
+
+  // The steps.
+
+  async #offer(): Promise<void> {
+    const back = backendDir(this.address);
+    const both = await Promise.all([this.#readBackendState(), this.#readFrontendState()]);
+    if (both[0] === XenbusState.Connected && both[1] === XenbusState.Connected) {
+      logger.info(`${this.#name}: taking over a ring in use`);
+      this.#state = XenbusState.InitWait;
+      return;
+    }
+    await this.#xenstore.transaction(async (tx) => {
+      for (const [key, value] of Object.entries(ringKeys(this.#options.offer)))
+        await tx.write(`${back}/${key}`, String(value));
+      await tx.write(`${back}/hotplug-status`, "connected");
+      await tx.write(`${back}/state`, String(XenbusState.InitWait));
+    });
+    this.#entered(XenbusState.InitWait);
+  }
+
+  async #watch(): Promise<void> {
+    this.#xenstore.onClose((error) => this.#fail(error));
+    const look = (): Promise<void> => this.#look();
+    this.#unwatch.push(await this.#xenstore.watch(backendDir(this.address), look));
+    this.#unwatch.push(await this.#xenstore.watch(`${frontendDir(this.address)}/state`, look));
+    this.#unwatch.push(await this.#xenstore.watch("@releaseDomain", look));
+  }
+
+  /** Looks until nothing changed while looking. */
+  async #look(): Promise<void> {
+    this.#lookAgain = true;
+    if (this.#looking) return;
+    this.#looking = true;
+    try {
+      while (this.#lookAgain && !this.#over) {
+        this.#lookAgain = false;
+        await this.#takeStep();
+      }
+    } catch (error) {
+      this.#fail(error);
+    } finally {
+      this.#looking = false;
+    }
+  }
+
+  async #takeStep(): Promise<void> {
+    const back = backendDir(this.address);
+    const wanted = await this.#readBackendState();
+    if (wanted === XenbusState.Unknown && !(await this.#xenstore.exists(back)))
+      return this.#close("removed", false);
+    const frontend = await this.#readFrontendState();
+    const online = (await this.#xenstore.tryRead(`${back}/online`)) === "1";
+    if (
+      wanted === XenbusState.Closing &&
+      this.#state !== XenbusState.Closing &&
+      this.#state !== XenbusState.Closed
+    )
+      this.#entered(XenbusState.Closing);
+    await this.#resizeIfAsked();
+    switch (frontend) {
+      case XenbusState.Unknown:
+        return this.#close("frontend-gone", true);
+      case XenbusState.Initialising:
+        if (this.#connection !== undefined) await this.#disconnect();
+        this.#refused = false;
+        if (!online) return this.#close("closed", true);
+        if (this.#state === XenbusState.Closed || this.#state === XenbusState.Closing) await this.#offer();
+        return;
+      case XenbusState.Initialised:
+      case XenbusState.Connected:
+        if (this.#state === XenbusState.InitWait && !this.#refused) await this.#connect();
+        return;
+      case XenbusState.Closing:
+        if (this.#state !== XenbusState.Closed) await this.#enter(XenbusState.Closing);
+        return;
+      case XenbusState.Closed:
+        await this.#disconnect();
+        if (!online) return this.#close("closed", true);
+        if (this.#state !== XenbusState.InitWait) await this.#enter(XenbusState.Closed);
+        return;
+      default:
+        return;
+    }
+  }
+
+  async #connect(): Promise<void> {
+    const pause = this.#connectedAtMs + RECONNECT_PAUSE_MS - performance.now();
+    if (pause > 0) await delay(pause);
+    this.#connectedAtMs = performance.now();
+    try {
+      const { offer } = this.#options;
+      const ring = await readRingParameters(
+        this.#xenstore,
+        frontendDir(this.address),
+        offer.maxRingPageOrder,
+      );
+      const { grantMode, engine, filters, verbosity } = this.#options;
+      const connection = new QueueConnection(this.#spawnWorker, {
+        kind: "blkback",
+        name: this.#name,
+        verbosity,
+        platform: this.#platform.descriptor,
+        frontend: this.address.frontend,
+        refs: ring.refs,
+        remotePort: ring.remotePort,
+        abi: ring.abi.name,
+        image: this.#image,
+        engine,
+        filters,
+        limits: this.#limits,
+        grantMode,
+        statsPath: this.#stats.path,
+      });
+      this.#connection = connection;
+      void connection.stopped.then((failure) => this.#stopped(connection, failure));
+      await connection.connected;
+      logger.info(`${this.#name}: ${ring.refs.length} ring page(s), ${ring.abi.protocol}`);
+    } catch (error) {
+      this.#connection = undefined;
+      return this.#refuse(error);
+    }
+    await this.#publish();
+    this.#entered(XenbusState.Connected);
+  }
+
+  /** The disk's keys and Connected at once: also how a new size is announced. */
+  async #publish(): Promise<void> {
+    const dir = backendDir(this.address);
+    await this.#xenstore.transaction(async (tx) => {
+      for (const [key, value] of Object.entries(
+        diskKeys(this.#options.offer, this.#image.info, this.#limits),
+      ))
+        await tx.write(`${dir}/${key}`, String(value));
+      await tx.write(`${dir}/state`, String(XenbusState.Connected));
+    });
+  }
+
+  async #disconnect(): Promise<void> {
+    const connection = this.#connection;
+    this.#connection = undefined;
+    await connection?.stop();
+  }
+
+  /** The worker is done: after `stop`, or by itself because the ring or the engine failed. */
+  async #stopped(connection: QueueConnection, failure: XentoolError | undefined): Promise<void> {
+    if (this.#connection !== connection || this.#over || this.#state !== XenbusState.Connected) return;
+    this.#connection = undefined;
+    await this.#refuse(failure ?? new XentoolError("bug", "the data plane stopped by itself"));
+  }
+
+  /** Stops this device, and only it, with the reason where Linux backends put it. */
+  async #refuse(error: unknown): Promise<void> {
+    const reason = describeError(error);
+    logger.error(`${this.#name}: ${escapeText(reason, 500)}`);
+    this.#refused = true;
+    try {
+      const node = backendDir(this.address).replace(/^\/local\/domain\/[0-9]+/, (own) => `${own}/error`);
+      await this.#xenstore.write(`${node}/error`, escapeText(reason, 500));
+      await this.#enter(XenbusState.Closing);
+    } catch (failure) {
+      this.#fail(failure);
+    }
+  }
+
+  async #resizeIfAsked(): Promise<void> {
+    const asked = await this.#xenstore.tryRead(`${backendDir(this.address)}/${RESIZE_KEY}`);
+    if (asked === null || asked === this.#resizeSeen) return;
+    this.#resizeSeen = asked;
+    const sectors = currentSizeBytes(this.#image, this.#options.offer.logicalSectorBytes) / SECTOR_SIZE;
+    if (sectors === this.#limits.sectors512 || sectors === 0) return;
+    logger.info(`${this.#name}: ${sectors} sectors from now on`);
+    this.#limits.sectors512 = sectors;
+    this.#connection?.resize(sectors);
+    if (this.#state === XenbusState.Connected) await this.#publish();
+  }
+
+  async #close(end: DeviceEnd, sayClosed: boolean): Promise<void> {
+    await this.#disconnect();
+    if (sayClosed && (await this.#xenstore.exists(backendDir(this.address))))
+      await this.#enter(XenbusState.Closed);
+    this.#finishOnce(end);
+  }
+
+  async #enter(state: XenbusState): Promise<void> {
+    if (this.#state === state) return;
+    await this.#xenstore.write(`${backendDir(this.address)}/state`, String(state));
+    this.#entered(state);
+  }
+
+  #entered(state: XenbusState): void {
+    this.#state = state;
+    logger.info(`${this.#name}: ${xenbusStateName(state)}`);
+  }
+
+  #fail(error: unknown): void {
+    if (this.#over) return;
+    this.#over = true;
+    const connection = this.#connection;
+    this.#connection = undefined;
+    void (connection?.stop() ?? Promise.resolve())
+      .then(() => this.#finish())
+      .then(() => this.#end.reject(error));
+  }
+
+  #finishOnce(end: DeviceEnd): void {
+    if (this.#over) return;
+    this.#over = true;
+    void this.#finish().then(() => this.#end.resolve(end));
+  }
+
+  async #finish(): Promise<void> {
+    this.#over = true;
+    for (const unwatch of this.#unwatch.splice(0)) await unwatch().catch(() => {});
+    this.#stats.remove();
+  }
+
+  async #readBackendState(): Promise<XenbusState> {
+    return parseXenbusState(await this.#xenstore.tryRead(`${backendDir(this.address)}/state`));
+  }
+
+  /** Unknown: the guest, or its directory, is gone. A driver domain may lose the right to look then. */
+  async #readFrontendState(): Promise<XenbusState> {
+    const state = this.#xenstore.tryRead(`${frontendDir(this.address)}/state`);
+    const text = await state.catch((error: unknown) => {
+      if (error instanceof XentoolError && error.context["errno"] === "EACCES") return null;
+      throw error;
+    });
+    return parseXenbusState(text);
+  }
+
+  get #name(): string {
+    return describeDevice(this.address);
+  }
+}

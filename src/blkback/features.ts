@@ -1,0 +1,73 @@
+// What a device offers, in the two steps of the handshake: limits that the guest needs before it makes its
+// ring (state 2), and the disk itself once the ring is served (state 4). public/io/blkif.h names the keys.
+import type { TargetInfo } from "../block/target.ts";
+import { MAX_INDIRECT_SEGMENTS, SECTOR_SIZE, VDISK_CDROM, VDISK_READONLY } from "../protocol/blkif.ts";
+import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
+import { XentoolError } from "../core/errors.ts";
+import type { DiskLimits } from "./requests.ts";
+
+export interface Offer {
+  readonly deviceType: "disk" | "cdrom";
+  readonly logicalSectorBytes: 512 | 4096;
+  /** Rings of up to 2^order pages. */
+  readonly maxRingPageOrder: number;
+  /** 0: no indirect requests. */
+  readonly maxIndirectSegments: number;
+}
+
+export const DEFAULT_OFFER: Offer = {
+  deviceType: "disk",
+  logicalSectorBytes: 512,
+  maxRingPageOrder: RING_MAX_PAGE_ORDER,
+  maxIndirectSegments: 256,
+};
+
+/** Throws `usage` for an offer that the protocol does not have. */
+export function checkOffer(offer: Offer): void {
+  if (!(offer.maxRingPageOrder >= 0 && offer.maxRingPageOrder <= RING_MAX_PAGE_ORDER))
+    throw new XentoolError("usage", `--max-ring-page-order is a number from 0 to ${RING_MAX_PAGE_ORDER}`);
+  if (!(offer.maxIndirectSegments >= 0 && offer.maxIndirectSegments <= MAX_INDIRECT_SEGMENTS))
+    throw new XentoolError("usage", `--max-indirect-segments is a number from 0 to ${MAX_INDIRECT_SEGMENTS}`);
+}
+
+export function diskLimits(offer: Offer, target: TargetInfo): DiskLimits {
+  return {
+    sectors512: target.sizeBytes / SECTOR_SIZE,
+    readOnly: target.readOnly,
+    logicalSectorBytes: offer.logicalSectorBytes,
+    canDiscard: target.canDiscard && !target.readOnly,
+    canSecureDiscard: target.canSecureDiscard && !target.readOnly,
+    maxIndirectSegments: offer.maxIndirectSegments,
+  };
+}
+
+type Keys = Readonly<Record<string, number>>;
+
+/** Written before state 2. */
+export function ringKeys(offer: Offer): Keys {
+  return {
+    "max-ring-page-order": offer.maxRingPageOrder,
+    ...(offer.maxIndirectSegments > 0 && { "feature-max-indirect-segments": offer.maxIndirectSegments }),
+  };
+}
+
+/** Written with state 4. `sectors` counts 512 bytes whatever the sector size is. */
+export function diskKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): Keys {
+  const granularity = Math.max(target.discardGranularityBytes, offer.logicalSectorBytes);
+  return {
+    sectors: limits.sectors512,
+    info: (offer.deviceType === "cdrom" ? VDISK_CDROM : 0) | (limits.readOnly ? VDISK_READONLY : 0),
+    "sector-size": offer.logicalSectorBytes,
+    "physical-sector-size": Math.max(target.physicalSectorBytes, offer.logicalSectorBytes),
+    "feature-flush-cache": 1,
+    "feature-barrier": 1,
+    "feature-persistent": 0,
+    "feature-discard": limits.canDiscard ? 1 : 0,
+    ...(limits.canDiscard && {
+      // blkfront takes the granularity only when the alignment is there too.
+      "discard-granularity": granularity,
+      "discard-alignment": 0,
+      "discard-secure": limits.canSecureDiscard ? 1 : 0,
+    }),
+  };
+}

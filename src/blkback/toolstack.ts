@@ -1,0 +1,162 @@
+// The toolstack's steps for one block device: create, hot-unplug, force off, remove, list. What libxl does
+// for a disk line, done by hand; public/io/blkif.h and docs/misc/xenstore-paths name the nodes.
+import { XentoolError } from "../core/errors.ts";
+import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
+import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
+import { vdevName } from "../protocol/blkif.ts";
+import type { Xenstore } from "../xenstore/client.ts";
+import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+
+export interface NewDevice {
+  readonly address: DeviceAddress;
+  readonly readOnly: boolean;
+  readonly deviceType: "disk" | "cdrom";
+  /** What is served, for people who look. */
+  readonly params: string;
+}
+
+/** Makes both directories of a device, in state 1, with their owners. Fails with `usage` when it exists. */
+export async function createDevice(xenstore: Xenstore, device: NewDevice): Promise<void> {
+  const { address } = device;
+  const back = backendDir(address);
+  const front = frontendDir(address);
+  if (!(await xenstore.exists(`/local/domain/${address.frontend}`)))
+    throw new XentoolError("usage", `there is no domain ${address.frontend}`);
+  await xenstore.transaction(async (tx) => {
+    if (await tx.exists(front)) throw new XentoolError("usage", `${describeDevice(address)} exists already`);
+    await tx.mkdir(back);
+    await tx.setPerms(back, [
+      { domid: address.backend, access: "none" },
+      { domid: address.frontend, access: "read" },
+    ]);
+    await tx.mkdir(front);
+    await tx.setPerms(front, [
+      { domid: address.frontend, access: "none" },
+      { domid: address.backend, access: "read" },
+    ]);
+    const backend = {
+      frontend: front,
+      "frontend-id": address.frontend,
+      params: device.params,
+      online: 1,
+      removable: device.deviceType === "cdrom" ? 1 : 0,
+      bootable: 1,
+      dev: vdevName(address.devid),
+      type: address.kind,
+      mode: device.readOnly ? "r" : "w",
+      "device-type": device.deviceType,
+      "hotplug-status": "connected",
+      state: XenbusState.Initialising,
+    };
+    const frontend = {
+      backend: back,
+      "backend-id": address.backend,
+      "virtual-device": address.devid,
+      "device-type": device.deviceType,
+      state: XenbusState.Initialising,
+    };
+    for (const [key, value] of Object.entries(backend)) await tx.write(`${back}/${key}`, String(value));
+    for (const [key, value] of Object.entries(frontend)) await tx.write(`${front}/${key}`, String(value));
+  });
+}
+
+/** Removes both directories, whatever state they are in and whichever of them is there. */
+export async function destroyDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  await xenstore.transaction(async (tx) => {
+    for (const dir of [backendDir(address), frontendDir(address)]) if (await tx.exists(dir)) await tx.rm(dir);
+    // The backend's directory for this frontend, when this was its last device.
+    const parent = backendDir(address).replace(/\/[^/]*$/, "");
+    if ((await tx.exists(parent)) && (await tx.directory(parent)).length === 0) await tx.rm(parent);
+  });
+}
+
+/** Hot-unplug: asks the backend to close, which asks the guest. The guest decides when. */
+export async function closeDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  await requireDevice(xenstore, address);
+  await xenstore.transaction(async (tx) => {
+    await tx.write(`${backendDir(address)}/online`, "0");
+    await tx.write(`${backendDir(address)}/state`, String(XenbusState.Closing));
+  });
+}
+
+/** Says in the guest's place that it has let go. What the guest has not written yet is lost. */
+export async function forceCloseDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  await requireDevice(xenstore, address);
+  await xenstore.transaction(async (tx) => {
+    await tx.write(`${backendDir(address)}/online`, "0");
+    await tx.write(`${frontendDir(address)}/state`, String(XenbusState.Closed));
+  });
+}
+
+/** Asks the process that serves the device to look at its image's size again. */
+export async function resizeDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  await requireDevice(xenstore, address);
+  await xenstore.write(`${backendDir(address)}/${RESIZE_KEY}`, String(Date.now()));
+}
+
+/** Written by `resizeDevice`, watched by the device. */
+export const RESIZE_KEY = "xentool-resize";
+
+async function requireDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  if (!(await xenstore.exists(backendDir(address))))
+    throw new XentoolError(
+      "usage",
+      `there is no ${describeDevice(address)} with a backend of kind ${address.kind}`,
+    );
+}
+
+export interface ListedDevice extends DeviceAddress {
+  readonly vdev: string;
+  readonly backendState: string;
+  readonly frontendState: string;
+  readonly online: boolean;
+  readonly mode: string;
+  readonly params: string;
+  /** Undefined until the backend has connected. */
+  readonly sectors512: number | undefined;
+}
+
+/** Every block device that `backend` has a directory for, of whatever kind. */
+export async function listDevices(xenstore: Xenstore, backend: Domid): Promise<ListedDevice[]> {
+  const found: ListedDevice[] = [];
+  const root = `/local/domain/${backend}/backend`;
+  for (const kind of await names(xenstore, root))
+    for (const frontend of await names(xenstore, `${root}/${kind}`))
+      for (const devid of await names(xenstore, `${root}/${kind}/${frontend}`)) {
+        const device = await listDevice(xenstore, backend, kind, frontend, devid);
+        if (device !== undefined) found.push(device);
+      }
+  return found;
+}
+
+async function listDevice(
+  xenstore: Xenstore,
+  backend: Domid,
+  kind: string,
+  frontendName: string,
+  devidName: string,
+): Promise<ListedDevice | undefined> {
+  const frontend = parseDecimal(frontendName, DOMID_FIRST_RESERVED - 1);
+  const devid = parseDecimal(devidName, 2 ** 29);
+  if (frontend === undefined || devid === undefined) return undefined;
+  const address = { backend, kind, frontend: frontend as Domid, devid };
+  const back = backendDir(address);
+  const front = frontendDir(address);
+  // A network card's or console's directory looks alike, but its frontend is no vbd.
+  if ((await xenstore.tryRead(`${back}/frontend`)) !== front) return undefined;
+  const read = (path: string): Promise<string | null> => xenstore.tryRead(path);
+  return {
+    ...address,
+    vdev: vdevName(devid),
+    backendState: xenbusStateName(parseXenbusState(await read(`${back}/state`))),
+    frontendState: xenbusStateName(parseXenbusState(await read(`${front}/state`).catch(() => null))),
+    online: (await read(`${back}/online`)) === "1",
+    mode: (await read(`${back}/mode`)) ?? "",
+    params: (await read(`${back}/params`)) ?? "",
+    sectors512: parseDecimal(await read(`${back}/sectors`), Number.MAX_SAFE_INTEGER),
+  };
+}
+
+async function names(xenstore: Xenstore, path: string): Promise<string[]> {
+  return (await xenstore.exists(path)) ? xenstore.directory(path) : [];
+}

@@ -1,0 +1,107 @@
+// The data-plane worker of one connected device: opens what it needs in its own thread, serves the ring
+// until told to stop, and gives everything back. It blocks in one place, so its orders come through shared
+// memory and an eventfd, not through messages.
+import { FileTarget } from "../block/file.ts";
+import { addFilters, type FilterSpec } from "../block/filter.ts";
+import type { Image } from "../block/image.ts";
+import { describeError, XentoolError, type ErrorKind } from "../core/errors.ts";
+import { configureLogging } from "../core/log.ts";
+import type { Domid, EvtchnPort } from "../core/types.ts";
+import type { EngineKind } from "../native/io-engine.ts";
+import { shim } from "../native/shim.ts";
+import { openPlatform } from "../platform/open.ts";
+import type { PlatformDescriptor } from "../platform/platform.ts";
+import { ABI_X86_32, ABI_X86_64, type BlkifAbi } from "../protocol/blkif.ts";
+import { BlockQueue } from "./queue.ts";
+import type { DiskLimits } from "./requests.ts";
+import { StatsPage } from "./stats.ts";
+
+/** The order that starts a worker. Structured-cloneable. */
+export interface BlkbackOrder {
+  readonly kind: "blkback";
+  readonly name: string;
+  readonly verbosity: number;
+  readonly platform: PlatformDescriptor;
+  readonly frontend: Domid;
+  readonly refs: readonly number[];
+  readonly remotePort: EvtchnPort;
+  readonly abi: BlkifAbi["name"];
+  readonly image: Image;
+  readonly engine: EngineKind;
+  readonly filters: readonly FilterSpec[];
+  readonly limits: DiskLimits;
+  readonly grantMode: "copy" | "map";
+  readonly statsPath: string;
+  /** Int32: see CONTROL_*. */
+  readonly control: SharedArrayBuffer;
+  readonly wakeFd: number;
+}
+
+/** Set to 1 to make the worker answer what it has taken, stop and clean up. */
+export const CONTROL_STOP = 0;
+/** The capacity in sectors: low and high 32 bits. */
+export const CONTROL_SECTORS_LOW = 1;
+export const CONTROL_SECTORS_HIGH = 2;
+export const CONTROL_WORDS = 3;
+
+export type BlkbackReport =
+  | { readonly type: "connected" }
+  | { readonly type: "failed"; readonly kind: ErrorKind; readonly message: string }
+  /** `failure`: why it stopped by itself. */
+  | { readonly type: "stopped"; readonly failure: string | undefined };
+
+/** Runs in the worker: serves until stopped. Reports; never throws. */
+export function runBlkbackWorker(order: BlkbackOrder, report: (message: BlkbackReport) => void): void {
+  configureLogging(order.verbosity, `xentool: ${order.name}`);
+  try {
+    const failure = serve(order, () => report({ type: "connected" }));
+    report({ type: "stopped", failure });
+  } catch (error) {
+    const kind = error instanceof XentoolError ? error.kind : "bug";
+    report({ type: "failed", kind, message: describeError(error) });
+  }
+}
+
+/** Connects, serves, disconnects. Everything opened is closed in the reverse order, whatever happens. */
+function serve(order: BlkbackOrder, onConnected: () => void): string | undefined {
+  using cleanup = new DisposableStack();
+  const abi = order.abi === "x86_32" ? ABI_X86_32 : ABI_X86_64;
+  const control = new Int32Array(order.control);
+  const platform = cleanup.adopt(openPlatform(order.platform), (it) => it.close());
+  const channels = cleanup.adopt(platform.openEventChannels(), (it) => it.close());
+  channels.restrict(order.frontend);
+  const grants = cleanup.adopt(platform.openGrantTable(), (it) => it.close());
+  const ring = cleanup.adopt(grants.map(order.frontend, order.refs, "rw"), (it) => it.close());
+  const port = channels.bindInterdomain(order.frontend, order.remotePort);
+  cleanup.defer(() => channels.unbind(port));
+  const stats = cleanup.adopt(StatsPage.attach(order.statsPath), (it) => it.close());
+  const limits = { ...order.limits };
+  // Closed in this order: the target first, because what it has in flight uses the queue's memory.
+  const closing: { close(): void }[] = [];
+  cleanup.defer(() => closing.forEach((it) => it.close()));
+  const depth = 1024;
+  const target = addFilters(new FileTarget(order.image, depth, order.engine), order.filters, order.name);
+  closing.push(target);
+  const queue = new BlockQueue({
+    domid: order.frontend,
+    abi,
+    ring,
+    channels,
+    port,
+    grants,
+    target,
+    limits,
+    grantMode: order.grantMode,
+    counters: stats.counters,
+    wakeFd: order.wakeFd,
+  });
+  closing.push(queue);
+  onConnected();
+  const onWake = (): void => {
+    shim.xt_eventfd_drain(order.wakeFd);
+    const high = Atomics.load(control, CONTROL_SECTORS_HIGH);
+    limits.sectors512 = high * 2 ** 32 + (Atomics.load(control, CONTROL_SECTORS_LOW) >>> 0);
+  };
+  queue.run(() => Atomics.load(control, CONTROL_STOP) !== 0, onWake);
+  return queue.failure;
+}
