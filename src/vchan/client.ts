@@ -1,0 +1,123 @@
+// The client's end of a vchan: it maps what a server granted. Everything in the page is checked in a private
+// copy first; a server that is dead, taken or lying is told apart.
+import { XentoolError } from "../core/errors.ts";
+import type { Domid, EvtchnPort, GrantRef } from "../core/types.ts";
+import type { Mapping } from "../native/memory.ts";
+import { shim } from "../native/shim.ts";
+import type { GrantTable, Platform } from "../platform/platform.ts";
+import {
+  decodeGrants,
+  decodePage,
+  layoutOf,
+  ordersFault,
+  VCHAN_CLI_LIVE,
+  VCHAN_CONNECTED,
+  VCHAN_END_SPOKEN,
+  VCHAN_NOTIFY_WRITE,
+  VCHAN_SRV_NOTIFY,
+  type VchanPage,
+} from "../protocol/vchan.ts";
+import { VchanEndpoint } from "./endpoint.ts";
+
+export interface VchanClientOptions {
+  /** The domain of the server. */
+  readonly peer: Domid;
+  /** What the server published. */
+  readonly ringRef: GrantRef;
+  readonly port: EvtchnPort;
+  readonly spinUsMax?: number | undefined;
+}
+
+/** A server's keys lead nowhere: it died or closed, or another client has it. Newer keys may be better. */
+export const NO_SERVER = "no-server";
+
+/**
+ * Connects to a server. Fails with `environment` and `context.reason` NO_SERVER when nobody serves there any
+ * more or another client does, with `protocol` when the page makes no sense.
+ */
+export function openVchanClient(platform: Platform, options: VchanClientOptions): VchanEndpoint {
+  const { peer } = options;
+  using cleanup = new DisposableStack();
+  const channels = platform.openEventChannels();
+  cleanup.defer(() => channels.close());
+  const table = platform.openGrantTable();
+  cleanup.defer(() => table.close());
+  const port = orNoServer(peer, () => channels.bindInterdomain(peer, options.port));
+  cleanup.defer(() => channels.unbind(port));
+  // The unmap-notify is asked for at once: should we die from here on, the server hears of it.
+  const page = orNoServer(peer, () =>
+    table.map(peer, [options.ringRef], "rw", { clearByteAt: VCHAN_CLI_LIVE, port }),
+  );
+  cleanup.defer(() => page.close());
+  const copy = page.bytes.slice();
+  const found = decodePage(copy);
+  expectServer(peer, found);
+  const layout = layoutOf(found.orders);
+  const grants = decodeGrants(copy, layout);
+  const leftPages = mapPages(cleanup, table, peer, grants.left, "rw");
+  const rightPages = mapPages(cleanup, table, peer, grants.right, "r");
+  const owned = cleanup.move();
+  const endpoint = new VchanEndpoint({
+    role: "client",
+    peer,
+    page,
+    layout,
+    leftPages,
+    rightPages,
+    channels,
+    port,
+    readCounter: found.rightCons,
+    writeCounter: found.leftProd,
+    spinUsMax: options.spinUsMax,
+    release: () => owned.dispose(),
+  });
+  try {
+    channels.unmask(port);
+    endpoint.sample();
+    Atomics.store(page.words, layout.endWordsAt / 4 + 1, VCHAN_END_SPOKEN);
+    shim.xt_fetch_or8(page.bytes.subarray(VCHAN_SRV_NOTIFY), VCHAN_NOTIFY_WRITE);
+    shim.xt_store8(page.bytes.subarray(VCHAN_CLI_LIVE), VCHAN_CONNECTED);
+    endpoint.notifyPeer();
+    return endpoint;
+  } catch (error) {
+    endpoint.close();
+    throw error;
+  }
+}
+
+function expectServer(peer: Domid, page: VchanPage): void {
+  if (page.serverLive !== VCHAN_CONNECTED) throw noServer(peer, "it has closed");
+  if (page.clientLive === VCHAN_CONNECTED) throw noServer(peer, "another client is connected to it");
+  const fault = ordersFault(page.orders);
+  if (fault !== undefined)
+    throw new XentoolError("protocol", `domain ${peer} offers a vchan that cannot be: ${fault}`, {
+      domid: peer,
+      ...page.orders,
+    });
+}
+
+function mapPages(
+  cleanup: DisposableStack,
+  table: GrantTable,
+  peer: Domid,
+  refs: readonly number[],
+  access: "r" | "rw",
+): Mapping | undefined {
+  if (refs.length === 0) return undefined;
+  const pages = table.map(peer, refs, access);
+  cleanup.defer(() => pages.close());
+  return pages;
+}
+
+function orNoServer<T>(peer: Domid, attempt: () => T): T {
+  try {
+    return attempt();
+  } catch (error) {
+    throw noServer(peer, "nobody answers there any more", error);
+  }
+}
+
+function noServer(peer: Domid, why: string, cause?: unknown): XentoolError {
+  const message = `the vchan server in domain ${peer} cannot be used: ${why}`;
+  return new XentoolError("environment", message, { domid: peer, reason: NO_SERVER }, cause);
+}

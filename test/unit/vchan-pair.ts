@@ -1,0 +1,50 @@
+// A connected vchan between domain 1 (the server) and domain 2 (the client), on plain memory.
+import { toDomid } from "../../src/core/types.ts";
+import { openVchanClient } from "../../src/vchan/client.ts";
+import type { VchanEndpoint } from "../../src/vchan/endpoint.ts";
+import { openVchanServer, type VchanServer, type VchanServerOptions } from "../../src/vchan/server.ts";
+import { MemoryHost } from "./vchan-memory-platform.ts";
+
+export const SERVER = toDomid(1);
+export const CLIENT = toDomid(2);
+/** Just below where a counter wraps. */
+export const ALMOST_WRAPPED = 0xffff_ff00;
+
+export class VchanPair {
+  readonly host = new MemoryHost();
+  readonly listening: VchanServer;
+  readonly server: VchanEndpoint;
+  readonly client: VchanEndpoint;
+
+  constructor(options: Partial<VchanServerOptions> = {}) {
+    this.listening = openVchanServer(this.host.platform(SERVER), {
+      peer: CLIENT,
+      orders: { left: 10, right: 11 },
+      spinUsMax: 0,
+      ...options,
+    });
+    this.server = this.listening.endpoint;
+    this.client = this.connect();
+  }
+
+  connect(): VchanEndpoint {
+    const { ringRef, port } = this.listening;
+    return openVchanClient(this.host.platform(CLIENT), { peer: SERVER, ringRef, port, spinUsMax: 0 });
+  }
+
+  /** Closes both ends and makes sure that nothing is left. */
+  [Symbol.dispose](): void {
+    this.client.close();
+    this.server.close();
+    this.host.assertNothingLeft();
+  }
+}
+
+/** Every pair of orders that can be. */
+export const ORDER_PAIRS = Array.from({ length: 121 }, (_, i) => ({
+  left: 10 + Math.floor(i / 11),
+  right: 10 + (i % 11),
+})).filter(
+  ({ left, right }) =>
+    !(left === right && left < 12) && !(Math.min(left, right) === 10 && Math.max(left, right) === 20),
+);
