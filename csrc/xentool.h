@@ -235,7 +235,8 @@ struct xt_sim_item {
   uint32_t id;    /* slot: its number; grant, map: reference; port; handle */
   uint32_t peer;  /* grant: domain it is for; map: domain that maps; port: remote domain; slot: is_host */
   uint32_t count; /* grant: pins; map: writable; port: remote port, 0 when unbound; slot: generation */
-  uint32_t pid;   /* of the owner, 0: the domain itself */
+  uint32_t slot;  /* the owner's, 0: the domain itself */
+  uint32_t pid;   /* the owner's */
 };
 /* Everything that is in use in the whole host. Returns how many; at most `max` are stored. */
 XT_API int32_t xt_sim_list(void *sim, struct xt_sim_item *items, uint32_t max);

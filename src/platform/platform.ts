@@ -22,11 +22,10 @@ export interface Platform {
 }
 
 export type XenstoreEndpoint =
-  | { readonly kind: "socket"; readonly path: string }
-  | { readonly kind: "device"; readonly path: string };
+  { readonly kind: "socket"; readonly path: string } | { readonly kind: "device"; readonly path: string };
 
 export type PlatformDescriptor =
-  | { readonly name: "xen" }
+  | { readonly name: "xen"; readonly domid: Domid }
   | { readonly name: "sim"; readonly dir: string; readonly domid: Domid };
 
 /** An open event-channel handle, as /dev/xen/evtchn: a port that was delivered stays masked until unmasked. */

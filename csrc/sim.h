@@ -1,0 +1,171 @@
+/*
+ * The simulated platform's shared state, as its four files (sim_domain.c, sim_evtchn.c, sim_grant.c,
+ * sim_host.c) see it. A simulated host is a directory: `host` holds the limits and a slot for each process;
+ * `domN/memory` holds domain N's grant table, the records of who maps what, its event channels and its page
+ * frames; `domN/evtchn-H` is the FIFO of event-channel handle H.
+ *
+ * A domain has two robust mutexes: a process that dies holding one leaves the tables such that the next
+ * owner can go on (sim_domain.c: recover). Two domains are locked in the order of their numbers.
+ */
+#ifndef XENTOOL_SIM_H
+#define XENTOOL_SIM_H
+
+#include "xentool.h"
+
+#include <pthread.h>
+#include <stddef.h>
+
+enum {
+  PAGE = 4096,
+  KERNEL_SLOT = 0,     /* owner of what belongs to a domain itself and to no process */
+  RESERVED_GREFS = 8,  /* GNTTAB_NR_RESERVED_ENTRIES: the toolstack's; 1 is the xenstore ring */
+  STORE_GREF = 1,
+  DOMAINS_MAX = 256,
+  FIFO_CACHE = 64,
+};
+
+/* public/grant_table.h */
+enum {
+  GTF_PERMIT_ACCESS = 1,
+  GTF_TYPE_MASK = 3,
+  GTF_READONLY = 4,
+  GTF_READING = 8,
+  GTF_WRITING = 16,
+  GNTST_OKAY = 0,
+  GNTST_GENERAL_ERROR = -1,
+  GNTST_BAD_DOMAIN = -2,
+  GNTST_BAD_GNTREF = -3,
+  GNTST_BAD_PAGE = -9,
+};
+
+struct slot {
+  uint32_t in_use, generation, pid, domid;
+  uint32_t is_host;
+};
+
+struct host_file {
+  uint64_t magic;
+  uint32_t version;
+  struct xt_sim_limits limits;
+  pthread_mutex_t lock;
+  struct slot slots[];
+};
+
+/* struct grant_entry_v1; `access` is flags (low half) and domid (high half), changed as one word. */
+struct grant_entry {
+  uint32_t access, frame;
+};
+
+enum { GRANT_FREE, GRANT_SHARED, GRANT_ORPHAN };
+struct grant_record {
+  uint32_t state, slot;
+  uint32_t readers, writers; /* pins, by access */
+  int32_t clear_byte;        /* unmap-notify: offset in the page, or -1 */
+  uint32_t port;             /* unmap-notify: port of the owner's domain, or 0 */
+};
+
+/* One page of this domain that is mapped by a process of domain `domid`. */
+struct track {
+  uint32_t in_use, slot, ref, frame;
+  uint16_t domid, writable;
+  int32_t clear_byte;
+  uint32_t port; /* of the mapping domain */
+};
+
+enum { PORT_FREE, PORT_UNBOUND, PORT_INTERDOMAIN };
+struct port {
+  uint32_t state, handle, slot;
+  uint32_t remote_domid, remote_port;
+  uint32_t references;      /* unmap-notifies that will send on it: they outlive its handle */
+  uint8_t pending, masked;
+  uint8_t kernel;           /* the domain's own: may be adopted by a handle, is never closed with it */
+  uint8_t zombie;           /* closed by its owner, kept for `references` */
+};
+
+struct handle {
+  uint32_t id, slot; /* id 0: free */
+};
+
+struct domain_header {
+  uint64_t magic;
+  uint32_t version, domid;
+  struct xt_sim_limits limits;
+  uint32_t dead;
+  uint32_t store_port;
+  pthread_mutex_t grant_lock;
+  uint32_t shared_pages;
+  uint32_t gref_low, gref_high;   /* no free reference below low; none in use from high on */
+  uint32_t track_low, track_high;
+  pthread_mutex_t evtchn_lock;
+  uint32_t next_handle;
+};
+
+/* A domain's file, mapped whole in this process. */
+struct domain {
+  uint32_t domid, references;
+  int fd;
+  uint64_t size, frames_offset;
+  struct domain_header *header;
+  struct grant_entry *entries;
+  struct grant_record *records;
+  struct track *tracks;
+  struct port *ports;
+  struct handle *handles;
+  uint8_t *frames;
+};
+
+struct fifo {
+  uint32_t domid, handle;
+  int fd;
+};
+
+/* One process's (in tests: one platform object's) attachment to a simulated host. */
+struct sim {
+  int dir_fd, connection;
+  struct host_file *host;
+  uint64_t host_size;
+  uint32_t slot, generation, domid;
+  struct domain *own;
+  struct domain *peers[DOMAINS_MAX];
+  uint32_t peer_count;
+  struct fifo fifos[FIFO_CACHE];
+  uint32_t live;        /* mappings, shares and event-channel handles that are open */
+  int closing, crashed;
+};
+
+/* sim_domain.c */
+uint64_t sim_host_bytes(const struct xt_sim_limits *limits);
+int sim_mutex_init(pthread_mutex_t *mutex);
+/* Locks; nonzero when the last owner died holding it. */
+int sim_mutex_lock(pthread_mutex_t *mutex);
+/* The domain `domid`, cached; NULL when there is none (any more). */
+struct domain *sim_domain(struct sim *sim, uint32_t domid);
+void sim_domain_release(struct domain *domain);
+void sim_grant_lock(struct domain *domain);
+void sim_grant_unlock(struct domain *domain);
+/* Either may be NULL or the same. */
+void sim_grant_lock_two(struct domain *a, struct domain *b);
+void sim_grant_unlock_two(struct domain *a, struct domain *b);
+void sim_evtchn_lock_two(struct domain *a, struct domain *b);
+void sim_evtchn_unlock_two(struct domain *a, struct domain *b);
+/* 0, or -ENODEV when the process counts as dead, its domain is gone or it was reaped. */
+int sim_usable(const struct sim *sim);
+/* Counts one open thing less; frees a closed `sim` with the last. */
+void sim_forget_one(struct sim *sim);
+
+/* sim_evtchn.c */
+/* Holds a port for an unmap-notify: closing its handle first does not take the event away. */
+int sim_port_get(struct domain *domain, uint32_t port, uint32_t slot);
+void sim_port_put(struct sim *sim, struct domain *domain, uint32_t port);
+void sim_port_notify(struct sim *sim, struct domain *domain, uint32_t port);
+void sim_port_close(struct sim *sim, struct domain *domain, uint32_t port);
+void sim_handle_close(struct sim *sim, struct domain *domain, uint32_t handle);
+
+/* sim_grant.c; the grant lock of `domain` is held */
+void sim_track_clear_byte(struct domain *domain, struct track *track);
+void sim_track_drop(struct domain *domain, struct track *track);
+void sim_grant_clear_byte(struct domain *domain, uint32_t ref);
+void sim_grant_end(struct domain *domain, uint32_t ref);
+void sim_grant_recount(struct domain *domain);
+
+#endif

@@ -1,0 +1,394 @@
+/* The simulated platform's files: making, mapping and locking them, and attaching a process to a host. */
+#define _GNU_SOURCE
+#include "sim.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static const uint64_t HOST_MAGIC = 0x316d69736c6f6f74;   /* "toolsim1" */
+static const uint64_t DOMAIN_MAGIC = 0x316d6f646c6f6f74; /* "tooldom1" */
+enum { LAYOUT_VERSION = 1, LIMIT_MAX = 1 << 20 };
+
+/* ---- layout ---- */
+
+struct layout {
+  uint64_t entries, records, tracks, ports, handles, frames, size;
+};
+
+static uint64_t place(uint64_t *at, uint64_t count, uint64_t size) {
+  uint64_t offset = *at;
+  *at += (count * size + PAGE - 1) / PAGE * PAGE;
+  return offset;
+}
+
+static struct layout layout_of(const struct xt_sim_limits *limits) {
+  struct layout layout;
+  uint64_t at = PAGE;
+  layout.entries = place(&at, limits->grant_entries, sizeof(struct grant_entry));
+  layout.records = place(&at, limits->grant_entries, sizeof(struct grant_record));
+  layout.tracks = place(&at, limits->maptrack, sizeof(struct track));
+  layout.ports = place(&at, limits->ports, sizeof(struct port));
+  layout.handles = place(&at, limits->handles, sizeof(struct handle));
+  layout.frames = place(&at, limits->grant_entries, PAGE);
+  layout.size = at;
+  return layout;
+}
+
+static int limits_are_sane(const struct xt_sim_limits *limits) {
+  return limits->grant_entries > RESERVED_GREFS && limits->grant_entries <= LIMIT_MAX &&
+         limits->maptrack > 0 && limits->maptrack <= LIMIT_MAX && limits->ports > 1 &&
+         limits->ports <= LIMIT_MAX && limits->handles > 0 && limits->handles <= LIMIT_MAX &&
+         limits->slots > 1 && limits->slots <= LIMIT_MAX;
+}
+
+uint64_t sim_host_bytes(const struct xt_sim_limits *limits) {
+  return sizeof(struct host_file) + (uint64_t)limits->slots * sizeof(struct slot);
+}
+
+/* ---- locks ---- */
+
+int sim_mutex_init(pthread_mutex_t *mutex) {
+  pthread_mutexattr_t attributes;
+  pthread_mutexattr_init(&attributes);
+  pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+  pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+  int error = pthread_mutex_init(mutex, &attributes);
+  pthread_mutexattr_destroy(&attributes);
+  return -error;
+}
+
+int sim_mutex_lock(pthread_mutex_t *mutex) {
+  int died = pthread_mutex_lock(mutex) == EOWNERDEAD;
+  if (died) pthread_mutex_consistent(mutex);
+  return died;
+}
+
+void sim_grant_lock(struct domain *domain) {
+  if (sim_mutex_lock(&domain->header->grant_lock)) sim_grant_recount(domain);
+}
+
+void sim_grant_unlock(struct domain *domain) { pthread_mutex_unlock(&domain->header->grant_lock); }
+
+/* Every step of a change of ports leaves tables that later steps can go on from: nothing to recover. */
+static void evtchn_lock(struct domain *domain) { sim_mutex_lock(&domain->header->evtchn_lock); }
+static void evtchn_unlock(struct domain *domain) { pthread_mutex_unlock(&domain->header->evtchn_lock); }
+
+static void lock_two(struct domain *a, struct domain *b, void (*lock)(struct domain *)) {
+  if (a && b && b->domid < a->domid) {
+    struct domain *first = b;
+    b = a;
+    a = first;
+  }
+  if (a) lock(a);
+  if (b && b != a) lock(b);
+}
+
+static void unlock_two(struct domain *a, struct domain *b, void (*unlock)(struct domain *)) {
+  if (a) unlock(a);
+  if (b && b != a) unlock(b);
+}
+
+void sim_grant_lock_two(struct domain *a, struct domain *b) { lock_two(a, b, sim_grant_lock); }
+void sim_grant_unlock_two(struct domain *a, struct domain *b) { unlock_two(a, b, sim_grant_unlock); }
+void sim_evtchn_lock_two(struct domain *a, struct domain *b) { lock_two(a, b, evtchn_lock); }
+void sim_evtchn_unlock_two(struct domain *a, struct domain *b) { unlock_two(a, b, evtchn_unlock); }
+
+/* ---- making files ---- */
+
+static void *create_file(int dir_fd, const char *name, uint64_t size) {
+  int fd = openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (fd < 0) return MAP_FAILED;
+  void *memory = MAP_FAILED;
+  if (ftruncate(fd, (off_t)size) == 0) memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  int error = errno;
+  close(fd);
+  errno = error;
+  return memory;
+}
+
+static int open_dir(const char *dir) { return open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
+
+int32_t xt_sim_host_create(const char *dir, const struct xt_sim_limits *limits) {
+  if (!limits_are_sane(limits)) return -EINVAL;
+  int dir_fd = open_dir(dir);
+  if (dir_fd < 0) return -errno;
+  uint64_t size = sim_host_bytes(limits);
+  struct host_file *host = create_file(dir_fd, "host", size);
+  int error = host == MAP_FAILED ? -errno : 0;
+  close(dir_fd);
+  if (error) return error;
+  host->version = LAYOUT_VERSION;
+  host->limits = *limits;
+  sim_mutex_init(&host->lock);
+  __atomic_store_n(&host->magic, HOST_MAGIC, __ATOMIC_RELEASE);
+  munmap(host, size);
+  return 0;
+}
+
+/* What the toolstack prepares in a new domain: its xenstore page and port, both for domain 0. */
+static int32_t prepare_store(uint8_t *memory, const struct layout *layout) {
+  struct domain_header *header = (struct domain_header *)memory;
+  struct grant_entry *entry = (struct grant_entry *)(memory + layout->entries) + STORE_GREF;
+  struct grant_record *record = (struct grant_record *)(memory + layout->records) + STORE_GREF;
+  struct port *port = (struct port *)(memory + layout->ports) + 1;
+  *record = (struct grant_record){.state = GRANT_SHARED, .slot = KERNEL_SLOT, .clear_byte = -1};
+  *entry = (struct grant_entry){.access = GTF_PERMIT_ACCESS, .frame = STORE_GREF};
+  *port = (struct port){.state = PORT_UNBOUND, .slot = KERNEL_SLOT, .masked = 1, .kernel = 1};
+  header->store_port = 1;
+  return 1;
+}
+
+static int32_t fill_domain(int dir_fd, const char *name, uint32_t domid, const struct xt_sim_limits *limits) {
+  struct layout layout = layout_of(limits);
+  uint8_t *memory = create_file(dir_fd, name, layout.size);
+  if (memory == MAP_FAILED) return -errno;
+  struct domain_header *header = (struct domain_header *)memory;
+  header->version = LAYOUT_VERSION;
+  header->domid = domid;
+  header->limits = *limits;
+  header->gref_low = RESERVED_GREFS;
+  header->gref_high = RESERVED_GREFS;
+  header->next_handle = 1;
+  sim_mutex_init(&header->grant_lock);
+  sim_mutex_init(&header->evtchn_lock);
+  int32_t port = prepare_store(memory, &layout);
+  __atomic_store_n(&header->magic, DOMAIN_MAGIC, __ATOMIC_RELEASE);
+  munmap(memory, layout.size);
+  return port;
+}
+
+static struct host_file *map_host(int dir_fd, uint64_t *size) {
+  int fd = openat(dir_fd, "host", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  if (fd < 0) return MAP_FAILED;
+  struct stat status;
+  struct host_file *host = MAP_FAILED;
+  errno = EPROTO;
+  if (fstat(fd, &status) == 0 && (uint64_t)status.st_size >= sizeof *host) {
+    *size = (uint64_t)status.st_size;
+    host = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  }
+  int error = errno;
+  close(fd);
+  errno = error;
+  if (host == MAP_FAILED) return host;
+  if (host->magic == HOST_MAGIC && host->version == LAYOUT_VERSION && limits_are_sane(&host->limits) &&
+      sim_host_bytes(&host->limits) <= *size)
+    return host;
+  munmap(host, *size);
+  errno = EPROTO;
+  return MAP_FAILED;
+}
+
+int32_t xt_sim_domain_create(const char *dir, uint32_t domid) {
+  char name[64], file[80];
+  uint64_t host_size;
+  int dir_fd = open_dir(dir);
+  if (dir_fd < 0) return -errno;
+  struct host_file *host = map_host(dir_fd, &host_size);
+  if (host == MAP_FAILED) {
+    int error = -errno;
+    close(dir_fd);
+    return error;
+  }
+  snprintf(name, sizeof name, "dom%u", domid);
+  snprintf(file, sizeof file, "%s/memory", name);
+  int32_t result = mkdirat(dir_fd, name, 0700) ? -errno : 0;
+  if (result == 0) {
+    result = fill_domain(dir_fd, file, domid, &host->limits);
+    if (result < 0) {
+      unlinkat(dir_fd, file, 0);
+      unlinkat(dir_fd, name, AT_REMOVEDIR);
+    }
+  }
+  munmap(host, host_size);
+  close(dir_fd);
+  return result;
+}
+
+/* ---- a domain's file in this process ---- */
+
+static struct domain *open_domain(int dir_fd, uint32_t domid) {
+  char file[80];
+  struct stat status;
+  snprintf(file, sizeof file, "dom%u/memory", domid);
+  int fd = openat(dir_fd, file, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  if (fd < 0) return NULL;
+  struct domain *domain = calloc(1, sizeof *domain);
+  uint8_t *memory = MAP_FAILED;
+  if (domain && fstat(fd, &status) == 0 && status.st_size >= PAGE)
+    memory = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (memory == MAP_FAILED) goto fail;
+  struct domain_header *header = (struct domain_header *)memory;
+  if (__atomic_load_n(&header->magic, __ATOMIC_ACQUIRE) != DOMAIN_MAGIC || header->version != LAYOUT_VERSION ||
+      !limits_are_sane(&header->limits))
+    goto unmap;
+  struct layout layout = layout_of(&header->limits);
+  if (layout.size > (uint64_t)status.st_size) goto unmap;
+  *domain = (struct domain){
+      .domid = domid,
+      .references = 1,
+      .fd = fd,
+      .size = (uint64_t)status.st_size,
+      .frames_offset = layout.frames,
+      .header = header,
+      .entries = (struct grant_entry *)(memory + layout.entries),
+      .records = (struct grant_record *)(memory + layout.records),
+      .tracks = (struct track *)(memory + layout.tracks),
+      .ports = (struct port *)(memory + layout.ports),
+      .handles = (struct handle *)(memory + layout.handles),
+      .frames = memory + layout.frames,
+  };
+  return domain;
+unmap:
+  munmap(memory, (size_t)status.st_size);
+fail:
+  free(domain);
+  close(fd);
+  return NULL;
+}
+
+void sim_domain_release(struct domain *domain) {
+  if (!domain || --domain->references > 0) return;
+  munmap(domain->header, domain->size);
+  close(domain->fd);
+  free(domain);
+}
+
+struct domain *sim_domain(struct sim *sim, uint32_t domid) {
+  for (uint32_t i = 0; i < sim->peer_count; i++) {
+    struct domain *domain = sim->peers[i];
+    if (domain->domid != domid) continue;
+    if (!__atomic_load_n(&domain->header->dead, __ATOMIC_ACQUIRE)) return domain;
+    sim_domain_release(domain);
+    sim->peers[i] = sim->peers[--sim->peer_count];
+    break;
+  }
+  if (sim->peer_count == DOMAINS_MAX) return NULL;
+  struct domain *domain = open_domain(sim->dir_fd, domid);
+  if (domain) sim->peers[sim->peer_count++] = domain;
+  return domain;
+}
+
+/* ---- attaching ---- */
+
+int sim_usable(const struct sim *sim) {
+  const struct slot *slot = &sim->host->slots[sim->slot];
+  if (sim->crashed || __atomic_load_n(&sim->own->header->dead, __ATOMIC_ACQUIRE)) return -ENODEV;
+  return slot->in_use && slot->generation == sim->generation ? 0 : -ENODEV;
+}
+
+static int take_slot(struct sim *sim, int is_host) {
+  struct host_file *host = sim->host;
+  int result = -EUSERS;
+  sim_mutex_lock(&host->lock);
+  for (uint32_t i = KERNEL_SLOT + 1; i < host->limits.slots; i++) {
+    struct slot *slot = &host->slots[i];
+    if (slot->in_use) continue;
+    sim->slot = i;
+    sim->generation = ++slot->generation;
+    slot->pid = (uint32_t)getpid();
+    slot->domid = sim->domid;
+    slot->is_host = (uint32_t)is_host;
+    slot->in_use = 1;
+    result = 0;
+    break;
+  }
+  pthread_mutex_unlock(&host->lock);
+  return result;
+}
+
+static int connect_to_host(const char *dir) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  int length = snprintf(address.sun_path, sizeof address.sun_path, "%s/host.sock", dir);
+  if (length < 0 || (size_t)length >= sizeof address.sun_path) return -ENAMETOOLONG;
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return -errno;
+  if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0) return fd;
+  int error = -errno;
+  close(fd);
+  return error;
+}
+
+/* The host learns which slot hangs on this connection; when it closes, the host reaps the slot. */
+static int tell_host(const struct sim *sim) {
+  char line[96];
+  int length = snprintf(line, sizeof line, "{\"op\":\"attach\",\"slot\":%u,\"generation\":%u}\n", sim->slot,
+                        sim->generation);
+  return send(sim->connection, line, (size_t)length, MSG_NOSIGNAL) == length ? 0 : -EPIPE;
+}
+
+static void free_sim(struct sim *sim) {
+  for (uint32_t i = 0; i < sim->peer_count; i++) sim_domain_release(sim->peers[i]);
+  sim_domain_release(sim->own);
+  for (uint32_t i = 0; i < FIFO_CACHE; i++)
+    if (sim->fifos[i].fd >= 0) close(sim->fifos[i].fd);
+  if (sim->host != MAP_FAILED) munmap(sim->host, sim->host_size);
+  if (sim->connection >= 0) close(sim->connection);
+  if (sim->dir_fd >= 0) close(sim->dir_fd);
+  free(sim);
+}
+
+static int attach(struct sim *sim, const char *dir, int is_host) {
+  sim->dir_fd = open_dir(dir);
+  if (sim->dir_fd < 0) return -errno;
+  sim->host = map_host(sim->dir_fd, &sim->host_size);
+  if (sim->host == MAP_FAILED) return -errno;
+  sim->own = sim_domain(sim, sim->domid);
+  if (!sim->own) return -ESRCH;
+  sim->own->references++;
+  if (!is_host && (sim->connection = connect_to_host(dir)) < 0) return sim->connection;
+  int error = take_slot(sim, is_host);
+  return error || is_host ? error : tell_host(sim);
+}
+
+double xt_sim_open(const char *dir, uint32_t domid, int32_t is_host) {
+  struct sim *sim = calloc(1, sizeof *sim);
+  if (!sim) return -ENOMEM;
+  sim->domid = domid;
+  sim->dir_fd = sim->connection = -1;
+  sim->host = MAP_FAILED;
+  for (uint32_t i = 0; i < FIFO_CACHE; i++) sim->fifos[i].fd = -1;
+  int error = attach(sim, dir, is_host);
+  if (error == 0) return (double)(uintptr_t)sim;
+  free_sim(sim);
+  return error;
+}
+
+static void detach_if_done(struct sim *sim) {
+  if (!sim->closing || sim->live > 0) return;
+  if (!sim->crashed) {
+    struct slot *slot = &sim->host->slots[sim->slot];
+    sim_mutex_lock(&sim->host->lock);
+    if (slot->generation == sim->generation) slot->in_use = 0;
+    pthread_mutex_unlock(&sim->host->lock);
+  }
+  free_sim(sim);
+}
+
+void sim_forget_one(struct sim *sim) {
+  sim->live--;
+  detach_if_done(sim);
+}
+
+int32_t xt_sim_close(void *handle) {
+  struct sim *sim = handle;
+  sim->closing = 1;
+  detach_if_done(sim);
+  return 0;
+}
+
+int32_t xt_sim_crash(void *handle) {
+  struct sim *sim = handle;
+  sim->crashed = 1;
+  if (sim->connection >= 0) close(sim->connection);
+  sim->connection = -1;
+  return 0;
+}

@@ -1,0 +1,240 @@
+/*
+ * The host's part of the simulated platform: it does for a process or a domain that died what a kernel and
+ * Xen do, and lists what is in use.
+ */
+#define _GNU_SOURCE
+#include "sim.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* The numbers of the domains there are; how many. */
+static uint32_t list_domains(const struct sim *sim, uint32_t *domids) {
+  uint32_t count = 0, domid;
+  int fd = openat(sim->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+  if (!dir) {
+    if (fd >= 0) close(fd);
+    return 0;
+  }
+  for (struct dirent *entry; count < DOMAINS_MAX && (entry = readdir(dir));)
+    if (sscanf(entry->d_name, "dom%u", &domid) == 1) domids[count++] = domid;
+  closedir(dir);
+  return count;
+}
+
+/* ---- reaping ---- */
+
+static void notify_once(struct sim *sim, struct domain *owner, uint32_t *port) {
+  if (*port == 0 || !owner) return;
+  sim_port_notify(sim, owner, *port);
+  sim_port_put(sim, owner, *port);
+  *port = 0;
+}
+
+/* The unmap-notifies of what the slot, a process of `owner`, maps and shares in `domain`. */
+static void run_notifies(struct sim *sim, struct domain *domain, struct domain *owner, uint32_t slot) {
+  sim_grant_lock(domain);
+  for (uint32_t i = 0; i < domain->header->track_high; i++) {
+    struct track *track = &domain->tracks[i];
+    if (!track->in_use || track->slot != slot) continue;
+    sim_track_clear_byte(domain, track);
+    notify_once(sim, owner, &track->port);
+  }
+  for (uint32_t ref = RESERVED_GREFS; ref < domain->header->gref_high; ref++) {
+    struct grant_record *record = &domain->records[ref];
+    if (record->state != GRANT_SHARED || record->slot != slot) continue;
+    sim_grant_clear_byte(domain, ref);
+    notify_once(sim, owner, &record->port);
+  }
+  sim_grant_unlock(domain);
+}
+
+static void drop_grants(struct domain *domain, uint32_t slot) {
+  sim_grant_lock(domain);
+  for (uint32_t i = 0; i < domain->header->track_high; i++)
+    if (domain->tracks[i].in_use && domain->tracks[i].slot == slot) sim_track_drop(domain, &domain->tracks[i]);
+  for (uint32_t ref = RESERVED_GREFS; ref < domain->header->gref_high; ref++)
+    if (domain->records[ref].state == GRANT_SHARED && domain->records[ref].slot == slot) sim_grant_end(domain, ref);
+  sim_grant_unlock(domain);
+}
+
+static void close_handles(struct sim *sim, struct domain *domain, uint32_t slot) {
+  for (uint32_t i = 0; i < domain->header->limits.handles; i++)
+    if (domain->handles[i].id && domain->handles[i].slot == slot) sim_handle_close(sim, domain, domain->handles[i].id);
+}
+
+/* Ports without a handle: those that only waited for an unmap-notify that will not come any more. */
+static void close_leftover_ports(struct sim *sim, struct domain *domain, uint32_t slot) {
+  for (uint32_t i = 1; i < domain->header->limits.ports; i++) {
+    if (domain->ports[i].state == PORT_FREE || domain->ports[i].slot != slot) continue;
+    domain->ports[i].references = 0;
+    sim_port_close(sim, domain, i);
+  }
+}
+
+static void free_slot(struct sim *sim, uint32_t slot, uint32_t generation) {
+  sim_mutex_lock(&sim->host->lock);
+  if (sim->host->slots[slot].generation == generation) sim->host->slots[slot].in_use = 0;
+  pthread_mutex_unlock(&sim->host->lock);
+}
+
+static void bury(struct sim *sim, uint32_t slot, int with_notifies) {
+  uint32_t domids[DOMAINS_MAX], count = list_domains(sim, domids);
+  uint32_t generation = sim->host->slots[slot].generation;
+  struct domain *owner = sim_domain(sim, sim->host->slots[slot].domid);
+  for (uint32_t i = 0; with_notifies && i < count; i++) {
+    struct domain *domain = sim_domain(sim, domids[i]);
+    if (domain) run_notifies(sim, domain, owner, slot);
+  }
+  if (owner) {
+    close_handles(sim, owner, slot);
+    close_leftover_ports(sim, owner, slot);
+  }
+  for (uint32_t i = 0; i < count; i++) {
+    struct domain *domain = sim_domain(sim, domids[i]);
+    if (domain) drop_grants(domain, slot);
+  }
+  free_slot(sim, slot, generation);
+}
+
+int32_t xt_sim_reap(void *opaque, uint32_t slot, uint32_t generation) {
+  struct sim *sim = opaque;
+  if (slot == KERNEL_SLOT || slot >= sim->host->limits.slots) return -EINVAL;
+  const struct slot *record = &sim->host->slots[slot];
+  if (record->in_use && record->generation == generation) bury(sim, slot, 1);
+  return 0;
+}
+
+int32_t xt_sim_sweep(void *opaque) {
+  struct sim *sim = opaque;
+  for (uint32_t i = KERNEL_SLOT + 1; i < sim->host->limits.slots; i++) {
+    const struct slot *slot = &sim->host->slots[i];
+    if (slot->in_use && kill((pid_t)slot->pid, 0) < 0 && errno == ESRCH) bury(sim, i, 1);
+  }
+  return 0;
+}
+
+/* ---- the death of a domain ---- */
+
+static void mark_dead(struct domain *domain) {
+  sim_grant_lock(domain);
+  sim_evtchn_lock_two(domain, NULL);
+  __atomic_store_n(&domain->header->dead, 1, __ATOMIC_SEQ_CST);
+  sim_evtchn_unlock_two(domain, NULL);
+  sim_grant_unlock(domain);
+}
+
+static void remove_files(const struct sim *sim, uint32_t domid) {
+  char name[64];
+  snprintf(name, sizeof name, "dom%u/memory", domid);
+  unlinkat(sim->dir_fd, name, 0);
+  snprintf(name, sizeof name, "dom%u", domid);
+  unlinkat(sim->dir_fd, name, AT_REMOVEDIR);
+}
+
+int32_t xt_sim_domain_destroy(void *opaque, uint32_t domid) {
+  struct sim *sim = opaque;
+  struct domain *domain = sim_domain(sim, domid);
+  if (!domain) return -ESRCH;
+  domain->references++;
+  for (uint32_t i = KERNEL_SLOT + 1; i < sim->host->limits.slots; i++)
+    if (sim->host->slots[i].in_use && sim->host->slots[i].domid == domid) bury(sim, i, 0);
+  mark_dead(domain);
+  for (uint32_t i = 1; i < domain->header->limits.ports; i++) {
+    struct port *port = &domain->ports[i];
+    if (port->state == PORT_FREE) continue;
+    port->kernel = 0;
+    port->references = 0;
+    sim_port_close(sim, domain, i);
+  }
+  remove_files(sim, domid);
+  sim_domain_release(domain);
+  return 0;
+}
+
+/* ---- what is in use ---- */
+
+struct list {
+  const struct sim *sim;
+  struct xt_sim_item *items;
+  uint32_t count, max;
+};
+
+static void add(struct list *list, uint32_t slot, struct xt_sim_item item) {
+  item.slot = slot;
+  item.pid = slot == KERNEL_SLOT ? 0 : list->sim->host->slots[slot].pid;
+  if (list->count < list->max) list->items[list->count] = item;
+  list->count++;
+}
+
+static void list_grants(struct list *list, struct domain *domain) {
+  sim_grant_lock(domain);
+  for (uint32_t ref = 0; ref < domain->header->gref_high; ref++) {
+    const struct grant_record *record = &domain->records[ref];
+    if (record->state == GRANT_FREE) continue;
+    add(list, record->slot,
+        (struct xt_sim_item){.kind = record->state == GRANT_ORPHAN ? XT_SIM_ORPHAN : XT_SIM_GRANT,
+                             .domid = domain->domid,
+                             .id = ref,
+                             .peer = domain->entries[ref].access >> 16,
+                             .count = record->readers + record->writers});
+  }
+  for (uint32_t i = 0; i < domain->header->track_high; i++) {
+    const struct track *track = &domain->tracks[i];
+    if (!track->in_use) continue;
+    add(list, track->slot,
+        (struct xt_sim_item){.kind = XT_SIM_MAP,
+                             .domid = domain->domid,
+                             .id = track->ref,
+                             .peer = track->domid,
+                             .count = track->writable});
+  }
+  sim_grant_unlock(domain);
+}
+
+static void list_evtchns(struct list *list, struct domain *domain) {
+  sim_evtchn_lock_two(domain, NULL);
+  for (uint32_t i = 1; i < domain->header->limits.ports; i++) {
+    const struct port *port = &domain->ports[i];
+    if (port->state == PORT_FREE) continue;
+    add(list, port->slot,
+        (struct xt_sim_item){.kind = XT_SIM_PORT,
+                             .domid = domain->domid,
+                             .id = i,
+                             .peer = port->remote_domid,
+                             .count = port->state == PORT_INTERDOMAIN ? port->remote_port : 0});
+  }
+  for (uint32_t i = 0; i < domain->header->limits.handles; i++) {
+    const struct handle *handle = &domain->handles[i];
+    if (handle->id)
+      add(list, handle->slot,
+          (struct xt_sim_item){.kind = XT_SIM_HANDLE, .domid = domain->domid, .id = handle->id});
+  }
+  sim_evtchn_unlock_two(domain, NULL);
+}
+
+int32_t xt_sim_list(void *opaque, struct xt_sim_item *items, uint32_t max) {
+  struct sim *sim = opaque;
+  struct list list = {sim, items, 0, max};
+  uint32_t domids[DOMAINS_MAX], count = list_domains(sim, domids);
+  for (uint32_t i = KERNEL_SLOT + 1; i < sim->host->limits.slots; i++) {
+    const struct slot *slot = &sim->host->slots[i];
+    if (slot->in_use)
+      add(&list, i,
+          (struct xt_sim_item){
+              .kind = XT_SIM_SLOT, .domid = slot->domid, .id = i, .peer = slot->is_host, .count = slot->generation});
+  }
+  for (uint32_t i = 0; i < count; i++) {
+    struct domain *domain = sim_domain(sim, domids[i]);
+    if (!domain) continue;
+    list_grants(&list, domain);
+    list_evtchns(&list, domain);
+  }
+  return (int32_t)list.count;
+}

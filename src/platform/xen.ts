@@ -1,0 +1,201 @@
+// Real Xen's adapter: /dev/xen/evtchn, gntdev and gntalloc through the shim, one ioctl a call.
+import { closeSync, existsSync, openSync } from "node:fs";
+import { XentoolError } from "../core/errors.ts";
+import { PAGE_SIZE, type Domid, type EvtchnPort, type GrantRef } from "../core/types.ts";
+import type { GrantCopyBatch } from "../native/grant-copy.ts";
+import { Mapping } from "../native/memory.ts";
+import { check, checkAddress, shim, type Pointer } from "../native/shim.ts";
+import type {
+  Access,
+  EventChannels,
+  GrantShare,
+  GrantTable,
+  Platform,
+  SharedPages,
+  UnmapNotify,
+  XenstoreEndpoint,
+} from "./platform.ts";
+
+const EVTCHN_DEVICE = "/dev/xen/evtchn";
+const GNTDEV_DEVICE = "/dev/xen/gntdev";
+const GNTALLOC_DEVICE = "/dev/xen/gntalloc";
+/** Dom0's xenstored listens here; everyone else goes through the kernel. */
+const XENSTORED_SOCKETS = ["/run/xenstored/socket", "/var/run/xenstored/socket"];
+const XENBUS_DEVICES = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
+
+export interface XenDescriptor {
+  readonly name: "xen";
+  readonly domid: Domid;
+}
+
+/** Whether this is a Linux domain on Xen whose event channels can be opened. */
+export function onXen(): boolean {
+  return existsSync(EVTCHN_DEVICE);
+}
+
+/** How xenstore is reached: XENSTORED_PATH, the daemon's socket, or the kernel's device. */
+export function xenstoreEndpoint(env: Readonly<Record<string, string | undefined>>): XenstoreEndpoint {
+  const named = env["XENSTORED_PATH"];
+  if (named !== undefined && named !== "") return { kind: "socket", path: named };
+  const socket = XENSTORED_SOCKETS.find((path) => existsSync(path));
+  if (socket !== undefined) return { kind: "socket", path: socket };
+  const device = XENBUS_DEVICES.find((path) => existsSync(path));
+  return { kind: "device", path: device ?? (XENBUS_DEVICES[0] as string) };
+}
+
+function openXenDevice(path: string, module: string): number {
+  try {
+    return openSync(path, "r+");
+  } catch (error) {
+    const hint = existsSync(path) ? "run as root" : `is the kernel module ${module} loaded?`;
+    throw new XentoolError("environment", `cannot open ${path} (${hint})`, { path }, error);
+  }
+}
+
+/** An open device, closed once. */
+class Device {
+  readonly fd: number;
+  #closed = false;
+
+  constructor(path: string, module: string) {
+    this.fd = openXenDevice(path, module);
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    closeSync(this.fd);
+  }
+}
+
+export class XenPlatform implements Platform {
+  readonly name = "xen";
+  readonly domid: Domid;
+  readonly descriptor: XenDescriptor;
+  readonly xenstore: XenstoreEndpoint;
+
+  constructor(descriptor: XenDescriptor) {
+    this.descriptor = descriptor;
+    this.domid = descriptor.domid;
+    this.xenstore = xenstoreEndpoint(process.env);
+  }
+
+  openEventChannels(): EventChannels {
+    return new XenEventChannels();
+  }
+
+  openGrantTable(): GrantTable {
+    return new XenGrantTable();
+  }
+
+  openGrantShare(): GrantShare {
+    return new XenGrantShare();
+  }
+
+  close(): void {}
+}
+
+class XenEventChannels implements EventChannels {
+  readonly #device = new Device(EVTCHN_DEVICE, "xen-evtchn");
+
+  get fd(): number {
+    return this.#device.fd;
+  }
+
+  bindInterdomain(domid: Domid, remotePort: EvtchnPort): EvtchnPort {
+    const port = shim.xt_xen_evtchn_bind_interdomain(this.fd, domid, remotePort);
+    return check(port, `bind to event channel ${remotePort} of domain ${domid}`) as EvtchnPort;
+  }
+
+  bindUnbound(domid: Domid): EvtchnPort {
+    const port = shim.xt_xen_evtchn_bind_unbound(this.fd, domid);
+    return check(port, `make an event channel for domain ${domid}`) as EvtchnPort;
+  }
+
+  notify(port: EvtchnPort): number {
+    return shim.xt_xen_evtchn_notify(this.fd, port);
+  }
+
+  pending(ports: Uint32Array): number {
+    return shim.xt_evtchn_pending(this.fd, ports, ports.length);
+  }
+
+  unmask(port: EvtchnPort): number {
+    return shim.xt_xen_evtchn_unmask(this.fd, port);
+  }
+
+  unbind(port: EvtchnPort): void {
+    check(shim.xt_xen_evtchn_unbind(this.fd, port), `close event channel ${port}`);
+  }
+
+  restrict(domid: Domid): boolean {
+    return shim.xt_xen_evtchn_restrict(this.fd, domid) === 0;
+  }
+
+  close(): void {
+    this.#device.close();
+  }
+}
+
+/** Sets an unmap-notify on the mapping or share `index`; `undo` runs when the kernel refuses. */
+function setNotify(
+  set: typeof shim.xt_xen_grant_unmap_notify,
+  device: Device,
+  index: number,
+  notify: UnmapNotify | undefined,
+  undo: () => void,
+): void {
+  if (notify === undefined) return;
+  const result = set(device.fd, index, notify.clearByteAt ?? -1, notify.port ?? -1);
+  if (result < 0) undo();
+  check(result, "set an unmap-notify");
+}
+
+class XenGrantTable implements GrantTable {
+  readonly #device = new Device(GNTDEV_DEVICE, "xen-gntdev");
+
+  map(domid: Domid, refs: ArrayLike<number>, access: Access, unmapNotify?: UnmapNotify): Mapping {
+    const list = Uint32Array.from(refs);
+    const indexOut = new BigUint64Array(1);
+    const { fd } = this.#device;
+    const address: Pointer = checkAddress(
+      shim.xt_xen_grant_map(fd, domid, list, list.length, access === "rw" ? 1 : 0, indexOut),
+      `map ${list.length} grants of domain ${domid}`,
+    );
+    const index = Number(indexOut[0]);
+    const unmap = (): void => void shim.xt_xen_grant_unmap(fd, address, index, list.length);
+    setNotify(shim.xt_xen_grant_unmap_notify, this.#device, index, unmapNotify, unmap);
+    return new Mapping(address, list.length * PAGE_SIZE, unmap);
+  }
+
+  copy(batch: GrantCopyBatch): number {
+    return shim.xt_xen_grant_copy(this.#device.fd, batch.memory.address as Pointer, batch.count);
+  }
+
+  close(): void {
+    this.#device.close();
+  }
+}
+
+class XenGrantShare implements GrantShare {
+  readonly #device = new Device(GNTALLOC_DEVICE, "xen-gntalloc");
+
+  share(domid: Domid, pageCount: number, access: Access, unmapNotify?: UnmapNotify): SharedPages {
+    const refs = new Uint32Array(pageCount);
+    const indexOut = new BigUint64Array(1);
+    const { fd } = this.#device;
+    const address: Pointer = checkAddress(
+      shim.xt_xen_share(fd, domid, pageCount, access === "rw" ? 1 : 0, refs, indexOut),
+      `share ${pageCount} pages with domain ${domid}`,
+    );
+    const index = Number(indexOut[0]);
+    const unshare = (): void => void shim.xt_xen_unshare(fd, address, index, pageCount);
+    setNotify(shim.xt_xen_share_notify, this.#device, index, unmapNotify, unshare);
+    const mapping = new Mapping(address, pageCount * PAGE_SIZE, unshare);
+    return { refs: Array.from(refs) as GrantRef[], mapping };
+  }
+
+  close(): void {
+    this.#device.close();
+  }
+}

@@ -1,0 +1,153 @@
+// The host's control socket: JSON, one object a line. A process that attaches says so and keeps the
+// connection open; its end tells the host that the process died. Tools ask for status, domains and the end.
+import { XentoolError } from "../core/errors.ts";
+
+const LINE_BYTES_MAX = 4096;
+const DEFAULT_TIMEOUT_MS = 10_000;
+
+export type ControlRequest =
+  | { readonly op: "status" }
+  | { readonly op: "stop" }
+  | { readonly op: "createDomain"; readonly domid?: number; readonly name?: string }
+  | { readonly op: "destroyDomain"; readonly domid: number };
+
+export type ControlReply =
+  { readonly ok: true; readonly result: unknown } | { readonly ok: false; readonly error: string };
+
+export interface ControlHandlers {
+  /** A request of a tool; what it gives back, or throws, is the answer. */
+  request(request: ControlRequest): Promise<unknown>;
+  /** The connection of process `slot` ended. */
+  detached(slot: number, generation: number): void;
+}
+
+interface ConnectionState {
+  text: string;
+  attached: { slot: number; generation: number } | undefined;
+}
+
+export interface ControlSocket {
+  close(): void;
+}
+
+/** Listens at `path`. Fails with `environment` when it cannot. */
+export function listenForControl(path: string, handlers: ControlHandlers): ControlSocket {
+  try {
+    const listener = Bun.listen<ConnectionState>({
+      unix: path,
+      socket: {
+        open(socket) {
+          socket.data = { text: "", attached: undefined };
+        },
+        data(socket, bytes) {
+          const lines = takeLines(socket.data, bytes);
+          if (lines === undefined) socket.terminate();
+          else for (const line of lines) handleLine(socket, line, handlers);
+        },
+        close(socket) {
+          const { attached } = socket.data;
+          socket.data.attached = undefined;
+          handlers.detached(attached?.slot ?? 0, attached?.generation ?? 0);
+        },
+      },
+    });
+    return { close: () => listener.stop(true) };
+  } catch (error) {
+    throw new XentoolError("environment", `cannot listen at ${path}`, { path }, error);
+  }
+}
+
+/** The complete lines that have come; undefined when one is too long. */
+function takeLines(state: ConnectionState, bytes: Uint8Array): string[] | undefined {
+  const lines = (state.text + new TextDecoder().decode(bytes)).split("\n");
+  state.text = lines.pop() as string;
+  return state.text.length > LINE_BYTES_MAX ? undefined : lines;
+}
+
+function handleLine(socket: Bun.Socket<ConnectionState>, line: string, handlers: ControlHandlers): void {
+  let message: unknown;
+  try {
+    message = JSON.parse(line);
+  } catch {
+    socket.terminate();
+    return;
+  }
+  const attach = asAttach(message);
+  if (attach !== undefined) {
+    socket.data.attached = attach;
+    return;
+  }
+  const request = asRequest(message);
+  const work =
+    request === undefined ? Promise.reject(new Error("unknown request")) : handlers.request(request);
+  const answer = (reply: ControlReply): void => void socket.end(`${JSON.stringify(reply)}\n`);
+  work.then(
+    (result) => answer({ ok: true, result: result ?? null }),
+    (error: unknown) => answer({ ok: false, error: error instanceof Error ? error.message : String(error) }),
+  );
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null;
+}
+
+function asAttach(message: unknown): { slot: number; generation: number } | undefined {
+  if (!isRecord(message) || message["op"] !== "attach") return undefined;
+  const { slot, generation } = message;
+  return typeof slot === "number" && typeof generation === "number" ? { slot, generation } : undefined;
+}
+
+function asRequest(message: unknown): ControlRequest | undefined {
+  if (!isRecord(message)) return undefined;
+  const { op, domid, name } = message;
+  if (op === "status" || op === "stop") return { op };
+  const isDomid = typeof domid === "number" && Number.isInteger(domid);
+  if (op === "destroyDomain" && isDomid) return { op, domid };
+  if (op !== "createDomain") return undefined;
+  return { op, ...(isDomid ? { domid } : {}), ...(typeof name === "string" ? { name } : {}) };
+}
+
+/**
+ * Asks the host in `dir`. Fails with `environment` when no host runs there, `timeout` when it does not
+ * answer in time, `io` with the host's words when it refuses.
+ */
+export async function askHost(
+  dir: string,
+  request: ControlRequest,
+  timeoutMs = DEFAULT_TIMEOUT_MS,
+): Promise<unknown> {
+  const { promise, resolve, reject } = Promise.withResolvers<string>();
+  let text = "";
+  const fail = (): void => reject(new XentoolError("io", `the simulated host in ${dir} hung up`, { dir }));
+  const socket = await Bun.connect({
+    unix: `${dir}/host.sock`,
+    socket: {
+      data(_socket, bytes) {
+        text += new TextDecoder().decode(bytes);
+        if (text.includes("\n")) resolve(text);
+      },
+      close: fail,
+      error: fail,
+    },
+  }).catch((error: unknown) => {
+    throw new XentoolError("environment", `no simulated host runs in ${dir}`, { dir }, error);
+  });
+  const expired = new XentoolError("timeout", `the simulated host in ${dir} did not answer`, {
+    dir,
+    timeoutMs,
+  });
+  const timer = setTimeout(() => reject(expired), timeoutMs);
+  try {
+    socket.write(`${JSON.stringify(request)}\n`);
+    return unwrapReply(await promise, dir);
+  } finally {
+    clearTimeout(timer);
+    socket.end();
+  }
+}
+
+function unwrapReply(text: string, dir: string): unknown {
+  const reply = JSON.parse(text.slice(0, text.indexOf("\n"))) as ControlReply;
+  if (reply.ok) return reply.result;
+  throw new XentoolError("io", reply.error, { dir });
+}

@@ -1,0 +1,306 @@
+// A simulated Xen host: its directory and domains, the xenstore server, and the reaping of processes that
+// died. It runs in a process of its own (`xentool sim`) or inside a test; the data paths never need it.
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { XentoolError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
+import { toDomid, type Domid } from "../core/types.ts";
+import { check, shim, type Pointer } from "../native/shim.ts";
+import { attachSim, cString, SimPlatform } from "../platform/sim.ts";
+import { Xenstore } from "../xenstore/client.ts";
+import { XenstoreServer, type XenstoreServerStatistics } from "../xenstore/server/server.ts";
+import type { PersonalityName } from "../xenstore/server/personality.ts";
+import { listenForControl, type ControlRequest, type ControlSocket } from "./control.ts";
+import { StoreRings } from "./store-rings.ts";
+import { describeUsage, isHeld, listUsage, type UsageItem } from "./usage.ts";
+
+const FORMAT_VERSION = 1;
+const SETTLE_STEP_MS = 5;
+const STORE_GREF = 1;
+const DOMAINS_MAX = 250;
+
+const log = moduleLogger("sim");
+
+/** Limits of every domain (csrc/xentool.h, struct xt_sim_limits). */
+export interface SimLimits {
+  readonly grantEntries: number;
+  /** Pages that a domain may share at a time; gntalloc's default. */
+  readonly sharePages: number;
+  readonly maptrack: number;
+  readonly ports: number;
+  readonly handles: number;
+  readonly slots: number;
+}
+
+export const DEFAULT_LIMITS: SimLimits = {
+  grantEntries: 32_768,
+  sharePages: 1024,
+  maptrack: 65_536,
+  ports: 1024,
+  handles: 256,
+  slots: 256,
+};
+
+export interface SimHostOptions {
+  /** Made when it does not exist; by default a new one in /dev/shm. Removed when the host stops. */
+  readonly dir?: string;
+  /** How many domains there are from the start, domain 0 included. */
+  readonly domains?: number;
+  readonly personality?: PersonalityName;
+  readonly limits?: Partial<SimLimits>;
+}
+
+export interface SimStatus {
+  readonly dir: string;
+  readonly pid: number;
+  readonly personality: PersonalityName;
+  readonly started: string;
+  readonly limits: SimLimits;
+  readonly domains: readonly { readonly domid: number; readonly name: string }[];
+  readonly usage: readonly UsageItem[];
+  readonly xenstore: XenstoreServerStatistics;
+}
+
+function makeDirectory(dir: string | undefined): string {
+  if (dir === undefined)
+    return mkdtempSync(join(existsSync("/dev/shm") ? "/dev/shm" : tmpdir(), "xentool-sim-"));
+  if (existsSync(join(dir, "host")))
+    throw new XentoolError("usage", `${dir} holds a simulated host already; choose another directory`, {
+      dir,
+    });
+  mkdirSync(dir, { recursive: true, mode: 0o700 });
+  chmodSync(dir, 0o700);
+  return dir;
+}
+
+export class SimHost {
+  readonly dir: string;
+  readonly personality: PersonalityName;
+  readonly limits: SimLimits;
+  readonly server: XenstoreServer;
+  /** Settles when the host has stopped, for whatever reason. */
+  readonly stopped: Promise<void>;
+  readonly #markStopped: () => void;
+  readonly #started = new Date();
+  readonly #names = new Map<number, string>();
+  readonly #storePorts = new Map<number, number>();
+  #handle: Pointer | undefined;
+  #dom0: SimPlatform | undefined;
+  #rings: StoreRings | undefined;
+  #control: ControlSocket | undefined;
+  #stopping: Promise<void> | undefined;
+
+  private constructor(dir: string, options: SimHostOptions) {
+    this.dir = dir;
+    this.personality = options.personality ?? "oxenstored";
+    this.limits = { ...DEFAULT_LIMITS, ...options.limits };
+    this.server = new XenstoreServer({
+      personality: this.personality,
+      openRing: (domid, gfn, port) => this.#reopenRing(domid, gfn, port),
+    });
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.stopped = promise;
+    this.#markStopped = resolve;
+  }
+
+  /** Starts a host in this process. Nothing is left behind when that fails. */
+  static async start(options: SimHostOptions = {}): Promise<SimHost> {
+    const host = new SimHost(makeDirectory(options.dir), options);
+    try {
+      await host.#start(options.domains ?? 3);
+    } catch (error) {
+      await host.stop();
+      throw error;
+    }
+    return host;
+  }
+
+  /** A process's view of the host as `domid`. Close it. */
+  platform(domid: number): SimPlatform {
+    return new SimPlatform({ name: "sim", dir: this.dir, domid: toDomid(domid) });
+  }
+
+  /** Makes a domain as a toolstack does: tables, xenstore ring, directory and socket. Gives its number. */
+  async createDomain(wanted?: number, name?: string): Promise<Domid> {
+    const domid = toDomid(wanted ?? Math.max(-1, ...this.#names.keys()) + 1);
+    if (this.#names.has(domid)) throw new XentoolError("usage", `domain ${domid} exists already`);
+    if (this.#names.size >= DOMAINS_MAX) throw new XentoolError("usage", "there are too many domains");
+    const port = check(shim.xt_sim_domain_create(cString(this.dir), domid), `make domain ${domid}`);
+    this.#names.set(domid, name ?? (domid === 0 ? "Domain-0" : `domain-${domid}`));
+    this.#storePorts.set(domid, port);
+    if (domid !== 0) this.#introduce(domid, port);
+    await this.server.listen(join(this.dir, `dom${domid}`, "xenstored"), domid);
+    if (domid !== 0) await this.#seedStore(domid, port);
+    return domid;
+  }
+
+  /** Ends a domain as `xl destroy`: no process of it gets to clean up. */
+  async destroyDomain(domid: number): Promise<void> {
+    if (domid === 0 || !this.#names.delete(domid))
+      throw new XentoolError(
+        "usage",
+        domid === 0 ? "domain 0 cannot be destroyed" : `there is no domain ${domid}`,
+      );
+    this.#storePorts.delete(domid);
+    this.server.release(domid);
+    check(shim.xt_sim_domain_destroy(this.#host(), domid), `destroy domain ${domid}`);
+    rmSync(join(this.dir, `dom${domid}`), { recursive: true, force: true });
+  }
+
+  /** All that is in use, by anyone, the host's own part included. */
+  usage(): UsageItem[] {
+    return listUsage(this.#host());
+  }
+
+  status(): SimStatus {
+    return {
+      dir: this.dir,
+      pid: process.pid,
+      personality: this.personality,
+      started: this.#started.toISOString(),
+      limits: this.limits,
+      domains: [...this.#names].map(([domid, name]) => ({ domid, name })),
+      usage: this.usage(),
+      xenstore: this.server.statistics,
+    };
+  }
+
+  /** One line for everything that somebody still holds, in this instant. */
+  leaks(): string[] {
+    const items = this.usage();
+    const hosts = new Set(
+      items.filter((item) => item.kind === "process" && item.peer === 1).map((item) => item.slot),
+    );
+    const held = items.filter((item) => isHeld(item) && !hosts.has(item.slot)).map(describeUsage);
+    const { connections, watches, transactions } = this.server.statistics;
+    const clients = connections - (this.#rings?.count ?? 0);
+    const store = { "xenstore connections": clients, watches, transactions };
+    return [
+      ...held,
+      ...Object.entries(store).flatMap(([what, count]) => (count > 0 ? [`${count} ${what}`] : [])),
+    ];
+  }
+
+  /**
+   * `leaks`, once what was closed or killed has been noticed: waits until there are none, at most
+   * `timeoutMs`. For the end of tests.
+   */
+  async settle(timeoutMs = 5000): Promise<string[]> {
+    const deadline = performance.now() + timeoutMs;
+    for (;;) {
+      const leaks = this.leaks();
+      if (leaks.length === 0 || performance.now() > deadline) return leaks;
+      await Bun.sleep(SETTLE_STEP_MS);
+    }
+  }
+
+  /** Ends the host and removes its directory. Whoever is attached loses the platform. */
+  stop(): Promise<void> {
+    this.#stopping ??= this.#stop();
+    return this.#stopping;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+  }
+
+  async #start(domains: number): Promise<void> {
+    if (!Number.isInteger(domains) || domains < 1 || domains > DOMAINS_MAX)
+      throw new XentoolError("usage", `there can be 1 to ${DOMAINS_MAX} domains, not ${domains}`);
+    const { grantEntries, sharePages, maptrack, ports, handles, slots } = this.limits;
+    const limits = new Uint32Array([grantEntries, sharePages, maptrack, ports, handles, slots]);
+    check(
+      shim.xt_sim_host_create(cString(this.dir), limits),
+      `make a simulated host in ${this.dir}`,
+      "environment",
+    );
+    this.#control = listenForControl(join(this.dir, "host.sock"), {
+      request: (request) => this.#answer(request),
+      detached: (slot, generation) => this.#reap(slot, generation),
+    });
+    await this.createDomain(0);
+    this.#handle = attachSim(this.dir, 0, true);
+    this.#dom0 = new SimPlatform({ name: "sim", dir: this.dir, domid: toDomid(0) }, true);
+    this.#rings = new StoreRings(this.#dom0, (domid) => this.server.ringOf(domid)?.pump());
+    for (let domid = 1; domid < domains; domid++) await this.createDomain(domid);
+    this.#describe();
+  }
+
+  async #stop(): Promise<void> {
+    this.server.close();
+    await this.#rings?.close();
+    this.#dom0?.close();
+    if (this.#handle !== undefined) shim.xt_sim_close(this.#handle);
+    this.#handle = undefined;
+    this.#control?.close();
+    rmSync(this.dir, { recursive: true, force: true });
+    this.#markStopped();
+  }
+
+  #host(): Pointer {
+    if (this.#handle === undefined) throw new XentoolError("usage", "the simulated host has stopped");
+    return this.#handle;
+  }
+
+  /** host.json, for people and for tools that find the directory of a dead host. */
+  #describe(): void {
+    const { dir, personality, limits } = this;
+    const domains = [...this.#names.keys()];
+    const started = this.#started.toISOString();
+    const text = JSON.stringify({
+      version: FORMAT_VERSION,
+      pid: process.pid,
+      personality,
+      domains,
+      limits,
+      started,
+    });
+    writeFileSync(join(dir, "host.json"), `${text}\n`, { mode: 0o600 });
+  }
+
+  #introduce(domid: Domid, port: number): void {
+    if (this.#rings === undefined) throw new XentoolError("bug", "rings before domain 0");
+    this.server.createDomain(domid, this.#names.get(domid) as string);
+    this.server.introduce(domid, this.#rings.open(domid, port));
+  }
+
+  #reopenRing(domid: number, gfn: number, port: number): ReturnType<StoreRings["open"]> | undefined {
+    if (gfn !== STORE_GREF || this.#storePorts.get(domid) !== port) return undefined;
+    return this.#rings?.open(domid, port);
+  }
+
+  /** Where the ring is, for whoever looks in xenstore, as libxl leaves it. */
+  async #seedStore(domid: Domid, port: number): Promise<void> {
+    const store = new Xenstore(this.server.connectDirectly(0));
+    await store.write(`/local/domain/${domid}/store/ring-ref`, String(STORE_GREF));
+    await store.write(`/local/domain/${domid}/store/port`, String(port));
+    store.close();
+  }
+
+  #reap(slot: number, generation: number): void {
+    if (this.#handle === undefined) return;
+    if (slot !== 0) shim.xt_sim_reap(this.#handle, slot, generation);
+    shim.xt_sim_sweep(this.#handle);
+  }
+
+  async #answer(request: ControlRequest): Promise<unknown> {
+    log.debug("request {op}", { op: request.op });
+    switch (request.op) {
+      case "status":
+        return this.status();
+      case "createDomain": {
+        const domid = await this.createDomain(request.domid, request.name);
+        this.#describe();
+        return { domid };
+      }
+      case "destroyDomain":
+        await this.destroyDomain(request.domid);
+        this.#describe();
+        return null;
+      case "stop":
+        setImmediate(() => void this.stop());
+        return null;
+    }
+  }
+}

@@ -1,0 +1,105 @@
+// The xenstore rings of a simulated host's domains, from the server's side: pages mapped and ports bound as
+// domain 0, and one reader of the event-channel handle that wakes the server for the ring that rang.
+import { describeError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
+import type { EvtchnPort } from "../core/types.ts";
+import { toDomid } from "../core/types.ts";
+import type { EventChannels, GrantTable, Platform } from "../platform/platform.ts";
+import type { Ring } from "../xenstore/server/ring-channel.ts";
+
+const STORE_GREF = 1;
+const log = moduleLogger("sim");
+
+/** A ring whose port can be given up before the ring: a new one for the same domain needs it. */
+interface OpenRing extends Ring {
+  releasePort(): void;
+}
+
+export class StoreRings {
+  readonly #events: EventChannels;
+  readonly #grants: GrantTable;
+  readonly #open = new Map<number, OpenRing>();
+  readonly #domidOfPort = new Map<number, number>();
+  readonly #reader: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>;
+  readonly #onEvent: (domid: number) => void;
+  readonly #done: Promise<void>;
+
+  /** Rings as `platform`, which is domain 0. `onEvent` runs when a domain's ring wants attention. */
+  constructor(platform: Platform, onEvent: (domid: number) => void) {
+    this.#events = platform.openEventChannels();
+    this.#grants = platform.openGrantTable();
+    this.#onEvent = onEvent;
+    this.#reader = Bun.file(this.#events.fd).stream().getReader();
+    this.#done = this.#readEvents();
+  }
+
+  get count(): number {
+    return this.#open.size;
+  }
+
+  /** The ring of `domid`, whose own port is `remotePort`. It replaces the one that was open before. */
+  open(domid: number, remotePort: number): Ring {
+    this.#open.get(domid)?.releasePort();
+    const mapping = this.#grants.map(toDomid(domid), [STORE_GREF], "rw");
+    let port: EvtchnPort;
+    try {
+      port = this.#events.bindInterdomain(toDomid(domid), remotePort as EvtchnPort);
+    } catch (error) {
+      mapping.close();
+      throw error;
+    }
+    this.#domidOfPort.set(port, domid);
+    const releasePort = (): void => {
+      if (!this.#domidOfPort.delete(port)) return;
+      this.#events.unbind(port);
+    };
+    const close = (): void => {
+      releasePort();
+      mapping.close();
+      if (this.#open.get(domid) === ring) this.#open.delete(domid);
+    };
+    const ring: OpenRing = {
+      page: mapping,
+      events: this.#events,
+      port,
+      gfn: STORE_GREF,
+      remotePort,
+      releasePort,
+      close,
+    };
+    this.#open.set(domid, ring);
+    return ring;
+  }
+
+  /** Closes what is still open. */
+  async close(): Promise<void> {
+    for (const ring of this.#open.values()) ring.close();
+    await this.#reader.cancel();
+    await this.#done;
+    this.#events.close();
+    this.#grants.close();
+  }
+
+  async #readEvents(): Promise<void> {
+    for (;;) {
+      const { done, value } = await this.#reader.read();
+      if (done) return;
+      const ports = new Uint32Array(
+        value.buffer.slice(value.byteOffset, value.byteOffset + (value.length & ~3)),
+      );
+      for (const port of ports) this.#serve(port as EvtchnPort);
+    }
+  }
+
+  /** Unmasked first: what arrives while the ring is served rings again. */
+  #serve(port: EvtchnPort): void {
+    this.#events.unmask(port);
+    const domid = this.#domidOfPort.get(port);
+    if (domid === undefined) return;
+    try {
+      this.#onEvent(domid);
+    } catch (error) {
+      log.error("xenstore ring of domain {domid}: {error}", { domid, error: describeError(error) });
+    }
+  }
+}

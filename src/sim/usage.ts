@@ -1,0 +1,73 @@
+// What is in use in a simulated host, as the shim lists it: for `sim status`, and for tests to see that
+// nothing was left behind.
+import { XentoolError } from "../core/errors.ts";
+import { shim, type Pointer } from "../native/shim.ts";
+
+const KINDS = ["process", "grant", "orphan", "map", "port", "handle"] as const;
+export type UsageKind = (typeof KINDS)[number];
+
+export interface UsageItem {
+  readonly kind: UsageKind;
+  /** The domain whose it is; of a map, the domain whose page it is. */
+  readonly domid: number;
+  /** Slot of a process; reference of a grant, an orphan or a map; port; handle. */
+  readonly id: number;
+  /** Domain that a grant is for, that maps, or that a port leads to. */
+  readonly peer: number;
+  /** Pins of a grant; 1 for a writable map; the remote port, 0 when unbound; generation of a process. */
+  readonly count: number;
+  /** Slot of the process that owns it; 0 for what belongs to the domain itself. */
+  readonly slot: number;
+  readonly pid: number;
+}
+
+const ITEM_WORDS = 7;
+/** References below belong to the toolstack (GNTTAB_NR_RESERVED_ENTRIES). */
+const RESERVED_GREFS = 8;
+
+/** Everything in use in the host that `sim` is attached to. */
+export function listUsage(sim: Pointer): UsageItem[] {
+  for (let capacity = 256; ; capacity *= 2) {
+    const words = new Uint32Array(capacity * ITEM_WORDS);
+    const count = shim.xt_sim_list(sim, words, capacity);
+    if (count < 0) throw new XentoolError("bug", `the simulated host cannot be listed: ${count}`);
+    if (count <= capacity) return Array.from({ length: count }, (_, index) => itemAt(words, index));
+  }
+}
+
+function itemAt(words: Uint32Array, index: number): UsageItem {
+  const [kind, domid, id, peer, count, slot, pid] = words.subarray(
+    index * ITEM_WORDS,
+    (index + 1) * ITEM_WORDS,
+  ) as unknown as [number, number, number, number, number, number, number];
+  return { kind: KINDS[kind] as UsageKind, domid, id, peer, count, slot, pid };
+}
+
+/** Whether some process, or the memory of one, is behind it: not so for a domain's own page and port. */
+export function isHeld(item: UsageItem): boolean {
+  if (item.slot !== 0) return true;
+  return (
+    item.kind === "orphan" || item.kind === "map" || (item.kind === "grant" && item.id >= RESERVED_GREFS)
+  );
+}
+
+/** One line for people. */
+export function describeUsage(item: UsageItem): string {
+  const { domid, id, peer, count, pid } = item;
+  switch (item.kind) {
+    case "process":
+      return `process ${pid} is attached as domain ${domid} (slot ${id})`;
+    case "grant":
+      return `grant ${id} of domain ${domid} for domain ${peer}, ${count} pins, by process ${pid}`;
+    case "orphan":
+      return `grant ${id} of domain ${domid} for domain ${peer}, given up but mapped ${count} times`;
+    case "map":
+      return `grant ${id} of domain ${domid} mapped ${count === 1 ? "rw" : "r"} by domain ${peer}, process ${pid}`;
+    case "port":
+      return count === 0
+        ? `port ${id} of domain ${domid} waits for domain ${peer}, by process ${pid}`
+        : `port ${id} of domain ${domid} to port ${count} of domain ${peer}, by process ${pid}`;
+    case "handle":
+      return `event-channel handle ${id} of domain ${domid}, by process ${pid}`;
+  }
+}
