@@ -1,0 +1,133 @@
+// npm run test:xen [-- NAME…]: runs the scenarios of test/xen on real Xen, in as few boots as possible, and
+// reports in build/xen. Needs root once, to build the lab; see test/xen/README.md.
+
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { parseArgs } from "node:util";
+import { boot, type BootSettings } from "../test/xen/runner/boot.ts";
+import { ensureLab } from "../test/xen/runner/lab.ts";
+import { writeReport } from "../test/xen/runner/report.ts";
+import { chooseRuns, DAEMONS, loadRuns, type Result, type Run } from "../test/xen/runner/scenario.ts";
+
+const USAGE = `npm run test:xen [-- [OPTIONS] [NAME…]]
+  NAME        a scenario, with @xenstored or @oxenstored or without; none: all
+  --list      what there is
+  --verbose   shows the host's console and the scenarios' logs as they come
+  --keep      keeps each boot's disk images and console, in build/xen/boots
+  --selftest  runs the lab's own tests instead: scenarios that fail, hang, leak and crash the host
+XENLAB=DIR keeps the lab elsewhere than in ~/.cache/xentool-xenlab; XENLAB_PATIENCE=N multiplies time limits.`;
+
+const root = resolve(import.meta.dirname, "..");
+const sources = join(root, "test/xen");
+const reports = join(root, "build/xen");
+
+async function main(): Promise<number> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      list: { type: "boolean", default: false },
+      keep: { type: "boolean", default: false },
+      verbose: { type: "boolean", default: false },
+      selftest: { type: "boolean", default: false },
+      help: { type: "boolean", default: false },
+    },
+  });
+  if (values.help) {
+    console.log(USAGE);
+    return 0;
+  }
+  const runs = chooseRuns(loadRuns(join(sources, values.selftest ? "selftest" : "scenarios")), positionals);
+  if (values.list) {
+    for (const run of runs) console.log(`${run.name.padEnd(40)} ${run.summary}`);
+    return 0;
+  }
+  const lab = ensureLab(sources);
+  const programs = buildPrograms();
+  rmSync(reports, { recursive: true, force: true });
+  const results = await runAll(runs, (number) => ({
+    lab,
+    root,
+    sources,
+    programs,
+    work: join(reports, "boots", String(number)),
+    logs: join(reports, "logs"),
+    console: join(reports, "logs", `boot-${number}.log`),
+    patience: Number(process.env.XENLAB_PATIENCE ?? 1),
+    verbose: values.verbose,
+  }));
+  if (!values.keep) rmSync(join(reports, "boots"), { recursive: true, force: true });
+  console.log(writeReport(reports, readFileSync(join(lab, "versions"), "utf8"), results));
+  return values.selftest
+    ? judgeSelftest(results)
+    : Number(results.some(({ verdict }) => verdict !== "passed"));
+}
+
+/** Boots until every run has a result: once for each daemon, and again after a run that took the host down. */
+async function runAll(runs: readonly Run[], settingsOf: (boot: number) => BootSettings): Promise<Result[]> {
+  const results: Result[] = [];
+  for (const run of runs) {
+    const missing = run.files.find((file) => !existsSync(join(root, file)));
+    if (missing !== undefined) results.push(notRun(run, `${missing} is missing`));
+  }
+  let boots = 0;
+  for (const daemon of DAEMONS) {
+    let waiting = runs.filter(
+      (run) => run.daemon === daemon && !results.some((result) => result.run === run),
+    );
+    while (waiting.length > 0) {
+      const settings = settingsOf(boots++);
+      for (const directory of [settings.work, settings.logs]) mkdirSync(directory, { recursive: true });
+      console.error(`booting Xen with ${daemon}: ${waiting.map((run) => run.name).join(" ")}`);
+      const done = await boot(settings, daemon, waiting);
+      results.push(...done);
+      waiting = waiting.filter((run) => !done.some((result) => result.run === run));
+      if (done.length === 0) {
+        results.push(
+          ...waiting.map((run) => notRun(run, `the host did not come up: see ${settings.console}`)),
+        );
+        break;
+      }
+    }
+  }
+  return results;
+}
+
+function notRun(run: Run, message: string): Result {
+  return { run, verdict: "not run", seconds: 0, message };
+}
+
+/** The C programs that scenarios use in dom0 and in guests, if there are any; where they are. */
+function buildPrograms(): string {
+  const build = join(root, "build/xen-programs");
+  for (const args of [
+    ["-S", join(sources, "programs"), "-B", build],
+    ["--build", build],
+  ]) {
+    const done = spawnSync("cmake", args, { encoding: "utf8" });
+    if (done.status !== 0) {
+      throw new Error(`building test/xen/programs: ${done.error?.message ?? done.stdout + done.stderr}`);
+    }
+  }
+  return join(build, "bin");
+}
+
+/** The lab's own tests are right when each ended as its `expect:` says. */
+function judgeSelftest(results: readonly Result[]): number {
+  let wrong = 0;
+  for (const { run, verdict, message } of results) {
+    const said = message === "" ? verdict : `${verdict}: ${message}`;
+    if (run.expect?.test(said)) continue;
+    wrong++;
+    console.log(`selftest ${run.name}: '${said}' is not as expected: ${run.expect?.source}`);
+  }
+  console.log(`selftest: ${results.length - wrong} as expected, ${wrong} not`);
+  return Number(wrong > 0);
+}
+
+try {
+  process.exitCode = await main();
+} catch (error) {
+  console.error(`test:xen: ${error instanceof Error ? error.message : String(error)}`);
+  process.exitCode = 1;
+}

@@ -1,0 +1,191 @@
+// One boot: a virtual machine in which real Xen and a Linux dom0 run a list of scenarios. The payload goes in
+// and comes back as an ext4 image, so that nothing needs a network or root. What dom0 says on the serial
+// console is the only thing that is followed live: `XENLAB: begin NAME`, `XENLAB: end NAME VERDICT SECONDS`.
+
+import { spawn, spawnSync } from "node:child_process";
+import {
+  copyFileSync,
+  cpSync,
+  createWriteStream,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  writeFileSync,
+} from "node:fs";
+import { basename, dirname, join } from "node:path";
+import { createInterface } from "node:readline";
+import type { Daemon, Result, Run } from "./scenario.ts";
+
+/** Where things are, and how long to wait. */
+export interface BootSettings {
+  readonly lab: string;
+  /** The repository: `files:` of the scenarios are relative to it. */
+  readonly root: string;
+  /** test/xen. */
+  readonly sources: string;
+  /** Programs built for dom0, all taken along. */
+  readonly programs: string;
+  /** A directory for this boot alone. */
+  readonly work: string;
+  /** Where a scenario's logs go: logs/NAME/. */
+  readonly logs: string;
+  /** The file that keeps what Xen and dom0 say on the serial console. */
+  readonly console: string;
+  /** Multiplies every time limit. */
+  readonly patience: number;
+  readonly verbose: boolean;
+}
+
+const MEMORY_MIB = 6144;
+const DOM0_MEMORY_MIB = 3072;
+const CPUS = 2;
+const BOOT_SECONDS = 180;
+/** What the runner in dom0 may need, after a scenario's limit, to end and diagnose it. */
+const GRACE_SECONDS = 240;
+const FREE_MIB = 256;
+
+/**
+ * Boots once with `daemon` and runs `runs`. The results are those of the runs that began; when the host went
+ * down in one of them, the later ones are not among them.
+ */
+export async function boot(settings: BootSettings, daemon: Daemon, runs: readonly Run[]): Promise<Result[]> {
+  const image = makePayload(settings, daemon, runs);
+  const begun = await follow(settings, image, runs);
+  const out = join(settings.work, "out");
+  spawnSync("debugfs", ["-R", `rdump /out ${settings.work}`, image], { stdio: "ignore" });
+  const results = runs.filter((run) => begun.has(run.name)).map((run) => readResult(out, run));
+  for (const { run } of results) {
+    if (existsSync(join(out, run.name)))
+      cpSync(join(out, run.name), join(settings.logs, run.name), { recursive: true });
+  }
+  return results;
+}
+
+/** The payload's disk image: dom0's scripts, the plan, the scenarios and their files. */
+function makePayload(settings: BootSettings, daemon: Daemon, runs: readonly Run[]): string {
+  const tree = mkdir(join(settings.work, "payload"));
+  for (const part of ["dom0", "guest"])
+    cpSync(join(settings.sources, part), join(tree, part), { recursive: true });
+  if (existsSync(settings.programs)) cpSync(settings.programs, join(tree, "programs"), { recursive: true });
+  mkdir(join(tree, "scenarios"));
+  for (const run of runs) {
+    copyFileSync(run.path, join(tree, "scenarios", basename(run.path)));
+    for (const file of run.files) {
+      mkdir(join(tree, "files", dirname(file)));
+      cpSync(join(settings.root, file), join(tree, "files", file), { recursive: true });
+    }
+  }
+  const verbose = settings.verbose ? 1 : 0;
+  writeFileSync(
+    join(tree, "settings"),
+    `XENSTORED=${daemon}\nPATIENCE=${settings.patience}\nVERBOSE=${verbose}\n`,
+  );
+  writeFileSync(join(tree, "plan"), runs.map((run) => `${run.name} ${run.limitSeconds}\n`).join(""));
+
+  const image = join(settings.work, "payload.img");
+  const usedMib = Number(/^\d+/.exec(must("du", ["-sm", tree]))?.[0]);
+  const sizeMib = Math.ceil(usedMib * 1.2) + FREE_MIB;
+  must("mke2fs", ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", tree, image, `${sizeMib}M`]);
+  return image;
+}
+
+/** Runs the machine to its end, or ends it when nothing happens in time; the names of the runs that began. */
+async function follow(settings: BootSettings, image: string, runs: readonly Run[]): Promise<Set<string>> {
+  const begun = new Set<string>();
+  const log = createWriteStream(settings.console);
+  const machine = spawn("qemu-system-x86_64", machineArguments(settings.lab, image), {
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const end = () => machine.kill("SIGKILL");
+  const interrupted = () => {
+    end();
+    process.exit(130);
+  };
+  process.once("SIGINT", interrupted);
+  process.once("SIGTERM", interrupted);
+  let watchdog = setTimeout(end, BOOT_SECONDS * settings.patience * 1000);
+  const allow = (seconds: number) => {
+    clearTimeout(watchdog);
+    watchdog = setTimeout(end, seconds * settings.patience * 1000);
+  };
+  const exited = new Promise<void>((resolve, reject) => {
+    machine.once("error", reject);
+    machine.once("close", () => resolve());
+  });
+  machine.stderr.pipe(log, { end: false });
+  createInterface({ input: machine.stdout }).on("line", (line) => {
+    log.write(`${line}\n`);
+    const [, what, name, verdict, ...rest] = /XENLAB: (\w+) ?(\S*) ?(\S*) ?(.*)/.exec(line.trimEnd()) ?? [];
+    const run = runs.find((candidate) => candidate.name === name);
+    if (what === "begin" && run !== undefined) {
+      begun.add(run.name);
+      allow(run.limitSeconds + GRACE_SECONDS);
+    } else if (what === "end" || what === "done") {
+      allow(GRACE_SECONDS);
+    }
+    if (what === "end") console.error(`${verdict?.padEnd(7)} ${name} ${rest.join(" ")}`);
+    else if (settings.verbose) console.error(line.trimEnd());
+  });
+  try {
+    await exited;
+  } finally {
+    clearTimeout(watchdog);
+    process.removeListener("SIGINT", interrupted);
+    process.removeListener("SIGTERM", interrupted);
+    await new Promise((resolve) => log.end(resolve));
+  }
+  return begun;
+}
+
+/**
+ * Xen is QEMU's multiboot kernel, dom0's kernel and initramfs are its modules. TCG of QEMU 7.2 breaks PV guests
+ * with SMAP, and HVM guests with RDTSCP.
+ */
+function machineArguments(lab: string, image: string): string[] {
+  const xen =
+    `console=com1 com1=115200,8n1 conring_size=1m dom0_mem=${DOM0_MEMORY_MIB}M,max:${DOM0_MEMORY_MIB}M ` +
+    `dom0_max_vcpus=${CPUS} spec-ctrl=no xpti=no loglvl=warning guest_loglvl=warning sched=credit`;
+  const dom0 = "console=hvc0 panic=5 mitigations=off quiet loglevel=4";
+  const drive = "if=none,format=raw,cache=unsafe";
+  const options = [
+    ["-machine", "q35"],
+    ["-accel", "tcg,thread=multi,tb-size=1024"],
+    ["-cpu", "max,-smap,-smep,-la57,-rdtscp"],
+    ["-smp", String(CPUS)],
+    ["-m", String(MEMORY_MIB)],
+    ["-display", "none"],
+    ["-monitor", "none"],
+    ["-serial", "stdio"],
+    ["-net", "none"],
+    ["-kernel", join(lab, "xen")],
+    ["-append", xen],
+    ["-initrd", `${join(lab, "vmlinuz")} ${dom0},${join(lab, "initramfs.gz")}`],
+    ["-drive", `id=root,file=${join(lab, "base.img")},snapshot=on,${drive}`],
+    ["-device", "virtio-blk-pci,drive=root,disable-legacy=on"],
+    ["-drive", `id=payload,file=${image},${drive}`],
+    ["-device", "virtio-blk-pci,drive=payload,disable-legacy=on"],
+  ];
+  return ["-no-reboot", ...options.flat()];
+}
+
+/** What the runner in dom0 wrote down; when it wrote nothing, the host went down in this run. */
+function readResult(out: string, run: Run): Result {
+  const path = join(out, run.name, "verdict");
+  const [first = "", message = ""] = existsSync(path) ? readFileSync(path, "utf8").split("\n") : [];
+  const [verdict, seconds] = first.split(" ");
+  if (verdict === "passed" || verdict === "failed" || verdict === "hung") {
+    return { run, verdict, seconds: Number(seconds), message };
+  }
+  return { run, verdict: "failed", seconds: 0, message: "the host went down, or hung as a whole" };
+}
+
+function mkdir(path: string): string {
+  mkdirSync(path, { recursive: true });
+  return path;
+}
+
+function must(command: string, args: readonly string[]): string {
+  const done = spawnSync(command, args, { encoding: "utf8" });
+  if (done.status !== 0) throw new Error(`${command} failed: ${done.error?.message ?? done.stderr.trim()}`);
+  return done.stdout;
+}

@@ -1,0 +1,49 @@
+// The lab's parts on disk: built once by build.sh, kept under a hash of everything they are made of, so that a
+// change of the script or of its packages builds a new one and an unchanged checkout builds nothing.
+
+import { createHash } from "node:crypto";
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+
+const PARTS = ["build.sh", "packages.txt"];
+
+/** Where labs are kept: $XENLAB, else ~/.cache/xentool-xenlab. */
+function cacheDirectory(): string {
+  return (
+    process.env.XENLAB ?? join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "xentool-xenlab")
+  );
+}
+
+/**
+ * The directory of a lab made of what `sources` (test/xen) holds; builds it when there is none, which takes
+ * three minutes, root and Debian. Throws an Error of one line when it cannot.
+ */
+export function ensureLab(sources: string): string {
+  const hash = createHash("sha256");
+  for (const part of PARTS) hash.update(readFileSync(join(sources, part)));
+  const cache = cacheDirectory();
+  const key = hash.digest("hex").slice(0, 16);
+  const lab = join(cache, key);
+  if (existsSync(lab)) return lab;
+
+  if (process.getuid?.() !== 0) {
+    throw new Error(`the real-Xen lab is not in ${cache}, and building it needs root: sudo npm run test:xen`);
+  }
+  if (!existsSync("/etc/debian_version")) throw new Error("building the real-Xen lab needs Debian 12 or 13");
+  console.error(`building the real-Xen lab in ${lab}: about three minutes, once`);
+  mkdirSync(cache, { recursive: true });
+  const unfinished = join(cache, `${key}.${process.pid}`);
+  const build = spawnSync(join(sources, "build.sh"), [unfinished], {
+    stdio: ["ignore", "inherit", "inherit"],
+  });
+  if (build.status !== 0) {
+    throw new Error(`building the real-Xen lab failed; see ${unfinished}/*.log, and remove that directory`);
+  }
+  for (const old of readdirSync(cache)) {
+    if (/^[0-9a-f]{16}$/.test(old)) rmSync(join(cache, old), { recursive: true });
+  }
+  renameSync(unfinished, lab);
+  return lab;
+}

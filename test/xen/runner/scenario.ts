@@ -1,0 +1,75 @@
+// A scenario: a bash file that runs in dom0, with a header of comments. The first says what it shows; then
+// `# key: value` lines: xenstored (which daemons it runs under), limit (seconds), files (of the repository,
+// taken along), expect (self-tests only: what the report must say of it).
+
+import { readdirSync, readFileSync } from "node:fs";
+import { basename, join } from "node:path";
+
+/** The two implementations of xenstore's server that Debian's Xen has. */
+export const DAEMONS = ["xenstored", "oxenstored"] as const;
+export type Daemon = (typeof DAEMONS)[number];
+
+/** One scenario under one xenstore daemon. */
+export interface Run {
+  /** File name without .sh, and @daemon when there is a choice; the name of its directory of logs. */
+  readonly name: string;
+  readonly path: string;
+  readonly summary: string;
+  readonly daemon: Daemon;
+  readonly limitSeconds: number;
+  readonly files: readonly string[];
+  readonly expect: RegExp | undefined;
+}
+
+/** `not run` has a reason in its message, as `failed` and `hung` have. */
+export interface Result {
+  readonly run: Run;
+  readonly verdict: "passed" | "failed" | "hung" | "not run";
+  readonly seconds: number;
+  readonly message: string;
+}
+
+/** Every run of the scenarios in `directory`, by name. Throws on a header that does not say what it must. */
+export function loadRuns(directory: string): Run[] {
+  return readdirSync(directory)
+    .filter((file) => file.endsWith(".sh"))
+    .toSorted()
+    .flatMap((file) => parseRuns(join(directory, file)));
+}
+
+function parseRuns(path: string): Run[] {
+  const header = /^(#.*\n)+/.exec(readFileSync(path, "utf8"))?.[0] ?? "";
+  const lines = header.split("\n").map((line) => line.replace(/^#\s?/, ""));
+  const value = (key: string) =>
+    lines
+      .find((line) => line.startsWith(`${key}:`))
+      ?.slice(key.length + 1)
+      .trim();
+
+  const limitSeconds = Number(value("limit"));
+  if (!(limitSeconds > 0)) throw new Error(`${path}: the header needs a line '# limit: SECONDS'`);
+  const daemons = (value("xenstored") ?? DAEMONS[0]).split(/\s+/).map((name) => {
+    const daemon = DAEMONS.find((known) => known === name);
+    if (daemon === undefined) throw new Error(`${path}: xenstored: ${name} is none of ${DAEMONS.join(", ")}`);
+    return daemon;
+  });
+  const expect = value("expect");
+  const stem = basename(path, ".sh");
+  return daemons.map((daemon) => ({
+    name: daemons.length > 1 ? `${stem}@${daemon}` : stem,
+    path,
+    summary: lines[0] ?? "",
+    daemon,
+    limitSeconds,
+    files: (value("files") ?? "").split(/\s+/).filter((file) => file !== ""),
+    expect: expect === undefined ? undefined : new RegExp(`^${expect}`),
+  }));
+}
+
+/** The runs that `names` (with or without @daemon; none: all) choose. Throws on a name that chooses none. */
+export function chooseRuns(runs: readonly Run[], names: readonly string[]): Run[] {
+  const matches = (run: Run, name: string) => run.name === name || run.name.split("@")[0] === name;
+  const unknown = names.find((name) => !runs.some((run) => matches(run, name)));
+  if (unknown !== undefined) throw new Error(`there is no scenario '${unknown}'; --list shows them`);
+  return runs.filter((run) => names.length === 0 || names.some((name) => matches(run, name)));
+}
