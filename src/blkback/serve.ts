@@ -1,0 +1,81 @@
+// `xentool blkback serve` as a function: opens the image, makes the device unless a toolstack has, serves it
+// until the guest lets go or the caller says stop, and leaves nothing behind.
+import { closeImage, openImage } from "../block/image.ts";
+import { XentoolError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
+import type { SpawnWorker } from "../core/worker.ts";
+import type { Platform } from "../platform/platform.ts";
+import type { Xenstore } from "../xenstore/client.ts";
+import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
+import { BlkbackDevice, type DeviceEnd, type DeviceOptions } from "./device.ts";
+import { checkOffer } from "./features.ts";
+import { createDevice, destroyDevice } from "./toolstack.ts";
+
+const logger = moduleLogger("blkback");
+
+export interface ServeOptions extends DeviceOptions {
+  readonly path: string;
+  readonly address: DeviceAddress;
+  readonly readOnly: boolean;
+  readonly direct: boolean;
+  /** How long a guest may take to let go after `stop` fired. */
+  readonly detachTimeoutMs: number;
+}
+
+/** How serving ended. `left`: the guest did not let go, the device stays for another server. */
+export type ServeEnd = DeviceEnd | "left";
+
+/**
+ * Serves until the device is over or `stop` fires; `force` ends the wait for the guest then. `onOffered`
+ * runs once a guest may connect.
+ */
+export async function serveImage(
+  platform: Platform,
+  xenstore: Xenstore,
+  options: ServeOptions,
+  spawnWorker: SpawnWorker,
+  stop: AbortSignal,
+  force: AbortSignal,
+  onOffered: () => void,
+): Promise<ServeEnd> {
+  checkOffer(options.offer);
+  const { address } = options;
+  const image = openImage(options.path, {
+    readOnly: options.readOnly,
+    direct: options.direct,
+    sectorSizeBytes: options.offer.logicalSectorBytes,
+  });
+  let made = false;
+  try {
+    made = await ensureDevice(xenstore, options);
+    const device = await BlkbackDevice.start(platform, xenstore, address, image, options, spawnWorker);
+    onOffered();
+    const stopped = new Promise<"stop">((resolve) => {
+      if (stop.aborted) resolve("stop");
+      stop.addEventListener("abort", () => resolve("stop"));
+    });
+    const end = await Promise.race([device.ended, stopped]);
+    if (end !== "stop") return end;
+    if (await device.detach(options.detachTimeoutMs, force)) return await device.ended;
+    await device.abandon();
+    made = false;
+    return "left";
+  } finally {
+    if (made) await destroyDevice(xenstore, address).catch((error) => logger.error(String(error)));
+    closeImage(image);
+  }
+}
+
+/** Makes the device when nobody has: true. A device that is there is served as it is. */
+async function ensureDevice(xenstore: Xenstore, options: ServeOptions): Promise<boolean> {
+  const { address, readOnly, offer, path } = options;
+  const dir = backendDir(address);
+  if (!(await xenstore.exists(dir))) {
+    await createDevice(xenstore, { address, readOnly, deviceType: offer.deviceType, params: path });
+    return true;
+  }
+  const mode = await xenstore.tryRead(`${dir}/mode`);
+  if (mode === "r" && !readOnly)
+    throw new XentoolError("usage", `${describeDevice(address)} was created read-only: serve it with --mode r`);
+  return false;
+}
