@@ -52,19 +52,28 @@ function openXenDevice(path: string, module: string): number {
   }
 }
 
-/** An open device, closed once. */
+/** An open device. Mappings need it to end: it is closed with the last of them. */
 class Device {
   readonly fd: number;
+  #users = 1;
   #closed = false;
 
   constructor(path: string, module: string) {
     this.fd = openXenDevice(path, module);
   }
 
+  retain(): void {
+    this.#users++;
+  }
+
+  release(): void {
+    if (--this.#users === 0) closeSync(this.fd);
+  }
+
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    closeSync(this.fd);
+    this.release();
   }
 }
 
@@ -137,18 +146,26 @@ class XenEventChannels implements EventChannels {
   }
 }
 
-/** Sets an unmap-notify on the mapping or share `index`; `undo` runs when the kernel refuses. */
-function setNotify(
-  set: typeof shim.xt_xen_grant_unmap_notify,
+/**
+ * Makes the Mapping of `pageCount` pages at `address`, with its unmap-notify. `unmap` runs once: when the
+ * Mapping is closed, or at once when the kernel refuses the notify.
+ */
+function makeMapping(
   device: Device,
-  index: number,
-  notify: UnmapNotify | undefined,
-  undo: () => void,
-): void {
-  if (notify === undefined) return;
-  const result = set(device.fd, index, notify.clearByteAt ?? -1, notify.port ?? -1);
-  if (result < 0) undo();
+  address: Pointer,
+  pageCount: number,
+  setNotify: () => number,
+  unmap: () => void,
+): Mapping {
+  device.retain();
+  const release = (): void => {
+    unmap();
+    device.release();
+  };
+  const result = setNotify();
+  if (result < 0) release();
   check(result, "set an unmap-notify");
+  return new Mapping(address, pageCount * PAGE_SIZE, release);
 }
 
 class XenGrantTable implements GrantTable {
@@ -158,14 +175,21 @@ class XenGrantTable implements GrantTable {
     const list = Uint32Array.from(refs);
     const indexOut = new BigUint64Array(1);
     const { fd } = this.#device;
-    const address: Pointer = checkAddress(
+    const address = checkAddress(
       shim.xt_xen_grant_map(fd, domid, list, list.length, access === "rw" ? 1 : 0, indexOut),
       `map ${list.length} grants of domain ${domid}`,
     );
     const index = Number(indexOut[0]);
-    const unmap = (): void => void shim.xt_xen_grant_unmap(fd, address, index, list.length);
-    setNotify(shim.xt_xen_grant_unmap_notify, this.#device, index, unmapNotify, unmap);
-    return new Mapping(address, list.length * PAGE_SIZE, unmap);
+    return makeMapping(
+      this.#device,
+      address,
+      list.length,
+      () =>
+        unmapNotify === undefined
+          ? 0
+          : shim.xt_xen_grant_unmap_notify(fd, index, unmapNotify.clearByteAt ?? -1, unmapNotify.port ?? -1),
+      () => shim.xt_xen_grant_unmap(fd, address, index, list.length),
+    );
   }
 
   copy(batch: GrantCopyBatch): number {
@@ -184,14 +208,21 @@ class XenGrantShare implements GrantShare {
     const refs = new Uint32Array(pageCount);
     const indexOut = new BigUint64Array(1);
     const { fd } = this.#device;
-    const address: Pointer = checkAddress(
+    const address = checkAddress(
       shim.xt_xen_share(fd, domid, pageCount, access === "rw" ? 1 : 0, refs, indexOut),
       `share ${pageCount} pages with domain ${domid}`,
     );
     const index = Number(indexOut[0]);
-    const unshare = (): void => void shim.xt_xen_unshare(fd, address, index, pageCount);
-    setNotify(shim.xt_xen_share_notify, this.#device, index, unmapNotify, unshare);
-    const mapping = new Mapping(address, pageCount * PAGE_SIZE, unshare);
+    const mapping = makeMapping(
+      this.#device,
+      address,
+      pageCount,
+      () =>
+        unmapNotify === undefined
+          ? 0
+          : shim.xt_xen_share_notify(fd, index, unmapNotify.clearByteAt ?? -1, unmapNotify.port ?? -1),
+      () => shim.xt_xen_unshare(fd, address, index, pageCount),
+    );
     return { refs: Array.from(refs) as GrantRef[], mapping };
   }
 

@@ -15,12 +15,17 @@ interface OpenRing extends Ring {
   releasePort(): void;
 }
 
+interface EventReader {
+  read(): Promise<{ done: boolean; value?: Uint8Array<ArrayBuffer> | undefined }>;
+  cancel(): Promise<void>;
+}
+
 export class StoreRings {
   readonly #events: EventChannels;
   readonly #grants: GrantTable;
   readonly #open = new Map<number, OpenRing>();
   readonly #domidOfPort = new Map<number, number>();
-  readonly #reader: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>;
+  readonly #reader: EventReader;
   readonly #onEvent: (domid: number) => void;
   readonly #done: Promise<void>;
 
@@ -83,7 +88,7 @@ export class StoreRings {
   async #readEvents(): Promise<void> {
     for (;;) {
       const { done, value } = await this.#reader.read();
-      if (done) return;
+      if (done || value === undefined) return;
       const ports = new Uint32Array(
         value.buffer.slice(value.byteOffset, value.byteOffset + (value.length & ~3)),
       );

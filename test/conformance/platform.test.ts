@@ -1,0 +1,34 @@
+// The platform suite on the simulated platform: a guest against domain 0, as drivers meet.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { SimHost } from "../../src/sim/host.ts";
+import { PLATFORM_CASES } from "./platform-suite.ts";
+
+let host: SimHost;
+beforeAll(async () => {
+  host = await SimHost.start({ domains: 2 });
+});
+afterAll(() => host.stop());
+
+test.each(Object.keys(PLATFORM_CASES))("%s", async (name) => {
+  const front = host.platform(1);
+  const back = host.platform(0);
+  try {
+    PLATFORM_CASES[name]?.({ front, back });
+  } finally {
+    front.close();
+    back.close();
+  }
+  expect(await host.settle()).toEqual([]);
+});
+
+test.each(Object.keys(PLATFORM_CASES))("a domain with itself: %s", async (name) => {
+  const front = host.platform(0);
+  const back = host.platform(0);
+  try {
+    PLATFORM_CASES[name]?.({ front, back });
+  } finally {
+    front.close();
+    back.close();
+  }
+  expect(await host.settle()).toEqual([]);
+});
