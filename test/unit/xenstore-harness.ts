@@ -32,6 +32,11 @@ export class RawClient {
     };
   }
 
+  /** Replies that came and that nobody asked for yet. */
+  get waitingReplies(): number {
+    return this.#replies.length;
+  }
+
   send(bytes: Uint8Array): void {
     this.#transport.write(bytes);
   }

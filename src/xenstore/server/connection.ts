@@ -66,6 +66,16 @@ export class Connection {
     return this.#closed;
   }
 
+  /** Replies that the client has not taken. */
+  get unreadReplies(): number {
+    return this.#output.replyCount;
+  }
+
+  /** Watch events that the client has not taken. */
+  get unreadEvents(): number {
+    return this.#output.eventCount;
+  }
+
   /** Watch events that the client lost because it did not read them. */
   get droppedEvents(): number {
     return this.#output.droppedEvents;

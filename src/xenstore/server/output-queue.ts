@@ -33,6 +33,11 @@ export class OutputQueue {
     return this.#replies;
   }
 
+  /** Events that are not wholly out. */
+  get eventCount(): number {
+    return this.#events;
+  }
+
   get empty(): boolean {
     return this.#entries.length === 0;
   }

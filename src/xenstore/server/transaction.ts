@@ -1,12 +1,21 @@
 // A transaction: a fork of the tree, what was done to it, and how its end finds out whether it may still
 // happen. C xenstored compares the generation of every node the transaction touched; oxenstored does all
 // its requests again on the present tree and insists on the same replies.
-import type { XsPacket } from "../../protocol/xs-wire.ts";
+import {
+  XS_DIRECTORY,
+  XS_DIRECTORY_PART,
+  XS_GET_PERMS,
+  XS_READ,
+  type XsPacket,
+} from "../../protocol/xs-wire.ts";
 import { enforce, RequestFailure } from "./quota.ts";
 import type { Domain } from "./domain.ts";
 import type { Personality } from "./personality.ts";
 import type { StoreTree } from "./store.ts";
 import type { Change } from "./watch.ts";
+
+/** Requests that change nothing: a transaction of these alone is never in anyone's way where it is replayed. */
+const READING: ReadonlySet<number> = new Set([XS_DIRECTORY, XS_DIRECTORY_PART, XS_GET_PERMS, XS_READ]);
 
 /** A request of a transaction and the reply it got. */
 export interface LoggedRequest {
@@ -86,7 +95,7 @@ export class Transaction implements Workspace {
         ? { tree: current, changes: [] }
         : { tree: this.#merge(current), changes: this.#events() };
     }
-    if (unchanged) return { tree: current, changes: [] };
+    if (this.log.every(({ packet }) => READING.has(packet.type))) return { tree: current, changes: [] };
     const workspace = new PlainWorkspace(current.fork());
     if (!replay(this.log, workspace)) throw new RequestFailure("EAGAIN");
     return workspace;
