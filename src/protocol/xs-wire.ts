@@ -152,11 +152,6 @@ export function encodePacket(
   return packet;
 }
 
-/** The error reply to a request: the errno's name and a NUL. */
-export function encodeError(errno: XsErrno, reqId: number, txId: number): Uint8Array {
-  return encodePacket(XS_ERROR, reqId, txId, encodeStrings(errno));
-}
-
 /** What a parser does about a length above XS_PAYLOAD_MAX: refuse it, or cut it as oxenstored does. */
 export type OverlongPolicy = "violation" | "clamp";
 

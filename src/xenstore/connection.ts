@@ -51,7 +51,9 @@ export class XenstoreConnection {
 
   request(type: number, txId: number, payload: Uint8Array, subject: string): Promise<Uint8Array> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
-    if (payload.length > XS_PAYLOAD_MAX) return Promise.reject(tooLong(type, subject, payload.length));
+    const { payloadBytesMax } = this.#transport;
+    if (payload.length > payloadBytesMax)
+      return Promise.reject(tooLong(type, subject, payload.length, payloadBytesMax));
     return new Promise((resolve, reject) => {
       const id = this.#takeId();
       this.#pending.set(id, { type, subject, resolve, reject });
@@ -134,8 +136,8 @@ export class XenstoreConnection {
   }
 }
 
-function tooLong(type: number, subject: string, length: number): XentoolError {
+function tooLong(type: number, subject: string, length: number, max: number): XentoolError {
   const operation = xsTypeName(type) ?? String(type);
-  const message = `xenstore ${operation} ${escapeText(subject)}: ${length} bytes do not fit, at most ${XS_PAYLOAD_MAX} do`;
+  const message = `xenstore ${operation} ${escapeText(subject)}: ${length} bytes do not fit, at most ${max} do`;
   return new XentoolError("usage", message, { errno: "E2BIG", path: subject, operation });
 }

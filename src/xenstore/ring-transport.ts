@@ -21,6 +21,7 @@ import {
   XsRingStream,
   type XsRingPage,
 } from "../protocol/xs-ring.ts";
+import { XS_PAYLOAD_MAX } from "../protocol/xs-wire.ts";
 import type { XenstoreTransport } from "./transport.ts";
 
 /** The guest's end of a ring. Whoever gives it closes the page and the port, after the transport. */
@@ -36,6 +37,7 @@ const ignore = (): void => {};
 
 export class RingTransport implements XenstoreTransport {
   readonly name = "the xenstore ring";
+  readonly payloadBytesMax = XS_PAYLOAD_MAX;
   onData: (bytes: Uint8Array) => void = ignore;
   onClose: (error: XentoolError) => void = ignore;
   readonly #ring: ClientRing;

@@ -16,6 +16,8 @@ import { connectionLost } from "./errors.ts";
 export interface XenstoreTransport {
   /** What it is connected to, for messages. */
   readonly name: string;
+  /** The longest payload that it carries. */
+  readonly payloadBytesMax: number;
   /** Gets what the server sent, in pieces of any size. Set it before the first write. */
   onData: (bytes: Uint8Array) => void;
   /** Runs once when the server's end is gone; not after `close`. */
@@ -79,6 +81,7 @@ async function openSocket(path: string): Promise<XenstoreTransport> {
 
 class SocketTransport implements XenstoreTransport {
   readonly name: string;
+  readonly payloadBytesMax = XS_PAYLOAD_MAX;
   socket: Bun.Socket | undefined;
   onData: (bytes: Uint8Array) => void = ignore;
   onClose: (error: XentoolError) => void = ignore;
@@ -139,6 +142,8 @@ async function openDevice(path: string): Promise<XenstoreTransport> {
  */
 class DeviceTransport implements XenstoreTransport {
   readonly name: string;
+  /** The kernel's buffer holds a packet of 4096 bytes with its header. */
+  readonly payloadBytesMax = XS_PAYLOAD_MAX - XS_HEADER_BYTES;
   onData: (bytes: Uint8Array) => void = ignore;
   onClose: (error: XentoolError) => void = ignore;
   readonly #fd: number;

@@ -33,6 +33,7 @@ function scripted(
   const parser = new xs.XsPacketParser();
   const transport: XenstoreTransport = {
     name: "a script",
+    payloadBytesMax: 100,
     onData: () => {},
     onClose: () => {},
     write: (packet) => {
@@ -191,6 +192,13 @@ describe("a server that is wrong", () => {
     });
     expect(await failure(never.directory("/d"))).toMatchObject({ kind: "io" });
     never.close();
+  });
+
+  test("what the transport cannot carry is not sent", async () => {
+    const client = scripted((request, send) => send(reply(request, request.type, xs.encodeStrings("OK"))));
+    await client.write("/a", "x".repeat(97));
+    expect(errnoOf(await failure(client.write("/a", "x".repeat(98))))).toBe("E2BIG");
+    client.close();
   });
 
   test("a transaction that is always too late ends with EAGAIN", async () => {

@@ -21,7 +21,7 @@ describe("packets", () => {
     ],
     [
       "ENOENT",
-      wire.encodeError("ENOENT", 9, 0),
+      wire.encodePacket(wire.XS_ERROR, 9, 0, wire.encodeStrings("ENOENT")),
       "10000000" + "09000000" + "00000000" + "07000000" + "454e4f454e5400",
     ],
     [

@@ -62,10 +62,6 @@ export class Connection {
     domain.connections.add(this);
   }
 
-  get closed(): boolean {
-    return this.#closed;
-  }
-
   /** Replies that the client has not taken. */
   get unreadReplies(): number {
     return this.#output.replyCount;

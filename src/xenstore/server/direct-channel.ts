@@ -1,5 +1,6 @@
 // A connection within this process: a client's transport whose other end is the server itself. Bytes pass
 // in both directions in a later microtask, as they would through a socket in a later turn.
+import { XS_PAYLOAD_MAX } from "../../protocol/xs-wire.ts";
 import { connectionLost } from "../errors.ts";
 import type { XenstoreTransport } from "../transport.ts";
 import type { Channel, Connection } from "./connection.ts";
@@ -28,6 +29,7 @@ export function connectDirectly(accept: (channel: Channel) => Connection): Xenst
   });
   const client: XenstoreTransport = {
     name: "this process",
+    payloadBytesMax: XS_PAYLOAD_MAX,
     onData: () => {},
     onClose: () => {},
     write: (packet) => whileOpen(() => connection.receive(packet)),
