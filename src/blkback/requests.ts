@@ -156,7 +156,7 @@ export class RequestTable {
         if (count === 0) return DECODED;
         return sectorHigh >= MAX_SECTOR_HIGH ? BLKIF_RSP_ERROR : this.#decodeDirect(row, word, count);
       case BLKIF_OP_DISCARD:
-        return sectorHigh >= MAX_SECTOR_HIGH ? BLKIF_RSP_ERROR : this.#decodeDiscard(row, word, at, sector);
+        return this.#decodeDiscard(row, word, at, sector);
       case BLKIF_OP_INDIRECT:
         return this.#decodeIndirect(row, word, at, sectorHigh);
       default:
@@ -242,7 +242,8 @@ export class RequestTable {
     const count = (words[word + DISCARD_WORD] as number) + countHigh * TWO_32;
     if (limits.readOnly) return BLKIF_RSP_ERROR;
     if (!limits.canDiscard || (secure && !limits.canSecureDiscard)) return BLKIF_RSP_EOPNOTSUPP;
-    if (countHigh >= MAX_SECTOR_HIGH || sector + count > limits.sectors512) return BLKIF_RSP_ERROR;
+    // Beyond 2^53 the sum is inexact, but then it is far beyond any disk.
+    if (sector + count > limits.sectors512) return BLKIF_RSP_ERROR;
     this.kind[row] = secure ? KIND_SECURE_DISCARD : KIND_DISCARD;
     this.length[row] = count * SECTOR_SIZE;
     return count === 0 ? NOTHING_TO_DO : this.#checkRange(row);

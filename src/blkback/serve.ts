@@ -76,6 +76,9 @@ async function ensureDevice(xenstore: Xenstore, options: ServeOptions): Promise<
   }
   const mode = await xenstore.tryRead(`${dir}/mode`);
   if (mode === "r" && !readOnly)
-    throw new XentoolError("usage", `${describeDevice(address)} was created read-only: serve it with --mode r`);
+    throw new XentoolError(
+      "usage",
+      `${describeDevice(address)} was created read-only: serve it with --mode r`,
+    );
   return false;
 }
