@@ -209,6 +209,19 @@ describe("closing a ring", () => {
     expect(take()).toEqual(["2 guest"]);
   });
 
+  test("oxenstored answers without an event, when it has something to say to the guest", async () => {
+    start("oxenstored");
+    put(encodePacket(XS_WATCH, 1, 0, encodeStrings("data", "t")));
+    ring.channel?.pump();
+    store(ring.page, layout.XS_RING_CONNECTION, layout.XENSTORE_RECONNECT);
+    const dom0 = new Xenstore(server.connectDirectly(0));
+    await dom0.write("/local/domain/1/data/x", "1");
+    expect(load(ring.page, layout.XS_RING_CONNECTION)).toBe(layout.XENSTORE_CONNECTED);
+    expect(INDICES.map((index) => load(ring.page, index))).toEqual([0, 0, 0, 0]);
+    expect(server.statistics.watches).toBe(0);
+    dom0.close();
+  });
+
   test("C xenstored does not answer", () => {
     start("xenstored-4.22");
     store(ring.page, layout.XS_RING_CONNECTION, layout.XENSTORE_RECONNECT);

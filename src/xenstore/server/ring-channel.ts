@@ -89,7 +89,7 @@ export class RingChannel implements Channel {
   }
 
   write(bytes: Uint8Array): number {
-    if (this.#ignored || this.#closed) return bytes.length;
+    if (this.#ignored || this.#closed || this.#answerClose()) return bytes.length;
     const count = this.#responses.write(bytes);
     if (count === undefined) {
       this.#ignore(XENSTORE_ERROR_RINGIDX);
@@ -138,11 +138,13 @@ export class RingChannel implements Channel {
     return !this.#ignored && !this.#closed;
   }
 
-  /** The guest's wish to close, where the server knows it. */
-  #answerClose(): void {
-    if (this.#ignored || this.#closed || this.#personality.ringPoison === undefined) return;
-    if (loadRingWord(this.#ring.page, XS_RING_CONNECTION) === XENSTORE_CONNECTED) return;
-    this.#startAnew(this.#personality.ringPoison);
+  /** The guest's wish to close, where the server knows it: seen at each read and each write. True when it was one. */
+  #answerClose(): boolean {
+    const poison = this.#personality.ringPoison;
+    if (this.#ignored || this.#closed || poison === undefined) return false;
+    if (loadRingWord(this.#ring.page, XS_RING_CONNECTION) === XENSTORE_CONNECTED) return false;
+    this.#startAnew(poison);
+    return true;
   }
 
   /** The flag goes last: it tells the guest that all the rest is done. */
