@@ -1,0 +1,47 @@
+// xentool doctor: what this host has and lacks for real Xen and for the simulated one, and what to type.
+import type { CommandModule } from "yargs";
+import { EXIT_CODE } from "../src/core/errors.ts";
+import type { Check } from "./lib/host-checks.ts";
+import { paint, print, printJson } from "./lib/output.ts";
+import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
+
+const AREAS = [
+  { area: "host", title: "This host" },
+  { area: "xen", title: "Real Xen" },
+  { area: "sim", title: "Simulated Xen" },
+] as const;
+
+export const doctorCommand: CommandModule<GlobalArguments, GlobalArguments> = {
+  command: "doctor",
+  describe: "Say what this host has and lacks, and what to do about it",
+  builder: (yargs) =>
+    yargs
+      .example("$0 doctor", "everything, with what to type where something is missing")
+      .example("$0 doctor --json", "for scripts; the exit status is 0 when Xen or the simulation is usable")
+      .example("$0 doctor --platform sim", "exit status 3 unless the simulation is usable"),
+  handler: (argv) => runCommand(argv, examine),
+};
+
+/** Exit status 0 when the platform asked for (auto: either) is usable, else that of `environment`. */
+async function examine({ json, platform }: CommandContext): Promise<number> {
+  const { examineHost, isUsable } = await import("./lib/host-checks.ts");
+  const checks = await examineHost();
+  const usable = { xen: isUsable(checks, "xen"), sim: isUsable(checks, "sim") };
+  if (json) printJson({ usable, checks });
+  else printChecks(checks, usable);
+  return (platform === "auto" ? usable.xen || usable.sim : usable[platform]) ? 0 : EXIT_CODE.environment;
+}
+
+function printChecks(checks: readonly Check[], usable: Readonly<Record<"xen" | "sim", boolean>>): void {
+  const width = Math.max(...checks.map(({ name }) => name.length));
+  for (const { area, title } of AREAS) {
+    const verdict = area === "host" ? "" : usable[area] ? ": usable" : ": not usable";
+    print(paint("bold", `${title}${verdict}`));
+    for (const check of checks.filter((it) => it.area === area)) {
+      const mark = check.ok ? paint("green", "ok     ") : paint(check.required ? "red" : "yellow", "missing");
+      print(`  ${mark}  ${check.name.padEnd(width)}  ${check.found}`);
+      if (check.advice !== undefined)
+        print(`           ${" ".repeat(width)}  ${paint("dim", `→ ${check.advice}`)}`);
+    }
+  }
+}

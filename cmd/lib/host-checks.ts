@@ -1,0 +1,173 @@
+// Looks at this host for `xentool doctor`: what real Xen needs, what the simulated platform needs, and what
+// makes either fast. Only looks: devices are opened and closed, nothing is changed.
+import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
+import { release } from "node:os";
+import { join } from "node:path";
+import { describeError } from "../../src/core/errors.ts";
+import { escapeText } from "../../src/core/log.ts";
+import { IoEngine } from "../../src/native/io-engine.ts";
+import { xenstoreEndpoint } from "../../src/platform/xen.ts";
+import { askHost } from "../../src/sim/control.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { formatBytes } from "./output.ts";
+
+export interface Check {
+  readonly area: "host" | "xen" | "sim";
+  readonly name: string;
+  readonly ok: boolean;
+  /** Without it its area is unusable; the others cost a feature or speed. */
+  readonly required: boolean;
+  readonly found: string;
+  /** What to type, or what goes without. Absent when ok. */
+  readonly advice?: string;
+}
+
+export interface Host {
+  /** Where /dev, /proc, /sys are looked for; tests make their own. */
+  readonly root: string;
+  readonly env: Readonly<Record<string, string | undefined>>;
+}
+
+type Finding = Pick<Check, "ok" | "found" | "advice">;
+
+const XENSTORE_TIMEOUT_MS = 2000;
+const MEMLOCK_BYTES = 64 * 2 ** 20;
+const SHM_DIR = "/dev/shm";
+
+const DEVICES = [
+  { node: "evtchn", module: "xen-evtchn", required: true, for: "event channels" },
+  { node: "gntdev", module: "xen-gntdev", required: true, for: "blkback and vchan clients" },
+  { node: "gntalloc", module: "xen-gntalloc", required: false, for: "blkfront and vchan servers" },
+  { node: "xenbus", module: "xenfs", required: false, for: "xenstore outside the xenstore domain" },
+] as const;
+
+/** Every check, in the order people read them. */
+export async function examineHost(host: Host = { root: "/", env: process.env }): Promise<Check[]> {
+  const optional = (area: Check["area"], name: string, finding: Finding): Check => ({
+    area,
+    name,
+    required: false,
+    ...finding,
+  });
+  const xen = hypervisor(host);
+  return [
+    optional("host", "kernel", { ok: true, found: `Linux ${release()}` }),
+    optional("host", "io_uring", checkIoUring()),
+    optional("host", "memlock", checkMemlock(host)),
+    { ...optional("xen", "hypervisor", xen), required: true },
+    optional("xen", "role", checkRole(host, xen.ok)),
+    ...DEVICES.map((device) => ({
+      ...optional("xen", `/dev/xen/${device.node}`, checkDevice(host, device, xen.ok)),
+      required: device.required,
+    })),
+    { ...optional("xen", "xenstore", await checkXenstore(host, xen.ok)), required: true },
+    { ...optional("sim", SHM_DIR, checkSharedMemory(host)), required: true },
+    ...(host.env["XENTOOL_SIM"]
+      ? [optional("sim", "XENTOOL_SIM", await checkSimHost(host.env["XENTOOL_SIM"]))]
+      : []),
+  ];
+}
+
+/** Whether everything that `area` requires is there. */
+export function isUsable(checks: readonly Check[], area: Check["area"]): boolean {
+  return checks.every((check) => check.area !== area || check.ok || !check.required);
+}
+
+function readText(host: Host, path: string): string | undefined {
+  try {
+    return readFileSync(join(host.root, path), "utf8").trim();
+  } catch {
+    return undefined;
+  }
+}
+
+function checkIoUring(): Finding {
+  const engine = IoEngine.open(-1, 8);
+  engine.close();
+  if (engine.kind === "uring") return { ok: true, found: "allowed" };
+  const advice =
+    "images are served by pread and pwrite, slower; `sysctl kernel.io_uring_disabled=0`, or allow it";
+  return { ok: false, found: "not allowed", advice: `${advice} in the sandbox's seccomp profile` };
+}
+
+function checkMemlock(host: Host): Finding {
+  const limit = /^Max locked memory +(\S+)/m.exec(readText(host, "/proc/self/limits") ?? "")?.[1];
+  if (limit === undefined) return { ok: false, found: "unknown", advice: "mount -t proc proc /proc" };
+  if (limit === "unlimited") return { ok: true, found: limit };
+  const ok = Number(limit) >= MEMLOCK_BYTES;
+  const found = formatBytes(Number(limit));
+  return ok
+    ? { ok, found }
+    : { ok, found, advice: "buffers stay unregistered, a little slower; ulimit -l unlimited" };
+}
+
+function hypervisor(host: Host): Finding {
+  const type = readText(host, "/sys/hypervisor/type");
+  if (type !== "xen") {
+    const found = type === undefined ? "none" : escapeText(type);
+    return { ok: false, found, advice: "boot this kernel under Xen, or try: xentool sim run -- sh" };
+  }
+  const part = (name: string): string => escapeText(readText(host, `/sys/hypervisor/version/${name}`) ?? "?");
+  return { ok: true, found: `Xen ${part("major")}.${part("minor")}${part("extra")}` };
+}
+
+function checkRole(host: Host, onXen: boolean): Finding {
+  if (!onXen) return { ok: false, found: "not a Xen domain", advice: "see hypervisor" };
+  const capabilities = readText(host, "/proc/xen/capabilities");
+  if (capabilities === undefined)
+    return { ok: false, found: "no /proc/xen/capabilities", advice: "mount -t xenfs xenfs /proc/xen" };
+  return {
+    ok: true,
+    found: capabilities.includes("control_d") ? "dom0, the control domain" : "a guest (domU)",
+  };
+}
+
+function checkDevice(host: Host, device: (typeof DEVICES)[number], onXen: boolean): Finding {
+  const path = join(host.root, "/dev/xen", device.node);
+  const loss = `needed for ${device.for}`;
+  if (!existsSync(path)) {
+    const advice = onXen ? `modprobe ${device.module}; ${loss}` : `see hypervisor; ${loss}`;
+    return { ok: false, found: "missing", advice };
+  }
+  try {
+    closeSync(openSync(path, "r+"));
+    return { ok: true, found: `opens, for ${device.for}` };
+  } catch (error) {
+    return { ok: false, found: describeError(error), advice: `run as root; ${loss}` };
+  }
+}
+
+async function checkXenstore(host: Host, onXen: boolean): Promise<Finding> {
+  const named = host.env["XENSTORED_PATH"];
+  if (!onXen && (named === undefined || named === ""))
+    return { ok: false, found: "not looked for", advice: "see hypervisor" };
+  const endpoint = xenstoreEndpoint(host.env);
+  try {
+    const xenstore = await Xenstore.connect(endpoint, { timeoutMs: XENSTORE_TIMEOUT_MS });
+    xenstore.close();
+    return { ok: true, found: `answers at ${endpoint.path}` };
+  } catch (error) {
+    const advice = "in dom0 `systemctl start xenstored`, or the init script of your distribution";
+    return { ok: false, found: escapeText(describeError(error)), advice };
+  }
+}
+
+function checkSharedMemory(host: Host): Finding {
+  try {
+    accessSync(join(host.root, SHM_DIR), constants.W_OK | constants.X_OK);
+    return { ok: true, found: "writable" };
+  } catch (error) {
+    const advice = `mount -t tmpfs -o mode=1777 tmpfs ${SHM_DIR}, or: xentool sim start --dir DIR`;
+    return { ok: false, found: describeError(error), advice };
+  }
+}
+
+async function checkSimHost(dir: string): Promise<Finding> {
+  try {
+    await askHost(dir, { op: "status" });
+    return { ok: true, found: `a simulated host runs in ${escapeText(dir)}` };
+  } catch (error) {
+    const advice = `xentool sim start --dir ${escapeText(dir)}, or unset XENTOOL_SIM`;
+    return { ok: false, found: escapeText(describeError(error)), advice };
+  }
+}

@@ -1,0 +1,86 @@
+// Runs the body of every command: global options in, signals watched, and whatever is thrown turned into one
+// line on stderr and an exit status, in this one place. Heavy modules are imported here only when a body runs.
+import { EXIT_CODE, XentoolError, describeError } from "../../src/core/errors.ts";
+import type { PlatformChoice } from "../../src/platform/open.ts";
+import { Interruption } from "./interruption.ts";
+
+/** The options that every command has, as yargs gives them. */
+export interface GlobalArguments {
+  readonly platform: PlatformChoice;
+  readonly json: boolean;
+  readonly timeout: number | undefined;
+  readonly verbose: number;
+}
+
+/** What a command's body gets besides its own arguments. */
+export interface CommandContext {
+  readonly platform: PlatformChoice;
+  readonly json: boolean;
+  /** 0, 1 (-v) or 2 (-vv). */
+  readonly verbosity: number;
+  /** Bound of each wait, from --timeout. */
+  readonly timeoutMs: number | undefined;
+  /** Fires at the first SIGINT or SIGTERM. A command that never reads it ends at once instead. */
+  readonly stop: AbortSignal;
+  /** Fires at the second. */
+  readonly force: AbortSignal;
+}
+
+const LONGEST_TIMEOUT_SECONDS = 1_000_000;
+
+/**
+ * Runs `body` and sets the process's exit status: what it returns (default 0), 128 + n after signal n, the
+ * kind's of an XentoolError, 70 for anything else. Never exits by itself, because piped output may wait.
+ */
+export async function runCommand(
+  argv: GlobalArguments,
+  body: (context: CommandContext) => Promise<number | void> | number | void,
+): Promise<void> {
+  const interruption = new Interruption();
+  try {
+    const { configureLogging } = await import("../../src/core/log.ts");
+    configureLogging(argv.verbose);
+    const status = await body({
+      platform: argv.platform,
+      json: argv.json,
+      verbosity: argv.verbose,
+      timeoutMs: timeoutMs(argv.timeout),
+      get stop() {
+        return interruption.stop;
+      },
+      force: interruption.force,
+    });
+    process.exitCode = interruption.exitCode ?? status ?? 0;
+  } catch (error) {
+    const interrupted = error instanceof XentoolError && error.kind === "cancelled";
+    if (!interrupted || interruption.exitCode === undefined) reportError(error, argv.json, argv.verbose);
+    process.exitCode = interrupted ? (interruption.exitCode ?? EXIT_CODE.cancelled) : exitCodeOf(error);
+  } finally {
+    interruption.close();
+  }
+}
+
+function timeoutMs(seconds: number | undefined): number | undefined {
+  if (seconds === undefined) return undefined;
+  if (seconds > 0 && seconds <= LONGEST_TIMEOUT_SECONDS) return Math.ceil(seconds * 1000);
+  throw new XentoolError("usage", `--timeout must be a number of seconds above 0, not ${seconds}`);
+}
+
+function exitCodeOf(error: unknown): number {
+  return EXIT_CODE[error instanceof XentoolError ? error.kind : "bug"];
+}
+
+/** One line on stderr, or one JSON object; for a bug also what to do about it. */
+export function reportError(error: unknown, json: boolean, verbosity = 0): void {
+  const kind = error instanceof XentoolError ? error.kind : "bug";
+  const message = describeError(error).replace(/\s*\n\s*/g, " ");
+  const context = error instanceof XentoolError ? error.context : {};
+  if (json) {
+    process.stderr.write(`${JSON.stringify({ error: { kind, message, context } })}\n`);
+    return;
+  }
+  process.stderr.write(`xentool: ${message}\n`);
+  if (kind !== "bug") return;
+  process.stderr.write("xentool: this is a bug in xentool; please report it, with the output of -vv\n");
+  if (verbosity > 0 && error instanceof Error) process.stderr.write(`${error.stack}\n`);
+}

@@ -1,0 +1,59 @@
+// xentool's entry point: the commands and the options they share. Commands import what they work with only
+// when they run, so that help, completion and --version come at once.
+import yargs from "yargs";
+import { description, version } from "../package.json";
+import { EXIT_CODE, XentoolError } from "../src/core/errors.ts";
+import { doctorCommand } from "./doctor.ts";
+import { reportError } from "./lib/run-command.ts";
+
+const PLATFORM_CHOICES = ["auto", "xen", "sim"] as const;
+
+function commandLine(args: readonly string[]) {
+  return yargs([...args])
+    .scriptName("xentool")
+    .usage(`$0 COMMAND\n\n${description}.`)
+    .parserConfiguration({ "populate--": true, "greedy-arrays": false })
+    .option("platform", {
+      choices: PLATFORM_CHOICES,
+      default: "auto" as const,
+      describe: "auto: the simulated host that XENTOOL_SIM names, else Xen",
+      global: true,
+    })
+    .option("json", { type: "boolean", default: false, describe: "Print JSON", global: true })
+    .option("timeout", {
+      type: "number",
+      requiresArg: true,
+      describe: "Bound of every wait, in seconds",
+      global: true,
+    })
+    .option("verbose", {
+      alias: "v",
+      type: "count",
+      describe: "Log to stderr: -v state changes, -vv everything",
+      global: true,
+    })
+    .command(doctorCommand)
+    .completion("completion", "Print a completion script for bash or zsh")
+    .example("xentool sim run -- sh", "a shell in a simulated Xen host")
+    .example("xentool doctor", "what this host has and lacks")
+    .example('eval "$(xentool completion)"', "completion of commands and options in this shell")
+    .demandCommand(1, 1, "Which command?", "Only one command, please")
+    .recommendCommands()
+    .strict()
+    .help()
+    .alias("help", "h")
+    .version(version)
+    .wrap(Math.min(110, process.stdout.columns ?? 110))
+    .exitProcess(false)
+    .fail((message, error) => {
+      throw error ?? new XentoolError("usage", `${message}; try: xentool --help`);
+    });
+}
+
+const args = Bun.argv.slice(2);
+try {
+  await commandLine(args).parseAsync();
+} catch (error) {
+  reportError(error, args.includes("--json"));
+  process.exitCode = error instanceof XentoolError ? EXIT_CODE[error.kind] : EXIT_CODE.bug;
+}

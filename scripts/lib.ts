@@ -1,0 +1,69 @@
+// What the scripts share: the project's root, running commands, and comparing ages of files.
+import { spawnSync } from "node:child_process";
+import { readdirSync, statSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { join, resolve } from "node:path";
+
+export const root = resolve(import.meta.dirname, "..");
+export const bun = join(root, "node_modules/.bin/bun");
+
+/** A command of ours failed, and has said why itself. */
+export class CommandFailed extends Error {}
+
+interface RunOptions {
+  readonly env?: Readonly<Record<string, string>>;
+  /** Shows what the command says only when it fails. */
+  readonly quiet?: boolean;
+}
+
+/** Runs a command in the project's root to its end; throws CommandFailed when it fails. */
+export function run(command: string, args: readonly string[], options: RunOptions = {}): void {
+  const status = tryRun(command, args, options);
+  if (status !== 0) throw new CommandFailed(`${command} ${args.join(" ")} failed with status ${status}`);
+}
+
+/** The same; answers the exit status (128 + n for a signal, 127 when there is no such command). */
+export function tryRun(command: string, args: readonly string[], options: RunOptions = {}): number {
+  const done = spawnSync(command, args, {
+    cwd: root,
+    env: { ...process.env, ...options.env },
+    stdio: options.quiet === true ? ["ignore", "pipe", "pipe"] : ["ignore", "inherit", "inherit"],
+    maxBuffer: 64 * 2 ** 20,
+  });
+  if (done.error !== undefined) console.error(`${command}: ${done.error.message}`);
+  if (done.status !== 0 && options.quiet === true) process.stderr.write(`${done.stdout}${done.stderr}`);
+  if (done.signal !== null) console.error(`${command}: ended by ${done.signal}`);
+  return done.status ?? (done.error === undefined ? 128 : 127);
+}
+
+/** Configures and builds CMake's `target` (all by default) in build/NAME. */
+export function cmake(name: string, options: readonly string[] = [], target = "all"): void {
+  const build = join("build", name);
+  run("cmake", ["-S", ".", "-B", build, ...options], { quiet: true });
+  const jobs = String(availableParallelism());
+  run("cmake", ["--build", build, "--target", target, "--parallel", jobs], { quiet: true });
+}
+
+/** When anything below `paths` last changed, in milliseconds; 0 where there is nothing. */
+export function newestMs(paths: readonly string[]): number {
+  let newest = 0;
+  for (const path of paths) {
+    const status = statSync(join(root, path), { throwIfNoEntry: false });
+    if (status === undefined) continue;
+    newest = Math.max(newest, status.mtimeMs);
+    if (!status.isDirectory()) continue;
+    for (const name of readdirSync(join(root, path))) newest = Math.max(newest, newestMs([join(path, name)]));
+  }
+  return newest;
+}
+
+/** Runs a script's body: its exit status is 1 when a command failed, and only the unexpected has a stack. */
+export async function main(body: () => void | Promise<void>): Promise<void> {
+  try {
+    await body();
+  } catch (error) {
+    if (!(error instanceof CommandFailed)) throw error;
+    console.error(error.message);
+    process.exitCode = 1;
+  }
+}
