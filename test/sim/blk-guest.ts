@@ -1,0 +1,121 @@
+// A guest's side of one block device, by hand: xenstore keys written one by one, and a ring good for single
+// requests. For tests of the backend's life cycle, independent of src/blkfront.
+import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
+import type { EventChannels, GrantShare, SharedPages } from "../../src/platform/platform.ts";
+import type { SimPlatform } from "../../src/platform/sim.ts";
+import type { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+
+const WAIT_MS = 10_000;
+
+export class HandmadeGuest {
+  readonly xenstore: Xenstore;
+  readonly #address: DeviceAddress;
+  readonly #platform: SimPlatform;
+  readonly #channels: EventChannels;
+  readonly #share: GrantShare;
+  #ring: SharedPages | undefined;
+  #data: SharedPages | undefined;
+  #port = 0;
+  #prod = 0;
+  #next = 1n;
+
+  static async start(host: SimHost, address: DeviceAddress): Promise<HandmadeGuest> {
+    const platform = host.platform(address.frontend);
+    return new HandmadeGuest(platform, await Xenstore.connect(platform), address);
+  }
+
+  private constructor(platform: SimPlatform, xenstore: Xenstore, address: DeviceAddress) {
+    this.#platform = platform;
+    this.xenstore = xenstore;
+    this.#address = address;
+    this.#channels = platform.openEventChannels();
+    this.#share = platform.openGrantShare();
+  }
+
+  /** Makes a ring and says so: everything up to state 3. `overrides` replaces keys, null leaves them out. */
+  async offerRing(overrides: Readonly<Record<string, string | null>> = {}): Promise<void> {
+    this.#ring ??= this.#share.share(this.#address.backend, 1, "rw");
+    this.#data ??= this.#share.share(this.#address.backend, 1, "rw");
+    this.#ring.mapping.bytes.fill(0);
+    this.#ring.mapping.words[1] = 1;
+    this.#ring.mapping.words[3] = 1;
+    this.#prod = 0;
+    if (this.#port !== 0) this.#channels.unbind(this.#port as never);
+    this.#port = this.#channels.bindUnbound(this.#address.backend);
+    const keys = {
+      "ring-ref": String(this.#ring.refs[0]),
+      "event-channel": String(this.#port),
+      protocol: "x86_64-abi",
+      ...overrides,
+    };
+    await this.xenstore.transaction(async (tx) => {
+      for (const [key, value] of Object.entries(keys)) {
+        const path = `${frontendDir(this.#address)}/${key}`;
+        if (value !== null) await tx.write(path, value);
+        else if (await tx.exists(path)) await tx.rm(path);
+      }
+    });
+    await this.setState(3);
+  }
+
+  /** The whole handshake. */
+  async connect(): Promise<void> {
+    await this.untilBackend(2);
+    await this.offerRing();
+    await this.untilBackend(4);
+    await this.setState(4);
+  }
+
+  setState(state: number | string): Promise<void> {
+    return this.xenstore.write(`${frontendDir(this.#address)}/state`, String(state));
+  }
+
+  async untilBackend(state: number): Promise<void> {
+    const path = `${backendDir(this.#address)}/state`;
+    await this.xenstore.waitFor(path, (value) => value === String(state), { timeoutMs: WAIT_MS });
+  }
+
+  backendKey(key: string): Promise<string | null> {
+    return this.xenstore.tryRead(`${backendDir(this.#address)}/${key}`);
+  }
+
+  /** Lies about req_prod. */
+  lie(prod: number): void {
+    Atomics.store((this.#ring as SharedPages).mapping.words, 0, prod);
+    this.#channels.notify(this.#port as never);
+  }
+
+  /** Reads one page at `sector`; the bytes, or the response's status. */
+  async read(sector: number): Promise<Uint8Array | number> {
+    const ring = (this.#ring as SharedPages).mapping;
+    const data = this.#data as SharedPages;
+    const view = new DataView(ring.bytes.buffer);
+    const at = 64 + (this.#prod & 31) * 112;
+    ring.bytes.fill(0, at, at + 112);
+    ring.bytes[at + 1] = 1;
+    view.setBigUint64(at + 8, this.#next++, true);
+    view.setBigUint64(at + 16, BigInt(sector), true);
+    view.setUint32(at + 24, data.refs[0] as number, true);
+    view.setUint8(at + 29, 7);
+    this.#prod++;
+    Atomics.store(ring.words, 0, this.#prod);
+    this.#channels.notify(this.#port as never);
+    const deadline = performance.now() + WAIT_MS;
+    while (Atomics.load(ring.words, 2) !== this.#prod) {
+      if (performance.now() > deadline) throw new Error("no response");
+      await Bun.sleep(1);
+    }
+    const status = view.getInt16(at + 10, true);
+    return status === 0 ? data.mapping.bytes.slice() : status;
+  }
+
+  close(): void {
+    this.#ring?.mapping.close();
+    this.#data?.mapping.close();
+    this.#share.close();
+    this.#channels.close();
+    this.xenstore.close();
+    this.#platform.close();
+  }
+}

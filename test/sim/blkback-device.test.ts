@@ -1,0 +1,342 @@
+// The life of a device: handshake, reconnect, hot-unplug, force-close, loss of the guest, guests that write
+// nonsense, growth, and a second server that takes over. Each with real workers, and nothing left at the end.
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
+import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
+import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { readStats } from "../../src/blkback/stats.ts";
+import {
+  closeDevice,
+  createDevice,
+  destroyDevice,
+  forceCloseDevice,
+  listDevices,
+  resizeDevice,
+} from "../../src/blkback/toolstack.ts";
+import { closeImage, openImage, type Image } from "../../src/block/image.ts";
+import { toDomid } from "../../src/core/types.ts";
+import type { SimPlatform } from "../../src/platform/sim.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { pattern } from "./blk-harness.ts";
+import { HandmadeGuest } from "./blk-guest.ts";
+
+const IMAGE_BYTES = 1 << 20;
+const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
+
+let host: SimHost;
+let dom0: SimPlatform;
+let xenstore: Xenstore;
+let dir: string;
+let image: Image;
+let options: DeviceOptions;
+const guests: HandmadeGuest[] = [];
+const devices: BlkbackDevice[] = [];
+
+function address(domid: number, devid = 51728): DeviceAddress {
+  return { backend: toDomid(0), kind: "qdisk", frontend: toDomid(domid), devid };
+}
+
+async function serve(at: DeviceAddress, create = true): Promise<BlkbackDevice> {
+  if (create)
+    await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params: image.path });
+  const device = await BlkbackDevice.start(dom0, xenstore, at, image, options, spawnWorker);
+  devices.push(device);
+  return device;
+}
+
+async function guestOf(at: DeviceAddress): Promise<HandmadeGuest> {
+  const guest = await HandmadeGuest.start(host, at);
+  guests.push(guest);
+  return guest;
+}
+
+beforeEach(async () => {
+  host = await SimHost.start({ domains: 3 });
+  dom0 = host.platform(0);
+  xenstore = await Xenstore.connect(dom0);
+  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  writeFileSync(join(dir, "disk.img"), pattern(IMAGE_BYTES));
+  image = openImage(join(dir, "disk.img"), { readOnly: false, direct: false, sectorSizeBytes: 512 });
+  options = {
+    offer: DEFAULT_OFFER,
+    grantMode: "copy",
+    engine: "uring",
+    filters: [],
+    statsDir: join(dir, "stats"),
+    verbosity: 0,
+  };
+});
+
+afterEach(async () => {
+  for (const device of devices.splice(0)) await device.abandon();
+  for (const guest of guests.splice(0)) guest.close();
+  closeImage(image);
+  rmSync(dir, { recursive: true });
+  xenstore.close();
+  dom0.close();
+  expect(await host.settle()).toEqual([]);
+  await host.stop();
+});
+
+function expectPage(read: Uint8Array | number, sector: number): void {
+  expect(
+    Buffer.from(read as Uint8Array).equals(
+      Buffer.from(pattern(IMAGE_BYTES)).subarray(sector * 512, sector * 512 + 4096),
+    ),
+  ).toBe(true);
+}
+
+describe("the handshake", () => {
+  test("offers, connects, serves; keys are in place before the states that promise them", async () => {
+    const at = address(1);
+    await serve(at);
+    const guest = await guestOf(at);
+    await guest.untilBackend(2);
+    expect(await guest.backendKey("max-ring-page-order")).toBe("4");
+    expect(await guest.backendKey("feature-max-indirect-segments")).toBe("256");
+    expect(await guest.backendKey("sectors")).toBeNull();
+    await guest.connect();
+    for (const [key, value] of Object.entries({
+      sectors: String(IMAGE_BYTES / 512),
+      "sector-size": "512",
+      info: "0",
+      "feature-flush-cache": "1",
+      "feature-barrier": "1",
+      "feature-discard": "1",
+      "discard-alignment": "0",
+      "feature-persistent": "0",
+    }))
+      expect([key, await guest.backendKey(key)]).toEqual([key, value]);
+    expectPage(await guest.read(16), 16);
+    const stats = readStats(options.statsDir, 1, 51728);
+    expect([stats.requests, stats.ok, stats.readBytes, stats.pid]).toEqual([1, 1, 4096, process.pid]);
+    expect(
+      (await listDevices(xenstore, toDomid(0))).map((it) => [
+        it.vdev,
+        it.frontend,
+        it.backendState,
+        it.sectors512,
+      ]),
+    ).toEqual([["xvdb", toDomid(1), "Connected", IMAGE_BYTES / 512]]);
+  });
+
+  test("a guest that closes and comes back, as after kexec", async () => {
+    const at = address(1);
+    await serve(at);
+    const guest = await guestOf(at);
+    for (let round = 0; round < 3; round++) {
+      await guest.connect();
+      expectPage(await guest.read(8), 8);
+      await guest.setState(5);
+      await guest.untilBackend(5);
+      await guest.setState(6);
+      await guest.untilBackend(6);
+      await guest.setState(1);
+    }
+    await guest.untilBackend(2);
+  });
+
+  test("other spellings: ring-ref0, ring-page-order, no protocol", async () => {
+    const at = address(1);
+    await serve(at);
+    const guest = await guestOf(at);
+    await guest.untilBackend(2);
+    await guest.offerRing();
+    await guest.untilBackend(4);
+    const ref = (await guest.xenstore.read(`${frontendDir(at)}/ring-ref`)) as string;
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+    await guest.untilBackend(2);
+    await guest.offerRing({ "ring-ref": null, "ring-ref0": ref, "ring-page-order": "0" });
+    await guest.untilBackend(4);
+    expectPage(await guest.read(8), 8);
+  });
+});
+
+describe("the end", () => {
+  test("hot-unplug: asked to close, the guest lets go", async () => {
+    const at = address(1);
+    const device = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    await closeDevice(xenstore, at);
+    await guest.untilBackend(5);
+    expectPage(await guest.read(8), 8);
+    await guest.setState(5);
+    await guest.setState(6);
+    expect(await device.ended).toBe("closed");
+    await guest.untilBackend(6);
+    await destroyDevice(xenstore, at);
+    expect([await xenstore.exists(backendDir(at)), await xenstore.exists(frontendDir(at))]).toEqual([
+      false,
+      false,
+    ]);
+    await destroyDevice(xenstore, at);
+  });
+
+  test("detach gives up on a guest that holds on, and the device goes on", async () => {
+    const at = address(1);
+    const device = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    expect(await device.detach(50)).toBe(false);
+    expectPage(await guest.read(8), 8);
+    await guest.setState(6);
+    expect(await device.ended).toBe("closed");
+  });
+
+  test("force-close does not ask the guest", async () => {
+    const at = address(1);
+    const device = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    await forceCloseDevice(xenstore, at);
+    expect(await device.ended).toBe("closed");
+  });
+
+  test("a device that nobody used", async () => {
+    const at = address(1);
+    const device = await serve(at);
+    expect(await device.detach(5000)).toBe(true);
+    expect(await device.ended).toBe("closed");
+  });
+
+  test("the guest dies", async () => {
+    const at = address(2);
+    const device = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    guests.pop();
+    guest.close();
+    await host.destroyDomain(2);
+    expect(await device.ended).toBe("frontend-gone");
+  });
+
+  test("the toolstack removes the directories", async () => {
+    const at = address(1);
+    const device = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    await destroyDevice(xenstore, at);
+    expect(await device.ended).toBe("removed");
+  });
+
+  test("xenstored goes away", async () => {
+    const at = address(1);
+    const lost = await Xenstore.connect(dom0);
+    await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params: image.path });
+    const device = await BlkbackDevice.start(dom0, lost, at, image, options, spawnWorker);
+    lost.close();
+    await device.abandon();
+  });
+});
+
+describe("nonsense", () => {
+  test.each([
+    ["ring-ref", "abc"],
+    ["ring-ref", "99999999999999999999"],
+    ["ring-ref", "4294967295"],
+    ["ring-ref", ""],
+    ["ring-ref", null],
+    ["event-channel", "-1"],
+    ["event-channel", "4000000000"],
+    ["event-channel", null],
+    ["protocol", "mips-abi"],
+    ["protocol", "\x1b[2J"],
+    ["ring-page-order", "5"],
+    ["ring-page-order", "1e3"],
+    ["multi-queue-num-queues", "4"],
+  ])("%s = %p is refused, and a guest that starts over is served", async (key, value) => {
+    const at = address(1);
+    await serve(at);
+    const guest = await guestOf(at);
+    await guest.untilBackend(2);
+    await guest.offerRing({ [key]: value });
+    await guest.untilBackend(5);
+    const reason = await xenstore.read(`/local/domain/0/error/backend/qdisk/1/51728/error`);
+    expect(reason).toMatch(/^[\x20-\x7e…]{10,}$/);
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+    await guest.untilBackend(2);
+    await guest.offerRing({ "multi-queue-num-queues": null, "ring-page-order": null });
+    await guest.untilBackend(4);
+    expectPage(await guest.read(24), 24);
+  });
+
+  test("a ring that lies stops its device; the neighbour does not notice", async () => {
+    const [bad, good] = [address(1), address(2)];
+    await serve(bad);
+    await serve(good);
+    const liar = await guestOf(bad);
+    const neighbour = await guestOf(good);
+    await liar.connect();
+    await neighbour.connect();
+    liar.lie(5000);
+    await liar.untilBackend(5);
+    expect(await xenstore.read("/local/domain/0/error/backend/qdisk/1/51728/error")).toContain(
+      "indices cannot be true",
+    );
+    expectPage(await neighbour.read(40), 40);
+  });
+
+  test("states that flap, and states that are none", async () => {
+    const seed = Number(process.env["SEED"] ?? Date.now() % 100_000);
+    console.log(`flapping: SEED=${seed}`);
+    let random = seed;
+    const at = address(1);
+    const device = await serve(at);
+    const neighbourAt = address(2);
+    await serve(neighbourAt);
+    const neighbour = await guestOf(neighbourAt);
+    await neighbour.connect();
+    const guest = await guestOf(at);
+    await guest.untilBackend(2);
+    await guest.offerRing();
+    for (let i = 0; i < 200; i++) {
+      random = (random * 1103515245 + 12345) % 2 ** 31;
+      await guest.setState([1, 2, 3, 4, 5, 6, 7, 8][(random >> 8) % 8] as number);
+    }
+    expectPage(await neighbour.read(8), 8);
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+    await guest.connect();
+    expectPage(await guest.read(8), 8);
+    await guest.setState("garbage \x1b[31m".repeat(3));
+    expect(await device.ended).toBe("frontend-gone");
+  });
+});
+
+describe("while it runs", () => {
+  test("an image that grew is announced", async () => {
+    const at = address(1);
+    await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    expect(await guest.read(IMAGE_BYTES / 512)).toBe(-1);
+    truncateSync(image.path, IMAGE_BYTES * 2);
+    await resizeDevice(xenstore, at);
+    const path = `${backendDir(at)}/sectors`;
+    await guest.xenstore.waitFor(path, (value) => value === String(IMAGE_BYTES / 256), { timeoutMs: 5000 });
+    expect((await guest.read(IMAGE_BYTES / 512)) as Uint8Array).toEqual(new Uint8Array(4096));
+  });
+
+  test("another server takes over where the first one stopped", async () => {
+    const at = address(1);
+    const first = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    expectPage(await guest.read(8), 8);
+    await first.abandon();
+    const pending = guest.read(16);
+    await serve(at, false);
+    expectPage(await pending, 16);
+    expectPage(await guest.read(24), 24);
+  });
+});
