@@ -287,7 +287,7 @@ int sim_usable(const struct sim *sim) {
 
 static int take_slot(struct sim *sim, int is_host) {
   struct host_file *host = sim->host;
-  int result = -EUSERS;
+  int result = -EAGAIN;
   sim_mutex_lock(&host->lock);
   for (uint32_t i = KERNEL_SLOT + 1; i < host->limits.slots; i++) {
     struct slot *slot = &host->slots[i];

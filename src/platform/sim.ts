@@ -40,13 +40,21 @@ export function cString(text: string): Uint8Array {
 export function attachSim(dir: string, domid: number, isHost = false): Pointer {
   const handle = shim.xt_sim_open(cString(dir), domid, isHost ? 1 : 0);
   if (handle >= 0) return handle as Pointer;
-  const errno = errnoName(handle);
-  const text = NO_SUCH_HOST.has(errno)
-    ? `no simulated host runs in ${dir}: start one with \`xentool sim start\``
-    : errno === "ESRCH"
-      ? `the simulated host in ${dir} has no domain ${domid}`
-      : `cannot attach to the simulated host in ${dir}: ${errnoText(handle)}`;
-  throw new XentoolError("environment", text, { dir, domid, errno });
+  throw new XentoolError("environment", attachFailure(dir, domid, handle), {
+    dir,
+    domid,
+    errno: errnoName(handle),
+  });
+}
+
+function attachFailure(dir: string, domid: number, result: number): string {
+  const errno = errnoName(result);
+  if (NO_SUCH_HOST.has(errno))
+    return `no simulated host runs in ${dir}: start one with \`xentool sim start\``;
+  if (errno === "ESRCH") return `the simulated host in ${dir} has no domain ${domid}`;
+  if (errno === "EAGAIN") return `the simulated host in ${dir} has no slot left for another process`;
+  if (errno === "EPROTO") return `the simulated host in ${dir} is of another version of xentool`;
+  return `cannot attach to the simulated host in ${dir}: ${errnoText(result)}`;
 }
 
 export class SimPlatform implements Platform {

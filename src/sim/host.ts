@@ -1,6 +1,16 @@
 // A simulated Xen host: its directory and domains, the xenstore server, and the reaping of processes that
 // died. It runs in a process of its own (`xentool sim`) or inside a test; the data paths never need it.
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  realpathSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
@@ -19,6 +29,11 @@ const FORMAT_VERSION = 1;
 const SETTLE_STEP_MS = 5;
 const STORE_GREF = 1;
 const DOMAINS_MAX = 250;
+
+/** Where a host that runs in the background says what is wrong. */
+export const HOST_LOG = "host.log";
+export const HOST_DESCRIPTION = "host.json";
+const HOST_FILES: ReadonlySet<string> = new Set(["host", "host.sock", HOST_DESCRIPTION, HOST_LOG]);
 
 const log = moduleLogger("sim");
 
@@ -43,7 +58,7 @@ export const DEFAULT_LIMITS: SimLimits = {
 };
 
 export interface SimHostOptions {
-  /** Made when it does not exist; by default a new one in /dev/shm. Removed when the host stops. */
+  /** An empty directory, or one to make; by default a new one in /dev/shm. Removed when the host stops. */
   readonly dir?: string;
   /** How many domains there are from the start, domain 0 included. */
   readonly domains?: number;
@@ -62,16 +77,26 @@ export interface SimStatus {
   readonly xenstore: XenstoreServerStatistics;
 }
 
+/** An empty directory for a host. One that has anything in it is somebody's, and stays untouched. */
 function makeDirectory(dir: string | undefined): string {
   if (dir === undefined)
     return mkdtempSync(join(existsSync("/dev/shm") ? "/dev/shm" : tmpdir(), "xentool-sim-"));
-  if (existsSync(join(dir, "host")))
-    throw new XentoolError("usage", `${dir} holds a simulated host already; choose another directory`, {
+  mkdirSync(dir, { recursive: true, mode: 0o700 });
+  if (readdirSync(dir).some((name) => name !== HOST_LOG))
+    throw new XentoolError("usage", `${dir} is not empty; choose another directory for the simulated host`, {
       dir,
     });
-  mkdirSync(dir, { recursive: true, mode: 0o700 });
   chmodSync(dir, 0o700);
-  return dir;
+  return realpathSync(dir);
+}
+
+/** Removes what a host makes in its directory, and the directory unless there is something else in it. */
+export function removeHostFiles(dir: string): void {
+  const names = existsSync(dir) ? readdirSync(dir) : [];
+  for (const name of names)
+    if (HOST_FILES.has(name) || /^dom\d+$/.test(name))
+      rmSync(join(dir, name), { recursive: true, force: true });
+  if (existsSync(dir) && readdirSync(dir).length === 0) rmdirSync(dir);
 }
 
 export class SimHost {
@@ -234,7 +259,7 @@ export class SimHost {
     if (this.#handle !== undefined) shim.xt_sim_close(this.#handle);
     this.#handle = undefined;
     this.#control?.close();
-    rmSync(this.dir, { recursive: true, force: true });
+    removeHostFiles(this.dir);
     this.#markStopped();
   }
 
@@ -256,7 +281,7 @@ export class SimHost {
       limits,
       started,
     });
-    writeFileSync(join(dir, "host.json"), `${text}\n`, { mode: 0o600 });
+    writeFileSync(join(dir, HOST_DESCRIPTION), `${text}\n`, { mode: 0o600 });
   }
 
   #introduce(domid: Domid, port: number): void {

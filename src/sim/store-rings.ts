@@ -1,10 +1,10 @@
 // The xenstore rings of a simulated host's domains, from the server's side: pages mapped and ports bound as
-// domain 0, and one reader of the event-channel handle that wakes the server for the ring that rang.
+// domain 0, and one stream of events that wakes the server for the ring that rang.
 import { describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
-import type { EvtchnPort } from "../core/types.ts";
-import { toDomid } from "../core/types.ts";
+import { toDomid, type EvtchnPort } from "../core/types.ts";
 import type { EventChannels, GrantTable, Platform } from "../platform/platform.ts";
+import { PortStream } from "../platform/port-stream.ts";
 import type { Ring } from "../xenstore/server/ring-channel.ts";
 
 const STORE_GREF = 1;
@@ -15,27 +15,20 @@ interface OpenRing extends Ring {
   releasePort(): void;
 }
 
-interface EventReader {
-  read(): Promise<{ done: boolean; value?: Uint8Array<ArrayBuffer> | undefined }>;
-  cancel(): Promise<void>;
-}
-
 export class StoreRings {
   readonly #events: EventChannels;
   readonly #grants: GrantTable;
   readonly #open = new Map<number, OpenRing>();
   readonly #domidOfPort = new Map<number, number>();
-  readonly #reader: EventReader;
+  readonly #ports: PortStream;
   readonly #onEvent: (domid: number) => void;
-  readonly #done: Promise<void>;
 
   /** Rings as `platform`, which is domain 0. `onEvent` runs when a domain's ring wants attention. */
   constructor(platform: Platform, onEvent: (domid: number) => void) {
     this.#events = platform.openEventChannels();
     this.#grants = platform.openGrantTable();
     this.#onEvent = onEvent;
-    this.#reader = Bun.file(this.#events.fd).stream().getReader();
-    this.#done = this.#readEvents();
+    this.#ports = new PortStream(this.#events, (port) => this.#serve(port));
   }
 
   get count(): number {
@@ -79,26 +72,12 @@ export class StoreRings {
   /** Closes what is still open. */
   async close(): Promise<void> {
     for (const ring of this.#open.values()) ring.close();
-    await this.#reader.cancel();
-    await this.#done;
+    await this.#ports.close();
     this.#events.close();
     this.#grants.close();
   }
 
-  async #readEvents(): Promise<void> {
-    for (;;) {
-      const { done, value } = await this.#reader.read();
-      if (done || value === undefined) return;
-      const ports = new Uint32Array(
-        value.buffer.slice(value.byteOffset, value.byteOffset + (value.length & ~3)),
-      );
-      for (const port of ports) this.#serve(port as EvtchnPort);
-    }
-  }
-
-  /** Unmasked first: what arrives while the ring is served rings again. */
   #serve(port: EvtchnPort): void {
-    this.#events.unmask(port);
     const domid = this.#domidOfPort.get(port);
     if (domid === undefined) return;
     try {

@@ -1,0 +1,44 @@
+// Events on the main thread: the ports that a handle delivers, read without blocking and without a thread.
+// Data planes do not use this; they wait in their worker.
+import type { EvtchnPort } from "../core/types.ts";
+import type { EventChannels } from "./platform.ts";
+
+interface ChunkReader {
+  read(): Promise<{ done: boolean; value?: Uint8Array<ArrayBuffer> | undefined }>;
+  cancel(): Promise<void>;
+}
+
+export class PortStream {
+  readonly #reader: ChunkReader;
+  readonly #finished: Promise<void>;
+
+  /**
+   * Runs `onPort` for each port that `channels` delivers, unmasked already: what arrives meanwhile comes
+   * again. It must not throw. Nobody else may read the handle. Close this before the handle.
+   */
+  constructor(channels: EventChannels, onPort: (port: EvtchnPort) => void) {
+    this.#reader = Bun.file(channels.fd).stream().getReader();
+    this.#finished = this.#run(channels, onPort);
+  }
+
+  async close(): Promise<void> {
+    await this.#reader.cancel();
+    await this.#finished;
+  }
+
+  async #run(channels: EventChannels, onPort: (port: EvtchnPort) => void): Promise<void> {
+    for (;;) {
+      const { done, value } = await this.#reader.read();
+      if (done || value === undefined) return;
+      for (const port of wholeWords(value)) {
+        channels.unmask(port as EvtchnPort);
+        onPort(port as EvtchnPort);
+      }
+    }
+  }
+}
+
+/** The handle gives whole ports at a time; the chunk may lie anywhere in its buffer. */
+function wholeWords(chunk: Uint8Array): Uint32Array {
+  return new Uint32Array(chunk.slice().buffer, 0, chunk.length >> 2);
+}
