@@ -3,6 +3,7 @@
 import yargs from "yargs";
 import { description, version } from "../package.json";
 import { EXIT_CODE, XentoolError } from "../src/core/errors.ts";
+import { blkbackCommand } from "./blkback.ts";
 import { doctorCommand } from "./doctor.ts";
 import { reportError } from "./lib/run-command.ts";
 
@@ -32,6 +33,7 @@ function commandLine(args: readonly string[]) {
       describe: "Log to stderr: -v state changes, -vv everything",
       global: true,
     })
+    .command(blkbackCommand)
     .command(doctorCommand)
     .completion("completion", "Print a completion script for bash or zsh")
     .example("xentool sim run -- sh", "a shell in a simulated Xen host")

@@ -4,6 +4,7 @@ import { closeSync, ftruncateSync, mkdirSync, openSync, readdirSync, readFileSyn
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
+import type { PlatformDescriptor } from "../platform/platform.ts";
 import { MAX_INDIRECT_SEGMENTS } from "../protocol/blkif.ts";
 
 const MAGIC = 0x584e_5442;
@@ -115,8 +116,8 @@ export class StatsPage {
 }
 
 /** Where a process that serves devices keeps its statistics: with the simulated host, or in /run. */
-export function statsDir(sim: { readonly dir: string } | undefined): string {
-  return sim === undefined ? "/run/xentool/blkback" : join(sim.dir, "blkback");
+export function statsDir(platform: PlatformDescriptor): string {
+  return platform.name === "sim" ? join(platform.dir, "blkback") : "/run/xentool/blkback";
 }
 
 function statsPath(runDir: string, domid: number, devid: number): string {

@@ -88,6 +88,23 @@ export async function forceCloseDevice(xenstore: Xenstore, address: DeviceAddres
   });
 }
 
+/** Waits until the backend has closed or the device is gone; `timeout` when the guest does not let go. */
+export async function waitUntilClosed(
+  xenstore: Xenstore,
+  address: DeviceAddress,
+  timeoutMs: number,
+  signal: AbortSignal,
+): Promise<void> {
+  const isClosed = (state: string | null): boolean => state === null || state === String(XenbusState.Closed);
+  try {
+    await xenstore.waitFor(`${backendDir(address)}/state`, isClosed, { timeoutMs, signal });
+  } catch (error) {
+    if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
+    const text = `the guest did not let go of ${describeDevice(address)} within ${timeoutMs / 1000} s; it may still`;
+    throw new XentoolError("timeout", text, { timeoutMs });
+  }
+}
+
 /** Asks the process that serves the device to look at its image's size again. */
 export async function resizeDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
   await requireDevice(xenstore, address);
