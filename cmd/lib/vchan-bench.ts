@@ -1,0 +1,88 @@
+// The bodies of `xentool vchan bench`: the two ends, and the table or JSON that comes out of it.
+import { XentoolError } from "../../src/core/errors.ts";
+import type { SpawnWorker } from "../../src/core/worker.ts";
+import { BENCH_KINDS, type BenchMeasure } from "../../src/vchan/bench.ts";
+import { VchanSession } from "../../src/vchan/session.ts";
+import type { CommandContext } from "./run-command.ts";
+import { openPlace, ordersOf, type PlaceArguments, type RingArguments } from "./vchan-relay.ts";
+
+export type BenchListenArguments = PlaceArguments & RingArguments;
+
+interface Amounts {
+  readonly megabytes: number;
+  readonly rounds: number;
+}
+export type BenchConnectArguments = PlaceArguments & Amounts;
+
+/** Does the jobs of one client, until it closes. */
+export async function runBenchListen(
+  argv: BenchListenArguments,
+  context: CommandContext,
+  spawnWorker: SpawnWorker,
+): Promise<void> {
+  const orders = ordersOf(argv);
+  const { platform, place } = await openPlace(argv, context, "server");
+  const { stop: signal, timeoutMs } = context;
+  try {
+    await using session = await VchanSession.open(
+      { platform, place, spawnWorker, signal, timeoutMs },
+      "server",
+    );
+    await session.serve(orders, ({ worker }) => worker.request<"bench-serve">({ op: "bench-serve" }));
+  } finally {
+    platform.close();
+  }
+}
+
+/** Measures everything and prints it. */
+export async function runBenchConnect(
+  argv: BenchConnectArguments,
+  context: CommandContext,
+  spawnWorker: SpawnWorker,
+): Promise<void> {
+  const amounts = amountsOf(argv);
+  const { platform, place } = await openPlace(argv, context, "client");
+  const { stop: signal, timeoutMs } = context;
+  try {
+    await using session = await VchanSession.open(
+      { platform, place, spawnWorker, signal, timeoutMs },
+      "client",
+    );
+    await session.connect(true, async ({ worker, readSize, writeSize }) => {
+      const results = [];
+      for (const kind of BENCH_KINDS) {
+        const job = { kind, amount: kind === "round-trip" ? amounts.rounds : amounts.bytes };
+        const measure = await worker.request<"bench-run">({ op: "bench-run", job });
+        results.push(figuresOf(measure));
+        if (!context.json) process.stdout.write(`${describe(measure)}\n`);
+      }
+      if (context.json) process.stdout.write(`${JSON.stringify({ readSize, writeSize, results })}\n`);
+    });
+  } finally {
+    platform.close();
+  }
+}
+
+function amountsOf(argv: Amounts): { bytes: number; rounds: number } {
+  const { megabytes, rounds } = argv;
+  if (!(megabytes > 0 && megabytes <= 1e9) || !Number.isInteger(rounds) || !(rounds > 0 && rounds <= 1e9))
+    throw new XentoolError("usage", "--megabytes and --rounds must be above 0");
+  return { bytes: Math.ceil(megabytes * 1e6), rounds };
+}
+
+function figuresOf(measure: BenchMeasure): Record<string, number | string> {
+  const { kind, amount, seconds, cpuSeconds, eventsSent, eventsReceived } = measure;
+  const common = { kind, seconds, cpuSeconds, eventsSent, eventsReceived };
+  if (kind === "round-trip") return { ...common, rounds: amount, microseconds: (seconds / amount) * 1e6 };
+  return { ...common, bytesEachWay: amount, bytesPerSecond: amount / seconds };
+}
+
+function describe(measure: BenchMeasure): string {
+  const { kind, amount, seconds, cpuSeconds, eventsSent, eventsReceived } = measure;
+  const figure =
+    kind === "round-trip"
+      ? `${((seconds / amount) * 1e6).toFixed(1)} µs each`
+      : `${(amount / seconds / 1e6).toFixed(1)} MB/s${kind === "both" ? " each way" : ""}`;
+  const events = `${eventsSent} events sent, ${eventsReceived} received`;
+  return `${kind.padEnd(10)}  ${figure.padEnd(22)}  ${cpuSeconds.toFixed(2)} s of CPU, ${events}`;
+}

@@ -1,0 +1,178 @@
+// The bodies of `xentool vchan listen` and `connect`: arguments into a session, progress and summaries out.
+import { XentoolError } from "../../src/core/errors.ts";
+import { toDomid } from "../../src/core/types.ts";
+import type { SpawnWorker } from "../../src/core/worker.ts";
+import { choosePlatform } from "../../src/platform/open.ts";
+import type { Platform } from "../../src/platform/platform.ts";
+import { chooseOrders, type VchanOrders } from "../../src/protocol/vchan.ts";
+import type { VchanCounts, VchanRole } from "../../src/vchan/endpoint.ts";
+import type { LocalSpec } from "../../src/vchan/local.ts";
+import {
+  connectAndRelay,
+  listenAndRelay,
+  type RelaySessionOptions,
+  type SessionSummary,
+} from "../../src/vchan/relay-session.ts";
+import { vchanPlace, type VchanPlace } from "../../src/vchan/rendezvous.ts";
+import type { CommandContext, GlobalArguments } from "./run-command.ts";
+
+export interface PlaceArguments extends GlobalArguments {
+  readonly domid: number;
+  readonly name: string;
+}
+
+export interface RingArguments {
+  readonly "read-size": number;
+  readonly "write-size": number;
+}
+
+interface RelayArguments extends PlaceArguments {
+  readonly unix: string | undefined;
+  readonly tcp: string | undefined;
+  readonly linger: number | undefined;
+  readonly keep: boolean;
+}
+
+export type ListenArguments = RelayArguments & RingArguments;
+export type ConnectArguments = RelayArguments & { readonly wait: boolean };
+
+const PROGRESS_INTERVAL_MS = 500;
+const LINGER_SECONDS_MAX = 1_000_000;
+
+/** Serves clients until there is nothing more to do. */
+export async function runListen(
+  argv: ListenArguments,
+  context: CommandContext,
+  spawnWorker: SpawnWorker,
+): Promise<void> {
+  const orders = ordersOf(argv);
+  const options = await relayOptions(argv, context, spawnWorker, "server");
+  try {
+    await listenAndRelay(options, orders);
+  } finally {
+    options.platform.close();
+  }
+}
+
+/** Connects, once or for one local connection after another. */
+export async function runConnect(
+  argv: ConnectArguments,
+  context: CommandContext,
+  spawnWorker: SpawnWorker,
+): Promise<void> {
+  if (argv.keep && argv.unix === undefined && argv.tcp === undefined)
+    throw new XentoolError("usage", "connect --keep needs --unix or --tcp: there is one standard input");
+  const options = await relayOptions(argv, context, spawnWorker, "client");
+  try {
+    await connectAndRelay(options, argv.wait);
+  } finally {
+    options.platform.close();
+  }
+}
+
+/** The rings' orders that the arguments ask for. */
+export function ordersOf(argv: RingArguments): VchanOrders {
+  const orders = chooseOrders(argv["read-size"], argv["write-size"]);
+  if (orders !== undefined) return orders;
+  throw new XentoolError("usage", "--read-size and --write-size are bytes, from 0 to 1048576");
+}
+
+/** The platform, and the place in xenstore where both ends meet. Both arguments are checked first. */
+export async function openPlace(
+  argv: PlaceArguments,
+  context: CommandContext,
+  role: VchanRole,
+): Promise<{ platform: Platform; place: VchanPlace }> {
+  const peer = toDomid(argv.domid, "DOMID");
+  vchanPlace(argv.name, peer, peer);
+  const platform = await choosePlatform({ platform: context.platform });
+  const own = platform.domid;
+  const [server, client] = role === "server" ? [own, peer] : [peer, own];
+  return { platform, place: vchanPlace(argv.name, server, client) };
+}
+
+async function relayOptions(
+  argv: RelayArguments,
+  context: CommandContext,
+  spawnWorker: SpawnWorker,
+  role: VchanRole,
+): Promise<RelaySessionOptions> {
+  const local = localSpec(argv);
+  const lingerMs = lingerMsOf(argv.linger);
+  const { platform, place } = await openPlace(argv, context, role);
+  const showProgress = context.verbosity > 0 && process.stderr.isTTY;
+  return {
+    platform,
+    place,
+    spawnWorker,
+    local,
+    lingerMs,
+    keep: argv.keep,
+    signal: context.stop,
+    timeoutMs: context.timeoutMs,
+    ...(showProgress ? { onRelay: showRates } : {}),
+    ...(context.json ? { onSummary: (summary) => printSummary(summary, local) } : {}),
+  };
+}
+
+function localSpec(argv: RelayArguments): LocalSpec {
+  const command = (argv as { "--"?: unknown })["--"];
+  if (Array.isArray(command) && command.length > 0) {
+    if (argv.unix !== undefined || argv.tcp !== undefined)
+      throw new XentoolError("usage", "a command after -- and a socket exclude each other");
+    return { kind: "command", argv: command.map(String) };
+  }
+  if (argv.unix !== undefined) return { kind: "unix", path: argv.unix };
+  return argv.tcp === undefined ? { kind: "stdio" } : tcpSpec(argv.tcp);
+}
+
+function tcpSpec(text: string): LocalSpec {
+  const match = /^(?:\[([^\]]+)\]|([^:]+)):([0-9]{1,5})$/.exec(text);
+  const host = match?.[1] ?? match?.[2];
+  const port = Number(match?.[3]);
+  if (host === undefined || port > 0xffff)
+    throw new XentoolError("usage", `--tcp wants HOST:PORT, not ${text}`);
+  return { kind: "tcp", host, port };
+}
+
+function lingerMsOf(seconds: number | undefined): number | undefined {
+  if (seconds === undefined || (seconds >= 0 && seconds <= LINGER_SECONDS_MAX))
+    return seconds === undefined ? undefined : seconds * 1000;
+  throw new XentoolError("usage", `--linger must be a number of seconds, not ${seconds}`);
+}
+
+/** Standard output is the stream itself in a plain relay: then words and summaries go to standard error. */
+function printSummary(summary: SessionSummary, local: LocalSpec): void {
+  const stream = local.kind === "stdio" ? process.stderr : process.stdout;
+  stream.write(`${JSON.stringify(summary)}\n`);
+}
+
+/** One line on the terminal that says how much went each way, and how fast. */
+function showRates(counts: () => VchanCounts): () => void {
+  let last = counts();
+  let lastAt = performance.now();
+  const show = (): void => {
+    const now = counts();
+    const seconds = (performance.now() - lastAt) / 1000;
+    const part = (what: string, bytes: number, before: number): string =>
+      `${what} ${formatBytes(bytes)} (${formatBytes((bytes - before) / seconds)}/s)`;
+    const sent = part("sent", now.bytesWritten, last.bytesWritten);
+    const received = part("received", now.bytesRead, last.bytesRead);
+    process.stderr.write(`\r${sent}, ${received}\x1b[K`);
+    last = now;
+    lastAt = performance.now();
+  };
+  const timer = setInterval(show, PROGRESS_INTERVAL_MS);
+  return () => {
+    clearInterval(timer);
+    process.stderr.write("\r\x1b[K");
+  };
+}
+
+function formatBytes(bytes: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let value = bytes;
+  let unit = 0;
+  for (; value >= 1000 && unit < units.length - 1; unit++) value /= 1000;
+  return `${value.toFixed(unit === 0 ? 0 : 1)} ${units[unit]}`;
+}

@@ -1,0 +1,159 @@
+// xentool vchan: byte pipes between domains, and their benchmark.
+import type { Argv, CommandModule } from "yargs";
+import { XentoolError } from "../src/core/errors.ts";
+import { runCommand, type GlobalArguments } from "./lib/run-command.ts";
+import type { BenchConnectArguments, BenchListenArguments } from "./lib/vchan-bench.ts";
+import type { ConnectArguments, ListenArguments } from "./lib/vchan-relay.ts";
+import { spawnWorker } from "./spawn-worker.ts";
+
+const RING_SIZE_DEFAULT = 65_536;
+
+type Global = CommandModule<GlobalArguments, GlobalArguments>;
+
+function place<T>(yargs: Argv<T>) {
+  return yargs
+    .positional("domid", { type: "number", demandOption: true, describe: "The other domain's number" })
+    .positional("name", {
+      type: "string",
+      demandOption: true,
+      describe: "A port, as in /local/domain/SERVER/data/vchan/CLIENT/NAME, or an absolute xenstore path",
+    });
+}
+
+function ringSizes<T>(yargs: Argv<T>) {
+  return yargs
+    .option("read-size", {
+      type: "number",
+      default: RING_SIZE_DEFAULT,
+      requiresArg: true,
+      describe: "Bytes of the ring from the client, up to 1 MiB; 0: the smallest",
+    })
+    .option("write-size", {
+      type: "number",
+      default: RING_SIZE_DEFAULT,
+      requiresArg: true,
+      describe: "Bytes of the ring to the client, up to 1 MiB; 0: the smallest",
+    });
+}
+
+function localEnds<T>(yargs: Argv<T>, unix: string, tcp: string) {
+  return yargs
+    .option("unix", { type: "string", requiresArg: true, describe: unix })
+    .option("tcp", { type: "string", requiresArg: true, describe: tcp })
+    .option("linger", {
+      type: "number",
+      requiresArg: true,
+      describe: "Once our input has ended, end after this many seconds without an answer",
+    })
+    .conflicts("unix", "tcp");
+}
+
+const listenCommand: CommandModule<GlobalArguments, ListenArguments> = {
+  command: "listen DOMID NAME",
+  describe: "Serve a vchan to DOMID and relay it to standard input and output, a socket or a command",
+  builder: (yargs) =>
+    localEnds(
+      ringSizes(place(yargs.usage("$0 vchan listen DOMID NAME [options] [-- COMMAND...]"))),
+      "For each client, connect to this socket",
+      "For each client, connect to HOST:PORT",
+    )
+      .option("keep", { type: "boolean", default: false, describe: "Serve one client after another" })
+      .example("$0 vchan listen 1 files > got.tar", "take what domain 1 sends")
+      .example("$0 vchan listen 1 ssh --keep --tcp 127.0.0.1:22", "let domain 1 reach our sshd")
+      .example("$0 vchan listen 1 date --keep -- date", "run a command for each client"),
+  handler: (argv) =>
+    runCommand(argv, async (context) => {
+      const { runListen } = await import("./lib/vchan-relay.ts");
+      return runListen(argv, context, spawnWorker);
+    }),
+};
+
+const connectCommand: CommandModule<GlobalArguments, ConnectArguments> = {
+  command: "connect DOMID NAME",
+  describe: "Connect to a vchan of DOMID and relay it to standard input and output, a socket or a command",
+  builder: (yargs) =>
+    localEnds(
+      place(yargs.usage("$0 vchan connect DOMID NAME [options] [-- COMMAND...]")),
+      "Listen at this socket; the vchan is for who connects",
+      "Listen at HOST:PORT; the vchan is for who connects",
+    )
+      .option("wait", { type: "boolean", default: false, describe: "Wait until there is a server" })
+      .option("keep", {
+        type: "boolean",
+        default: false,
+        describe: "Serve one local connection after another",
+      })
+      .example("tar c . | $0 vchan connect 0 files --wait", "send to domain 0, once it listens")
+      .example("ssh -o ProxyCommand='$0 vchan connect 0 ssh' dom0", "ssh over a vchan, without a network")
+      .example("$0 vchan connect 0 db --keep --unix /run/db.sock", "a service of domain 0 as a local socket"),
+  handler: (argv) =>
+    runCommand(argv, async (context) => {
+      const { runConnect } = await import("./lib/vchan-relay.ts");
+      return runConnect(argv, context, spawnWorker);
+    }),
+};
+
+const benchListenCommand: CommandModule<GlobalArguments, BenchListenArguments> = {
+  command: "listen DOMID NAME",
+  describe: "Play the other end of a benchmark",
+  builder: (yargs) =>
+    ringSizes(place(yargs))
+      .example("$0 vchan bench listen 1 bench", "with rings of 64 KiB")
+      .example("$0 vchan bench listen 1 bench --read-size 0 --write-size 0", "with 1 and 2 KiB"),
+  handler: (argv) =>
+    runCommand(argv, async (context) => {
+      const { runBenchListen } = await import("./lib/vchan-bench.ts");
+      return runBenchListen(argv, context, spawnWorker);
+    }),
+};
+
+const benchConnectCommand: CommandModule<GlobalArguments, BenchConnectArguments> = {
+  command: "connect DOMID NAME",
+  describe: "Measure throughput each way and both ways, and round trips, against `vchan bench listen`",
+  builder: (yargs) =>
+    place(yargs)
+      .option("megabytes", {
+        type: "number",
+        default: 256,
+        requiresArg: true,
+        describe: "Millions of bytes each way",
+      })
+      .option("rounds", {
+        type: "number",
+        default: 10_000,
+        requiresArg: true,
+        describe: "How many round trips",
+      })
+      .example("$0 vchan bench connect 0 bench", "everything, against `vchan bench listen` in domain 0")
+      .example("$0 vchan bench connect 0 bench --json --megabytes 16 --rounds 100", "briefly, for a script"),
+  handler: (argv) =>
+    runCommand(argv, async (context) => {
+      const { runBenchConnect } = await import("./lib/vchan-bench.ts");
+      return runBenchConnect(argv, context, spawnWorker);
+    }),
+};
+
+const benchCommand: Global = {
+  command: "bench",
+  describe: "Measure a vchan",
+  builder: (yargs) =>
+    yargs.command(benchListenCommand).command(benchConnectCommand).demandCommand(1, "listen or connect?"),
+  handler: unreachable,
+};
+
+export const vchanCommand: Global = {
+  command: "vchan",
+  describe: "Byte pipes between domains, compatible with libxenvchan",
+  builder: (yargs) =>
+    yargs
+      .command(listenCommand)
+      .command(connectCommand)
+      .command(benchCommand)
+      .demandCommand(1, "listen, connect or bench?"),
+  handler: unreachable,
+};
+
+/** yargs demands a subcommand first. */
+function unreachable(): never {
+  throw new XentoolError("bug", "a vchan command without a subcommand");
+}

@@ -1,0 +1,167 @@
+// A benchmark of a vchan with itself at both ends: the connecting end asks for a job, the listening end plays
+// its part. A job is 16 bytes: a magic number, its kind, and as a double how many bytes or rounds.
+import { XentoolError } from "../core/errors.ts";
+import type { VchanControl } from "./control.ts";
+import { POLLIN, READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
+
+export const BENCH_KINDS = ["send", "receive", "both", "round-trip"] as const;
+export type BenchKind = (typeof BENCH_KINDS)[number];
+
+export interface BenchJob {
+  readonly kind: BenchKind;
+  /** Bytes each way, or for round trips their number. */
+  readonly amount: number;
+}
+
+export interface BenchMeasure extends BenchJob {
+  readonly seconds: number;
+  /** Of this process, in user mode and in the kernel. */
+  readonly cpuSeconds: number;
+  readonly eventsSent: number;
+  readonly eventsReceived: number;
+}
+
+const MAGIC = 0x6278_6378;
+const JOB_BYTES = 16;
+const CHUNK_BYTES = 256 * 1024;
+const SLOT_WAKE = 0;
+/** More than anybody means: a job from a peer is bounded by it. */
+const AMOUNT_MAX = 2 ** 50;
+
+/** Has the peer do its part of `job`, and measures until its last byte has come. */
+export function runBenchJob(endpoint: VchanEndpoint, control: VchanControl, job: BenchJob): BenchMeasure {
+  const pump = new BenchPump(endpoint, control);
+  const { eventsSent, eventsReceived } = endpoint.counts;
+  const cpuBefore = process.cpuUsage();
+  const started = performance.now();
+  pump.exchange(encodeJob(job), new Uint8Array(0));
+  if (job.kind === "round-trip") pump.bounce(job.amount, true);
+  else {
+    pump.stream(job.kind === "receive" ? 0 : job.amount, job.kind === "send" ? 0 : job.amount);
+    pump.exchange(new Uint8Array(0), new Uint8Array(1));
+  }
+  const seconds = (performance.now() - started) / 1000;
+  const cpu = process.cpuUsage(cpuBefore);
+  return {
+    ...job,
+    seconds,
+    cpuSeconds: (cpu.user + cpu.system) / 1e6,
+    eventsSent: endpoint.counts.eventsSent - eventsSent,
+    eventsReceived: endpoint.counts.eventsReceived - eventsReceived,
+  };
+}
+
+/** Does the jobs that the peer asks for until it closes; how many there were. */
+export function serveBenchJobs(endpoint: VchanEndpoint, control: VchanControl): number {
+  const pump = new BenchPump(endpoint, control);
+  const bytes = new Uint8Array(JOB_BYTES);
+  for (let served = 0; ; served++) {
+    if (!pump.expectJob(bytes)) return served;
+    const job = decodeJob(bytes);
+    if (job.kind === "round-trip") pump.bounce(job.amount, false);
+    else {
+      pump.stream(job.kind === "send" ? 0 : job.amount, job.kind === "receive" ? 0 : job.amount);
+      pump.exchange(new Uint8Array(1), new Uint8Array(0));
+    }
+  }
+}
+
+class BenchPump {
+  readonly #endpoint: VchanEndpoint;
+  readonly #control: VchanControl;
+  readonly #out = new Uint8Array(CHUNK_BYTES).fill(0x78);
+  readonly #in = new Uint8Array(CHUNK_BYTES);
+  readonly #byte = new Uint8Array(1);
+
+  constructor(endpoint: VchanEndpoint, control: VchanControl) {
+    this.#endpoint = endpoint;
+    this.#control = control;
+    endpoint.watch(SLOT_WAKE, control.wakeFd, POLLIN);
+  }
+
+  /** Writes all of `out` and fills `into`. */
+  exchange(out: Uint8Array, into: Uint8Array): void {
+    const endpoint = this.#endpoint;
+    for (let sent = 0, got = 0; sent < out.length || got < into.length;) {
+      const written = sent < out.length ? endpoint.write(out.subarray(sent)) : 0;
+      const read = got < into.length ? endpoint.read(into.subarray(got)) : 0;
+      sent += written;
+      got += read;
+      if (written === 0 && read === 0) this.#wait(sent < out.length, got < into.length);
+    }
+  }
+
+  /** Writes and reads so many bytes, whatever they are, both at once. */
+  stream(writeBytes: number, readBytes: number): void {
+    const endpoint = this.#endpoint;
+    const writeChunk = this.#chunk(this.#out, endpoint.writeSize);
+    const readChunk = this.#chunk(this.#in, endpoint.readSize);
+    let toWrite = writeBytes;
+    let toRead = readBytes;
+    while (toWrite > 0 || toRead > 0) {
+      const written = toWrite > 0 ? endpoint.write(upTo(writeChunk, toWrite)) : 0;
+      const read = toRead > 0 ? endpoint.read(upTo(readChunk, toRead)) : 0;
+      toWrite -= written;
+      toRead -= read;
+      if (written === 0 && read === 0) this.#wait(toWrite > 0, toRead > 0);
+    }
+  }
+
+  /** One byte there and back again, `rounds` times. */
+  bounce(rounds: number, starts: boolean): void {
+    const endpoint = this.#endpoint;
+    const byte = this.#byte;
+    for (let round = 0; round < rounds; round++) {
+      if (starts) endpoint.write(byte);
+      while (endpoint.read(byte) === 0) this.#wait(false, true);
+      if (!starts) endpoint.write(byte);
+    }
+  }
+
+  /** False when the peer closed, or we were stopped, before another job came. */
+  expectJob(into: Uint8Array): boolean {
+    for (;;) {
+      if (this.#control.stopped) return false;
+      this.#endpoint.sample();
+      if (this.#endpoint.readable >= into.length) return this.#endpoint.recv(into);
+      if (this.#endpoint.peerClosed || this.#endpoint.peerEnded) return false;
+      this.#endpoint.wait(WRITTEN, -1);
+      this.#control.drain();
+    }
+  }
+
+  #chunk(buffer: Uint8Array, ringSize: number): Uint8Array {
+    return buffer.subarray(0, Math.max(1024, ringSize / 4));
+  }
+
+  #wait(forRoom: boolean, forData: boolean): void {
+    const endpoint = this.#endpoint;
+    if (this.#control.stopped) throw new XentoolError("cancelled", "the benchmark was stopped");
+    if (this.#control.peerDead) endpoint.declarePeerDead();
+    if (endpoint.peerClosed)
+      throw new XentoolError("io", `domain ${endpoint.peer} closed the vchan in the middle of a benchmark`);
+    endpoint.wait((forRoom ? READ : 0) | (forData ? WRITTEN : 0), -1);
+    this.#control.drain();
+  }
+}
+
+function upTo(chunk: Uint8Array, length: number): Uint8Array {
+  return length < chunk.length ? chunk.subarray(0, length) : chunk;
+}
+
+function encodeJob(job: BenchJob): Uint8Array {
+  const view = new DataView(new ArrayBuffer(JOB_BYTES));
+  view.setUint32(0, MAGIC, true);
+  view.setUint32(4, BENCH_KINDS.indexOf(job.kind), true);
+  view.setFloat64(8, job.amount, true);
+  return new Uint8Array(view.buffer);
+}
+
+function decodeJob(bytes: Uint8Array): BenchJob {
+  const view = new DataView(bytes.buffer);
+  const kind = BENCH_KINDS[view.getUint32(4, true)];
+  const amount = view.getFloat64(8, true);
+  if (view.getUint32(0, true) !== MAGIC || kind === undefined || !(amount >= 0 && amount <= AMOUNT_MAX))
+    throw new XentoolError("protocol", "the peer does not speak the protocol of `xentool vchan bench`");
+  return { kind, amount };
+}

@@ -1,0 +1,197 @@
+// The local end of a relay as two file descriptors: standard input and output, a socket, or a command's
+// pipes. Descriptors that other processes share keep their flags: they are opened once more, or used with care.
+import { closeSync, fstatSync, unlinkSync, type Stats } from "node:fs";
+import { lookup } from "node:dns/promises";
+import { XentoolError } from "../core/errors.ts";
+import { check, errnoText, shim } from "../native/shim.ts";
+
+/**
+ * How a descriptor is used without ever waiting in it: a socket by flag of each call, a file as it is, one of
+ * ours is non-blocking; a shared one only when poll says so, and a page at a time.
+ */
+export type StreamKind = "socket" | "file" | "nonblocking" | "shared";
+
+export interface LocalStream {
+  readonly fd: number;
+  readonly kind: StreamKind;
+}
+
+/** Structured-cloneable: it is opened in the main thread and used in a worker. */
+export interface LocalEnd {
+  /** Undefined: there is nothing to send. */
+  readonly input: LocalStream | undefined;
+  readonly output: LocalStream;
+  /** A descriptor that must become /dev/null for the reader of `output` to see its end: our own stdout. */
+  readonly outputTwin: number | undefined;
+  /** Nothing is worth sending once nobody takes what comes, as for a command in a shell's pipeline. */
+  readonly endsWithOutput: boolean;
+}
+
+export type LocalSpec =
+  | { readonly kind: "stdio" }
+  | { readonly kind: "unix"; readonly path: string }
+  | { readonly kind: "tcp"; readonly host: string; readonly port: number }
+  | { readonly kind: "command"; readonly argv: readonly string[] };
+
+export interface OpenedLocal {
+  readonly end: LocalEnd;
+  /** Of a command: its exit status once it has ended, 128 + n for signal n. */
+  readonly exited: Promise<number> | undefined;
+  /** Closes what was opened, once. A command that still runs sees the end of its input. */
+  close(): void;
+  /** Asks a command to end (SIGTERM). */
+  kill(): void;
+}
+
+const ECONNREFUSED = -111;
+const EADDRINUSE = -98;
+const UNIX_PATH = -1;
+
+/** Our standard input and output. */
+export function openStdio(): OpenedLocal {
+  const input = openShared(0, false);
+  const output = openShared(1, true);
+  if (output === undefined) throw new XentoolError("environment", "standard output is closed");
+  const twin = output.fd === 1 ? undefined : 1;
+  const end: LocalEnd = { input, output, outputTwin: twin, endsWithOutput: true };
+  const reopened = [input?.fd ?? 0, output.fd].filter((fd) => fd > 2);
+  return { end, exited: undefined, close: closeOnce(reopened), kill: nothing };
+}
+
+/** Starts a command whose standard input and output are the local end. */
+export function openCommand(argv: readonly string[]): OpenedLocal {
+  using childEnds = new DisposableStack();
+  using ourEnds = new DisposableStack();
+  const [childIn, ourOut] = makePipe();
+  childEnds.defer(() => closeSync(childIn));
+  ourEnds.defer(() => closeSync(ourOut));
+  const [ourIn, childOut] = makePipe();
+  childEnds.defer(() => closeSync(childOut));
+  ourEnds.defer(() => closeSync(ourIn));
+  const input = check(shim.xt_stream_reopen(ourIn, 0), "use a pipe");
+  const output = check(shim.xt_stream_reopen(ourOut, 1), "use a pipe");
+  const child = spawn(argv, childIn, childOut, [input, output]);
+  return {
+    end: {
+      input: { fd: input, kind: "nonblocking" },
+      output: { fd: output, kind: "nonblocking" },
+      outputTwin: undefined,
+      endsWithOutput: false,
+    },
+    exited: child.exited,
+    close: closeOnce([input, output]),
+    kill: () => child.kill(),
+  };
+}
+
+/** A connection to the service at `spec`. It may still be on its way: the relay finds out. */
+export async function openConnection(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<OpenedLocal> {
+  const [address, port] = await addressOf(spec);
+  const fd = check(shim.xt_stream_connect(cText(address), port), `connect to ${describeSpec(spec)}`);
+  return socketEnd(fd);
+}
+
+/** An accepted or connecting socket as the local end. */
+export function socketEnd(fd: number): OpenedLocal {
+  const stream: LocalStream = { fd, kind: "socket" };
+  const end: LocalEnd = { input: stream, output: stream, outputTwin: undefined, endsWithOutput: false };
+  return { end, exited: undefined, close: closeOnce([fd]), kill: nothing };
+}
+
+export interface Listener {
+  readonly fd: number;
+  close(): void;
+}
+
+/** Listens at `spec`; a socket that a dead process left at the path is replaced. */
+export async function openListener(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<Listener> {
+  const [address, port] = await addressOf(spec);
+  const text = cText(address);
+  let fd = shim.xt_stream_listen(text, port);
+  if (fd === EADDRINUSE && spec.kind === "unix" && isAbandoned(text)) {
+    unlinkSync(spec.path);
+    fd = shim.xt_stream_listen(text, port);
+  }
+  if (fd < 0)
+    throw new XentoolError("environment", `cannot listen at ${describeSpec(spec)}: ${errnoText(fd)}`);
+  return {
+    fd,
+    close: () => {
+      closeSync(fd);
+      if (spec.kind === "unix") unlinkSync(spec.path);
+    },
+  };
+}
+
+/** For messages. */
+export function describeSpec(spec: LocalSpec): string {
+  switch (spec.kind) {
+    case "stdio":
+      return "standard input and output";
+    case "unix":
+      return spec.path;
+    case "tcp":
+      return `${spec.host}:${spec.port}`;
+    case "command":
+      return `the command ${spec.argv[0]}`;
+  }
+}
+
+function cText(text: string): Uint8Array {
+  return new TextEncoder().encode(`${text}\0`);
+}
+
+async function addressOf(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<[string, number]> {
+  if (spec.kind === "unix") return [spec.path, UNIX_PATH];
+  try {
+    return [(await lookup(spec.host)).address, spec.port];
+  } catch (error) {
+    throw new XentoolError("environment", `cannot find the host ${spec.host}`, {}, error);
+  }
+}
+
+function isAbandoned(text: Uint8Array): boolean {
+  const fd = shim.xt_stream_connect(text, UNIX_PATH);
+  if (fd >= 0) closeSync(fd);
+  return fd === ECONNREFUSED;
+}
+
+/** Undefined when the descriptor is closed. */
+function openShared(fd: number, writable: boolean): LocalStream | undefined {
+  let stat: Stats;
+  try {
+    stat = fstatSync(fd);
+  } catch {
+    return undefined;
+  }
+  if (stat.isSocket()) return { fd, kind: "socket" };
+  if (!stat.isFIFO() && !stat.isCharacterDevice()) return { fd, kind: "file" };
+  const reopened = shim.xt_stream_reopen(fd, writable ? 1 : 0);
+  return reopened < 0 ? { fd, kind: "shared" } : { fd: reopened, kind: "nonblocking" };
+}
+
+/** The end to read from and the end to write to. */
+function makePipe(): [number, number] {
+  const fds = new Int32Array(new ArrayBuffer(8));
+  check(shim.xt_stream_pipe(fds), "make a pipe");
+  return [fds[0] as number, fds[1] as number];
+}
+
+function spawn(argv: readonly string[], childIn: number, childOut: number, opened: number[]): Bun.Subprocess {
+  try {
+    return Bun.spawn([...argv], { stdio: [childIn, childOut, "inherit"] });
+  } catch (error) {
+    closeAll(...opened);
+    throw new XentoolError("environment", `cannot run ${argv[0]}`, {}, error);
+  }
+}
+
+function nothing(): void {}
+
+function closeOnce(fds: number[]): () => void {
+  return () => closeAll(...fds.splice(0));
+}
+
+function closeAll(...fds: number[]): void {
+  for (const fd of fds) closeSync(fd);
+}

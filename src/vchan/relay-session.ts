@@ -1,0 +1,199 @@
+// Relays for one peer or for one after another: what `xentool vchan listen` and `connect` do. Each session
+// has a local end of its own and a summary when it is over.
+import { describeError, XentoolError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
+import { errnoName } from "../native/shim.ts";
+import type { VchanOrders } from "../protocol/vchan.ts";
+import type { VchanCounts, VchanRole } from "./endpoint.ts";
+import {
+  describeSpec,
+  openCommand,
+  openConnection,
+  openListener,
+  openStdio,
+  socketEnd,
+  type LocalSpec,
+  type OpenedLocal,
+} from "./local.ts";
+import type { RelayEnd } from "./relay.ts";
+import { VchanSession, type VchanConnection, type VchanSessionOptions } from "./session.ts";
+
+/** What became of one peer: stable names, for JSON. */
+export interface SessionSummary {
+  readonly role: VchanRole;
+  readonly domid: number;
+  readonly path: string;
+  readonly end: RelayEnd;
+  readonly bytesSent: number;
+  readonly bytesReceived: number;
+  /** Given to the vchan and not read by the peer before it closed. */
+  readonly bytesUnread: number;
+  /** Come from the peer and not taken by the local end. */
+  readonly bytesUndelivered: number;
+  readonly seconds: number;
+  readonly readSize: number;
+  readonly writeSize: number;
+  readonly eventsSent: number;
+  readonly eventsReceived: number;
+  /** Exit status of the command that was the local end. */
+  readonly commandStatus?: number;
+  /** Why the session was a failure, if it was. */
+  readonly error?: string;
+}
+
+export interface RelaySessionOptions extends VchanSessionOptions {
+  readonly local: LocalSpec;
+  /** One peer after another, until stopped. */
+  readonly keep: boolean;
+  readonly lingerMs?: number | undefined;
+  /** Runs when a relay begins; what it gives back runs when it has ended. */
+  readonly onRelay?: (counts: () => VchanCounts) => () => void;
+  readonly onSummary?: (summary: SessionSummary) => void;
+}
+
+/** How long a command may take to end after the vchan did, before it is asked to. */
+const COMMAND_EXIT_MS = 2000;
+
+const log = moduleLogger("vchan");
+
+/**
+ * Serves clients. Resolves when it is over or stopped; fails with what went wrong in the one session, or with
+ * `keep` only with what makes further sessions impossible.
+ */
+export async function listenAndRelay(options: RelaySessionOptions, orders: VchanOrders): Promise<void> {
+  await using session = await VchanSession.open(options, "server");
+  const serve = (): Promise<SessionSummary | undefined> =>
+    session.serve(orders, async (vchan) => relay(options, vchan, await openService(options.local)));
+  await repeat(options, serve);
+}
+
+/** Connects to a server, with `unix` and `tcp` once for each local connection. Otherwise as listenAndRelay. */
+export async function connectAndRelay(options: RelaySessionOptions, wait: boolean): Promise<void> {
+  const { local } = options;
+  await using session = await VchanSession.open(options, "client");
+  if (local.kind !== "unix" && local.kind !== "tcp") {
+    await repeat(options, () =>
+      session.connect(wait, async (vchan) => relay(options, vchan, await openService(local))),
+    );
+    return;
+  }
+  const listener = await openListener(local);
+  log.info(`listening at ${describeSpec(local)}`);
+  try {
+    await repeat(options, async () => {
+      const fd = await session.accept(listener.fd);
+      if (fd === undefined) return undefined;
+      const opened = socketEnd(fd);
+      try {
+        return await session.connect(wait, (vchan) => relay(options, vchan, opened));
+      } finally {
+        opened.close();
+      }
+    });
+  } finally {
+    listener.close();
+  }
+}
+
+async function repeat(
+  options: RelaySessionOptions,
+  once: () => Promise<SessionSummary | undefined>,
+): Promise<void> {
+  do {
+    try {
+      const summary = await once();
+      if (summary === undefined) return;
+      options.onSummary?.(summary);
+      if (summary.error !== undefined) throw new XentoolError("io", summary.error, { domid: summary.domid });
+    } catch (error) {
+      if (!options.keep || !isOfOneSession(error)) throw error;
+      log.error(describeError(error));
+    }
+  } while (options.keep && !options.signal.aborted);
+}
+
+/** What a peer or the local service did wrong says nothing about the next peer. */
+function isOfOneSession(error: unknown): boolean {
+  return error instanceof XentoolError && (error.kind === "protocol" || error.kind === "io");
+}
+
+async function openService(local: LocalSpec): Promise<OpenedLocal> {
+  switch (local.kind) {
+    case "stdio":
+      return openStdio();
+    case "command":
+      return openCommand(local.argv);
+    case "unix":
+    case "tcp":
+      return openConnection(local);
+  }
+}
+
+async function relay(
+  options: RelaySessionOptions,
+  vchan: VchanConnection,
+  opened: OpenedLocal,
+): Promise<SessionSummary> {
+  const { worker, role, peer, readSize, writeSize } = vchan;
+  log.info(`connected to domain ${peer}, reading ${readSize} and writing ${writeSize} bytes at most`);
+  const started = performance.now();
+  const ended = options.onRelay?.(() => worker.control.counts());
+  try {
+    const { lingerMs } = options;
+    const result = await worker.request<"relay">({ op: "relay", local: opened.end, lingerMs });
+    const seconds = (performance.now() - started) / 1000;
+    const { bytesRead, bytesWritten, eventsSent, eventsReceived } = worker.control.counts();
+    const summary: SessionSummary = {
+      role,
+      domid: peer,
+      path: options.place.path,
+      end: result.end,
+      bytesSent: bytesWritten,
+      bytesReceived: bytesRead,
+      bytesUnread: result.unread,
+      bytesUndelivered: result.undelivered,
+      seconds,
+      readSize,
+      writeSize,
+      eventsSent,
+      eventsReceived,
+    };
+    opened.close();
+    const commandStatus = await exitOf(opened, result.end === "stopped");
+    const error = faultOf(summary, result.localError, describeSpec(options.local));
+    log.info(`${result.end}: sent ${bytesWritten} bytes, received ${bytesRead}`);
+    return {
+      ...summary,
+      ...(commandStatus === undefined ? {} : { commandStatus }),
+      ...(error === undefined ? {} : { error }),
+    };
+  } catch (error) {
+    opened.close();
+    await exitOf(opened, true);
+    throw error;
+  } finally {
+    ended?.();
+  }
+}
+
+/** The exit status of a command, which is given a while to end by itself unless it must hurry. */
+async function exitOf(opened: OpenedLocal, hurry: boolean): Promise<number | undefined> {
+  if (opened.exited === undefined) return undefined;
+  const timer = setTimeout(() => opened.kill(), hurry ? 0 : COMMAND_EXIT_MS);
+  try {
+    return await opened.exited;
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** What went wrong in a session that ran to an end, or undefined. */
+function faultOf(summary: SessionSummary, localError: number, local: string): string | undefined {
+  const { domid, end, bytesUnread, bytesUndelivered } = summary;
+  if (localError !== 0) return `${local} failed: ${errnoName(localError)}`;
+  if (end === "stopped") return undefined;
+  if (end === "peer-lost") return `domain ${domid} vanished in the middle of its stream`;
+  if (bytesUnread > 0) return `domain ${domid} closed the vchan with ${bytesUnread} bytes unread`;
+  if (bytesUndelivered > 0) return `${local} did not take the last ${bytesUndelivered} bytes`;
+  return undefined;
+}

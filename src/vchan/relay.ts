@@ -1,0 +1,226 @@
+// The relay: bytes from a local descriptor into a vchan and from the vchan to a local descriptor, each as fast
+// as the other side takes them. Synchronous: it runs in a worker, or step by step in a test.
+//
+// The end of a stream. A vchan knows no half-close. When the local input ends, the relay keeps the vchan open
+// until everything has been read by the peer and the peer's answer has come: a peer that understands our end
+// words is told and tells in turn; of any other only its closing, or silence for `lingerMs`, is the end.
+import { shim } from "../native/shim.ts";
+import { POLLIN, POLLOUT, READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
+import type { LocalEnd, LocalStream } from "./local.ts";
+import type { VchanControl } from "./control.ts";
+
+/**
+ * How a relay ended. done: both streams ended and everything arrived. peer-closed: the peer closed first.
+ * peer-lost: it vanished in the middle of its stream. local-closed: nobody takes what comes. lingered: the
+ * time to wait for an answer is over. stopped: we were told to.
+ */
+export type RelayEnd = "done" | "peer-closed" | "peer-lost" | "local-closed" | "lingered" | "stopped";
+
+export interface RelayResult {
+  readonly end: RelayEnd;
+  /** Bytes that we gave to the vchan and the peer did not read before it closed. */
+  readonly unread: number;
+  /** Bytes of the peer's that could not be handed on. */
+  readonly undelivered: number;
+  /** The -errno that the local end failed with, 0 if it did not. */
+  readonly localError: number;
+}
+
+export interface RelayOptions {
+  readonly local: LocalEnd;
+  /** How long the peer may be silent once our input has ended; undefined: as long as it likes. */
+  readonly lingerMs?: number | undefined;
+  /** How long to wait, when told to stop, until the peer has read what is under way. */
+  readonly stopGraceMs?: number;
+}
+
+const SLOT_WAKE = 0;
+const SLOT_INPUT = 1;
+const SLOT_OUTPUT = 2;
+const READY_WAKE = 2 << SLOT_WAKE;
+const READY_INPUT = 2 << SLOT_INPUT;
+const READY_OUTPUT = 2 << SLOT_OUTPUT;
+
+const EAGAIN = -11;
+const EPIPE = -32;
+const STOP_GRACE_MS = 1000;
+/** A shared pipe that poll calls writable takes this much without blocking (PIPE_BUF). */
+const SHARED_WRITE_BYTES = 4096;
+/** Less than a ring at a time lets both ends work at once; less than this is not worth a system call. */
+const CHUNK_BYTES_MIN = 4096;
+
+export class Relay {
+  readonly #endpoint: VchanEndpoint;
+  readonly #control: VchanControl;
+  readonly #lingerMs: number | undefined;
+  readonly #stopGraceMs: number;
+  readonly #fillChunk: number;
+  readonly #drainChunk: number;
+  readonly #endsWithOutput: boolean;
+  readonly #outputTwin: number | undefined;
+  #input: LocalStream | undefined;
+  #output: LocalStream | undefined;
+  #inputReady = true;
+  #outputReady = true;
+  #outputBroken = false;
+  #localError = 0;
+  /** When the wait for the peer is over, once something runs out. */
+  #deadline: number | undefined;
+  #stopping = false;
+
+  constructor(endpoint: VchanEndpoint, control: VchanControl, options: RelayOptions) {
+    const { local } = options;
+    this.#endpoint = endpoint;
+    this.#control = control;
+    this.#lingerMs = options.lingerMs;
+    this.#stopGraceMs = options.stopGraceMs ?? STOP_GRACE_MS;
+    this.#input = local.input;
+    this.#output = local.output;
+    this.#outputTwin = local.outputTwin;
+    this.#endsWithOutput = local.endsWithOutput;
+    this.#fillChunk = Math.max(CHUNK_BYTES_MIN, endpoint.writeSize / 4);
+    const drainChunk = Math.max(CHUNK_BYTES_MIN, endpoint.readSize / 4);
+    this.#drainChunk = local.output.kind === "shared" ? SHARED_WRITE_BYTES : drainChunk;
+    if (local.input === undefined) endpoint.endStream();
+  }
+
+  /** Relays until an end. The local descriptors stay open, but for the end of the output. */
+  run(): RelayResult {
+    for (;;) {
+      const end = this.step();
+      if (end !== undefined) return end;
+    }
+  }
+
+  /** One round: moves what can be moved, or else waits for something to change. */
+  step(): RelayResult | undefined {
+    const endpoint = this.#endpoint;
+    this.#obey();
+    endpoint.sample();
+    const drained = this.#drain();
+    const filled = this.#fill();
+    const moved = drained || filled;
+    if (moved) {
+      if (!this.#stopping) this.#deadline = undefined;
+      this.#control.publish(endpoint.counts);
+      // Told now, whoever sleeps at the other end works while we go on.
+      endpoint.flush();
+      if (!this.#stopping) return undefined;
+    }
+    const end = this.#end();
+    if (end !== undefined) return this.#result(end);
+    if (!moved) this.#wait();
+    return undefined;
+  }
+
+  #drain(): boolean {
+    const endpoint = this.#endpoint;
+    const output = this.#output;
+    if (output === undefined) return false;
+    if (endpoint.readable > 0) {
+      if (!this.#outputReady) return false;
+      const count = endpoint.drain(output.fd, output.kind === "socket", this.#drainChunk);
+      if (output.kind === "shared" || count === EAGAIN) this.#outputReady = false;
+      if (count < 0 && count !== EAGAIN) this.#breakOutput(count);
+      return count > 0;
+    }
+    if (endpoint.atEnd) this.#endOutput(output);
+    return false;
+  }
+
+  #fill(): boolean {
+    const endpoint = this.#endpoint;
+    const input = this.#input;
+    if (input === undefined || !this.#inputReady || endpoint.peerClosed || endpoint.writable === 0)
+      return false;
+    const count = endpoint.fill(input.fd, input.kind === "socket", this.#fillChunk);
+    if (input.kind === "shared" || count === EAGAIN) this.#inputReady = false;
+    if (count === 0 || (count < 0 && count !== EAGAIN)) {
+      if (count < 0) this.#localError = count;
+      this.#endInput();
+    }
+    return count > 0;
+  }
+
+  #endInput(): void {
+    this.#input = undefined;
+    this.#endpoint.endStream();
+  }
+
+  /** The reader of our output sees its end, while our input goes on. */
+  #endOutput(output: LocalStream): void {
+    this.#output = undefined;
+    if (output.kind === "socket") shim.xt_stream_end(output.fd);
+    else {
+      shim.xt_stream_discard(output.fd);
+      if (this.#outputTwin !== undefined) shim.xt_stream_discard(this.#outputTwin);
+    }
+  }
+
+  #breakOutput(error: number): void {
+    this.#output = undefined;
+    this.#outputBroken = true;
+    if (error !== EPIPE) this.#localError = error;
+    if (this.#endsWithOutput) this.#input = undefined;
+  }
+
+  /** How it ended, if it did. */
+  #end(): RelayEnd | undefined {
+    const endpoint = this.#endpoint;
+    if (this.#outputBroken && this.#input === undefined && (endpoint.unread === 0 || endpoint.peerClosed))
+      return "local-closed";
+    if (endpoint.peerClosed && (endpoint.readable === 0 || this.#outputBroken))
+      return endpoint.peerSpeaksOfEnd && !endpoint.peerEnded ? "peer-lost" : "peer-closed";
+    const allRead = this.#input === undefined && endpoint.unread === 0;
+    if (allRead && endpoint.atEnd) return "done";
+    if (this.#stopping) return (allRead && endpoint.readable === 0) || this.#isOver() ? "stopped" : undefined;
+    if (!allRead || this.#lingerMs === undefined) return undefined;
+    this.#deadline ??= performance.now() + this.#lingerMs;
+    return this.#isOver() ? "lingered" : undefined;
+  }
+
+  #isOver(): boolean {
+    return this.#deadline !== undefined && performance.now() >= this.#deadline;
+  }
+
+  #wait(): void {
+    const endpoint = this.#endpoint;
+    const input = this.#input;
+    const output = this.#output;
+    const blocked = endpoint.readable > 0 && output !== undefined;
+    const full = endpoint.writable === 0;
+    endpoint.watch(SLOT_WAKE, this.#control.wakeFd, POLLIN);
+    endpoint.watch(SLOT_INPUT, input !== undefined && !full ? input.fd : -1, POLLIN);
+    // Without anything to write, its errors alone are of interest: its reader may have gone.
+    endpoint.watch(SLOT_OUTPUT, output?.fd ?? -1, blocked ? POLLOUT : 0);
+    const wants = (blocked ? 0 : WRITTEN) | (full || input === undefined ? READ : 0);
+    const ready = endpoint.wait(wants, this.#timeLeftMs());
+    if ((ready & READY_INPUT) !== 0) this.#inputReady = true;
+    if ((ready & READY_OUTPUT) !== 0) {
+      if (blocked) this.#outputReady = true;
+      else this.#breakOutput(EPIPE);
+    }
+    if ((ready & READY_WAKE) !== 0) this.#control.drain();
+  }
+
+  /** For ever is -1. */
+  #timeLeftMs(): number {
+    if (this.#deadline === undefined) return -1;
+    return Math.max(0, Math.ceil(this.#deadline - performance.now()));
+  }
+
+  #obey(): void {
+    if (this.#control.peerDead) this.#endpoint.declarePeerDead();
+    if (!this.#control.stopped || this.#stopping) return;
+    this.#stopping = true;
+    this.#deadline = performance.now() + this.#stopGraceMs;
+    if (this.#input !== undefined) this.#endInput();
+  }
+
+  #result(end: RelayEnd): RelayResult {
+    this.#endpoint.endStream();
+    this.#control.publish(this.#endpoint.counts);
+    const { unread, readable } = this.#endpoint;
+    return { end, unread, undelivered: readable, localError: this.#localError };
+  }
+}

@@ -1,0 +1,101 @@
+// How the two ends of a vchan find each other: two keys in xenstore, as libxenvchan's, Qubes' and mirage's.
+// The server writes both in one transaction, readable by the client alone; the client may not see anything
+// else, so it reads and watches these two keys and nothing above them.
+import { XentoolError } from "../core/errors.ts";
+import { parseDecimal, type Domid, type EvtchnPort, type GrantRef } from "../core/types.ts";
+import { isValidPath } from "../protocol/xs-wire.ts";
+import type { Xenstore } from "../xenstore/client.ts";
+import { errnoOf } from "../xenstore/errors.ts";
+
+/** What a client needs to connect. */
+export interface VchanKeys {
+  readonly ringRef: GrantRef;
+  readonly port: EvtchnPort;
+}
+
+export interface VchanPlace {
+  /** The xenstore directory of the two keys. */
+  readonly path: string;
+  readonly server: Domid;
+  readonly client: Domid;
+}
+
+const RING_REF = "ring-ref";
+const EVENT_CHANNEL = "event-channel";
+const KEY_MAX = 0xffff_ffff;
+const PORT_NAME = /^[A-Za-z0-9_-]{1,128}$/;
+
+/**
+ * The place that NAME means: a port of the usual convention, or an absolute xenstore path. Fails with `usage`
+ * when it is neither.
+ */
+export function vchanPlace(name: string, server: Domid, client: Domid): VchanPlace {
+  if (name.startsWith("/")) {
+    if (name === "/" || name.includes("@") || !isValidPath(name))
+      throw new XentoolError("usage", `${name} is no xenstore path that a vchan can have`);
+    return { path: name, server, client };
+  }
+  if (!PORT_NAME.test(name)) {
+    const rule = "letters, digits, - and _, or an absolute xenstore path";
+    throw new XentoolError("usage", `a vchan's name is made of ${rule}; not ${JSON.stringify(name)}`);
+  }
+  return { path: `/local/domain/${server}/data/vchan/${client}/${name}`, server, client };
+}
+
+/** Makes the server's keys known, in one transaction: a client sees both or neither, and may read them. */
+export async function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<void> {
+  const values: [string, number][] = [
+    [RING_REF, keys.ringRef],
+    [EVENT_CHANNEL, keys.port],
+  ];
+  await xenstore.transaction(async (tx) => {
+    for (const [name, value] of values) {
+      const path = `${place.path}/${name}`;
+      await tx.write(path, String(value));
+      await tx.setPerms(path, [
+        { domid: place.server, access: "none" },
+        { domid: place.client, access: "read" },
+      ]);
+    }
+  });
+}
+
+/** Removes the keys, unless another server has put its own there meanwhile. */
+export async function withdrawKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<void> {
+  await xenstore.transaction(async (tx) => {
+    const ringRef = await tx.tryRead(`${place.path}/${RING_REF}`);
+    const port = await tx.tryRead(`${place.path}/${EVENT_CHANNEL}`);
+    if (ringRef === String(keys.ringRef) && port === String(keys.port)) await tx.rm(place.path);
+  });
+}
+
+/** Both keys as they stand together; undefined when there is no server, or we may not know of one. */
+export async function readKeys(xenstore: Xenstore, place: VchanPlace): Promise<VchanKeys | undefined> {
+  const [ringText, portText] = await xenstore.transaction(async (tx) => [
+    await orHidden(tx.tryRead(`${place.path}/${RING_REF}`)),
+    await orHidden(tx.tryRead(`${place.path}/${EVENT_CHANNEL}`)),
+  ]);
+  const ringRef = parseDecimal(ringText, KEY_MAX);
+  const port = parseDecimal(portText, KEY_MAX);
+  if (ringRef === undefined || ringRef === 0 || port === undefined || port === 0) return undefined;
+  return { ringRef: ringRef as GrantRef, port: port as EvtchnPort };
+}
+
+/** Runs `callback` at once and whenever the keys may have changed. Give back the result to end that. */
+export function watchKeys(
+  xenstore: Xenstore,
+  place: VchanPlace,
+  callback: () => void,
+): Promise<() => unknown> {
+  return xenstore.watch(`${place.path}/${EVENT_CHANNEL}`, callback);
+}
+
+/** Where nothing is, a client without rights above is told EACCES, not ENOENT. */
+async function orHidden(reading: Promise<string | null>): Promise<string | null> {
+  try {
+    return await reading;
+  } catch (error) {
+    if (errnoOf(error) === "EACCES") return null;
+    throw error;
+  }
+}

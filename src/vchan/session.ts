@@ -1,0 +1,276 @@
+// A vchan from its rendezvous to its end, for as many peers as are asked for: the control plane of `xentool
+// vchan`. Asynchronous and always responsive; a worker moves the bytes.
+import { setTimeout as delay } from "node:timers/promises";
+import { XentoolError } from "../core/errors.ts";
+import type { SpawnWorker } from "../core/worker.ts";
+import type { Domid } from "../core/types.ts";
+import type { Platform } from "../platform/platform.ts";
+import type { VchanOrders } from "../protocol/vchan.ts";
+import { Xenstore } from "../xenstore/client.ts";
+import { errnoOf } from "../xenstore/errors.ts";
+import { NO_SERVER } from "./client.ts";
+import type { VchanRole } from "./endpoint.ts";
+import { PeerWatch } from "./peer-watch.ts";
+import {
+  publishKeys,
+  readKeys,
+  watchKeys,
+  withdrawKeys,
+  type VchanKeys,
+  type VchanPlace,
+} from "./rendezvous.ts";
+import { VchanWorker } from "./worker-client.ts";
+
+export interface VchanSessionOptions {
+  readonly platform: Platform;
+  readonly place: VchanPlace;
+  readonly spawnWorker: SpawnWorker;
+  /** Ends everything in order. */
+  readonly signal: AbortSignal;
+  /** Bounds each wait for a peer; undefined: for ever. */
+  readonly timeoutMs?: number | undefined;
+}
+
+/** A connected vchan. What is done with it happens in the worker. */
+export interface VchanConnection {
+  readonly worker: VchanWorker;
+  readonly role: VchanRole;
+  readonly peer: Domid;
+  readonly readSize: number;
+  readonly writeSize: number;
+}
+
+/** After this a key that has not changed is tried again: a server may have let another client go. */
+const RETRY_MS = 1000;
+
+export class VchanSession implements AsyncDisposable {
+  readonly worker: VchanWorker;
+  readonly #options: VchanSessionOptions;
+  readonly #xenstore: Xenstore;
+  readonly #onAbort: () => void;
+
+  private constructor(options: VchanSessionOptions, xenstore: Xenstore) {
+    this.#options = options;
+    this.#xenstore = xenstore;
+    this.worker = new VchanWorker(options.spawnWorker);
+    this.#onAbort = () => this.worker.control.stop();
+    options.signal.addEventListener("abort", this.#onAbort);
+  }
+
+  /**
+   * Connects to xenstore and starts the worker. Fails with `environment` when the peer's domain does not exist
+   * or may not be this one.
+   */
+  static async open(options: VchanSessionOptions, role: VchanRole): Promise<VchanSession> {
+    const { platform, place } = options;
+    const peer = role === "server" ? place.client : place.server;
+    if (platform.name === "xen" && peer === platform.domid)
+      throw new XentoolError(
+        "environment",
+        `domain ${peer} is this domain: a vchan to itself can crash a Linux kernel, so it is refused`,
+      );
+    const xenstore = await Xenstore.connect(platform);
+    try {
+      await expectDomain(xenstore, peer);
+      return new VchanSession(options, xenstore);
+    } catch (error) {
+      xenstore.close();
+      throw error;
+    }
+  }
+
+  /**
+   * Serves one client with fresh rings: waits for it, runs `body`, and takes everything back. Undefined when it
+   * was stopped before a client came. Fails with `timeout` when none came in time.
+   */
+  async serve<T>(orders: VchanOrders, body: (vchan: VchanConnection) => Promise<T>): Promise<T | undefined> {
+    const { platform, place } = this.#options;
+    this.#begin();
+    const peer = place.client;
+    const served = await this.worker.request<"serve">({
+      op: "serve",
+      platform: platform.descriptor,
+      peer,
+      orders,
+    });
+    const { keys } = served;
+    try {
+      await publishKeys(this.#xenstore, place, keys);
+      if (
+        !(await this.#inTime(`no client in domain ${peer}`, () =>
+          this.worker.request<"await-client">({ op: "await-client" }),
+        ))
+      )
+        return undefined;
+      return await this.#watched("server", keys, () =>
+        body({ ...served, worker: this.worker, role: "server", peer }),
+      );
+    } finally {
+      await withdrawKeys(this.#xenstore, place, keys).catch(ignoreLoss);
+      await this.worker.request<"close">({ op: "close" });
+    }
+  }
+
+  /**
+   * Connects to the server and runs `body`. With `wait` a server that is not there yet, or died and left its
+   * keys, or has another client, is waited for. Undefined when it was stopped before there was one.
+   */
+  async connect<T>(wait: boolean, body: (vchan: VchanConnection) => Promise<T>): Promise<T | undefined> {
+    const peer = this.#options.place.server;
+    this.#begin();
+    const found = await this.#findServer(wait);
+    if (found === undefined) return undefined;
+    try {
+      const connection = { ...found.sizes, worker: this.worker, role: "client" as const, peer };
+      return await this.#watched("client", found.keys, () => body(connection));
+    } finally {
+      await this.worker.request<"close">({ op: "close" });
+    }
+  }
+
+  /** Waits for a connection to a listening socket; undefined when stopped. */
+  accept(listener: number): Promise<number | undefined> {
+    this.#begin();
+    return this.worker.request<"accept">({ op: "accept", listener });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#options.signal.removeEventListener("abort", this.#onAbort);
+    this.worker.close();
+    this.#xenstore.close();
+  }
+
+  #begin(): void {
+    this.worker.control.reset();
+    if (this.#options.signal.aborted) this.worker.control.stop();
+  }
+
+  async #watched<T>(role: VchanRole, keys: VchanKeys, body: () => Promise<T>): Promise<T> {
+    const { platform, place } = this.#options;
+    const onGone = (): void => this.worker.control.declarePeerDead();
+    const watch = await PeerWatch.start({ platform, xenstore: this.#xenstore, place, role, keys, onGone });
+    try {
+      return await body();
+    } finally {
+      await watch.stop();
+    }
+  }
+
+  /** Gives the worker's waiting an end: stopping it, and failing with `timeout`, when the time is up. */
+  async #inTime(what: string, waiting: () => Promise<boolean>): Promise<boolean> {
+    const { timeoutMs } = this.#options;
+    let late = false;
+    const expire = (): void => {
+      late = true;
+      this.worker.control.stop();
+    };
+    const timer = timeoutMs === undefined ? undefined : setTimeout(expire, timeoutMs);
+    try {
+      const came = await waiting();
+      if (!came && late) throw timedOut(what, timeoutMs as number);
+      return came;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async #findServer(
+    wait: boolean,
+  ): Promise<{ keys: VchanKeys; sizes: { readSize: number; writeSize: number } } | undefined> {
+    const { platform, place, signal, timeoutMs } = this.#options;
+    const deadline = timeoutMs === undefined ? Infinity : performance.now() + timeoutMs;
+    await using changes = await KeyChanges.watch(this.#xenstore, wait ? place : undefined, signal);
+    while (!signal.aborted) {
+      const keys = await readKeys(this.#xenstore, place);
+      if (keys === undefined && !wait) throw noServerAt(place);
+      try {
+        if (keys !== undefined) {
+          const peer = place.server;
+          const sizes = await this.worker.request<"connect">({
+            op: "connect",
+            platform: platform.descriptor,
+            peer,
+            keys,
+          });
+          return { keys, sizes };
+        }
+      } catch (error) {
+        if (!wait || !isNoServer(error)) throw error;
+      }
+      const leftMs = deadline - performance.now();
+      if (leftMs <= 0) throw timedOut(`no vchan server at ${place.path}`, timeoutMs as number);
+      await changes.next(Math.min(leftMs, keys === undefined ? Infinity : RETRY_MS));
+    }
+    return undefined;
+  }
+}
+
+/** Changes of a server's keys, one promise at a time. */
+class KeyChanges implements AsyncDisposable {
+  #changed = Promise.withResolvers<void>();
+  #unwatch: (() => unknown) | undefined;
+  #signal: AbortSignal;
+
+  private constructor(signal: AbortSignal) {
+    this.#signal = signal;
+    signal.addEventListener("abort", this.#wake);
+  }
+
+  /** Without a place nothing ever changes. */
+  static async watch(
+    xenstore: Xenstore,
+    place: VchanPlace | undefined,
+    signal: AbortSignal,
+  ): Promise<KeyChanges> {
+    const changes = new KeyChanges(signal);
+    if (place !== undefined) changes.#unwatch = await watchKeys(xenstore, place, changes.#wake);
+    return changes;
+  }
+
+  /** Until something has changed since the last time, or `timeoutMs` has passed. */
+  async next(timeoutMs: number): Promise<void> {
+    const timer = new AbortController();
+    const timeout = timeoutMs === Infinity ? [] : [delay(timeoutMs, undefined, { signal: timer.signal })];
+    await Promise.race([this.#changed.promise, ...timeout]);
+    timer.abort();
+    await Promise.allSettled(timeout);
+    this.#changed = Promise.withResolvers<void>();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#signal.removeEventListener("abort", this.#wake);
+    await this.#unwatch?.();
+  }
+
+  readonly #wake = (): void => this.#changed.resolve();
+}
+
+async function expectDomain(xenstore: Xenstore, domid: Domid): Promise<void> {
+  try {
+    if (await xenstore.isDomainIntroduced(domid)) return;
+  } catch (error) {
+    // Only the control domain may ask; others find out when nobody comes.
+    if (errnoOf(error) === "EACCES") return;
+    throw error;
+  }
+  throw new XentoolError("environment", `there is no domain ${domid}`, { domid });
+}
+
+function isNoServer(error: unknown): boolean {
+  return error instanceof XentoolError && error.context["reason"] === NO_SERVER;
+}
+
+function noServerAt(place: VchanPlace): XentoolError {
+  return new XentoolError(
+    "environment",
+    `domain ${place.server} offers no vchan to domain ${place.client} at ${place.path}; --wait waits for it`,
+    { path: place.path },
+  );
+}
+
+function timedOut(what: string, timeoutMs: number): XentoolError {
+  return new XentoolError("timeout", `${what} within ${timeoutMs / 1000} s`);
+}
+
+/** xenstored may have gone away while we served; closing goes on. */
+function ignoreLoss(): void {}

@@ -1,0 +1,64 @@
+// What the main thread asks a vchan worker to do, one task at a time, and what it hears back. All of it is
+// structured-cloneable.
+import type { ErrorContext, ErrorKind } from "../core/errors.ts";
+import type { Domid } from "../core/types.ts";
+import type { PlatformDescriptor } from "../platform/platform.ts";
+import type { VchanOrders } from "../protocol/vchan.ts";
+import type { BenchJob, BenchMeasure } from "./bench.ts";
+import type { ControlHandle } from "./control.ts";
+import type { LocalEnd } from "./local.ts";
+import type { RelayResult } from "./relay.ts";
+import type { VchanKeys } from "./rendezvous.ts";
+
+export type VchanTask =
+  /** Share the rings: gives the keys. */
+  | {
+      readonly op: "serve";
+      readonly platform: PlatformDescriptor;
+      readonly peer: Domid;
+      readonly orders: VchanOrders;
+    }
+  /** Wait for the client: gives false when stopped before it came. */
+  | { readonly op: "await-client" }
+  /** Connect to a server. */
+  | {
+      readonly op: "connect";
+      readonly platform: PlatformDescriptor;
+      readonly peer: Domid;
+      readonly keys: VchanKeys;
+    }
+  /** Wait for a connection to a listening socket: gives its descriptor, or undefined when stopped. */
+  | { readonly op: "accept"; readonly listener: number }
+  | { readonly op: "relay"; readonly local: LocalEnd; readonly lingerMs: number | undefined }
+  /** Answer a benchmark's jobs until the peer closes: gives how many. */
+  | { readonly op: "bench-serve" }
+  | { readonly op: "bench-run"; readonly job: BenchJob }
+  /** Tell the peer that we are gone and give everything back. */
+  | { readonly op: "close" };
+
+export interface VchanResults {
+  readonly serve: { readonly keys: VchanKeys; readonly readSize: number; readonly writeSize: number };
+  readonly "await-client": boolean;
+  readonly connect: { readonly readSize: number; readonly writeSize: number };
+  readonly accept: number | undefined;
+  readonly relay: RelayResult;
+  readonly "bench-serve": number;
+  readonly "bench-run": BenchMeasure;
+  readonly close: undefined;
+}
+
+export type VchanTaskOf<Op extends VchanTask["op"]> = Extract<VchanTask, { op: Op }>;
+
+export interface VchanMessage {
+  readonly kind: "vchan";
+  readonly id: number;
+  readonly control: ControlHandle;
+  readonly task: VchanTask;
+}
+
+export interface VchanReply {
+  readonly kind: "vchan";
+  readonly id: number;
+  readonly result?: VchanResults[VchanTask["op"]];
+  readonly error?: { readonly kind: ErrorKind; readonly message: string; readonly context: ErrorContext };
+}

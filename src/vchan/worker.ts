@@ -1,0 +1,133 @@
+// The worker's side of a vchan: it owns the endpoint and does what the main thread asks, blocking in one place
+// while it does. cmd/worker.ts is the entry; everything that moves bytes is callable without a worker too.
+import { describeError, XentoolError } from "../core/errors.ts";
+import { errnoText, shim } from "../native/shim.ts";
+import { openPlatform } from "../platform/open.ts";
+import type { Platform, PlatformDescriptor } from "../platform/platform.ts";
+import { runBenchJob, serveBenchJobs } from "./bench.ts";
+import { openVchanClient } from "./client.ts";
+import { VchanControl, type ControlHandle } from "./control.ts";
+import { POLLIN, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
+import { Relay } from "./relay.ts";
+import { openVchanServer } from "./server.ts";
+import type { VchanMessage, VchanReply, VchanResults, VchanTask, VchanTaskOf } from "./worker-protocol.ts";
+
+const EAGAIN = -11;
+const SLOT_WAKE = 0;
+const LISTENER_READY = 1;
+
+let session: VchanWorkerSession | undefined;
+
+/** Does the task of one message and reports the reply. */
+export function runVchanWorker(message: VchanMessage, report: (reply: VchanReply) => void): void {
+  session ??= new VchanWorkerSession(message.control);
+  report(reply(session, message));
+}
+
+function reply(worker: VchanWorkerSession, { id, task }: VchanMessage): VchanReply {
+  try {
+    return { kind: "vchan", id, result: worker.run(task) };
+  } catch (error) {
+    const { kind, context } = error instanceof XentoolError ? error : { kind: "bug" as const, context: {} };
+    return { kind: "vchan", id, error: { kind, message: describeError(error), context } };
+  }
+}
+
+/** The state between tasks: at most one endpoint at a time. */
+export class VchanWorkerSession {
+  readonly #control: VchanControl;
+  #endpoint: VchanEndpoint | undefined;
+  #closePlatform: (() => void) | undefined;
+
+  constructor(control: ControlHandle) {
+    this.#control = new VchanControl(control);
+  }
+
+  run(task: VchanTask): VchanResults[VchanTask["op"]] {
+    switch (task.op) {
+      case "serve":
+        return this.#serve(task);
+      case "await-client":
+        return this.#awaitClient();
+      case "connect":
+        return this.#connect(task);
+      case "accept":
+        return this.#accept(task.listener);
+      case "relay":
+        return new Relay(this.#opened(), this.#control, task).run();
+      case "bench-serve":
+        return serveBenchJobs(this.#opened(), this.#control);
+      case "bench-run":
+        return runBenchJob(this.#opened(), this.#control, task.job);
+      case "close":
+        return this.#close();
+    }
+  }
+
+  #serve(task: VchanTaskOf<"serve">): VchanResults["serve"] {
+    const { endpoint, ringRef, port } = this.#open(task.platform, (platform) =>
+      openVchanServer(platform, task),
+    );
+    this.#endpoint = endpoint;
+    return { keys: { ringRef, port }, readSize: endpoint.readSize, writeSize: endpoint.writeSize };
+  }
+
+  #connect(task: VchanTaskOf<"connect">): VchanResults["connect"] {
+    const { peer, keys } = task;
+    const endpoint = this.#open(task.platform, (platform) => openVchanClient(platform, { peer, ...keys }));
+    this.#endpoint = endpoint;
+    return { readSize: endpoint.readSize, writeSize: endpoint.writeSize };
+  }
+
+  /** The platform lives as long as the endpoint; it goes at once when there will be none. */
+  #open<T>(descriptor: PlatformDescriptor, open: (platform: Platform) => T): T {
+    this.#close();
+    const platform = openPlatform(descriptor);
+    try {
+      const opened = open(platform);
+      this.#closePlatform = () => platform.close();
+      return opened;
+    } catch (error) {
+      platform.close();
+      throw error;
+    }
+  }
+
+  #awaitClient(): boolean {
+    const endpoint = this.#opened();
+    endpoint.watch(SLOT_WAKE, this.#control.wakeFd, POLLIN);
+    for (;;) {
+      endpoint.sample();
+      if (endpoint.connected) return true;
+      if (this.#control.stopped) return false;
+      endpoint.wait(WRITTEN, -1);
+      this.#control.drain();
+    }
+  }
+
+  #accept(listener: number): number | undefined {
+    const fds = new Int32Array([listener, this.#control.wakeFd]);
+    while (!this.#control.stopped) {
+      const ready = shim.xt_wait(fds, fds.length, -1);
+      this.#control.drain();
+      if ((ready & LISTENER_READY) === 0) continue;
+      const fd = shim.xt_stream_accept(listener);
+      if (fd >= 0) return fd;
+      if (fd !== EAGAIN) throw new XentoolError("io", `cannot accept a connection: ${errnoText(fd)}`);
+    }
+    return undefined;
+  }
+
+  #close(): undefined {
+    this.#endpoint?.close();
+    this.#endpoint = undefined;
+    this.#closePlatform?.();
+    this.#closePlatform = undefined;
+  }
+
+  #opened(): VchanEndpoint {
+    if (this.#endpoint === undefined)
+      throw new XentoolError("bug", "a vchan task before the vchan was opened");
+    return this.#endpoint;
+  }
+}
