@@ -1,46 +1,5 @@
-// npm run build: the C shim (build/shim) and the executable (dist/xentool) that holds it. Nothing is done
-// that is up to date already. The executable never reads .env or bunfig.toml of where it is started, takes
-// no code from BUN_OPTIONS, and starts fast because its bytecode is in it.
-import { renameSync, utimesSync } from "node:fs";
-import { join } from "node:path";
-import { bun, cmake, main, newestMs, root, run } from "./lib.ts";
+// npm run build: dist/xentool and the C shim in it.
+import { buildAll } from "./build-all.ts";
+import { main } from "./lib.ts";
 
-const EXECUTABLE = "dist/xentool";
-const SOURCES = [
-  "src",
-  "cmd",
-  "package.json",
-  "package-lock.json",
-  "scripts/build.ts",
-  "build/shim/libxentool.so",
-];
-
-const FLAGS = [
-  "--compile",
-  "--minify",
-  "--sourcemap",
-  "--bytecode",
-  "--format=esm",
-  "--no-compile-autoload-dotenv",
-  "--no-compile-autoload-bunfig",
-  "--compile-exec-argv=--disallow-code-generation-from-strings=strict",
-];
-
-/**
- * Builds beside the old executable and renames: one that runs keeps running. It is as old as the moment we
- * began, so that what changed meanwhile counts as newer.
- */
-function buildExecutable(): void {
-  const fresh = `${EXECUTABLE}.new`;
-  const began = new Date();
-  const entries = ["cmd/xentool.ts", "cmd/worker.ts"];
-  run(bun, ["build", ...FLAGS, ...entries, "--outfile", fresh], { quiet: true });
-  utimesSync(join(root, fresh), began, began);
-  renameSync(join(root, fresh), join(root, EXECUTABLE));
-}
-
-await main(() => {
-  cmake("shim", [], "xentool");
-  if (newestMs(SOURCES) < newestMs([EXECUTABLE])) return;
-  buildExecutable();
-});
+await main(buildAll);

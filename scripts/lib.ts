@@ -26,12 +26,13 @@ export function run(command: string, args: readonly string[], options: RunOption
 export function tryRun(command: string, args: readonly string[], options: RunOptions = {}): number {
   const done = spawnSync(command, args, {
     cwd: root,
+    encoding: "utf8",
     env: { ...process.env, ...options.env },
     stdio: options.quiet === true ? ["ignore", "pipe", "pipe"] : ["ignore", "inherit", "inherit"],
     maxBuffer: 64 * 2 ** 20,
   });
   if (done.error !== undefined) console.error(`${command}: ${done.error.message}`);
-  if (done.status !== 0 && options.quiet === true) process.stderr.write(`${done.stdout}${done.stderr}`);
+  if (done.status !== 0 && options.quiet === true) process.stderr.write(done.stdout + done.stderr);
   if (done.signal !== null) console.error(`${command}: ended by ${done.signal}`);
   return done.status ?? (done.error === undefined ? 128 : 127);
 }
