@@ -6,6 +6,7 @@ import { EXIT_CODE, XentoolError } from "../src/core/errors.ts";
 import { blkbackCommand } from "./blkback.ts";
 import { doctorCommand } from "./doctor.ts";
 import { reportError } from "./lib/run-command.ts";
+import { simCommand } from "./sim.ts";
 import { vchanCommand } from "./vchan.ts";
 
 const PLATFORM_CHOICES = ["auto", "xen", "sim"] as const;
@@ -36,6 +37,7 @@ function commandLine(args: readonly string[]) {
     })
     .command(blkbackCommand)
     .command(vchanCommand)
+    .command(simCommand)
     .command(doctorCommand)
     .completion("completion", "Print a completion script for bash or zsh")
     .example("xentool sim run -- sh", "a shell in a simulated Xen host")

@@ -24,6 +24,8 @@ export interface CommandContext {
   readonly stop: AbortSignal;
   /** Fires at the second. */
   readonly force: AbortSignal;
+  /** Signals are the body's own business from now on, and so is the exit status. */
+  readonly leaveSignals: () => void;
 }
 
 const LONGEST_TIMEOUT_SECONDS = 1_000_000;
@@ -49,6 +51,7 @@ export async function runCommand(
         return interruption.stop;
       },
       force: interruption.force,
+      leaveSignals: () => interruption.close(),
     });
     process.exitCode = interruption.exitCode ?? status ?? 0;
   } catch (error) {

@@ -22,6 +22,7 @@ import { Xenstore } from "../xenstore/client.ts";
 import { XenstoreServer, type XenstoreServerStatistics } from "../xenstore/server/server.ts";
 import type { PersonalityName } from "../xenstore/server/personality.ts";
 import { listenForControl, type ControlRequest, type ControlSocket } from "./control.ts";
+import { DEFAULT_LIMITS, type SimLimits } from "./limits.ts";
 import { StoreRings } from "./store-rings.ts";
 import { describeUsage, isHeld, listUsage, type UsageItem } from "./usage.ts";
 
@@ -36,26 +37,6 @@ export const HOST_DESCRIPTION = "host.json";
 const HOST_FILES: ReadonlySet<string> = new Set(["host", "host.sock", HOST_DESCRIPTION, HOST_LOG]);
 
 const log = moduleLogger("sim");
-
-/** Limits of every domain (csrc/xentool.h, struct xt_sim_limits). */
-export interface SimLimits {
-  readonly grantEntries: number;
-  /** Pages that a domain may share at a time; gntalloc's default. */
-  readonly sharePages: number;
-  readonly maptrack: number;
-  readonly ports: number;
-  readonly handles: number;
-  readonly slots: number;
-}
-
-export const DEFAULT_LIMITS: SimLimits = {
-  grantEntries: 32_768,
-  sharePages: 1024,
-  maptrack: 65_536,
-  ports: 1024,
-  handles: 256,
-  slots: 256,
-};
 
 export interface SimHostOptions {
   /** An empty directory, or one to make; by default a new one in /dev/shm. Removed when the host stops. */
@@ -90,13 +71,21 @@ function makeDirectory(dir: string | undefined): string {
   return realpathSync(dir);
 }
 
+/** What a host made in its directory and has not removed yet. */
+export function hostFilesIn(dir: string): string[] {
+  if (!existsSync(dir)) return [];
+  return readdirSync(dir).filter((name) => HOST_FILES.has(name) || /^dom\d+$/.test(name));
+}
+
 /** Removes what a host makes in its directory, and the directory unless there is something else in it. */
 export function removeHostFiles(dir: string): void {
-  const names = existsSync(dir) ? readdirSync(dir) : [];
-  for (const name of names)
-    if (HOST_FILES.has(name) || /^dom\d+$/.test(name))
-      rmSync(join(dir, name), { recursive: true, force: true });
-  if (existsSync(dir) && readdirSync(dir).length === 0) rmdirSync(dir);
+  for (const name of hostFilesIn(dir)) rmSync(join(dir, name), { recursive: true, force: true });
+  try {
+    rmdirSync(dir);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code !== "ENOENT" && code !== "ENOTEMPTY") throw error;
+  }
 }
 
 export class SimHost {
@@ -253,13 +242,14 @@ export class SimHost {
   }
 
   async #stop(): Promise<void> {
+    rmSync(join(this.dir, HOST_DESCRIPTION), { force: true });
     this.server.close();
     await this.#rings?.close();
     this.#dom0?.close();
     if (this.#handle !== undefined) shim.xt_sim_close(this.#handle);
     this.#handle = undefined;
-    this.#control?.close();
     removeHostFiles(this.dir);
+    this.#control?.close();
     this.#markStopped();
   }
 

@@ -3,7 +3,8 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { toDomid } from "../../src/core/types.ts";
 import { GrantCopyBatch } from "../../src/native/grant-copy.ts";
 import { allocateMemory } from "../../src/native/memory.ts";
-import { DEFAULT_LIMITS, SimHost } from "../../src/sim/host.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { DEFAULT_LIMITS } from "../../src/sim/limits.ts";
 
 const DOM0 = toDomid(0);
 const DOM1 = toDomid(1);

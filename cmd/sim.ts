@@ -1,0 +1,206 @@
+// `xentool sim`: an embedded Xen platform, for one command or in the background.
+import type { Argv, CommandModule } from "yargs";
+import { XentoolError } from "../src/core/errors.ts";
+import type { SimHostOptions } from "../src/sim/host.ts";
+import { DEFAULT_LIMITS_TEXT, parseLimits } from "../src/sim/limits.ts";
+import type { SimStatus } from "../src/sim/host.ts";
+import { PERSONALITY_NAMES, type PersonalityName } from "../src/xenstore/server/personality.ts";
+import { formatTable, paint, print, printJson } from "./lib/output.ts";
+import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
+
+interface HostArguments extends GlobalArguments {
+  readonly domains: number;
+  readonly personality: PersonalityName;
+  readonly limit: readonly string[];
+}
+
+interface DirArguments extends GlobalArguments {
+  readonly dir: string | undefined;
+}
+
+function hostOptions<T>(argv: Argv<T>): Argv<T & Omit<HostArguments, keyof GlobalArguments>> {
+  return argv
+    .option("domains", {
+      type: "number",
+      default: 3,
+      requiresArg: true,
+      describe: "How many domains, domain 0 included",
+    })
+    .option("personality", {
+      choices: PERSONALITY_NAMES,
+      default: "oxenstored" as const,
+      describe: "Which xenstore server to behave like",
+    })
+    .option("limit", {
+      type: "string",
+      array: true,
+      default: [],
+      requiresArg: true,
+      describe: `A limit of each domain, repeatable; default ${DEFAULT_LIMITS_TEXT}`,
+    }) as never;
+}
+
+function dirOption<T>(argv: Argv<T>, describe: string): Argv<T & Omit<DirArguments, keyof GlobalArguments>> {
+  return argv.option("dir", { type: "string", requiresArg: true, describe }) as never;
+}
+
+function optionsOf(argv: HostArguments): SimHostOptions {
+  return { domains: argv.domains, personality: argv.personality, limits: parseLimits(argv.limit) };
+}
+
+function chosenDir(argv: DirArguments): string {
+  const dir = argv.dir ?? process.env["XENTOOL_SIM"];
+  if (dir === undefined || dir === "")
+    throw new XentoolError("usage", "which simulated host? Name its directory with --dir or XENTOOL_SIM");
+  return dir;
+}
+
+interface RunArguments extends HostArguments {
+  readonly "--"?: readonly string[];
+}
+
+const run: CommandModule<GlobalArguments, RunArguments> = {
+  command: "run",
+  describe: "Run a command on a simulated host of its own",
+  builder: (argv) =>
+    hostOptions(argv)
+      .usage("$0 sim run [options] -- COMMAND [ARGUMENTS]")
+      .example("$0 sim run -- sh", "a shell in domain 0; with XENTOOL_DOMID=1 a command is domain 1")
+      .example("$0 sim run --domains 2 -- xentool sim status", "what there is from the start")
+      .example(
+        "$0 sim run --limit share-pages=64 -- ./test.sh",
+        "a test where shared pages run out",
+      ) as never,
+  handler: (argv) =>
+    runCommand(argv, async (context) => {
+      const command = argv["--"] ?? [];
+      if (command.length === 0) throw new XentoolError("usage", "run what? xentool sim run -- COMMAND");
+      const { runInHost } = await import("../src/sim/run.ts");
+      context.leaveSignals();
+      return runInHost(command, optionsOf(argv));
+    }),
+};
+
+/** This program again, as a command line to which arguments can be added. */
+function selfCommand(): string[] {
+  return Bun.main.startsWith("/$bunfs/") ? [process.execPath] : [process.execPath, Bun.main];
+}
+
+interface StartArguments extends HostArguments, DirArguments {
+  readonly foreground: boolean;
+}
+
+const start: CommandModule<GlobalArguments, StartArguments> = {
+  command: "start",
+  describe: "Start a simulated host in the background",
+  builder: (argv) =>
+    dirOption(hostOptions(argv), "An empty directory, or one to make; default: a new one in /dev/shm")
+      .option("foreground", {
+        type: "boolean",
+        default: false,
+        describe: "Stay, until a signal or `sim stop`",
+      })
+      .example('eval "$(xentool sim start)"', "start one, and use it in this shell")
+      .example(
+        "$0 sim start --dir /run/my-sim --domains 5",
+        "five domains, in a directory of one's choice",
+      ) as never,
+  handler: (argv) =>
+    runCommand(argv, (context) =>
+      argv.foreground ? stayInForeground(argv, context) : startInBackground(argv),
+    ),
+};
+
+async function stayInForeground(argv: StartArguments, { stop }: CommandContext): Promise<void> {
+  const { serveInForeground } = await import("../src/sim/daemon.ts");
+  const place = argv.dir === undefined ? {} : { dir: argv.dir };
+  await serveInForeground({ ...optionsOf(argv), ...place }, stop, (ready) => printJson(ready, true));
+}
+
+async function startInBackground(argv: StartArguments): Promise<void> {
+  const { startDaemon } = await import("../src/sim/daemon.ts");
+  optionsOf(argv);
+  const limits = argv.limit.flatMap((limit) => ["--limit", limit]);
+  const flags = [
+    "--foreground",
+    "--domains",
+    String(argv.domains),
+    "--personality",
+    argv.personality,
+    ...limits,
+  ];
+  const ready = await startDaemon([...selfCommand(), "sim", "start", ...flags], argv.dir);
+  if (argv.json) printJson(ready);
+  else print(`export XENTOOL_SIM=${shellQuote(ready.dir)}`);
+}
+
+function shellQuote(text: string): string {
+  return /^[\w/.-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+const status: CommandModule<GlobalArguments, DirArguments> = {
+  command: "status",
+  describe: "Show a simulated host and what is in use there",
+  builder: (argv) =>
+    dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names")
+      .example("$0 sim status", "the one that XENTOOL_SIM names")
+      .example("$0 sim status --json", "all of it, for a program") as never,
+  handler: (argv) =>
+    runCommand(argv, async ({ json, timeoutMs }) => {
+      const { hostStatus } = await import("../src/sim/daemon.ts");
+      const answer = await hostStatus(chosenDir(argv), timeoutMs);
+      if (json) printJson(answer);
+      else await printStatus(answer);
+    }),
+};
+
+async function printStatus(answer: SimStatus): Promise<void> {
+  const { describeUsage, isHeld } = await import("../src/sim/usage.ts");
+  const { usage, xenstore, domains } = answer;
+  const columns = [{ title: "domain" }, { title: "name" }].concat(
+    ["processes", "grants", "mappings", "ports"].map((title) => ({ title, align: "right" as const })),
+  );
+  const rows = domains.map(({ domid, name }) => {
+    const count = (kind: string): string =>
+      String(usage.filter((item) => item.kind === kind && item.domid === domid).length);
+    return [String(domid), name, count("process"), count("grant"), count("map"), count("port")];
+  });
+  print(
+    paint("bold", answer.dir) + `: process ${answer.pid}, ${answer.personality}, since ${answer.started}`,
+  );
+  print(formatTable(columns, rows));
+  const { nodes, connections, watches, transactions } = xenstore;
+  print(
+    `xenstore: ${nodes} nodes, ${connections} connections, ${watches} watches, ${transactions} transactions`,
+  );
+  for (const item of usage) if (isHeld(item) && item.pid !== answer.pid) print(`  ${describeUsage(item)}`);
+}
+
+const stop: CommandModule<GlobalArguments, DirArguments> = {
+  command: "stop",
+  describe: "End a simulated host and remove its directory",
+  builder: (argv) =>
+    dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names")
+      .example("$0 sim stop", "the one that XENTOOL_SIM names")
+      .example("$0 sim stop --dir /run/my-sim", "another one") as never,
+  handler: (argv) =>
+    runCommand(argv, async ({ json, timeoutMs }) => {
+      const { stopHost } = await import("../src/sim/daemon.ts");
+      const dir = chosenDir(argv);
+      const outcome = await stopHost(dir, timeoutMs);
+      if (json) printJson({ dir, outcome });
+      else if (outcome === "was dead")
+        process.stderr.write(`${dir}: its host had died; removed what it left\n`);
+    }),
+};
+
+export const simCommand: CommandModule<GlobalArguments, GlobalArguments> = {
+  command: "sim <action>",
+  describe: "A simulated Xen host, for trying things and for tests",
+  builder: (argv) =>
+    [run, start, status, stop]
+      .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
+      .demandCommand(1, 1, "Which action?", "Only one action, please")
+      .strict() as never,
+  handler: () => {},
+};

@@ -1,0 +1,127 @@
+// A simulated host in the background: starting it as a process of its own, asking it, ending it. What it
+// has to say after its start goes to host.log in its directory.
+import { spawn, type ChildProcess } from "node:child_process";
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { XentoolError } from "../core/errors.ts";
+import { askHost } from "./control.ts";
+import {
+  HOST_DESCRIPTION,
+  HOST_LOG,
+  hostFilesIn,
+  removeHostFiles,
+  SimHost,
+  type SimHostOptions,
+  type SimStatus,
+} from "./host.ts";
+
+const START_TIMEOUT_MS = 15_000;
+const STOP_STEP_MS = 10;
+const LOG_BYTES_MAX = 2000;
+
+export interface DaemonReady {
+  readonly dir: string;
+  readonly pid: number;
+}
+
+/**
+ * Starts `command` with `--dir DIR` added, a process that calls `serveInForeground`, and waits until it is
+ * ready. Fails with `environment` and its own words when it does not come up.
+ */
+export async function startDaemon(command: readonly string[], dir?: string): Promise<DaemonReady> {
+  const parent = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
+  const home = dir === undefined ? mkdtempSync(join(parent, "xentool-sim-")) : resolve(dir);
+  mkdirSync(home, { recursive: true, mode: 0o700 });
+  if (existsSync(join(home, "host")))
+    throw new XentoolError("usage", `${home} holds a simulated host already; choose another directory`, {
+      dir: home,
+    });
+  const log = openSync(join(home, HOST_LOG), "a+", 0o600);
+  try {
+    const [program, ...rest] = command as readonly [string, ...string[]];
+    const child = spawn(program, [...rest, "--dir", home], {
+      detached: true,
+      stdio: ["ignore", "pipe", log],
+    });
+    return await readiness(child, home);
+  } catch (error) {
+    removeHostFiles(home);
+    const message = `the simulated host did not start: ${readLog(log)}`;
+    throw new XentoolError("environment", message, { dir: home }, error);
+  } finally {
+    closeSync(log);
+  }
+}
+
+/** What the process said, though it removed the file when it ended. */
+function readLog(fd: number): string {
+  const text = Buffer.alloc(LOG_BYTES_MAX);
+  return text.toString("utf8", 0, readSync(fd, text, 0, text.length, 0)).trim();
+}
+
+/** Resolves with the first line that the child says, then lets go of it. */
+async function readiness(child: ChildProcess, dir: string): Promise<DaemonReady> {
+  const { promise, resolve: ready, reject } = Promise.withResolvers<string>();
+  let text = "";
+  child.stdout?.on("data", (chunk: Buffer) => {
+    text += chunk.toString();
+    if (text.includes("\n")) ready(text);
+  });
+  child.once("error", reject);
+  child.once("exit", (code) =>
+    reject(new XentoolError("environment", `its process ended with status ${code}`)),
+  );
+  const late = new XentoolError("timeout", `it was not ready within ${START_TIMEOUT_MS} ms`);
+  const timer = setTimeout(() => (child.kill("SIGKILL"), reject(late)), START_TIMEOUT_MS);
+  try {
+    const { pid } = JSON.parse(await promise) as { pid: number };
+    return { dir, pid };
+  } finally {
+    clearTimeout(timer);
+    child.stdout?.destroy();
+    child.unref();
+  }
+}
+
+/** Runs a host in this process until it is told to stop or `stop` fires, and says so when it is ready. */
+export async function serveInForeground(
+  options: SimHostOptions,
+  stop: AbortSignal,
+  onReady: (ready: DaemonReady) => void,
+): Promise<void> {
+  const host = await SimHost.start(options);
+  stop.addEventListener("abort", () => void host.stop());
+  onReady({ dir: host.dir, pid: process.pid });
+  if (stop.aborted) await host.stop();
+  await host.stopped;
+}
+
+/** What the host in `dir` is and has in use. Fails as `askHost` does. */
+export async function hostStatus(dir: string, timeoutMs?: number): Promise<SimStatus> {
+  return (await askHost(dir, { op: "status" }, timeoutMs)) as SimStatus;
+}
+
+/**
+ * Ends the host in `dir` and waits until it is gone. One whose process died has its files removed. Fails with
+ * `environment` when there is none, `timeout` when it does not end.
+ */
+export async function stopHost(dir: string, timeoutMs = START_TIMEOUT_MS): Promise<"stopped" | "was dead"> {
+  const deadline = performance.now() + timeoutMs;
+  try {
+    await askHost(dir, { op: "stop" }, timeoutMs);
+  } catch (error) {
+    // A description without anyone at the socket: a host removes the former before it stops to listen.
+    const nobodyThere = error instanceof XentoolError && error.kind === "environment";
+    if (!nobodyThere || !existsSync(join(dir, HOST_DESCRIPTION))) throw error;
+    removeHostFiles(dir);
+    return "was dead";
+  }
+  while (hostFilesIn(dir).length > 0) {
+    if (performance.now() > deadline)
+      throw new XentoolError("timeout", `the simulated host in ${dir} did not end`);
+    await Bun.sleep(STOP_STEP_MS);
+  }
+  removeHostFiles(dir);
+  return "stopped";
+}
