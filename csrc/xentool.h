@@ -159,6 +159,16 @@ XT_API int32_t xt_stream_reopen(int32_t fd, int32_t writable);
 /* Puts /dev/null in the place of `fd`. */
 XT_API int32_t xt_stream_discard(int32_t fd);
 
+/* ---- socket.c: many sockets served by one thread ---- */
+
+/* Bytes received, 0: the end of the stream, -EAGAIN: nothing there. `size` below 2^31. */
+XT_API int32_t xt_socket_receive(int32_t fd, void *to, uint32_t size);
+/* Sends `header`, then `data`, as far as the socket takes them now; bytes sent or -errno. */
+XT_API int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_size, const void *data,
+                              uint32_t data_size);
+/* poll(2) on an array of struct pollfd. How many are ready; 0: time is up or a signal came. */
+XT_API int32_t xt_poll(void *fds, uint32_t count, int32_t timeout_ms);
+
 /* ---- grant copy: one segment, the layout of struct gntdev_grant_copy_segment ---- */
 
 enum { XT_COPY_SOURCE_GREF = 1, XT_COPY_DEST_GREF = 2 };

@@ -7,6 +7,7 @@ import { getSystemErrorMap } from "node:util";
 import library from "../../build/shim/libxentool.so" with { type: "file" };
 import { XentoolError } from "../core/errors.ts";
 import { simSymbols } from "./sim-symbols.ts";
+import { socketSymbols } from "./socket-symbols.ts";
 import { vchanSymbols } from "./vchan-symbols.ts";
 
 export { toArrayBuffer, type Pointer };
@@ -73,6 +74,7 @@ const symbols = {
 
   ...simSymbols,
   ...vchanSymbols,
+  ...socketSymbols,
 } satisfies Record<string, FFIFunction>;
 
 const libc = {

@@ -1,0 +1,28 @@
+/*
+ * Many sockets served by one thread: nothing here waits but xt_poll, and a peer that goes away is an error,
+ * never a signal.
+ */
+#define _GNU_SOURCE
+#include "xentool.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+int32_t xt_socket_receive(int32_t fd, void *to, uint32_t size) {
+  ssize_t received = recv(fd, to, size, MSG_DONTWAIT);
+  return received < 0 ? -errno : (int32_t)received;
+}
+
+int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_size, const void *data, uint32_t data_size) {
+  struct iovec parts[2] = {{(void *)header, header_size}, {(void *)data, data_size}};
+  struct msghdr message = {.msg_iov = parts, .msg_iovlen = data_size ? 2 : 1};
+  ssize_t sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+  return sent < 0 ? -errno : (int32_t)sent;
+}
+
+int32_t xt_poll(void *fds, uint32_t count, int32_t timeout_ms) {
+  int ready = poll(fds, count, timeout_ms);
+  return ready >= 0 ? ready : errno == EINTR ? 0 : -errno;
+}
