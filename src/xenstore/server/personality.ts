@@ -13,6 +13,8 @@ export interface Personality {
   readonly serverFeatures: number;
   /** Bytes that fill a ring when the guest closes it; undefined: such a wish is ignored. */
   readonly ringPoison: Uint8Array | undefined;
+  /** How often a ring is looked at although no event came; undefined: never. */
+  readonly ringScanMs: number | undefined;
   /** Whether a violation is written to the ring page's error word. */
   readonly writesErrorWord: boolean;
   /** What INTRODUCE of a known domain does: reset its connection, or only compare. */
@@ -66,6 +68,7 @@ const XENSTORED_417: Personality = {
   name: "xenstored-4.17",
   serverFeatures: 0,
   ringPoison: undefined,
+  ringScanMs: undefined,
   writesErrorWord: true,
   reintroduce: "reset",
   overlong: "violation",
@@ -110,6 +113,7 @@ const OXENSTORED: Personality = {
   name: "oxenstored",
   serverFeatures: 1,
   ringPoison: new Uint8Array([0xff]),
+  ringScanMs: 20_000,
   writesErrorWord: false,
   reintroduce: "compare",
   overlong: "clamp",

@@ -42,6 +42,7 @@ export class RingChannel implements Channel {
   #requests: XsRingStream;
   #responses: XsRingStream;
   #connection: Connection | undefined;
+  #scan: ReturnType<typeof setInterval> | undefined;
   #reading = true;
   #pumping = false;
   #ignored = false;
@@ -53,6 +54,8 @@ export class RingChannel implements Channel {
     this.#requests = XsRingStream.requests(ring.page);
     this.#responses = XsRingStream.responses(ring.page);
     storeRingWord(ring.page, XS_RING_SERVER_FEATURES, features);
+    if (personality.ringScanMs !== undefined)
+      this.#scan = setInterval(() => this.pump(), personality.ringScanMs).unref();
   }
 
   get ring(): Ring {
@@ -112,6 +115,7 @@ export class RingChannel implements Channel {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    clearInterval(this.#scan);
     this.#ring.close();
   }
 

@@ -1,0 +1,321 @@
+// A xenstore ring page as it is at one moment: a private copy, then both streams walked from the consumer's
+// index: what waits, what is half there, and what can still be recovered of the bytes that were consumed
+// but not overwritten. Nothing in the page is believed; every walk ends within the stream's 1,024 bytes.
+import {
+  isLikelyHeader,
+  isLikelyPayload,
+  readHeader,
+  typeText,
+  type XsDirection,
+  type XsHeader,
+} from "./xs-content.ts";
+import {
+  loadRingWord,
+  XS_RING_BYTES,
+  XS_RING_CONNECTION,
+  XS_RING_ERROR,
+  XS_RING_EVTCHN_PORT,
+  XS_RING_REQ_CONS,
+  XS_RING_REQ_PROD,
+  XS_RING_RSP_CONS,
+  XS_RING_RSP_PROD,
+  XS_RING_SERVER_FEATURES,
+  type XsRingPage,
+} from "./xs-ring.ts";
+import { XS_HEADER_BYTES, XS_PAYLOAD_MAX, xsTypeName } from "./xs-wire.ts";
+
+export interface RingWords {
+  readonly reqCons: number;
+  readonly reqProd: number;
+  readonly rspCons: number;
+  readonly rspProd: number;
+  /** server_features; server_version in the RFC of 2014. */
+  readonly serverFeatures: number;
+  /** connection; closing in the RFC. */
+  readonly connection: number;
+  readonly error: number;
+  readonly evtchnPort: number;
+}
+
+/** A copy of a ring page. */
+export interface RingCopy {
+  /** As they were before the bytes were copied. */
+  readonly words: RingWords;
+  /** As they were afterwards: what was overwritten meanwhile can be told from the producers' progress. */
+  readonly after: RingWords;
+  readonly requests: Uint8Array;
+  readonly responses: Uint8Array;
+}
+
+export interface RingPacket {
+  /** Index of its first byte in the stream. */
+  readonly at: number;
+  readonly header: XsHeader;
+  readonly payload: Uint8Array;
+}
+
+/** A packet of which a part is missing, or was taken already. */
+export interface RingFragment {
+  readonly at: number;
+  /** Undefined while fewer than its 16 bytes are there. */
+  readonly header: XsHeader | undefined;
+  /** Bytes that were produced, header included, and how many of these were consumed. */
+  readonly producedBytes: number;
+  readonly takenBytes: number;
+  /** Of the payload, what can be seen. */
+  readonly payload: Uint8Array;
+}
+
+export type Poison = "0xff" | "deadbeef" | "zeroes";
+
+export interface RingStreamView {
+  readonly direction: XsDirection;
+  readonly cons: number;
+  readonly prod: number;
+  /** Bytes that wait; undefined when the indices are further apart than the stream is long. */
+  readonly usedBytes: number | undefined;
+  /** What fills the part that was not written since the ring was made or reset. */
+  readonly poison: Poison | undefined;
+  /** Consumed packets that can still be read, oldest first. */
+  readonly consumed: readonly RingPacket[];
+  /** The packet that the consumer has a part of. */
+  readonly crossing: RingFragment | undefined;
+  /** Complete packets that wait. */
+  readonly waiting: readonly RingPacket[];
+  /** The packet that the producer has put a part of. */
+  readonly partial: RingFragment | undefined;
+  /** Why what waits is no sequence of packets. */
+  readonly violation: { readonly at: number; readonly reason: string } | undefined;
+  /** Whether the consumer stands at the boundary of a packet, as far as can be seen; undefined: unknown. */
+  readonly atBoundary: boolean | undefined;
+}
+
+const COPY_ATTEMPTS = 16;
+const DEADBEEF = new TextEncoder().encode("deadbeef");
+const POISON_BYTES_MIN = XS_HEADER_BYTES;
+
+export function loadRingWords(page: XsRingPage): RingWords {
+  return {
+    reqCons: loadRingWord(page, XS_RING_REQ_CONS),
+    reqProd: loadRingWord(page, XS_RING_REQ_PROD),
+    rspCons: loadRingWord(page, XS_RING_RSP_CONS),
+    rspProd: loadRingWord(page, XS_RING_RSP_PROD),
+    serverFeatures: loadRingWord(page, XS_RING_SERVER_FEATURES),
+    connection: loadRingWord(page, XS_RING_CONNECTION),
+    error: loadRingWord(page, XS_RING_ERROR),
+    evtchnPort: loadRingWord(page, XS_RING_EVTCHN_PORT),
+  };
+}
+
+/** One copy of the page as it passes, with the indices before and after. */
+export function copyRing(page: XsRingPage): RingCopy {
+  const words = loadRingWords(page);
+  const bytes = page.bytes.slice(0, 2 * XS_RING_BYTES);
+  const after = loadRingWords(page);
+  return {
+    words,
+    after,
+    requests: bytes.subarray(0, XS_RING_BYTES),
+    responses: bytes.subarray(XS_RING_BYTES),
+  };
+}
+
+/** A copy during which nothing moved, or after some attempts one of a busy ring as it is. */
+export function copyRingAtRest(page: XsRingPage): RingCopy {
+  let copy = copyRing(page);
+  for (let attempt = 1; attempt < COPY_ATTEMPTS && !isAtRest(copy); attempt++) copy = copyRing(page);
+  return copy;
+}
+
+/** Whether both sides kept still while it was copied. */
+export function isAtRest({ words, after }: RingCopy): boolean {
+  return (Object.keys(words) as (keyof RingWords)[]).every((name) => words[name] === after[name]);
+}
+
+export function viewRequests(copy: RingCopy): RingStreamView {
+  return viewStream("request", copy.requests, copy.words.reqCons, copy.words.reqProd);
+}
+
+export function viewResponses(copy: RingCopy): RingStreamView {
+  return viewStream("response", copy.responses, copy.words.rspCons, copy.words.rspProd);
+}
+
+/** The `count` bytes of a stream from `index` on, in their order. */
+export function streamBytes(ring: Uint8Array, index: number, count: number): Uint8Array {
+  const start = index % XS_RING_BYTES;
+  const bytes = new Uint8Array(count);
+  const head = ring.subarray(start, Math.min(start + count, XS_RING_BYTES));
+  bytes.set(head);
+  bytes.set(ring.subarray(0, count - head.length), head.length);
+  return bytes;
+}
+
+function viewStream(direction: XsDirection, ring: Uint8Array, cons: number, prod: number): RingStreamView {
+  const used = (prod - cons) >>> 0;
+  const possible = used <= XS_RING_BYTES;
+  const base = { direction, cons, prod, poison: findPoison(ring, prod) };
+  const nothing = { consumed: [], crossing: undefined, waiting: [], partial: undefined };
+  if (!possible)
+    return { ...base, ...nothing, usedBytes: undefined, violation: undefined, atBoundary: undefined };
+  return { ...base, usedBytes: used, ...walk(direction, ring, cons, prod) };
+}
+
+/** How many bytes before `prod` are still those that were produced: all since the start, at most a ring. */
+export function keptBytes(prod: number): number {
+  return Math.min(prod, XS_RING_BYTES);
+}
+
+type Walked = Pick<
+  RingStreamView,
+  "consumed" | "crossing" | "waiting" | "partial" | "violation" | "atBoundary"
+>;
+
+/**
+ * Explains the bytes around the consumer. First choice: it stands at a boundary. Only where that makes no
+ * sense, a packet that began earlier reaches across it.
+ */
+function walk(direction: XsDirection, ring: Uint8Array, cons: number, prod: number): Walked {
+  const used = (prod - cons) >>> 0;
+  const past = Math.max(0, keptBytes(prod) - used);
+  const start = (cons - past) >>> 0;
+  const before = streamBytes(ring, start, past);
+  const ahead = streamBytes(ring, cons, used);
+  const history = findPackets(direction, before, start);
+  const forward = walkForward(ahead, cons);
+  const likely =
+    forward.violation === undefined && forward.waiting.every((each) => isLikely(direction, each));
+  if (history?.rest === undefined || (used > 0 && likely))
+    return {
+      consumed: history?.rest === undefined ? (history?.packets ?? []) : [],
+      crossing: undefined,
+      ...forward,
+      atBoundary: forward.violation !== undefined ? undefined : past === 0 || history !== undefined || likely,
+    };
+  return walkAcross(history.packets, history.rest, before, ahead, start, cons);
+}
+
+/** A packet that began at `rest` of `before` reaches into `ahead`. */
+function walkAcross(
+  consumed: readonly RingPacket[],
+  rest: number,
+  before: Uint8Array,
+  ahead: Uint8Array,
+  start: number,
+  cons: number,
+): Walked {
+  const bytes = new Uint8Array(before.length - rest + ahead.length);
+  bytes.set(before.subarray(rest));
+  bytes.set(ahead, before.length - rest);
+  const header = readHeader(bytes);
+  const size = header === undefined ? Infinity : XS_HEADER_BYTES + header.length;
+  const end = Math.min(size, bytes.length);
+  const takenBytes = before.length - rest;
+  const crossing: RingFragment = {
+    at: (start + rest) >>> 0,
+    header,
+    producedBytes: end,
+    takenBytes,
+    payload: bytes.subarray(Math.min(XS_HEADER_BYTES, end), end),
+  };
+  const forward = walkForward(bytes.subarray(end), (cons + end - takenBytes) >>> 0);
+  return { consumed, crossing, ...forward, atBoundary: false };
+}
+
+/** Packets one after the other from a boundary on, taken as the server would take them. */
+function walkForward(
+  bytes: Uint8Array,
+  index: number,
+): Pick<RingStreamView, "waiting" | "partial" | "violation"> {
+  const waiting: RingPacket[] = [];
+  let partial: RingFragment | undefined;
+  let violation: RingStreamView["violation"];
+  for (let at = 0; at < bytes.length && partial === undefined;) {
+    const position = (index + at) >>> 0;
+    const header = readHeader(bytes, at);
+    const reason = header === undefined ? undefined : headerViolation(header, bytes.subarray(at), position);
+    if (reason !== undefined) {
+      violation = { at: position, reason };
+      break;
+    }
+    const end = at + XS_HEADER_BYTES + (header?.length ?? 0);
+    const payload = bytes.subarray(Math.min(at + XS_HEADER_BYTES, bytes.length), end);
+    if (header === undefined || end > bytes.length)
+      partial = { at: position, header, producedBytes: bytes.length - at, takenBytes: 0, payload };
+    else waiting.push({ at: position, header, payload });
+    at = end;
+  }
+  return { waiting, partial, violation };
+}
+
+function headerViolation(header: XsHeader, bytes: Uint8Array, index: number): string | undefined {
+  const poison = poisonOf(bytes.subarray(0, XS_HEADER_BYTES), index);
+  if (poison === "0xff" || poison === "deadbeef") return `poison (${poison}) where a packet should begin`;
+  if (header.length > XS_PAYLOAD_MAX)
+    return `a packet (${typeText(header.type)}) that announces ${header.length} bytes, above ${XS_PAYLOAD_MAX}`;
+  if (xsTypeName(header.type) === undefined) return `a packet of unknown type ${header.type}`;
+  return undefined;
+}
+
+function isLikely(direction: XsDirection, { header, payload }: RingPacket): boolean {
+  return isLikelyHeader(direction, header) && isLikelyPayload(direction, header, payload);
+}
+
+/** Packets up to the end of some bytes, and where a last, incomplete one begins. */
+export interface FoundPackets {
+  readonly packets: readonly RingPacket[];
+  readonly rest: number | undefined;
+}
+
+/**
+ * Finds the packets in bytes whose first may lie anywhere within one: the longest chain of likely packets
+ * that ends exactly with the bytes, else one whose last packet is cut off there. Undefined: none.
+ * `index` is the stream's index of the first byte.
+ */
+export function findPackets(
+  direction: XsDirection,
+  bytes: Uint8Array,
+  index: number,
+): FoundPackets | undefined {
+  const end = bytes.length;
+  const EXACT = 1;
+  const CUT = 2;
+  const chain = new Uint8Array(end + 1); // how the chain from here ends; 0: there is none
+  chain[end] = EXACT;
+  const starts: Partial<Record<number, number>> = {};
+  for (let at = end - XS_HEADER_BYTES; at >= 0; at--) {
+    const header = readHeader(bytes, at);
+    if (header === undefined || !isLikelyHeader(direction, header)) continue;
+    const next = at + XS_HEADER_BYTES + header.length;
+    const kind = next > end ? CUT : (chain[next] as number);
+    const payload = bytes.subarray(at + XS_HEADER_BYTES, Math.min(next, end));
+    if (kind === 0 || !isLikelyPayload(direction, header, payload)) continue;
+    chain[at] = kind;
+    starts[kind] = at;
+  }
+  const first = starts[EXACT] ?? starts[CUT];
+  if (first === undefined) return undefined;
+  const packets: RingPacket[] = [];
+  for (let at = first; ;) {
+    const header = readHeader(bytes, at);
+    if (header === undefined) return { packets, rest: undefined };
+    const next = at + XS_HEADER_BYTES + header.length;
+    if (next > end) return { packets, rest: at };
+    packets.push({
+      at: (index + at) >>> 0,
+      header,
+      payload: bytes.subarray(at + XS_HEADER_BYTES, next),
+    });
+    at = next;
+  }
+}
+
+function findPoison(ring: Uint8Array, prod: number): Poison | undefined {
+  if (prod > XS_RING_BYTES - POISON_BYTES_MIN) return undefined;
+  return poisonOf(ring.subarray(prod), prod);
+}
+
+function poisonOf(bytes: Uint8Array, index: number): Poison | undefined {
+  if (bytes.every((byte) => byte === 0xff)) return "0xff";
+  if (bytes.every((byte) => byte === 0)) return "zeroes";
+  return bytes.every((byte, at) => byte === DEADBEEF[(index + at) % 8]) ? "deadbeef" : undefined;
+}

@@ -1,0 +1,144 @@
+// A ring page as a drawing in plain ASCII: two bars with their indices, what waits, and the history.
+import type { RingFragment, RingPacket, RingStreamView } from "../protocol/xs-ring-view.ts";
+import { typeText } from "../protocol/xs-content.ts";
+import { XS_RING_BYTES } from "../protocol/xs-ring.ts";
+import type { Exchange } from "./exchanges.ts";
+import { replyText, requestText, responseText } from "./packet-text.ts";
+import type { RingReport } from "./report.ts";
+import { connectionName, errorName, featureNames } from "./verdict.ts";
+
+const CELLS = 64;
+const CELL_BYTES = XS_RING_BYTES / CELLS;
+
+export interface DrawingOptions {
+  /** Whose ring it is, for the first line. */
+  readonly title: string;
+  /** The last so many exchanges of the history; 0: none. */
+  readonly historyMax: number;
+}
+
+/** The lines of the drawing. No line holds a character outside printable ASCII. */
+export function drawRing(report: RingReport, options: DrawingOptions): string[] {
+  const { words } = report;
+  const features = featureNames(words.serverFeatures).join(" ");
+  const port = words.evtchnPort === 0 ? "" : `   evtchn_port ${words.evtchnPort}`;
+  return [
+    `${options.title}: ${report.verdict.text}`,
+    `  server_features ${words.serverFeatures}${features === "" ? "" : ` (${features})`}` +
+      `   connection ${words.connection} (${connectionName(words.connection)})` +
+      `   error ${words.error} (${errorName(words.error)})${port}`,
+    ...(report.atRest ? [] : ["  the ring is busy: this look may mix two moments"]),
+    "",
+    ...drawStream(report.requests, "requests   guest -> server", "req"),
+    ...describeWaiting(report.requests),
+    "",
+    ...drawStream(report.responses, "responses  server -> guest", "rsp"),
+    ...describeWaiting(report.responses),
+    ...(options.historyMax > 0 ? ["", ...drawHistory(report.history, options.historyMax)] : []),
+  ];
+}
+
+function drawStream(stream: RingStreamView, name: string, prefix: string): string[] {
+  const { usedBytes, cons, prod } = stream;
+  const state =
+    usedBytes === undefined
+      ? "IMPOSSIBLE INDICES"
+      : `${usedBytes} of ${XS_RING_BYTES} bytes wait${usedBytes === XS_RING_BYTES ? ": FULL" : ""}`;
+  const line = `+${"-".repeat(CELLS)}+`;
+  const marks = [
+    { cell: cellOf(cons), label: `${prefix}_cons ${indexText(cons)}` },
+    { cell: cellOf(prod), label: `${prefix}_prod ${indexText(prod)}` },
+  ];
+  const pointers = Array.from({ length: CELLS }, () => "-");
+  for (const { cell } of marks) pointers[cell] = "^";
+  return [
+    `  ${name.padEnd(CELLS - 24)}${state.padStart(26)}`,
+    `  ${line}`,
+    `  |${cells(stream)}|`,
+    `  +${pointers.join("")}+`,
+    ...labels(marks),
+    ...(stream.poison === undefined ? [] : [`   free part: ${poisonText(stream.poison)}`]),
+  ];
+}
+
+function poisonText(poison: string): string {
+  return poison === "zeroes" ? "zeroes, never written" : `poison (${poison}), not written since a reset`;
+}
+
+function indexText(index: number): string {
+  return index < XS_RING_BYTES ? String(index) : `${index} (at ${index % XS_RING_BYTES})`;
+}
+
+function cellOf(index: number): number {
+  return Math.floor((index % XS_RING_BYTES) / CELL_BYTES);
+}
+
+/** `#` waits, `.` was consumed, `x` is poison, a space was never written. */
+function cells(stream: RingStreamView): string {
+  const { cons, prod, usedBytes, poison } = stream;
+  if (usedBytes === undefined) return "?".repeat(CELLS);
+  const free = poison === undefined ? "." : poison === "zeroes" ? " " : "x";
+  const written = poison === undefined ? CELLS : Math.ceil(prod / CELL_BYTES);
+  const bar: string[] = Array.from({ length: CELLS }, (_, cell) => (cell < written ? "." : free));
+  for (let at = 0; at < usedBytes; at++) bar[cellOf((cons + at) >>> 0)] = "#";
+  return bar.join("");
+}
+
+/** Both labels under their pointers: one line when they are one, else two. */
+function labels(marks: readonly { cell: number; label: string }[]): string[] {
+  const [first, second] = marks.toSorted((a, b) => b.cell - a.cell) as [
+    (typeof marks)[number],
+    (typeof marks)[number],
+  ];
+  if (first.cell === second.cell) return [place(first.cell, marks.map(({ label }) => label).join(", "))];
+  return [place(first.cell, first.label), place(second.cell, second.label)];
+}
+
+/** The label begins under its pointer, or ends there where the line has no room. */
+function place(cell: number, label: string): string {
+  const start = cell + label.length <= CELLS ? cell : cell - label.length + 1;
+  return `   ${" ".repeat(start)}${label}`;
+}
+
+function describeWaiting(stream: RingStreamView): string[] {
+  const { direction, crossing, partial, violation } = stream;
+  const text = ({ header, payload }: Pick<RingPacket, "header" | "payload">): string =>
+    direction === "request"
+      ? `#${header.reqId} ${requestText(header, payload)}`
+      : `${header.reqId === 0 ? "" : `#${header.reqId} `}${responseText(header, payload)}`;
+  return [
+    ...(crossing === undefined ? [] : [`   half taken: ${fragmentText(crossing)}`]),
+    ...stream.waiting.map((packet) => `   waits: ${text(packet)}, ${16 + packet.payload.length} bytes`),
+    ...(partial === undefined ? [] : [`   half there: ${fragmentText(partial)}`]),
+    ...(violation === undefined ? [] : [`   then, at ${violation.at}: ${violation.reason}`]),
+    ...(stream.atBoundary === undefined && stream.usedBytes !== undefined && violation === undefined
+      ? ["   whether the consumer is at the boundary of a packet cannot be seen"]
+      : []),
+  ];
+}
+
+function fragmentText({ header, producedBytes, takenBytes }: RingFragment): string {
+  const taken = takenBytes === 0 ? "" : `, ${takenBytes} taken`;
+  if (header === undefined) return `${producedBytes} bytes of a header${taken}`;
+  const size = 16 + header.length;
+  return `#${header.reqId} ${typeText(header.type)}, ${producedBytes} of ${size} bytes produced${taken}`;
+}
+
+function drawHistory(history: readonly Exchange[], limit: number): string[] {
+  if (history.length === 0) return ["  history: nothing can be recovered"];
+  const shown = history.slice(-limit);
+  const left = history.length - shown.length;
+  return [
+    `  history, newest last${left > 0 ? ` (${left} older left out)` : ""}:`,
+    ...shown.map(({ request, reply }) => `   ${exchangeText(request, reply)}`),
+  ];
+}
+
+function exchangeText(request: RingPacket | undefined, reply: RingPacket | undefined): string {
+  const answer = reply === undefined ? "" : replyText(reply.header, reply.payload);
+  if (request !== undefined)
+    return `#${request.header.reqId} ${requestText(request.header, request.payload)}${
+      reply === undefined ? "   (no reply in sight)" : ` = ${answer}`
+    }`;
+  return reply === undefined ? "" : responseText(reply.header, reply.payload);
+}

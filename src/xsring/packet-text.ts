@@ -1,0 +1,48 @@
+// Packets as people read them: like strace's system calls. Everything from a guest is escaped and bounded,
+// whatever it is, so that no terminal ever gets a control character of a guest's.
+import { escapeText } from "../core/log.ts";
+import { readContent, typeText, type XsDirection, type XsHeader } from "../protocol/xs-content.ts";
+import { XS_ERROR, XS_WATCH_EVENT } from "../protocol/xs-wire.ts";
+
+/** Characters shown of each string by default. */
+export const STRING_LIMIT = 64;
+
+/** A string in quotes, escaped, cut at `limit` characters. */
+export function quote(text: string, limit = STRING_LIMIT): string {
+  const shown = escapeText(text.slice(0, limit), limit).replaceAll('"', '\\"');
+  return `"${shown}"${text.length > limit ? "..." : ""}`;
+}
+
+/** `READ("name")`, with the transaction when there is one. */
+export function requestText(header: XsHeader, payload: Uint8Array, limit = STRING_LIMIT): string {
+  const transaction = header.txId === 0 ? "" : `, tx ${header.txId}`;
+  return `${typeText(header.type)}(${contentText("request", header.type, payload, limit)}${transaction})`;
+}
+
+/** What a reply gives: `"guest"`, `OK`, `ENOENT`. */
+export function replyText(header: XsHeader, payload: Uint8Array, limit = STRING_LIMIT): string {
+  const { values } = readContent("response", header.type, payload);
+  if (header.type === XS_ERROR) return escapeText(values[0] ?? "", limit);
+  if (values.length === 1 && values[0] === "OK") return "OK";
+  return values.length === 0 ? "nothing" : contentText("response", header.type, payload, limit);
+}
+
+/** A response that stands alone: a watch event, or the reply to a request that was not seen. */
+export function responseText(header: XsHeader, payload: Uint8Array, limit = STRING_LIMIT): string {
+  return header.type === XS_WATCH_EVENT
+    ? `WATCH_EVENT(${contentText("response", header.type, payload, limit)})`
+    : `${typeText(header.type)} = ${replyText(header, payload, limit)}`;
+}
+
+/** At most so many strings of one packet are shown: a directory may have a thousand names. */
+const STRINGS_MAX = 16;
+
+function contentText(direction: XsDirection, type: number, payload: Uint8Array, limit: number): string {
+  const { path, values } = readContent(direction, type, payload);
+  const strings = path === undefined ? values : [path, ...values];
+  const more = strings.length > STRINGS_MAX ? `, ... ${strings.length - STRINGS_MAX} more` : "";
+  return `${strings
+    .slice(0, STRINGS_MAX)
+    .map((text) => quote(text, limit))
+    .join(", ")}${more}`;
+}
