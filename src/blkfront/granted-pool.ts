@@ -1,0 +1,67 @@
+// The pages that data crosses in: granted to the backend once, when the device is opened, and used over and
+// over, because grants are few (gntalloc's limit) and making them is slow. One more page holds zeroes and
+// can stand for any number of segments.
+import { XentoolError } from "../core/errors.ts";
+import { PAGE_SIZE, type Domid } from "../core/types.ts";
+import { PageRuns } from "../native/page-runs.ts";
+import type { GrantShare, SharedPages } from "../platform/platform.ts";
+
+/** Half of what one domain can share by default, so that a second device finds pages too. */
+export const DEFAULT_POOL_PAGES = 480;
+/** Enough for one request of 11 segments at a time, and then some. */
+const MIN_POOL_PAGES = 15;
+
+export class GrantedPool extends PageRuns {
+  /** Grant reference by page; that of `zeroPage` comes last. */
+  readonly refs: Uint32Array;
+  /** The number of the page of zeroes. It is never handed out. */
+  readonly zeroPage: number;
+  readonly words: Uint32Array;
+  readonly #data: SharedPages;
+  readonly #zeroes: SharedPages;
+
+  private constructor(data: SharedPages, zeroes: SharedPages) {
+    super(data.refs.length);
+    this.#data = data;
+    this.#zeroes = zeroes;
+    this.words = data.mapping.words;
+    this.zeroPage = data.refs.length;
+    this.refs = Uint32Array.from([...data.refs, ...zeroes.refs]);
+  }
+
+  /** Shares `wantedPages` with `backend`, or fewer when this domain has no more: then half, and so on. */
+  static share(share: GrantShare, backend: Domid, wantedPages: number): GrantedPool {
+    const zeroes = share.share(backend, 1, "r");
+    try {
+      return new GrantedPool(shareWhatThereIs(share, backend, wantedPages), zeroes);
+    } catch (error) {
+      zeroes.mapping.close();
+      throw error;
+    }
+  }
+
+  addressOf(page: number): number {
+    return this.#data.mapping.address + page * PAGE_SIZE;
+  }
+
+  /** The memory of the run of `count` pages at `page`. */
+  bytes(page: number, count: number): Uint8Array {
+    return this.#data.mapping.bytes.subarray(page * PAGE_SIZE, (page + count) * PAGE_SIZE);
+  }
+
+  close(): void {
+    this.#data.mapping.close();
+    this.#zeroes.mapping.close();
+  }
+}
+
+function shareWhatThereIs(share: GrantShare, backend: Domid, wantedPages: number): SharedPages {
+  for (let pages = wantedPages; ; pages = Math.floor(pages / 2)) {
+    try {
+      return share.share(backend, pages, "rw");
+    } catch (error) {
+      const full = error instanceof XentoolError && error.context["errno"] === "ENOSPC";
+      if (!full || pages / 2 < MIN_POOL_PAGES) throw error;
+    }
+  }
+}

@@ -1,0 +1,264 @@
+// The frontend's side of the XenbusState handshake (public/io/blkif.h and xenbus.h): finds the backend, lets
+// go of what an earlier frontend left, offers a ring, learns what the disk is. The backend's keys are
+// believed within bounds; a backend that closes or vanishes meanwhile ends each wait at once.
+import { XentoolError } from "../core/errors.ts";
+import { escapeText, moduleLogger } from "../core/log.ts";
+import { parseDecimal, toDomid, type Domid } from "../core/types.ts";
+import {
+  MAX_INDIRECT_SEGMENTS,
+  SECTOR_SIZE,
+  VDISK_CDROM,
+  VDISK_READONLY,
+  vdevName,
+  type BlkifAbi,
+} from "../protocol/blkif.ts";
+import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
+import { frontendPath, parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
+import type { Unwatch, WaitOptions, Xenstore } from "../xenstore/client.ts";
+import type { RingAddress } from "./device.ts";
+
+const logger = moduleLogger("blkfront");
+
+/** What the backend can do, known before the ring is made. */
+export interface BackendLimits {
+  readonly backend: Domid;
+  readonly maxRingPageOrder: number;
+  /** The deprecated keys count pages instead of giving an order. */
+  readonly countsPages: boolean;
+  /** 0: no indirect requests. */
+  readonly maxIndirectSegments: number;
+}
+
+/** The disk, known once the backend serves the ring. Structured-cloneable. */
+export interface Disk {
+  readonly sectors512: number;
+  readonly logicalSectorBytes: number;
+  readonly physicalSectorBytes: number;
+  readonly readOnly: boolean;
+  readonly cdrom: boolean;
+  readonly canFlush: boolean;
+  readonly canBarrier: boolean;
+  readonly canDiscard: boolean;
+  readonly canSecureDiscard: boolean;
+  readonly discardGranularityBytes: number;
+}
+
+/** What a connected frontend hears of its backend. */
+export type BackendEvent =
+  { readonly kind: "resized"; readonly disk: Disk } | { readonly kind: "closing"; readonly state: XenbusState };
+
+const DEFAULT_TIMEOUT_MS = 10_000;
+const MAX_SECTOR_BYTES = 65_536;
+/** Everything an earlier frontend may have left about its ring. */
+const RING_KEYS = [
+  "ring-ref",
+  "ring-page-order",
+  "num-ring-pages",
+  "event-channel",
+  "protocol",
+  "multi-queue-num-queues",
+  "feature-persistent",
+];
+
+export class FrontHandshake {
+  readonly #xenstore: Xenstore;
+  readonly #front: string;
+  readonly #back: string;
+  readonly #backend: Domid;
+  readonly #name: string;
+  readonly #wait: WaitOptions;
+
+  private constructor(
+    xenstore: Xenstore,
+    front: string,
+    back: string,
+    backend: Domid,
+    name: string,
+    wait: WaitOptions,
+  ) {
+    this.#xenstore = xenstore;
+    this.#front = front;
+    this.#back = back;
+    this.#backend = backend;
+    this.#name = name;
+    this.#wait = wait;
+  }
+
+  /** The device `devid` of domain `domid`; waits until the toolstack has made it. Each wait is bounded by `wait`. */
+  static async find(
+    xenstore: Xenstore,
+    domid: Domid,
+    devid: number,
+    wait: WaitOptions = {},
+  ): Promise<FrontHandshake> {
+    const front = frontendPath(domid, "vbd", devid);
+    const name = `${vdevName(devid)} of domain ${domid}`;
+    const bounded = { timeoutMs: DEFAULT_TIMEOUT_MS, ...wait };
+    const back = await xenstore
+      .waitFor(`${front}/backend`, (value) => value !== null, bounded)
+      .catch((error: unknown) => {
+        if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
+        throw new XentoolError("timeout", `there is no ${name}; is a backend offering it?`, { front });
+      });
+    const backend = parseDecimal(await xenstore.tryRead(`${front}/backend-id`), 0x7fef);
+    if (backend === undefined || back === null || !back.startsWith(`/local/domain/${backend}/`))
+      throw new XentoolError("protocol", `${name} names no backend of domain ${backend ?? "?"}`, { front });
+    return new FrontHandshake(xenstore, front, back, toDomid(backend), name, bounded);
+  }
+
+  /** "xvdb of domain 1". */
+  get name(): string {
+    return this.#name;
+  }
+
+  /** Brings both ends to where a ring can be offered, whatever was left, and reads the backend's limits. */
+  async prepare(): Promise<BackendLimits> {
+    const own = await this.#ownState();
+    if (own !== XenbusState.Initialising) await this.#letGo();
+    await this.#waitForBackend([XenbusState.InitWait], "offer the device");
+    const order = await this.#number("max-ring-page-order", 0xffff_ffff);
+    const pages = order === undefined ? await this.#number("max-ring-pages", 0xffff_ffff) : undefined;
+    const offered = order ?? (pages === undefined ? 0 : Math.floor(Math.log2(Math.max(1, pages))));
+    const segments = (await this.#number("feature-max-indirect-segments", 0xffff_ffff)) ?? 0;
+    return {
+      backend: this.#backend,
+      maxRingPageOrder: Math.min(offered, RING_MAX_PAGE_ORDER),
+      countsPages: pages !== undefined,
+      maxIndirectSegments: Math.min(segments, MAX_INDIRECT_SEGMENTS),
+    };
+  }
+
+  /** Tells the backend where the ring is: state 3. One page has the key that every backend knows. */
+  async offerRing(ring: RingAddress, abi: BlkifAbi, limits: BackendLimits): Promise<void> {
+    const { refs, port } = ring;
+    const single = refs.length === 1;
+    const order = limits.countsPages ? "num-ring-pages" : "ring-page-order";
+    const keys: Record<string, string | number> = {
+      ...(single ? {} : { [order]: limits.countsPages ? refs.length : Math.log2(refs.length) }),
+      ...Object.fromEntries(refs.map((ref, index) => [single ? "ring-ref" : `ring-ref${index}`, ref])),
+      "event-channel": port,
+      protocol: abi.protocol,
+      state: XenbusState.Initialised,
+    };
+    await this.#xenstore.transaction(async (tx) => {
+      for (const key of await tx.directory(this.#front))
+        if (RING_KEYS.includes(key) || /^(ring-ref|queue-)[0-9]+$/.test(key))
+          await tx.rm(`${this.#front}/${key}`);
+      for (const [key, value] of Object.entries(keys)) await tx.write(`${this.#front}/${key}`, String(value));
+    });
+    logger.info(`${this.#name}: Initialised, ${refs.length} ring page(s)`);
+  }
+
+  /** Waits until the backend serves the ring; what it serves. */
+  async awaitDisk(): Promise<Disk> {
+    await this.#waitForBackend([XenbusState.Connected], "connect");
+    return this.#readDisk();
+  }
+
+  /** State 4: the disk is in use. */
+  connected(): Promise<void> {
+    return this.#enter(XenbusState.Connected);
+  }
+
+  /** Reports what becomes of a connected backend: a new size, or that it closes (or is gone). */
+  async watch(disk: Disk, onEvent: (event: BackendEvent) => void): Promise<Unwatch> {
+    let sectors = disk.sectors512;
+    return this.#xenstore.watch(this.#back, async () => {
+      const state = await this.#backendState();
+      if (state !== XenbusState.Connected) return onEvent({ kind: "closing", state });
+      const size = await this.#number("sectors", Number.MAX_SAFE_INTEGER);
+      if (size === undefined || size === sectors) return;
+      sectors = size;
+      onEvent({ kind: "resized", disk: await this.#readDisk() });
+    });
+  }
+
+  /** Lets go of the device: states 5 and 6, each as soon as the backend is ready for it. */
+  async close(): Promise<void> {
+    if ((await this.#ownState()) === XenbusState.Unknown) return;
+    await this.#enter(XenbusState.Closing);
+    await this.#waitForAny([XenbusState.Closing, XenbusState.Closed, XenbusState.Unknown], "close");
+    await this.#enter(XenbusState.Closed);
+    // A backend that waits for the next frontend at once is past Closed already.
+    await this.#waitForAny([XenbusState.Closed, XenbusState.InitWait, XenbusState.Unknown], "let go");
+  }
+
+  /** What an earlier frontend left: closes it as that one should have, and starts over. */
+  async #letGo(): Promise<void> {
+    const state = await this.#backendState();
+    logger.info(`${this.#name}: an earlier frontend left it; backend ${xenbusStateName(state)}`);
+    await this.#enter(XenbusState.Closed);
+    await this.#waitForAny([XenbusState.Closed, XenbusState.InitWait, XenbusState.Unknown], "let go");
+    await this.#enter(XenbusState.Initialising);
+  }
+
+  async #readDisk(): Promise<Disk> {
+    const sectors512 = await this.#required("sectors", Number.MAX_SAFE_INTEGER / SECTOR_SIZE);
+    const info = await this.#required("info", 0xffff_ffff);
+    const logicalSectorBytes = await this.#required("sector-size", MAX_SECTOR_BYTES);
+    if (logicalSectorBytes < SECTOR_SIZE || !Number.isInteger(Math.log2(logicalSectorBytes)))
+      throw new XentoolError("protocol", `${this.#name}: a sector size of ${logicalSectorBytes} bytes`);
+    const physical = await this.#number("physical-sector-size", MAX_SECTOR_BYTES);
+    const has = async (key: string): Promise<boolean> => (await this.#number(key, 1)) === 1;
+    return {
+      sectors512,
+      logicalSectorBytes,
+      physicalSectorBytes: Math.max(logicalSectorBytes, physical ?? 0),
+      readOnly: (info & VDISK_READONLY) !== 0,
+      cdrom: (info & VDISK_CDROM) !== 0,
+      canFlush: await has("feature-flush-cache"),
+      canBarrier: await has("feature-barrier"),
+      canDiscard: await has("feature-discard"),
+      canSecureDiscard: await has("discard-secure"),
+      discardGranularityBytes: (await this.#number("discard-granularity", 2 ** 32)) ?? logicalSectorBytes,
+    };
+  }
+
+  async #waitForBackend(wanted: readonly XenbusState[], what: string): Promise<void> {
+    const over: XenbusState[] = [XenbusState.Closing, XenbusState.Closed];
+    const state = await this.#waitForAny([...wanted, ...over], what);
+    if (!over.includes(state)) return;
+    const back = this.#back.replace(/^\/local\/domain\/[0-9]+/, (own) => `${own}/error`);
+    const reason = await this.#xenstore.tryRead(`${back}/error`).catch(() => null);
+    const words = reason === null ? "" : `: ${escapeText(reason)}`;
+    throw new XentoolError("protocol", `the backend of ${this.#name} did not ${what}${words}`);
+  }
+
+  async #waitForAny(states: readonly XenbusState[], what: string): Promise<XenbusState> {
+    const matches = (value: string | null): boolean => states.includes(parseXenbusState(value));
+    try {
+      return parseXenbusState(await this.#xenstore.waitFor(`${this.#back}/state`, matches, this.#wait));
+    } catch (error) {
+      if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
+      const state = xenbusStateName(await this.#backendState());
+      throw new XentoolError(
+        "timeout",
+        `the backend of ${this.#name} did not ${what} in time; its state is ${state}`,
+      );
+    }
+  }
+
+  async #enter(state: XenbusState): Promise<void> {
+    await this.#xenstore.write(`${this.#front}/state`, String(state));
+    logger.info(`${this.#name}: ${xenbusStateName(state)}`);
+  }
+
+  async #ownState(): Promise<XenbusState> {
+    return parseXenbusState(await this.#xenstore.tryRead(`${this.#front}/state`));
+  }
+
+  async #backendState(): Promise<XenbusState> {
+    return parseXenbusState(await this.#xenstore.tryRead(`${this.#back}/state`));
+  }
+
+  async #number(key: string, max: number): Promise<number | undefined> {
+    return parseDecimal(await this.#xenstore.tryRead(`${this.#back}/${key}`), max);
+  }
+
+  async #required(key: string, max: number): Promise<number> {
+    const value = await this.#number(key, max);
+    if (value === undefined)
+      throw new XentoolError("protocol", `the backend of ${this.#name} wrote no sensible ${key}`, { key });
+    return value;
+  }
+}
