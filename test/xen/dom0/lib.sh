@@ -57,7 +57,7 @@ guest() {
     [ ${#lines[@]} = 0 ] || printf '%s\n' "${lines[@]}"
   } >"$name.cfg"
   note "guest $name: xl create"
-  xl create -q "$name.cfg"
+  xl create -q "$name.cfg" || return
   [ $wait = 0 ] || wait_up "$name"
 }
 

@@ -176,7 +176,9 @@ function readResult(out: string, run: Run): Result {
   if (verdict === "passed" || verdict === "failed" || verdict === "hung") {
     return { run, verdict, seconds: Number(seconds), message };
   }
-  return { run, verdict: "failed", seconds: 0, message: "the host went down, or hung as a whole" };
+  const wentDown = "the host went down, or hung as a whole";
+  console.error(`failed  ${run.name} ${wentDown}`);
+  return { run, verdict: "failed", seconds: 0, message: wentDown };
 }
 
 function mkdir(path: string): string {
