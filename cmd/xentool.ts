@@ -1,5 +1,7 @@
 // xentool's entry point: the commands and the options they share. Commands import what they work with only
 // when they run, so that help, completion and --version come at once.
+import "./lib/working-directory.ts";
+import { constants } from "node:os";
 import yargs from "yargs";
 import { description, version } from "../package.json";
 import { EXIT_CODE, XentoolError } from "../src/core/errors.ts";
@@ -43,18 +45,44 @@ function commandLine(args: readonly string[]) {
     .example("xentool sim run -- sh", "a shell in a simulated Xen host")
     .example("xentool doctor", "what this host has and lacks")
     .example('eval "$(xentool completion)"', "completion of commands and options in this shell")
-    .demandCommand(1, 1, "Which command?", "Only one command, please")
+    .demandCommand(1, "which command?")
     .recommendCommands()
-    .strict()
+    .strictCommands()
+    .strictOptions()
     .help()
     .alias("help", "h")
     .version(version)
     .wrap(Math.min(110, process.stdout.columns ?? 110))
     .exitProcess(false)
     .fail((message, error) => {
-      throw error ?? new XentoolError("usage", `${message}; try: xentool --help`);
+      throw error ?? usageError(message, args);
     });
 }
+
+/** What yargs found wrong, in our words, with the help that may help. */
+function usageError(message: string, args: readonly string[]): XentoolError {
+  const what = message
+    .replace("Not enough non-option arguments:", "arguments are missing:")
+    .replace("Unknown argument", "unknown option")
+    .replace("Unknown command", "unknown command");
+  return new XentoolError(
+    "usage",
+    `${what}${what.endsWith("?") ? "" : ";"} try: xentool ${helpTopic(args)}--help`,
+  );
+}
+
+/** The command whose help may help, with a space; nothing when there is no such command. */
+function helpTopic(args: readonly string[]): string {
+  const commands = [blkbackCommand, vchanCommand, simCommand, doctorCommand];
+  const names = commands.map(({ command }) => String(command).split(" ")[0]);
+  return names.includes(args[0]) ? `${args[0]} ` : "";
+}
+
+// Whoever reads our output may leave when they have enough. Also after the command itself has ended.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+  process.exitCode = 128 + constants.signals.SIGPIPE;
+});
 
 const args = Bun.argv.slice(2);
 try {

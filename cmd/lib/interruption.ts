@@ -48,5 +48,6 @@ export class Interruption {
 
   close(): void {
     for (const signal of SIGNALS) process.off(signal, this.#onSignal);
+    process.stdout.off("error", this.#onPipeError);
   }
 }

@@ -4,7 +4,8 @@ import { styleText } from "node:util";
 
 type Style = Parameters<typeof styleText>[0];
 
-const BYTE_UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
+const BYTE_UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+const TIME_UNITS = ["ns", "µs", "ms", "s"];
 
 /** One line on stdout. */
 export function print(line: string): void {
@@ -23,16 +24,21 @@ export function paint(style: Style, text: string): string {
   return styleText(style, text, { stream: process.stdout });
 }
 
-/** 1536 as "1.5 KiB": at most four digits. */
-export function formatBytes(bytes: number): string {
-  let value = bytes;
+/** `value` in the largest of `units`, each `step` times the one before, that leaves it below `step`. */
+function scale(value: number, step: number, units: readonly string[]): string {
+  let scaled = value;
   let unit = 0;
-  while (value >= 1024 && unit < BYTE_UNITS.length - 1) {
-    value /= 1024;
+  const shown = (): string => scaled.toFixed(unit === 0 || scaled >= 100 ? 0 : 1).replace(/\.0$/, "");
+  while (Number(shown()) >= step && unit < units.length - 1) {
+    scaled /= step;
     unit++;
   }
-  const digits = unit === 0 || value >= 100 ? 0 : 1;
-  return `${value.toFixed(digits).replace(/\.0$/, "")} ${BYTE_UNITS[unit]}`;
+  return `${shown()} ${units[unit]}`;
+}
+
+/** 1536 as "1.5 KiB": at most four digits. */
+export function formatBytes(bytes: number): string {
+  return scale(bytes, 1024, BYTE_UNITS);
 }
 
 /** 1234567 as "1 234 567". */
@@ -42,9 +48,7 @@ export function formatCount(count: number): string {
 
 /** A duration in the unit that suits it: "850 ns", "12.3 µs", "4.5 ms", "6.1 s". */
 export function formatDuration(ns: number): string {
-  const [divisor, unit] = ns < 1e3 ? [1, "ns"] : ns < 1e6 ? [1e3, "µs"] : ns < 1e9 ? [1e6, "ms"] : [1e9, "s"];
-  const value = ns / divisor;
-  return `${value >= 100 || unit === "ns" ? Math.round(value) : value.toFixed(1)} ${unit}`;
+  return scale(ns, 1000, TIME_UNITS);
 }
 
 export interface Column {

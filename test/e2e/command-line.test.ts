@@ -1,0 +1,157 @@
+// What every command has in common: exit statuses, one-line errors, JSON, pipes and signals.
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { readUntil, runShell, runXentool, spawnXentool } from "./executable.ts";
+
+describe("mistakes", () => {
+  test.each([
+    ["no command", [], "which command? try: xentool --help"],
+    ["an unknown command", ["frobnicate"], "unknown command: frobnicate; try: xentool --help"],
+    ["a misspelt command", ["doctr"], "Did you mean doctor? try: xentool --help"],
+    ["an unknown option", ["doctor", "--frob"], "unknown option: frob; try: xentool doctor --help"],
+    ["an argument too many", ["doctor", "now"], "unknown command: now; try: xentool doctor --help"],
+    [
+      "a bad timeout",
+      ["doctor", "--timeout", "soon"],
+      "--timeout must be a number of seconds above 0, not NaN",
+    ],
+  ])("%s: status 2 and one line", async (_what, args, message) => {
+    expect(await runXentool(args)).toEqual({ status: 2, stdout: "", stderr: `xentool: ${message}\n` });
+  });
+
+  test("are JSON with --json", async () => {
+    const { status, stdout, stderr } = await runXentool(["frobnicate", "--json"]);
+    expect({ status, stdout, error: JSON.parse(stderr) as unknown }).toEqual({
+      status: 2,
+      stdout: "",
+      error: {
+        error: { kind: "usage", message: "unknown command: frobnicate; try: xentool --help", context: {} },
+      },
+    });
+  });
+
+  test("a missing host: status 3 and what to do", async () => {
+    const { status, stderr } = await runXentool(["blkback", "list", "--platform", "sim"]);
+    expect(status).toBe(3);
+    expect(stderr).toBe(
+      "xentool: XENTOOL_SIM names no simulated host; " +
+        "start a simulated one: `xentool sim run -- COMMAND`, or `xentool sim start`\n",
+    );
+  });
+});
+
+describe("help", () => {
+  test.each([
+    [[]],
+    [["blkback"]],
+    [["blkback", "serve"]],
+    [["sim"]],
+    [["sim", "run"]],
+    [["vchan"]],
+    [["doctor"]],
+  ])("%j --help is on stdout, status 0", async (command) => {
+    const { status, stdout, stderr } = await runXentool([...command, "--help"]);
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    expect(stdout).toStartWith(["xentool", ...command].join(" "));
+    expect(stdout).toContain("--timeout");
+  });
+
+  test("a shell completes commands", async () => {
+    const { stdout } = await runShell(`eval "$("$xentool" completion)"; complete -p xentool`);
+    expect(stdout).toContain("xentool");
+    const words = await runXentool(["--get-yargs-completions", "xentool", "doc"]);
+    expect(words.stdout.split("\n")).toContain("doctor");
+  });
+});
+
+describe("doctor", () => {
+  test("says what is there, and its status whether the platform is usable", async () => {
+    const { status, stdout } = await runXentool(["doctor", "--platform", "sim", "--json"]);
+    const report = JSON.parse(stdout) as { usable: { sim: boolean }; checks: { name: string }[] };
+    expect(status).toBe(report.usable.sim ? 0 : 3);
+    expect(report.checks.map(({ name }) => name)).toContain("io_uring");
+  });
+
+  test("says what to do about everything that is missing", async () => {
+    const { stdout } = await runXentool(["doctor", "--json"]);
+    const { checks } = JSON.parse(stdout) as { checks: { ok: boolean; advice?: string }[] };
+    for (const { ok, advice } of checks) expect(advice === undefined).toBe(ok);
+  });
+});
+
+describe("on a simulated host", () => {
+  const DEVICES = 700;
+  let host: SimHost;
+  let dir: string;
+  let env: Record<string, string>;
+
+  beforeAll(async () => {
+    dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+    writeFileSync(join(dir, "disk.img"), new Uint8Array(2 ** 20));
+    host = await SimHost.start();
+    env = { XENTOOL_SIM: host.dir };
+  });
+
+  afterAll(async () => {
+    await host.stop();
+    rmSync(dir, { recursive: true });
+  });
+
+  /** Devices enough that their list fills a pipe several times over. */
+  async function withManyDevices(body: () => Promise<void>): Promise<void> {
+    const xenstore = await Xenstore.connect(host.platform(0));
+    const backends = "/local/domain/0/backend/qdisk/2";
+    const frontends = "/local/domain/2/device/vbd";
+    try {
+      for (let devid = 0; devid < DEVICES; devid++) {
+        await xenstore.write(`${backends}/${51_712 + devid}/params`, "x".repeat(100));
+        await xenstore.write(`${backends}/${51_712 + devid}/frontend`, `${frontends}/${51_712 + devid}`);
+      }
+      await body();
+    } finally {
+      await xenstore.rm(backends);
+      xenstore.close();
+    }
+  }
+
+  test("long output reaches a slow reader whole, and a reader that leaves early leaves no trace", async () => {
+    await withManyDevices(async () => {
+      const slow = await runShell(`"$xentool" blkback list --json | { sleep 0.3; cat; }`, env);
+      expect(slow.stdout.length).toBeGreaterThan(2 * 65_536);
+      expect(JSON.parse(slow.stdout) as unknown[]).toHaveLength(DEVICES);
+      const early = await runShell(`"$xentool" blkback list --json | head -1; exit "\${PIPESTATUS[0]}"`, env);
+      expect(early.stderr).toBe("");
+      expect([0, 141]).toContain(early.status);
+    });
+  });
+
+  test.each([
+    ["SIGTERM", 143],
+    ["SIGINT", 130],
+  ] as const)("%s ends a server cleanly with status %d", async (signal, expected) => {
+    const server = spawnXentool(
+      ["blkback", "serve", join(dir, "disk.img"), "--domid", "1", "--vdev", "xvdb"],
+      {
+        env,
+      },
+    );
+    await readUntil(server.stderr, "offering");
+    server.kill(signal);
+    expect(await server.exited).toBe(expected);
+    const list = await runXentool(["blkback", "list", "--json"], { env });
+    expect(JSON.parse(list.stdout)).toEqual([]);
+  });
+
+  test("a simulated host in the foreground ends at a signal, and its directory with it", async () => {
+    const hostDir = join(dir, "host");
+    const other = spawnXentool(["sim", "start", "--foreground", "--dir", hostDir]);
+    await readUntil(other.stdout, "\n");
+    other.kill("SIGTERM");
+    expect(await other.exited).toBe(143);
+    expect(existsSync(hostDir)).toBe(false);
+  });
+});
