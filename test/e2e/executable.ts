@@ -46,13 +46,13 @@ async function outcomeOf(child: Bun.Subprocess<"ignore", "pipe", "pipe">): Promi
 }
 
 /** Runs xentool to its end. */
-export async function runXentool(args: readonly string[], options: RunOptions = {}): Promise<Outcome> {
-  return await outcomeOf(spawnXentool(args, options));
+export function runXentool(args: readonly string[], options: RunOptions = {}): Promise<Outcome> {
+  return outcomeOf(spawnXentool(args, options));
 }
 
 /** Runs a line of bash in which $xentool is the executable. */
-export async function runShell(script: string, env: Readonly<Record<string, string>> = {}): Promise<Outcome> {
-  return await outcomeOf(
+export function runShell(script: string, env: Readonly<Record<string, string>> = {}): Promise<Outcome> {
+  return outcomeOf(
     Bun.spawn(["bash", "-c", script], {
       cwd: "/",
       env: cleanEnv({ ...env, xentool: executable }),

@@ -1,5 +1,5 @@
 // The project's own files and what they import, for the tests of the house rules.
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 
 export const root = resolve(import.meta.dirname, "../..");
@@ -24,11 +24,12 @@ export interface Import {
 
 /** Every file of the project's folders whose name matches. */
 export function filesLike(pattern: RegExp): SourceFile[] {
-  return FOLDERS.flatMap((folder) =>
-    readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
-      .map((name) => `${folder}/${name}`)
-      .filter((path) => pattern.test(path)),
-  )
+  return FOLDERS.filter((folder) => existsSync(join(root, folder)))
+    .flatMap((folder) =>
+      readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
+        .map((name) => `${folder}/${name}`)
+        .filter((path) => pattern.test(path)),
+    )
     .toSorted((a, b) => a.localeCompare(b))
     .map(readSource);
 }
