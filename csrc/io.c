@@ -155,7 +155,8 @@ static int uring_enter(struct io *io, uint32_t wait, int32_t timeout_ms) {
   struct __kernel_timespec time = {.tv_sec = timeout_ms / 1000, .tv_nsec = (timeout_ms % 1000) * 1000000ll};
   struct io_uring_getevents_arg argument = {.ts = timeout_ms >= 0 ? (uint64_t)(uintptr_t)&time : 0};
   unsigned flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
-  int submitted = (int)syscall(SYS_io_uring_enter, io->ring_fd, io->unsubmitted, wait, flags, &argument, sizeof argument);
+  int submitted =
+      (int)syscall(SYS_io_uring_enter, io->ring_fd, io->unsubmitted, wait, flags, &argument, sizeof argument);
   if (submitted >= 0) {
     io->unsubmitted -= (uint32_t)submitted;
     return 0;
@@ -203,7 +204,8 @@ static void prepare(struct io *io, const struct xt_io *op) {
       break;
     case XT_IO_DELAY: {
       uint64_t ms = (uint64_t)op->length;
-      io->timespecs[slot] = (struct __kernel_timespec){.tv_sec = (int64_t)(ms / 1000), .tv_nsec = (int64_t)(ms % 1000) * 1000000};
+      io->timespecs[slot] = (struct __kernel_timespec){.tv_sec = (int64_t)(ms / 1000),
+                                                       .tv_nsec = (int64_t)(ms % 1000) * 1000000};
       sqe->opcode = IORING_OP_TIMEOUT;
       sqe->fd = -1;
       sqe->addr = (uintptr_t)&io->timespecs[slot];

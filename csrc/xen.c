@@ -45,7 +45,9 @@ int32_t xt_xen_evtchn_bind_interdomain(int32_t fd, uint32_t domid, uint32_t port
   return call(fd, IOCTL_EVTCHN_BIND_INTERDOMAIN, argument);
 }
 
-int32_t xt_xen_evtchn_bind_unbound(int32_t fd, uint32_t domid) { return call(fd, IOCTL_EVTCHN_BIND_UNBOUND_PORT, &domid); }
+int32_t xt_xen_evtchn_bind_unbound(int32_t fd, uint32_t domid) {
+  return call(fd, IOCTL_EVTCHN_BIND_UNBOUND_PORT, &domid);
+}
 int32_t xt_xen_evtchn_unbind(int32_t fd, uint32_t port) { return call(fd, IOCTL_EVTCHN_UNBIND, &port); }
 int32_t xt_xen_evtchn_notify(int32_t fd, uint32_t port) { return call(fd, IOCTL_EVTCHN_NOTIFY, &port); }
 

@@ -115,7 +115,7 @@ async function withDisk(image: string, mode: "r" | "w", body: (uri: string) => v
 }
 
 async function demo(image: string | undefined): Promise<void> {
-  await buildAll();
+  buildAll();
   const host = JSON.parse(judge(xentool, ["sim", "start", "--json"])) as { dir: string };
   env["XENTOOL_SIM"] = host.dir;
   say(`a simulated Xen host with three domains runs in ${host.dir}`);

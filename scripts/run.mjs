@@ -30,7 +30,15 @@ const NEEDS = {
   demo: { ...COMPILER, "libnbd-bin": "nbdcopy", e2fsprogs: "e2fsck" },
   fuzz: COMPILER,
   test: { ...COMPILER, ...JUDGES },
-  "test-xen": COMPILER,
+  "test-xen": {
+    ...COMPILER,
+    "qemu-system-x86": "qemu-system-x86_64",
+    debootstrap: "debootstrap",
+    e2fsprogs: "debugfs",
+    cpio: "cpio",
+    "busybox-static": "busybox",
+    "xz-utils": "xz",
+  },
 };
 
 function xenVersion() {

@@ -5,6 +5,7 @@ import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
+import { buildAll } from "./build-all.ts";
 import { boot, type BootSettings } from "../test/xen/runner/boot.ts";
 import { ensureLab } from "../test/xen/runner/lab.ts";
 import { writeReport } from "../test/xen/runner/report.ts";
@@ -42,6 +43,7 @@ async function main(): Promise<number> {
     for (const run of runs) console.log(`${run.name.padEnd(40)} ${run.summary}`);
     return 0;
   }
+  buildAll();
   const lab = ensureLab(sources);
   const programs = buildPrograms();
   rmSync(reports, { recursive: true, force: true });

@@ -61,7 +61,7 @@ export async function serveImage(
     made = false;
     return "left";
   } finally {
-    if (made) await destroyDevice(xenstore, address).catch((error) => logger.error(String(error)));
+    if (made) await destroyDevice(xenstore, address).catch((error: unknown) => logger.error(String(error)));
     closeImage(image);
   }
 }

@@ -21,7 +21,7 @@ afterEach(async () => {
   expect(leaks).toEqual([]);
 });
 
-test("a killed process that shares: the byte is cleared, the event comes, the grant ends with the last mapping", async () => {
+test("a killed process that shares: byte cleared, event sent, and the grant ends with the last mapping", async () => {
   const back = host.platform(0);
   const channels = back.openEventChannels();
   const victim = await startVictim<{ port: EvtchnPort; refs: GrantRef[] }>(host.dir, 1, "share");

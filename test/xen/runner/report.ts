@@ -14,7 +14,8 @@ export function totals(results: readonly Result[]): string {
 
 /** Writes report.txt and junit.xml into `directory`, beside logs/; returns the text. */
 export function writeReport(directory: string, versions: string, results: readonly Result[]): string {
-  const text = `${results.map((result) => textOf(directory, result)).join("\n")}\n\n${versions.trim()}\n\n${totals(results)}\n`;
+  const lines = results.map((result) => textOf(directory, result)).join("\n");
+  const text = `${lines}\n\n${versions.trim()}\n\n${totals(results)}\n`;
   writeFileSync(join(directory, "report.txt"), text);
   writeFileSync(join(directory, "junit.xml"), junit(directory, results));
   return text;
