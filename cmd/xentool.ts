@@ -10,6 +10,7 @@ import { doctorCommand } from "./doctor.ts";
 import { reportError } from "./lib/run-command.ts";
 import { simCommand } from "./sim.ts";
 import { vchanCommand } from "./vchan.ts";
+import { xsringCommand } from "./xsring.ts";
 
 const PLATFORM_CHOICES = ["auto", "xen", "sim"] as const;
 
@@ -39,6 +40,7 @@ function commandLine(args: readonly string[]) {
     })
     .command(blkbackCommand)
     .command(vchanCommand)
+    .command(xsringCommand)
     .command(simCommand)
     .command(doctorCommand)
     .completion("completion", "Print a completion script for bash or zsh")
@@ -52,11 +54,17 @@ function commandLine(args: readonly string[]) {
     .help()
     .alias("help", "h")
     .version(version)
-    .wrap(Math.min(110, process.stdout.columns ?? 110))
+    .group(["platform", "json", "timeout", "verbose", "help", "version"], "Global options:")
+    .wrap(helpWidth())
     .exitProcess(false)
     .fail((message, error) => {
       throw error ?? usageError(message, args);
     });
+}
+
+/** As wide as the terminal or COLUMNS says, at most 110 unless COLUMNS is set. */
+function helpWidth(): number {
+  return Math.min(process.stdout.columns ?? Infinity, Number(process.env["COLUMNS"]) || 110);
 }
 
 /** What yargs found wrong, in our words, with the help that may help. */
@@ -73,7 +81,7 @@ function usageError(message: string, args: readonly string[]): XentoolError {
 
 /** The command whose help may help, with a space; nothing when there is no such command. */
 function helpTopic(args: readonly string[]): string {
-  const commands = [blkbackCommand, vchanCommand, simCommand, doctorCommand];
+  const commands = [blkbackCommand, vchanCommand, xsringCommand, simCommand, doctorCommand];
   const names = commands.map(({ command }) => String(command).split(" ")[0]);
   return names.includes(args[0]) ? `${args[0]} ` : "";
 }

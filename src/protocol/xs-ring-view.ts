@@ -91,20 +91,35 @@ export interface RingStreamView {
 }
 
 const COPY_ATTEMPTS = 16;
+const LOAD_ATTEMPTS = 64;
 const DEADBEEF = new TextEncoder().encode("deadbeef");
 const POISON_BYTES_MIN = XS_HEADER_BYTES;
 
+/** All words. The responses' first: of every reply that is seen, the request is seen as well. */
 export function loadRingWords(page: XsRingPage): RingWords {
+  const [rspCons, rspProd] = loadIndices(page, XS_RING_RSP_CONS, XS_RING_RSP_PROD);
+  const [reqCons, reqProd] = loadIndices(page, XS_RING_REQ_CONS, XS_RING_REQ_PROD);
   return {
-    reqCons: loadRingWord(page, XS_RING_REQ_CONS),
-    reqProd: loadRingWord(page, XS_RING_REQ_PROD),
-    rspCons: loadRingWord(page, XS_RING_RSP_CONS),
-    rspProd: loadRingWord(page, XS_RING_RSP_PROD),
+    reqCons,
+    reqProd,
+    rspCons,
+    rspProd,
     serverFeatures: loadRingWord(page, XS_RING_SERVER_FEATURES),
     connection: loadRingWord(page, XS_RING_CONNECTION),
     error: loadRingWord(page, XS_RING_ERROR),
     evtchnPort: loadRingWord(page, XS_RING_EVTCHN_PORT),
   };
+}
+
+/** Both indices of a stream as they were at one moment: the consumer's did not move meanwhile. */
+function loadIndices(page: XsRingPage, consAt: number, prodAt: number): [cons: number, prod: number] {
+  let cons = loadRingWord(page, consAt);
+  for (let attempt = 1; ; attempt++) {
+    const prod = loadRingWord(page, prodAt);
+    const again = loadRingWord(page, consAt);
+    if (again === cons || attempt === LOAD_ATTEMPTS) return [cons, prod];
+    cons = again;
+  }
 }
 
 /** One copy of the page as it passes, with the indices before and after. */
@@ -153,16 +168,16 @@ export function streamBytes(ring: Uint8Array, index: number, count: number): Uin
 function viewStream(direction: XsDirection, ring: Uint8Array, cons: number, prod: number): RingStreamView {
   const used = (prod - cons) >>> 0;
   const possible = used <= XS_RING_BYTES;
-  const base = { direction, cons, prod, poison: findPoison(ring, prod) };
+  const poison = findPoison(ring, prod);
+  const base = { direction, cons, prod, poison };
   const nothing = { consumed: [], crossing: undefined, waiting: [], partial: undefined };
   if (!possible)
     return { ...base, ...nothing, usedBytes: undefined, violation: undefined, atBoundary: undefined };
-  return { ...base, usedBytes: used, ...walk(direction, ring, cons, prod) };
-}
-
-/** How many bytes before `prod` are still those that were produced: all since the start, at most a ring. */
-export function keptBytes(prod: number): number {
-  return Math.min(prod, XS_RING_BYTES);
+  return {
+    ...base,
+    usedBytes: used,
+    ...walk(direction, ring, cons, prod, poison === undefined ? XS_RING_BYTES : prod),
+  };
 }
 
 type Walked = Pick<
@@ -172,26 +187,39 @@ type Walked = Pick<
 
 /**
  * Explains the bytes around the consumer. First choice: it stands at a boundary. Only where that makes no
- * sense, a packet that began earlier reaches across it.
+ * sense, a packet that began earlier reaches across it. Of what was produced `keptBytes` are there still.
  */
-function walk(direction: XsDirection, ring: Uint8Array, cons: number, prod: number): Walked {
+function walk(
+  direction: XsDirection,
+  ring: Uint8Array,
+  cons: number,
+  prod: number,
+  keptBytes: number,
+): Walked {
   const used = (prod - cons) >>> 0;
-  const past = Math.max(0, keptBytes(prod) - used);
+  const past = Math.max(0, keptBytes - used);
   const start = (cons - past) >>> 0;
   const before = streamBytes(ring, start, past);
   const ahead = streamBytes(ring, cons, used);
   const history = findPackets(direction, before, start);
   const forward = walkForward(ahead, cons);
-  const likely =
-    forward.violation === undefined && forward.waiting.every((each) => isLikely(direction, each));
-  if (history?.rest === undefined || (used > 0 && likely))
-    return {
-      consumed: history?.rest === undefined ? (history?.packets ?? []) : [],
-      crossing: undefined,
-      ...forward,
-      atBoundary: forward.violation !== undefined ? undefined : past === 0 || history !== undefined || likely,
-    };
-  return walkAcross(history.packets, history.rest, before, ahead, start, cons);
+  const likely = forward.violation === undefined && isLikelySequence(direction, forward);
+  if (history?.rest !== undefined && !likely)
+    return walkAcross(history.packets, history.rest, before, ahead, start, cons);
+  const ends = history !== undefined && history.rest === undefined;
+  const consumed = ends ? history.packets : [];
+  const atBoundary = forward.violation === undefined && (cons === 0 || ends || likely) ? true : undefined;
+  return { consumed, crossing: undefined, ...forward, atBoundary };
+}
+
+/** Whether there is anything, and it looks like what real clients and servers send. */
+function isLikelySequence(
+  direction: XsDirection,
+  { waiting, partial }: Pick<RingStreamView, "waiting" | "partial">,
+): boolean {
+  const { header } = partial ?? {};
+  if (header !== undefined && !isLikelyHeader(direction, header)) return false;
+  return (waiting.length > 0 || header !== undefined) && waiting.every((each) => isLikely(direction, each));
 }
 
 /** A packet that began at `rest` of `before` reaches into `ahead`. */
@@ -314,7 +342,8 @@ function findPoison(ring: Uint8Array, prod: number): Poison | undefined {
   return poisonOf(ring.subarray(prod), prod);
 }
 
-function poisonOf(bytes: Uint8Array, index: number): Poison | undefined {
+/** What bytes that begin at `index` of a stream are filled with. */
+export function poisonOf(bytes: Uint8Array, index: number): Poison | undefined {
   if (bytes.every((byte) => byte === 0xff)) return "0xff";
   if (bytes.every((byte) => byte === 0)) return "zeroes";
   return bytes.every((byte, at) => byte === DEADBEEF[(index + at) % 8]) ? "deadbeef" : undefined;

@@ -12,6 +12,9 @@ export const XS_RING_BYTES = 1024;
 const REQUESTS_AT = 0;
 const RESPONSES_AT = XS_RING_BYTES;
 
+/** What a closed stream is filled with: it reads as packets of type XS_INVALID. */
+export const XS_RING_POISON = new Uint8Array([0xff]);
+
 /** Offsets of the page's words. */
 export const XS_RING_REQ_CONS = 2048;
 export const XS_RING_REQ_PROD = 2052;
@@ -111,7 +114,11 @@ export class XsRingStream {
   reset(poison?: Uint8Array): void {
     storeRingWord(this.#page, this.#consAt, 0);
     storeRingWord(this.#page, this.#prodAt, 0);
-    if (poison === undefined) return;
+    if (poison !== undefined) this.fill(poison);
+  }
+
+  /** Every byte of the stream from `poison`, repeated. */
+  fill(poison: Uint8Array): void {
     const data = this.#page.bytes.subarray(this.#dataAt, this.#dataAt + XS_RING_BYTES);
     for (let at = 0; at < data.length; at += poison.length) data.set(poison, at);
   }

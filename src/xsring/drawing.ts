@@ -8,6 +8,7 @@ import type { RingReport } from "./report.ts";
 import { connectionName, errorName, featureNames } from "./verdict.ts";
 
 const CELLS = 64;
+const WAITING_MAX = 12;
 const CELL_BYTES = XS_RING_BYTES / CELLS;
 
 export interface DrawingOptions {
@@ -102,13 +103,17 @@ function place(cell: number, label: string): string {
 
 function describeWaiting(stream: RingStreamView): string[] {
   const { direction, crossing, partial, violation } = stream;
+  const more = stream.waiting.length - WAITING_MAX;
   const text = ({ header, payload }: Pick<RingPacket, "header" | "payload">): string =>
     direction === "request"
       ? `#${header.reqId} ${requestText(header, payload)}`
       : `${header.reqId === 0 ? "" : `#${header.reqId} `}${responseText(header, payload)}`;
   return [
     ...(crossing === undefined ? [] : [`   half taken: ${fragmentText(crossing)}`]),
-    ...stream.waiting.map((packet) => `   waits: ${text(packet)}, ${16 + packet.payload.length} bytes`),
+    ...stream.waiting
+      .slice(0, WAITING_MAX)
+      .map((packet) => `   waits: ${text(packet)}, ${16 + packet.payload.length} bytes`),
+    ...(more > 0 ? [`   waits: ${more} more packets`] : []),
     ...(partial === undefined ? [] : [`   half there: ${fragmentText(partial)}`]),
     ...(violation === undefined ? [] : [`   then, at ${violation.at}: ${violation.reason}`]),
     ...(stream.atBoundary === undefined && stream.usedBytes !== undefined && violation === undefined

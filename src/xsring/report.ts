@@ -1,9 +1,9 @@
 // Everything that a look at a ring page tells, and the same as plain data for JSON.
 import { readContent, typeText, type XsHeader } from "../protocol/xs-content.ts";
 import {
-  copyRing,
   copyRingAtRest,
   isAtRest,
+  loadRingWords,
   viewRequests,
   viewResponses,
   type Poison,
@@ -16,6 +16,8 @@ import {
 import type { XsRingPage } from "../protocol/xs-ring.ts";
 import { pairUp, type Exchange } from "./exchanges.ts";
 import { connectionName, errorName, featureNames, judge, type Verdict } from "./verdict.ts";
+
+const SETTLE_LOOK_MS = 5;
 
 /** Which description of the page the server follows, as far as it shows. */
 export type RingGeneration = "current" | "rfc-2014" | "unknown";
@@ -52,11 +54,30 @@ export function inspectRing(page: XsRingPage): RingReport {
   return reportOn(copyRingAtRest(page));
 }
 
-/** Whether anything went through the ring since `report`: then nobody who waited then waits still. */
-export function hasMoved(page: XsRingPage, report: RingReport): boolean {
-  const { words } = copyRing(page);
-  return (["reqCons", "reqProd", "rspCons", "rspProd"] as const).some(
-    (index) => words[index] !== report.words[index],
+/**
+ * A report on a live page that tells a ring where somebody is stuck from one that is merely in use: while
+ * somebody waits it looks again, for up to `settleMs`, and what moves on is healthy.
+ */
+export async function inspectSettled(page: XsRingPage, settleMs: number): Promise<RingReport> {
+  const first = inspectRing(page);
+  const deadline = performance.now() + settleMs;
+  while (first.verdict.code !== "healthy" && performance.now() < deadline) {
+    await Bun.sleep(SETTLE_LOOK_MS);
+    if (hasMoved(page, first)) return asBusy(inspectRing(page));
+  }
+  return first;
+}
+
+function asBusy(report: RingReport): RingReport {
+  const { code } = report.verdict;
+  if (code === "corrupt" || code === "reconnect-pending") return report;
+  return { ...report, verdict: { code: "healthy", text: "healthy: busy, what waited has moved on" } };
+}
+
+function hasMoved(page: XsRingPage, { words }: RingReport): boolean {
+  const now = loadRingWords(page);
+  return (["reqCons", "reqProd", "rspCons", "rspProd", "connection"] as const).some(
+    (name) => now[name] !== words[name],
   );
 }
 

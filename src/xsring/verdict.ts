@@ -1,5 +1,5 @@
 // What a look at a ring comes to, in one line: who waits for whom, or what is broken. A look is a moment: on
-// a busy ring somebody always waits, so callers look again before they believe a wait (`hasMoved`).
+// a busy ring somebody always waits, so a wait is only believed after another look (report.ts).
 import { typeText } from "../protocol/xs-content.ts";
 import {
   XENSTORE_CONNECTED,

@@ -1,0 +1,119 @@
+// The body of `xsring close`: decide, say what it means, do it, and say what came of it.
+import { XentoolError } from "../../src/core/errors.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { choosePlatform } from "../../src/platform/open.ts";
+import type { Platform } from "../../src/platform/platform.ts";
+import { SimPlatform } from "../../src/platform/sim.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { asciiJson } from "../../src/xsring/ascii-json.ts";
+import { closeRing, identifyServer, type CloseTarget } from "../../src/xsring/close.ts";
+import { planClose, type CloseMethod, type ClosePlan } from "../../src/xsring/close-plan.ts";
+import { inspectSettled, reportAsJson } from "../../src/xsring/report.ts";
+import { openDomainRing } from "../../src/xsring/source.ts";
+import { print } from "./output.ts";
+import type { CommandContext } from "./run-command.ts";
+
+export interface CloseArguments {
+  readonly domid: number | undefined;
+  readonly self: boolean;
+  readonly method: CloseMethod | undefined;
+  readonly force: boolean;
+  readonly "dry-run": boolean;
+  readonly kick: string | undefined;
+}
+
+/** oxenstored looks at a ring without an event every 20 s, on a tick of 15 s. */
+const ANSWER_TIMEOUT_MS = 40_000;
+const SETTLE_MS = 200;
+
+export async function runClose(context: CommandContext, argv: CloseArguments): Promise<number> {
+  if (argv.domid === undefined && !argv.self)
+    throw new XentoolError("usage", "which ring? --domid N, or --self for this domain's own");
+  const platform = await choosePlatform({ platform: context.platform });
+  try {
+    return await (argv.self
+      ? withOwnRing(platform, (target) => close(context, argv, target))
+      : withDomainRing(platform, argv.domid as number, (target) => close(context, argv, target)));
+  } finally {
+    platform.close();
+  }
+}
+
+async function close(context: CommandContext, argv: CloseArguments, target: CloseTarget): Promise<number> {
+  const report = await inspectSettled(target.page, SETTLE_MS);
+  const server = await identifyServer(report, target.toolstack?.xenstore);
+  const plan = planClose(report, server, {
+    domid: target.domid,
+    method: argv.method,
+    force: argv.force,
+    isSelf: argv.self,
+  });
+  announce(plan, target.domid, argv["dry-run"]);
+  if (argv["dry-run"]) {
+    if (context.json) print(asciiJson({ dryRun: true, domid: target.domid, ...plan }, 2));
+    return 0;
+  }
+  const result = await closeRing(plan, target, {
+    timeoutMs: context.timeoutMs ?? ANSWER_TIMEOUT_MS,
+    signal: context.stop,
+    kickPath: argv.kick,
+  });
+  const elapsedMs = Math.round(result.elapsedMs);
+  if (context.json) {
+    const { method } = result;
+    print(asciiJson({ domid: target.domid, method, elapsedMs, ring: reportAsJson(result.report) }, 2));
+  } else
+    print(
+      `domain ${target.domid}: closed by ${result.method} in ${elapsedMs} ms; ${result.report.verdict.text}`,
+    );
+  return 0;
+}
+
+/** What will happen is said before it does, on stderr. */
+function announce(plan: ClosePlan, domid: number, isDryRun: boolean): void {
+  const lines = [
+    `closing the xenstore ring of domain ${domid} by ${plan.method}${plan.destructive ? ", which destroys state" : ""}${isDryRun ? " would" : ""}:`,
+    ...plan.steps.map((step, index) => `  ${index + 1}. ${step}`),
+    ...plan.risks.map((risk) => `  beware: ${risk}`),
+  ];
+  process.stderr.write(lines.map((line) => `xentool: ${line}\n`).join(""));
+}
+
+async function withDomainRing<T>(
+  platform: Platform,
+  number: number,
+  body: (target: CloseTarget) => Promise<T>,
+): Promise<T> {
+  const domid = toDomid(number, "--domid");
+  const ring = openDomainRing(platform, domid, "rw");
+  try {
+    const xenstore = await Xenstore.connect(platform);
+    try {
+      return await body({ domid, page: ring.page, notify: undefined, toolstack: { platform, xenstore } });
+    } finally {
+      xenstore.close();
+    }
+  } finally {
+    ring.close();
+  }
+}
+
+/** Only a simulated domain lets its processes have the ring; on Linux the kernel keeps page and port. */
+async function withOwnRing<T>(platform: Platform, body: (target: CloseTarget) => Promise<T>): Promise<T> {
+  if (!(platform instanceof SimPlatform)) {
+    const message = `the kernel of this domain owns its xenstore ring and gives neither page nor port away; close it from domain 0: xentool xsring close --domid ${platform.domid}`;
+    throw new XentoolError("environment", message);
+  }
+  const channels = platform.openEventChannels();
+  try {
+    const { page, port } = platform.openStoreRing(channels);
+    try {
+      const notify = (): void => void channels.notify(port);
+      return await body({ domid: platform.domid, page, notify, toolstack: undefined });
+    } finally {
+      page.close();
+    }
+  } finally {
+    channels.close();
+  }
+}

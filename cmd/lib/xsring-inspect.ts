@@ -1,0 +1,102 @@
+// The body of `xsring inspect`: one look at a ring, or many, as a drawing, as JSON, and as an exit status.
+import { XentoolError } from "../../src/core/errors.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { choosePlatform } from "../../src/platform/open.ts";
+import type { XsRingPage } from "../../src/protocol/xs-ring.ts";
+import { asciiJson } from "../../src/xsring/ascii-json.ts";
+import { drawRing } from "../../src/xsring/drawing.ts";
+import { inspectRing, inspectSettled, reportAsJson, type RingReport } from "../../src/xsring/report.ts";
+import { openDomainRing, readRingFile } from "../../src/xsring/source.ts";
+import { VERDICT_STATUS } from "../../src/xsring/verdict.ts";
+import { print } from "./output.ts";
+import type { CommandContext } from "./run-command.ts";
+
+export interface InspectArguments {
+  readonly domid: number | undefined;
+  readonly file: string | undefined;
+  readonly watch: boolean;
+  readonly interval: number;
+  readonly settle: number;
+  readonly history: number;
+}
+
+const CLEAR_SCREEN = "\x1b[H\x1b[2J";
+
+/** `value` of an option as a number that makes sense, or a usage error. */
+export function checkNumber(name: string, value: number, min: number, max: number): number {
+  if (value >= min && value <= max) return value;
+  throw new XentoolError("usage", `--${name} must be a number from ${min} to ${max}, not ${value}`);
+}
+
+/** Answers the exit status that stands for the verdict. */
+export async function runInspect(context: CommandContext, argv: InspectArguments): Promise<number> {
+  checkNumber("settle", argv.settle, 0, 3600);
+  checkNumber("interval", argv.interval, 0.01, 3600);
+  checkNumber("history", argv.history, 0, 10_000);
+  if (argv.file !== undefined) {
+    if (argv.watch) throw new XentoolError("usage", "--watch needs a live ring: --domid");
+    const report = inspectRing(await readRingFile(argv.file));
+    return show(context, argv, report, argv.file === "-" ? "stdin" : "the page");
+  }
+  if (argv.domid === undefined) throw new XentoolError("usage", "which ring? --domid N, or --file PAGE");
+  const domid = toDomid(argv.domid, "--domid");
+  const platform = await choosePlatform({ platform: context.platform });
+  try {
+    const ring = openDomainRing(platform, domid, "r");
+    try {
+      if (argv.watch) return await watch(context, argv, ring.page, `domain ${domid}`);
+      return show(context, argv, await inspectSettled(ring.page, argv.settle * 1000), `domain ${domid}`);
+    } finally {
+      ring.close();
+    }
+  } finally {
+    platform.close();
+  }
+}
+
+function show(context: CommandContext, argv: InspectArguments, report: RingReport, title: string): number {
+  if (context.json) print(asciiJson(reportAsJson(report), 2));
+  else print(drawRing(report, { title, historyMax: argv.history }).join("\n"));
+  return VERDICT_STATUS[report.verdict.code];
+}
+
+/** On a terminal the drawing is redrawn; elsewhere there is one line, or one object, whenever it changes. */
+async function watch(
+  { json, stop }: CommandContext,
+  argv: InspectArguments,
+  page: XsRingPage,
+  title: string,
+): Promise<number> {
+  let last = "";
+  let status = 0;
+  while (!stop.aborted) {
+    const report = await inspectSettled(page, argv.settle * 1000);
+    status = VERDICT_STATUS[report.verdict.code];
+    const isScreen = !json && process.stdout.isTTY;
+    const text = json
+      ? asciiJson(reportAsJson(report))
+      : isScreen
+        ? drawRing(report, { title, historyMax: argv.history }).join("\n")
+        : summary(report, title);
+    if (text !== last) print(isScreen ? `${CLEAR_SCREEN}${text}` : text);
+    last = text;
+    await pause(argv.interval * 1000, stop);
+  }
+  return status;
+}
+
+function summary({ words, verdict }: RingReport, title: string): string {
+  const { reqCons, reqProd, rspCons, rspProd } = words;
+  return `${title}: ${verdict.text}; req ${reqCons}/${reqProd}, rsp ${rspCons}/${rspProd}`;
+}
+
+async function pause(durationMs: number, signal: AbortSignal): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, durationMs);
+  const wake = (): void => resolve();
+  signal.addEventListener("abort", wake);
+  if (signal.aborted) resolve();
+  await promise;
+  clearTimeout(timer);
+  signal.removeEventListener("abort", wake);
+}

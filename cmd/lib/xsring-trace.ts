@@ -1,0 +1,227 @@
+// The body of `xsring trace`: a live ring or a file of one, as lines for people or JSON for scripts.
+import { closeSync, openSync, writeSync } from "node:fs";
+import { XentoolError, describeError } from "../../src/core/errors.ts";
+import { moduleLogger } from "../../src/core/log.ts";
+import { toDomid, type Domid } from "../../src/core/types.ts";
+import { choosePlatform } from "../../src/platform/open.ts";
+import type { Platform } from "../../src/platform/platform.ts";
+import { xsTypeName } from "../../src/protocol/xs-wire.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { asciiJson } from "../../src/xsring/ascii-json.ts";
+import type { TraceRecord } from "../../src/xsring/ring-follower.ts";
+import { openDomainRing } from "../../src/xsring/source.ts";
+import { traceRing } from "../../src/xsring/trace.ts";
+import { TraceEvents, type TraceEvent, type TraceFilter } from "../../src/xsring/trace-events.ts";
+import { encodeTraceRecord, readTrace, traceFileHeader } from "../../src/xsring/trace-file.ts";
+import { eventAsJson, eventText, lineTimeUs } from "../../src/xsring/trace-text.ts";
+import { print } from "./output.ts";
+import type { CommandContext } from "./run-command.ts";
+import { checkNumber } from "./xsring-inspect.ts";
+
+export interface TraceArguments {
+  readonly domid: number | undefined;
+  readonly read: string | undefined;
+  readonly write: string | undefined;
+  readonly type: readonly string[] | undefined;
+  readonly path: string | undefined;
+  readonly "string-limit": number;
+  readonly interval: number;
+  readonly count: number | undefined;
+  readonly duration: number | undefined;
+}
+
+const log = moduleLogger("xsring");
+const TYPES_MAX = 64;
+
+export async function runTrace(context: CommandContext, argv: TraceArguments): Promise<void> {
+  checkNumber("string-limit", argv["string-limit"], 1, 4096);
+  checkNumber("interval", argv.interval, 0, 10_000);
+  const printer = new Printer(context.json, argv);
+  if (argv.read !== undefined) await showFile(argv.read, printer, context.stop);
+  else if (argv.domid === undefined) throw new XentoolError("usage", "which ring? --domid N, or --read FILE");
+  else await traceDomain(context, argv, toDomid(argv.domid, "--domid"), printer);
+  printer.finish();
+}
+
+function parseFilter({ type, path }: TraceArguments): TraceFilter {
+  const names = type?.flatMap((each) => each.toUpperCase().split(",")).map((each) => each.trim());
+  const known = Array.from({ length: TYPES_MAX }, (_, code) => xsTypeName(code));
+  for (const name of names ?? [])
+    if (!known.includes(name))
+      throw new XentoolError(
+        "usage",
+        `--type: there is no ${name}; there are ${known.filter((each) => each !== undefined).join(", ")}`,
+      );
+  return { types: names === undefined ? undefined : new Set(names), path };
+}
+
+/** Prints events until enough was printed. */
+class Printer {
+  /** Fires when --count lines are out. */
+  readonly enough = new AbortController();
+  readonly events: TraceEvents;
+  readonly #json: boolean;
+  readonly #limit: number;
+  #left: number;
+  #startUs: number | undefined;
+  #lastUs = 0;
+
+  constructor(json: boolean, argv: TraceArguments) {
+    this.#json = json;
+    this.#limit = argv["string-limit"];
+    this.#left =
+      argv.count === undefined ? Infinity : checkNumber("count", argv.count, 1, Number.MAX_SAFE_INTEGER);
+    this.events = new TraceEvents(parseFilter(argv), (event) => this.#print(event));
+  }
+
+  push(record: TraceRecord): void {
+    this.#startUs ??= record.timeUs;
+    this.#lastUs = record.timeUs;
+    this.events.push(record);
+  }
+
+  /** What still waits is shown, and what was seen is summed up on stderr. */
+  finish(): void {
+    this.events.end(this.#lastUs);
+    const { requests, replies, watchEvents, lostBytes } = this.events.counts;
+    const lost = lostBytes === 0 ? "nothing lost" : `${lostBytes} bytes passed unseen`;
+    const open = this.events.unansweredCount;
+    const unanswered = open === 0 ? "" : `, ${open} unanswered`;
+    process.stderr.write(
+      `xentool: ${requests} requests, ${replies} replies${unanswered}, ${watchEvents} watch events; ${lost}\n`,
+    );
+  }
+
+  #print(event: TraceEvent): void {
+    const line = this.#json ? this.#jsonLine(event) : this.#textLine(event);
+    if (line === undefined || this.#left === 0) return;
+    print(line);
+    if (--this.#left === 0) this.enough.abort();
+  }
+
+  #jsonLine(event: TraceEvent): string | undefined {
+    const data = eventAsJson(event);
+    return data === undefined ? undefined : asciiJson(data);
+  }
+
+  #textLine(event: TraceEvent): string | undefined {
+    const text = eventText(event, this.#limit);
+    if (text === undefined) return undefined;
+    const seconds = (lineTimeUs(event) - (this.#startUs ?? 0)) / 1e6;
+    return `${seconds.toFixed(6).padStart(12)} ${text}`;
+  }
+}
+
+async function showFile(path: string, printer: Printer, stop: AbortSignal): Promise<void> {
+  const stream: ReadableStream<Uint8Array> = path === "-" ? Bun.stdin.stream() : Bun.file(path).stream();
+  try {
+    for await (const { record } of readTrace(stream)) {
+      if (stop.aborted || printer.enough.signal.aborted) return;
+      printer.push(record);
+    }
+  } catch (error) {
+    if (error instanceof XentoolError) throw error;
+    throw new XentoolError("io", `cannot read ${path}`, { path }, error);
+  }
+}
+
+async function traceDomain(
+  context: CommandContext,
+  argv: TraceArguments,
+  domid: Domid,
+  printer: Printer,
+): Promise<void> {
+  const ends = [context.stop, printer.enough.signal];
+  if (argv.duration !== undefined)
+    ends.push(AbortSignal.timeout(checkNumber("duration", argv.duration, 0.001, 1e6) * 1000));
+  const platform = await choosePlatform({ platform: context.platform });
+  const file = argv.write === undefined ? undefined : new TraceFile(argv.write, domid);
+  try {
+    const ring = openDomainRing(platform, domid, "r");
+    const death = await watchForDeath(platform, domid);
+    try {
+      await traceRing(ring.page, {
+        intervalMs: argv.interval,
+        signal: AbortSignal.any([...ends, death.signal]),
+        onRecord: (record) => {
+          file?.add(record);
+          printer.push(record);
+        },
+        onLook: (timeUs) => {
+          printer.events.tick(timeUs);
+          file?.flush();
+        },
+      });
+    } finally {
+      death.close();
+      ring.close();
+    }
+  } finally {
+    file?.close();
+    platform.close();
+  }
+}
+
+interface DeathWatch {
+  readonly signal: AbortSignal;
+  close(): void;
+}
+
+/** Fires when the domain that was there is gone. Without xenstore a trace ends only when told to. */
+async function watchForDeath(platform: Platform, domid: Domid): Promise<DeathWatch> {
+  const gone = new AbortController();
+  try {
+    const xenstore = await Xenstore.connect(platform);
+    let wasThere = false;
+    await xenstore.watch("@releaseDomain", async () => {
+      const isThere = await xenstore.isDomainIntroduced(domid);
+      if (wasThere && !isThere) gone.abort();
+      wasThere ||= isThere;
+    });
+    return { signal: gone.signal, close: () => xenstore.close() };
+  } catch (error) {
+    log.info("the end of domain {domid} will not be noticed: {error}", {
+      domid,
+      error: describeError(error),
+    });
+    return { signal: gone.signal, close: () => {} };
+  }
+}
+
+/** The file of --write. What one look found is written at once: whoever reads along sees whole records. */
+class TraceFile {
+  readonly #path: string;
+  readonly #fd: number;
+  readonly #domid: number;
+  #records: Uint8Array[] = [traceFileHeader()];
+
+  constructor(path: string, domid: number) {
+    this.#path = path;
+    this.#domid = domid;
+    try {
+      this.#fd = openSync(path, "w", 0o600);
+    } catch (error) {
+      throw new XentoolError("io", `cannot write ${path}`, { path }, error);
+    }
+  }
+
+  add(record: TraceRecord): void {
+    this.#records.push(encodeTraceRecord(record, this.#domid));
+  }
+
+  flush(): void {
+    if (this.#records.length === 0) return;
+    const bytes = Buffer.concat(this.#records);
+    this.#records = [];
+    try {
+      for (let at = 0; at < bytes.length;) at += writeSync(this.#fd, bytes, at);
+    } catch (error) {
+      throw new XentoolError("io", `cannot write ${this.#path}`, { path: this.#path }, error);
+    }
+  }
+
+  close(): void {
+    this.flush();
+    closeSync(this.#fd);
+  }
+}

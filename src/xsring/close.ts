@@ -1,0 +1,253 @@
+// Closes a ring as planned, and makes sure of it. What was begun and is not answered is taken back where
+// that is possible, so that a failed close leaves the ring as it was.
+import { XentoolError } from "../core/errors.ts";
+import type { Domid } from "../core/types.ts";
+import type { Platform } from "../platform/platform.ts";
+import {
+  loadRingWord,
+  storeRingWord,
+  XENSTORE_CONNECTED,
+  XENSTORE_ERROR_NONE,
+  XENSTORE_RECONNECT,
+  XS_RING_CONNECTION,
+  XS_RING_ERROR,
+  XS_RING_POISON,
+  XsRingStream,
+  type XsRingPage,
+} from "../protocol/xs-ring.ts";
+import type { Xenstore } from "../xenstore/client.ts";
+import { errnoOf } from "../xenstore/errors.ts";
+import { planClose, type CloseMethod, type ClosePlan, type ServerIdentity } from "./close-plan.ts";
+import { pauseGuest } from "./guest-pause.ts";
+import { inspectRing, type RingReport } from "./report.ts";
+import { canReconnect } from "./verdict.ts";
+
+/** What a close works on. */
+export interface CloseTarget {
+  readonly domid: Domid;
+  readonly page: XsRingPage;
+  /** Sends the server an event: only in the guest itself. */
+  readonly notify: (() => void) | undefined;
+  /** The toolstack's means: not in the guest itself. */
+  readonly toolstack: { readonly platform: Platform; readonly xenstore: Xenstore } | undefined;
+}
+
+export interface CloseOptions {
+  readonly timeoutMs: number;
+  readonly signal: AbortSignal;
+  /** A node that the guest watches: rewritten with its own value, it makes oxenstored touch the ring. */
+  readonly kickPath: string | undefined;
+}
+
+export interface CloseResult {
+  readonly method: CloseMethod;
+  readonly elapsedMs: number;
+  /** The ring afterwards. */
+  readonly report: RingReport;
+}
+
+const LOOK_MS = 2;
+const KICK_MS = 1000;
+
+/** Tells servers apart by what they offer on the ring, and by C xenstored's `help`. */
+export async function identifyServer(
+  report: RingReport,
+  xenstore: Xenstore | undefined,
+): Promise<ServerIdentity> {
+  if (canReconnect(report.words))
+    return { kind: "reconnecting", evidence: "server_features has RECONNECTION, as oxenstored's" };
+  if (xenstore === undefined) return { kind: "unknown", evidence: "its kind cannot be asked for from here" };
+  try {
+    await xenstore.control("help");
+    return { kind: "xenstored", evidence: "it answers `help`, as C xenstored does" };
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw error;
+    return { kind: "unknown", evidence: "it does not answer `help` as C xenstored does" };
+  }
+}
+
+/** Does what `plan` says. Fails with `timeout` when the server does not answer, `protocol` when it lies. */
+export async function closeRing(
+  plan: ClosePlan,
+  target: CloseTarget,
+  options: CloseOptions,
+): Promise<CloseResult> {
+  const started = performance.now();
+  const before = inspectRing(target.page);
+  await METHODS[plan.method](target, options);
+  const report = inspectRing(target.page);
+  verify(before, report, target);
+  return { method: plan.method, elapsedMs: performance.now() - started, report };
+}
+
+const METHODS: Readonly<Record<CloseMethod, (target: CloseTarget, options: CloseOptions) => Promise<void>>> =
+  {
+    handshake,
+    reintroduce,
+    release,
+    poison,
+  };
+
+async function handshake(target: CloseTarget, options: CloseOptions): Promise<void> {
+  const { page } = target;
+  const wasPending = !setConnection(page, XENSTORE_CONNECTED, XENSTORE_RECONNECT);
+  await untilAnswered(target, options, !wasPending, () => kick(target, options.kickPath));
+}
+
+async function reintroduce(target: CloseTarget, options: CloseOptions): Promise<void> {
+  const { page, domid } = target;
+  const { platform, xenstore } = toolstackOf(target);
+  const store = await storeAddress(xenstore, domid);
+  const guest = await pauseGuest(platform, domid);
+  try {
+    // The guest may have sent something until it was paused.
+    const request = { domid, method: "reintroduce", force: false, isSelf: false } as const;
+    const report = inspectRing(page);
+    planClose(report, await identifyServer(report, xenstore), request);
+    const isOurs = setConnection(page, XENSTORE_CONNECTED, XENSTORE_RECONNECT);
+    await untilAnswered(
+      target,
+      options,
+      isOurs,
+      once(() => xenstore.introduce(domid, store.frame, store.port)),
+    );
+  } finally {
+    await guest.resume();
+  }
+}
+
+async function release(target: CloseTarget): Promise<void> {
+  const { page, domid } = target;
+  const { platform, xenstore } = toolstackOf(target);
+  const store = await storeAddress(xenstore, domid);
+  const guest = await pauseGuest(platform, domid);
+  try {
+    await xenstore.release(domid);
+    fillWithPoison(page);
+    storeRingWord(page, XS_RING_ERROR, XENSTORE_ERROR_NONE);
+    storeRingWord(page, XS_RING_CONNECTION, XENSTORE_CONNECTED);
+    await xenstore.introduce(domid, store.frame, store.port);
+  } finally {
+    await guest.resume();
+  }
+}
+
+async function poison(target: CloseTarget): Promise<void> {
+  const { toolstack, page, domid } = target;
+  const guest = toolstack === undefined ? undefined : await pauseGuest(toolstack.platform, domid);
+  try {
+    fillWithPoison(page);
+  } finally {
+    await guest?.resume();
+  }
+}
+
+/** As hvmloader, poison first: a server that comes in between finds no packet. */
+function fillWithPoison(page: XsRingPage): void {
+  for (const stream of [XsRingStream.requests(page), XsRingStream.responses(page)]) {
+    stream.fill(XS_RING_POISON);
+    stream.reset();
+  }
+}
+
+function toolstackOf({ toolstack }: CloseTarget): NonNullable<CloseTarget["toolstack"]> {
+  if (toolstack === undefined) throw new XentoolError("bug", "this way to close needs the toolstack");
+  return toolstack;
+}
+
+/** Whether it was `from` and is `to` now. */
+function setConnection(page: XsRingPage, from: number, to: number): boolean {
+  return Atomics.compareExchange(page.words, XS_RING_CONNECTION >> 2, from, to) === from;
+}
+
+/** Waits for the server to clear the flag. When it does not, a flag of ours is taken back. */
+async function untilAnswered(
+  { page, domid }: CloseTarget,
+  { timeoutMs, signal }: CloseOptions,
+  isOurs: boolean,
+  prod: () => Promise<void>,
+): Promise<void> {
+  const deadline = performance.now() + timeoutMs;
+  let nextKick = 0;
+  try {
+    while (loadRingWord(page, XS_RING_CONNECTION) !== XENSTORE_CONNECTED) {
+      const now = performance.now();
+      if (signal.aborted)
+        throw new XentoolError("cancelled", `closing the ring of domain ${domid} was cancelled`);
+      if (now > deadline) throw noAnswer(domid, timeoutMs, isOurs);
+      if (now >= nextKick) {
+        nextKick = now + KICK_MS;
+        await prod();
+      }
+      await Bun.sleep(LOOK_MS);
+    }
+  } catch (error) {
+    if (isOurs) setConnection(page, XENSTORE_RECONNECT, XENSTORE_CONNECTED);
+    throw error;
+  }
+}
+
+function noAnswer(domid: number, timeoutMs: number, isOurs: boolean): XentoolError {
+  const after = isOurs ? "the wish was taken back, the ring is as it was" : "the guest's own wish stays";
+  return new XentoolError(
+    "timeout",
+    `the server did not answer the close of domain ${domid}'s ring within ${timeoutMs} ms; ${after}`,
+    { domid, timeoutMs },
+  );
+}
+
+/**
+ * Makes the server look at the ring. In the guest an event does it. From outside oxenstored touches a ring
+ * only to write an event of a watch into it; else it scans all rings every 20 to 35 seconds.
+ */
+async function kick({ notify, toolstack, domid }: CloseTarget, path: string | undefined): Promise<void> {
+  notify?.();
+  if (toolstack === undefined) return;
+  const node = path ?? `/local/domain/${domid}/memory/target`;
+  await toolstack.xenstore.transaction(async (tx) => {
+    if (await tx.exists(node)) await tx.writeBytes(node, await tx.readBytes(node));
+  });
+}
+
+function once(work: () => Promise<void>): () => Promise<void> {
+  let done = false;
+  return async () => {
+    if (done) return;
+    done = true;
+    await work();
+  };
+}
+
+interface StoreAddress {
+  readonly frame: number;
+  readonly port: number;
+}
+
+async function storeAddress(xenstore: Xenstore, domid: number): Promise<StoreAddress> {
+  const directory = `/local/domain/${domid}/store`;
+  const [frame, port] = await Promise.all(
+    ["ring-ref", "port"].map(async (name) => {
+      const text = await xenstore.tryRead(`${directory}/${name}`);
+      if (text !== null && /^[0-9]{1,16}$/.test(text)) return Number(text);
+      throw new XentoolError("environment", `xenstore ${directory}/${name} does not say where the ring is`);
+    }),
+  );
+  return { frame, port } as StoreAddress;
+}
+
+/** A closed ring is connected and sane, and begins anew; a guest that lives may have used it since. */
+function verify(
+  before: RingReport,
+  { words, requests, responses, verdict }: RingReport,
+  target: CloseTarget,
+): void {
+  const isFresh = words.reqProd === 0 && words.rspProd === 0;
+  const isPoisoned = [requests.poison, responses.poison].some((it) => it === "0xff" || it === "deadbeef");
+  const wentBack = words.reqProd < before.words.reqProd || words.rspProd < before.words.rspProd;
+  const isAnew = target.toolstack === undefined ? isFresh : isFresh || isPoisoned || wentBack;
+  if (words.connection === XENSTORE_CONNECTED && verdict.code !== "corrupt" && isAnew) return;
+  const found = isAnew ? verdict.text : "it did not begin anew";
+  throw new XentoolError("protocol", `the close of domain ${target.domid}'s ring left it wrong: ${found}`, {
+    domid: target.domid,
+  });
+}

@@ -1,0 +1,56 @@
+// Follows a live ring: looks at it as often as it moves, and gives every record to a sink. Reading a page
+// disturbs nobody: no event is sent, nothing is written, and the server is not asked anything.
+import { copyRing } from "../protocol/xs-ring-view.ts";
+import type { XsRingPage } from "../protocol/xs-ring.ts";
+import { RingFollower, type TraceRecord } from "./ring-follower.ts";
+
+export interface TraceOptions {
+  /** Between looks at a ring that is quiet. A busy one is looked at all the time. 0: any ring is. */
+  readonly intervalMs: number;
+  /** Gets every record, in order. */
+  readonly onRecord: (record: TraceRecord) => void;
+  /** Runs after each look. */
+  readonly onLook: (nowUs: number) => void;
+  /** Ends the trace. */
+  readonly signal: AbortSignal;
+}
+
+/** Looks in a row without news after which a ring counts as quiet: some tens of microseconds each. */
+const BUSY_LOOKS = 200;
+
+/** Microseconds since 1970. */
+export function nowUs(): number {
+  return Math.round((performance.timeOrigin + performance.now()) * 1000);
+}
+
+/** Traces until `signal` says so. What waits in the ring at the start is part of the trace. */
+export async function traceRing(page: XsRingPage, options: TraceOptions): Promise<void> {
+  const first = copyRing(page);
+  const follower = new RingFollower(first);
+  options.onRecord({ timeUs: nowUs(), kind: "state", words: follower.state });
+  let quietLooks = 0;
+  while (!options.signal.aborted) {
+    const timeUs = nowUs();
+    const records = follower.look(copyRing(page), timeUs);
+    for (const record of records) options.onRecord(record);
+    options.onLook(timeUs);
+    quietLooks = records.length > 0 ? 0 : quietLooks + 1;
+    await pause(quietLooks < BUSY_LOOKS ? 0 : options.intervalMs, options.signal);
+  }
+}
+
+/** Lets everything else run; 0: no longer than that takes. */
+async function pause(durationMs: number, signal: AbortSignal): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  if (durationMs === 0) {
+    setImmediate(resolve);
+    await promise;
+    return;
+  }
+  const timer = setTimeout(resolve, durationMs);
+  const wake = (): void => resolve();
+  signal.addEventListener("abort", wake);
+  await promise;
+  clearTimeout(timer);
+  signal.removeEventListener("abort", wake);
+}
