@@ -11,11 +11,12 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 static const uint64_t HOST_MAGIC = 0x316d69736c6f6f74;   /* "toolsim1" */
 static const uint64_t DOMAIN_MAGIC = 0x316d6f646c6f6f74; /* "tooldom1" */
-enum { LAYOUT_VERSION = 1, LIMIT_MAX = 1 << 20 };
+enum { LAYOUT_VERSION = 1, LIMIT_MAX = 1 << 20, LOCK_STEP_NS = 20000000 };
 
 /* ---- layout ---- */
 
@@ -65,10 +66,31 @@ int sim_mutex_init(pthread_mutex_t *mutex) {
   return -error;
 }
 
+/*
+ * Waits in steps: a wake-up can go to a waiter that is being killed, and when a third process took the lock
+ * meanwhile nothing tells the others that it is free again. They find out by looking.
+ */
+static int wait_for_mutex(pthread_mutex_t *mutex) {
+  struct timespec until;
+  int error;
+  do {
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += LOCK_STEP_NS;
+    if (until.tv_nsec >= 1000000000) {
+      until.tv_sec++;
+      until.tv_nsec -= 1000000000;
+    }
+    error = pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &until);
+  } while (error == ETIMEDOUT);
+  return error;
+}
+
 int sim_mutex_lock(pthread_mutex_t *mutex) {
-  int died = pthread_mutex_lock(mutex) == EOWNERDEAD;
-  if (died) pthread_mutex_consistent(mutex);
-  return died;
+  int error = pthread_mutex_trylock(mutex);
+  if (error == EBUSY) error = wait_for_mutex(mutex);
+  if (error != EOWNERDEAD) return 0;
+  pthread_mutex_consistent(mutex);
+  return 1;
 }
 
 void sim_grant_lock(struct domain *domain) {

@@ -1,0 +1,79 @@
+/* Memory, eventfds, waiting, and single accesses. */
+#define _GNU_SOURCE
+#include "check.h"
+#include "xentool.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { PAGE = 4096 };
+
+static void test_memory(void) {
+  uint8_t *memory = ADDRESS(xt_memory_alloc(3 * PAGE));
+  CHECK_EQUAL((uintptr_t)memory % PAGE, 0);
+  for (int i = 0; i < 3 * PAGE; i++) CHECK_EQUAL(memory[i], 0);
+  memset(memory, 7, PAGE);
+  CHECK_EQUAL(xt_memory_copy(memory + PAGE, memory, PAGE), 0);
+  CHECK_EQUAL(memory[2 * PAGE - 1], 7);
+  CHECK_EQUAL(memory[2 * PAGE], 0);
+  CHECK_EQUAL(xt_memory_free(memory, 3 * PAGE), 0);
+  CHECK(xt_memory_alloc(0) < 0);
+}
+
+static void test_map(void) {
+  int fd = memfd_create("test", MFD_CLOEXEC);
+  CHECK(fd >= 0);
+  CHECK_EQUAL(ftruncate(fd, 2 * PAGE), 0);
+  uint8_t *writable = ADDRESS(xt_memory_map(fd, 0, 2 * PAGE, 1));
+  const uint8_t *second = ADDRESS(xt_memory_map(fd, PAGE, PAGE, 0));
+  writable[PAGE + 3] = 9;
+  CHECK_EQUAL(second[3], 9);
+  CHECK_EQUAL(xt_memory_free(writable, 2 * PAGE), 0);
+  CHECK_EQUAL(xt_memory_free((void *)(uintptr_t)second, PAGE), 0);
+  CHECK_EQUAL((int)xt_memory_map(-1, 0, PAGE, 0), -EBADF);
+  close(fd);
+}
+
+static void test_waiting(void) {
+  int32_t fds[3] = {xt_eventfd(), xt_eventfd(), xt_eventfd()};
+  for (int i = 0; i < 3; i++) CHECK(fds[i] >= 0);
+  CHECK_EQUAL(xt_wait(fds, 3, 0), 0);
+  CHECK_EQUAL(xt_eventfd_signal(fds[1]), 0);
+  CHECK_EQUAL(xt_eventfd_signal(fds[1]), 0);
+  CHECK_EQUAL(xt_wait(fds, 3, 1000), 2);
+  CHECK_EQUAL(xt_eventfd_signal(fds[2]), 0);
+  CHECK_EQUAL(xt_wait(fds, 3, -1), 6);
+  CHECK_EQUAL(xt_eventfd_drain(fds[1]), 0);
+  CHECK_EQUAL(xt_wait(fds, 3, 1000), 4);
+  CHECK_EQUAL(xt_eventfd_drain(fds[2]), 0);
+  CHECK_EQUAL(xt_eventfd_drain(fds[2]), 0);
+  CHECK_EQUAL(xt_wait(fds, 3, 1), 0);
+  CHECK_EQUAL(xt_wait(fds, 9, 0), -EINVAL);
+  for (int i = 0; i < 3; i++) close(fds[i]);
+  CHECK(xt_eventfd_signal(fds[0]) < 0);
+}
+
+static void test_accesses(void) {
+  uint32_t word = 0x11223344;
+  uint8_t byte = 0x0f;
+  CHECK_EQUAL(xt_load32(&word), 0x11223344);
+  xt_store32(&word, 0xffffffff);
+  CHECK_EQUAL(word, 0xffffffff);
+  CHECK_EQUAL(xt_load8(&byte), 0x0f);
+  CHECK_EQUAL(xt_fetch_or8(&byte, 0x30), 0x0f);
+  CHECK_EQUAL(xt_fetch_and8(&byte, 0xfe), 0x3f);
+  CHECK_EQUAL(byte, 0x3e);
+  xt_store8(&byte, 0x1ff);
+  CHECK_EQUAL(byte, 0xff);
+  xt_fence();
+}
+
+int main(void) {
+  CHECK_EQUAL(xt_abi_version(), XT_ABI_VERSION);
+  test_memory();
+  test_map();
+  test_waiting();
+  test_accesses();
+  return 0;
+}
