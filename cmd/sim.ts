@@ -64,7 +64,7 @@ const run: CommandModule<GlobalArguments, RunArguments> = {
   describe: "Run a command on a simulated host of its own",
   builder: (argv) =>
     hostOptions(argv)
-      .usage("$0 sim run [options] -- COMMAND [ARGUMENTS]")
+      .usage("$0 sim run [options] -- COMMAND [ARGUMENTS]\n\nRun a command on a simulated host of its own")
       .example("$0 sim run -- sh", "a shell in domain 0; with XENTOOL_DOMID=1 a command is domain 1")
       .example("$0 sim run --domains 2 -- xentool sim status", "what there is from the start")
       .example(

@@ -7,6 +7,9 @@ import type { ConnectArguments, ListenArguments } from "./lib/vchan-relay.ts";
 import { spawnWorker } from "./spawn-worker.ts";
 
 const RING_SIZE_DEFAULT = 65_536;
+const LISTEN = "Serve a vchan to DOMID and relay it to standard input and output, a socket or a command";
+const CONNECT =
+  "Connect to a vchan of DOMID and relay it to standard input and output, a socket or a command";
 
 type Global = CommandModule<GlobalArguments, GlobalArguments>;
 
@@ -49,11 +52,11 @@ function localEnds<T>(yargs: Argv<T>, unix: string, tcp: string) {
 }
 
 const listenCommand: CommandModule<GlobalArguments, ListenArguments> = {
-  command: "listen DOMID NAME",
-  describe: "Serve a vchan to DOMID and relay it to standard input and output, a socket or a command",
+  command: "listen <domid> <name>",
+  describe: LISTEN,
   builder: (yargs) =>
     localEnds(
-      ringSizes(place(yargs.usage("$0 vchan listen DOMID NAME [options] [-- COMMAND...]"))),
+      ringSizes(place(yargs.usage(`$0 vchan listen <domid> <name> [options] [-- COMMAND...]\n\n${LISTEN}`))),
       "For each client, connect to this socket",
       "For each client, connect to HOST:PORT",
     )
@@ -69,11 +72,11 @@ const listenCommand: CommandModule<GlobalArguments, ListenArguments> = {
 };
 
 const connectCommand: CommandModule<GlobalArguments, ConnectArguments> = {
-  command: "connect DOMID NAME",
-  describe: "Connect to a vchan of DOMID and relay it to standard input and output, a socket or a command",
+  command: "connect <domid> <name>",
+  describe: CONNECT,
   builder: (yargs) =>
     localEnds(
-      place(yargs.usage("$0 vchan connect DOMID NAME [options] [-- COMMAND...]")),
+      place(yargs.usage(`$0 vchan connect <domid> <name> [options] [-- COMMAND...]\n\n${CONNECT}`)),
       "Listen at this socket; the vchan is for who connects",
       "Listen at HOST:PORT; the vchan is for who connects",
     )
@@ -94,7 +97,7 @@ const connectCommand: CommandModule<GlobalArguments, ConnectArguments> = {
 };
 
 const benchListenCommand: CommandModule<GlobalArguments, BenchListenArguments> = {
-  command: "listen DOMID NAME",
+  command: "listen <domid> <name>",
   describe: "Play the other end of a benchmark",
   builder: (yargs) =>
     ringSizes(place(yargs))
@@ -108,7 +111,7 @@ const benchListenCommand: CommandModule<GlobalArguments, BenchListenArguments> =
 };
 
 const benchConnectCommand: CommandModule<GlobalArguments, BenchConnectArguments> = {
-  command: "connect DOMID NAME",
+  command: "connect <domid> <name>",
   describe: "Measure throughput each way and both ways, and round trips, against `vchan bench listen`",
   builder: (yargs) =>
     place(yargs)

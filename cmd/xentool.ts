@@ -6,6 +6,7 @@ import yargs from "yargs";
 import { description, version } from "../package.json";
 import { EXIT_CODE, XentoolError } from "../src/core/errors.ts";
 import { blkbackCommand } from "./blkback.ts";
+import { blkfrontCommand } from "./blkfront.ts";
 import { doctorCommand } from "./doctor.ts";
 import { reportError } from "./lib/run-command.ts";
 import { simCommand } from "./sim.ts";
@@ -39,6 +40,7 @@ function commandLine(args: readonly string[]) {
       global: true,
     })
     .command(blkbackCommand)
+    .command(blkfrontCommand)
     .command(vchanCommand)
     .command(xsringCommand)
     .command(simCommand)
@@ -54,6 +56,7 @@ function commandLine(args: readonly string[]) {
     .help()
     .alias("help", "h")
     .version(version)
+    .group([], "Options:")
     .group(["platform", "json", "timeout", "verbose", "help", "version"], "Global options:")
     .wrap(helpWidth())
     .exitProcess(false)

@@ -22,6 +22,7 @@ const JUDGES = {
   "qemu-utils": "qemu-img",
   e2fsprogs: "e2fsck",
   "xenstore-utils": "xenstore-ls",
+  "groff-base": "groff",
   [xen.replace("xen", "xen-utils")]: `/usr/lib/${xen}/bin/test-xenstore`,
 };
 const NEEDS = {
@@ -29,6 +30,7 @@ const NEEDS = {
   bench: { ...COMPILER, fio: JUDGES.fio },
   demo: { ...COMPILER, "libnbd-bin": "nbdcopy", e2fsprogs: "e2fsck" },
   fuzz: COMPILER,
+  man: COMPILER,
   test: { ...COMPILER, ...JUDGES },
   "test-xen": {
     ...COMPILER,

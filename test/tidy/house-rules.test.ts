@@ -128,8 +128,10 @@ describe("files", () => {
     expect(long.map(({ path, lines }) => `${path}: ${lines.length}`)).toEqual([]);
   });
 
-  test(`have lines of at most ${COLUMNS_MAX} columns, unless they are one long string`, () => {
-    const long = linesLike([...typescript, ...c], new RegExp(`^(?!\\s*[\`"]).{${COLUMNS_MAX + 1}}`, "u"));
+  test(`have lines of at most ${COLUMNS_MAX} columns, what is in quotes not counted`, () => {
+    const long = linesLike([...typescript, ...c], new RegExp(`^.{${COLUMNS_MAX + 1}}`, "u")).filter(
+      (line) => line.replace(/`[^`]*`|"[^"]*"/g, '""').length > COLUMNS_MAX,
+    );
     expect(long).toEqual([]);
   });
 

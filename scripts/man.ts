@@ -1,0 +1,67 @@
+// npm run man: manual pages in dist/man/man1, one for each command, made from the executable's own help.
+// `man -M dist/man xentool` shows them.
+import { spawnSync } from "node:child_process";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import packageJson from "../package.json" with { type: "json" };
+import { EXIT_CODE } from "../src/core/errors.ts";
+import { buildAll } from "./build-all.ts";
+import { CommandFailed, main, root } from "./lib.ts";
+import { manPage, pageName, parseHelp, subcommands, type Help } from "./man-page.ts";
+
+const PAGES = join(root, "dist/man/man1");
+
+const EXIT_STATUS = [
+  ["0", "Done."],
+  [String(EXIT_CODE.usage), "The command line makes no sense."],
+  [
+    String(EXIT_CODE.environment),
+    "This host lacks something, or we may not use it; xentool doctor may know.",
+  ],
+  [String(EXIT_CODE.protocol), "The other side broke the protocol."],
+  [String(EXIT_CODE.io), "Input or output failed."],
+  [String(EXIT_CODE.timeout), "Time is up."],
+  [String(EXIT_CODE.bug), "A bug in xentool."],
+  ["130, 143", "Ended by SIGINT or SIGTERM, after letting go of everything cleanly."],
+] as const;
+
+const ENVIRONMENT = [
+  ["XENTOOL_SIM", "Directory of a running simulated host, to use instead of Xen."],
+  [
+    "XENTOOL_DOMID",
+    "Which domain we are; by default 0 on a simulated host, and what Xen says on a real one.",
+  ],
+  ["XENSTORED_PATH", "Socket of xenstored, where it is not in the usual place."],
+  ["NO_COLOR", "No colours, also on a terminal."],
+] as const;
+
+function helpOf(command: readonly string[]): Help {
+  const env = { ...process.env, COLUMNS: "1000", NO_COLOR: "1" };
+  const done = spawnSync(join(root, "dist/xentool"), [...command, "--help"], { encoding: "utf8", env });
+  if (done.status !== 0)
+    throw new CommandFailed(`xentool ${command.join(" ")} --help failed: ${done.stderr}`);
+  return parseHelp(done.stdout);
+}
+
+/** The help of `command` and of all commands below it. `completion` needs no page. */
+function allHelp(command: readonly string[] = []): Help[] {
+  const help = helpOf(command);
+  const below = subcommands(help).filter(([name]) => name !== "completion");
+  return [help, ...below.flatMap((words) => allHelp(words))];
+}
+
+await main(() => {
+  buildAll();
+  const pages = allHelp();
+  const seeAlso = pages.map(pageName);
+  rmSync(PAGES, { recursive: true, force: true });
+  mkdirSync(PAGES, { recursive: true });
+  const context = {
+    version: packageJson.version,
+    exitStatus: EXIT_STATUS,
+    environment: ENVIRONMENT,
+    seeAlso,
+  };
+  for (const help of pages) writeFileSync(join(PAGES, `${pageName(help)}.1`), manPage(help, context));
+  console.log(`${pages.length} manual pages in dist/man; read them with: man -M dist/man xentool`);
+});
