@@ -45,7 +45,8 @@ export interface Disk {
 
 /** What a connected frontend hears of its backend. */
 export type BackendEvent =
-  { readonly kind: "resized"; readonly disk: Disk } | { readonly kind: "closing"; readonly state: XenbusState };
+  | { readonly kind: "resized"; readonly disk: Disk }
+  | { readonly kind: "closing"; readonly state: XenbusState };
 
 const DEFAULT_TIMEOUT_MS = 10_000;
 const MAX_SECTOR_BYTES = 65_536;
@@ -115,7 +116,8 @@ export class FrontHandshake {
   async prepare(): Promise<BackendLimits> {
     const own = await this.#ownState();
     if (own !== XenbusState.Initialising) await this.#letGo();
-    await this.#waitForBackend([XenbusState.InitWait], "offer the device");
+    // Closed is no refusal here: the backend may still have to notice that we start over.
+    await this.#waitForAny([XenbusState.InitWait], "offer the device");
     const order = await this.#number("max-ring-page-order", 0xffff_ffff);
     const pages = order === undefined ? await this.#number("max-ring-pages", 0xffff_ffff) : undefined;
     const offered = order ?? (pages === undefined ? 0 : Math.floor(Math.log2(Math.max(1, pages))));
@@ -151,7 +153,9 @@ export class FrontHandshake {
 
   /** Waits until the backend serves the ring; what it serves. */
   async awaitDisk(): Promise<Disk> {
-    await this.#waitForBackend([XenbusState.Connected], "connect");
+    const { Connected, Closing, Closed, Unknown } = XenbusState;
+    const state = await this.#waitForAny([Connected, Closing, Closed, Unknown], "connect");
+    if (state !== Connected) throw await this.#refusal();
     return this.#readDisk();
   }
 
@@ -173,14 +177,16 @@ export class FrontHandshake {
     });
   }
 
-  /** Lets go of the device: states 5 and 6, each as soon as the backend is ready for it. */
+  /** Lets go of the device: states 5 and 6, each as soon as the backend is ready. No signal cuts that short. */
   async close(): Promise<void> {
     if ((await this.#ownState()) === XenbusState.Unknown) return;
-    await this.#enter(XenbusState.Closing);
-    await this.#waitForAny([XenbusState.Closing, XenbusState.Closed, XenbusState.Unknown], "close");
-    await this.#enter(XenbusState.Closed);
+    const { Unknown, InitWait, Closing, Closed } = XenbusState;
+    const patient = { timeoutMs: this.#wait.timeoutMs ?? DEFAULT_TIMEOUT_MS };
+    await this.#enter(Closing);
+    await this.#waitForAny([Closing, Closed, Unknown], "close", patient);
+    await this.#enter(Closed);
     // A backend that waits for the next frontend at once is past Closed already.
-    await this.#waitForAny([XenbusState.Closed, XenbusState.InitWait, XenbusState.Unknown], "let go");
+    await this.#waitForAny([Closed, InitWait, Unknown], "let go", patient);
   }
 
   /** What an earlier frontend left: closes it as that one should have, and starts over. */
@@ -214,20 +220,22 @@ export class FrontHandshake {
     };
   }
 
-  async #waitForBackend(wanted: readonly XenbusState[], what: string): Promise<void> {
-    const over: XenbusState[] = [XenbusState.Closing, XenbusState.Closed];
-    const state = await this.#waitForAny([...wanted, ...over], what);
-    if (!over.includes(state)) return;
-    const back = this.#back.replace(/^\/local\/domain\/[0-9]+/, (own) => `${own}/error`);
-    const reason = await this.#xenstore.tryRead(`${back}/error`).catch(() => null);
+  /** Backends put the reason next to their directory, where we may not be allowed to look. */
+  async #refusal(): Promise<XentoolError> {
+    const node = this.#back.replace(/^\/local\/domain\/[0-9]+/, (own) => `${own}/error`);
+    const reason = await this.#xenstore.tryRead(`${node}/error`).catch(() => null);
     const words = reason === null ? "" : `: ${escapeText(reason)}`;
-    throw new XentoolError("protocol", `the backend of ${this.#name} did not ${what}${words}`);
+    return new XentoolError("protocol", `the backend of ${this.#name} refused to connect${words}`);
   }
 
-  async #waitForAny(states: readonly XenbusState[], what: string): Promise<XenbusState> {
+  async #waitForAny(
+    states: readonly XenbusState[],
+    what: string,
+    wait: WaitOptions = this.#wait,
+  ): Promise<XenbusState> {
     const matches = (value: string | null): boolean => states.includes(parseXenbusState(value));
     try {
-      return parseXenbusState(await this.#xenstore.waitFor(`${this.#back}/state`, matches, this.#wait));
+      return parseXenbusState(await this.#xenstore.waitFor(`${this.#back}/state`, matches, wait));
     } catch (error) {
       if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
       const state = xenbusStateName(await this.#backendState());

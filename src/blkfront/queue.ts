@@ -11,7 +11,7 @@ import {
   BLKIF_OP_DISCARD,
   BLKIF_OP_FLUSH_DISKCACHE,
   BLKIF_OP_INDIRECT,
-  BLKIF_OP_READ,
+  type BLKIF_OP_READ,
   BLKIF_OP_WRITE,
   BLKIF_OP_WRITE_BARRIER,
   BLKIF_RSP_EOPNOTSUPP,
@@ -23,7 +23,7 @@ import {
   SEGMENT,
   SEGMENTS_PER_INDIRECT_PAGE,
 } from "../protocol/blkif.ts";
-import { FrontRing, RING_LIES } from "./front-ring.ts";
+import { RING_LIES, type FrontRing } from "./front-ring.ts";
 import type { GrantedPool } from "./granted-pool.ts";
 import { FrontSleeper } from "./sleeper.ts";
 
@@ -51,15 +51,15 @@ export interface FrontQueueOptions {
   readonly maxIndirectSegments: number;
   /** Tags are 0 to `tags` - 1; each may be used by one operation at a time. */
   readonly tags: number;
-  readonly onDone: OnDone;
 }
 
 export class FrontQueue {
   readonly pool: GrantedPool;
   readonly sleeper: FrontSleeper;
+  /** Set by the queue's user before its first operation. */
+  onDone: OnDone = () => {};
   readonly #ring: FrontRing;
   readonly #notify: () => void;
-  readonly #onDone: OnDone;
   readonly #handle: number;
   readonly #maxSegments: number;
   /** By request id: whose it is, and the indirect pages it holds. */
@@ -75,7 +75,6 @@ export class FrontQueue {
     this.#ring = ring;
     this.pool = pool;
     this.#handle = options.handle & 0xffff;
-    this.#onDone = options.onDone;
     this.#maxSegments = Math.max(BLKIF_MAX_SEGMENTS_PER_REQUEST, options.maxIndirectSegments);
     this.#tagOf = new Uint16Array(ring.slots);
     this.#indirectPages = new Int32Array(ring.slots * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST);
@@ -96,12 +95,11 @@ export class FrontQueue {
     return this.#ring.inFlight;
   }
 
-  /** The largest transfer that fits the ring and the pool when both are empty, in bytes. */
-  get maxTransferBytes(): number {
-    const perRequest = this.#maxSegments;
-    const overhead = Math.ceil(perRequest / SEGMENTS_PER_INDIRECT_PAGE);
-    const byPool = Math.floor((this.pool.pageCount * perRequest) / (perRequest + overhead));
-    return Math.min(byPool, this.#ring.slots * BLKIF_MAX_SEGMENTS_PER_REQUEST) * PAGE_SIZE;
+  /** How many transfers of `bytes` ring and pool hold at the same time; 0: not even one. */
+  transfersThatFit(bytes: number): number {
+    const pages = Math.ceil(bytes / PAGE_SIZE);
+    const byRing = Math.floor(this.#ring.slots / Math.ceil(pages / this.#maxSegments));
+    return Math.min(byRing, Math.floor(this.pool.pageCount / (pages + this.#tablePages(pages))));
   }
 
   /**
@@ -164,10 +162,11 @@ export class FrontQueue {
     bytes: number,
   ): boolean {
     const pages = Math.ceil(bytes / PAGE_SIZE);
-    const perRequest = op === BLKIF_OP_WRITE_BARRIER ? BLKIF_MAX_SEGMENTS_PER_REQUEST : this.#maxSegments;
+    const barrier = op === BLKIF_OP_WRITE_BARRIER;
+    const perRequest = barrier ? BLKIF_MAX_SEGMENTS_PER_REQUEST : this.#maxSegments;
     const parts = Math.ceil(pages / perRequest);
-    const needed = perRequest > BLKIF_MAX_SEGMENTS_PER_REQUEST ? indirectPages(pages, perRequest) : 0;
-    if (parts > this.#ring.free || needed > this.pool.freePages) return false;
+    if (parts > this.#ring.free) return false;
+    if (!barrier && this.#tablePages(pages) > this.pool.freePages) return false;
     this.#begin(tag, parts);
     const sectors = bytes / SECTOR_SIZE;
     for (let done = 0; done < pages; done += perRequest) {
@@ -178,9 +177,26 @@ export class FrontQueue {
       if (count <= BLKIF_MAX_SEGMENTS_PER_REQUEST)
         this.#stageDirect(op, tag, sector + doneSectors, from, pageStep, count, lastSect % SECTORS_PER_PAGE);
       else
-        this.#stageIndirect(op, tag, sector + doneSectors, from, pageStep, count, lastSect % SECTORS_PER_PAGE);
+        this.#stageIndirect(
+          op,
+          tag,
+          sector + doneSectors,
+          from,
+          pageStep,
+          count,
+          lastSect % SECTORS_PER_PAGE,
+        );
     }
     return true;
+  }
+
+  /** Pages for the segment lists of a transfer of `pages`. */
+  #tablePages(pages: number): number {
+    const perRequest = this.#maxSegments;
+    const rest = pages % perRequest;
+    const whole = perRequest > BLKIF_MAX_SEGMENTS_PER_REQUEST ? Math.floor(pages / perRequest) : 0;
+    const forRest = rest > BLKIF_MAX_SEGMENTS_PER_REQUEST ? Math.ceil(rest / SEGMENTS_PER_INDIRECT_PAGE) : 0;
+    return whole * Math.ceil(perRequest / SEGMENTS_PER_INDIRECT_PAGE) + forRest;
   }
 
   #begin(tag: number, parts: number): void {
@@ -276,23 +292,12 @@ export class FrontQueue {
   #complete(id: number, status: number): void {
     const pages = this.#indirectCount[id] as number;
     for (let index = 0; index < pages; index++)
-      this.pool.release(
-        this.#indirectPages[id * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + index] as number,
-        1,
-      );
+      this.pool.release(this.#indirectPages[id * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + index] as number, 1);
     const tag = this.#tagOf[id] as number;
     const known = status === BLKIF_RSP_OKAY || status === BLKIF_RSP_EOPNOTSUPP ? status : BLKIF_RSP_ERROR;
     if (known < (this.#status[tag] as number)) this.#status[tag] = known;
     const left = (this.#parts[tag] as number) - 1;
     this.#parts[tag] = left;
-    if (left === 0) this.#onDone(tag, this.#status[tag] as number);
+    if (left === 0) this.onDone(tag, this.#status[tag] as number);
   }
-}
-
-/** Pages for the segments of a transfer of `pages` in requests of up to `perRequest` segments. */
-function indirectPages(pages: number, perRequest: number): number {
-  const whole = Math.floor(pages / perRequest);
-  const rest = pages % perRequest;
-  const forRest = rest > BLKIF_MAX_SEGMENTS_PER_REQUEST ? Math.ceil(rest / SEGMENTS_PER_INDIRECT_PAGE) : 0;
-  return whole * Math.ceil(perRequest / SEGMENTS_PER_INDIRECT_PAGE) + forRest;
 }

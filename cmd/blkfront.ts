@@ -1,0 +1,198 @@
+// `xentool blkfront`: a disk as a guest would use it, from user space: exported over NBD, or measured.
+import type { Argv, CommandModule } from "yargs";
+import type { BenchOptions, BenchPattern, BenchResult } from "../src/blkfront/bench.ts";
+import type { Disk } from "../src/blkfront/handshake.ts";
+import type { SessionEnd } from "../src/blkfront/session.ts";
+import type { BlkfrontJob } from "../src/blkfront/worker.ts";
+import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
+
+interface DeviceArguments extends GlobalArguments {
+  readonly vdev: string;
+  readonly abi: "x86_64" | "x86_32";
+  readonly ringPageOrder: number | undefined;
+}
+
+function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, keyof GlobalArguments>> {
+  return argv
+    .option("vdev", {
+      type: "string",
+      demandOption: true,
+      requiresArg: true,
+      describe: "Our disk: xvdb, sda, 51728",
+    })
+    .option("abi", {
+      choices: ["x86_64", "x86_32"] as const,
+      default: "x86_64" as const,
+      describe: "Layout of requests on the ring",
+    })
+    .option("ring-page-order", {
+      type: "number",
+      requiresArg: true,
+      describe: "A ring of 2^N pages, N 0 to 4 (default: what the backend allows)",
+    }) as never;
+}
+
+/** Connects to the disk and has a worker do `job`. */
+async function useDisk(
+  context: CommandContext,
+  argv: DeviceArguments,
+  job: BlkfrontJob,
+  onConnected: (disk: Disk) => void,
+): Promise<SessionEnd> {
+  const { choosePlatform } = await import("../src/platform/open.ts");
+  const { Xenstore } = await import("../src/xenstore/client.ts");
+  const { runSession } = await import("../src/blkfront/session.ts");
+  const { parseVdev } = await import("../src/protocol/blkif.ts");
+  const { RING_MAX_PAGE_ORDER } = await import("../src/protocol/ring.ts");
+  const { XentoolError } = await import("../src/core/errors.ts");
+  const { spawnWorker } = await import("./spawn-worker.ts");
+  const devid = parseVdev(argv.vdev);
+  if (devid === undefined)
+    throw new XentoolError("usage", `--vdev: "${argv.vdev}" is no virtual device; try xvdb`);
+  const order = argv.ringPageOrder;
+  if (order !== undefined && !(Number.isInteger(order) && order >= 0 && order <= RING_MAX_PAGE_ORDER))
+    throw new XentoolError("usage", `--ring-page-order is a number from 0 to ${RING_MAX_PAGE_ORDER}`);
+  const wait = context.timeoutMs === undefined ? {} : { timeoutMs: context.timeoutMs };
+  using cleanup = new DisposableStack();
+  const platform = cleanup.adopt(await choosePlatform({ platform: context.platform }), (it) => it.close());
+  const xenstore = cleanup.use(await Xenstore.connect(platform, wait));
+  const options = {
+    devid,
+    verbosity: context.verbosity,
+    abi: argv.abi,
+    wait,
+    ...(order !== undefined && { ringPageOrder: order }),
+  };
+  return await runSession(platform, xenstore, options, job, spawnWorker, context.stop, onConnected);
+}
+
+interface NbdArguments extends DeviceArguments {
+  readonly socket: string;
+}
+
+const nbd: CommandModule<GlobalArguments, NbdArguments> = {
+  command: "nbd",
+  describe: "Export the disk as an NBD server on a unix socket, until the backend lets go or SIGTERM",
+  builder: (argv) =>
+    deviceOptions(argv)
+      .option("socket", {
+        type: "string",
+        demandOption: true,
+        requiresArg: true,
+        describe: "Path of the socket",
+      })
+      .example("xentool blkfront nbd --vdev xvdb --socket /tmp/xvdb.sock", "then, elsewhere:")
+      .example("nbdinfo 'nbd+unix:///?socket=/tmp/xvdb.sock'", "what it is")
+      .example("nbdcopy 'nbd+unix:///?socket=/tmp/xvdb.sock' copy.img", "its bytes") as never,
+  handler: (argv) =>
+    runCommand(argv, async (context) => {
+      const { listenAt } = await import("../src/native/unix-listener.ts");
+      const listener = listenAt(argv.socket);
+      try {
+        const job = { type: "nbd", listener: listener.fd, exportName: argv.vdev } as const;
+        const end = await useDisk(context, argv, job, (disk) => announce(context, argv, disk));
+        if (context.json) printLine({ event: "ended", reason: end.reason });
+      } finally {
+        listener.close();
+      }
+    }),
+};
+
+function announce(context: CommandContext, argv: NbdArguments, disk: Disk): void {
+  const { vdev, socket } = argv;
+  if (context.json) printLine({ event: "serving", vdev, socket, ...disk });
+  else process.stderr.write(`xentool: serving ${vdev} at ${socket}\n`);
+}
+
+function printLine(value: unknown): void {
+  process.stdout.write(`${JSON.stringify(value)}\n`);
+}
+
+interface BenchArguments extends DeviceArguments {
+  readonly rw: BenchPattern;
+  readonly bs: string;
+  readonly iodepth: number;
+  readonly runtime: number;
+}
+
+const bench: CommandModule<GlobalArguments, BenchArguments> = {
+  command: "bench",
+  describe: "Measure the disk; a pattern that writes destroys what is on it",
+  builder: (argv) =>
+    deviceOptions(argv)
+      .option("rw", {
+        choices: ["read", "write", "randread", "randwrite", "randrw"] as const,
+        default: "randread" as const,
+        describe: "Access pattern",
+      })
+      .option("bs", { type: "string", default: "4k", requiresArg: true, describe: "Bytes at a time: 4k, 1M" })
+      .option("iodepth", { type: "number", default: 32, requiresArg: true, describe: "How many at a time" })
+      .option("runtime", { type: "number", default: 5, requiresArg: true, describe: "Seconds" })
+      .example("xentool blkfront bench --vdev xvdb", "4k random reads, 32 at a time")
+      .example(
+        "xentool blkfront bench --vdev xvdb --rw write --bs 1M --iodepth 4 --json",
+        "for scripts",
+      ) as never,
+  handler: (argv) =>
+    runCommand(argv, async (context) => {
+      const { XentoolError } = await import("../src/core/errors.ts");
+      const options = await benchOptions(argv);
+      const { bench: result } = await useDisk(context, argv, { type: "bench", options }, () => {});
+      if (result === undefined)
+        throw new XentoolError("protocol", "the backend let go of the disk before there was a result");
+      await printResult(context, argv.vdev, result);
+      if (result.errors > 0)
+        throw new XentoolError("io", `${result.errors} of the requests failed; the figures mean little`);
+    }),
+};
+
+async function benchOptions(argv: BenchArguments): Promise<BenchOptions> {
+  const { XentoolError } = await import("../src/core/errors.ts");
+  const size = /^([0-9]{1,9})([kKmM]?)$/.exec(argv.bs);
+  if (size === null) throw new XentoolError("usage", `--bs: "${argv.bs}" is no size; try 4k or 1M`);
+  const unit = { "": 1, k: 2 ** 10, m: 2 ** 20 }[(size[2] as string).toLowerCase()] as number;
+  if (!(Number.isInteger(argv.iodepth) && argv.iodepth >= 1 && argv.iodepth <= 512))
+    throw new XentoolError("usage", "--iodepth is a number from 1 to 512");
+  if (!(argv.runtime > 0 && argv.runtime <= 86_400))
+    throw new XentoolError("usage", "--runtime is a number of seconds, up to 86400");
+  return {
+    pattern: argv.rw,
+    blockBytes: Number(size[1]) * unit,
+    depth: argv.iodepth,
+    runtimeMs: argv.runtime * 1000,
+  };
+}
+
+async function printResult(context: CommandContext, vdev: string, result: BenchResult): Promise<void> {
+  const { formatBytes, formatCount, formatDuration, print, printJson } = await import("./lib/output.ts");
+  const seconds = result.elapsedMs / 1000;
+  const iops = (result.reads + result.writes) / seconds;
+  const bytesPerSecond = result.bytes / seconds;
+  const cpuPercent = ((result.cpuUserMs + result.cpuSystemMs) / result.elapsedMs) * 100;
+  if (context.json) {
+    printJson({ vdev, ...result, iops, bytesPerSecond, cpuPercent });
+    return;
+  }
+  const { latencyUs } = result;
+  const lasting = (us: number): string => formatDuration(us * 1000);
+  print(
+    `${vdev}: ${result.pattern}, ${formatBytes(result.blockBytes)}, ${result.jobs} at a time, ${seconds.toFixed(1)} s`,
+  );
+  print(`  ${formatCount(iops)} IOPS, ${formatBytes(bytesPerSecond)}/s`);
+  print(
+    `  latency: median ${lasting(latencyUs.p50)}, 99 % ${lasting(latencyUs.p99)}, ` +
+      `99.9 % ${lasting(latencyUs.p999)}, longest ${lasting(latencyUs.max)}`,
+  );
+  print(`  CPU of this process: ${Math.round(cpuPercent)} %`);
+}
+
+export const blkfrontCommand: CommandModule<GlobalArguments, GlobalArguments> = {
+  command: "blkfront <action>",
+  describe: "Use a disk as a guest would, from user space",
+  builder: (argv) =>
+    [nbd, bench]
+      .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
+      .demandCommand(1, 1, "Which action?", "Only one action, please")
+      .strict() as never,
+  handler: () => {},
+};

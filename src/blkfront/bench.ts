@@ -1,0 +1,185 @@
+// `blkfront bench`: a fixed number of jobs, each with its own pages, starts its next I/O as soon as its last
+// one is done. One thread, no promises: what is measured is the ring, not the event loop.
+import { PAGE_SIZE } from "../core/types.ts";
+import { XentoolError } from "../core/errors.ts";
+import { shim } from "../native/shim.ts";
+import { BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_RSP_OKAY, SECTOR_SIZE } from "../protocol/blkif.ts";
+import { COMMAND_RELEASE, COMMAND_RUN, type FrontControl } from "./control.ts";
+import type { Disk } from "./handshake.ts";
+import { LatencyHistogram, type LatencySummary } from "./latency.ts";
+import type { FrontQueue } from "./queue.ts";
+
+export const BENCH_PATTERNS = ["read", "write", "randread", "randwrite", "randrw"] as const;
+export type BenchPattern = (typeof BENCH_PATTERNS)[number];
+
+export interface BenchOptions {
+  readonly pattern: BenchPattern;
+  readonly blockBytes: number;
+  readonly depth: number;
+  readonly runtimeMs: number;
+}
+
+/** Structured-cloneable. */
+export interface BenchResult extends BenchOptions {
+  /** Jobs that had pages: fewer than `depth` when the pool is smaller than all of them together. */
+  readonly jobs: number;
+  readonly elapsedMs: number;
+  readonly reads: number;
+  readonly writes: number;
+  readonly errors: number;
+  readonly bytes: number;
+  readonly latencyUs: LatencySummary;
+  /** Of this process, while it ran. */
+  readonly cpuUserMs: number;
+  readonly cpuSystemMs: number;
+}
+
+/** Turns between two looks at whether to go on, while there is work. */
+const LOOK_EVERY = 64;
+
+export class Bench {
+  readonly #options: BenchOptions;
+  readonly #queue: FrontQueue;
+  readonly #latency = new LatencyHistogram();
+  readonly #blocks: number;
+  readonly #jobs: number;
+  /** By job: its pages, and when its I/O was started. */
+  readonly #pages: Int32Array;
+  readonly #startedAt: Float64Array;
+  readonly #fds = new Int32Array(2);
+  #nextBlock = 0;
+  #random = 0x9e37_79b9;
+  #now = 0;
+  #running = false;
+  #reads = 0;
+  #writes = 0;
+  #errors = 0;
+
+  /** Takes the whole queue, whose tags must be at least `depth`. Throws `usage` for what this disk cannot do. */
+  constructor(queue: FrontQueue, disk: Disk, options: BenchOptions) {
+    const { blockBytes, depth, pattern } = options;
+    if (blockBytes % disk.logicalSectorBytes !== 0 || blockBytes === 0)
+      throw new XentoolError("usage", `--bs must be a multiple of ${disk.logicalSectorBytes} bytes here`);
+    if (disk.readOnly && pattern !== "read" && pattern !== "randread")
+      throw new XentoolError("usage", "the disk is read-only: use --rw read or randread");
+    this.#blocks = Math.floor((disk.sectors512 * SECTOR_SIZE) / blockBytes);
+    if (this.#blocks === 0) throw new XentoolError("usage", "--bs is larger than the disk");
+    this.#jobs = Math.min(depth, queue.transfersThatFit(blockBytes));
+    if (this.#jobs === 0) throw new XentoolError("usage", "--bs is larger than all pages that are shared");
+    this.#options = options;
+    this.#queue = queue;
+    this.#pages = new Int32Array(this.#jobs);
+    this.#startedAt = new Float64Array(this.#jobs);
+    for (let job = 0; job < this.#jobs; job++) this.#pages[job] = this.#fillPages();
+    queue.onDone = (tag, status) => this.#done(tag, status);
+  }
+
+  /** Runs until the time is up, `control` stops it or the backend breaks the protocol; waits for what is left. */
+  run(control: FrontControl): BenchResult {
+    const { runtimeMs, blockBytes } = this.#options;
+    const queue = this.#queue;
+    const cpu = process.cpuUsage();
+    const started = performance.now();
+    this.#now = started;
+    this.#running = true;
+    for (let job = 0; job < this.#jobs; job++) this.#start(job);
+    queue.push();
+    for (let turn = 0; queue.inFlight > 0 && queue.failure === undefined; turn++) {
+      if (control.command === COMMAND_RELEASE) break;
+      const responses = this.#turn(control);
+      if (!this.#running || (responses > 0 && turn % LOOK_EVERY !== 0)) continue;
+      this.#running = this.#now - started < runtimeMs && control.command === COMMAND_RUN;
+    }
+    const elapsedMs = performance.now() - started;
+    const used = process.cpuUsage(cpu);
+    return {
+      ...this.#options,
+      jobs: this.#jobs,
+      elapsedMs,
+      reads: this.#reads,
+      writes: this.#writes,
+      errors: this.#errors,
+      bytes: (this.#reads + this.#writes) * blockBytes,
+      latencyUs: this.#latency.summary(),
+      cpuUserMs: used.user / 1000,
+      cpuSystemMs: used.system / 1000,
+    };
+  }
+
+  /** Completes what is complete and starts what follows; sleeps when there is nothing. */
+  #turn(control: FrontControl): number {
+    const queue = this.#queue;
+    this.#now = performance.now();
+    const responses = queue.reap();
+    queue.push();
+    if (responses > 0 || queue.failure !== undefined) return responses;
+    const { sleeper } = queue;
+    if (!sleeper.maySleep()) return 0;
+    this.#fds[0] = sleeper.fd;
+    this.#fds[1] = control.wakeFd;
+    const ready = shim.xt_wait(this.#fds, 2, -1);
+    sleeper.woke((ready & 1) !== 0);
+    if ((ready & 2) !== 0) control.drain();
+    return 0;
+  }
+
+  #done(job: number, status: number): void {
+    this.#latency.add((this.#now - (this.#startedAt[job] as number)) * 1000);
+    if (status !== BLKIF_RSP_OKAY) this.#errors++;
+    if (this.#running) this.#start(job);
+  }
+
+  /** There is always room: jobs are no more than what fits. */
+  #start(job: number): void {
+    const reads = this.#readsNext();
+    const sector = this.#nextOffset() / SECTOR_SIZE;
+    this.#startedAt[job] = this.#now;
+    if (reads) this.#reads++;
+    else this.#writes++;
+    const op = reads ? BLKIF_OP_READ : BLKIF_OP_WRITE;
+    this.#queue.transfer(op, job, sector, this.#pages[job] as number, this.#options.blockBytes);
+  }
+
+  /** Pages for one job, with something in them to write. */
+  #fillPages(): number {
+    const { pool } = this.#queue;
+    const count = Math.ceil(this.#options.blockBytes / PAGE_SIZE);
+    const page = pool.allocate(count);
+    const start = (page * PAGE_SIZE) / 4;
+    for (let word = start; word < start + (count * PAGE_SIZE) / 4; word++)
+      pool.words[word] = this.#nextRandom();
+    return page;
+  }
+
+  #readsNext(): boolean {
+    switch (this.#options.pattern) {
+      case "read":
+      case "randread":
+        return true;
+      case "write":
+      case "randwrite":
+        return false;
+      case "randrw":
+        return (this.#nextRandom() & 0x10000) !== 0;
+    }
+  }
+
+  #nextOffset(): number {
+    const { pattern, blockBytes } = this.#options;
+    if (pattern !== "read" && pattern !== "write")
+      return Math.floor((this.#nextRandom() / 2 ** 32) * this.#blocks) * blockBytes;
+    const block = this.#nextBlock;
+    this.#nextBlock = block + 1 === this.#blocks ? 0 : block + 1;
+    return block * blockBytes;
+  }
+
+  /** xorshift32: the same sequence every time. */
+  #nextRandom(): number {
+    let x = this.#random;
+    x ^= x << 13;
+    x ^= x >>> 17;
+    x ^= x << 5;
+    this.#random = x;
+    return x >>> 0;
+  }
+}

@@ -1,0 +1,105 @@
+// What the NBD server has under way, as columns: commands, and the chunks of I/O that they are cut into.
+// Rows are taken and given back; nothing is allocated while serving.
+import type { NbdConnection } from "./nbd-connection.ts";
+
+export class CommandTable {
+  readonly connection: (NbdConnection | undefined)[];
+  readonly type: Uint16Array;
+  readonly cookieHigh: Uint32Array;
+  readonly cookieLow: Uint32Array;
+  readonly offset: Float64Array;
+  readonly length: Float64Array;
+  /** Bytes whose I/O is started, and chunks of it that are not done. */
+  readonly started: Float64Array;
+  readonly pending: Uint16Array;
+  /** NBD_E*, 0: none yet. */
+  readonly error: Uint8Array;
+  /** It ends with a flush of its own, once. */
+  readonly fua: Uint8Array;
+  /** Simple replies cannot be interleaved: this read has the connection for itself, chunk by chunk. */
+  readonly alone: Uint8Array;
+  readonly #free: Uint16Array;
+  #freeCount: number;
+
+  constructor(size: number) {
+    this.connection = Array.from({ length: size }, () => undefined);
+    this.type = new Uint16Array(size);
+    this.cookieHigh = new Uint32Array(size);
+    this.cookieLow = new Uint32Array(size);
+    this.offset = new Float64Array(size);
+    this.length = new Float64Array(size);
+    this.started = new Float64Array(size);
+    this.pending = new Uint16Array(size);
+    this.error = new Uint8Array(size);
+    this.fua = new Uint8Array(size);
+    this.alone = new Uint8Array(size);
+    this.#free = Uint16Array.from({ length: size }, (_, index) => size - 1 - index);
+    this.#freeCount = size;
+  }
+
+  get freeCount(): number {
+    return this.#freeCount;
+  }
+
+  /** A row for a command of `connection`; `freeCount` must not be 0. */
+  take(connection: NbdConnection): number {
+    const row = this.#free[--this.#freeCount] as number;
+    this.connection[row] = connection;
+    this.started[row] = 0;
+    this.pending[row] = 0;
+    this.error[row] = 0;
+    connection.outstanding++;
+    return row;
+  }
+
+  release(row: number): void {
+    (this.connection[row] as NbdConnection).outstanding--;
+    this.connection[row] = undefined;
+    this.#free[this.#freeCount++] = row;
+  }
+}
+
+/** Chunks: one operation of the queue each; their row is its tag. */
+export class ChunkTable {
+  readonly command: Uint16Array;
+  /** First page of its data, and how many; none: 0. */
+  readonly page: Int32Array;
+  readonly pages: Uint16Array;
+  /** Its part of the command: bytes from the command's start. */
+  readonly offset: Float64Array;
+  readonly length: Float64Array;
+  readonly #free: Uint16Array;
+  #freeCount: number;
+
+  constructor(size: number) {
+    this.command = new Uint16Array(size);
+    this.page = new Int32Array(size);
+    this.pages = new Uint16Array(size);
+    this.offset = new Float64Array(size);
+    this.length = new Float64Array(size);
+    this.#free = Uint16Array.from({ length: size }, (_, index) => size - 1 - index);
+    this.#freeCount = size;
+  }
+
+  get freeCount(): number {
+    return this.#freeCount;
+  }
+
+  /** The row that `take` will give. */
+  get next(): number {
+    return this.#free[this.#freeCount - 1] as number;
+  }
+
+  take(command: number, page: number, pages: number, offset: number, length: number): void {
+    const row = this.#free[--this.#freeCount] as number;
+    this.command[row] = command;
+    this.page[row] = page;
+    this.pages[row] = pages;
+    this.offset[row] = offset;
+    this.length[row] = length;
+  }
+
+  release(row: number): void {
+    this.#free[this.#freeCount++] = row;
+  }
+}

@@ -1,0 +1,39 @@
+// A disk as an NBD export: what a client is told, from what the backend said.
+import { SECTOR_SIZE } from "../protocol/blkif.ts";
+import {
+  NBD_FLAG_CAN_MULTI_CONN,
+  NBD_FLAG_HAS_FLAGS,
+  NBD_FLAG_READ_ONLY,
+  NBD_FLAG_SEND_FLUSH,
+  NBD_FLAG_SEND_FUA,
+  NBD_FLAG_SEND_TRIM,
+  NBD_FLAG_SEND_WRITE_ZEROES,
+  type NbdExport,
+} from "../protocol/nbd.ts";
+import type { Disk } from "./handshake.ts";
+
+/** Most bytes that one read or write may carry. */
+export const MAX_BLOCK_BYTES = 32 << 20;
+const PREFERRED_BLOCK_BYTES = 4096;
+
+/** Whether the backend can be made to write everything down. */
+export function canMakeDurable(disk: Disk): boolean {
+  return disk.canFlush || disk.canBarrier;
+}
+
+export function exportOf(disk: Disk, name: string): NbdExport {
+  // One ring serves all connections, so that a flush on one of them covers the others.
+  let flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_CAN_MULTI_CONN;
+  if (canMakeDurable(disk)) flags |= NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA;
+  if (disk.readOnly) flags |= NBD_FLAG_READ_ONLY;
+  else flags |= NBD_FLAG_SEND_WRITE_ZEROES | (disk.canDiscard ? NBD_FLAG_SEND_TRIM : 0);
+  return {
+    name,
+    description: `PV disk ${name}`,
+    sizeBytes: disk.sectors512 * SECTOR_SIZE,
+    flags,
+    minBlockBytes: disk.logicalSectorBytes,
+    preferredBlockBytes: Math.max(PREFERRED_BLOCK_BYTES, disk.physicalSectorBytes),
+    maxBlockBytes: MAX_BLOCK_BYTES,
+  };
+}

@@ -1,0 +1,151 @@
+// The NBD server's one loop: ring, clients' sockets and orders from the main thread, all without waiting
+// except in one place. Clients take turns at being first, and none can hold what the others need.
+import { closeSync } from "node:fs";
+import { moduleLogger } from "../core/log.ts";
+import { shim } from "../native/shim.ts";
+import { COMMAND_RELEASE, COMMAND_RUN, type FrontControl } from "./control.ts";
+import { NbdCommands } from "./nbd-commands.ts";
+import { DEAD, HANDSHAKE, NbdConnection, READY } from "./nbd-connection.ts";
+import { exportOf } from "./nbd-export.ts";
+import { POLL_GONE, POLLIN, POLLOUT, PollSet } from "./poll-set.ts";
+import type { FrontQueue } from "./queue.ts";
+
+const logger = moduleLogger("blkfront");
+
+const MAX_CONNECTIONS = 64;
+/** The places of what is always waited for; connections follow. */
+const AT_RING = 0;
+const AT_CONTROL = 1;
+const AT_LISTENER = 2;
+const AT_CONNECTIONS = 3;
+const UNUSED_FD = -1;
+
+export class NbdServer {
+  readonly #queue: FrontQueue;
+  readonly #control: FrontControl;
+  readonly #listener: number;
+  readonly #name: string;
+  readonly #commands: NbdCommands;
+  readonly #connections: NbdConnection[] = [];
+  readonly #polled = new PollSet(AT_CONNECTIONS + MAX_CONNECTIONS);
+  #turn = 0;
+
+  /** Serves the disk of `queue`, whose tags are `tags`, as the export `name` to who connects to `listener`. */
+  constructor(queue: FrontQueue, tags: number, control: FrontControl, listener: number, name: string) {
+    this.#queue = queue;
+    this.#control = control;
+    this.#listener = listener;
+    this.#name = name;
+    this.#commands = new NbdCommands(queue, control.disk, tags);
+  }
+
+  /** Serves until `control` says stop and what is under way is answered, or the backend breaks the protocol. */
+  run(): void {
+    const queue = this.#queue;
+    for (;;) {
+      const responses = queue.reap();
+      const command = this.#control.command;
+      const stopping = command !== COMMAND_RUN;
+      if (queue.failure !== undefined || command === COMMAND_RELEASE) return;
+      this.#commands.retryFlushes();
+      if (!stopping) this.#advance();
+      queue.push();
+      const roomMade = this.#send();
+      this.#bury();
+      if (stopping && queue.inFlight === 0) return;
+      const busy = responses > 0 || roomMade || !queue.sleeper.maySleep();
+      this.#wait(busy ? 0 : -1, stopping);
+    }
+  }
+
+  /** Ends every connection and frees everything. The queue and the listener stay their owners'. */
+  close(): void {
+    for (const connection of this.#connections) connection.close();
+    this.#connections.length = 0;
+    this.#polled.close();
+  }
+
+  #advance(): void {
+    const connections = this.#connections;
+    const count = connections.length;
+    this.#turn++;
+    for (let index = 0; index < count; index++) {
+      const connection = connections[(this.#turn + index) % count] as NbdConnection;
+      if (connection.state === HANDSHAKE) connection.negotiate();
+      if (connection.state === READY) this.#commands.advance(connection);
+    }
+  }
+
+  /** True when somebody's request may find room now that found none before. */
+  #send(): boolean {
+    let roomMade = false;
+    for (const connection of this.#connections) if (connection.send()) roomMade = true;
+    return roomMade;
+  }
+
+  /** Removes dead connections once nothing of theirs is on the ring. */
+  #bury(): void {
+    const connections = this.#connections;
+    for (let index = connections.length - 1; index >= 0; index--) {
+      const connection = connections[index] as NbdConnection;
+      if (connection.state !== DEAD || !this.#commands.abandon(connection)) continue;
+      connection.close();
+      connections.splice(index, 1);
+      logger.debug(`a client left, ${connections.length} connected`);
+    }
+  }
+
+  #wait(timeoutMs: number, stopping: boolean): void {
+    const polled = this.#polled;
+    const { sleeper } = this.#queue;
+    const connections = this.#connections;
+    polled.clear();
+    polled.add(sleeper.fd, POLLIN);
+    polled.add(this.#control.wakeFd, POLLIN);
+    polled.add(stopping ? UNUSED_FD : this.#listener, POLLIN);
+    const count = connections.length;
+    for (let index = 0; index < count; index++) {
+      const connection = connections[index] as NbdConnection;
+      const receives = connection.wantsToReceive && !stopping ? POLLIN : 0;
+      const sends = connection.wantsToSend ? POLLOUT : 0;
+      polled.add(connection.state === DEAD ? UNUSED_FD : connection.fd, receives | sends);
+    }
+    const ready = polled.wait(timeoutMs);
+    sleeper.woke(polled.seen(AT_RING) !== 0);
+    if (!ready) return;
+    if (polled.seen(AT_CONTROL) !== 0) this.#takeOrders();
+    for (let index = 0; index < count; index++) {
+      const connection = connections[index] as NbdConnection;
+      const seen = polled.seen(AT_CONNECTIONS + index);
+      if ((seen & POLLOUT) !== 0) connection.sendable();
+      if ((seen & POLLIN) !== 0) connection.receive();
+      else if ((seen & POLL_GONE) !== 0) connection.kill();
+    }
+    if (polled.seen(AT_LISTENER) !== 0) this.#accept();
+  }
+
+  #takeOrders(): void {
+    this.#control.drain();
+    this.#commands.disk = this.#control.disk;
+  }
+
+  #accept(): void {
+    const fd = shim.xt_stream_accept(this.#listener);
+    if (fd < 0) return;
+    if (this.#connections.length === MAX_CONNECTIONS && !this.#makePlace()) {
+      closeSync(fd);
+      return;
+    }
+    this.#connections.push(new NbdConnection(fd, () => exportOf(this.#commands.disk, this.#name)));
+    logger.debug(`a client came, ${this.#connections.length} connected`);
+  }
+
+  /** Drops the client that has been haggling longest, if there is one: it may have no intention to end. */
+  #makePlace(): boolean {
+    const index = this.#connections.findIndex((it) => it.state === HANDSHAKE);
+    if (index < 0) return false;
+    this.#connections[index]?.close();
+    this.#connections.splice(index, 1);
+    return true;
+  }
+}
