@@ -91,13 +91,13 @@ function labels(marks: readonly { cell: number; label: string }[]): string[] {
     (typeof marks)[number],
     (typeof marks)[number],
   ];
-  if (first.cell === second.cell) return [place(first.cell, marks.map(({ label }) => label).join(", "))];
+  if (first.cell === second.cell) return marks.map(({ cell, label }) => place(cell, label));
   return [place(first.cell, first.label), place(second.cell, second.label)];
 }
 
 /** The label begins under its pointer, or ends there where the line has no room. */
 function place(cell: number, label: string): string {
-  const start = cell + label.length <= CELLS ? cell : cell - label.length + 1;
+  const start = cell + label.length <= CELLS ? cell : Math.max(0, cell - label.length + 1);
   return `   ${" ".repeat(start)}${label}`;
 }
 

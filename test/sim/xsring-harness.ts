@@ -1,0 +1,157 @@
+// Rings of a simulated host in the test's process: the C programs that use them, a raw client in a guest, and
+// `xentool xsring` as people start it.
+import { fileURLToPath } from "node:url";
+import { toDomid } from "../../src/core/types.ts";
+import type { EvtchnPort } from "../../src/core/types.ts";
+import type { Mapping } from "../../src/native/memory.ts";
+import { PortStream } from "../../src/platform/port-stream.ts";
+import type { SimEventChannels, SimPlatform } from "../../src/platform/sim.ts";
+import { loadRingWord, storeRingWord, XsRingStream } from "../../src/protocol/xs-ring.ts";
+import { XsPacketParser, type XsPacket } from "../../src/protocol/xs-wire.ts";
+import type { SimHost } from "../../src/sim/host.ts";
+import type { ClientRing } from "../../src/xenstore/ring-transport.ts";
+
+const ROOT = fileURLToPath(new URL("../..", import.meta.url));
+
+/** Builds a program of test/programs where that is needed, and gives its path. */
+export function testProgram(name: string): string {
+  const build = Bun.spawnSync(
+    ["sh", "-c", `cmake -S . -B build/shim && cmake --build build/shim --target ${name}`],
+    { cwd: ROOT, stdout: "pipe", stderr: "pipe" },
+  );
+  if (build.exitCode !== 0) throw new Error(`cannot build ${name}: ${build.stderr.toString()}`);
+  return `${ROOT}/build/shim/programs/${name}`;
+}
+
+export interface Finished {
+  readonly status: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs a command to its end. `signalCode` 9 is status 137, as for a shell. */
+export async function runProgram(
+  argv: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<Finished> {
+  const child = Bun.spawn([...argv], {
+    cwd: ROOT,
+    env: { ...process.env, ...env },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const [stdout, stderr] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+  ]);
+  return { status: await child.exited, stdout, stderr };
+}
+
+/** `xentool xsring …` as a process of domain 0 (or another) of `host`. */
+export function xsring(host: SimHost, args: readonly string[], domid = 0): Promise<Finished> {
+  return runProgram([process.execPath, "cmd/xentool.ts", "xsring", ...args], {
+    XENTOOL_SIM: host.dir,
+    XENTOOL_DOMID: String(domid),
+  });
+}
+
+/** A guest's end of its ring, with the packets as they come. */
+export class GuestRing {
+  readonly platform: SimPlatform;
+  readonly page: Mapping;
+  readonly #channels: SimEventChannels;
+  readonly #port: EvtchnPort;
+  readonly #stream: PortStream;
+  readonly #listeners = new Set<() => void>();
+  readonly #parser = new XsPacketParser();
+
+  constructor(host: SimHost, domid: number) {
+    this.platform = host.platform(toDomid(domid));
+    this.#channels = this.platform.openEventChannels();
+    const { page, port } = this.platform.openStoreRing(this.#channels);
+    this.page = page;
+    this.#port = port;
+    this.#stream = new PortStream(this.#channels, () => {
+      for (const listener of this.#listeners) listener();
+    });
+  }
+
+  load(offset: number): number {
+    return loadRingWord(this.page, offset);
+  }
+
+  store(offset: number, value: number): void {
+    storeRingWord(this.page, offset, value);
+  }
+
+  notify(): void {
+    this.#channels.notify(this.#port);
+  }
+
+  /** Puts bytes into the ring, all of them, and tells the server. */
+  async send(bytes: Uint8Array): Promise<void> {
+    const requests = XsRingStream.requests(this.page);
+    for (let at = 0; at < bytes.length;) {
+      const count = requests.write(bytes.subarray(at)) ?? 0;
+      this.notify();
+      at += count;
+      if (count === 0) await this.event();
+    }
+  }
+
+  /** The next packet from the server. */
+  async receive(): Promise<XsPacket> {
+    const responses = XsRingStream.responses(this.page);
+    for (;;) {
+      const packet = this.#parser.next();
+      if (packet !== undefined) return packet;
+      const bytes = responses.read();
+      if (bytes === undefined) throw new Error("the response indices are impossible");
+      if (bytes.length === 0) await this.event();
+      else {
+        this.#parser.push(bytes);
+        this.notify();
+      }
+    }
+  }
+
+  /** Bytes that were taken and are no whole packet. */
+  get leftoverBytes(): number {
+    return this.#parser.bufferedBytes;
+  }
+
+  /** The ring began anew: what was taken of the old one is void. */
+  forget(): void {
+    this.#parser.reset();
+  }
+
+  /** Resolves at the next event. */
+  event(): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const listener = (): void => {
+      this.#listeners.delete(listener);
+      resolve();
+    };
+    this.#listeners.add(listener);
+    return promise;
+  }
+
+  /** For the real client. */
+  client(): ClientRing {
+    return {
+      page: this.page,
+      events: this.#channels,
+      port: this.#port,
+      onEvent: (wake) => {
+        this.#listeners.add(wake);
+        return () => this.#listeners.delete(wake);
+      },
+    };
+  }
+
+  async close(): Promise<void> {
+    await this.#stream.close();
+    this.page.close();
+    this.#channels.close();
+    this.platform.close();
+  }
+}
