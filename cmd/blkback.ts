@@ -1,217 +1,16 @@
 // `xentool blkback`: serve disks to guests, the toolstack's steps one by one, and statistics.
-import type { Argv, CommandModule } from "yargs";
+import type { CommandModule } from "yargs";
 import type { DeviceAddress } from "../src/blkback/address.ts";
-import type { Platform } from "../src/platform/platform.ts";
-import type { Xenstore } from "../src/xenstore/client.ts";
+import { serveCommand, watchCommand } from "./blkback-serve.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
-
-interface DeviceArguments extends GlobalArguments {
-  readonly domid: number;
-  readonly vdev: string;
-  readonly kind: string | undefined;
-}
-
-/** --domid, --vdev and --kind, which name a device. */
-function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, keyof GlobalArguments>> {
-  return argv
-    .option("domid", { type: "number", demandOption: true, requiresArg: true, describe: "The guest" })
-    .option("vdev", {
-      type: "string",
-      demandOption: true,
-      requiresArg: true,
-      describe: "Its disk: xvdb, sda, 51728",
-    })
-    .option("kind", {
-      type: "string",
-      requiresArg: true,
-      describe: "Directory name of the backend (default qdisk)",
-    }) as never;
-}
-
-interface Session {
-  readonly platform: Platform;
-  readonly xenstore: Xenstore;
-}
-
-/** Runs `body` with a platform and a xenstore connection, and closes both. */
-async function withSession<T>(context: CommandContext, body: (session: Session) => Promise<T>): Promise<T> {
-  const { choosePlatform } = await import("../src/platform/open.ts");
-  const { Xenstore } = await import("../src/xenstore/client.ts");
-  const platform = await choosePlatform({ platform: context.platform });
-  try {
-    const { timeoutMs } = context;
-    const xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
-    try {
-      return await body({ platform, xenstore });
-    } finally {
-      xenstore.close();
-    }
-  } finally {
-    platform.close();
-  }
-}
-
-async function addressOf(platform: Platform, argv: DeviceArguments): Promise<DeviceAddress> {
-  const { DEFAULT_KIND } = await import("../src/blkback/address.ts");
-  const { toDomid } = await import("../src/core/types.ts");
-  const { XentoolError } = await import("../src/core/errors.ts");
-  const { parseVdev } = await import("../src/protocol/blkif.ts");
-  const devid = parseVdev(argv.vdev);
-  if (devid === undefined)
-    throw new XentoolError("usage", `--vdev: "${argv.vdev}" is no virtual device; try xvdb`);
-  const kind = argv.kind ?? DEFAULT_KIND;
-  if (!/^[A-Za-z0-9_-]{1,32}$/.test(kind))
-    throw new XentoolError("usage", `--kind: "${kind}" is no directory name`);
-  return { backend: platform.domid, kind, frontend: toDomid(argv.domid, "--domid"), devid };
-}
-
-/** Offers, and how long a guest has to let go. */
-const DETACH_TIMEOUT_MS = 10_000;
-
-const serve: CommandModule<GlobalArguments, DeviceArguments & ServeArguments> = {
-  command: "serve <image>",
-  describe: "Serve a disk image or block device until the guest lets go or SIGTERM",
-  builder: (argv) =>
-    deviceOptions(argv)
-      .positional("image", { type: "string", demandOption: true, describe: "A file or a block device" })
-      .option("mode", {
-        choices: ["r", "w"] as const,
-        default: "w" as const,
-        describe: "Read-only or writable",
-      })
-      .option("device-type", {
-        choices: ["disk", "cdrom"] as const,
-        default: "disk" as const,
-        describe: "What the guest sees",
-      })
-      .option("direct", { type: "boolean", default: false, describe: "Bypass the page cache (O_DIRECT)" })
-      .option("sector-size", {
-        choices: [512, 4096] as const,
-        default: 512 as const,
-        describe: "Logical sector size, bytes",
-      })
-      .option("max-ring-page-order", {
-        type: "number",
-        default: 4,
-        requiresArg: true,
-        describe: "Rings of up to 2^N pages, N 0 to 4",
-      })
-      .option("max-indirect-segments", {
-        type: "number",
-        default: 256,
-        requiresArg: true,
-        describe: "0 to 4096; 0: none offered",
-      })
-      .option("grants", {
-        choices: ["copy", "map"] as const,
-        default: "copy" as const,
-        describe: "How data crosses",
-      })
-      .option("engine", {
-        choices: ["uring", "sync"] as const,
-        default: "uring" as const,
-        describe: "io_uring or pread/pwrite",
-      })
-      .option("filter", {
-        type: "string",
-        array: true,
-        default: [],
-        requiresArg: true,
-        describe: "error:…, delay:… or log:…; repeatable",
-      })
-      .option("run", {
-        type: "string",
-        requiresArg: true,
-        describe: "Run this shell command once a guest may connect, then detach",
-      })
-      .example("xentool blkback serve disk.img --domid 1 --vdev xvdb", "one disk for domain 1")
-      .example(
-        "xentool blkback serve /dev/vg/root --domid 1 --vdev xvda --direct",
-        "a volume, without the page cache",
-      )
-      .example(
-        "xentool blkback serve d.img --domid 1 --vdev xvdc --filter error:rate=1%,op=read",
-        "a disk with faults",
-      ) as never,
-  handler: (argv) =>
-    runCommand(argv, (context) => withSession(context, (session) => runServe(context, session, argv))),
-};
-
-interface ServeArguments {
-  readonly image: string;
-  readonly mode: "r" | "w";
-  readonly deviceType: "disk" | "cdrom";
-  readonly direct: boolean;
-  readonly sectorSize: 512 | 4096;
-  readonly maxRingPageOrder: number;
-  readonly maxIndirectSegments: number;
-  readonly grants: "copy" | "map";
-  readonly engine: "uring" | "sync";
-  readonly filter: readonly string[];
-  readonly run: string | undefined;
-}
-
-async function runServe(
-  context: CommandContext,
-  session: Session,
-  argv: DeviceArguments & ServeArguments,
-): Promise<number> {
-  const { serveImage } = await import("../src/blkback/serve.ts");
-  const { parseFilter } = await import("../src/block/filter.ts");
-  const { describeDevice } = await import("../src/blkback/address.ts");
-  const { XentoolError } = await import("../src/core/errors.ts");
-  const { statsDir } = await import("../src/blkback/stats.ts");
-  const { spawnWorker } = await import("./spawn-worker.ts");
-  const { platform, xenstore } = session;
-  const address = await addressOf(platform, argv);
-  const finished = new AbortController();
-  let commandStatus = 0;
-  let command: Promise<void> | undefined;
-  const end = await serveImage(
-    platform,
-    xenstore,
-    {
-      path: argv.image,
-      address,
-      readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
-      direct: argv.direct,
-      detachTimeoutMs: context.timeoutMs ?? DETACH_TIMEOUT_MS,
-      offer: {
-        deviceType: argv.deviceType,
-        logicalSectorBytes: argv.sectorSize,
-        maxRingPageOrder: argv.maxRingPageOrder,
-        maxIndirectSegments: argv.maxIndirectSegments,
-      },
-      grantMode: argv.grants,
-      engine: argv.engine,
-      filters: argv.filter.map(parseFilter),
-      statsDir: statsDir(platform.descriptor),
-      verbosity: context.verbosity,
-    },
-    spawnWorker,
-    AbortSignal.any([context.stop, finished.signal]),
-    context.force,
-    () => {
-      const offered = { domid: address.frontend, vdev: argv.vdev, kind: address.kind, image: argv.image };
-      if (context.json) process.stdout.write(`${JSON.stringify({ event: "offered", ...offered })}\n`);
-      else process.stderr.write(`xentool: offering ${argv.image} as ${describeDevice(address)}\n`);
-      if (argv.run === undefined) return;
-      const child = Bun.spawn(["sh", "-c", argv.run], { stdio: ["inherit", "inherit", "inherit"] });
-      command = child.exited.then((status) => {
-        commandStatus = status;
-        finished.abort();
-      });
-    },
-  );
-  if (end === "left")
-    throw new XentoolError(
-      "timeout",
-      `the guest did not let go of ${describeDevice(address)}: it stays, unserved, until it is served again or force-closed`,
-    );
-  await command;
-  if (context.json) process.stdout.write(`${JSON.stringify({ event: "ended", reason: end })}\n`);
-  return commandStatus;
-}
+import {
+  addressOf,
+  DETACH_TIMEOUT_MS,
+  deviceOptions,
+  withSession,
+  type DeviceArguments,
+  type Session,
+} from "./lib/session.ts";
 
 /** A command that does one thing to one device. */
 function step(
@@ -358,11 +157,58 @@ const stats: CommandModule<GlobalArguments, StatsArguments> = {
     }),
 };
 
+interface InstallArguments extends GlobalArguments {
+  readonly root: string;
+}
+
+/** `install` and `uninstall`, which do the same to the same files. */
+function installation(
+  name: "install" | "uninstall",
+  describe: string,
+): CommandModule<GlobalArguments, InstallArguments> {
+  return {
+    command: name,
+    describe,
+    builder: (argv) =>
+      argv
+        .option("root", {
+          type: "string",
+          default: "/",
+          requiresArg: true,
+          describe: "The host's file system",
+        })
+        .example(`$0 blkback ${name}`, "then: systemctl enable --now xentool-blkback") as never,
+    handler: (argv) =>
+      runCommand(argv, async (context) => {
+        const work = await import("../src/blkback/install.ts");
+        const { print, printJson } = await import("./lib/output.ts");
+        const paths = work[name]({ root: argv.root, executable: process.execPath });
+        if (context.json) printJson({ paths });
+        else for (const path of paths) print(`${name === "install" ? "wrote" : "removed"} ${path}`);
+      }),
+  };
+}
+
+const installCommand = installation("install", "Have xl's disks with script=block-xentool served by us");
+const uninstallCommand = installation("uninstall", "Undo install");
+
 export const blkbackCommand: CommandModule<GlobalArguments, GlobalArguments> = {
   command: "blkback <action>",
   describe: "Serve disks to guests over the PV block ring",
   builder: (argv) =>
-    [serve, create, destroy, close, forceClose, resize, list, stats]
+    [
+      serveCommand,
+      watchCommand,
+      installCommand,
+      uninstallCommand,
+      create,
+      destroy,
+      close,
+      forceClose,
+      resize,
+      list,
+      stats,
+    ]
       .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
       .demandCommand(1, 1, "Which action?", "Only one action, please")
       .strict() as never,

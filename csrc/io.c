@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -84,6 +85,10 @@ static int64_t discard_block_device(struct io *io, const struct xt_io *op) {
   uint64_t range[2] = {(uint64_t)op->offset, (uint64_t)op->length};
   int secure = op->op == XT_IO_SECURE_DISCARD;
   return result_or_errno(ioctl(io->fd, secure ? BLKSECDISCARD : BLKDISCARD, range));
+}
+
+int32_t xt_file_lock(int32_t fd, int32_t exclusive) {
+  return flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) ? -errno : 0;
 }
 
 /* ---- the SYNC engine ---- */

@@ -103,6 +103,8 @@ XT_API int32_t xt_io_run(void *io, const struct xt_io *ops, uint32_t count, uint
                          struct xt_io_done *done, uint32_t max);
 /* Waits for every operation in flight, then frees. */
 XT_API int32_t xt_io_close(void *io);
+/* Locks an open file against other processes until it is closed, for writing or for reading; -EAGAIN: taken. */
+XT_API int32_t xt_file_lock(int32_t fd, int32_t exclusive);
 
 /* ---- vchan.c: one end of a vchan ---- */
 

@@ -17,6 +17,8 @@ export interface ServeOptions extends DeviceOptions {
   readonly path: string;
   readonly address: DeviceAddress;
   readonly readOnly: boolean;
+  /** Without the lock that keeps others from writing the image. */
+  readonly shared: boolean;
   readonly direct: boolean;
   /** How long a guest may take to let go after `stop` fired. */
   readonly detachTimeoutMs: number;
@@ -42,6 +44,7 @@ export async function serveImage(
   const { address } = options;
   const image = openImage(options.path, {
     readOnly: options.readOnly,
+    shared: options.shared,
     direct: options.direct,
     sectorSizeBytes: options.offer.logicalSectorBytes,
   });

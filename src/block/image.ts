@@ -13,6 +13,7 @@ import {
 import { XentoolError } from "../core/errors.ts";
 import { IO_DISCARD, IO_READ, IoEngine } from "../native/io-engine.ts";
 import { allocateMemory } from "../native/memory.ts";
+import { check, errnoName, shim } from "../native/shim.ts";
 import type { TargetInfo } from "./target.ts";
 
 /** Structured-cloneable: a worker of this process serves it through `new FileTarget`. */
@@ -29,6 +30,10 @@ export interface ImageOptions {
   readonly direct: boolean;
   /** The logical sector size that will be advertised: the size must be a multiple of it. */
   readonly sectorSizeBytes: number;
+  /** Without a lock: others may write it at the same time and are up to the matter. */
+  readonly shared?: boolean;
+  /** False: the guest is not to discard. */
+  readonly discard?: boolean;
 }
 
 /**
@@ -40,6 +45,7 @@ export function openImage(path: string, options: ImageOptions): Image {
     (options.readOnly ? constants.O_RDONLY : constants.O_RDWR) | (options.direct ? constants.O_DIRECT : 0);
   const fd = openOrExplain(path, flags);
   try {
+    if (options.shared !== true) lock(fd, path, !options.readOnly);
     const stat = fstatSync(fd);
     const isBlockDevice = stat.isBlockDevice();
     const sizeBytes = isBlockDevice ? readQueueNumber(stat, "size", 0) * 512 : stat.size;
@@ -48,7 +54,8 @@ export function openImage(path: string, options: ImageOptions): Image {
     const info = isBlockDevice
       ? { sizeBytes, readOnly: options.readOnly, ...blockDeviceLimits(stat) }
       : { sizeBytes, readOnly: options.readOnly, ...fileLimits(fd, path, sizeBytes, options.readOnly) };
-    return { fd, path, isBlockDevice, info };
+    const discard = options.discard ?? true;
+    return { fd, path, isBlockDevice, info: { ...info, canDiscard: info.canDiscard && discard } };
   } catch (error) {
     closeSync(fd);
     throw error;
@@ -80,6 +87,18 @@ function openOrExplain(path: string, flags: number): number {
       throw new XentoolError("environment", `${path}: its file system has no direct I/O; drop --direct`);
     throw new XentoolError("io", `cannot open ${path}`, { path }, error);
   }
+}
+
+/** Two writers, or a reader beside a writer, ruin a file system. The lock ends with the process. */
+function lock(fd: number, path: string, exclusive: boolean): void {
+  const error = shim.xt_file_lock(fd, exclusive ? 1 : 0);
+  if (error === 0) return;
+  if (errnoName(error) !== "EAGAIN") check(error, `lock ${path}`);
+  const who = exclusive ? "in use" : "being written";
+  throw new XentoolError(
+    "environment",
+    `${path} is ${who} by another process; --mode w! shares it all the same`,
+  );
 }
 
 function checkSize(path: string, sizeBytes: number, sectorSizeBytes: number): void {

@@ -55,6 +55,7 @@ const symbols = {
   xt_io_watch: { args: [ptr, i32, u32], returns: i32 },
   xt_io_run: { args: [ptr, ptr, u32, u32, i32, ptr, u32], returns: i32 },
   xt_io_close: { args: [ptr], returns: i32 },
+  xt_file_lock: { args: [i32, i32], returns: i32 },
 
   xt_xen_evtchn_bind_interdomain: { args: [i32, u32, u32], returns: i32 },
   xt_xen_evtchn_bind_unbound: { args: [i32, u32], returns: i32 },

@@ -1,0 +1,223 @@
+// `xentool blkback serve` and `watch`: the two commands that serve disks, one or all of a kind.
+import type { Argv, CommandModule } from "yargs";
+import type { DeviceOptions } from "../src/blkback/device.ts";
+import type { Platform } from "../src/platform/platform.ts";
+import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
+import {
+  addressOf,
+  DETACH_TIMEOUT_MS,
+  deviceOptions,
+  withSession,
+  type DeviceArguments,
+  type Session,
+} from "./lib/session.ts";
+
+/** How disks are served, whichever they are. */
+interface ServingArguments extends GlobalArguments {
+  readonly direct: boolean;
+  readonly sectorSize: 512 | 4096;
+  readonly maxRingPageOrder: number;
+  readonly maxIndirectSegments: number;
+  readonly grants: "copy" | "map";
+  readonly engine: "uring" | "sync";
+  readonly filter: readonly string[];
+}
+
+function servingOptions<T>(argv: Argv<T>): Argv<T & Omit<ServingArguments, keyof GlobalArguments>> {
+  return argv
+    .option("direct", { type: "boolean", default: false, describe: "Bypass the page cache (O_DIRECT)" })
+    .option("sector-size", {
+      choices: [512, 4096] as const,
+      default: 512 as const,
+      describe: "Logical sector size, bytes",
+    })
+    .option("max-ring-page-order", {
+      type: "number",
+      default: 4,
+      requiresArg: true,
+      describe: "Rings of up to 2^N pages, N 0 to 4",
+    })
+    .option("max-indirect-segments", {
+      type: "number",
+      default: 256,
+      requiresArg: true,
+      describe: "0 to 4096; 0: none offered",
+    })
+    .option("grants", {
+      choices: ["copy", "map"] as const,
+      default: "copy" as const,
+      describe: "How data crosses",
+    })
+    .option("engine", {
+      choices: ["uring", "sync"] as const,
+      default: "uring" as const,
+      describe: "io_uring or pread/pwrite",
+    })
+    .option("filter", {
+      type: "string",
+      array: true,
+      default: [] as string[],
+      requiresArg: true,
+      describe: "error:…, delay:… or log:…; repeatable",
+    }) as never;
+}
+
+/** What of a device's options the command line decides. */
+async function servingOptionsOf(
+  argv: ServingArguments,
+  platform: Platform,
+  context: CommandContext,
+): Promise<Omit<DeviceOptions, "offer"> & { offer: Omit<DeviceOptions["offer"], "deviceType"> }> {
+  const { parseFilter } = await import("../src/block/filter.ts");
+  const { statsDir } = await import("../src/blkback/stats.ts");
+  return {
+    offer: {
+      logicalSectorBytes: argv.sectorSize,
+      maxRingPageOrder: argv.maxRingPageOrder,
+      maxIndirectSegments: argv.maxIndirectSegments,
+    },
+    grantMode: argv.grants,
+    engine: argv.engine,
+    filters: argv.filter.map(parseFilter),
+    statsDir: statsDir(platform.descriptor),
+    verbosity: context.verbosity,
+  };
+}
+
+interface ServeArguments extends DeviceArguments, ServingArguments {
+  readonly image: string;
+  readonly mode: "r" | "w" | "w!";
+  readonly deviceType: "disk" | "cdrom";
+  readonly run: string | undefined;
+}
+
+export const serveCommand: CommandModule<GlobalArguments, ServeArguments> = {
+  command: "serve <image>",
+  describe: "Serve a disk image or block device until the guest lets go or SIGTERM",
+  builder: (argv) =>
+    servingOptions(deviceOptions(argv))
+      .positional("image", { type: "string", demandOption: true, describe: "A file or a block device" })
+      .option("mode", {
+        choices: ["r", "w", "w!"] as const,
+        default: "w" as const,
+        describe: "Read-only, writable, or w!: writable though others use the image",
+      })
+      .option("device-type", {
+        choices: ["disk", "cdrom"] as const,
+        default: "disk" as const,
+        describe: "What the guest sees",
+      })
+      .option("run", {
+        type: "string",
+        requiresArg: true,
+        describe: "Run this shell command once a guest may connect, then detach",
+      })
+      .example("$0 blkback serve disk.img --domid 1 --vdev xvdb", "one disk for domain 1")
+      .example(
+        "$0 blkback serve /dev/vg/root --domid 1 --vdev xvda --direct",
+        "a volume, without the page cache",
+      )
+      .example(
+        "$0 blkback serve d.img --domid 1 --vdev xvdc --filter error:rate=1%,op=read",
+        "with faults",
+      ) as never,
+  handler: (argv) =>
+    runCommand(argv, (context) => withSession(context, (session) => runServe(context, session, argv))),
+};
+
+async function runServe(context: CommandContext, session: Session, argv: ServeArguments): Promise<number> {
+  const { serveImage } = await import("../src/blkback/serve.ts");
+  const { describeDevice } = await import("../src/blkback/address.ts");
+  const { XentoolError } = await import("../src/core/errors.ts");
+  const { spawnWorker } = await import("./spawn-worker.ts");
+  const { platform, xenstore } = session;
+  const address = await addressOf(platform, argv);
+  const serving = await servingOptionsOf(argv, platform, context);
+  const finished = new AbortController();
+  let commandStatus = 0;
+  let command: Promise<void> | undefined;
+  const end = await serveImage(
+    platform,
+    xenstore,
+    {
+      ...serving,
+      path: argv.image,
+      address,
+      readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
+      shared: argv.mode === "w!",
+      direct: argv.direct,
+      detachTimeoutMs: context.timeoutMs ?? DETACH_TIMEOUT_MS,
+      offer: { ...serving.offer, deviceType: argv.deviceType },
+    },
+    spawnWorker,
+    AbortSignal.any([context.stop, finished.signal]),
+    context.force,
+    () => {
+      const offered = { domid: address.frontend, vdev: argv.vdev, kind: address.kind, image: argv.image };
+      if (context.json) process.stdout.write(`${JSON.stringify({ event: "offered", ...offered })}\n`);
+      else process.stderr.write(`xentool: offering ${argv.image} as ${describeDevice(address)}\n`);
+      if (argv.run === undefined) return;
+      const child = Bun.spawn(["sh", "-c", argv.run], { stdio: ["inherit", "inherit", "inherit"] });
+      command = child.exited.then((status) => {
+        commandStatus = status;
+        finished.abort();
+      });
+    },
+  );
+  if (end === "left")
+    throw new XentoolError(
+      "timeout",
+      `the guest did not let go of ${describeDevice(address)}: it stays, unserved, until it is served again or force-closed`,
+    );
+  await command;
+  if (context.json) process.stdout.write(`${JSON.stringify({ event: "ended", reason: end })}\n`);
+  return commandStatus;
+}
+
+interface WatchArguments extends ServingArguments {
+  readonly kind: string;
+  readonly anyScript: boolean | undefined;
+}
+
+export const watchCommand: CommandModule<GlobalArguments, WatchArguments> = {
+  command: "watch",
+  describe: "Serve every disk that the toolstack creates for us: the daemon",
+  builder: (argv) =>
+    servingOptions(argv)
+      .option("kind", {
+        type: "string",
+        default: "vbd",
+        requiresArg: true,
+        describe: "Directory name of the backends",
+      })
+      .option("any-script", {
+        type: "boolean",
+        describe: "All of the kind, not only script=block-xentool (default in a driver domain)",
+      })
+      .example("$0 blkback watch", "what the systemd unit of `xentool blkback install` runs") as never,
+  handler: (argv) =>
+    runCommand(argv, (context) => withSession(context, (session) => runWatch(context, session, argv))),
+};
+
+async function runWatch(context: CommandContext, session: Session, argv: WatchArguments): Promise<void> {
+  const { BackendWatch } = await import("../src/blkback/watch.ts");
+  const { announceWatching } = await import("../src/blkback/install.ts");
+  const { spawnWorker } = await import("./spawn-worker.ts");
+  const { platform, xenstore } = session;
+  const serving = await servingOptionsOf(argv, platform, context);
+  const { kind, direct } = argv;
+  using _ = platform.name === "xen" ? announceWatching() : undefined;
+  const anyScript = argv.anyScript ?? platform.domid !== 0;
+  const options = { ...serving, kind, direct, anyScript };
+  const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
+  process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
+  const stopped = new Promise<void>((resolve) => {
+    if (context.stop.aborted) resolve();
+    context.stop.addEventListener("abort", () => resolve());
+  });
+  try {
+    await Promise.race([stopped, watch.failed]);
+  } finally {
+    await watch.stop();
+  }
+}

@@ -1,0 +1,73 @@
+// What the commands about block devices share: the options that name a device, and a platform with a
+// connection to xenstore for the time of one command.
+import type { Argv } from "yargs";
+import type { DeviceAddress } from "../../src/blkback/address.ts";
+import type { Platform } from "../../src/platform/platform.ts";
+import type { Xenstore } from "../../src/xenstore/client.ts";
+import type { CommandContext, GlobalArguments } from "./run-command.ts";
+
+export interface DeviceArguments extends GlobalArguments {
+  readonly domid: number;
+  readonly vdev: string;
+  readonly kind: string | undefined;
+}
+
+/** --domid, --vdev and --kind, which name a device. */
+export function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, keyof GlobalArguments>> {
+  return argv
+    .option("domid", { type: "number", demandOption: true, requiresArg: true, describe: "The guest" })
+    .option("vdev", {
+      type: "string",
+      demandOption: true,
+      requiresArg: true,
+      describe: "Its disk: xvdb, sda, 51728",
+    })
+    .option("kind", {
+      type: "string",
+      requiresArg: true,
+      describe: "Directory name of the backend (default qdisk)",
+    }) as never;
+}
+
+export interface Session {
+  readonly platform: Platform;
+  readonly xenstore: Xenstore;
+}
+
+/** Runs `body` with a platform and a xenstore connection, and closes both. */
+export async function withSession<T>(
+  context: CommandContext,
+  body: (session: Session) => Promise<T>,
+): Promise<T> {
+  const { choosePlatform } = await import("../../src/platform/open.ts");
+  const { Xenstore } = await import("../../src/xenstore/client.ts");
+  const platform = await choosePlatform({ platform: context.platform });
+  try {
+    const { timeoutMs } = context;
+    const xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
+    try {
+      return await body({ platform, xenstore });
+    } finally {
+      xenstore.close();
+    }
+  } finally {
+    platform.close();
+  }
+}
+
+export async function addressOf(platform: Platform, argv: DeviceArguments): Promise<DeviceAddress> {
+  const { DEFAULT_KIND } = await import("../../src/blkback/address.ts");
+  const { toDomid } = await import("../../src/core/types.ts");
+  const { XentoolError } = await import("../../src/core/errors.ts");
+  const { parseVdev } = await import("../../src/protocol/blkif.ts");
+  const devid = parseVdev(argv.vdev);
+  if (devid === undefined)
+    throw new XentoolError("usage", `--vdev: "${argv.vdev}" is no virtual device; try xvdb`);
+  const kind = argv.kind ?? DEFAULT_KIND;
+  if (!/^[A-Za-z0-9_-]{1,32}$/.test(kind))
+    throw new XentoolError("usage", `--kind: "${kind}" is no directory name`);
+  return { backend: platform.domid, kind, frontend: toDomid(argv.domid, "--domid"), devid };
+}
+
+/** How long a guest has to let go of a disk, unless --timeout says otherwise. */
+export const DETACH_TIMEOUT_MS = 10_000;
