@@ -131,6 +131,15 @@ export function decodeGrants(page: Uint8Array, layout: VchanLayout): { left: num
   return { left: grants.slice(0, layout.left.pageCount), right: grants.slice(layout.left.pageCount) };
 }
 
+/** The two end words in a private copy of the shared page. */
+export function endWordsOf(page: Uint8Array, layout: VchanLayout): { server: number; client: number } {
+  const view = viewOf(page);
+  return {
+    server: view.getUint32(layout.endWordsAt, true),
+    client: view.getUint32(layout.endWordsAt + 4, true),
+  };
+}
+
 export interface ServerPage {
   readonly orders: VchanOrders;
   /** Grants of the left ring's pages, then of the right ring's. */

@@ -8,11 +8,14 @@ import type { GrantTable, Platform } from "../platform/platform.ts";
 import {
   decodeGrants,
   decodePage,
+  endWordsOf,
   layoutOf,
   ordersFault,
+  speaksOfEnd,
   VCHAN_CLI_LIVE,
   VCHAN_CONNECTED,
   VCHAN_END_SPOKEN,
+  VCHAN_NOT_CONNECTED,
   VCHAN_NOTIFY_WRITE,
   VCHAN_SRV_NOTIFY,
   type VchanPage,
@@ -53,6 +56,7 @@ export function openVchanClient(platform: Platform, options: VchanClientOptions)
   const found = decodePage(copy);
   expectServer(peer, found);
   const layout = layoutOf(found.orders);
+  expectFreshRings(peer, found, endWordsOf(copy, layout).server);
   const grants = decodeGrants(copy, layout);
   const leftPages = mapPages(cleanup, table, peer, grants.left, "rw");
   const rightPages = mapPages(cleanup, table, peer, grants.right, "r");
@@ -94,6 +98,15 @@ function expectServer(peer: Domid, page: VchanPage): void {
       domid: peer,
       ...page.orders,
     });
+}
+
+/**
+ * A server of libxenvchan's may take one client after another on the same rings. Ours never does: that its
+ * last client is gone means that it is about to close, and its next rings are not published yet.
+ */
+function expectFreshRings(peer: Domid, page: VchanPage, serverEndWord: number): void {
+  if (speaksOfEnd(serverEndWord) && page.clientLive !== VCHAN_NOT_CONNECTED)
+    throw noServer(peer, "it is about to end with the client before");
 }
 
 function mapPages(

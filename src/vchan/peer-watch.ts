@@ -10,7 +10,7 @@ import type { VchanKeys, VchanPlace } from "./rendezvous.ts";
 import type { VchanRole } from "./endpoint.ts";
 
 /** Only for who may not ask xenstored about domains: a dying domain takes a while to be gone. */
-const PROBE_INTERVAL_MS = 5000;
+const PROBE_INTERVAL_MS = 1500;
 /** No domain can be bound to here: the answer tells whether the domain exists. */
 const NO_PORT = 0 as EvtchnPort;
 

@@ -169,10 +169,10 @@ export class Relay {
     const endpoint = this.#endpoint;
     if (this.#outputBroken && this.#input === undefined && (endpoint.unread === 0 || endpoint.peerClosed))
       return "local-closed";
+    const allRead = this.#input === undefined && endpoint.unread === 0;
+    if (allRead && endpoint.peerEnded && endpoint.readable === 0) return "done";
     if (endpoint.peerClosed && (endpoint.readable === 0 || this.#outputBroken))
       return endpoint.peerSpeaksOfEnd && !endpoint.peerEnded ? "peer-lost" : "peer-closed";
-    const allRead = this.#input === undefined && endpoint.unread === 0;
-    if (allRead && endpoint.atEnd) return "done";
     if (this.#stopping) return (allRead && endpoint.readable === 0) || this.#isOver() ? "stopped" : undefined;
     if (!allRead || this.#lingerMs === undefined) return undefined;
     this.#deadline ??= performance.now() + this.#lingerMs;

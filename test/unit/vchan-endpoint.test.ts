@@ -308,6 +308,16 @@ describe("opening", () => {
     expect((thrown as XentoolError).context["reason"]).toBe("no-server");
   });
 
+  test("our server's rings are for one client; libxenvchan's may be for one after another", () => {
+    using pair = new VchanPair();
+    pair.server.write(pattern(0, 10));
+    pair.client.close();
+    expect(kindOf(() => pair.connect())).toBe("environment");
+    pair.server.page.bytes.fill(0, 1016, 1024);
+    using second = pair.connect();
+    expect(second.read(new Uint8Array(100))).toBe(10);
+  });
+
   test("orders out of range are a protocol error with the numbers in it", () => {
     for (const [left, right] of [
       [9, 12],

@@ -1,0 +1,314 @@
+// xentool vchan as a relay, between processes on a simulated host: streams both ways, the end of one stream,
+// sockets, commands, one client after another, and what remains when somebody is killed.
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { existsSync, readFileSync } from "node:fs";
+import { createServer, connect as connectSocket, type AddressInfo, type Server, type Socket } from "node:net";
+import { join } from "node:path";
+import { checksum, noise, VchanCli } from "./vchan-cli-harness.ts";
+
+const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const TIMEOUT_MS = 30_000;
+
+let cli: VchanCli;
+beforeEach(async () => {
+  cli = await VchanCli.start();
+});
+afterEach(async () => {
+  await cli[Symbol.asyncDispose]();
+});
+
+/** The whole conversation of one socket: sends `bytes`, ends, and gives what came. */
+function converse(socket: Socket, bytes: Uint8Array): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = [];
+    socket.on("data", (chunk: Buffer) => chunks.push(chunk));
+    socket.on("end", () => resolve(Buffer.concat(chunks)));
+    socket.on("error", reject);
+    socket.end(bytes);
+  });
+}
+
+/** A service that sends back what it got, and ends when its client has. */
+async function echoServer(where: string | number): Promise<Server> {
+  const server = createServer({ allowHalfOpen: true }, (socket) => socket.pipe(socket));
+  await new Promise<void>((resolve) => {
+    if (typeof where === "string") server.listen(where, resolve);
+    else server.listen(where, "127.0.0.1", resolve);
+  });
+  return server;
+}
+
+describe("standard input and output", () => {
+  test(
+    "megabytes both ways at once arrive unchanged, and both ends say so, seed " + seed,
+    async () => {
+      const down = noise(seed, 6_000_001);
+      const up = noise(seed + 1, 5_000_003);
+      const server = cli.run(0, "listen", "1", "t", "--json");
+      const client = cli.run(1, "connect", "0", "t", "--wait", "--json");
+      await Promise.all([server.feed(down), client.feed(up)]);
+      const [served, connected] = await Promise.all([server.finished, client.finished]);
+      expect([served.status, connected.status]).toEqual([0, 0]);
+      expect(checksum(served.stdout)).toBe(checksum(up));
+      expect(checksum(connected.stdout)).toBe(checksum(down));
+      expect(JSON.parse(served.stderr)).toMatchObject({
+        role: "server",
+        domid: 1,
+        end: "done",
+        bytesSent: down.length,
+        bytesReceived: up.length,
+        bytesUnread: 0,
+        bytesUndelivered: 0,
+      });
+      expect(JSON.parse(connected.stderr)).toMatchObject({ role: "client", domid: 0, end: "done" });
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    "the smallest rings and the largest",
+    async () => {
+      for (const size of ["0", "1048576"]) {
+        const bytes = noise(seed, 300_000);
+        const server = cli.run(2, "listen", "1", "t", "--read-size", size, "--write-size", size);
+        const client = cli.run(1, "connect", "2", "t", "--wait");
+        await Promise.all([server.feed(bytes), client.feed(bytes)]);
+        const both = await Promise.all([server.finished, client.finished]);
+        expect(both.map(({ status, stdout }) => [status, checksum(stdout)])).toEqual([
+          [0, checksum(bytes)],
+          [0, checksum(bytes)],
+        ]);
+      }
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    "input that ends does not cut the answer off: a command that answers after the end of its input",
+    async () => {
+      const bytes = noise(seed, 1_234_567);
+      const server = cli.run(0, "listen", "1", "sum", "--json", "--", "sha256sum");
+      const client = cli.run(1, "connect", "0", "sum", "--wait");
+      await client.feed(bytes);
+      const answer = await client.finished;
+      const sum = new Bun.CryptoHasher("sha256").update(bytes).digest("hex");
+      expect([answer.status, answer.stdout.toString()]).toEqual([0, `${sum}  -\n`]);
+      const served = await server.finished;
+      expect(JSON.parse(served.stdout.toString())).toMatchObject({ commandStatus: 0, end: "done" });
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    "a consumer that stops taking stops the producer, and nothing is lost when it goes on",
+    async () => {
+      const bytes = noise(seed, 2_000_000);
+      const gate = join(cli.dir, "gate");
+      const server = cli.run(
+        0,
+        "listen",
+        "1",
+        "t",
+        "--json",
+        "--",
+        "sh",
+        "-c",
+        `mkfifo ${gate}; cat ${gate}; cat`,
+      );
+      const client = cli.run(1, "connect", "0", "t", "--wait");
+      // The shell reads nothing before the gate opens; far more is fed than rings and pipes hold.
+      const feeding = client.feed(bytes);
+      const opener = cli.spawn(0, ["sh", "-c", `until [ -p ${gate} ]; do sleep 0.05; done; echo > ${gate}`]);
+      await opener.finished;
+      await feeding;
+      const { status, stdout } = await client.finished;
+      expect([status, checksum(stdout)]).toEqual([0, checksum(Buffer.concat([Buffer.from("\n"), bytes]))]);
+      expect((await server.finished).status).toBe(0);
+    },
+    TIMEOUT_MS,
+  );
+});
+
+describe("sockets", () => {
+  test(
+    "a unix socket's service behind the server, a unix socket's clients at the client, one after another",
+    async () => {
+      const behind = join(cli.dir, "service");
+      const before = join(cli.dir, "front");
+      const service = await echoServer(behind);
+      const server = cli.run(0, "listen", "1", "echo", "--keep", "--unix", behind);
+      const client = cli.run(1, "connect", "0", "echo", "--keep", "--wait", "--unix", before);
+      await cli.published(0, 1, "echo");
+      while (!existsSync(before)) await Bun.sleep(10);
+      for (let round = 0; round < 3; round++) {
+        const bytes = noise(seed + round, 400_000);
+        expect(checksum(await converse(connectSocket(before), bytes))).toBe(checksum(bytes));
+      }
+      client.child.kill("SIGTERM");
+      server.child.kill("SIGTERM");
+      const ends = await Promise.all([client.finished, server.finished]);
+      expect(ends.map(({ status, stderr }) => [status, stderr])).toEqual([
+        [143, ""],
+        [143, ""],
+      ]);
+      expect(existsSync(before)).toBe(false);
+      await new Promise((resolve) => service.close(resolve));
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    "a TCP service",
+    async () => {
+      const service = await echoServer(0);
+      const { port } = service.address() as AddressInfo;
+      const server = cli.run(0, "listen", "1", "echo", "--tcp", `127.0.0.1:${port}`);
+      const client = cli.run(1, "connect", "0", "echo", "--wait");
+      const bytes = noise(seed, 700_000);
+      await client.feed(bytes);
+      const { status, stdout } = await client.finished;
+      expect([status, checksum(stdout)]).toEqual([0, checksum(bytes)]);
+      expect((await server.finished).status).toBe(0);
+      await new Promise((resolve) => service.close(resolve));
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    "a service that is not there fails the one session, and the next client is served",
+    async () => {
+      const behind = join(cli.dir, "service");
+      const server = cli.run(0, "listen", "1", "echo", "--keep", "--unix", behind);
+      const early = cli.run(1, "connect", "0", "echo", "--wait");
+      await early.feed("", true);
+      expect((await early.finished).status).not.toBe(0);
+      const service = await echoServer(behind);
+      const late = cli.run(1, "connect", "0", "echo", "--wait");
+      await late.feed("now");
+      expect((await late.finished).stdout.toString()).toBe("now");
+      server.child.kill("SIGTERM");
+      expect((await server.finished).stderr).toContain("ENOENT");
+      await new Promise((resolve) => service.close(resolve));
+    },
+    TIMEOUT_MS,
+  );
+});
+
+describe("the end of a peer", () => {
+  for (const victim of ["server", "client"] as const)
+    test(
+      `kill -9 of the ${victim} in mid-stream: the other ends at once with what had come, seed ${seed}`,
+      async () => {
+        for (let round = 0; round < 3; round++) {
+          const server = cli.run(0, "listen", "1", "t", "--json");
+          const client = cli.run(1, "connect", "0", "t", "--wait", "--json");
+          const bytes = noise(seed + round, 8_000_000);
+          const [dying, other] = victim === "server" ? [server, client] : [client, server];
+          // Its input never ends, so all the other can see is that it dies in the middle.
+          const length = 1 + ((seed * (round + 7)) % 3_000_000);
+          const feeding = dying.feed(bytes, true).catch(() => {});
+          await other.received(length);
+          dying.child.kill(9);
+          const killedAt = performance.now();
+          const survivor = await other.finished;
+          expect(performance.now() - killedAt).toBeLessThan(2000);
+          expect(survivor.status).toBe(5);
+          expect(survivor.stderr).toContain("vanished in the middle");
+          await feeding;
+          const came = survivor.stdout;
+          expect(came.length).toBeGreaterThanOrEqual(length);
+          expect(checksum(came)).toBe(checksum(bytes.subarray(0, came.length)));
+        }
+      },
+      TIMEOUT_MS,
+    );
+
+  test(
+    "a server's domain that is destroyed, and a client's",
+    async () => {
+      for (const victim of [1, 2]) {
+        if (victim === 2) await cli.host.createDomain(1);
+        const server = cli.run(1, "listen", "2", "t");
+        const client = cli.run(2, "connect", "1", "t", "--wait");
+        const [dying, other] = victim === 1 ? [server, client] : [client, server];
+        await Promise.all([dying.feed("hello", true), other.feed("hello", true)]);
+        await Promise.all([dying.received(5), other.received(5)]);
+        // The processes of a destroyed domain do not get to do anything any more.
+        dying.child.kill("SIGSTOP");
+        await cli.host.destroyDomain(victim);
+        const survivor = await other.finished;
+        expect(survivor.status).toBe(5);
+        expect(survivor.stderr).toContain("vanished");
+        for (const { child } of [server, client]) child.kill(9);
+        await Promise.all([server.finished, client.finished]);
+      }
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    "SIGTERM delivers what is under way, tells the peer, takes the keys back and exits with 143",
+    async () => {
+      const server = cli.run(0, "listen", "1", "t", "--json");
+      const client = cli.run(1, "connect", "0", "t", "--wait");
+      await Promise.all([client.feed("before", true), server.feed("answer", true)]);
+      await Promise.all([client.received(6), server.received(6)]);
+      server.child.kill("SIGTERM");
+      const served = await server.finished;
+      expect(served.status).toBe(143);
+      expect(JSON.parse(served.stderr)).toMatchObject({ end: "stopped" });
+      client.child.stdin.end();
+      const connected = await client.finished;
+      expect([connected.status, connected.stderr]).toEqual([0, ""]);
+      await cli.published(0, 1, "t", false);
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    "a reader that goes away ends the relay, which says how much was not taken",
+    async () => {
+      const server = cli.run(0, "listen", "1", "t");
+      const client = cli.spawn(1, [
+        "sh",
+        "-c",
+        `${cli.argv("connect", "0", "t", "--wait").join(" ")} | head -c 10`,
+      ]);
+      const feeding = server.feed(noise(seed, 3_000_000)).catch(() => {});
+      const { stdout } = await client.finished;
+      expect(stdout.length).toBe(10);
+      const { status, stderr } = await server.finished;
+      expect(status).toBe(5);
+      expect(stderr).toMatch(/closed the vchan with [0-9]+ bytes unread/);
+      await feeding;
+    },
+    TIMEOUT_MS,
+  );
+});
+
+test(
+  "an idle relay uses no processor time",
+  async () => {
+    const server = cli.run(0, "listen", "1", "t");
+    const client = cli.run(1, "connect", "0", "t", "--wait");
+    await Promise.all([client.feed("x", true), server.feed("x", true)]);
+    await Promise.all([client.received(1), server.received(1)]);
+    const ticks = (pid: number): number => {
+      const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
+        .replace(/^.*\) /, "")
+        .split(" ");
+      return Number(fields[11]) + Number(fields[12]);
+    };
+    await Bun.sleep(500);
+    const before = [ticks(server.pid), ticks(client.pid)];
+    await Bun.sleep(2000);
+    const after = [ticks(server.pid), ticks(client.pid)];
+    // 200 ticks were possible; a garbage collection may take one or two.
+    for (const i of [0, 1]) expect((after[i] as number) - (before[i] as number)).toBeLessThan(6);
+    server.child.stdin.end();
+    client.child.stdin.end();
+    expect((await server.finished).stdout.toString()).toBe("x");
+    expect((await client.finished).stdout.toString()).toBe("x");
+  },
+  TIMEOUT_MS,
+);
