@@ -1,0 +1,48 @@
+// A disk served by the executable, from its own worker with its own copy of the C shim, to a guest by hand.
+import { expect, test } from "bun:test";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { DEFAULT_KIND } from "../../src/blkback/address.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { parseVdev } from "../../src/protocol/blkif.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { HandmadeGuest } from "../sim/blk-guest.ts";
+import { readUntil, runXentool, spawnXentool } from "./executable.ts";
+
+const CLOSING = 5;
+const CLOSED = 6;
+
+test("the guest reads the image's bytes, and SIGTERM ends the server once the guest has let go", async () => {
+  const dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 7 + (at >> 9)) & 0xff);
+  writeFileSync(join(dir, "disk.img"), image);
+  const host = await SimHost.start();
+  const env = { XENTOOL_SIM: host.dir };
+  const device = {
+    backend: toDomid(0),
+    frontend: toDomid(1),
+    kind: DEFAULT_KIND,
+    devid: Number(parseVdev("xvdb")),
+  };
+  try {
+    const args = ["blkback", "serve", join(dir, "disk.img"), "--domid", "1", "--vdev", "xvdb"];
+    const server = spawnXentool(args, { env });
+    await readUntil(server.stderr, "offering");
+    const guest = await HandmadeGuest.start(host, device);
+    await guest.connect();
+    for (const sector of [0, 24, 120])
+      expect(await guest.read(sector)).toEqual(image.slice(sector * 512, sector * 512 + 4096));
+    server.kill("SIGTERM");
+    await guest.untilBackend(CLOSING);
+    await guest.setState(CLOSED);
+    expect(await server.exited).toBe(143);
+    guest.close();
+    const list = await runXentool(["blkback", "list", "--json"], { env });
+    expect(JSON.parse(list.stdout)).toEqual([]);
+    expect(await host.settle()).toEqual([]);
+  } finally {
+    await host.stop();
+    rmSync(dir, { recursive: true });
+  }
+});
