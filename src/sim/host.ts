@@ -55,6 +55,8 @@ export interface SimStatus {
   readonly limits: SimLimits;
   readonly domains: readonly { readonly domid: number; readonly name: string }[];
   readonly usage: readonly UsageItem[];
+  /** What processes hold at the moment, a line each. */
+  readonly leaks: readonly string[];
   readonly xenstore: XenstoreServerStatistics;
 }
 
@@ -176,6 +178,7 @@ export class SimHost {
       limits: this.limits,
       domains: [...this.#names].map(([domid, name]) => ({ domid, name })),
       usage: this.usage(),
+      leaks: this.leaks(),
       xenstore: this.server.statistics,
     };
   }
