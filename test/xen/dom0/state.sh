@@ -19,8 +19,8 @@ ports() { lsevtchn 0 | sed -n '/[Ii]nterdomain\|[Ww]aiting\|Unbound/s/^ *\([0-9]
 state() {
   {
     xl list | awk 'NR > 1 && $2 != 0 { print "domain " $1 " (" $2 ")" }'
-    # /vm, /libxl and the backend kinds' directories stay when the last guest goes
-    xenstore-ls -f / | sed 's/ = .*//; /^\/vm$/d; /^\/libxl$/d; /^\/local\/domain\/0\/backend\(\/[a-z0-9]*\)\?$/d; s/^/key /'
+    # the directories that hold guests, devices and device models stay when the last one goes
+    xenstore-ls -f / | sed 's/ = .*//; /^\/vm$/d; /^\/libxl$/d; /^\/local\/domain\/0\/device-model$/d; /^\/local\/domain\/0\/backend\(\/[a-z0-9]*\)\?$/d; s/^/key /'
     grants
     ports
     losetup -a | sed 's/^/loop /'
