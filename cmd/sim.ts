@@ -1,9 +1,8 @@
 // `xentool sim`: an embedded Xen platform, for one command or in the background.
 import type { Argv, CommandModule } from "yargs";
 import { XentoolError } from "../src/core/errors.ts";
-import type { SimHostOptions } from "../src/sim/host.ts";
+import type { SimHostOptions, SimStatus } from "../src/sim/host.ts";
 import { DEFAULT_LIMITS_TEXT, parseLimits } from "../src/sim/limits.ts";
-import type { SimStatus } from "../src/sim/host.ts";
 import { PERSONALITY_NAMES, type PersonalityName } from "../src/xenstore/server/personality.ts";
 import { formatTable, paint, print, printJson } from "./lib/output.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
@@ -76,8 +75,9 @@ const run: CommandModule<GlobalArguments, RunArguments> = {
       const command = argv["--"] ?? [];
       if (command.length === 0) throw new XentoolError("usage", "run what? xentool sim run -- COMMAND");
       const { runInHost } = await import("../src/sim/run.ts");
+      const status = runInHost(command, optionsOf(argv));
       context.leaveSignals();
-      return runInHost(command, optionsOf(argv));
+      return status;
     }),
 };
 

@@ -1,11 +1,12 @@
 /*
- * The simulated platform's shared state, as its four files (sim_domain.c, sim_evtchn.c, sim_grant.c,
- * sim_host.c) see it. A simulated host is a directory: `host` holds the limits and a slot for each process;
- * `domN/memory` holds domain N's grant table, the records of who maps what, its event channels and its page
- * frames; `domN/evtchn-H` is the FIFO of event-channel handle H.
+ * The simulated platform's shared state, as its files sim_*.c see it. A simulated host is a directory:
+ * `host` holds the limits and a slot for each process; `domN/memory` holds domain N's grant table, the
+ * records of who maps what, its event channels and its page frames; `domN/evtchn-H` is the FIFO of
+ * event-channel handle H.
  *
  * A domain has two robust mutexes: a process that dies holding one leaves the tables such that the next
- * owner can go on (sim_domain.c: recover). Two domains are locked in the order of their numbers.
+ * owner can go on (sim_grant_recount). Two domains are locked in the order of their numbers, grants before
+ * event channels.
  */
 #ifndef XENTOOL_SIM_H
 #define XENTOOL_SIM_H
@@ -134,8 +135,9 @@ struct sim {
 };
 
 /* sim_domain.c */
-uint64_t sim_host_bytes(const struct xt_sim_limits *limits);
-int sim_mutex_init(pthread_mutex_t *mutex);
+int sim_open_dir(const char *dir);
+/* Maps the host's file, or MAP_FAILED with errno: EPROTO when it is none of this version. */
+struct host_file *sim_map_host(int dir_fd, uint64_t *size);
 /* Locks; nonzero when the last owner died holding it. */
 int sim_mutex_lock(pthread_mutex_t *mutex);
 /* The domain `domid`, cached; NULL when there is none (any more). */
@@ -148,6 +150,8 @@ void sim_grant_lock_two(struct domain *a, struct domain *b);
 void sim_grant_unlock_two(struct domain *a, struct domain *b);
 void sim_evtchn_lock_two(struct domain *a, struct domain *b);
 void sim_evtchn_unlock_two(struct domain *a, struct domain *b);
+
+/* sim_attach.c */
 /* 0, or -ENODEV when the process counts as dead, its domain is gone or it was reaped. */
 int sim_usable(const struct sim *sim);
 /* Counts one open thing less; frees a closed `sim` with the last. */
@@ -162,6 +166,9 @@ void sim_port_close(struct sim *sim, struct domain *domain, uint32_t port);
 void sim_handle_close(struct sim *sim, struct domain *domain, uint32_t handle);
 
 /* sim_grant.c; the grant lock of `domain` is held */
+/* GNTST_OKAY, with what the entry says, when domain `by` may use `ref` so. */
+int16_t sim_check_entry(const struct domain *domain, uint32_t ref, uint32_t by, int write, uint32_t *access,
+                        uint32_t *frame);
 void sim_track_clear_byte(struct domain *domain, struct track *track);
 void sim_track_drop(struct domain *domain, struct track *track);
 void sim_grant_clear_byte(struct domain *domain, uint32_t ref);

@@ -1,4 +1,4 @@
-/* The simulated platform's files: making, mapping and locking them, and attaching a process to a host. */
+/* The simulated platform's files: making, mapping and locking them. */
 #define _GNU_SOURCE
 #include "sim.h"
 
@@ -8,9 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -50,13 +48,13 @@ static int limits_are_sane(const struct xt_sim_limits *limits) {
          limits->slots > 1 && limits->slots <= LIMIT_MAX;
 }
 
-uint64_t sim_host_bytes(const struct xt_sim_limits *limits) {
+static uint64_t host_bytes(const struct xt_sim_limits *limits) {
   return sizeof(struct host_file) + (uint64_t)limits->slots * sizeof(struct slot);
 }
 
 /* ---- locks ---- */
 
-int sim_mutex_init(pthread_mutex_t *mutex) {
+static int mutex_init(pthread_mutex_t *mutex) {
   pthread_mutexattr_t attributes;
   pthread_mutexattr_init(&attributes);
   pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
@@ -136,20 +134,20 @@ static void *create_file(int dir_fd, const char *name, uint64_t size) {
   return memory;
 }
 
-static int open_dir(const char *dir) { return open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
+int sim_open_dir(const char *dir) { return open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
 
 int32_t xt_sim_host_create(const char *dir, const struct xt_sim_limits *limits) {
   if (!limits_are_sane(limits)) return -EINVAL;
-  int dir_fd = open_dir(dir);
+  int dir_fd = sim_open_dir(dir);
   if (dir_fd < 0) return -errno;
-  uint64_t size = sim_host_bytes(limits);
+  uint64_t size = host_bytes(limits);
   struct host_file *host = create_file(dir_fd, "host", size);
   int error = host == MAP_FAILED ? -errno : 0;
   close(dir_fd);
   if (error) return error;
   host->version = LAYOUT_VERSION;
   host->limits = *limits;
-  sim_mutex_init(&host->lock);
+  mutex_init(&host->lock);
   __atomic_store_n(&host->magic, HOST_MAGIC, __ATOMIC_RELEASE);
   munmap(host, size);
   return 0;
@@ -179,15 +177,15 @@ static int32_t fill_domain(int dir_fd, const char *name, uint32_t domid, const s
   header->gref_low = RESERVED_GREFS;
   header->gref_high = RESERVED_GREFS;
   header->next_handle = 1;
-  sim_mutex_init(&header->grant_lock);
-  sim_mutex_init(&header->evtchn_lock);
+  mutex_init(&header->grant_lock);
+  mutex_init(&header->evtchn_lock);
   int32_t port = prepare_store(memory, &layout);
   __atomic_store_n(&header->magic, DOMAIN_MAGIC, __ATOMIC_RELEASE);
   munmap(memory, layout.size);
   return port;
 }
 
-static struct host_file *map_host(int dir_fd, uint64_t *size) {
+struct host_file *sim_map_host(int dir_fd, uint64_t *size) {
   int fd = openat(dir_fd, "host", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
   if (fd < 0) return MAP_FAILED;
   struct stat status;
@@ -202,7 +200,7 @@ static struct host_file *map_host(int dir_fd, uint64_t *size) {
   errno = error;
   if (host == MAP_FAILED) return host;
   if (host->magic == HOST_MAGIC && host->version == LAYOUT_VERSION && limits_are_sane(&host->limits) &&
-      sim_host_bytes(&host->limits) <= *size)
+      host_bytes(&host->limits) <= *size)
     return host;
   munmap(host, *size);
   errno = EPROTO;
@@ -212,9 +210,9 @@ static struct host_file *map_host(int dir_fd, uint64_t *size) {
 int32_t xt_sim_domain_create(const char *dir, uint32_t domid) {
   char name[64], file[80];
   uint64_t host_size;
-  int dir_fd = open_dir(dir);
+  int dir_fd = sim_open_dir(dir);
   if (dir_fd < 0) return -errno;
-  struct host_file *host = map_host(dir_fd, &host_size);
+  struct host_file *host = sim_map_host(dir_fd, &host_size);
   if (host == MAP_FAILED) {
     int error = -errno;
     close(dir_fd);
@@ -297,120 +295,4 @@ struct domain *sim_domain(struct sim *sim, uint32_t domid) {
   struct domain *domain = open_domain(sim->dir_fd, domid);
   if (domain) sim->peers[sim->peer_count++] = domain;
   return domain;
-}
-
-/* ---- attaching ---- */
-
-int sim_usable(const struct sim *sim) {
-  const struct slot *slot = &sim->host->slots[sim->slot];
-  if (sim->crashed || __atomic_load_n(&sim->own->header->dead, __ATOMIC_ACQUIRE)) return -ENODEV;
-  return slot->in_use && slot->generation == sim->generation ? 0 : -ENODEV;
-}
-
-static int take_slot(struct sim *sim, int is_host) {
-  struct host_file *host = sim->host;
-  int result = -EAGAIN;
-  sim_mutex_lock(&host->lock);
-  for (uint32_t i = KERNEL_SLOT + 1; i < host->limits.slots; i++) {
-    struct slot *slot = &host->slots[i];
-    if (slot->in_use) continue;
-    sim->slot = i;
-    sim->generation = ++slot->generation;
-    slot->pid = (uint32_t)getpid();
-    slot->domid = sim->domid;
-    slot->is_host = (uint32_t)is_host;
-    slot->in_use = 1;
-    result = 0;
-    break;
-  }
-  pthread_mutex_unlock(&host->lock);
-  return result;
-}
-
-static int connect_to_host(const char *dir) {
-  struct sockaddr_un address = {.sun_family = AF_UNIX};
-  int length = snprintf(address.sun_path, sizeof address.sun_path, "%s/host.sock", dir);
-  if (length < 0 || (size_t)length >= sizeof address.sun_path) return -ENAMETOOLONG;
-  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return -errno;
-  if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0) return fd;
-  int error = -errno;
-  close(fd);
-  return error;
-}
-
-/* The host learns which slot hangs on this connection; when it closes, the host reaps the slot. */
-static int tell_host(const struct sim *sim) {
-  char line[96];
-  int length = snprintf(line, sizeof line, "{\"op\":\"attach\",\"slot\":%u,\"generation\":%u}\n", sim->slot,
-                        sim->generation);
-  return send(sim->connection, line, (size_t)length, MSG_NOSIGNAL) == length ? 0 : -EPIPE;
-}
-
-static void free_sim(struct sim *sim) {
-  for (uint32_t i = 0; i < sim->peer_count; i++) sim_domain_release(sim->peers[i]);
-  sim_domain_release(sim->own);
-  for (uint32_t i = 0; i < FIFO_CACHE; i++)
-    if (sim->fifos[i].fd >= 0) close(sim->fifos[i].fd);
-  if (sim->host != MAP_FAILED) munmap(sim->host, sim->host_size);
-  if (sim->connection >= 0) close(sim->connection);
-  if (sim->dir_fd >= 0) close(sim->dir_fd);
-  free(sim);
-}
-
-static int attach(struct sim *sim, const char *dir, int is_host) {
-  sim->dir_fd = open_dir(dir);
-  if (sim->dir_fd < 0) return -errno;
-  sim->host = map_host(sim->dir_fd, &sim->host_size);
-  if (sim->host == MAP_FAILED) return -errno;
-  sim->own = sim_domain(sim, sim->domid);
-  if (!sim->own) return -ESRCH;
-  sim->own->references++;
-  if (!is_host && (sim->connection = connect_to_host(dir)) < 0) return sim->connection;
-  int error = take_slot(sim, is_host);
-  return error || is_host ? error : tell_host(sim);
-}
-
-double xt_sim_open(const char *dir, uint32_t domid, int32_t is_host) {
-  struct sim *sim = calloc(1, sizeof *sim);
-  if (!sim) return -ENOMEM;
-  sim->domid = domid;
-  sim->dir_fd = sim->connection = -1;
-  sim->host = MAP_FAILED;
-  for (uint32_t i = 0; i < FIFO_CACHE; i++) sim->fifos[i].fd = -1;
-  int error = attach(sim, dir, is_host);
-  if (error == 0) return (double)(uintptr_t)sim;
-  free_sim(sim);
-  return error;
-}
-
-static void detach_if_done(struct sim *sim) {
-  if (!sim->closing || sim->live > 0) return;
-  if (!sim->crashed) {
-    struct slot *slot = &sim->host->slots[sim->slot];
-    sim_mutex_lock(&sim->host->lock);
-    if (slot->generation == sim->generation) slot->in_use = 0;
-    pthread_mutex_unlock(&sim->host->lock);
-  }
-  free_sim(sim);
-}
-
-void sim_forget_one(struct sim *sim) {
-  sim->live--;
-  detach_if_done(sim);
-}
-
-int32_t xt_sim_close(void *handle) {
-  struct sim *sim = handle;
-  sim->closing = 1;
-  detach_if_done(sim);
-  return 0;
-}
-
-int32_t xt_sim_crash(void *handle) {
-  struct sim *sim = handle;
-  sim->crashed = 1;
-  if (sim->connection >= 0) close(sim->connection);
-  sim->connection = -1;
-  return 0;
 }

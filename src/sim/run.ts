@@ -7,34 +7,54 @@ import { SimHost, type SimHostOptions } from "./host.ts";
 const PASSED_ON = ["SIGTERM", "SIGHUP"] as const;
 const LEFT_TO_THE_COMMAND = ["SIGINT", "SIGQUIT"] as const;
 
-/**
- * Starts a host, runs `command` with XENTOOL_SIM naming it and our stdio, and stops the host whatever
- * happens. Gives the command's exit status, 128 + N when signal N ended it. Fails with `environment` when
- * the command cannot be started.
- */
-export async function runInHost(command: readonly string[], options: SimHostOptions): Promise<number> {
-  const host = await SimHost.start(options);
-  try {
-    return await runCommand(command, host.dir);
-  } finally {
-    await host.stop();
+/** Keeps signals from ending us before the host is stopped; the command gets those that are for it. */
+class SignalsForCommand {
+  #child: Bun.Subprocess | undefined;
+  #early: NodeJS.Signals | undefined;
+  readonly #passOn = (signal: NodeJS.Signals): void => {
+    if (this.#child === undefined) this.#early = signal;
+    else this.#child.kill(signal);
+  };
+  readonly #ignore = (): void => {};
+
+  constructor() {
+    for (const signal of PASSED_ON) process.on(signal, this.#passOn);
+    for (const signal of LEFT_TO_THE_COMMAND) process.on(signal, this.#ignore);
+  }
+
+  /** From now on `child` is the command; a signal that came before it was there is for it, too. */
+  attach(child: Bun.Subprocess): void {
+    this.#child = child;
+    if (this.#early !== undefined) child.kill(this.#early);
+  }
+
+  close(): void {
+    for (const signal of PASSED_ON) process.off(signal, this.#passOn);
+    for (const signal of LEFT_TO_THE_COMMAND) process.off(signal, this.#ignore);
   }
 }
 
-async function runCommand(command: readonly string[], dir: string): Promise<number> {
-  const child = startCommand(command, dir);
-  const passOn = (signal: NodeJS.Signals): void => child.kill(signal);
-  const ignore = (): void => {};
-  for (const signal of PASSED_ON) process.on(signal, passOn);
-  for (const signal of LEFT_TO_THE_COMMAND) process.on(signal, ignore);
+/**
+ * Starts a host, runs `command` with XENTOOL_SIM naming it and our stdio, and stops the host whatever
+ * happens; signals are taken care of from the call on. Gives the command's exit status, 128 + N when signal
+ * N ended it. Fails with `environment` when the command cannot be started.
+ */
+export async function runInHost(command: readonly string[], options: SimHostOptions): Promise<number> {
+  const signals = new SignalsForCommand();
   try {
-    await child.exited;
+    const host = await SimHost.start(options);
+    try {
+      const child = startCommand(command, host.dir);
+      signals.attach(child);
+      await child.exited;
+      const { exitCode, signalCode } = child;
+      return signalCode === null ? (exitCode ?? 0) : 128 + signalNumber(signalCode);
+    } finally {
+      await host.stop();
+    }
   } finally {
-    for (const signal of PASSED_ON) process.off(signal, passOn);
-    for (const signal of LEFT_TO_THE_COMMAND) process.off(signal, ignore);
+    signals.close();
   }
-  const { exitCode, signalCode } = child;
-  return signalCode === null ? (exitCode ?? 0) : 128 + signalNumber(signalCode);
 }
 
 function signalNumber(signal: NodeJS.Signals | number): number {

@@ -1,0 +1,128 @@
+/*
+ * Attaching a process to a simulated host: it takes a slot in the host's table and keeps a connection open,
+ * whose end tells the host of its death. Nothing waits for an answer, so host and process may be one.
+ */
+#define _GNU_SOURCE
+#include "sim.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+int sim_usable(const struct sim *sim) {
+  const struct slot *slot = &sim->host->slots[sim->slot];
+  if (sim->crashed || __atomic_load_n(&sim->own->header->dead, __ATOMIC_ACQUIRE)) return -ENODEV;
+  return slot->in_use && slot->generation == sim->generation ? 0 : -ENODEV;
+}
+
+static int take_slot(struct sim *sim, int is_host) {
+  struct host_file *host = sim->host;
+  int result = -EAGAIN;
+  sim_mutex_lock(&host->lock);
+  for (uint32_t i = KERNEL_SLOT + 1; i < host->limits.slots; i++) {
+    struct slot *slot = &host->slots[i];
+    if (slot->in_use) continue;
+    sim->slot = i;
+    sim->generation = ++slot->generation;
+    slot->pid = (uint32_t)getpid();
+    slot->domid = sim->domid;
+    slot->is_host = (uint32_t)is_host;
+    slot->in_use = 1;
+    result = 0;
+    break;
+  }
+  pthread_mutex_unlock(&host->lock);
+  return result;
+}
+
+static int connect_to_host(const char *dir) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  int length = snprintf(address.sun_path, sizeof address.sun_path, "%s/host.sock", dir);
+  if (length < 0 || (size_t)length >= sizeof address.sun_path) return -ENAMETOOLONG;
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return -errno;
+  if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0) return fd;
+  int error = -errno;
+  close(fd);
+  return error;
+}
+
+/* The host learns which slot hangs on this connection; when it closes, the host reaps the slot. */
+static int tell_host(const struct sim *sim) {
+  char line[96];
+  int length = snprintf(line, sizeof line, "{\"op\":\"attach\",\"slot\":%u,\"generation\":%u}\n", sim->slot,
+                        sim->generation);
+  return send(sim->connection, line, (size_t)length, MSG_NOSIGNAL) == length ? 0 : -EPIPE;
+}
+
+static void free_sim(struct sim *sim) {
+  for (uint32_t i = 0; i < sim->peer_count; i++) sim_domain_release(sim->peers[i]);
+  sim_domain_release(sim->own);
+  for (uint32_t i = 0; i < FIFO_CACHE; i++)
+    if (sim->fifos[i].fd >= 0) close(sim->fifos[i].fd);
+  if (sim->host != MAP_FAILED) munmap(sim->host, sim->host_size);
+  if (sim->connection >= 0) close(sim->connection);
+  if (sim->dir_fd >= 0) close(sim->dir_fd);
+  free(sim);
+}
+
+static int attach(struct sim *sim, const char *dir, int is_host) {
+  sim->dir_fd = sim_open_dir(dir);
+  if (sim->dir_fd < 0) return -errno;
+  sim->host = sim_map_host(sim->dir_fd, &sim->host_size);
+  if (sim->host == MAP_FAILED) return -errno;
+  sim->own = sim_domain(sim, sim->domid);
+  if (!sim->own) return -ESRCH;
+  sim->own->references++;
+  if (!is_host && (sim->connection = connect_to_host(dir)) < 0) return sim->connection;
+  int error = take_slot(sim, is_host);
+  return error || is_host ? error : tell_host(sim);
+}
+
+double xt_sim_open(const char *dir, uint32_t domid, int32_t is_host) {
+  struct sim *sim = calloc(1, sizeof *sim);
+  if (!sim) return -ENOMEM;
+  sim->domid = domid;
+  sim->dir_fd = sim->connection = -1;
+  sim->host = MAP_FAILED;
+  for (uint32_t i = 0; i < FIFO_CACHE; i++) sim->fifos[i].fd = -1;
+  int error = attach(sim, dir, is_host);
+  if (error == 0) return (double)(uintptr_t)sim;
+  free_sim(sim);
+  return error;
+}
+
+static void detach_if_done(struct sim *sim) {
+  if (!sim->closing || sim->live > 0) return;
+  if (!sim->crashed) {
+    struct slot *slot = &sim->host->slots[sim->slot];
+    sim_mutex_lock(&sim->host->lock);
+    if (slot->generation == sim->generation) slot->in_use = 0;
+    pthread_mutex_unlock(&sim->host->lock);
+  }
+  free_sim(sim);
+}
+
+void sim_forget_one(struct sim *sim) {
+  sim->live--;
+  detach_if_done(sim);
+}
+
+int32_t xt_sim_close(void *handle) {
+  struct sim *sim = handle;
+  sim->closing = 1;
+  detach_if_done(sim);
+  return 0;
+}
+
+int32_t xt_sim_crash(void *handle) {
+  struct sim *sim = handle;
+  sim->crashed = 1;
+  if (sim->connection >= 0) close(sim->connection);
+  sim->connection = -1;
+  return 0;
+}
