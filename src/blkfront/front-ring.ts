@@ -54,7 +54,7 @@ export class FrontRing {
     return this.#freeCount;
   }
 
-  /** Requests staged, or pushed and not answered. */
+  /** Requests staged, or pushed and not done with. */
   get inFlight(): number {
     return this.slots - this.#freeCount;
   }
@@ -105,7 +105,7 @@ export class FrontRing {
     return Atomics.load(this.#shared.words, RING_RSP_PROD) !== this.#rspCons;
   }
 
-  /** Copies every new response off the ring and frees its id; how many are in `ids`, or RING_LIES. */
+  /** Copies every new response off the ring; how many are in `ids`, each to be released, or RING_LIES. */
   fetch(): number {
     const prod = Atomics.load(this.#shared.words, RING_RSP_PROD);
     const fresh = (prod - this.#rspCons) >>> 0;
@@ -121,6 +121,11 @@ export class FrontRing {
     for (let index = 0; index < fresh; index++) if (!this.#accept(index)) return RING_LIES;
     this.#rspCons = (this.#rspCons + fresh) >>> 0;
     return fresh;
+  }
+
+  /** Gives an id back after its response was dealt with: only then may a new request have it. */
+  release(id: number): void {
+    this.#free[this.#freeCount++] = id;
   }
 
   /** Asks to be notified of the next response; true when one came in the meantime, so that nobody sleeps. */
@@ -153,7 +158,6 @@ export class FrontRing {
       return false;
     }
     this.#expected[id] = NOT_IN_FLIGHT;
-    this.#free[this.#freeCount++] = id;
     this.ids[index] = id;
     this.statuses[index] = result >> 16;
     return true;

@@ -294,6 +294,7 @@ export class FrontQueue {
     for (let index = 0; index < pages; index++)
       this.pool.release(this.#indirectPages[id * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + index] as number, 1);
     const tag = this.#tagOf[id] as number;
+    this.#ring.release(id);
     const known = status === BLKIF_RSP_OKAY || status === BLKIF_RSP_EOPNOTSUPP ? status : BLKIF_RSP_ERROR;
     if (known < (this.#status[tag] as number)) this.#status[tag] = known;
     const left = (this.#parts[tag] as number) - 1;
