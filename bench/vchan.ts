@@ -1,0 +1,87 @@
+// How fast a vchan is on the simulated platform, beside a unix socketpair that moves the same bytes: JSON on
+// stdout. Rings of 64 KiB, 1 and 2 KiB, and 1 MiB; throughput each way and both ways, and round trips. The
+// socketpair's program is Perl's, so that nothing of ours is on both sides of the comparison.
+//   bun bench/vchan.ts [--megabytes N] [--rounds N]
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import { SimHost } from "../src/sim/host.ts";
+
+const XENTOOL = fileURLToPath(new URL("../cmd/xentool.ts", import.meta.url));
+const RING_SIZES = [65_536, 0, 1_048_576];
+
+/** Two processes and a socketpair: bytes one way in pieces of 64 KiB, then one byte there and back. */
+const SOCKETPAIR = `
+use Socket; use Time::HiRes qw(time);
+my ($bytes, $rounds) = @ARGV;
+socketpair(my $a, my $b, AF_UNIX, SOCK_STREAM, PF_UNSPEC) or die $!;
+if (!fork) {
+  close $a;
+  for (my $left = $bytes; $left > 0; ) { my $n = sysread($b, my $x, 65536) or exit 1; $left -= $n }
+  syswrite($b, "x");
+  for (1 .. $rounds) { sysread($b, my $x, 1); syswrite($b, $x) }
+  exit 0;
+}
+close $b;
+my $piece = "x" x 65536; my $start = time;
+for (my $left = $bytes; $left > 0; ) { $left -= syswrite($a, $piece, $left < 65536 ? $left : 65536) }
+sysread($a, my $x, 1);
+my $middle = time;
+for (1 .. $rounds) { syswrite($a, "x"); sysread($a, $x, 1) }
+my $end = time; wait; my ($u, $s, $cu, $cs) = times;
+printf '{"bytesPerSecond":%f,"microseconds":%f,"cpuSeconds":%f}', $bytes / ($middle - $start),
+  ($end - $middle) / $rounds * 1e6, $u + $s + $cu + $cs;
+`;
+
+interface Result {
+  readonly kind: string;
+  readonly bytesPerSecond?: number;
+  readonly microseconds?: number;
+  readonly cpuSeconds: number;
+}
+
+const { values } = parseArgs({
+  options: { megabytes: { type: "string", default: "500" }, rounds: { type: "string", default: "20000" } },
+});
+
+async function output(argv: readonly string[], env: Record<string, string> = {}): Promise<string> {
+  const child = Bun.spawn([...argv], { env: { ...process.env, ...env }, stdout: "pipe", stderr: "inherit" });
+  const text = await new Response(child.stdout).text();
+  if ((await child.exited) !== 0) throw new Error(`${argv.join(" ")} failed`);
+  return text;
+}
+
+function vchan(host: SimHost, domid: number, ...args: readonly string[]): Promise<string> {
+  const env = { XENTOOL_SIM: host.dir, XENTOOL_DOMID: String(domid) };
+  return output([process.execPath, XENTOOL, "vchan", "bench", ...args], env);
+}
+
+async function measure(host: SimHost, ringSize: number): Promise<Result[]> {
+  const size = String(ringSize);
+  const megabytes = ringSize === 0 ? String(Number(values.megabytes) / 10) : values.megabytes;
+  const [, text] = await Promise.all([
+    vchan(host, 0, "listen", "1", "bench", "--read-size", size, "--write-size", size),
+    vchan(host, 1, "connect", "0", "bench", "--json", "--megabytes", megabytes, "--rounds", values.rounds),
+  ]);
+  return (JSON.parse(text) as { results: Result[] }).results;
+}
+
+const bytes = String(Number(values.megabytes) * 1e6);
+const socketpair = JSON.parse(await output(["perl", "-e", SOCKETPAIR, bytes, values.rounds])) as Result;
+const host = await SimHost.start({ domains: 2 });
+const rings = [];
+try {
+  for (const ringSize of RING_SIZES) {
+    const results = await measure(host, ringSize);
+    const send = results.find(({ kind }) => kind === "send");
+    const trip = results.find(({ kind }) => kind === "round-trip");
+    rings.push({
+      ringSize,
+      results,
+      throughputRatio: (send?.bytesPerSecond ?? 0) / (socketpair.bytesPerSecond ?? 1),
+      roundTripRatio: (socketpair.microseconds ?? 0) / (trip?.microseconds ?? 1),
+    });
+  }
+} finally {
+  await host.stop();
+}
+process.stdout.write(`${JSON.stringify({ bench: "vchan", platform: "sim", socketpair, rings })}\n`);
