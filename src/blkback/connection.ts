@@ -62,10 +62,9 @@ export class QueueConnection {
     await this.stopped;
   }
 
-  /** The disk has another size from now on. */
+  /** The disk has another size from the next batch on. */
   resize(sectors512: number): void {
     this.#storeSectors(sectors512);
-    this.#wake();
   }
 
   #wake(): void {

@@ -70,6 +70,8 @@ export interface QueueOptions {
   readonly grantMode: "copy" | "map";
   /** Counters as laid out in stats.ts. */
   readonly counters: Float64Array;
+  /** Brings `limits` up to date: called before a batch is checked, so that no guest is ahead of us. */
+  readonly refreshLimits?: () => void;
   /** Readable when somebody wants `run` to look at `shouldStop` again. */
   readonly wakeFd?: number;
 }
@@ -89,6 +91,7 @@ export class BlockQueue {
   readonly #counters: QueueCounters;
   readonly #sleeper: Sleeper;
   readonly #notify: () => void;
+  readonly #refreshLimits: () => void;
   readonly #responses: Uint32Array;
   readonly #responseWords: number;
   /** Per slot of the last fetch: its request and what decoding it said. */
@@ -126,6 +129,7 @@ export class BlockQueue {
     this.#fetchedRow = new Uint16Array(size);
     this.#verdict = new Int8Array(size);
     this.#finished = new Uint16Array(size);
+    this.#refreshLimits = options.refreshLimits ?? (() => {});
     this.#notify = () => void options.channels.notify(options.port);
     this.#sleeper = new Sleeper(this.#ring, options.channels, options.port, options.counters);
     target.watch(options.channels.fd, EVENT_TAG);
@@ -187,6 +191,7 @@ export class BlockQueue {
     }
     this.#now = performance.now();
     this.#counters.fetched(count);
+    this.#refreshLimits();
     let indirect = 0;
     for (let slot = 0; slot < count; slot++) {
       const row = this.#requests.take(this.#now);

@@ -93,15 +93,15 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
     limits,
     grantMode: order.grantMode,
     counters: stats.counters,
+    refreshLimits: () => {
+      const high = Atomics.load(control, CONTROL_SECTORS_HIGH);
+      limits.sectors512 = high * 2 ** 32 + (Atomics.load(control, CONTROL_SECTORS_LOW) >>> 0);
+    },
     wakeFd: order.wakeFd,
   });
   closing.push(queue);
   onConnected();
-  const onWake = (): void => {
-    shim.xt_eventfd_drain(order.wakeFd);
-    const high = Atomics.load(control, CONTROL_SECTORS_HIGH);
-    limits.sectors512 = high * 2 ** 32 + (Atomics.load(control, CONTROL_SECTORS_LOW) >>> 0);
-  };
+  const onWake = (): void => void shim.xt_eventfd_drain(order.wakeFd);
   queue.run(() => Atomics.load(control, CONTROL_STOP) !== 0, onWake);
   return queue.failure;
 }
