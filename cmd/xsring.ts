@@ -81,7 +81,6 @@ const close: Module<CloseArguments> = {
         describe:
           "A node that the guest watches; it is rewritten with its own value (default ~/memory/target)",
       })
-      .conflicts("self", "domid")
       .example("$0 xsring close --domid 5 --dry-run", "what it would do, and what that means for the guest")
       .example("$0 xsring close --domid 5 --timeout 40", "with oxenstored, which may take 35 s to look")
       .example(

@@ -27,8 +27,8 @@ const ANSWER_TIMEOUT_MS = 40_000;
 const SETTLE_MS = 200;
 
 export async function runClose(context: CommandContext, argv: CloseArguments): Promise<number> {
-  if (argv.domid === undefined && !argv.self)
-    throw new XentoolError("usage", "which ring? --domid N, or --self for this domain's own");
+  if ((argv.domid === undefined) === !argv.self)
+    throw new XentoolError("usage", "which ring? --domid N, or --self for this domain's own, not both");
   const platform = await choosePlatform({ platform: context.platform });
   try {
     return await (argv.self

@@ -10,7 +10,6 @@ import {
   type XsHeader,
 } from "./xs-content.ts";
 import {
-  loadRingWord,
   XS_RING_BYTES,
   XS_RING_CONNECTION,
   XS_RING_ERROR,
@@ -92,34 +91,35 @@ export interface RingStreamView {
 
 const COPY_ATTEMPTS = 16;
 const LOAD_ATTEMPTS = 64;
+const WORDS_START = XS_RING_REQ_CONS;
+const WORDS_END = XS_RING_EVTCHN_PORT + 4;
 const DEADBEEF = new TextEncoder().encode("deadbeef");
 const POISON_BYTES_MIN = XS_HEADER_BYTES;
 
-/** All words. The responses' first: of every reply that is seen, the request is seen as well. */
+/** All words as they were at one moment. The page may be read-only. */
 export function loadRingWords(page: XsRingPage): RingWords {
-  const [rspCons, rspProd] = loadIndices(page, XS_RING_RSP_CONS, XS_RING_RSP_PROD);
-  const [reqCons, reqProd] = loadIndices(page, XS_RING_REQ_CONS, XS_RING_REQ_PROD);
+  let words = copyWords(page);
+  for (let attempt = 1; attempt < LOAD_ATTEMPTS; attempt++) {
+    const again = copyWords(page);
+    if (words.every((word, index) => word === again[index])) break;
+    words = again;
+  }
+  const at = (offset: number): number => words[(offset - WORDS_START) >> 2] as number;
   return {
-    reqCons,
-    reqProd,
-    rspCons,
-    rspProd,
-    serverFeatures: loadRingWord(page, XS_RING_SERVER_FEATURES),
-    connection: loadRingWord(page, XS_RING_CONNECTION),
-    error: loadRingWord(page, XS_RING_ERROR),
-    evtchnPort: loadRingWord(page, XS_RING_EVTCHN_PORT),
+    reqCons: at(XS_RING_REQ_CONS),
+    reqProd: at(XS_RING_REQ_PROD),
+    rspCons: at(XS_RING_RSP_CONS),
+    rspProd: at(XS_RING_RSP_PROD),
+    serverFeatures: at(XS_RING_SERVER_FEATURES),
+    connection: at(XS_RING_CONNECTION),
+    error: at(XS_RING_ERROR),
+    evtchnPort: at(XS_RING_EVTCHN_PORT),
   };
 }
 
-/** Both indices of a stream as they were at one moment: the consumer's did not move meanwhile. */
-function loadIndices(page: XsRingPage, consAt: number, prodAt: number): [cons: number, prod: number] {
-  let cons = loadRingWord(page, consAt);
-  for (let attempt = 1; ; attempt++) {
-    const prod = loadRingWord(page, prodAt);
-    const again = loadRingWord(page, consAt);
-    if (again === cons || attempt === LOAD_ATTEMPTS) return [cons, prod];
-    cons = again;
-  }
+/** Not with Atomics: compiled, Atomics.load is a locked exchange, which a read-only mapping does not survive. */
+function copyWords(page: XsRingPage): Uint32Array {
+  return new Uint32Array(page.bytes.slice(WORDS_START, WORDS_END).buffer);
 }
 
 /** One copy of the page as it passes, with the indices before and after. */
@@ -168,15 +168,14 @@ export function streamBytes(ring: Uint8Array, index: number, count: number): Uin
 function viewStream(direction: XsDirection, ring: Uint8Array, cons: number, prod: number): RingStreamView {
   const used = (prod - cons) >>> 0;
   const possible = used <= XS_RING_BYTES;
-  const poison = findPoison(ring, prod);
-  const base = { direction, cons, prod, poison };
+  const base = { direction, cons, prod, poison: findPoison(ring, prod) };
   const nothing = { consumed: [], crossing: undefined, waiting: [], partial: undefined };
   if (!possible)
     return { ...base, ...nothing, usedBytes: undefined, violation: undefined, atBoundary: undefined };
   return {
     ...base,
     usedBytes: used,
-    ...walk(direction, ring, cons, prod, poison === undefined ? XS_RING_BYTES : prod),
+    ...walk(direction, ring, cons, prod),
   };
 }
 
@@ -187,17 +186,12 @@ type Walked = Pick<
 
 /**
  * Explains the bytes around the consumer. First choice: it stands at a boundary. Only where that makes no
- * sense, a packet that began earlier reaches across it. Of what was produced `keptBytes` are there still.
+ * sense, a packet that began earlier reaches across it. Before index 0 there is nothing: what the ring held
+ * before a new start, or before its indices wrapped after 4 GiB, is not part of this.
  */
-function walk(
-  direction: XsDirection,
-  ring: Uint8Array,
-  cons: number,
-  prod: number,
-  keptBytes: number,
-): Walked {
+function walk(direction: XsDirection, ring: Uint8Array, cons: number, prod: number): Walked {
   const used = (prod - cons) >>> 0;
-  const past = Math.max(0, keptBytes - used);
+  const past = Math.max(0, Math.min(prod, XS_RING_BYTES) - used);
   const start = (cons - past) >>> 0;
   const before = streamBytes(ring, start, past);
   const ahead = streamBytes(ring, cons, used);
@@ -318,7 +312,8 @@ export function findPackets(
     const payload = bytes.subarray(at + XS_HEADER_BYTES, Math.min(next, end));
     if (kind === 0 || !isLikelyPayload(direction, header, payload)) continue;
     chain[at] = kind;
-    starts[kind] = at;
+    // A reply of any bytes that is cut off says too little to begin with it, unless the stream does.
+    if (next <= end || direction === "request" || (at === 0 && index === 0)) starts[kind] = at;
   }
   const first = starts[EXACT] ?? starts[CUT];
   if (first === undefined) return undefined;

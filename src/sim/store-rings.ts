@@ -47,8 +47,11 @@ export class StoreRings {
       throw error;
     }
     this.#domidOfPort.set(port, domid);
+    let bound = true;
     const releasePort = (): void => {
-      if (!this.#domidOfPort.delete(port)) return;
+      if (!bound) return; // the next ring may have got the same number
+      bound = false;
+      this.#domidOfPort.delete(port);
       this.#events.unbind(port);
     };
     const close = (): void => {
