@@ -22,10 +22,10 @@ export async function runBenchListen(
 ): Promise<void> {
   const orders = ordersOf(argv);
   const { platform, place } = await openPlace(argv, context, "server");
-  const { stop: signal, timeoutMs } = context;
+  const { stop: signal, force, timeoutMs } = context;
   try {
     await using session = await VchanSession.open(
-      { platform, place, spawnWorker, signal, timeoutMs },
+      { platform, place, spawnWorker, signal, force, timeoutMs },
       "server",
     );
     await session.serve(orders, ({ worker }) => worker.request<"bench-serve">({ op: "bench-serve" }));
@@ -42,10 +42,10 @@ export async function runBenchConnect(
 ): Promise<void> {
   const amounts = amountsOf(argv);
   const { platform, place } = await openPlace(argv, context, "client");
-  const { stop: signal, timeoutMs } = context;
+  const { stop: signal, force, timeoutMs } = context;
   try {
     await using session = await VchanSession.open(
-      { platform, place, spawnWorker, signal, timeoutMs },
+      { platform, place, spawnWorker, signal, force, timeoutMs },
       "client",
     );
     await session.connect(true, async ({ worker, readSize, writeSize }) => {

@@ -109,6 +109,7 @@ async function relayOptions(
     lingerMs,
     keep: argv.keep,
     signal: context.stop,
+    force: context.force,
     timeoutMs: context.timeoutMs,
     ...(showProgress ? { onRelay: showRates } : {}),
     ...(context.json ? { onSummary: (summary) => printSummary(summary, local) } : {}),

@@ -39,8 +39,8 @@ export interface OpenedLocal {
   readonly exited: Promise<number> | undefined;
   /** Closes what was opened, once. A command that still runs sees the end of its input. */
   close(): void;
-  /** Asks a command to end (SIGTERM). */
-  kill(): void;
+  /** Sends a command a signal. */
+  kill(signal: NodeJS.Signals): void;
 }
 
 const ECONNREFUSED = -111;
@@ -80,7 +80,7 @@ export function openCommand(argv: readonly string[]): OpenedLocal {
     },
     exited: child.exited,
     close: closeOnce([input, output]),
-    kill: () => child.kill(),
+    kill: (signal) => child.kill(signal),
   };
 }
 

@@ -51,7 +51,7 @@ export interface RelaySessionOptions extends VchanSessionOptions {
   readonly onSummary?: (summary: SessionSummary) => void;
 }
 
-/** How long a command may take to end after the vchan did, before it is asked to. */
+/** How long a command may take to end after the vchan did before it is asked to, and again before it is made to. */
 const COMMAND_EXIT_MS = 2000;
 
 const log = moduleLogger("vchan");
@@ -179,11 +179,14 @@ async function relay(
 /** The exit status of a command, which is given a while to end by itself unless it must hurry. */
 async function exitOf(opened: OpenedLocal, hurry: boolean): Promise<number | undefined> {
   if (opened.exited === undefined) return undefined;
-  const timer = setTimeout(() => opened.kill(), hurry ? 0 : COMMAND_EXIT_MS);
+  const patienceMs = hurry ? 0 : COMMAND_EXIT_MS;
+  const asking = setTimeout(() => opened.kill("SIGTERM"), patienceMs);
+  const forcing = setTimeout(() => opened.kill("SIGKILL"), patienceMs + COMMAND_EXIT_MS);
   try {
     return await opened.exited;
   } finally {
-    clearTimeout(timer);
+    clearTimeout(asking);
+    clearTimeout(forcing);
   }
 }
 

@@ -27,6 +27,8 @@ export interface VchanSessionOptions {
   readonly spawnWorker: SpawnWorker;
   /** Ends everything in order. */
   readonly signal: AbortSignal;
+  /** Ends the worker, whatever it waits for. */
+  readonly force?: AbortSignal;
   /** Bounds each wait for a peer; undefined: for ever. */
   readonly timeoutMs?: number | undefined;
 }
@@ -55,6 +57,7 @@ export class VchanSession implements AsyncDisposable {
     this.worker = new VchanWorker(options.spawnWorker);
     this.#onAbort = () => this.worker.control.stop();
     options.signal.addEventListener("abort", this.#onAbort);
+    options.force?.addEventListener("abort", () => this.worker.close(), { once: true });
   }
 
   /**

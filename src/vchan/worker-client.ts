@@ -7,6 +7,8 @@ import { check, shim } from "../native/shim.ts";
 import { VchanControl } from "./control.ts";
 import type { VchanMessage, VchanReply, VchanResults, VchanTaskOf, VchanTask } from "./worker-protocol.ts";
 
+const ENDED = "the vchan worker was ended";
+
 export class VchanWorker {
   readonly control: VchanControl;
   readonly #worker: Worker;
@@ -20,11 +22,12 @@ export class VchanWorker {
     this.control = VchanControl.create(this.#wakeFd);
     this.#worker = spawn();
     this.#worker.addEventListener("message", (event: MessageEvent<VchanReply>) => this.#receive(event.data));
-    this.#worker.addEventListener("error", (event) => this.#fail(event.message));
+    this.#worker.addEventListener("error", (event) => this.#fail("bug", event.message));
   }
 
   /** Runs a task; fails with the error that the worker met. */
   request<Op extends VchanTask["op"]>(task: VchanTaskOf<Op>): Promise<VchanResults[Op]> {
+    if (this.#closed) return Promise.reject(new XentoolError("cancelled", ENDED));
     const id = this.#nextId++;
     const message: VchanMessage = { kind: "vchan", id, control: this.control.handle, task };
     return new Promise((resolve, reject) => {
@@ -41,7 +44,7 @@ export class VchanWorker {
     if (this.#closed) return;
     this.#closed = true;
     this.#worker.terminate();
-    this.#fail("the vchan worker was ended");
+    this.#fail("cancelled", ENDED);
     closeSync(this.#wakeFd);
   }
 
@@ -55,8 +58,8 @@ export class VchanWorker {
     settle?.(reply);
   }
 
-  #fail(message: string): void {
-    const error = { kind: "bug" as const, message, context: {} };
+  #fail(kind: "bug" | "cancelled", message: string): void {
+    const error = { kind, message, context: {} };
     for (const [id, settle] of this.#pending) settle({ kind: "vchan", id, error });
     this.#pending.clear();
   }

@@ -4,7 +4,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
-import { SimPlatform } from "../../src/platform/sim.ts";
+import type { SimPlatform } from "../../src/platform/sim.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { openVchanClient } from "../../src/vchan/client.ts";
 import { READ, WRITTEN, type VchanEndpoint } from "../../src/vchan/endpoint.ts";

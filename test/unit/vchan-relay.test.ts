@@ -1,0 +1,114 @@
+// The relay, step by step on plain memory, where a whole program cannot show it: peers that know nothing of
+// our end words, lingering, and being told to stop.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { shim } from "../../src/native/shim.ts";
+import { VchanControl } from "../../src/vchan/control.ts";
+import type { LocalEnd } from "../../src/vchan/local.ts";
+import { Relay, type RelayResult } from "../../src/vchan/relay.ts";
+import { VchanPair } from "./vchan-pair.ts";
+
+let dir: string;
+let input: number;
+let output: number;
+let local: LocalEnd;
+let control: VchanControl;
+
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), "xentool-relay-"));
+  writeFileSync(join(dir, "in"), "request");
+  input = openSync(join(dir, "in"), "r");
+  output = openSync(join(dir, "out"), "w");
+  local = {
+    input: { fd: input, kind: "file" },
+    output: { fd: output, kind: "file" },
+    outputTwin: undefined,
+    endsWithOutput: false,
+  };
+  control = VchanControl.create(shim.xt_eventfd());
+});
+afterEach(() => {
+  for (const fd of [input, output, control.wakeFd]) closeSync(fd);
+  rmSync(dir, { recursive: true });
+});
+
+/** As libxenvchan leaves the page: nobody says anything about ends. */
+function forgetEndWords(pair: VchanPair): void {
+  pair.server.page.bytes.fill(0, 1016, 1024);
+}
+
+function takeRequest(pair: VchanPair): string {
+  const bytes = Buffer.alloc(100);
+  return bytes.toString("utf8", 0, pair.server.read(bytes));
+}
+
+const result = (end: RelayResult["end"]): RelayResult => ({ end, unread: 0, undelivered: 0, localError: 0 });
+
+test("a libxenvchan peer answers after our input has ended, and closes", () => {
+  using pair = new VchanPair();
+  forgetEndWords(pair);
+  const relay = new Relay(pair.client, control, { local });
+  expect(relay.step()).toBeUndefined();
+  expect(takeRequest(pair)).toBe("request");
+  pair.server.write(Buffer.from("answer"));
+  expect(relay.step()).toBeUndefined();
+  expect([pair.server.peerEnded, pair.server.peerClosed]).toEqual([false, false]);
+  pair.server.close();
+  expect(relay.run()).toEqual(result("peer-closed"));
+  expect(readFileSync(join(dir, "out"), "utf8")).toBe("answer");
+});
+
+test("lingering ends in silence, but not before everything was read", () => {
+  using pair = new VchanPair();
+  forgetEndWords(pair);
+  const relay = new Relay(pair.client, control, { local, lingerMs: 20 });
+  expect(relay.step()).toBeUndefined();
+  expect(pair.client.unread).toBe(7);
+  expect(takeRequest(pair)).toBe("request");
+  const started = performance.now();
+  expect(relay.run()).toEqual(result("lingered"));
+  expect(performance.now() - started).toBeGreaterThanOrEqual(19);
+});
+
+test("a peer that goes without its end word is lost; one that says it is not", () => {
+  for (const polite of [false, true]) {
+    using pair = new VchanPair();
+    const relay = new Relay(pair.client, control, { local: { ...local, input: undefined } });
+    pair.server.write(Buffer.from("half"));
+    if (polite) pair.server.endStream();
+    pair.server.close();
+    expect(relay.run()).toEqual(result(polite ? "done" : "peer-lost"));
+  }
+});
+
+test("a peer that closes without reading leaves its bytes counted", () => {
+  using pair = new VchanPair();
+  const relay = new Relay(pair.client, control, { local });
+  expect(relay.step()).toBeUndefined();
+  pair.server.endStream();
+  pair.server.close();
+  expect(relay.run()).toEqual({ ...result("peer-closed"), unread: 7 });
+});
+
+test("told to stop it hands on what has come, and does not wait longer than its grace for a peer that reads nothing", () => {
+  using pair = new VchanPair();
+  const relay = new Relay(pair.client, control, { local, stopGraceMs: 20 });
+  expect(relay.step()).toBeUndefined();
+  pair.server.write(Buffer.from("come"));
+  control.stop();
+  expect(relay.run()).toEqual({ ...result("stopped"), unread: 7 });
+  expect(readFileSync(join(dir, "out"), "utf8")).toBe("come");
+  pair.server.sample();
+  expect(pair.server.peerEnded).toBe(true);
+});
+
+test("a domain that is declared dead ends the relay", () => {
+  using pair = new VchanPair();
+  const relay = new Relay(pair.client, control, { local: { ...local, input: undefined } });
+  pair.server.write(Buffer.from("last"));
+  control.declarePeerDead();
+  expect(relay.run()).toEqual(result("peer-lost"));
+  expect(readFileSync(join(dir, "out"), "utf8")).toBe("last");
+});
