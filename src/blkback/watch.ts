@@ -26,6 +26,12 @@ export interface WatchOptions extends Omit<DeviceOptions, "offer"> {
   readonly anyScript: boolean;
 }
 
+interface Served {
+  readonly device: BlkbackDevice;
+  /** Resolves when nothing of the device is left, its image closed. */
+  readonly over: Promise<void>;
+}
+
 export class BackendWatch {
   /** Rejects when xenstored is gone. */
   readonly failed: Promise<never>;
@@ -34,7 +40,7 @@ export class BackendWatch {
   readonly #options: WatchOptions;
   readonly #spawnWorker: SpawnWorker;
   /** By path of the backend's directory; undefined while it is being started. */
-  readonly #served = new Map<string, BlkbackDevice | undefined>();
+  readonly #served = new Map<string, Served | undefined>();
   readonly #root: string;
   #unwatch: Unwatch | undefined;
 
@@ -76,8 +82,9 @@ export class BackendWatch {
   /** Stops serving without a word to the guests: the next `watch` goes on where this one stopped. */
   async stop(): Promise<void> {
     await this.#unwatch?.();
-    const devices = [...this.#served.values()].filter((device) => device !== undefined);
-    await Promise.all(devices.map((device) => device.abandon()));
+    const served = [...this.#served.values()].filter((it) => it !== undefined);
+    await Promise.all(served.map((it) => it.device.abandon()));
+    await Promise.all(served.map((it) => it.over));
   }
 
   async #changed(path: string): Promise<void> {
@@ -135,12 +142,12 @@ export class BackendWatch {
       discard: (await read("discard-enable")) !== "0",
     });
     const device = await this.#start(address, image, { ...rest, offer: { ...offer, deviceType } });
-    this.#served.set(dir, device);
-    void device.ended
+    const over = device.ended
       .catch((error: unknown) =>
         logger.error(`${describeDevice(address)}: ${escapeText(describeError(error), 500)}`),
       )
       .then(() => this.#ended(address, image));
+    this.#served.set(dir, { device, over });
   }
 
   async #start(address: DeviceAddress, image: Image, options: DeviceOptions): Promise<BlkbackDevice> {

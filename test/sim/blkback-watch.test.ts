@@ -1,0 +1,218 @@
+// The daemon: devices appear as a toolstack makes them, are served, refused with a reason, closed and left to
+// the next daemon. And what `install` puts on a host.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { backendDir, type DeviceAddress } from "../../src/blkback/address.ts";
+import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { install, uninstall } from "../../src/blkback/install.ts";
+import { closeDevice, createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
+import { BackendWatch } from "../../src/blkback/watch.ts";
+import { toDomid } from "../../src/core/types.ts";
+import type { SimPlatform } from "../../src/platform/sim.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { HandmadeGuest } from "./blk-guest.ts";
+import { pattern } from "./blk-harness.ts";
+
+const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
+
+let host: SimHost;
+let dom0: SimPlatform;
+let xenstore: Xenstore;
+let dir: string;
+let watch: BackendWatch | undefined;
+const guests: HandmadeGuest[] = [];
+
+beforeEach(async () => {
+  host = await SimHost.start({ domains: 3 });
+  dom0 = host.platform(0);
+  xenstore = await Xenstore.connect(dom0);
+  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  writeFileSync(join(dir, "a.img"), pattern(1 << 20));
+  writeFileSync(join(dir, "b.img"), pattern(1 << 19));
+});
+
+afterEach(async () => {
+  await watch?.stop();
+  watch = undefined;
+  for (const guest of guests.splice(0)) guest.close();
+  rmSync(dir, { recursive: true });
+  xenstore.close();
+  dom0.close();
+  expect(await host.settle()).toEqual([]);
+  await host.stop();
+});
+
+function address(domid: number, devid = 51728): DeviceAddress {
+  return { backend: toDomid(0), kind: "vbd", frontend: toDomid(domid), devid };
+}
+
+/** What libxl writes for a disk line with `script=`. */
+async function attach(at: DeviceAddress, target: string, script = "block-xentool"): Promise<void> {
+  await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params: target });
+  const back = backendDir(at);
+  await xenstore.rm(`${back}/hotplug-status`);
+  await xenstore.write(`${back}/script`, `/etc/xen/scripts/${script}`);
+}
+
+async function startWatch(anyScript = false): Promise<BackendWatch> {
+  const { deviceType: _, ...offer } = DEFAULT_OFFER;
+  const options = {
+    kind: "vbd",
+    offer,
+    direct: false,
+    anyScript,
+    grantMode: "copy",
+    engine: "uring",
+    filters: [],
+    statsDir: join(dir, "stats"),
+    verbosity: 0,
+  } as const;
+  watch = await BackendWatch.start(dom0, xenstore, options, spawnWorker);
+  return watch;
+}
+
+async function guestOf(at: DeviceAddress): Promise<HandmadeGuest> {
+  const guest = await HandmadeGuest.start(host, at);
+  guests.push(guest);
+  return guest;
+}
+
+async function until(at: DeviceAddress, key: string, value: string | null): Promise<void> {
+  await xenstore.waitFor(`${backendDir(at)}/${key}`, (it) => it === value, { timeoutMs: 10_000 });
+}
+
+test("devices that were there and devices that come are served, those of others are not", async () => {
+  const [early, late, others] = [address(1), address(2), address(2, 51744)];
+  await attach(early, join(dir, "a.img"));
+  await startWatch();
+  await attach(late, `aio:${join(dir, "b.img")}`);
+  await attach(others, join(dir, "a.img"), "block");
+  for (const at of [early, late]) {
+    await until(at, "hotplug-status", "connected");
+    const guest = await guestOf(at);
+    await guest.connect();
+    expect(
+      Buffer.from((await guest.read(8)) as Uint8Array).equals(
+        Buffer.from(pattern(1 << 19)).subarray(4096, 8192),
+      ),
+    ).toBe(true);
+  }
+  expect(watch?.deviceCount).toBe(2);
+  expect(await xenstore.read(`${backendDir(others)}/state`)).toBe("1");
+});
+
+test.each([
+  ["none.img", /cannot open .*none\.img/],
+  [".", /neither a file nor a block device/],
+  ["../relative", /no absolute path|cannot open/],
+])(
+  "target %s: the reason stands where libxl prints it from, and closing is answered",
+  async (name, reason) => {
+    const at = address(1);
+    await startWatch();
+    await attach(at, name.startsWith("..") ? name : join(dir, name));
+    await until(at, "hotplug-status", "error");
+    await until(at, "state", "2");
+    expect(await xenstore.read(`${backendDir(at)}/hotplug-error`)).toMatch(reason);
+    await closeDevice(xenstore, at);
+    await until(at, "state", "6");
+    await destroyDevice(xenstore, at);
+    await attach(at, join(dir, "a.img"));
+    await until(at, "hotplug-status", "connected");
+  },
+);
+
+test("an image that another device writes is refused", async () => {
+  await startWatch();
+  await attach(address(1), join(dir, "a.img"));
+  await until(address(1), "hotplug-status", "connected");
+  await attach(address(2), join(dir, "a.img"));
+  await until(address(2), "hotplug-status", "error");
+  expect(await xenstore.read(`${backendDir(address(2))}/hotplug-error`)).toContain("in use");
+});
+
+test("detach: closed when the guest lets go, and gone from the daemon's list", async () => {
+  const at = address(1);
+  await attach(at, join(dir, "a.img"));
+  const daemon = await startWatch();
+  const guest = await guestOf(at);
+  await guest.connect();
+  await closeDevice(xenstore, at);
+  await guest.untilBackend(5);
+  await guest.setState(6);
+  await until(at, "state", "6");
+  await destroyDevice(xenstore, at);
+  const deadline = performance.now() + 5000;
+  while (daemon.deviceCount > 0 && performance.now() < deadline) await Bun.sleep(5);
+  expect(daemon.deviceCount).toBe(0);
+});
+
+test("another daemon goes on with the guests of the first", async () => {
+  const at = address(1);
+  await attach(at, join(dir, "a.img"));
+  const first = await startWatch();
+  const guest = await guestOf(at);
+  await guest.connect();
+  await first.stop();
+  const pending = guest.read(16);
+  await startWatch();
+  expect(
+    Buffer.from((await pending) as Uint8Array).equals(Buffer.from(pattern(1 << 20)).subarray(8192, 12288)),
+  ).toBe(true);
+});
+
+test("a driver domain serves whatever script, and removes the directory that nobody else removes", async () => {
+  const at = { ...address(2), backend: toDomid(1) };
+  await createDevice(xenstore, {
+    address: at,
+    readOnly: false,
+    deviceType: "disk",
+    params: join(dir, "a.img"),
+  });
+  const dom1 = host.platform(1);
+  const store1 = await Xenstore.connect(dom1);
+  const { deviceType: _, ...offer } = DEFAULT_OFFER;
+  const daemon = await BackendWatch.start(
+    dom1,
+    store1,
+    {
+      kind: "vbd",
+      offer,
+      direct: false,
+      anyScript: true,
+      grantMode: "copy",
+      engine: "uring",
+      filters: [],
+      statsDir: join(dir, "stats"),
+      verbosity: 0,
+    },
+    spawnWorker,
+  );
+  const guest = await guestOf(at);
+  await guest.connect();
+  expect(typeof (await guest.read(8))).toBe("object");
+  await closeDevice(xenstore, at);
+  await guest.setState(6);
+  await xenstore.waitFor(`${backendDir(at)}/state`, (it) => it === null, { timeoutMs: 10_000 });
+  await daemon.stop();
+  store1.close();
+  dom1.close();
+});
+
+test("install writes what a host needs, sh accepts it, uninstall removes it", () => {
+  const paths = install({ root: dir, executable: "/usr/local/bin/xentool" });
+  expect(paths.length).toBe(4);
+  for (const path of paths) {
+    expect(existsSync(join(dir, path))).toBe(true);
+    if ((statSync(join(dir, path)).mode & 0o111) !== 0)
+      expect(spawnSync("sh", ["-n", join(dir, path)]).status).toBe(0);
+  }
+  const unit = readFileSync(join(dir, "etc/systemd/system/xentool-blkback.service"), "utf8");
+  expect(unit).toContain("ExecStart=/usr/local/bin/xentool -v blkback watch");
+  uninstall({ root: dir, executable: "/usr/local/bin/xentool" });
+  for (const path of paths) expect(existsSync(join(dir, path))).toBe(false);
+});
