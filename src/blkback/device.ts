@@ -33,8 +33,8 @@ export interface DeviceOptions {
   readonly verbosity: number;
 }
 
-/** Why a device is served no longer: the guest or the toolstack let go, or the guest is gone. */
-export type DeviceEnd = "closed" | "removed" | "frontend-gone";
+/** Why a device is served no longer: the guest or the toolstack let go, the guest is gone, or we left it. */
+export type DeviceEnd = "closed" | "removed" | "frontend-gone" | "abandoned";
 
 /** A guest that reconnects in a loop is connected this often at most. */
 const RECONNECT_PAUSE_MS = 100;
@@ -132,8 +132,12 @@ export class BlkbackDevice {
    * answered, so another process can take the device over where this one stopped.
    */
   async abandon(): Promise<void> {
-    await this.#connection?.stop();
-    this.#finishOnce("removed");
+    if (!this.#over) {
+      this.#over = true;
+      await this.#disconnect();
+      await this.#finish();
+      this.#end.resolve("abandoned");
+    }
     await this.ended.catch(() => {});
   }
 
