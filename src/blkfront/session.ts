@@ -4,30 +4,18 @@ import { XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../core/worker.ts";
 import type { Platform } from "../platform/platform.ts";
-import { ABI_X86_32, ABI_X86_64, type BlkifAbi } from "../protocol/blkif.ts";
-import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
 import { xenbusStateName } from "../protocol/xenbus.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
 import type { BenchResult } from "./bench.ts";
 import { COMMAND_RELEASE, COMMAND_RUN, COMMAND_STOP, FrontControl } from "./control.ts";
 import type { RingAddress } from "./device.ts";
-import { DEFAULT_POOL_PAGES } from "./granted-pool.ts";
-import { FrontHandshake, type BackendLimits, type Disk } from "./handshake.ts";
+import { FrontHandshake, type Disk } from "./handshake.ts";
+import { chooseRing, type RingOptions } from "./ring-options.ts";
 import type { BlkfrontJob, BlkfrontOrder, BlkfrontReport } from "./worker.ts";
 
 const logger = moduleLogger("blkfront");
-/** Segments of our largest requests: what backends offer, and little enough to keep many in flight. */
-const DEFAULT_INDIRECT_SEGMENTS = 256;
 /** What is under way when we are to stop gets this long. */
 const DRAIN_MS = 10_000;
-
-/** How the ring is made; the backend's limits come first. */
-export interface RingOptions {
-  readonly abi?: BlkifAbi["name"];
-  readonly ringPageOrder?: number;
-  readonly maxIndirectSegments?: number;
-  readonly poolPages?: number;
-}
 
 export interface SessionOptions extends RingOptions {
   readonly devid: number;
@@ -40,26 +28,6 @@ export interface SessionOptions extends RingOptions {
 export interface SessionEnd {
   readonly reason: "finished" | "stopped" | "closed";
   readonly bench: BenchResult | undefined;
-}
-
-/** The ring that the options and the backend's limits allow. */
-export function chooseRing(
-  options: RingOptions,
-  limits: BackendLimits,
-): {
-  readonly abi: BlkifAbi;
-  readonly ringPageOrder: number;
-  readonly maxIndirectSegments: number;
-  readonly poolPages: number;
-} {
-  const order = Math.min(options.ringPageOrder ?? RING_MAX_PAGE_ORDER, limits.maxRingPageOrder);
-  const segments = options.maxIndirectSegments ?? DEFAULT_INDIRECT_SEGMENTS;
-  return {
-    abi: options.abi === "x86_32" ? ABI_X86_32 : ABI_X86_64,
-    ringPageOrder: order,
-    maxIndirectSegments: Math.min(segments, limits.maxIndirectSegments),
-    poolPages: options.poolPages ?? DEFAULT_POOL_PAGES,
-  };
 }
 
 /**
