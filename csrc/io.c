@@ -49,8 +49,7 @@ struct io {
   uint32_t delay_count;
 
   /* URING */
-  int ring_fd, has_fixed_file, has_fixed_buffer;
-  uintptr_t fixed_start, fixed_end;
+  int ring_fd;
   void *sq_memory, *cq_memory;
   size_t sq_bytes, cq_bytes, sqe_bytes;
   struct io_uring_sqe *sqes;
@@ -184,17 +183,15 @@ static struct io_uring_sqe *next_sqe(struct io *io, uint32_t *slot) {
 static void prepare(struct io *io, const struct xt_io *op) {
   uint32_t slot;
   struct io_uring_sqe *sqe = next_sqe(io, &slot);
-  uintptr_t address = (uintptr_t)op->address;
-  int fixed = io->has_fixed_buffer && address >= io->fixed_start && address + (uint64_t)op->length <= io->fixed_end;
   sqe->user_data = op->tag;
-  sqe->fd = io->has_fixed_file ? 0 : io->fd;
-  if (io->has_fixed_file && op->op != XT_IO_DELAY) sqe->flags = IOSQE_FIXED_FILE;
+  /* Not a registered file: the ring would hold it, and its lock, for a while after it is closed. */
+  sqe->fd = io->fd;
   sqe->off = (uint64_t)op->offset;
-  sqe->addr = address;
+  sqe->addr = (uintptr_t)op->address;
   sqe->len = (uint32_t)op->length;
   switch (op->op) {
-    case XT_IO_READ: sqe->opcode = fixed ? IORING_OP_READ_FIXED : IORING_OP_READ; break;
-    case XT_IO_WRITE: sqe->opcode = fixed ? IORING_OP_WRITE_FIXED : IORING_OP_WRITE; break;
+    case XT_IO_READ: sqe->opcode = IORING_OP_READ; break;
+    case XT_IO_WRITE: sqe->opcode = IORING_OP_WRITE; break;
     case XT_IO_READV: sqe->opcode = IORING_OP_READV; break;
     case XT_IO_WRITEV: sqe->opcode = IORING_OP_WRITEV; break;
     case XT_IO_FLUSH:
@@ -324,8 +321,6 @@ static int32_t open_uring(struct io *io) {
   io->cq_tail = (uint32_t *)(cq + parameters.cq_off.tail);
   io->cq_mask = (uint32_t *)(cq + parameters.cq_off.ring_mask);
   io->cqes = (struct io_uring_cqe *)(cq + parameters.cq_off.cqes);
-  if (io->fd >= 0)
-    io->has_fixed_file = syscall(SYS_io_uring_register, io->ring_fd, IORING_REGISTER_FILES, &io->fd, 1) == 0;
   return 0;
 }
 
@@ -374,17 +369,6 @@ double xt_io_open(int32_t fd, uint32_t depth, uint32_t engine, int32_t is_block_
   if (error == 0) return (double)(uintptr_t)io;
   free_io(io);
   return error;
-}
-
-int32_t xt_io_register(void *handle, void *address, uint64_t size) {
-  struct io *io = handle;
-  struct iovec region = {address, size};
-  if (io->engine != XT_IO_ENGINE_URING) return -EOPNOTSUPP;
-  if (syscall(SYS_io_uring_register, io->ring_fd, IORING_REGISTER_BUFFERS, &region, 1)) return -errno;
-  io->has_fixed_buffer = 1;
-  io->fixed_start = (uintptr_t)address;
-  io->fixed_end = io->fixed_start + size;
-  return 0;
 }
 
 int32_t xt_io_watch(void *handle, int32_t fd, uint32_t tag) {

@@ -93,8 +93,6 @@ enum { XT_IO_ENGINE_URING = 0, XT_IO_ENGINE_SYNC = 1 };
 /* An engine for up to `depth` operations in flight on `fd` (-1: it only waits). SYNC uses pread/pwrite and
    completes within the call; URING answers -EPERM, -ENOSYS or -ENOMEM where io_uring is not allowed. */
 XT_API double xt_io_open(int32_t fd, uint32_t depth, uint32_t engine, int32_t is_block_device);
-/* Registers one region whose addresses then need no page pinning per operation. Optional; -errno is harmless. */
-XT_API int32_t xt_io_register(void *io, void *address, uint64_t size);
 /* Reports `tag` whenever `fd` becomes readable, until closed. Up to 8. Level-triggered, at most once a run. */
 XT_API int32_t xt_io_watch(void *io, int32_t fd, uint32_t tag);
 /* Submits `count` operations, waits until `wait` completions are there or `timeout_ms` passed (-1: for

@@ -51,7 +51,6 @@ const symbols = {
   xt_ring_final_check_responses: { args: [ptr, u32], returns: u32 },
 
   xt_io_open: { args: [i32, u32, u32, i32], returns: f64 },
-  xt_io_register: { args: [ptr, ptr, u64], returns: i32 },
   xt_io_watch: { args: [ptr, i32, u32], returns: i32 },
   xt_io_run: { args: [ptr, ptr, u32, u32, i32, ptr, u32], returns: i32 },
   xt_io_close: { args: [ptr], returns: i32 },
