@@ -112,7 +112,6 @@ static void test_engine(uint32_t engine) {
     return;
   }
   void *io = ADDRESS(handle);
-  xt_io_register(io, buffer, BLOCKS * BLOCK);
   test_read_write(io);
   test_vectors(io);
   test_discard(io);
