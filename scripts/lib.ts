@@ -14,6 +14,8 @@ interface RunOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Shows what the command says only when it fails. */
   readonly quiet?: boolean;
+  /** Kills the command after this time. */
+  readonly timeoutMs?: number;
 }
 
 /** Runs a command in the project's root to its end; throws CommandFailed when it fails. */
@@ -30,9 +32,11 @@ export function tryRun(command: string, args: readonly string[], options: RunOpt
     env: { ...process.env, ...options.env },
     stdio: options.quiet === true ? ["ignore", "pipe", "pipe"] : ["ignore", "inherit", "inherit"],
     maxBuffer: 64 * 2 ** 20,
+    killSignal: "SIGKILL",
+    ...(options.timeoutMs === undefined ? {} : { timeout: options.timeoutMs }),
   });
   if (done.error !== undefined) console.error(`${command}: ${done.error.message}`);
-  if (done.status !== 0 && options.quiet === true) process.stderr.write(done.stdout + done.stderr);
+  if (done.status !== 0 && options.quiet === true) process.stderr.write(`${done.stdout ?? ""}${done.stderr ?? ""}`);
   if (done.signal !== null) console.error(`${command}: ended by ${done.signal}`);
   return done.status ?? (done.error === undefined ? 128 : 127);
 }

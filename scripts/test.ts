@@ -7,6 +7,8 @@ import { buildAll } from "./build-all.ts";
 import { bun, cmake, main, root, tryRun } from "./lib.ts";
 
 const REPORTS = join(root, "build/test");
+/** A test that blocks its thread cannot be ended by its runner. */
+const TIMEOUT_MS = 20 * 60_000;
 const SANITIZERS = { ASAN_OPTIONS: "detect_leaks=1", UBSAN_OPTIONS: "print_stacktrace=1" };
 
 interface Counts {
@@ -30,14 +32,22 @@ function countsOf(report: string, status: number): Counts {
 function testShim(name: string, options: readonly string[]): Counts {
   cmake(name, options);
   const report = join(REPORTS, `${name}.xml`);
-  const args = ["--test-dir", join("build", name), "--output-on-failure", "--output-junit", report];
+  const args = [
+    "--test-dir",
+    join("build", name),
+    "--output-on-failure",
+    "--timeout",
+    "300",
+    "--output-junit",
+    report,
+  ];
   return countsOf(report, tryRun("ctest", args, { env: SANITIZERS }));
 }
 
 function testTypeScript(args: readonly string[]): Counts {
   const report = join(REPORTS, "bun.xml");
   const reporter = ["--reporter=junit", `--reporter-outfile=${report}`];
-  return countsOf(report, tryRun(bun, ["test", ...reporter, ...args]));
+  return countsOf(report, tryRun(bun, ["test", ...reporter, ...args], { timeoutMs: TIMEOUT_MS }));
 }
 
 await main(() => {
