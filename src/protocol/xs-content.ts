@@ -88,9 +88,24 @@ export function bytesToText(bytes: Uint8Array): string {
 /** The header at `at` of `bytes`, or undefined when it is not all there. */
 export function readHeader(bytes: Uint8Array, at = 0): XsHeader | undefined {
   if (bytes.length - at < XS_HEADER_BYTES) return undefined;
-  const view = new DataView(bytes.buffer, bytes.byteOffset + at, XS_HEADER_BYTES);
-  const [type, reqId, txId, length] = [0, 4, 8, 12].map((offset) => view.getUint32(offset, true));
-  return { type, reqId, txId, length } as XsHeader;
+  return {
+    type: readU32(bytes, at),
+    reqId: readU32(bytes, at + 4),
+    txId: readU32(bytes, at + 8),
+    length: readU32(bytes, at + 12),
+  };
+}
+
+/** Whether there can be no likely header at `at`: types are below 256, lengths below 64 KiB. A quick look. */
+export function isNoHeader(bytes: Uint8Array, at: number): boolean {
+  const byte = (offset: number): number => bytes[at + offset] as number;
+  return (byte(1) | byte(2) | byte(3) | byte(14) | byte(15)) !== 0;
+}
+
+/** Little-endian. A header is looked for at every byte of a ring: making a DataView for each is what would cost. */
+function readU32(bytes: Uint8Array, at: number): number {
+  const byte = (offset: number): number => bytes[at + offset] as number;
+  return (byte(0) | (byte(1) << 8) | (byte(2) << 16) | (byte(3) << 24)) >>> 0;
 }
 
 /** The name of a type, or its number when it has none. */

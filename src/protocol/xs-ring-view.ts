@@ -4,6 +4,7 @@
 import {
   isLikelyHeader,
   isLikelyPayload,
+  isNoHeader,
   readHeader,
   typeText,
   type XsDirection,
@@ -305,7 +306,7 @@ export function findPackets(
   chain[end] = EXACT;
   const starts: Partial<Record<number, number>> = {};
   for (let at = end - XS_HEADER_BYTES; at >= 0; at--) {
-    const header = readHeader(bytes, at);
+    const header = isNoHeader(bytes, at) ? undefined : readHeader(bytes, at);
     if (header === undefined || !isLikelyHeader(direction, header)) continue;
     const next = at + XS_HEADER_BYTES + header.length;
     const kind = next > end ? CUT : (chain[next] as number);
