@@ -206,7 +206,7 @@ export class BlkbackDevice {
         if (this.#connection !== undefined) await this.#disconnect();
         this.#refused = false;
         if (!online) return this.#close("closed", true);
-        if (this.#state === XenbusState.Closed || this.#state === XenbusState.Closing) await this.#offer();
+        if (this.#state !== XenbusState.InitWait) await this.#offer();
         return;
       case XenbusState.Initialised:
       case XenbusState.Connected:

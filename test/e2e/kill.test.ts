@@ -1,0 +1,118 @@
+// kill -9, of either side, at any moment: what is left is noticed and taken back, nobody hangs, the other
+// disk of the same host does not notice, and whoever starts next works.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { DEFAULT_KIND, backendDir } from "../../src/blkback/address.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { HandmadeGuest } from "../sim/blk-guest.ts";
+import { pattern } from "../sim/blk-harness.ts";
+import { readUntil, runXentool, spawnXentool } from "./executable.ts";
+
+const IMAGE_BYTES = 4 << 20;
+const ROUNDS = 8;
+const XVDB = 51728;
+
+let host: SimHost;
+let dir: string;
+let env: Record<string, string>;
+const children: ReturnType<typeof spawnXentool>[] = [];
+
+function start(args: readonly string[], domid = 0): ReturnType<typeof spawnXentool> {
+  const child = spawnXentool(args, { env: { ...env, XENTOOL_DOMID: String(domid) } });
+  children.push(child);
+  return child;
+}
+
+async function serve(name: string, domid: number): Promise<ReturnType<typeof spawnXentool>> {
+  const server = start(["blkback", "serve", join(dir, name), "--domid", String(domid), "--vdev", "xvdb"]);
+  await readUntil(server.stderr, "offering");
+  return server;
+}
+
+beforeEach(async () => {
+  host = await SimHost.start();
+  dir = mkdtempSync(join(tmpdir(), "xentool-kill-"));
+  for (const name of ["a.img", "b.img"]) writeFileSync(join(dir, name), pattern(IMAGE_BYTES));
+  env = { XENTOOL_SIM: host.dir };
+});
+
+afterEach(async () => {
+  for (const child of children.splice(0)) {
+    child.kill("SIGKILL");
+    await child.exited;
+  }
+  expect(await host.settle()).toEqual([]);
+  await host.stop();
+  rmSync(dir, { recursive: true });
+});
+
+function expectPage(read: Uint8Array | number, sector: number): void {
+  const expected = Buffer.from(pattern(IMAGE_BYTES)).subarray(sector * 512, sector * 512 + 4096);
+  expect(Buffer.from(read as Uint8Array).equals(expected)).toBe(true);
+}
+
+test("a server that is killed: the guest waits, the next server answers what is on the ring", async () => {
+  const at = { backend: toDomid(0), frontend: toDomid(1), kind: DEFAULT_KIND, devid: XVDB };
+  const neighbourAt = { ...at, frontend: toDomid(2) };
+  let server = await serve("a.img", 1);
+  await serve("b.img", 2);
+  const guest = await HandmadeGuest.start(host, at);
+  const neighbour = await HandmadeGuest.start(host, neighbourAt);
+  await guest.connect();
+  await neighbour.connect();
+  for (let round = 0; round < 3; round++) {
+    expectPage(await guest.read(round * 8), round * 8);
+    server.kill("SIGKILL");
+    await server.exited;
+    const stats = await runXentool(["blkback", "stats", "--domid", "1", "--json"], { env });
+    expect((JSON.parse(stats.stdout) as { alive: boolean }[])[0]?.alive).toBe(false);
+    expectPage(await neighbour.read(64), 64);
+    const pending = guest.read(800 + round * 8);
+    server = await serve("a.img", 1);
+    expectPage(await pending, 800 + round * 8);
+  }
+  guest.close();
+  neighbour.close();
+});
+
+test("frontends that are killed in the middle of it: the server serves the next one", async () => {
+  const seed = Number(process.env["SEED"] ?? Date.now() % 100_000);
+  console.log(`frontends killed: SEED=${seed}`);
+  let random = seed;
+  const server = await serve("a.img", 1);
+  for (let round = 0; round < ROUNDS; round++) {
+    random = (random * 1103515245 + 12345) % 2 ** 31;
+    const front = start(["blkfront", "bench", "--vdev", "xvdb", "--rw", "randrw", "--runtime", "20"], 1);
+    await Bun.sleep(30 + (random % 400));
+    front.kill("SIGKILL");
+    await front.exited;
+  }
+  const last = await runXentool(
+    ["blkfront", "bench", "--vdev", "xvdb", "--rw", "randread", "--runtime", "0.2", "--json"],
+    {
+      env: { ...env, XENTOOL_DOMID: "1" },
+    },
+  );
+  expect({ status: last.status, stderr: last.stderr }).toEqual({ status: 0, stderr: "" });
+  server.kill("SIGTERM");
+  expect(await server.exited).toBe(143);
+}, 60_000);
+
+test("both at once, and the domain with them", async () => {
+  const server = await serve("a.img", 1);
+  const front = start(["blkfront", "bench", "--vdev", "xvdb", "--rw", "randwrite", "--runtime", "20"], 1);
+  const dom0 = host.platform(0);
+  const store = await Xenstore.connect(dom0);
+  const at = { backend: toDomid(0), frontend: toDomid(1), kind: DEFAULT_KIND, devid: XVDB };
+  await store.waitFor(`${backendDir(at)}/state`, (state) => state === "4", { timeoutMs: 10_000 });
+  front.kill("SIGKILL");
+  await host.destroyDomain(1);
+  expect(await server.exited).toBe(0);
+  expect(await store.exists(backendDir(at))).toBe(false);
+  store.close();
+  dom0.close();
+});
