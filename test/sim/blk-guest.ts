@@ -88,11 +88,23 @@ export class HandmadeGuest {
 
   /** Reads one page at `sector`; the bytes, or the response's status. */
   async read(sector: number): Promise<Uint8Array | number> {
+    const status = await this.#request(0, sector);
+    return status === 0 ? (this.#data as SharedPages).mapping.bytes.slice() : status;
+  }
+
+  /** Writes one page of `byte` at `sector`; the response's status. */
+  write(sector: number, byte: number): Promise<number> {
+    (this.#data as SharedPages).mapping.bytes.fill(byte);
+    return this.#request(1, sector);
+  }
+
+  async #request(operation: number, sector: number): Promise<number> {
     const ring = (this.#ring as SharedPages).mapping;
     const data = this.#data as SharedPages;
     const view = new DataView(ring.bytes.buffer);
     const at = 64 + (this.#prod & 31) * 112;
     ring.bytes.fill(0, at, at + 112);
+    ring.bytes[at] = operation;
     ring.bytes[at + 1] = 1;
     view.setBigUint64(at + 8, this.#next++, true);
     view.setBigUint64(at + 16, BigInt(sector), true);
@@ -106,8 +118,7 @@ export class HandmadeGuest {
       if (performance.now() > deadline) throw new Error("no response");
       await Bun.sleep(1);
     }
-    const status = view.getInt16(at + 10, true);
-    return status === 0 ? data.mapping.bytes.slice() : status;
+    return view.getInt16(at + 10, true);
   }
 
   close(): void {
