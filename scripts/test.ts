@@ -47,7 +47,10 @@ function testShim(name: string, options: readonly string[]): Counts {
 function testTypeScript(args: readonly string[]): Counts {
   const report = join(REPORTS, "bun.xml");
   const reporter = ["--reporter=junit", `--reporter-outfile=${report}`];
-  return countsOf(report, tryRun(bun, ["test", ...reporter, ...args], { timeoutMs: TIMEOUT_MS }));
+  return countsOf(
+    report,
+    tryRun(bun, ["test", "--timeout=30000", ...reporter, ...args], { timeoutMs: TIMEOUT_MS }),
+  );
 }
 
 await main(() => {
