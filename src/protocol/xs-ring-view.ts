@@ -304,6 +304,8 @@ export function findPackets(
   const CUT = 2;
   const chain = new Uint8Array(end + 1); // how the chain from here ends; 0: there is none
   chain[end] = EXACT;
+  for (let at = Math.max(0, end - XS_HEADER_BYTES + 1); at < end; at++)
+    if (isLikelyHeaderStart(bytes.subarray(at))) chain[at] = CUT;
   const starts: Partial<Record<number, number>> = {};
   for (let at = end - XS_HEADER_BYTES; at >= 0; at--) {
     const header = isNoHeader(bytes, at) ? undefined : readHeader(bytes, at);
@@ -321,7 +323,7 @@ export function findPackets(
   const packets: RingPacket[] = [];
   for (let at = first; ;) {
     const header = readHeader(bytes, at);
-    if (header === undefined) return { packets, rest: undefined };
+    if (header === undefined) return { packets, rest: at < end ? at : undefined };
     const next = at + XS_HEADER_BYTES + header.length;
     if (next > end) return { packets, rest: at };
     packets.push({
@@ -331,6 +333,11 @@ export function findPackets(
     });
     at = next;
   }
+}
+
+/** Whether a part of a header, cut off, could be one: a type is a small number. */
+function isLikelyHeaderStart(bytes: Uint8Array): boolean {
+  return xsTypeName(bytes[0] as number) !== undefined && bytes.subarray(1, 4).every((byte) => byte === 0);
 }
 
 function findPoison(ring: Uint8Array, prod: number): Poison | undefined {

@@ -25,8 +25,11 @@ export type TraceRecord = { readonly timeUs: number } & (
     }
   | { readonly kind: "lost"; readonly direction: XsDirection; readonly bytes: number }
   | { readonly kind: "violation"; readonly direction: XsDirection; readonly reason: string }
-  /** Both streams began anew; so many bytes of unfinished packets went with the old ones. */
-  | { readonly kind: "reset"; readonly bytes: number }
+  /**
+   * Both streams began anew; so many bytes of unfinished packets went with the old ones, and whatever else
+   * passed in the time since the look before.
+   */
+  | { readonly kind: "reset"; readonly bytes: number; readonly unseenUs: number }
   | { readonly kind: "state"; readonly words: StateWords }
 );
 
@@ -43,9 +46,11 @@ export class RingFollower {
   readonly #requests: Side;
   readonly #responses: Side;
   #state: StateWords;
+  #lastLookUs: number;
 
-  /** Begins with what waits in the ring at the time of `copy`. */
-  constructor(copy: RingCopy) {
+  /** Begins with what waits in the ring at the time of `copy`, which was made at `timeUs`. */
+  constructor(copy: RingCopy, timeUs: number) {
+    this.#lastLookUs = timeUs;
     this.#requests = startSide(new StreamFollower(viewRequests(copy)), copy.requests);
     this.#responses = startSide(new StreamFollower(viewResponses(copy)), copy.responses);
     this.#state = stateOf(copy.words);
@@ -68,10 +73,11 @@ export class RingFollower {
       startedAnew(this.#responses, copy.responses, words.rspProd);
     if (wasReset) {
       const bytes = this.#requests.follower.restart() + this.#responses.follower.restart();
-      records.push({ timeUs, kind: "reset", bytes });
+      records.push({ timeUs, kind: "reset", bytes, unseenUs: timeUs - this.#lastLookUs });
     }
     if (changed) records.push({ timeUs, kind: "state", words: state });
     this.#state = state;
+    this.#lastLookUs = timeUs;
     // A reset during the copy shows at the next look; what was copied is then of neither ring.
     if (((after.reqProd - words.reqProd) | 0) < 0 || ((after.rspProd - words.rspProd) | 0) < 0)
       return records;

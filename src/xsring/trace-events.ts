@@ -39,7 +39,7 @@ export type TraceEvent =
       readonly direction: XsDirection;
       readonly reason: string;
     }
-  | { readonly kind: "reset"; readonly timeUs: number; readonly bytes: number }
+  | { readonly kind: "reset"; readonly timeUs: number; readonly bytes: number; readonly unseenUs: number }
   | { readonly kind: "state"; readonly timeUs: number; readonly words: StateWords };
 
 export interface TraceFilter {

@@ -2,7 +2,7 @@
 // can count, cut and merge it. Each record is an 8-byte head, then what it is about:
 //   u8 version (1), u8 kind, u16 domid, u32 value; all little endian, as the xenstore packets are.
 // Kinds: 1 request, 2 response (a whole xenstore packet follows); 3 and 4 bytes lost of either (value);
-// 5 reset (value: bytes of unfinished packets); 6 state (u32 server_features, connection, error follow);
+// 5 reset (value: bytes of unfinished packets; u32 microseconds since the look before follow); 6 state (u32 server_features, connection, error follow);
 // 7 and 8 violation in requests or responses (text follows).
 import { XentoolError } from "../core/errors.ts";
 import { bytesToText, readHeader, type XsDirection } from "../protocol/xs-content.ts";
@@ -15,6 +15,7 @@ const RECORD_HEADER_BYTES = 16;
 const HEAD_BYTES = 8;
 const LINKTYPE_USER0 = 147;
 const VERSION = 1;
+const U32_MAX = 0xffff_ffff;
 const SNAP_BYTES = HEAD_BYTES + XS_HEADER_BYTES + XS_PAYLOAD_MAX;
 
 const KIND = { packet: [1, 2], lost: [3, 4], reset: 5, state: 6, violation: [7, 8] } as const;
@@ -65,18 +66,20 @@ function split(record: TraceRecord): { kind: number; value: number; body: Uint8A
     case "lost":
       return { kind: KIND.lost[side] as number, value: record.bytes, body: empty };
     case "reset":
-      return { kind: KIND.reset, value: record.bytes, body: empty };
+      return { kind: KIND.reset, value: record.bytes, body: words([Math.min(record.unseenUs, U32_MAX)]) };
     case "violation":
       return { kind: KIND.violation[side] as number, value: 0, body: encodeText(record.reason) };
     case "state": {
       const { serverFeatures, connection, error } = record.words;
-      const body = new Uint8Array(12);
-      const view = new DataView(body.buffer);
-      for (const [index, word] of [serverFeatures, connection, error].entries())
-        view.setUint32(4 * index, word, true);
-      return { kind: KIND.state, value: 0, body };
+      return { kind: KIND.state, value: 0, body: words([serverFeatures, connection, error]) };
     }
   }
+}
+
+function words(values: readonly number[]): Uint8Array {
+  const bytes = new Uint8Array(4 * values.length);
+  for (const [index, value] of values.entries()) viewOf(bytes).setUint32(4 * index, value, true);
+  return bytes;
 }
 
 export interface ReadRecord {
@@ -147,6 +150,11 @@ function decode(bytes: Uint8Array): ReadRecord {
   return { domid: view.getUint16(18, true), record: { timeUs, ...join(kind, value, body) } };
 }
 
+function wordAt(body: Uint8Array, at: number): number {
+  if (body.length < at + 4) throw notATrace("a record is too short");
+  return viewOf(body).getUint32(at, true);
+}
+
 type Untimed<T> = T extends unknown ? Omit<T, "timeUs"> : never;
 
 function join(kind: number, value: number, body: Uint8Array): Untimed<TraceRecord> {
@@ -164,13 +172,12 @@ function join(kind: number, value: number, body: Uint8Array): Untimed<TraceRecor
     case 4:
       return { kind: "lost", direction, bytes: value };
     case 5:
-      return { kind: "reset", bytes: value };
-    case 6: {
-      if (body.length !== 12) throw notATrace("a state has another length than 12");
-      const view = viewOf(body);
-      const [serverFeatures, connection, error] = [0, 4, 8].map((at) => view.getUint32(at, true));
-      return { kind: "state", words: { serverFeatures, connection, error } as never };
-    }
+      return { kind: "reset", bytes: value, unseenUs: wordAt(body, 0) };
+    case 6:
+      return {
+        kind: "state",
+        words: { serverFeatures: wordAt(body, 0), connection: wordAt(body, 4), error: wordAt(body, 8) },
+      };
     case 7:
     case 8:
       return { kind: "violation", direction, reason: bytesToText(body) };

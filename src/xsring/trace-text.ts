@@ -24,13 +24,20 @@ export function eventText(event: TraceEvent, limit: number): string | undefined 
     case "violation":
       return `-- ${event.direction}s are no packets any more: ${escapeText(event.reason)}`;
     case "reset":
-      return `-- the ring began anew${event.bytes === 0 ? "" : `; ${event.bytes} bytes of unfinished packets went with it`}`;
+      return resetText(event);
     case "state": {
       const { serverFeatures, connection, error } = event.words;
       const features = featureNames(serverFeatures).join(" ");
       return `-- server_features ${serverFeatures}${features === "" ? "" : ` (${features})`}, connection ${connection} (${connectionName(connection)}), error ${error} (${errorName(error)})`;
     }
   }
+}
+
+/** What passed between the last look and the reset cannot be told any more, not even how much. */
+function resetText({ bytes, unseenUs }: TraceEvent & { kind: "reset" }): string {
+  const unfinished = bytes === 0 ? "" : `${bytes} bytes of unfinished packets went with it; `;
+  const unseen = `what passed in the ${(unseenUs / 1e6).toFixed(6)} s before is not known`;
+  return `-- the ring began anew; ${unfinished}${unseen}`;
 }
 
 /** When the line's event began: of a reply, its request's time. */
@@ -87,7 +94,7 @@ export function eventAsJson(event: TraceEvent): Record<string, unknown> | undefi
     case "violation":
       return { ...base, direction: event.direction, reason: event.reason };
     case "reset":
-      return { ...base, bytes: event.bytes };
+      return { ...base, bytes: event.bytes, unseenUs: event.unseenUs };
     case "state":
       return { ...base, ...event.words };
   }

@@ -19,15 +19,16 @@ export interface TraceOptions {
 const BUSY_LOOKS = 200;
 
 /** Microseconds since 1970. */
-export function nowUs(): number {
+function nowUs(): number {
   return Math.round((performance.timeOrigin + performance.now()) * 1000);
 }
 
 /** Traces until `signal` says so. What waits in the ring at the start is part of the trace. */
 export async function traceRing(page: XsRingPage, options: TraceOptions): Promise<void> {
   const first = copyRing(page);
-  const follower = new RingFollower(first);
-  options.onRecord({ timeUs: nowUs(), kind: "state", words: follower.state });
+  const startUs = nowUs();
+  const follower = new RingFollower(first, startUs);
+  options.onRecord({ timeUs: startUs, kind: "state", words: follower.state });
   let quietLooks = 0;
   while (!options.signal.aborted) {
     const timeUs = nowUs();

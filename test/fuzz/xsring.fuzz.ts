@@ -152,7 +152,7 @@ async function readDamaged(random: Random): Promise<void> {
 export async function run(cases: number, seed: number): Promise<void> {
   const buffer = new ArrayBuffer(4096);
   const page = { bytes: new Uint8Array(buffer), words: new Uint32Array(buffer) };
-  const follower = new RingFollower(copyRing(page));
+  const follower = new RingFollower(copyRing(page), 0);
   const events = new TraceEvents({ types: undefined, path: undefined }, (event) => {
     expectPrintable(eventText(event, 64) ?? "", "the trace");
     expectPrintable(asciiJson(eventAsJson(event) ?? {}), "the trace's JSON");

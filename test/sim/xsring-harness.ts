@@ -54,6 +54,47 @@ export function xsring(host: SimHost, args: readonly string[], domid = 0): Promi
   });
 }
 
+/** A command that runs, whose lines can be waited for. */
+export interface RunningCommand {
+  /** Resolves once a line of its output matches. */
+  line(pattern: RegExp): Promise<void>;
+  readonly finished: Promise<Finished>;
+}
+
+/** As `xsring`, without waiting for its end. */
+export function startXsring(host: SimHost, args: readonly string[]): RunningCommand {
+  const child = Bun.spawn([process.execPath, "cmd/xentool.ts", "xsring", ...args], {
+    cwd: ROOT,
+    env: { ...process.env, XENTOOL_SIM: host.dir, XENTOOL_DOMID: "0" },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  let stdout = "";
+  let notice = (): void => {};
+  const reading = (async () => {
+    const decoder = new TextDecoder();
+    for await (const bytes of child.stdout) {
+      stdout += decoder.decode(bytes, { stream: true });
+      notice();
+    }
+    notice();
+  })();
+  const stderr = new Response(child.stderr).text();
+  const finished = Promise.all([child.exited, stderr, reading]).then(([status, words]) => ({
+    status,
+    stdout,
+    stderr: words,
+  }));
+  const line = async (pattern: RegExp): Promise<void> => {
+    while (!pattern.test(stdout)) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      notice = resolve;
+      if (child.exitCode !== null) throw new Error(`ended before ${pattern}: ${await stderr}`);
+      await promise;
+    }
+  };
+  return { line, finished };
+}
+
 /** A guest's end of its ring, with the packets as they come. */
 export class GuestRing {
   readonly platform: SimPlatform;

@@ -66,7 +66,7 @@ test(`what is shown was sent, what is not is counted (SEED=${seed})`, () => {
   fc.assert(
     fc.property(steps, fc.constantFrom(0, 7, 5000, 0xffff_fe00), (all, start) => {
       const ring = new Ring(start);
-      const follower = new RingFollower(copyRing(ring.page));
+      const follower = new RingFollower(copyRing(ring.page), 0);
       const records: TraceRecord[] = [];
       const sent: Sent[] = [];
       let total = 0;
@@ -103,7 +103,7 @@ test(`what is shown was sent, what is not is counted (SEED=${seed})`, () => {
 
 test("looked at often enough, nothing is lost", () => {
   const ring = new Ring();
-  const follower = new RingFollower(copyRing(ring.page));
+  const follower = new RingFollower(copyRing(ring.page), 0);
   const kinds = new Map<string, number>();
   for (let id = 0; id < 2000; id++) {
     ring.pass(ring.requests, packetOf({ id, value: "v".repeat(id % 900) }));
@@ -120,20 +120,22 @@ describe("a ring that begins anew", () => {
     ["deadbeef", encodeText("deadbeef")],
   ])("is noticed by its poison (%s), even when it has come as far again", (_name, poison) => {
     const ring = new Ring();
-    const follower = new RingFollower(copyRing(ring.page));
+    const follower = new RingFollower(copyRing(ring.page), 0);
     ring.pass(ring.requests, packetOf({ id: 1, value: "old" }));
     expect(follower.look(copyRing(ring.page), 1).map(({ kind }) => kind)).toEqual(["packet"]);
     ring.pass(ring.requests, packetOf({ id: 2, value: "half" }).subarray(0, 20));
     follower.look(copyRing(ring.page), 2);
     ring.reset(poison);
-    expect(follower.look(copyRing(ring.page), 3)).toEqual([{ timeUs: 3, kind: "reset", bytes: 20 }]);
+    expect(follower.look(copyRing(ring.page), 3)).toEqual([
+      { timeUs: 3, kind: "reset", bytes: 20, unseenUs: 1 },
+    ]);
     ring.pass(ring.requests, packetOf({ id: 3, value: "new" }));
     expect(follower.look(copyRing(ring.page), 4)).toMatchObject([{ kind: "packet", header: { reqId: 3 } }]);
   });
 
   test("changes of the other words are told", () => {
     const ring = new Ring();
-    const follower = new RingFollower(copyRing(ring.page));
+    const follower = new RingFollower(copyRing(ring.page), 0);
     layout.storeRingWord(ring.page, layout.XS_RING_CONNECTION, 1);
     layout.storeRingWord(ring.page, layout.XS_RING_ERROR, 2);
     const words = { serverFeatures: 0, connection: 1, error: 2 };
@@ -173,7 +175,7 @@ const CONVERSATION: TraceRecord[] = [
   { timeUs: 300_000, kind: "lost", direction: "request", bytes: 12 },
   { timeUs: 300_000, kind: "violation", direction: "request", reason: "length" },
   seen(300_100, "request", XS_READ, 4, "last\0"),
-  { timeUs: 300_200, kind: "reset", bytes: 5 },
+  { timeUs: 300_200, kind: "reset", bytes: 5, unseenUs: 100 },
 ];
 
 function lines(filter: TraceFilter, asJson = false): string[] {
@@ -200,7 +202,7 @@ test("text as of strace, each request with its reply", () => {
     '#77 READ = "?" <request not seen>',
     "-- 12 bytes of requests passed unseen",
     "-- requests are no packets any more: length",
-    "-- the ring began anew; 5 bytes of unfinished packets went with it",
+    "-- the ring began anew; 5 bytes of unfinished packets went with it; what passed in the 0.000100 s before is not known",
     '#4 READ("last") = ? <dropped by the reset>',
   ]);
 });
