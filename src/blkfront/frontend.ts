@@ -53,6 +53,7 @@ export class BlockFrontend {
   #disk: Disk;
   #events: PortStream | undefined;
   #unwatch: Unwatch | undefined;
+  #closed: Promise<void> | undefined;
 
   private constructor(
     xenstore: Xenstore,
@@ -160,8 +161,13 @@ export class BlockFrontend {
     );
   }
 
-  /** Waits for what is under way, lets go of the disk and gives everything back. */
-  async close(): Promise<void> {
+  /** Waits for what is under way, lets go of the disk and gives everything back. Closing twice is harmless. */
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async #close(): Promise<void> {
     const timeout = new XentoolError("timeout", "the backend did not answer before the disk was closed");
     const timer = setTimeout(() => this.#failAll(timeout), DRAIN_MS);
     const open = [...this.#waiting.map((it) => it.done), ...this.#running];

@@ -1,0 +1,176 @@
+// The frontend against the real backend: every operation, both layouts, rings of every size, sizes and offsets
+// at random against a copy in memory, and what happens to the disk meanwhile.
+import { afterEach, describe, expect, test } from "bun:test";
+import { truncateSync } from "node:fs";
+import { closeDevice, resizeDevice } from "../../src/blkback/toolstack.ts";
+import { BlockFrontend, type FrontendOptions } from "../../src/blkfront/frontend.ts";
+import { ServedDisk, VDEV, type DiskOptions } from "./blkfront-harness.ts";
+
+let served: ServedDisk | undefined;
+
+async function start(options: DiskOptions = {}): Promise<ServedDisk> {
+  served = await ServedDisk.start(options);
+  return served;
+}
+
+afterEach(async () => {
+  await served?.close();
+  served = undefined;
+});
+
+const seed = Number(process.env["SEED"] ?? Math.floor(Math.random() * 2 ** 31));
+
+describe.each([
+  ["16 ring pages, 256 indirect segments", {}, {}],
+  ["one ring page", { offer: { maxRingPageOrder: 0 } }, {}],
+  ["x86_32, no indirect segments", { offer: { maxIndirectSegments: 0 } }, { abi: "x86_32" }],
+  ["x86_32, 2 ring pages", {}, { abi: "x86_32", ringPageOrder: 1 }],
+  ["8 ring pages, 20 indirect segments", {}, { ringPageOrder: 3, maxIndirectSegments: 20 }],
+  ["4096 indirect segments, mapped grants", { offer: { maxIndirectSegments: 4096 }, grantMode: "map" }, {}],
+  ["a pool of 15 pages", {}, { poolPages: 15 }],
+  ["sectors of 4096 bytes", { offer: { logicalSectorBytes: 4096 } }, {}],
+] as [string, DiskOptions, FrontendOptions][])("%s", (_name, diskOptions, frontendOptions) => {
+  test(`random reads and writes match a copy in memory (SEED=${seed})`, async () => {
+    const disk = await start({ imageBytes: 2 << 20, ...diskOptions });
+    const frontend = await disk.connect(frontendOptions);
+    const unit = frontend.disk.logicalSectorBytes;
+    const copy = disk.image();
+    expect(frontend.disk.sectors512 * 512).toBe(copy.length);
+    let random = seed | 1;
+    const below = (limit: number): number => {
+      random ^= random << 13;
+      random ^= random >>> 17;
+      random ^= random << 5;
+      return (random >>> 0) % limit;
+    };
+    for (let round = 0; round < 12; round++) {
+      // Operations of one round do not overlap, so they may run in any order.
+      const parts = 8;
+      const part = copy.length / parts;
+      await Promise.all(
+        Array.from({ length: parts }, async (_, index) => {
+          const offset = index * part + below(part / unit / 2) * unit;
+          const length = (1 + below((index + 1) * part - offset) / unit) | 0;
+          const bytes = Math.max(unit, length * unit);
+          const end = Math.min(offset + bytes, (index + 1) * part);
+          switch (below(4)) {
+            case 0:
+              expect(
+                Buffer.compare(await frontend.read(offset, end - offset), copy.subarray(offset, end)),
+              ).toBe(0);
+              return;
+            case 1:
+              copy.fill(0, offset, end);
+              return frontend.writeZeroes(offset, end - offset);
+            default:
+              copy.fill(below(256), offset, end);
+              return frontend.write(offset, copy.subarray(offset, end));
+          }
+        }),
+      );
+    }
+    await frontend.flush();
+    expect(Buffer.compare(await frontend.read(0, copy.length), copy)).toBe(0);
+    expect(Buffer.compare(disk.image(), copy)).toBe(0);
+  });
+});
+
+describe("operations", () => {
+  test("barrier, flush, discard", async () => {
+    const disk = await start();
+    const frontend = await disk.connect();
+    await frontend.barrier(8192, new Uint8Array(60 * 1024).fill(7));
+    await frontend.barrier();
+    await frontend.flush();
+    expect(
+      disk
+        .image()
+        .subarray(8192, 8192 + 60 * 1024)
+        .every((byte) => byte === 7),
+    ).toBe(true);
+    await frontend.discard(8192, 8192);
+    expect((await frontend.read(8192, 8192)).every((byte) => byte === 0)).toBe(true);
+    expect(frontend.disk).toMatchObject({ canFlush: true, canBarrier: true, canDiscard: true });
+    await expect(frontend.discard(8192, 4096, true)).rejects.toMatchObject({
+      context: { errno: "EOPNOTSUPP" },
+    });
+    expect((await frontend.read(16384, 512))[0]).toBe(7);
+  });
+
+  test("what the disk refuses is an error of that request only", async () => {
+    const disk = await start({ readOnly: true });
+    const frontend = await disk.connect();
+    expect(frontend.disk.readOnly).toBe(true);
+    await expect(frontend.write(0, new Uint8Array(512))).rejects.toMatchObject({ kind: "io" });
+    await expect(frontend.read(4 << 20, 512)).rejects.toMatchObject({ kind: "io" });
+    expect(Buffer.compare(await frontend.read(0, 4096), disk.image().subarray(0, 4096))).toBe(0);
+  });
+
+  test("a disk with faults", async () => {
+    const disk = await start({ filters: ["error:rate=100%,op=write"] });
+    const frontend = await disk.connect();
+    await expect(frontend.write(0, new Uint8Array(1 << 20))).rejects.toMatchObject({
+      context: { errno: "EIO" },
+    });
+    expect(Buffer.compare(await frontend.read(0, 1 << 20), disk.image().subarray(0, 1 << 20))).toBe(0);
+  });
+});
+
+describe("the device's life", () => {
+  test("closed and connected again, with another ring each time", async () => {
+    const disk = await start();
+    for (const ringPageOrder of [4, 0, 2]) {
+      const frontend = await disk.connect({ ringPageOrder });
+      expect(Buffer.compare(await frontend.read(4096, 4096), disk.image().subarray(4096, 8192))).toBe(0);
+      await frontend.close();
+    }
+  });
+
+  test("what a killed frontend left is taken over", async () => {
+    const disk = await start();
+    const victim = Bun.spawn(
+      [process.execPath, new URL("blkfront-victim.ts", import.meta.url).pathname, disk.host.dir, VDEV],
+      { stdout: "pipe" },
+    );
+    for await (const chunk of victim.stdout) if (Buffer.from(chunk).includes("connected")) break;
+    victim.kill("SIGKILL");
+    await victim.exited;
+    const frontend = await disk.connect();
+    expect(Buffer.compare(await frontend.read(0, 4096), disk.image().subarray(0, 4096))).toBe(0);
+  });
+
+  test("another backend takes over while it is in use", async () => {
+    const disk = await start();
+    const frontend = await disk.connect();
+    await frontend.write(0, new Uint8Array(4096).fill(1));
+    await disk.replaceBackend();
+    await frontend.write(4096, new Uint8Array(4096).fill(2));
+    expect(disk.image()[4096]).toBe(2);
+  });
+
+  test("growth is seen and usable", async () => {
+    const disk = await start();
+    const frontend = await disk.connect();
+    truncateSync(disk.imagePath, 6 << 20);
+    await resizeDevice(disk.xenstore, disk.address);
+    while (frontend.disk.sectors512 !== (6 << 20) / 512) await Bun.sleep(1);
+    expect((await frontend.read((6 << 20) - 4096, 4096)).every((byte) => byte === 0)).toBe(true);
+  });
+
+  test("hot-unplug asks, and the frontend lets go", async () => {
+    const disk = await start();
+    const frontend = await disk.connect();
+    await closeDevice(disk.xenstore, disk.address);
+    await frontend.backendClosing;
+    await frontend.close();
+    expect(await disk.device.ended).toBe("closed");
+  });
+
+  test("no such disk, within the time given", async () => {
+    const disk = await start();
+    const connecting = BlockFrontend.connect(disk.guest, "xvdq", { wait: { timeoutMs: 50 } });
+    const error: unknown = await connecting.catch((it: unknown) => it);
+    expect(error).toMatchObject({ kind: "timeout" });
+    expect(String(error)).toContain("is a backend offering it?");
+  });
+});

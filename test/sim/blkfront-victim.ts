@@ -1,0 +1,11 @@
+// A frontend in a process of its own, to be killed: blkfront-victim.ts DIR VDEV.
+import { BlockFrontend } from "../../src/blkfront/frontend.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { SimPlatform } from "../../src/platform/sim.ts";
+
+const [dir = "", vdev = ""] = process.argv.slice(2);
+const platform = new SimPlatform({ name: "sim", dir, domid: toDomid(1) });
+const frontend = await BlockFrontend.connect(platform, vdev);
+await frontend.write(0, new Uint8Array(512));
+process.stdout.write("connected\n");
+setInterval(() => {}, 60_000);
