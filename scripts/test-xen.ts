@@ -43,8 +43,8 @@ async function main(): Promise<number> {
     for (const run of runs) console.log(`${run.name.padEnd(40)} ${run.summary}`);
     return 0;
   }
-  buildAll();
   const lab = ensureLab(sources);
+  buildAll();
   const programs = buildPrograms();
   rmSync(reports, { recursive: true, force: true });
   const results = await runAll(runs, (number) => ({

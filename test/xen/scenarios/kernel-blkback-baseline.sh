@@ -1,5 +1,5 @@
-# The backends that Xen comes with, under a Linux guest's blkfront: kernel blkback over a loop device, and QEMU's
-# qdisk. Prints how fast they are, the yardstick for ours.
+# The backends that Xen comes with serve a Linux guest: how fast they are, our yardstick.
+# QEMU's qdisk, and kernel blkback over a loop device.
 # limit: 400
 
 dd if=/dev/zero of="$(image disk 256M)" bs=1M count=256 status=none

@@ -1,6 +1,6 @@
-# What a user-space backend of kind vbd needs of libxl and udev holds: the order of the keys and of the script,
-# how errors reach xl, and that the kernel's blkback can be kept from our disks and no others. A shell loop stands
-# in for the backend. docs/xen-notes.md says what follows from it.
+# What a user-space backend of kind vbd needs of libxl and udev holds.
+# The order of the keys and of the script, how errors reach xl, and that the kernel's blkback can be kept from our
+# disks and no others. A shell loop stands in for the backend. docs/xen-notes.md says what follows from it.
 # limit: 240
 
 # ---- the stand-ins: a script, a udev rule with its helper, a backend ----

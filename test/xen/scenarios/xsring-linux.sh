@@ -1,0 +1,52 @@
+# A live guest's ring: its boot is traced, its traffic inspected, and it is closed as far as this xenstored allows.
+# xenstored: xenstored oxenstored
+# limit: 300
+# files: dist/xentool
+
+guest g --no-wait
+id=$(domid g)
+xentool xsring trace --domid "$id" --write "$WORK/boot.pcap" >"$OUT/boot.txt" 2>"$OUT/boot.err" &
+trace=$!
+wait_up g
+on g 'for i in 1 2 3; do xenstore-write data/xsring "value $i"; xenstore-read data/xsring; done' >"$OUT/values"
+assert_eq "$(paste -sd, "$OUT/values")" 'value 1,value 2,value 3' 'what the guest reads'
+wait_for 10 'the trace to show it' grep -q 'WRITE("data/xsring", "value 3").* = OK' "$OUT/boot.txt"
+
+xentool xsring inspect --domid "$id" --history 100 | tee "$OUT/inspect.txt"
+grep -q "^domain $id: healthy" "$OUT/inspect.txt"
+grep -q 'READ("data/xsring") = "value 3"' "$OUT/inspect.txt"
+
+status=0; kill -INT $trace; wait $trace || status=$?
+assert_eq "$status" 130 "the status of an interrupted trace"
+note "trace: $(tail -1 "$OUT/boot.err")"
+grep -q 'WATCH(' "$OUT/boot.txt"
+assert_eq "$(grep -c 'READ("data/xsring").* = "value' "$OUT/boot.txt")" 3 'reads in the trace'
+xentool xsring trace --read "$WORK/boot.pcap" >"$OUT/again.txt" 2>/dev/null
+cmp "$OUT/boot.txt" "$OUT/again.txt"
+
+close() {
+  status=0
+  xentool xsring close --domid "$id" "$@" >"$OUT/close.txt" 2>"$OUT/close.err" || status=$?
+  note "close $*: status $status; $(tail -1 "$OUT/close.err") $(cat "$OUT/close.txt")"
+}
+
+if [ "$XENSTORED" = oxenstored ]; then
+  close
+  assert_eq "$status" 0 'close'
+  grep -q "^domain $id: closed by handshake" "$OUT/close.txt"
+  assert_eq "$(on g 'xenstore-read domid')" "$id" 'what the guest reads over the new ring'
+else
+  close
+  assert_eq "$status" 4 'close'
+  grep -q 'is without RECONNECTION; it answers `help`' "$OUT/close.err"
+  close --method reintroduce
+  assert_eq "$status" 0 'close by reintroduce'
+  assert_eq "$(on g 'xenstore-read domid')" "$id" 'what the guest reads over the new ring'
+  close --method release
+  assert_eq "$status" 4 'close by release without force'
+  close --method release --force
+  assert_eq "$status" 0 'close by release'
+  assert_eq "$(on g 'xenstore-read domid')" "$id" 'what the guest reads after all'
+fi
+xl destroy g
+wait_gone g
