@@ -2,8 +2,8 @@
 // can count, cut and merge it. Each record is an 8-byte head, then what it is about:
 //   u8 version (1), u8 kind, u16 domid, u32 value; all little endian, as the xenstore packets are.
 // Kinds: 1 request, 2 response (a whole xenstore packet follows); 3 and 4 bytes lost of either (value);
-// 5 reset (value: bytes of unfinished packets; u32 microseconds since the look before follow); 6 state (u32 server_features, connection, error follow);
-// 7 and 8 violation in requests or responses (text follows).
+// 5 reset (value: bytes of unfinished packets; u32 microseconds since the look before follow); 6 state (u32
+// server_features, connection, error follow); 7 and 8 violation in requests or responses (text follows).
 import { XentoolError } from "../core/errors.ts";
 import { bytesToText, readHeader, type XsDirection } from "../protocol/xs-content.ts";
 import { encodePacket, encodeText, XS_HEADER_BYTES, XS_PAYLOAD_MAX } from "../protocol/xs-wire.ts";
