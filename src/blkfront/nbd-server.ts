@@ -1,7 +1,6 @@
 // The NBD server's one loop: ring, clients' sockets and orders from the main thread, all without waiting
 // except in one place. Clients take turns at being first, and none can hold what the others need.
 import { closeSync } from "node:fs";
-import { moduleLogger } from "../core/log.ts";
 import { shim } from "../native/shim.ts";
 import { COMMAND_RELEASE, COMMAND_RUN, type FrontControl } from "./control.ts";
 import { NbdCommands } from "./nbd-commands.ts";
@@ -10,9 +9,8 @@ import { exportOf } from "./nbd-export.ts";
 import { POLL_GONE, POLLIN, POLLOUT, PollSet } from "./poll-set.ts";
 import type { FrontQueue } from "./queue.ts";
 
-const logger = moduleLogger("blkfront");
-
 const MAX_CONNECTIONS = 64;
+const ACCEPTS_AT_ONCE = 16;
 /** The places of what is always waited for; connections follow. */
 const AT_RING = 0;
 const AT_CONTROL = 1;
@@ -91,7 +89,6 @@ export class NbdServer {
       if (connection.state !== DEAD || !this.#commands.abandon(connection)) continue;
       connection.close();
       connections.splice(index, 1);
-      logger.debug(`a client left, ${connections.length} connected`);
     }
   }
 
@@ -130,14 +127,12 @@ export class NbdServer {
   }
 
   #accept(): void {
-    const fd = shim.xt_stream_accept(this.#listener);
-    if (fd < 0) return;
-    if (this.#connections.length === MAX_CONNECTIONS && !this.#makePlace()) {
-      closeSync(fd);
-      return;
+    for (let count = 0; count < ACCEPTS_AT_ONCE; count++) {
+      const fd = shim.xt_stream_accept(this.#listener);
+      if (fd < 0) return;
+      if (this.#connections.length === MAX_CONNECTIONS && !this.#makePlace()) closeSync(fd);
+      else this.#connections.push(new NbdConnection(fd, () => exportOf(this.#commands.disk, this.#name)));
     }
-    this.#connections.push(new NbdConnection(fd, () => exportOf(this.#commands.disk, this.#name)));
-    logger.debug(`a client came, ${this.#connections.length} connected`);
   }
 
   /** Drops the client that has been haggling longest, if there is one: it may have no intention to end. */

@@ -5,7 +5,7 @@ import { createHash } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { pattern } from "../sim/blk-harness.ts";
-import { RunningNbd, ServedDisk, type DiskOptions } from "../sim/blkfront-harness.ts";
+import { ServedDisk, type DiskOptions, type RunningNbd } from "../sim/blkfront-harness.ts";
 
 let disk: ServedDisk | undefined;
 
