@@ -66,8 +66,9 @@ export class PeerWatch {
     try {
       return !(await this.#options.xenstore.isDomainIntroduced(this.#peer));
     } catch (error) {
+      if (this.#stopped) return false;
       if (errnoOf(error) !== "EACCES") throw error;
-      this.#timer ??= setInterval(() => void this.#look(), PROBE_INTERVAL_MS);
+      this.#timer ??= setInterval(() => this.#look().catch(ignoreLoss), PROBE_INTERVAL_MS);
       return this.#probe();
     }
   }
@@ -105,4 +106,9 @@ export class PeerWatch {
       table.close();
     }
   }
+}
+
+/** Without xenstored nothing is learnt of the domain any more; the vchan itself goes on. */
+function ignoreLoss(error: unknown): void {
+  log.debug(`cannot look after the peer's domain: ${describeError(error)}`);
 }
