@@ -304,9 +304,12 @@ export function findPackets(
   const CUT = 2;
   const chain = new Uint8Array(end + 1); // how the chain from here ends; 0: there is none
   chain[end] = EXACT;
-  for (let at = Math.max(0, end - XS_HEADER_BYTES + 1); at < end; at++)
-    if (isLikelyHeaderStart(bytes.subarray(at))) chain[at] = CUT;
   const starts: Partial<Record<number, number>> = {};
+  for (let at = Math.max(0, end - XS_HEADER_BYTES + 1); at < end; at++) {
+    if (!isLikelyHeaderStart(bytes.subarray(at))) continue;
+    chain[at] = CUT;
+    if (at === 0 && index === 0) starts[CUT] = 0;
+  }
   for (let at = end - XS_HEADER_BYTES; at >= 0; at--) {
     const header = isNoHeader(bytes, at) ? undefined : readHeader(bytes, at);
     if (header === undefined || !isLikelyHeader(direction, header)) continue;

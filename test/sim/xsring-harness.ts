@@ -59,6 +59,8 @@ export interface RunningCommand {
   /** Resolves once a line of its output matches. */
   line(pattern: RegExp): Promise<void>;
   readonly finished: Promise<Finished>;
+  /** As Ctrl-C. */
+  interrupt(): void;
 }
 
 /** As `xsring`, without waiting for its end. */
@@ -92,7 +94,7 @@ export function startXsring(host: SimHost, args: readonly string[]): RunningComm
       await promise;
     }
   };
-  return { line, finished };
+  return { line, finished, interrupt: () => child.kill("SIGINT") };
 }
 
 /** A guest's end of its ring, with the packets as they come. */

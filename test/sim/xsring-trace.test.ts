@@ -22,7 +22,9 @@ import { inspectSettled } from "../../src/xsring/report.ts";
 import type { TraceRecord } from "../../src/xsring/ring-follower.ts";
 import { openDomainRing } from "../../src/xsring/source.ts";
 import { traceRing } from "../../src/xsring/trace.ts";
-import { GuestRing, startXsring, xsring } from "./xsring-harness.ts";
+import { GuestRing, startXsring, testProgram, xsring } from "./xsring-harness.ts";
+
+const ringPages = testProgram("ring_pages");
 
 let host: SimHost;
 let dir: string;
@@ -188,4 +190,34 @@ test("on the command line: requests, a close, and the end of the domain; again f
     ["reply", undefined, ["1"]],
   ]);
   expect(events[2]).toMatchObject({ type: "READ", request: { path: "domid" } });
+});
+
+test("inspect --watch tells of each change, until it is interrupted", async () => {
+  const guest = new GuestRing(host, 1);
+  const args = ["inspect", "--domid", "1", "--watch", "--interval", "0.01", "--settle", "0.01"];
+  const watching = startXsring(host, args);
+  await watching.line(/^domain 1: healthy: not used yet; req 0\/0, rsp 0\/0$/m);
+  await guest.send(new Uint8Array([2, 0, 0, 0, 1]));
+  await watching.line(/^domain 1: server waits for the guest: .*; req 5\/5, rsp 0\/0$/m);
+  watching.interrupt();
+  const { status, stdout } = await watching.finished;
+  expect(status).toBe(130);
+  expect(stdout).not.toMatch(/[^\n\x20-\x7e]/);
+  await guest.close();
+  await host.destroyDomain(1);
+});
+
+test.each([
+  ["idle", 0],
+  ["too-long", 4],
+  ["guest-waits", 10],
+  ["server-waits", 11],
+  ["reconnect", 12],
+])("inspect of a page that is %s ends with status %d", async (state, wanted) => {
+  const file = join(dir, "page");
+  await Bun.write(file, Bun.spawnSync([ringPages, state]).stdout);
+  const { status, stdout, stderr } = await xsring(host, ["inspect", "--file", file, "--json"]);
+  expect(stderr).toBe("");
+  expect(JSON.parse(stdout)).toHaveProperty("verdict");
+  expect(status).toBe(wanted);
 });
