@@ -1,6 +1,6 @@
 // `xentool xsring close` and `inspect` against the rings of a simulated host, as each server takes them: what
 // is done, what is refused with status 4 and why, and that a close that fails leaves the ring as it was.
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as layout from "../../src/protocol/xs-ring.ts";
 import {
   encodePacket,
@@ -13,6 +13,8 @@ import {
 import type { PersonalityName } from "../../src/xenstore/server/personality.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { GuestRing, xsring } from "./xsring-harness.ts";
+
+setDefaultTimeout(60_000); // each case starts several processes, perhaps on a busy machine
 
 let host: SimHost;
 let guest: GuestRing | undefined;

@@ -1,9 +1,11 @@
 // hvmloader's use of the ring, by a client in C that shares no code with ours, against every server; and what
 // becomes of a ring when client or server die at any step.
-import { afterEach, expect, test } from "bun:test";
+import { afterEach, expect, setDefaultTimeout, test } from "bun:test";
 import { PERSONALITY_NAMES, type PersonalityName } from "../../src/xenstore/server/personality.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { runProgram, testProgram, type Finished } from "./xsring-harness.ts";
+
+setDefaultTimeout(60_000); // each case starts several processes, perhaps on a busy machine
 
 const hvmloader = testProgram("hvmloader_ring");
 const STEPS = { "half request": 2, unannounced: 3, requested: 4, "half reply": 5, asked: 6, knocked: 7 };

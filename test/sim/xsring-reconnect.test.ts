@@ -1,7 +1,7 @@
 // A ring client that closes in the middle of everything, ten thousand times, while another domain and domain 0
 // keep the server busy: the new connection always begins on the boundary of a packet and knows nothing of the
 // old one, the other domain notices nothing. And a server that dies at any step of its answer.
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import * as layout from "../../src/protocol/xs-ring.ts";
 import {
   decodeText,
@@ -20,6 +20,8 @@ import { RingChannel } from "../../src/xenstore/server/ring-channel.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { TestRing } from "../unit/xenstore-ring-page.ts";
 import { GuestRing } from "./xsring-harness.ts";
+
+setDefaultTimeout(60_000); // thousands of rounds, perhaps on a busy machine
 
 const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
 const INDICES = [
@@ -92,34 +94,30 @@ async function touch(host: SimHost, signal: AbortSignal): Promise<void> {
 test.each([
   ["oxenstored", 8000],
   ["rfc-2014", 2000],
-] as const)(
-  `%s: %d closes and new starts (SEED=${seed})`,
-  async (personality, rounds) => {
-    const host = await SimHost.start({ domains: 3, personality });
-    const random = randomFrom(seed);
-    const ring = new GuestRing(host, 1);
-    const done = new AbortController();
-    const load = [keepBusy(host, 2, done.signal), touch(host, done.signal)] as const;
-    for (let round = 0; round < rounds; round++) {
-      await makeMess(ring, random);
-      await closeRing(ring);
-      expect(INDICES.map((index) => ring.load(index))).toEqual([0, 0, 0, 0]);
-      await ring.send(encodePacket(XS_READ, round, 0, encodeStrings("domid")));
-      const reply = await ring.receive();
-      expect([reply.reqId, reply.type, decodeText(reply.payload)]).toEqual([round, XS_READ, "1"]);
-      expect(ring.leftoverBytes).toBe(0);
-      if (round % 500 === 0) expect(host.server.statistics.transactions).toBe(0);
-    }
-    done.abort();
-    expect(await load[0]).toBeGreaterThan(rounds / 10);
-    await load[1];
+] as const)(`%s: %d closes and new starts (SEED=${seed})`, async (personality, rounds) => {
+  const host = await SimHost.start({ domains: 3, personality });
+  const random = randomFrom(seed);
+  const ring = new GuestRing(host, 1);
+  const done = new AbortController();
+  const load = [keepBusy(host, 2, done.signal), touch(host, done.signal)] as const;
+  for (let round = 0; round < rounds; round++) {
+    await makeMess(ring, random);
     await closeRing(ring);
-    await ring.close();
-    expect(await host.settle()).toEqual([]);
-    await host.stop();
-  },
-  60_000,
-);
+    expect(INDICES.map((index) => ring.load(index))).toEqual([0, 0, 0, 0]);
+    await ring.send(encodePacket(XS_READ, round, 0, encodeStrings("domid")));
+    const reply = await ring.receive();
+    expect([reply.reqId, reply.type, decodeText(reply.payload)]).toEqual([round, XS_READ, "1"]);
+    expect(ring.leftoverBytes).toBe(0);
+    if (round % 500 === 0) expect(host.server.statistics.transactions).toBe(0);
+  }
+  done.abort();
+  expect(await load[0]).toBeGreaterThan(rounds / 10);
+  await load[1];
+  await closeRing(ring);
+  await ring.close();
+  expect(await host.settle()).toEqual([]);
+  await host.stop();
+});
 
 /** The words and bytes that a server writes when it answers a close, in its order. */
 function steps(poison: Uint8Array): ((page: layout.XsRingPage) => void)[] {

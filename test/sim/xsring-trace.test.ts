@@ -1,6 +1,6 @@
 // `xentool xsring trace` and `inspect` on rings in use: against what the client of the ring really sent and
 // got, live and from a file, with filters, across a close, and until the domain is gone.
-import { afterEach, beforeEach, expect, test } from "bun:test";
+import { afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -23,6 +23,8 @@ import type { TraceRecord } from "../../src/xsring/ring-follower.ts";
 import { openDomainRing } from "../../src/xsring/source.ts";
 import { traceRing } from "../../src/xsring/trace.ts";
 import { GuestRing, startXsring, testProgram, xsring } from "./xsring-harness.ts";
+
+setDefaultTimeout(60_000); // each case starts several processes, perhaps on a busy machine
 
 const ringPages = testProgram("ring_pages");
 
