@@ -36,8 +36,8 @@ export interface BootSettings {
   readonly verbose: boolean;
 }
 
-const MEMORY_MIB = 6144;
-const DOM0_MEMORY_MIB = 3072;
+const MEMORY_MIB = 5120;
+const DOM0_MEMORY_MIB = 2560;
 const CPUS = 2;
 const BOOT_SECONDS = 180;
 /** What the runner in dom0 may need, after a scenario's limit, to end and diagnose it. */
