@@ -137,7 +137,10 @@ const bench: CommandModule<GlobalArguments, BenchArguments> = {
     runCommand(argv, async (context) => {
       const { XentoolError } = await import("../src/core/errors.ts");
       const options = await benchOptions(argv);
-      const { bench: result } = await useDisk(context, argv, { type: "bench", options }, () => {});
+      const job = { type: "bench", options } as const;
+      const { reason, bench: result } = await useDisk(context, argv, job, () => {});
+      if (result === undefined && reason === "stopped")
+        throw new XentoolError("cancelled", "stopped before there was anything to measure");
       if (result === undefined)
         throw new XentoolError("protocol", "the backend let go of the disk before there was a result");
       await printResult(context, argv.vdev, result);

@@ -67,41 +67,38 @@ function serve(order: BlkfrontOrder, report: (message: BlkfrontReport) => void):
   const platform = cleanup.adopt(openPlatform(order.platform), (it) => it.close());
   const device = cleanup.adopt(FrontDevice.open(platform, { ...order, abi }), (it) => it.close());
   report({ type: "shared", ring: device.address });
-  if (control.await(COMMAND_RUN) === COMMAND_RUN) {
-    const { ring, pool, channels, address } = device;
-    const { devid, maxIndirectSegments } = order;
-    const tags = ring.slots;
-    const queue = new FrontQueue({
-      ring,
-      pool,
-      channels,
-      port: address.port,
-      handle: devid,
-      maxIndirectSegments,
-      tags,
-    });
-    try {
-      const bench = perform(order.job, queue, tags, control);
-      report({ type: "finished", failure: queue.failure, bench });
-    } catch (error) {
-      report(failureOf(error));
-    }
+  control.await(COMMAND_RUN);
+  try {
+    report(perform(order, device, control));
+  } catch (error) {
+    report(failureOf(error));
   }
   control.await(COMMAND_RELEASE);
 }
 
-function perform(
-  job: BlkfrontJob,
+/** Does the job until it is over or `control` says stop, which may have been said already. */
+function perform(order: BlkfrontOrder, device: FrontDevice, control: FrontControl): BlkfrontReport {
+  const { ring, pool, channels, address } = device;
+  const { job, devid, maxIndirectSegments } = order;
+  const tags = ring.slots;
+  const { port } = address;
+  const queue = new FrontQueue({ ring, pool, channels, port, handle: devid, maxIndirectSegments, tags });
+  let bench: BenchResult | undefined;
+  if (job.type === "nbd") serveNbd(queue, tags, control, job);
+  else if (control.command === COMMAND_RUN) bench = new Bench(queue, control.disk, job.options).run(control);
+  return { type: "finished", failure: queue.failure, bench };
+}
+
+function serveNbd(
   queue: FrontQueue,
   tags: number,
   control: FrontControl,
-): BenchResult | undefined {
-  if (job.type === "bench") return new Bench(queue, control.disk, job.options).run(control);
+  job: BlkfrontJob & { readonly type: "nbd" },
+): void {
   const server = new NbdServer(queue, tags, control, job.listener, job.exportName);
   try {
     server.run();
   } finally {
     server.close();
   }
-  return undefined;
 }

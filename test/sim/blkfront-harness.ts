@@ -159,7 +159,11 @@ export class RunningNbd {
     this.#stop = stop;
   }
 
-  static async start(served: ServedDisk, options: Partial<SessionOptions>): Promise<RunningNbd> {
+  /** Serves what `served.guest` finds as its xvdb, at a socket in `served.dir`. */
+  static async start(
+    served: { readonly guest: SimPlatform; readonly dir: string },
+    options: Partial<SessionOptions> = {},
+  ): Promise<RunningNbd> {
     const path = join(served.dir, "nbd.sock");
     const listener = listenAt(path);
     const stop = new AbortController();

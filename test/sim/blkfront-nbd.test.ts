@@ -3,7 +3,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { truncateSync } from "node:fs";
 import { closeDevice, resizeDevice } from "../../src/blkback/toolstack.ts";
-import { RunningNbd, ServedDisk, type DiskOptions } from "./blkfront-harness.ts";
+import { ServedDisk, type DiskOptions, type RunningNbd } from "./blkfront-harness.ts";
 import { cookieFor, DISC, FLUSH, RawClient, READ, TRIM, WRITE, WRITE_ZEROES } from "./nbd-raw-client.ts";
 
 const EPERM = 1;

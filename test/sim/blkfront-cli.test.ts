@@ -1,0 +1,168 @@
+// `xentool blkfront` as people type it: exit codes, JSON, signals, and what a killed one leaves (nothing).
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { ServedDisk, type DiskOptions } from "./blkfront-harness.ts";
+import { RawClient, READ } from "./nbd-raw-client.ts";
+
+const XENTOOL = new URL("../../cmd/xentool.ts", import.meta.url).pathname;
+
+let disk: ServedDisk;
+const children: Bun.Subprocess[] = [];
+
+function spawn(...args: string[]): Bun.Subprocess<"ignore", "pipe", "pipe"> {
+  const child = Bun.spawn([process.execPath, XENTOOL, "blkfront", ...args], {
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+    env: { ...process.env, XENTOOL_SIM: disk.host.dir, XENTOOL_DOMID: "1", NO_COLOR: "1" },
+  });
+  children.push(child);
+  return child;
+}
+
+async function run(...args: string[]): Promise<{ status: number; stdout: string; stderr: string }> {
+  const child = spawn(...args);
+  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  return { status: await child.exited, stdout, stderr };
+}
+
+/** Waits until `word` is on stderr, which stays open: a command must not meet a closed one. */
+async function untilSaid(child: Bun.Subprocess<"ignore", "pipe", "pipe">, word: string): Promise<void> {
+  const reader = child.stderr.getReader();
+  for (let text = ""; !text.includes(word);) {
+    const { done, value } = await reader.read();
+    if (done) throw new Error(`it ended without "${word}": ${text}`);
+    text += Buffer.from(value).toString();
+  }
+  reader.releaseLock();
+}
+
+async function serve(options: DiskOptions = {}): Promise<void> {
+  disk = await ServedDisk.start(options);
+}
+
+afterEach(async () => {
+  for (const child of children.splice(0)) {
+    child.kill("SIGKILL");
+    await child.exited;
+  }
+  await disk.close();
+});
+
+describe("bench", () => {
+  test.each([
+    ["randread", "4k", 32],
+    ["write", "1M", 8],
+    ["randrw", "16k", 4],
+  ])("--rw %s --bs %s --iodepth %d, as JSON", async (rw, bs, iodepth) => {
+    await serve();
+    const before = disk.image();
+    const shape = ["--rw", rw, "--bs", bs, "--iodepth", String(iodepth)];
+    const { status, stdout, stderr } = await run(
+      "bench",
+      "--vdev",
+      "xvdb",
+      ...shape,
+      "--runtime",
+      "0.2",
+      "--json",
+    );
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    const result = JSON.parse(stdout) as Record<string, number> & { latencyUs: Record<string, number> };
+    expect(result).toMatchObject({ vdev: "xvdb", pattern: rw, depth: iodepth, errors: 0 });
+    const { reads, writes, bytes, blockBytes, elapsedMs, iops } = result as Record<string, number>;
+    expect(bytes).toBe(((reads as number) + (writes as number)) * (blockBytes as number));
+    expect(elapsedMs).toBeGreaterThanOrEqual(200);
+    expect(iops).toBeGreaterThan(0);
+    const { min, p50, p99, max } = result.latencyUs as Record<string, number>;
+    expect([min, p50, p99, max]).toEqual(
+      [min, p50, p99, max].toSorted((a, b) => (a as number) - (b as number)),
+    );
+    expect(disk.image().equals(before)).toBe(rw === "randread");
+  });
+
+  test("in words", async () => {
+    await serve();
+    const { status, stdout } = await run("bench", "--vdev", "xvdb", "--runtime", "0.1");
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/^xvdb: randread, 4 KiB, 32 at a time, [0-9.]+ s\n {2}[0-9 ]+ IOPS, /);
+  });
+
+  test.each([
+    [["--bs", "4q"], 2, "is no size"],
+    [["--bs", "100"], 2, "multiple of 512"],
+    [["--bs", "100M"], 2, "larger than the disk"],
+    [["--rw", "write"], 2, "read-only"],
+    [["--iodepth", "0"], 2, "--iodepth"],
+    [["--ring-page-order", "5"], 2, "--ring-page-order"],
+    [["--vdev", "nonsense"], 2, "no virtual device"],
+    [["--vdev", "xvdz", "--timeout", "0.2"], 6, "is a backend offering it?"],
+  ])("%j ends with status %d", async (args, expected, words) => {
+    await serve({ readOnly: true });
+    const device = args.includes("--vdev") ? [] : ["--vdev", "xvdb"];
+    const { status, stdout, stderr } = await run("bench", "--runtime", "0.1", ...device, ...args);
+    expect({ status, stdout }).toEqual({ status: expected, stdout: "" });
+    expect(stderr).toContain(words);
+  });
+
+  test("SIGINT ends it early, with what was measured", async () => {
+    await serve();
+    const child = spawn("bench", "--vdev", "xvdb", "--runtime", "60", "--json", "-v");
+    await untilSaid(child, "Connected");
+    child.kill("SIGINT");
+    const result = JSON.parse(await child.stdout.text()) as { elapsedMs: number };
+    expect(result.elapsedMs).toBeLessThan(60_000);
+    expect(await child.exited).toBe(130);
+  });
+});
+
+describe("nbd", () => {
+  beforeEach(() => serve());
+
+  test("serves until SIGTERM, and removes its socket", async () => {
+    const socket = join(disk.dir, "cli.sock");
+    const child = spawn("nbd", "--vdev", "xvdb", "--socket", socket, "--json");
+    const reader = child.stdout.getReader();
+    const first = JSON.parse(Buffer.from((await reader.read()).value as Uint8Array).toString()) as object;
+    expect(first).toMatchObject({
+      event: "serving",
+      vdev: "xvdb",
+      socket,
+      sectors512: 8192,
+      readOnly: false,
+    });
+    const client = await RawClient.open(socket, true);
+    client.request(READ, 0n, 0, 4096);
+    expect((await client.reply(new Map([[0n, 4096]]))).data.equals(disk.image().subarray(0, 4096))).toBe(
+      true,
+    );
+    child.kill("SIGTERM");
+    await client.untilEnded();
+    expect(await child.exited).toBe(143);
+    expect(existsSync(socket)).toBe(false);
+  });
+
+  test("killed, it leaves a socket that the next one replaces", async () => {
+    const socket = join(disk.dir, "cli.sock");
+    const victim = spawn("nbd", "--vdev", "xvdb", "--socket", socket);
+    await untilSaid(victim, "serving");
+    victim.kill("SIGKILL");
+    await victim.exited;
+    expect(existsSync(socket)).toBe(true);
+    const next = spawn("nbd", "--vdev", "xvdb", "--socket", socket);
+    await untilSaid(next, "serving");
+    next.kill("SIGTERM");
+    expect(await next.exited).toBe(143);
+    expect(existsSync(socket)).toBe(false);
+  });
+
+  test("a socket in use, and a place where there can be none", async () => {
+    const server = await disk.nbd();
+    const busy = await run("nbd", "--vdev", "xvdb", "--socket", server.path);
+    expect(busy).toMatchObject({ status: 3, stdout: "" });
+    expect(busy.stderr).toContain("EADDRINUSE");
+    const nowhere = await run("nbd", "--vdev", "xvdb", "--socket", "/nonexistent/x.sock");
+    expect(nowhere).toMatchObject({ status: 3, stdout: "" });
+  });
+});
