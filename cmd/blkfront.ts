@@ -42,6 +42,7 @@ async function useDisk(
   const { choosePlatform } = await import("../src/platform/open.ts");
   const { Xenstore } = await import("../src/xenstore/client.ts");
   const { runSession } = await import("../src/blkfront/session.ts");
+  const { DEFAULT_POOL_PAGES, LARGE_POOL_PAGES } = await import("../src/blkfront/granted-pool.ts");
   const { parseVdev } = await import("../src/protocol/blkif.ts");
   const { RING_MAX_PAGE_ORDER } = await import("../src/protocol/ring.ts");
   const { XentoolError } = await import("../src/core/errors.ts");
@@ -61,6 +62,7 @@ async function useDisk(
     verbosity: context.verbosity,
     abi: argv.abi,
     wait,
+    poolPages: job.type === "bench" ? LARGE_POOL_PAGES : DEFAULT_POOL_PAGES,
     ...(order !== undefined && { ringPageOrder: order }),
   };
   return await runSession(platform, xenstore, options, job, spawnWorker, context.stop, onConnected);

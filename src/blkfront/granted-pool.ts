@@ -8,6 +8,8 @@ import type { GrantShare, SharedPages } from "../platform/platform.ts";
 
 /** Half of what one domain can share by default, so that a second device finds pages too. */
 export const DEFAULT_POOL_PAGES = 480;
+/** Nearly all of it: for a device that is measured, alone. */
+export const LARGE_POOL_PAGES = 960;
 /** Enough for one request of 11 segments at a time, and then some. */
 const MIN_POOL_PAGES = 15;
 

@@ -23,15 +23,30 @@ export class PageRuns {
     const found = this.#find(count, this.#cursor, this.pageCount);
     const start = found >= 0 ? found : this.#find(count, 0, Math.min(this.#cursor + count, this.pageCount));
     if (start < 0) return -1;
-    this.#taken.fill(1, start, start + count);
-    this.#free -= count;
-    this.#cursor = start + count === this.pageCount ? 0 : start + count;
+    this.#take(start, count);
     return start;
+  }
+
+  /** Makes the run of `have` pages at `start` longer by `more`; false when its neighbour is taken. */
+  extend(start: number, have: number, more: number): boolean {
+    const end = start + have;
+    if (end + more > this.pageCount) return false;
+    for (let page = end; page < end + more; page++) if (this.#taken[page] !== 0) return false;
+    this.#take(end, more);
+    return true;
   }
 
   release(start: number, count: number): void {
     this.#taken.fill(0, start, start + count);
     this.#free += count;
+  }
+
+  #take(start: number, count: number): void {
+    const end = start + count;
+    if (count === 1) this.#taken[start] = 1;
+    else this.#taken.fill(1, start, end);
+    this.#free -= count;
+    this.#cursor = end === this.pageCount ? 0 : end;
   }
 
   #find(count: number, from: number, to: number): number {
