@@ -23,18 +23,20 @@ function nowUs(): number {
   return Math.round((performance.timeOrigin + performance.now()) * 1000);
 }
 
-/** Traces until `signal` says so. What waits in the ring at the start is part of the trace. */
+/** Traces until `signal` says so, and looks once more then. What waits in the ring at the start is part of the trace. */
 export async function traceRing(page: XsRingPage, options: TraceOptions): Promise<void> {
   const first = copyRing(page);
   const startUs = nowUs();
   const follower = new RingFollower(first, startUs);
   options.onRecord({ timeUs: startUs, kind: "state", words: follower.state });
   let quietLooks = 0;
-  while (!options.signal.aborted) {
+  for (;;) {
+    const isLast = options.signal.aborted;
     const timeUs = nowUs();
     const records = follower.look(copyRing(page), timeUs);
     for (const record of records) options.onRecord(record);
     options.onLook(timeUs);
+    if (isLast) return;
     quietLooks = records.length > 0 ? 0 : quietLooks + 1;
     await pause(quietLooks < BUSY_LOOKS ? 0 : options.intervalMs, options.signal);
   }
@@ -51,6 +53,7 @@ async function pause(durationMs: number, signal: AbortSignal): Promise<void> {
   const timer = setTimeout(resolve, durationMs);
   const wake = (): void => resolve();
   signal.addEventListener("abort", wake);
+  if (signal.aborted) resolve();
   await promise;
   clearTimeout(timer);
   signal.removeEventListener("abort", wake);
