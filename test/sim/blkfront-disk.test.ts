@@ -3,7 +3,7 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { truncateSync } from "node:fs";
 import { closeDevice, resizeDevice } from "../../src/blkback/toolstack.ts";
-import { BlockFrontend, type FrontendOptions } from "../../src/blkfront/frontend.ts";
+import { BlockFrontend, type FrontendOptions } from "./block-frontend.ts";
 import { ServedDisk, VDEV, type DiskOptions } from "./blkfront-harness.ts";
 
 let served: ServedDisk | undefined;

@@ -10,7 +10,7 @@ import { DEFAULT_OFFER, type Offer } from "../../src/blkback/features.ts";
 import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
 import { parseFilter } from "../../src/block/filter.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
-import { BlockFrontend, type FrontendOptions } from "../../src/blkfront/frontend.ts";
+import { BlockFrontend, type FrontendOptions } from "./block-frontend.ts";
 import type { Disk } from "../../src/blkfront/handshake.ts";
 import { runSession, type SessionEnd, type SessionOptions } from "../../src/blkfront/session.ts";
 import { toDomid } from "../../src/core/types.ts";

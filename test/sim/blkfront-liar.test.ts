@@ -4,7 +4,7 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { BlockFrontend } from "../../src/blkfront/frontend.ts";
+import { BlockFrontend } from "./block-frontend.ts";
 import type { XentoolError } from "../../src/core/errors.ts";
 import { RunningNbd } from "./blkfront-harness.ts";
 import { LyingBackend } from "./blkfront-liar.ts";

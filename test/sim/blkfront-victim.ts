@@ -1,5 +1,5 @@
 // A frontend in a process of its own, to be killed: blkfront-victim.ts DIR VDEV.
-import { BlockFrontend } from "../../src/blkfront/frontend.ts";
+import { BlockFrontend } from "./block-frontend.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { SimPlatform } from "../../src/platform/sim.ts";
 

@@ -1,9 +1,9 @@
-// A disk as an object with promises, in the calling thread: for tests and tools, where convenience counts
-// more than the last microsecond. The commands use a worker instead (session.ts).
-import { XentoolError } from "../core/errors.ts";
-import { PAGE_SIZE } from "../core/types.ts";
-import type { Platform } from "../platform/platform.ts";
-import { PortStream } from "../platform/port-stream.ts";
+// The frontend's parts as an object with promises, in the calling thread: for tests, where convenience counts
+// more than the last microsecond. The product drives the same parts from a worker (src/blkfront/session.ts).
+import { XentoolError } from "../../src/core/errors.ts";
+import { PAGE_SIZE } from "../../src/core/types.ts";
+import type { Platform } from "../../src/platform/platform.ts";
+import { PortStream } from "../../src/platform/port-stream.ts";
 import {
   BLKIF_OP_READ,
   BLKIF_OP_WRITE,
@@ -12,12 +12,12 @@ import {
   BLKIF_RSP_OKAY,
   parseVdev,
   SECTOR_SIZE,
-} from "../protocol/blkif.ts";
-import { Xenstore, type Unwatch, type WaitOptions } from "../xenstore/client.ts";
-import { FrontDevice } from "./device.ts";
-import { FrontHandshake, type BackendEvent, type Disk } from "./handshake.ts";
-import { FrontQueue, type TransferOp } from "./queue.ts";
-import { chooseRing, type RingOptions } from "./ring-options.ts";
+} from "../../src/protocol/blkif.ts";
+import { Xenstore, type Unwatch, type WaitOptions } from "../../src/xenstore/client.ts";
+import { FrontDevice } from "../../src/blkfront/device.ts";
+import { FrontHandshake, type BackendEvent, type Disk } from "../../src/blkfront/handshake.ts";
+import { FrontQueue, type TransferOp } from "../../src/blkfront/queue.ts";
+import { chooseRing, type RingOptions } from "../../src/blkfront/ring-options.ts";
 
 export interface FrontendOptions extends RingOptions {
   /** Bound of each wait for the backend. */
