@@ -9,7 +9,7 @@ xl create -q -p h.cfg
 id=$(domid h)
 xentool xsring trace --domid "$id" >"$OUT/trace.txt" 2>"$OUT/trace.err" &
 trace=$!
-wait_for 20 'the trace to begin' grep -q server_features "$OUT/trace.txt"
+wait_for 60 'the trace to begin' grep -q server_features "$OUT/trace.txt"
 xl unpause h
 wait_for 90 'hvmloader to close its ring' grep -q 'began anew' "$OUT/trace.txt"
 grep -q 'READ("' "$OUT/trace.txt"

@@ -4,13 +4,16 @@
 # files: dist/xentool
 
 guest g --no-wait
+xl pause g
 id=$(domid g)
 xentool xsring trace --domid "$id" --write "$WORK/boot.pcap" >"$OUT/boot.txt" 2>"$OUT/boot.err" &
 trace=$!
+wait_for 60 'the trace to begin' grep -q server_features "$OUT/boot.txt"
+xl unpause g
 wait_up g
 on g 'for i in 1 2 3; do xenstore-write data/xsring "value $i"; xenstore-read data/xsring; done' >"$OUT/values"
 assert_eq "$(paste -sd, "$OUT/values")" 'value 1,value 2,value 3' 'what the guest reads'
-wait_for 10 'the trace to show it' grep -q 'WRITE("data/xsring", "value 3").* = OK' "$OUT/boot.txt"
+wait_for 30 'the trace to show it' grep -q 'WRITE("data/xsring", "value 3").* = OK' "$OUT/boot.txt"
 
 xentool xsring inspect --domid "$id" --history 100 | tee "$OUT/inspect.txt"
 grep -q "^domain $id: healthy" "$OUT/inspect.txt"
