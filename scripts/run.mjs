@@ -40,6 +40,7 @@ const NEEDS = {
     cpio: "cpio",
     "busybox-static": "busybox",
     "xz-utils": "xz",
+    "libxen-dev": "/usr/include/libxenvchan.h",
   },
 };
 
