@@ -23,7 +23,7 @@ function nowUs(): number {
   return Math.round((performance.timeOrigin + performance.now()) * 1000);
 }
 
-/** Traces until `signal` says so, and looks once more then. What waits in the ring at the start is part of the trace. */
+/** Traces until `signal` says so, and looks once more then. What waits in the ring at the start belongs to it. */
 export async function traceRing(page: XsRingPage, options: TraceOptions): Promise<void> {
   const first = copyRing(page);
   const startUs = nowUs();

@@ -1,5 +1,6 @@
 // Rings of a simulated host in the test's process: the C programs that use them, a raw client in a guest, and
 // `xentool xsring` as people start it.
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { toDomid } from "../../src/core/types.ts";
 import type { EvtchnPort } from "../../src/core/types.ts";
@@ -13,14 +14,14 @@ import type { ClientRing } from "../../src/xenstore/ring-transport.ts";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 
-/** Builds a program of test/programs where that is needed, and gives its path. */
-export function testProgram(name: string): string {
+/** Builds a C program where that is needed, and gives its path. Those of test/programs have a folder of their own. */
+export function testProgram(name: string, folder = "programs"): string {
   const build = Bun.spawnSync(
     ["sh", "-c", `cmake -S . -B build/shim && cmake --build build/shim --target ${name}`],
     { cwd: ROOT, stdout: "pipe", stderr: "pipe" },
   );
   if (build.exitCode !== 0) throw new Error(`cannot build ${name}: ${build.stderr.toString()}`);
-  return `${ROOT}/build/shim/programs/${name}`;
+  return join(ROOT, "build/shim", folder, name);
 }
 
 export interface Finished {

@@ -4,6 +4,7 @@ import { describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import * as layout from "../../src/protocol/xs-ring.ts";
 import { drawRing } from "../../src/xsring/drawing.ts";
 import { inspectRing, reportAsJson, type RingReport } from "../../src/xsring/report.ts";
 import { parseRingPage, readRingFile } from "../../src/xsring/source.ts";
@@ -114,6 +115,34 @@ test.each<[string, VerdictCode, string, string[]]>([
   expect(report.verdict).toEqual({ code, text });
   expect(history(report)).toEqual(exchanges);
   expect(report.atRest).toBe(true);
+});
+
+test("the page's words lie where a C compiler puts them", () => {
+  const probe = Bun.spawnSync([testProgram("layout_probe", ".")]);
+  const offsets = JSON.parse(probe.stdout.toString()) as Record<string, number>;
+  const field = (name: string): number | undefined => offsets[`struct xenstore_domain_interface.${name}`];
+  expect(
+    [
+      "req_cons",
+      "req_prod",
+      "rsp_cons",
+      "rsp_prod",
+      "server_features",
+      "connection",
+      "error",
+      "evtchn_port",
+    ].map(field),
+  ).toEqual([
+    layout.XS_RING_REQ_CONS,
+    layout.XS_RING_REQ_PROD,
+    layout.XS_RING_RSP_CONS,
+    layout.XS_RING_RSP_PROD,
+    layout.XS_RING_SERVER_FEATURES,
+    layout.XS_RING_CONNECTION,
+    layout.XS_RING_ERROR,
+    layout.XS_RING_EVTCHN_PORT,
+  ]);
+  expect([field("req"), field("rsp")]).toEqual([0, layout.XS_RING_BYTES]);
 });
 
 test("every verdict has its own exit status", () => {
