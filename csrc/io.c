@@ -32,7 +32,7 @@ struct watch {
 
 struct delay {
   uint32_t tag;
-  int64_t due_ms;
+  int64_t due_us;
 };
 
 struct io {
@@ -59,10 +59,10 @@ struct io {
   uint32_t unsubmitted;
 };
 
-static int64_t now_ms(void) {
+static int64_t now_us(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+  return now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
 static void finish(struct io *io, uint32_t tag, int64_t result) {
@@ -111,9 +111,9 @@ static int64_t perform(struct io *io, const struct xt_io *op) {
 }
 
 static void collect_delays(struct io *io) {
-  int64_t now = io->delay_count ? now_ms() : 0;
+  int64_t now = io->delay_count ? now_us() : 0;
   for (uint32_t i = 0; i < io->delay_count;) {
-    if (io->delays[i].due_ms <= now) {
+    if (io->delays[i].due_us <= now) {
       finish(io, io->delays[i].tag, 0);
       io->delays[i] = io->delays[--io->delay_count];
     } else {
@@ -122,31 +122,34 @@ static void collect_delays(struct io *io) {
   }
 }
 
-static int poll_timeout(struct io *io, int64_t deadline) {
+/* How long poll may wait: until `deadline` (negative: none) or the next delay's end; negative: for ever. */
+static int64_t poll_timeout_us(struct io *io, int64_t deadline) {
   int64_t next = deadline;
   for (uint32_t i = 0; i < io->delay_count; i++)
-    if (next < 0 || io->delays[i].due_ms < next) next = io->delays[i].due_ms;
+    if (next < 0 || io->delays[i].due_us < next) next = io->delays[i].due_us;
   if (next < 0) return -1;
-  int64_t left = next - now_ms();
-  return left < 0 ? 0 : left > 1000000 ? 1000000 : (int)left;
+  int64_t left = next - now_us();
+  return left < 0 ? 0 : left;
 }
 
-static int32_t run_sync(struct io *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_ms) {
+static int32_t run_sync(struct io *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_us) {
   for (uint32_t i = 0; i < count; i++) {
     if (ops[i].op == XT_IO_DELAY)
-      io->delays[io->delay_count++] = (struct delay){ops[i].tag, now_ms() + (int64_t)ops[i].length};
+      io->delays[io->delay_count++] = (struct delay){ops[i].tag, now_us() + (int64_t)(ops[i].length * 1000)};
     else
       finish(io, ops[i].tag, perform(io, &ops[i]));
   }
-  int64_t deadline = timeout_ms < 0 ? -1 : now_ms() + timeout_ms;
+  int64_t deadline = timeout_us < 0 ? -1 : now_us() + timeout_us;
   for (int first = 1;; first = 0) {
     struct pollfd polled[MAX_WATCHES];
     collect_delays(io);
     int enough = io->ready_count >= wait;
-    if (!first && (enough || (deadline >= 0 && now_ms() >= deadline))) return 0;
+    if (!first && (enough || (deadline >= 0 && now_us() >= deadline))) return 0;
     for (uint32_t i = 0; i < io->watch_count; i++)
       polled[i] = (struct pollfd){.fd = io->watches[i].fd, .events = POLLIN};
-    int seen = poll(polled, io->watch_count, enough ? 0 : poll_timeout(io, deadline));
+    int64_t left = enough ? 0 : poll_timeout_us(io, deadline);
+    struct timespec time = {.tv_sec = left / 1000000, .tv_nsec = left % 1000000 * 1000};
+    int seen = ppoll(polled, io->watch_count, left < 0 ? NULL : &time, NULL);
     if (seen < 0) return errno == EINTR ? 0 : -errno;
     for (uint32_t i = 0; seen > 0 && i < io->watch_count; i++)
       if (polled[i].revents) finish(io, io->watches[i].tag, polled[i].revents);
@@ -155,9 +158,9 @@ static int32_t run_sync(struct io *io, const struct xt_io *ops, uint32_t count, 
 
 /* ---- the URING engine ---- */
 
-static int uring_enter(struct io *io, uint32_t wait, int32_t timeout_ms) {
-  struct __kernel_timespec time = {.tv_sec = timeout_ms / 1000, .tv_nsec = (timeout_ms % 1000) * 1000000ll};
-  struct io_uring_getevents_arg argument = {.ts = timeout_ms >= 0 ? (uint64_t)(uintptr_t)&time : 0};
+static int uring_enter(struct io *io, uint32_t wait, int32_t timeout_us) {
+  struct __kernel_timespec time = {.tv_sec = timeout_us / 1000000, .tv_nsec = timeout_us % 1000000 * 1000ll};
+  struct io_uring_getevents_arg argument = {.ts = timeout_us >= 0 ? (uint64_t)(uintptr_t)&time : 0};
   unsigned flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
   int submitted =
       (int)syscall(SYS_io_uring_enter, io->ring_fd, io->unsubmitted, wait, flags, &argument, sizeof argument);
@@ -254,7 +257,7 @@ static uint32_t reap(struct io *io, struct xt_io_done *done, uint32_t max) {
 
 static int is_discard(uint32_t op) { return op == XT_IO_DISCARD || op == XT_IO_SECURE_DISCARD; }
 
-static int32_t run_uring(struct io *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_ms,
+static int32_t run_uring(struct io *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_us,
                          struct xt_io_done *done, uint32_t max) {
   arm_watches(io);
   for (uint32_t i = 0; i < count; i++) {
@@ -271,7 +274,7 @@ static int32_t run_uring(struct io *io, const struct xt_io *ops, uint32_t count,
   got += reap(io, done + got, max - got);
   /* What one enter does not take (a completion queue that is full) goes with the next run. */
   if (io->unsubmitted || got < wait) {
-    int32_t error = uring_enter(io, got < wait ? wait - got : 0, timeout_ms);
+    int32_t error = uring_enter(io, got < wait ? wait - got : 0, timeout_us);
     if (error) return error;
     got += reap(io, done + got, max - got);
   }
@@ -378,15 +381,15 @@ int32_t xt_io_watch(void *handle, int32_t fd, uint32_t tag) {
   return 0;
 }
 
-int32_t xt_io_run(void *handle, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_ms,
+int32_t xt_io_run(void *handle, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_us,
                   struct xt_io_done *done, uint32_t max) {
   struct io *io = handle;
   if (io->engine == XT_IO_ENGINE_URING) {
     if (io->in_flight + io->ready_count + count > io->depth) return -EBUSY;
-    return run_uring(io, ops, count, wait, timeout_ms, done, max);
+    return run_uring(io, ops, count, wait, timeout_us, done, max);
   }
   if (io->delay_count + io->ready_count + count > io->depth) return -EBUSY;
-  int32_t error = run_sync(io, ops, count, wait, timeout_ms);
+  int32_t error = run_sync(io, ops, count, wait, timeout_us);
   return error ? error : (int32_t)take_ready(io, done, max);
 }
 

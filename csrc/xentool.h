@@ -95,9 +95,9 @@ enum { XT_IO_ENGINE_URING = 0, XT_IO_ENGINE_SYNC = 1 };
 XT_API double xt_io_open(int32_t fd, uint32_t depth, uint32_t engine, int32_t is_block_device);
 /* Reports `tag` whenever `fd` becomes readable, until closed. Up to 8. Level-triggered, at most once a run. */
 XT_API int32_t xt_io_watch(void *io, int32_t fd, uint32_t tag);
-/* Submits `count` operations, waits until `wait` completions are there or `timeout_ms` passed (-1: for
+/* Submits `count` operations, waits until `wait` completions are there or `timeout_us` passed (-1: for
    ever; a signal ends the wait too), and stores up to `max` completions in `done`. Returns how many. */
-XT_API int32_t xt_io_run(void *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_ms,
+XT_API int32_t xt_io_run(void *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_us,
                          struct xt_io_done *done, uint32_t max);
 /* Waits for every operation in flight, then frees. */
 XT_API int32_t xt_io_close(void *io);

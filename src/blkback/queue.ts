@@ -54,7 +54,7 @@ const WAKE_TAG = 0x7000_0002;
 /** Smallest pool for copies; a device with larger requests gets twice its largest. */
 const MIN_POOL_BYTES = 16 << 20;
 /** A guest that sends bad requests or empty events in earnest is looked at this often at most. */
-const PENALTY_MS = 1;
+const PENALTY_US = 1000;
 
 export interface QueueOptions {
   readonly domid: Domid;
@@ -300,7 +300,7 @@ export class BlockQueue {
     const target = this.#target;
     const submitted = this.#submitted;
     this.#submitted = 0;
-    const count = target.run(wait, this.#sleeper.timeoutMs);
+    const count = target.run(wait, this.#sleeper.timeoutUs);
     if (count < 0) {
       this.failure ??= `the I/O engine failed: ${errnoText(count)}`;
       this.#engineFailed = true;
@@ -420,14 +420,16 @@ export class BlockQueue {
 
   #mayWait(fetched: number, stopping: boolean): number {
     if (this.#staged > 0 && this.#submitted === 0) return 0;
-    if (stopping) return this.#operations.activeCount > 0 ? 1 : 0;
+    const active = this.#operations.activeCount;
+    // What was put back has to be started again, and nothing else would wake us for it.
+    if (stopping || (active === 0 && this.#scheduler.waitingCount > 0)) return active > 0 ? 1 : 0;
     const bad = this.#bad;
     this.#bad = 0;
     const wait = this.#sleeper.mayWait(
       fetched,
       this.#submitted,
       this.#operations.activeCount,
-      bad > 0 ? PENALTY_MS : 0,
+      bad > 0 ? PENALTY_US : 0,
     );
     return wait ? 1 : 0;
   }

@@ -10,14 +10,20 @@ const MAX_POLL_MS = 0.05;
 const MIN_POLL_MS = 0.01;
 /** This many events in a row that brought nothing are a storm: then events have to wait (XSA-332). */
 const SPURIOUS_LIMIT = 16;
-const STORM_PAUSE_MS = 1;
+const STORM_PAUSE_US = 1000;
+/**
+ * With this much I/O in flight its completions will wake us soon: so for a moment no event is asked for, and
+ * neither side pays for one. When nothing completes in that moment, it is.
+ */
+const BUSY_OPERATIONS = 4;
+const BUSY_WAIT_US = 100;
 /** Submissions that did not complete at once make us wait in the same call; from time to time we look again. */
 const INLINE_TRUST = 8;
 const INLINE_RETRY_EVERY = 256;
 
 export class Sleeper {
   /** Bound on the wait that `mayWait` allowed; -1: none. */
-  timeoutMs = -1;
+  timeoutUs = -1;
   readonly #ring: BackRing;
   readonly #channels: EventChannels;
   readonly #port: EvtchnPort;
@@ -28,6 +34,8 @@ export class Sleeper {
   #spurious = 0;
   #pollMs = 0;
   #sleptAt = 0;
+  #busyWaiting = false;
+  #busyWaitFailed = false;
   #inlineTrust = INLINE_TRUST;
   #sinceInline = 0;
 
@@ -39,19 +47,25 @@ export class Sleeper {
   }
 
   /**
-   * True when the caller may sleep now (for `timeoutMs`): there is nothing to fetch, and an event will come
-   * for what is put on the ring from here on. `penaltyMs` > 0 makes a guest that misbehaves wait instead.
+   * True when the caller may sleep now (for `timeoutUs`): there is nothing to fetch, and an event will come
+   * for what is put on the ring from here on. `penaltyUs` > 0 makes a guest that misbehaves wait instead.
    */
-  mayWait(fetched: number, submitted: number, active: number, penaltyMs: number): boolean {
-    this.timeoutMs = -1;
+  mayWait(fetched: number, submitted: number, active: number, penaltyUs: number): boolean {
+    this.timeoutUs = -1;
     this.#judgeEvent(fetched);
     if (submitted > 0 && this.#inlineTrust > 0) return false;
     const idle = active === 0;
     if (idle && this.#pollMs > 0 && this.#poll()) return false;
-    const pause = penaltyMs > 0 ? penaltyMs : this.#spurious > SPURIOUS_LIMIT ? STORM_PAUSE_MS : 0;
+    const pause = penaltyUs > 0 ? penaltyUs : this.#spurious > SPURIOUS_LIMIT ? STORM_PAUSE_US : 0;
     if (pause > 0) {
       this.#spurious = 0;
-      this.timeoutMs = pause;
+      this.timeoutUs = pause;
+      return true;
+    }
+    if (active >= BUSY_OPERATIONS && !this.#busyWaitFailed) {
+      if (this.#ring.hasRequests()) return false;
+      this.#busyWaiting = true;
+      this.timeoutUs = BUSY_WAIT_US;
       return true;
     }
     if (this.#masked) {
@@ -73,6 +87,8 @@ export class Sleeper {
 
   /** Learns from a round: `submitted` operations, `completions` of them or others ended, `wait` as told. */
   completed(submitted: number, completions: number, wait: number): void {
+    this.#busyWaitFailed = this.#busyWaiting && completions === 0;
+    this.#busyWaiting = false;
     if (wait === 0 && submitted > 0) {
       this.#inlineTrust = completions > 0 ? INLINE_TRUST : this.#inlineTrust - 1;
     } else if (submitted > 0 && ++this.#sinceInline >= INLINE_RETRY_EVERY) {

@@ -24,8 +24,8 @@ export class FileTarget implements BlockTarget {
     this.#engine.submit(op, tag, offset, length, address);
   }
 
-  run(wait: number, timeoutMs: number): number {
-    return this.#engine.run(wait, timeoutMs);
+  run(wait: number, timeoutUs: number): number {
+    return this.#engine.run(wait, timeoutUs);
   }
 
   watch(fd: number, tag: number): void {

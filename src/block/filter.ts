@@ -133,8 +133,8 @@ abstract class Filter implements BlockTarget {
     this.inner.submit(op, tag, offset, length, address);
   }
 
-  run(wait: number, timeoutMs: number): number {
-    return this.inner.run(wait, timeoutMs);
+  run(wait: number, timeoutUs: number): number {
+    return this.inner.run(wait, timeoutUs);
   }
 
   watch(fd: number, tag: number): void {
@@ -173,8 +173,8 @@ class ErrorFilter extends Filter {
     super.submit(IO_DELAY, tag, 0, 0, 0);
   }
 
-  override run(wait: number, timeoutMs: number): number {
-    const count = super.run(wait, timeoutMs);
+  override run(wait: number, timeoutUs: number): number {
+    const count = super.run(wait, timeoutUs);
     for (let i = 0; i < count && this.#failing.size > 0; i++)
       if (this.#failing.delete(this.done[i * 2] as number)) this.done[i * 2 + 1] = this.#errno;
     return count;
@@ -218,8 +218,8 @@ class DelayFilter extends Filter {
   }
 
   /** Delays that ended are taken out of the completions; their operations go out with the next run. */
-  override run(wait: number, timeoutMs: number): number {
-    const count = super.run(wait, timeoutMs);
+  override run(wait: number, timeoutUs: number): number {
+    const count = super.run(wait, timeoutUs);
     let kept = 0;
     for (let i = 0; i < count; i++) {
       const tag = this.done[i * 2] as number;
@@ -257,8 +257,8 @@ class LogFilter extends Filter {
     super.submit(op, tag, offset, length, address);
   }
 
-  override run(wait: number, timeoutMs: number): number {
-    const count = super.run(wait, timeoutMs);
+  override run(wait: number, timeoutUs: number): number {
+    const count = super.run(wait, timeoutUs);
     for (let i = 0; i < count; i++)
       if ((this.done[i * 2 + 1] as number) < 0)
         this.#logger.warn(

@@ -18,8 +18,8 @@ export interface BlockTarget {
   readonly done: Int32Array;
   /** Queues an operation; `tag` comes back with its completion. Never blocks, never throws. */
   submit(op: IoOp, tag: number, offset: number, length: number, address: number): void;
-  /** Starts what is queued and waits for `wait` completions at most `timeoutMs`; how many, or -errno. */
-  run(wait: number, timeoutMs: number): number;
+  /** Starts what is queued and waits for `wait` completions at most `timeoutUs`; how many, or -errno. */
+  run(wait: number, timeoutUs: number): number;
   /** Reports `tag` with the completions whenever `fd` is readable. */
   watch(fd: number, tag: number): void;
   close(): void;

@@ -78,10 +78,10 @@ export class IoEngine {
   }
 
   /**
-   * Submits what is queued, waits until `wait` completions are there or `timeoutMs` passed (-1: for ever; a
+   * Submits what is queued, waits until `wait` completions are there or `timeoutUs` passed (-1: for ever; a
    * signal ends it too) and returns how many are in `done`, or -errno when the engine itself failed.
    */
-  run(wait: number, timeoutMs: number): number {
+  run(wait: number, timeoutUs: number): number {
     const count = this.#queued;
     this.#queued = 0;
     return shim.xt_io_run(
@@ -89,7 +89,7 @@ export class IoEngine {
       this.#ops.address as Pointer,
       count,
       wait,
-      timeoutMs,
+      timeoutUs,
       this.#done.address as Pointer,
       this.#doneMax,
     );

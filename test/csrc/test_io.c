@@ -21,7 +21,7 @@ static struct xt_io operation(uint32_t op, uint32_t tag, double offset, double l
 /* Runs one operation to its end and gives its result. */
 static int32_t run_one(void *io, struct xt_io op) {
   struct xt_io_done done = {0, 0};
-  CHECK_EQUAL(xt_io_run(io, &op, 1, 1, 5000, &done, 1), 1);
+  CHECK_EQUAL(xt_io_run(io, &op, 1, 1, 5000000, &done, 1), 1);
   CHECK_EQUAL(done.tag, op.tag);
   return done.result;
 }
@@ -67,7 +67,7 @@ static void test_batch(void *io) {
   }
   uint32_t submit = BLOCKS;
   while (count < BLOCKS) {
-    int32_t got = xt_io_run(io, ops, submit, 1, 5000, done, BLOCKS);
+    int32_t got = xt_io_run(io, ops, submit, 1, 5000000, done, BLOCKS);
     CHECK(got > 0);
     submit = 0;
     for (int32_t i = 0; i < got; i++) {
@@ -88,9 +88,9 @@ static void test_delay_and_watch(void *io) {
   int32_t event = xt_eventfd();
   CHECK(event >= 0);
   CHECK_EQUAL(xt_io_watch(io, event, 77), 0);
-  CHECK_EQUAL(xt_io_run(io, NULL, 0, 1, 1, done, 4), 0);
+  CHECK_EQUAL(xt_io_run(io, NULL, 0, 1, 1000, done, 4), 0);
   CHECK_EQUAL(xt_eventfd_signal(event), 0);
-  CHECK_EQUAL(xt_io_run(io, NULL, 0, 1, 5000, done, 4), 1);
+  CHECK_EQUAL(xt_io_run(io, NULL, 0, 1, 5000000, done, 4), 1);
   CHECK_EQUAL(done[0].tag, 77);
   CHECK(done[0].result > 0);
   CHECK_EQUAL(xt_eventfd_drain(event), 0);
@@ -98,7 +98,7 @@ static void test_delay_and_watch(void *io) {
   /* Level-triggered: it is reported again, as long as it stays readable. */
   CHECK_EQUAL(xt_eventfd_signal(event), 0);
   for (int i = 0; i < 2; i++) {
-    CHECK_EQUAL(xt_io_run(io, NULL, 0, 1, 5000, done, 4), 1);
+    CHECK_EQUAL(xt_io_run(io, NULL, 0, 1, 5000000, done, 4), 1);
     CHECK_EQUAL(done[0].tag, 77);
   }
   close(event);
