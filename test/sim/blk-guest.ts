@@ -8,6 +8,17 @@ import { Xenstore } from "../../src/xenstore/client.ts";
 
 const WAIT_MS = 10_000;
 
+export interface PageRequest {
+  readonly operation: 0 | 1;
+  readonly sector: number;
+  /** Instead of the guest's one page of data. */
+  readonly gref?: number;
+}
+
+function slotAt(index: number): number {
+  return 64 + (index & 31) * 112;
+}
+
 export class HandmadeGuest {
   readonly xenstore: Xenstore;
   readonly #address: DeviceAddress;
@@ -33,13 +44,14 @@ export class HandmadeGuest {
     this.#share = platform.openGrantShare();
   }
 
-  /** Makes a ring and says so: everything up to state 3. `overrides` replaces keys, null leaves them out. */
-  async offerRing(overrides: Readonly<Record<string, string | null>> = {}): Promise<void> {
+  /** Makes a ring and says so: everything up to state 3. `reqProd` may lie; `overrides` replaces keys, null leaves them out. */
+  async offerRing(overrides: Readonly<Record<string, string | null>> = {}, reqProd = 0): Promise<void> {
     this.#ring ??= this.#share.share(this.#address.backend, 1, "rw");
     this.#data ??= this.#share.share(this.#address.backend, 1, "rw");
     this.#ring.mapping.bytes.fill(0);
     this.#ring.mapping.words[1] = 1;
     this.#ring.mapping.words[3] = 1;
+    this.#ring.mapping.words[0] = reqProd;
     this.#prod = 0;
     if (this.#port !== 0) this.#channels.unbind(this.#port as never);
     this.#port = this.#channels.bindUnbound(this.#address.backend);
@@ -88,29 +100,22 @@ export class HandmadeGuest {
 
   /** Reads one page at `sector`; the bytes, or the response's status. */
   async read(sector: number): Promise<Uint8Array | number> {
-    const status = await this.#request(0, sector);
-    return status === 0 ? (this.#data as SharedPages).mapping.bytes.slice() : status;
+    const [status] = await this.submit([{ operation: 0, sector }]);
+    return status === 0 ? (this.#data as SharedPages).mapping.bytes.slice() : (status as number);
   }
 
   /** Writes one page of `byte` at `sector`; the response's status. */
-  write(sector: number, byte: number): Promise<number> {
+  async write(sector: number, byte: number): Promise<number> {
     (this.#data as SharedPages).mapping.bytes.fill(byte);
-    return this.#request(1, sector);
+    return (await this.submit([{ operation: 1, sector }]))[0] as number;
   }
 
-  async #request(operation: number, sector: number): Promise<number> {
+  /** Puts requests of a page each on the ring at once; their statuses, in the same order. */
+  async submit(requests: readonly PageRequest[]): Promise<number[]> {
     const ring = (this.#ring as SharedPages).mapping;
-    const data = this.#data as SharedPages;
     const view = new DataView(ring.bytes.buffer);
-    const at = 64 + (this.#prod & 31) * 112;
-    ring.bytes.fill(0, at, at + 112);
-    ring.bytes[at] = operation;
-    ring.bytes[at + 1] = 1;
-    view.setBigUint64(at + 8, this.#next++, true);
-    view.setBigUint64(at + 16, BigInt(sector), true);
-    view.setUint32(at + 24, data.refs[0] as number, true);
-    view.setUint8(at + 29, 7);
-    this.#prod++;
+    const ids = requests.map((request) => this.#put(view, request));
+    const first = this.#prod - ids.length;
     Atomics.store(ring.words, 0, this.#prod);
     this.#channels.notify(this.#port as never);
     const deadline = performance.now() + WAIT_MS;
@@ -118,7 +123,26 @@ export class HandmadeGuest {
       if (performance.now() > deadline) throw new Error("no response");
       await Bun.sleep(1);
     }
-    return view.getInt16(at + 10, true);
+    const answers = new Map(
+      ids.map((_, index) => {
+        const at = slotAt(first + index);
+        return [view.getBigUint64(at, true), view.getInt16(at + 10, true)];
+      }),
+    );
+    return ids.map((id) => answers.get(id) as number);
+  }
+
+  #put(view: DataView, { operation, sector, gref }: PageRequest): bigint {
+    const at = slotAt(this.#prod++);
+    const id = this.#next++;
+    new Uint8Array(view.buffer).fill(0, at, at + 112);
+    view.setUint8(at, operation);
+    view.setUint8(at + 1, 1);
+    view.setBigUint64(at + 8, id, true);
+    view.setBigUint64(at + 16, BigInt(sector), true);
+    view.setUint32(at + 24, gref ?? ((this.#data as SharedPages).refs[0] as number), true);
+    view.setUint8(at + 29, 7);
+    return id;
   }
 
   close(): void {
