@@ -161,7 +161,8 @@ export class BlkbackDevice {
   }
 
   async #watch(): Promise<void> {
-    this.#xenstore.onClose((error) => this.#fail(error));
+    const forget = this.#xenstore.onClose((error) => this.#fail(error));
+    this.#unwatch.push(async () => forget());
     const look = (): Promise<void> => this.#look();
     this.#unwatch.push(await this.#xenstore.watch(backendDir(this.address), look));
     this.#unwatch.push(await this.#xenstore.watch(`${frontendDir(this.address)}/state`, look));
@@ -226,6 +227,7 @@ export class BlkbackDevice {
   }
 
   async #connect(): Promise<void> {
+    let connection: QueueConnection;
     const pause = this.#connectedAtMs + RECONNECT_PAUSE_MS - performance.now();
     if (pause > 0) await delay(pause);
     this.#connectedAtMs = performance.now();
@@ -236,8 +238,10 @@ export class BlkbackDevice {
         frontendDir(this.address),
         offer.maxRingPageOrder,
       );
+      // Who abandoned the device meanwhile found no worker to stop, and has closed the image.
+      if (this.#over) return;
       const { grantMode, engine, filters, verbosity } = this.#options;
-      const connection = new QueueConnection(this.#spawnWorker, {
+      connection = new QueueConnection(this.#spawnWorker, {
         kind: "blkback",
         name: this.#name,
         verbosity,
@@ -254,7 +258,6 @@ export class BlkbackDevice {
         statsPath: this.#stats.path,
       });
       this.#connection = connection;
-      void connection.stopped.then((failure) => this.#stopped(connection, failure));
       await connection.connected;
       logger.info(`${this.#name}: ${ring.refs.length} ring page(s), ${ring.abi.protocol}`);
     } catch (error) {
@@ -263,6 +266,8 @@ export class BlkbackDevice {
     }
     await this.#publish();
     this.#entered(XenbusState.Connected);
+    // Not before: a data plane that is gone already is found out here, too.
+    void connection.stopped.then((failure) => this.#stopped(connection, failure));
   }
 
   /** The disk's keys and Connected at once: also how a new size is announced. */

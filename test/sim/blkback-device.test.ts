@@ -40,10 +40,10 @@ function address(domid: number, devid = 51728): DeviceAddress {
   return { backend: toDomid(0), kind: "qdisk", frontend: toDomid(domid), devid };
 }
 
-async function serve(at: DeviceAddress, create = true): Promise<BlkbackDevice> {
+async function serve(at: DeviceAddress, create = true, spawn = spawnWorker): Promise<BlkbackDevice> {
   if (create)
     await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params: image.path });
-  const device = await BlkbackDevice.start(dom0, xenstore, at, image, options, spawnWorker);
+  const device = await BlkbackDevice.start(dom0, xenstore, at, image, options, spawn);
   devices.push(device);
   return device;
 }
@@ -283,6 +283,79 @@ describe("nonsense", () => {
       "indices cannot be true",
     );
     expectPage(await neighbour.read(40), 40);
+  });
+
+  test("a ring that lies at once, so that the data plane is gone before we say Connected", async () => {
+    const at = address(1);
+    const stopped = Promise.withResolvers<void>();
+    await serve(at, true, () => {
+      const worker = spawnWorker();
+      worker.addEventListener("message", ({ data }) => {
+        if (data.type === "stopped") stopped.resolve();
+      });
+      return worker;
+    });
+    const liar = await guestOf(at);
+    await liar.untilBackend(2);
+    const transaction = xenstore.transaction.bind(xenstore);
+    xenstore.transaction = (body) => stopped.promise.then(() => transaction(body));
+    await liar.offerRing({}, 5000);
+    await liar.untilBackend(5);
+    await liar.setState(6);
+    await liar.untilBackend(6);
+    await liar.setState(1);
+    await liar.connect();
+    expectPage(await liar.read(8), 8);
+  });
+
+  test("a server that leaves while a guest that flaps has to wait leaves for good", async () => {
+    const at = address(1);
+    let workers = 0;
+    const device = await serve(at, true, () => {
+      workers++;
+      return spawnWorker();
+    });
+    const guest = await guestOf(at);
+    await guest.connect();
+    await guest.setState(1);
+    await guest.untilBackend(2);
+    await guest.offerRing();
+    await xenstore.read(`${frontendDir(at)}/state`);
+    await device.abandon();
+    // The pause between two connections, which must not end in one that nobody waits for.
+    await Bun.sleep(200);
+    expect(workers).toBe(1);
+  });
+
+  test("a device that is over is forgotten by its xenstore connection", async () => {
+    const onClose = xenstore.onClose.bind(xenstore);
+    let listeners = 0;
+    xenstore.onClose = (listener) => {
+      const stop = onClose(listener);
+      listeners++;
+      return () => {
+        listeners--;
+        stop();
+      };
+    };
+    const device = await serve(address(1));
+    expect(listeners).toBe(1);
+    await device.abandon();
+    expect(listeners).toBe(0);
+  });
+
+  test("a grant that is none: the neighbour it was merged with is not forgotten", async () => {
+    const at = address(1);
+    await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    for (let round = 0; round < 8; round++) {
+      const statuses = await guest.submit([
+        { operation: 1, sector: 16 },
+        { operation: 1, sector: 24, gref: 9999 },
+      ]);
+      expect(statuses).toEqual([0, -1]);
+    }
   });
 
   test("states that flap, and states that are none", async () => {
