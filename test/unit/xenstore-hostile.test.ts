@@ -221,6 +221,22 @@ describe("floods", () => {
     expect(connection?.unreadEvents).toBeLessThanOrEqual(2);
   });
 
+  test("what a transaction does to one node again and again takes no more memory than once", async () => {
+    await start("xenstored-4.22");
+    const client = await raw();
+    const id = Number.parseInt(await client.ask(xs.XS_TRANSACTION_START, [""]), 10);
+    const transaction = [...(server.domains.get(1)?.connections ?? [])][0]?.transactions.get(id);
+    for (let i = 0; i < 200; i++) {
+      expect(await client.ask(xs.XS_WRITE, w("data/a", String(i)), id)).toBe("OK|");
+      expect(await client.ask(xs.XS_RM, ["data/a"], id)).toBe("OK|");
+    }
+    expect(transaction?.changes.length).toBe(1);
+    expect(await client.ask(xs.XS_WATCH, ["data", "t"])).toBe("OK|");
+    expect(await client.ask(xs.XS_TRANSACTION_END, ["T"], id)).toBe("OK|");
+    await turns(5);
+    expect(client.takeEvents()).toEqual(["data t", "data/a t"]);
+  });
+
   test("connections of a guest are limited", async () => {
     await start("oxenstored");
     const limit = server.quotas.connections;

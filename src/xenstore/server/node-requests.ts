@@ -52,7 +52,7 @@ export function write(request: Request): Uint8Array {
   const old = prepare(request, path, value);
   request.work.tree.setValue(path, value);
   request.work.modify(path);
-  request.work.changes.push({ path, oldPermissions: old?.permissions, removed: undefined });
+  request.work.note({ path, oldPermissions: old?.permissions, removed: undefined });
   return OK;
 }
 
@@ -60,7 +60,7 @@ export function mkdir(request: Request): Uint8Array {
   const [text] = strings(request, 1) as [string];
   const path = nodePath(request, text);
   if (prepare(request, path, undefined) === undefined)
-    request.work.changes.push({ path, oldPermissions: undefined, removed: undefined });
+    request.work.note({ path, oldPermissions: undefined, removed: undefined });
   return OK;
 }
 
@@ -104,7 +104,7 @@ export function setPermissions(request: Request): Uint8Array {
   }
   work.tree.setPermissions(path, permissions);
   work.modify(path);
-  work.changes.push({ path, oldPermissions: old, removed: undefined });
+  work.note({ path, oldPermissions: old, removed: undefined });
   return OK;
 }
 
@@ -172,7 +172,7 @@ function removeSubtree(request: Request, path: string): void {
   for (const each of paths) work.touch(each);
   const removed = work.tree.remove(path);
   for (const each of paths) work.modify(each);
-  work.changes.push({ path, oldPermissions: removed.permissions, removed });
+  work.note({ path, oldPermissions: removed.permissions, removed });
 }
 
 /** Without the domains that do not exist, where the server looks. An owner has to exist. */

@@ -27,7 +27,9 @@ export interface LoggedRequest {
 export interface Workspace {
   readonly tree: StoreTree;
   /** Events to be fired, in order. */
-  readonly changes: Change[];
+  readonly changes: readonly Change[];
+  /** Adds one. */
+  note(change: Change): void;
   /** Notes that a request depends on the node at `path`, also on its absence. Fails when it is one too many. */
   touch(path: string): void;
   /** Notes that the node at `path` was made, changed or removed. Parents before children. */
@@ -43,6 +45,8 @@ export class Transaction implements Workspace {
   readonly #current: () => StoreTree;
   #base: StoreTree | undefined;
   #tree: StoreTree | undefined;
+  /** Where in `changes` each path is. */
+  readonly #places = new Map<string, number>();
   readonly #touched = new Set<string>();
   readonly #modified = new Set<string>();
 
@@ -70,6 +74,18 @@ export class Transaction implements Workspace {
     this.#modified.add(path);
   }
 
+  /** Merged at once where events are: who changes one node for ever must not fill the memory. */
+  note(change: Change): void {
+    const { path } = change;
+    const place = this.#personality.mergesTransactionEvents ? this.#places.get(path) : undefined;
+    if (place === undefined) {
+      this.#places.set(path, this.changes.push(change) - 1);
+      return;
+    }
+    const { removed, oldPermissions } = this.changes[place] as Change;
+    this.changes[place] = { path, removed: change.removed ?? removed, oldPermissions };
+  }
+
   /** Makes room for one request more in the log. */
   admitRequest(): void {
     if (this.#personality.conflicts === "replay")
@@ -88,12 +104,12 @@ export class Transaction implements Workspace {
     const current = this.#current();
     const unchanged = this.#modified.size === 0;
     if (this.#tree === undefined || this.#base?.version === current.version)
-      return unchanged ? { tree: current, changes: [] } : { tree: this.tree, changes: this.#events() };
+      return unchanged ? { tree: current, changes: [] } : { tree: this.tree, changes: this.changes };
     if (this.#personality.conflicts === "generations") {
       if (!this.#stillHolds(current)) throw new RequestFailure("EAGAIN");
       return unchanged
         ? { tree: current, changes: [] }
-        : { tree: this.#merge(current), changes: this.#events() };
+        : { tree: this.#merge(current), changes: this.changes };
     }
     if (this.log.every(({ packet }) => READING.has(packet.type))) return { tree: current, changes: [] };
     const workspace = new PlainWorkspace(current.fork());
@@ -132,18 +148,6 @@ export class Transaction implements Workspace {
       enforce(this.#personality, quotas, "nodes", merged.ownedBy(domid));
     return merged;
   }
-
-  #events(): readonly Change[] {
-    if (!this.#personality.mergesTransactionEvents) return this.changes;
-    const merged = new Map<string, Change>();
-    for (const change of this.changes) {
-      const earlier = merged.get(change.path);
-      const removed = change.removed ?? earlier?.removed;
-      const oldPermissions = earlier === undefined ? change.oldPermissions : earlier.oldPermissions;
-      merged.set(change.path, { path: change.path, removed, oldPermissions });
-    }
-    return [...merged.values()];
-  }
 }
 
 export interface CommitResult {
@@ -158,6 +162,10 @@ export class PlainWorkspace implements Workspace {
 
   constructor(tree: StoreTree) {
     this.tree = tree;
+  }
+
+  note(change: Change): void {
+    this.changes.push(change);
   }
 
   touch(): void {}
