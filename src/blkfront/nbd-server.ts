@@ -10,6 +10,8 @@ import { POLL_GONE, POLLIN, POLLOUT, PollSet } from "./poll-set.ts";
 import type { FrontQueue } from "./queue.ts";
 
 const MAX_CONNECTIONS = 64;
+/** Short, because clients wait meanwhile, and need the processor. */
+const MAX_POLL_MS = 0.05;
 const ACCEPTS_AT_ONCE = 16;
 /** The places of what is always waited for; connections follow. */
 const AT_RING = 0;
@@ -35,6 +37,7 @@ export class NbdServer {
     this.#listener = listener;
     this.#name = name;
     this.#commands = new NbdCommands(queue, control.disk, tags);
+    queue.sleeper.maxPollMs = MAX_POLL_MS;
   }
 
   /** Serves until `control` says stop and what is under way is answered, or the backend breaks the protocol. */
