@@ -10,6 +10,8 @@ import { PAGE_SIZE } from "../core/types.ts";
 /** What `fetch` answers when the frontend's req_prod cannot be true. */
 export const RING_LIES = -1;
 
+const NONE = new Uint32Array(0);
+
 export class BackRing {
   readonly slots: number;
   /** The requests of the last `fetch`, in the layout REQUEST, copied off the ring once. */
@@ -20,19 +22,23 @@ export class BackRing {
   readonly #shared: Mapping;
   #reqCons: number;
   #rspProd: number;
+  #leftOver: number;
 
   /**
    * Attaches to a ring that may already have been in use, at its rsp_prod: a fresh one has 0 there, and
-   * after a backend died its successor goes on where the frontend has its answers.
+   * after a backend died its successor goes on where the frontend has its answers. `unanswered` is what
+   * the dead one had taken: the first `fetch` gives that.
    */
-  constructor(shared: Mapping, abi: BlkifAbi) {
+  constructor(shared: Mapping, abi: BlkifAbi, unanswered: Uint32Array = NONE) {
     this.#shared = shared;
     this.#abi = abi;
     this.slots = ringSlots(shared.sizeBytes / PAGE_SIZE, abi.slotBytes);
     this.requests = allocateMemory(this.slots * REQUEST.bytes);
     this.responses = allocateMemory(this.slots * abi.responseBytes);
     this.#rspProd = Atomics.load(shared.words, RING_RSP_PROD);
-    this.#reqCons = this.#rspProd;
+    this.#leftOver = unanswered.length / (REQUEST.bytes / 4);
+    this.#reqCons = (this.#rspProd + this.#leftOver) >>> 0;
+    this.requests.words.set(unanswered);
   }
 
   /** The shared page's indices and our own, for a message about a ring that lies. */
@@ -48,6 +54,11 @@ export class BackRing {
 
   /** Copies every new request to `requests`; how many, or RING_LIES. */
   fetch(): number {
+    if (this.#leftOver > 0) {
+      const count = this.#leftOver;
+      this.#leftOver = 0;
+      return count;
+    }
     const prod = Atomics.load(this.#shared.words, RING_REQ_PROD);
     const fresh = (prod - this.#reqCons) >>> 0;
     if (fresh === 0) return 0;

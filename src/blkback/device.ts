@@ -17,6 +17,7 @@ import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./a
 import { QueueConnection } from "./connection.ts";
 import { diskKeys, diskLimits, ringKeys, type Offer } from "./features.ts";
 import type { DiskLimits } from "./requests.ts";
+import { journalPath, removeJournal } from "./journal.ts";
 import { readRingParameters } from "./ring-parameters.ts";
 import { StatsPage } from "./stats.ts";
 import { RESIZE_KEY } from "./toolstack.ts";
@@ -57,6 +58,8 @@ export class BlkbackDevice {
   #connectedAtMs = -Infinity;
   /** Set after a failure: the guest must start over at Initialising before it is served again. */
   #refused = false;
+  /** The ring to connect to is one that another server used. */
+  #takeover = false;
   #looking = false;
   #lookAgain = false;
   #over = false;
@@ -134,7 +137,7 @@ export class BlkbackDevice {
   async abandon(): Promise<void> {
     if (!this.#over) {
       this.#over = true;
-      await this.#disconnect();
+      await this.#stopServing();
       await this.#finish();
       this.#end.resolve("abandoned");
     }
@@ -148,6 +151,7 @@ export class BlkbackDevice {
     const both = await Promise.all([this.#readBackendState(), this.#readFrontendState()]);
     if (both[0] === XenbusState.Connected && both[1] === XenbusState.Connected) {
       logger.info(`${this.#name}: taking over a ring in use`);
+      this.#takeover = true;
       this.#state = XenbusState.InitWait;
       return;
     }
@@ -256,6 +260,8 @@ export class BlkbackDevice {
         limits: this.#limits,
         grantMode,
         statsPath: this.#stats.path,
+        journalPath: journalPath(this.#stats.path),
+        takeover: this.#takeover,
       });
       this.#connection = connection;
       await connection.connected;
@@ -282,10 +288,17 @@ export class BlkbackDevice {
     });
   }
 
-  async #disconnect(): Promise<void> {
+  async #stopServing(): Promise<void> {
     const connection = this.#connection;
     this.#connection = undefined;
     await connection?.stop();
+  }
+
+  /** The guest has let go of the ring, or is to: nobody will go on there. */
+  async #disconnect(): Promise<void> {
+    await this.#stopServing();
+    this.#takeover = false;
+    removeJournal(journalPath(this.#stats.path));
   }
 
   /** The worker is done: after `stop`, or by itself because the ring or the engine failed. */

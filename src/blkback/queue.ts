@@ -26,6 +26,7 @@ import {
 } from "../protocol/blkif.ts";
 import { BackRing, RING_LIES } from "./back-ring.ts";
 import { CopyPath } from "./copy-path.ts";
+import type { Journal } from "./journal.ts";
 import { RequestCopies, type GrantPath } from "./grants.ts";
 import { MapPath } from "./map-path.ts";
 import { OperationTable, STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH } from "./operations.ts";
@@ -70,6 +71,8 @@ export interface QueueOptions {
   readonly grantMode: "copy" | "map";
   /** Counters as laid out in stats.ts. */
   readonly counters: Float64Array;
+  /** Notes what is in flight, for a successor. */
+  readonly journal?: Journal | undefined;
   /** Brings `limits` up to date: called before a batch is checked, so that no guest is ahead of us. */
   readonly refreshLimits?: () => void;
   /** Readable when somebody wants `run` to look at `shouldStop` again. */
@@ -89,6 +92,7 @@ export class BlockQueue {
   readonly #target: BlockTarget;
   readonly #domid: Domid;
   readonly #counters: QueueCounters;
+  readonly #journal: Journal | undefined;
   readonly #sleeper: Sleeper;
   readonly #notify: () => void;
   readonly #refreshLimits: () => void;
@@ -111,7 +115,8 @@ export class BlockQueue {
     this.limits = limits;
     this.#domid = domid;
     this.#target = target;
-    this.#ring = new BackRing(options.ring, abi);
+    this.#journal = options.journal;
+    this.#ring = new BackRing(options.ring, abi, options.journal?.unanswered);
     const size = this.#ring.slots;
     this.#requests = new RequestTable(size, this.#ring.requests, limits);
     this.#operations = new OperationTable(size);
@@ -196,6 +201,7 @@ export class BlockQueue {
     for (let slot = 0; slot < count; slot++) {
       const row = this.#requests.take(this.#now);
       const verdict = this.#requests.decode(slot, row);
+      this.#journal?.take(row, slot, this.#ring.requests.words);
       this.#fetchedRow[slot] = row;
       this.#verdict[slot] = verdict;
       if (verdict === NEEDS_INDIRECT) {
@@ -203,6 +209,7 @@ export class BlockQueue {
         indirect++;
       }
     }
+    this.#journal?.commit(count);
     if (indirect > 0) {
       this.#copies.run();
       this.#counters.indirect(indirect);
@@ -399,6 +406,7 @@ export class BlockQueue {
   #respond(row: number, status: number): void {
     const requests = this.#requests;
     const words = this.#responses;
+    this.#journal?.answer(row, this.#staged);
     const at = this.#staged++ * this.#responseWords;
     words[at] = requests.idLow[row] as number;
     words[at + 1] = requests.idHigh[row] as number;
@@ -412,6 +420,7 @@ export class BlockQueue {
     if (count === 0) return;
     this.#staged = 0;
     const notify = this.#ring.push(count);
+    this.#journal?.pushed(count);
     this.#counters.pushed(count, notify, this.#copies.copied, this.#scheduler.merged);
     if (notify) this.#notify();
   }

@@ -5,13 +5,16 @@ import { FileTarget } from "../block/file.ts";
 import { addFilters, type FilterSpec } from "../block/filter.ts";
 import type { Image } from "../block/image.ts";
 import { describeError, XentoolError, type ErrorKind } from "../core/errors.ts";
-import { configureLogging } from "../core/log.ts";
+import { configureLogging, moduleLogger } from "../core/log.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import type { EngineKind } from "../native/io-engine.ts";
+import type { Mapping } from "../native/memory.ts";
 import { shim } from "../native/shim.ts";
 import { openPlatform } from "../platform/open.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import { ABI_X86_32, ABI_X86_64, type BlkifAbi } from "../protocol/blkif.ts";
+import { RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
+import { Journal } from "./journal.ts";
 import { BlockQueue } from "./queue.ts";
 import type { DiskLimits } from "./requests.ts";
 import { StatsPage } from "./stats.ts";
@@ -32,6 +35,9 @@ export interface BlkbackOrder {
   readonly limits: DiskLimits;
   readonly grantMode: "copy" | "map";
   readonly statsPath: string;
+  readonly journalPath: string;
+  /** The ring was in use: another server died, or stopped without the guest's knowledge. */
+  readonly takeover: boolean;
   /** Int32: see CONTROL_*. */
   readonly control: SharedArrayBuffer;
   readonly wakeFd: number;
@@ -75,6 +81,7 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
   const port = channels.bindInterdomain(order.frontend, order.remotePort);
   cleanup.defer(() => channels.unbind(port));
   const stats = cleanup.adopt(StatsPage.attach(order.statsPath), (it) => it.close());
+  const journal = cleanup.adopt(openJournal(order, ring, abi), (it) => it.close());
   const limits = { ...order.limits };
   // Closed in this order: the target first, because what it has in flight uses the queue's memory.
   const closing: { close(): void }[] = [];
@@ -93,6 +100,7 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
     limits,
     grantMode: order.grantMode,
     counters: stats.counters,
+    journal,
     refreshLimits: () => {
       const high = Atomics.load(control, CONTROL_SECTORS_HIGH);
       limits.sectors512 = high * 2 ** 32 + (Atomics.load(control, CONTROL_SECTORS_LOW) >>> 0);
@@ -101,7 +109,23 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
   });
   closing.push(queue);
   onConnected();
+  // The former server may have been killed between an answer and its event.
+  if (order.takeover) channels.notify(port);
   const onWake = (): void => void shim.xt_eventfd_drain(order.wakeFd);
   queue.run(() => Atomics.load(control, CONTROL_STOP) !== 0, onWake);
   return queue.failure;
+}
+
+function openJournal(order: BlkbackOrder, ring: Mapping, abi: BlkifAbi): Journal {
+  const state = {
+    refs: order.refs,
+    remotePort: order.remotePort,
+    slots: ringSlots(order.refs.length, abi.slotBytes),
+    reqProd: Atomics.load(ring.words, RING_REQ_PROD),
+    rspProd: Atomics.load(ring.words, RING_RSP_PROD),
+  };
+  if (!order.takeover) return Journal.create(order.journalPath, state);
+  const journal = Journal.takeOver(order.journalPath, state);
+  moduleLogger("blkback").info(`${journal.unansweredCount} requests in flight are carried out again`);
+  return journal;
 }

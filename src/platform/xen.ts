@@ -1,5 +1,5 @@
 // Real Xen's adapter: /dev/xen/evtchn, gntdev and gntalloc through the shim, one ioctl a call.
-import { closeSync, existsSync, openSync } from "node:fs";
+import { closeSync, constants, existsSync, openSync } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE, type Domid, type EvtchnPort, type GrantRef } from "../core/types.ts";
 import type { GrantCopyBatch } from "../native/grant-copy.ts";
@@ -43,9 +43,10 @@ export function xenstoreEndpoint(env: Readonly<Record<string, string | undefined
   return { kind: "device", path: device ?? (XENBUS_DEVICES[0] as string) };
 }
 
+/** Non-blocking, because an evtchn device without events would otherwise keep its reader. */
 function openXenDevice(path: string, module: string): number {
   try {
-    return openSync(path, "r+");
+    return openSync(path, constants.O_RDWR | constants.O_NONBLOCK);
   } catch (error) {
     const hint = existsSync(path) ? "run as root" : `is the kernel module ${module} loaded?`;
     throw new XentoolError("environment", `cannot open ${path} (${hint})`, { path }, error);

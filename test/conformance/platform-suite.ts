@@ -63,6 +63,13 @@ function takeEvents(channels: EventChannels): number[] {
   return Array.from(ports.subarray(0, channels.pending(ports)));
 }
 
+/** `count` different ports, which a real Xen may deliver one by one. */
+function takePorts(channels: EventChannels, count: number): Set<number> {
+  const taken = new Set<number>();
+  while (taken.size < count) for (const port of takeEvents(channels)) taken.add(port);
+  return taken;
+}
+
 function expectNoEvent(channels: EventChannels): void {
   strictEqual(shim.xt_wait(new Int32Array([channels.fd]), 1, QUIET_MS), 0, "an event came");
   strictEqual(channels.pending(new Uint32Array(4)), 0);
@@ -230,9 +237,9 @@ const EVENT_CASES: Record<string, PlatformCase> = {
     withChannels(domains, (front, back) => {
       const ports = Array.from({ length: 40 }, () => front.bindUnbound(domains.back.domid));
       const bound = ports.map((port) => back.bindInterdomain(domains.front.domid, port));
-      deepStrictEqual(new Set(takeEvents(back)), new Set(bound));
+      deepStrictEqual(takePorts(back, bound.length), new Set(bound));
       for (const port of bound) back.notify(port);
-      deepStrictEqual(new Set(takeEvents(front)), new Set(ports));
+      deepStrictEqual(takePorts(front, ports.length), new Set(ports));
     }),
 };
 

@@ -13,6 +13,44 @@ import { readUntil, runXentool, spawnXentool } from "./executable.ts";
 const CLOSING = 5;
 const CLOSED = 6;
 
+test("after kill -9 with a request in flight the next server answers it", async () => {
+  const dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 5 + (at >> 9)) & 0xff);
+  writeFileSync(join(dir, "disk.img"), image);
+  const host = await SimHost.start();
+  const env = { XENTOOL_SIM: host.dir };
+  const device = {
+    backend: toDomid(0),
+    frontend: toDomid(1),
+    kind: DEFAULT_KIND,
+    devid: Number(parseVdev("xvdb")),
+  };
+  try {
+    const args = ["-v", "blkback", "serve", join(dir, "disk.img"), "--domid", "1", "--vdev", "xvdb"];
+    const stuck = spawnXentool([...args, "--filter", "delay:ms=60000"], { env });
+    await readUntil(stuck.stderr, "offering");
+    const guest = await HandmadeGuest.start(host, device);
+    await guest.connect();
+    const answer = guest.read(40);
+    await readUntil(stuck.stderr, "Connected");
+    stuck.kill("SIGKILL");
+    await stuck.exited;
+    const next = spawnXentool(args, { env });
+    expect(await answer).toEqual(image.slice(40 * 512, 40 * 512 + 4096));
+    expect(await guest.read(8)).toEqual(image.slice(8 * 512, 8 * 512 + 4096));
+    next.kill("SIGTERM");
+    await guest.untilBackend(CLOSING);
+    await guest.setState(CLOSED);
+    expect(await next.exited).toBe(143);
+    guest.close();
+    await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
+    expect(await host.settle()).toEqual([]);
+  } finally {
+    await host.stop();
+    rmSync(dir, { recursive: true });
+  }
+});
+
 test("the guest reads the image's bytes, and SIGTERM ends the server once the guest has let go", async () => {
   const dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
   const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 7 + (at >> 9)) & 0xff);

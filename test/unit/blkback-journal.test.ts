@@ -1,0 +1,135 @@
+// The journal of a ring: what a successor finds after its predecessor was killed at any point, and that it trusts
+// nothing that does not add up. A kill is played by opening the file while the first one still has it.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { mkdtempSync, readdirSync, rmSync, truncateSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Journal, type RingState } from "../../src/blkback/journal.ts";
+import { REQUEST } from "../../src/protocol/blkif.ts";
+
+const WORDS = REQUEST.bytes / 4;
+const BASE = 0xffff_fffe; // indices wrap within each test
+
+let dir = "";
+let path = "";
+let open: Journal[] = [];
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), "xentool-journal-"));
+  path = join(dir, "j");
+});
+afterEach(() => {
+  for (const journal of open) journal.close();
+  open = [];
+  expect(readdirSync(dir)).toEqual(["j"]);
+  rmSync(dir, { recursive: true });
+});
+
+function at(answered: number, asked: number): RingState {
+  const index = (count: number): number => (BASE + count) >>> 0;
+  return { refs: [8, 9], remotePort: 5, slots: 32, rspProd: index(answered), reqProd: index(asked) };
+}
+
+function begin(): Journal {
+  const journal = Journal.create(path, at(0, 0));
+  open.push(journal);
+  return journal;
+}
+
+function takeOver(state: RingState): Journal {
+  const journal = Journal.takeOver(path, state);
+  open.push(journal);
+  return journal;
+}
+
+/** Slots of a fetch, whose words are all their request's number. */
+function slots(...numbers: number[]): Uint32Array {
+  return Uint32Array.from(numbers.flatMap((number) => Array.from({ length: WORDS }, () => number)));
+}
+
+function take(journal: Journal, rows: number[], numbers: number[]): void {
+  rows.forEach((row, slot) => journal.take(row, slot, slots(...numbers)));
+}
+
+function left(journal: Journal): number[] {
+  return Array.from(
+    { length: journal.unansweredCount },
+    (_, index) => journal.unanswered[index * WORDS] as number,
+  );
+}
+
+test("requests answered out of order are not carried out again, the others are, in their order", () => {
+  const journal = begin();
+  take(journal, [3, 1, 2], [10, 11, 12]);
+  journal.commit(3);
+  take(journal, [0], [13]);
+  journal.commit(1);
+  journal.answer(2, 0);
+  journal.answer(0, 1);
+  journal.pushed(2);
+  expect(left(takeOver(at(2, 6)))).toEqual([10, 11]);
+});
+
+test("what was taken but not committed is still on the ring, for the next to fetch", () => {
+  const journal = begin();
+  take(journal, [0, 1], [10, 11]);
+  journal.commit(2);
+  take(journal, [2], [12]);
+  expect(left(takeOver(at(0, 3)))).toEqual([10, 11]);
+});
+
+test("killed before publishing, nothing counts as answered; killed after it, all of it does", () => {
+  const journal = begin();
+  take(journal, [0, 1], [10, 11]);
+  journal.commit(2);
+  journal.answer(0, 0);
+  expect(left(takeOver(at(0, 2)))).toEqual([10, 11]);
+  rmSync(path);
+  const other = begin();
+  take(other, [0, 1], [10, 11]);
+  other.commit(2);
+  other.answer(0, 0);
+  expect(left(takeOver(at(1, 2)))).toEqual([11]);
+});
+
+test("a row is used again, and a successor is succeeded", () => {
+  const journal = begin();
+  for (let round = 0; round < 40; round++) {
+    take(journal, [0], [round]);
+    journal.commit(1);
+    if (round === 39) break;
+    journal.answer(0, 0);
+    journal.pushed(1);
+  }
+  const second = takeOver(at(39, 41));
+  expect(left(second)).toEqual([39]);
+  expect(left(takeOver(at(39, 41)))).toEqual([39]);
+  const third = open.at(-1) as Journal;
+  take(third, [0], [39]);
+  third.commit(1);
+  take(third, [1], [40]);
+  third.commit(1);
+  third.answer(1, 0);
+  third.pushed(1);
+  expect(left(takeOver(at(40, 41)))).toEqual([39]);
+});
+
+test("with everything answered no journal is needed", () => {
+  expect(left(takeOver(at(4, 4)))).toEqual([]);
+});
+
+test("a journal that is missing, short, another ring's or that does not add up is refused", () => {
+  const refused = "left no journal";
+  const journal = begin();
+  take(journal, [0, 1], [10, 11]);
+  journal.commit(2);
+  expect(() => Journal.takeOver(path, { ...at(0, 2), remotePort: 6 })).toThrow(refused);
+  expect(() => Journal.takeOver(path, { ...at(0, 2), refs: [8] })).toThrow(refused);
+  expect(() => Journal.takeOver(path, { ...at(0, 2), slots: 64 })).toThrow(refused);
+  expect(() => Journal.takeOver(path, at(1, 2))).toThrow(refused);
+  expect(() => Journal.takeOver(path, at(3, 5))).toThrow(refused);
+  truncateSync(path, 100);
+  expect(() => Journal.takeOver(path, at(0, 2))).toThrow(refused);
+  rmSync(path);
+  expect(() => Journal.takeOver(path, at(0, 2))).toThrow(refused);
+  begin();
+});
