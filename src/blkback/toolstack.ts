@@ -60,10 +60,14 @@ export async function createDevice(xenstore: Xenstore, device: NewDevice): Promi
   });
 }
 
-/** Removes both directories, whatever state they are in and whichever of them is there. */
+/**
+ * Removes both directories, whatever state they are in and whichever of them is there. Not in a transaction:
+ * a guest that writes to its directory all the time could make each one fail.
+ */
 export async function destroyDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  for (const dir of [backendDir(address), frontendDir(address)])
+    if (await xenstore.exists(dir)) await xenstore.rm(dir);
   await xenstore.transaction(async (tx) => {
-    for (const dir of [backendDir(address), frontendDir(address)]) if (await tx.exists(dir)) await tx.rm(dir);
     // The backend's directory for this frontend, when this was its last device.
     const parent = backendDir(address).replace(/\/[^/]*$/, "");
     if ((await tx.exists(parent)) && (await tx.directory(parent)).length === 0) await tx.rm(parent);
@@ -79,13 +83,21 @@ export async function closeDevice(xenstore: Xenstore, address: DeviceAddress): P
   });
 }
 
-/** Says in the guest's place that it has let go. What the guest has not written yet is lost. */
+/**
+ * Says in the guest's place that it has let go, for good: the guest cannot write its state any more. What it
+ * has not written to the disk yet is lost.
+ */
 export async function forceCloseDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
   await requireDevice(xenstore, address);
-  await xenstore.transaction(async (tx) => {
-    await tx.write(`${backendDir(address)}/online`, "0");
-    await tx.write(`${frontendDir(address)}/state`, String(XenbusState.Closed));
-  });
+  const state = `${frontendDir(address)}/state`;
+  await xenstore.write(`${backendDir(address)}/online`, "0");
+  await xenstore.write(state, String(XenbusState.Closed));
+  await xenstore.setPerms(state, [
+    { domid: 0, access: "none" },
+    { domid: address.frontend, access: "read" },
+    { domid: address.backend, access: "read" },
+  ]);
+  await xenstore.write(state, String(XenbusState.Closed));
 }
 
 /** Waits until the backend has closed or the device is gone; `timeout` when the guest does not let go. */
