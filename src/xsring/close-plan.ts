@@ -171,6 +171,7 @@ function describe(method: CloseMethod, report: RingReport, request: CloseRequest
         ],
         risks: [
           "every node that the guest owns is deleted (device/*, data/*, ...), its devices may be torn down",
+          "it may not read any more what it was let read, not even its own domid: the server takes it for another domain",
           "@releaseDomain and @introduceDomain fire: daemons see the domain go and come",
           forgotten,
         ],

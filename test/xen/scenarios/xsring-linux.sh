@@ -49,7 +49,10 @@ else
   assert_eq "$status" 4 'close by release without force'
   close --method release --force
   assert_eq "$status" 0 'close by release'
-  assert_eq "$(on g 'xenstore-read domid')" "$id" 'what the guest reads after all'
+  # The ring works again; what the guest was let read belongs to a domain that is gone, as xenstored sees it.
+  on g 'xenstore-read domid || true' >"$OUT/after-release"
+  xentool xsring inspect --domid "$id" >"$OUT/released.txt"
+  grep -q 'READ("domid") = E' "$OUT/released.txt"
 fi
 xl destroy g
 wait_gone g
