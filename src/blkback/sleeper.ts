@@ -1,13 +1,13 @@
 // When and how a data plane sleeps. The event channel is left masked while there is work, because a masked
 // port costs nothing; it is unmasked, and the ring's event index armed, just before sleeping. Before that a
 // short poll may pay off: its length follows what recent sleeps would have gained, and is 0 when idle.
+import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { EvtchnPort } from "../core/types.ts";
 import type { EventChannels } from "../platform/platform.ts";
 import type { BackRing } from "./back-ring.ts";
 import { STAT } from "./stats.ts";
 
 const MAX_POLL_MS = 0.05;
-const MIN_POLL_MS = 0.01;
 /** This many events in a row that brought nothing are a storm: then events have to wait (XSA-332). */
 const SPURIOUS_LIMIT = 16;
 const STORM_PAUSE_US = 1000;
@@ -32,8 +32,9 @@ export class Sleeper {
   #masked = false;
   #eventTaken = false;
   #spurious = 0;
-  #pollMs = 0;
-  #sleptAt = 0;
+  readonly #poll = new AdaptivePoll(MAX_POLL_MS);
+  readonly #hasRequests = (): boolean => this.#ring.hasRequests();
+  #sleptIdle = false;
   #busyWaiting = false;
   #busyWaitFailed = false;
   #inlineTrust = INLINE_TRUST;
@@ -55,7 +56,7 @@ export class Sleeper {
     this.#judgeEvent(fetched);
     if (submitted > 0 && this.#inlineTrust > 0) return false;
     const idle = active === 0;
-    if (idle && this.#pollMs > 0 && this.#poll()) return false;
+    if (idle && this.#poll.look(this.#hasRequests)) return false;
     const pause = penaltyUs > 0 ? penaltyUs : this.#spurious > SPURIOUS_LIMIT ? STORM_PAUSE_US : 0;
     if (pause > 0) {
       this.#spurious = 0;
@@ -73,7 +74,7 @@ export class Sleeper {
       this.#channels.unmask(this.#port);
     }
     if (this.#ring.finalCheck()) return false;
-    this.#sleptAt = idle ? performance.now() : 0;
+    this.#sleptIdle = idle;
     return true;
   }
 
@@ -95,11 +96,8 @@ export class Sleeper {
       this.#sinceInline = 0;
       this.#inlineTrust = 1;
     }
-    if (wait === 0 || this.#sleptAt === 0) return;
-    const slept = performance.now() - this.#sleptAt;
-    this.#sleptAt = 0;
-    if (slept < MAX_POLL_MS) this.#pollMs = Math.min(MAX_POLL_MS, Math.max(MIN_POLL_MS, this.#pollMs * 2));
-    else if (slept > 10 * MAX_POLL_MS) this.#pollMs = 0;
+    if (this.#sleptIdle) this.#poll.slept();
+    this.#sleptIdle = false;
   }
 
   #judgeEvent(fetched: number): void {
@@ -109,15 +107,5 @@ export class Sleeper {
       this.#counters[STAT.spuriousWakeups]!++;
     }
     this.#eventTaken = false;
-  }
-
-  /** Looks at the ring for a little while; true when something came. */
-  #poll(): boolean {
-    const until = performance.now() + this.#pollMs;
-    do {
-      if (this.#ring.hasRequests()) return true;
-    } while (performance.now() < until);
-    this.#pollMs = this.#pollMs / 2 < MIN_POLL_MS ? 0 : this.#pollMs / 2;
-    return false;
   }
 }

@@ -74,7 +74,7 @@ export class Bench {
     this.#startedAt = new Float64Array(this.#jobs);
     for (let job = 0; job < this.#jobs; job++) this.#pages[job] = this.#fillPages();
     queue.onDone = (tag, status) => this.#done(tag, status);
-    queue.sleeper.maxPollMs = MAX_POLL_MS;
+    queue.sleeper.poll.maxMs = MAX_POLL_MS;
   }
 
   /** Runs until the time is up, `control` stops it or the backend breaks the protocol; waits for what is left. */

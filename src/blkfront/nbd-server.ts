@@ -37,7 +37,7 @@ export class NbdServer {
     this.#listener = listener;
     this.#name = name;
     this.#commands = new NbdCommands(queue, control.disk, tags);
-    queue.sleeper.maxPollMs = MAX_POLL_MS;
+    queue.sleeper.poll.maxMs = MAX_POLL_MS;
   }
 
   /** Serves until `control` says stop and what is under way is answered, or the backend breaks the protocol. */

@@ -2,23 +2,20 @@
 // because a masked port costs nothing; it is unmasked, and the ring's event index armed, just before
 // sleeping. Looking at the ring for a moment first may save both sides an event: how long follows how long
 // recent waits were, and is nothing where they were too long for that.
+import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { EvtchnPort } from "../core/types.ts";
 import type { EventChannels } from "../platform/platform.ts";
 import type { FrontRing } from "./front-ring.ts";
 
-const MIN_POLL_MS = 0.01;
-
 export class FrontSleeper {
-  /** Bound of looking before sleeping; 0: sleep at once. */
-  maxPollMs = 0;
+  /** Its `maxMs` is 0 until the queue's user sets it: sleep at once. */
+  readonly poll = new AdaptivePoll(0);
   readonly #ring: FrontRing;
   readonly #channels: EventChannels;
   readonly #port: EvtchnPort;
   readonly #ports = new Uint32Array(16);
   #masked = false;
-  #pollMs = 0;
-  /** When the current wait began, 0: nothing is awaited. */
-  #waitedFrom = 0;
+  readonly #hasResponses = (): boolean => this.#ring.hasResponses();
 
   constructor(ring: FrontRing, channels: EventChannels, port: EvtchnPort) {
     this.#ring = ring;
@@ -33,8 +30,7 @@ export class FrontSleeper {
 
   /** True when the caller may sleep: an event will come for what the backend answers from here on. */
   maySleep(): boolean {
-    this.#waitedFrom = 0;
-    if (this.#ring.inFlight > 0 && this.#poll()) return false;
+    if (this.#ring.inFlight > 0 && this.poll.look(this.#hasResponses)) return false;
     if (this.#masked) {
       this.#masked = false;
       this.#channels.unmask(this.#port);
@@ -45,20 +41,6 @@ export class FrontSleeper {
   /** To be called after sleeping. `byEvent`: `fd` was readable; the port then stays masked until the next sleep. */
   woke(byEvent: boolean): void {
     if (byEvent && this.#channels.pending(this.#ports) > 0) this.#masked = true;
-    if (this.#waitedFrom === 0 || !byEvent) return;
-    const waited = performance.now() - this.#waitedFrom;
-    if (waited < this.maxPollMs)
-      this.#pollMs = Math.min(this.maxPollMs, Math.max(MIN_POLL_MS, this.#pollMs * 2));
-    else this.#pollMs = this.#pollMs / 2 < MIN_POLL_MS ? 0 : this.#pollMs / 2;
-  }
-
-  /** Looks at the ring for a little while; true when something came. */
-  #poll(): boolean {
-    this.#waitedFrom = performance.now();
-    const until = this.#waitedFrom + this.#pollMs;
-    do {
-      if (this.#ring.hasResponses()) return true;
-    } while (performance.now() < until);
-    return false;
+    if (byEvent) this.poll.slept();
   }
 }

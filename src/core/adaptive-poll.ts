@@ -1,0 +1,39 @@
+// Looking for work a little while before sleeping: it spares both sides an event when work comes at once, and
+// is a waste when it does not. How long to look follows how long recent waits were: longer while they are
+// shorter than the bound, and soon nothing when they are not, so that what is idle costs nothing.
+
+const MIN_POLL_MS = 0.01;
+
+export class AdaptivePoll {
+  /** Bound of looking; 0: never. */
+  maxMs: number;
+  #pollMs = 0;
+  /** When the current wait began; 0: there is none. */
+  #waitedFrom = 0;
+
+  constructor(maxMs: number) {
+    this.maxMs = maxMs;
+  }
+
+  /** Looks for a while; true when `hasWork` said so. Otherwise the caller sleeps, and says so with `slept`. */
+  look(hasWork: () => boolean): boolean {
+    if (hasWork()) return true;
+    if (this.maxMs === 0) return false;
+    this.#waitedFrom = performance.now();
+    if (this.#pollMs === 0) return false;
+    const until = this.#waitedFrom + this.#pollMs;
+    do {
+      if (hasWork()) return true;
+    } while (performance.now() < until);
+    return false;
+  }
+
+  /** To be called when the sleep after a `look` in vain ended because there was work. */
+  slept(): void {
+    if (this.#waitedFrom === 0) return;
+    const waited = performance.now() - this.#waitedFrom;
+    this.#waitedFrom = 0;
+    if (waited < this.maxMs) this.#pollMs = Math.min(this.maxMs, Math.max(MIN_POLL_MS, this.#pollMs * 2));
+    else this.#pollMs = this.#pollMs / 2 < MIN_POLL_MS ? 0 : this.#pollMs / 2;
+  }
+}
