@@ -1,7 +1,7 @@
 // How fast a vchan is on the simulated platform, beside a unix socketpair that moves the same bytes: JSON on
 // stdout. Rings of 64 KiB, 1 and 2 KiB, and 1 MiB; throughput each way and both ways, and round trips. The
 // socketpair's program is Perl's, so that nothing of ours is on both sides of the comparison.
-//   bun bench/vchan.ts [--megabytes N] [--rounds N]
+//   bun bench/vchan.bench.ts [--megabytes N] [--rounds N]
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { SimHost } from "../src/sim/host.ts";
