@@ -7,9 +7,14 @@ import { XS_ERROR, XS_WATCH_EVENT } from "../protocol/xs-wire.ts";
 /** Characters shown of each string by default. */
 export const STRING_LIMIT = 64;
 
-/** A string in quotes, escaped, cut at `limit` characters. */
+/** Text in printable ASCII, cut at `limit` characters. */
+export function printable(text: string, limit = STRING_LIMIT): string {
+  return `${escapeText(text.slice(0, limit), limit)}${text.length > limit ? "..." : ""}`;
+}
+
+/** The same in quotes, as C has them: the dots of a cut come after. */
 export function quote(text: string, limit = STRING_LIMIT): string {
-  const shown = escapeText(text.slice(0, limit), limit).replaceAll('"', '\\"');
+  const shown = printable(text.slice(0, limit), limit).replaceAll('"', '\\"');
   return `"${shown}"${text.length > limit ? "..." : ""}`;
 }
 
@@ -22,7 +27,7 @@ export function requestText(header: XsHeader, payload: Uint8Array, limit = STRIN
 /** What a reply gives: `"guest"`, `OK`, `ENOENT`. */
 export function replyText(header: XsHeader, payload: Uint8Array, limit = STRING_LIMIT): string {
   const { values } = readContent("response", header.type, payload);
-  if (header.type === XS_ERROR) return escapeText(values[0] ?? "", limit);
+  if (header.type === XS_ERROR) return printable(values[0] ?? "", limit);
   if (values.length === 1 && values[0] === "OK") return "OK";
   return values.length === 0 ? "nothing" : contentText("response", header.type, payload, limit);
 }

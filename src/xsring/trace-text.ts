@@ -1,10 +1,11 @@
 // Events of a trace as lines: for people like strace's output, for scripts as JSON.
-import { escapeText } from "../core/log.ts";
 import { typeText } from "../protocol/xs-content.ts";
-import { replyText, requestText, responseText } from "./packet-text.ts";
+import { printable, replyText, requestText, responseText } from "./packet-text.ts";
 import { contentOf } from "./report.ts";
 import type { SeenPacket, TraceEvent } from "./trace-events.ts";
 import { connectionName, errorName, featureNames } from "./verdict.ts";
+
+const REASON_LIMIT = 200;
 
 /** The line of an event, without its time; undefined: it has none. `limit`: characters of each string. */
 export function eventText(event: TraceEvent, limit: number): string | undefined {
@@ -22,7 +23,7 @@ export function eventText(event: TraceEvent, limit: number): string | undefined 
     case "lost":
       return `-- ${event.bytes} bytes of ${event.direction}s passed unseen`;
     case "violation":
-      return `-- ${event.direction}s are no packets any more: ${escapeText(event.reason)}`;
+      return `-- ${event.direction}s are no packets any more: ${printable(event.reason, REASON_LIMIT)}`;
     case "reset":
       return resetText(event);
     case "state": {

@@ -207,6 +207,24 @@ test("text as of strace, each request with its reply", () => {
   ]);
 });
 
+test("whatever a packet or a file holds, its line is printable ASCII and bounded", () => {
+  const text = "\x9b31m\u20ac$".repeat(400);
+  const shown: string[] = [];
+  const events = new TraceEvents({ types: undefined, path: undefined }, (event) => {
+    shown.push(eventText(event, 64) ?? "");
+  });
+  for (const type of [XS_READ, XS_WRITE, XS_ERROR, XS_WATCH_EVENT, 99]) {
+    events.push(seen(1, "request", type, type, text));
+    events.push(seen(2, "response", type, type, text));
+  }
+  events.push({ timeUs: 3, kind: "violation", direction: "request", reason: text });
+  expect(shown.length).toBeGreaterThan(5);
+  for (const line of shown) {
+    expect(line).toMatch(/^[\x20-\x7e]*$/);
+    expect(line.length).toBeLessThan(1000);
+  }
+});
+
 test("events for scripts, with latencies", () => {
   expect(lines({ types: undefined, path: undefined }, true)).toEqual([
     "state ",
