@@ -1,11 +1,12 @@
-// Which pages of a region are taken: hands out runs of neighbouring ones. Next-fit, because runs are given
-// back in about the order they were taken.
+// Which pages of a region are taken: hands out runs of neighbouring ones. The lowest that fits, so that what
+// was used last is used again while it is still in the cache: memory that goes round a whole region is cold.
 
 export class PageRuns {
   readonly pageCount: number;
   readonly #taken: Uint8Array;
-  #cursor = 0;
   #free: number;
+  /** No page below it is free. */
+  #lowest = 0;
 
   constructor(pageCount: number) {
     this.pageCount = pageCount;
@@ -20,11 +21,12 @@ export class PageRuns {
   /** The first page of a free run of `count`, or -1. A single page is found whenever one is free. */
   allocate(count: number): number {
     if (count > this.#free) return -1;
-    const found = this.#find(count, this.#cursor, this.pageCount);
-    const start = found >= 0 ? found : this.#find(count, 0, Math.min(this.#cursor + count, this.pageCount));
-    if (start < 0) return -1;
-    this.#take(start, count);
-    return start;
+    let run = 0;
+    for (let page = this.#lowest; page < this.pageCount; page++) {
+      run = this.#taken[page] === 0 ? run + 1 : 0;
+      if (run === count) return this.#take(page - count + 1, count);
+    }
+    return -1;
   }
 
   /** Makes the run of `have` pages at `start` longer by `more`; false when its neighbour is taken. */
@@ -39,22 +41,14 @@ export class PageRuns {
   release(start: number, count: number): void {
     this.#taken.fill(0, start, start + count);
     this.#free += count;
+    if (start < this.#lowest) this.#lowest = start;
   }
 
-  #take(start: number, count: number): void {
-    const end = start + count;
+  #take(start: number, count: number): number {
     if (count === 1) this.#taken[start] = 1;
-    else this.#taken.fill(1, start, end);
+    else this.#taken.fill(1, start, start + count);
     this.#free -= count;
-    this.#cursor = end === this.pageCount ? 0 : end;
-  }
-
-  #find(count: number, from: number, to: number): number {
-    let run = 0;
-    for (let page = from; page < to; page++) {
-      run = this.#taken[page] === 0 ? run + 1 : 0;
-      if (run === count) return page - count + 1;
-    }
-    return -1;
+    if (start === this.#lowest) this.#lowest = start + count;
+    return start;
   }
 }
