@@ -32,7 +32,8 @@ export interface SessionEnd {
 
 /**
  * Connects to the disk, has a worker do `job`, lets go of the disk. `onConnected` runs when the disk can be
- * used. Fails with `protocol` when the backend breaks the protocol, `timeout` when it does not answer.
+ * used. Fails with `protocol` when the backend breaks the protocol, `timeout` when it does not answer, and as
+ * the connection to xenstored does when that is lost.
  */
 export async function runSession(
   platform: Platform,
@@ -67,13 +68,14 @@ export async function runSession(
     worker.start(disk);
     await handshake.connected();
     onConnected(disk);
-    return await supervise(handshake, worker, disk, stop);
+    return await supervise(xenstore, handshake, worker, disk, stop);
   } finally {
     if (told) await letGo(handshake);
   }
 }
 
 async function supervise(
+  xenstore: Xenstore,
   handshake: FrontHandshake,
   worker: FrontWorker,
   disk: Disk,
@@ -93,11 +95,15 @@ async function supervise(
       closed.resolve("closed");
     }
   });
+  // Without xenstored we should never learn that the backend is gone.
+  const lost = Promise.withResolvers<never>();
+  const forget = xenstore.onClose(lost.reject);
   try {
     const finished = worker.finished.then(() => "finished" as const);
-    const reason = await Promise.race([finished, stopped, closed.promise]);
+    const reason = await Promise.race([finished, stopped, closed.promise, lost.promise]);
     return { reason, bench: await worker.stop(DRAIN_MS) };
   } finally {
+    forget();
     await unwatch();
   }
 }

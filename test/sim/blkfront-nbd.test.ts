@@ -280,6 +280,13 @@ describe("the disk's life", () => {
     expect(await disk.device.ended).toBe("closed");
   });
 
+  test("xenstored goes away: the server ends, because nobody would tell it that the backend is gone", async () => {
+    await expectServed();
+    const connections = [...(disk.host.server.domains.get(1)?.connections ?? [])];
+    connections.at(-1)?.close();
+    expect(await server.ended.catch((error: unknown) => String(error))).toContain("went away");
+  });
+
   test("growth is offered to the next client, and usable by all", async () => {
     const client = await open();
     truncateSync(disk.imagePath, SIZE + 65536);
