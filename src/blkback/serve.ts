@@ -1,7 +1,7 @@
 // `xentool blkback serve` as a function: opens the image, makes the device unless a toolstack has, serves it
 // until the guest lets go or the caller says stop, and leaves nothing behind.
 import { closeImage, openImage } from "../block/image.ts";
-import { XentoolError } from "../core/errors.ts";
+import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../core/worker.ts";
 import type { Platform } from "../platform/platform.ts";
@@ -64,7 +64,8 @@ export async function serveImage(
     made = false;
     return "left";
   } finally {
-    if (made) await destroyDevice(xenstore, address).catch((error: unknown) => logger.error(String(error)));
+    if (made && xenstore.failure === undefined)
+      await destroyDevice(xenstore, address).catch((error: unknown) => logger.error(describeError(error)));
     closeImage(image);
   }
 }

@@ -1,12 +1,13 @@
 // The life of a device: handshake, reconnect, hot-unplug, force-close, loss of the guest, guests that write
 // nonsense, growth, and a second server that takes over. Each with real workers, and nothing left at the end.
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
 import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { serveImage } from "../../src/blkback/serve.ts";
 import { readStats } from "../../src/blkback/stats.ts";
 import {
   closeDevice,
@@ -17,6 +18,7 @@ import {
   resizeDevice,
 } from "../../src/blkback/toolstack.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
+import { configureLogging } from "../../src/core/log.ts";
 import { toDomid } from "../../src/core/types.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
 import { SimHost } from "../../src/sim/host.ts";
@@ -256,6 +258,25 @@ describe("the end", () => {
     const device = await BlkbackDevice.start(dom0, lost, at, image, options, spawnWorker);
     lost.close();
     await device.abandon();
+  });
+
+  test("xenstored goes away from a server: it ends, and tries no more to tidy up there", async () => {
+    const lost = await Xenstore.connect(dom0);
+    const connection = [...(host.server.domains.get(0)?.connections ?? [])].at(-1);
+    const stderr = spyOn(process.stderr, "write").mockImplementation(() => true);
+    configureLogging(0);
+    try {
+      const { signal } = new AbortController();
+      const path = join(dir, "other.img");
+      writeFileSync(path, pattern(IMAGE_BYTES));
+      const server = { ...options, path, address: address(2), readOnly: false, shared: false, direct: false };
+      const whole = { ...server, detachTimeoutMs: 1000 };
+      const end = serveImage(dom0, lost, whole, spawnWorker, signal, signal, () => connection?.close());
+      expect(await end.catch(String)).toContain("went away");
+      expect(stderr.mock.calls).toEqual([]);
+    } finally {
+      stderr.mockRestore();
+    }
   });
 });
 
