@@ -28,7 +28,12 @@ export class QueueConnection {
     this.#storeSectors(order.limits.sectors512);
     this.#wakeFd = check(shim.xt_eventfd(), "make an eventfd");
     this.#connected.promise.catch(() => {});
-    this.#worker = spawnWorker();
+    try {
+      this.#worker = spawnWorker();
+    } catch (error) {
+      closeSync(this.#wakeFd);
+      throw error;
+    }
     const stopped = Promise.withResolvers<XentoolError | undefined>();
     const end = (error: XentoolError | undefined): void => {
       if (this.#over) return;

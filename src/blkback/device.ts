@@ -102,7 +102,7 @@ export class BlkbackDevice {
       await device.#offer();
       await device.#watch();
     } catch (error) {
-      await device.#finish();
+      await device.abandon();
       throw error;
     }
     return device;

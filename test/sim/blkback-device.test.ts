@@ -1,7 +1,7 @@
 // The life of a device: handshake, reconnect, hot-unplug, force-close, loss of the guest, guests that write
 // nonsense, growth, and a second server that takes over. Each with real workers, and nothing left at the end.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
@@ -455,5 +455,48 @@ describe("while it runs", () => {
     await serve(at, false);
     expectPage(await pending, 16);
     expectPage(await guest.read(24), 24);
+  });
+
+  test("a server that fails while it takes over leaves no data plane behind", async () => {
+    const at = address(1);
+    const first = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    await first.abandon();
+    const pending = guest.read(16);
+    const watch = xenstore.watch.bind(xenstore);
+    xenstore.watch = async (path, callback, rest) => {
+      if (path !== "@releaseDomain") return watch(path, callback, rest);
+      expectPage(await pending, 16);
+      throw new Error("no more watches");
+    };
+    const stopped = Promise.withResolvers<void>();
+    const starting = serve(at, false, () => {
+      const worker = spawnWorker();
+      worker.addEventListener("message", ({ data }) => {
+        if (data.type === "stopped") stopped.resolve();
+      });
+      return worker;
+    });
+    expect(await starting.catch(String)).toContain("no more watches");
+    await stopped.promise;
+  });
+
+  test("no thread for the data plane: the device is refused, and nothing stays open", async () => {
+    const at = address(1);
+    await serve(at, true, () => {
+      throw new Error("no more threads");
+    });
+    const guest = await guestOf(at);
+    const isRefused = async (): Promise<number> => {
+      await guest.untilBackend(2);
+      await guest.offerRing();
+      await guest.untilBackend(5);
+      await guest.setState(1);
+      return readdirSync("/proc/self/fd").length;
+    };
+    const afterOne = await isRefused();
+    await isRefused();
+    expect(await isRefused()).toBe(afterOne);
   });
 });
