@@ -1,6 +1,6 @@
 # The real hvmloader: its ring from the first request to the answered close.
 # xenstored: oxenstored
-# limit: 180
+# limit: 400
 # files: dist/xentool
 
 printf '%s\n' "name='h'" "type='hvm'" "memory=96" "vcpus=1" "kernel='/lab/vmlinux'" "vga='none'" \
@@ -9,7 +9,7 @@ xl create -q -p h.cfg
 id=$(domid h)
 xentool xsring trace --domid "$id" >"$OUT/trace.txt" 2>"$OUT/trace.err" &
 trace=$!
-wait_for 60 'the trace to begin' grep -q server_features "$OUT/trace.txt"
+wait_for 150 'the trace to begin' grep -q server_features "$OUT/trace.txt"
 xl unpause h
 wait_for 90 'hvmloader to close its ring' grep -q 'began anew' "$OUT/trace.txt"
 grep -q 'READ("' "$OUT/trace.txt"
