@@ -208,7 +208,7 @@ export class BlkbackDevice {
       case XenbusState.Unknown:
         return this.#close("frontend-gone", true);
       case XenbusState.Initialising:
-        if (this.#connection !== undefined) await this.#disconnect();
+        await this.#disconnect();
         this.#refused = false;
         if (!online) return this.#close("closed", true);
         if (this.#state !== XenbusState.InitWait) await this.#offer();

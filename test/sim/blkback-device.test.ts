@@ -457,6 +457,22 @@ describe("while it runs", () => {
     expectPage(await guest.read(24), 24);
   });
 
+  test("a takeover that is refused is over when the guest starts anew, whatever its new ring holds", async () => {
+    const at = address(1);
+    const first = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    await first.abandon();
+    for (const name of readdirSync(options.statsDir)) rmSync(join(options.statsDir, name));
+    guest.lie(1);
+    await serve(at, false);
+    await guest.untilBackend(5);
+    await guest.setState(1);
+    await guest.untilBackend(2);
+    await guest.offerRing({}, 1);
+    await guest.untilBackend(4);
+  });
+
   test("a server that fails while it takes over leaves no data plane behind", async () => {
     const at = address(1);
     const first = await serve(at);
