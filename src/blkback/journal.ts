@@ -2,7 +2,7 @@
 // overwrite slots of requests that are still in flight, so after kill -9 the ring alone does not tell what the
 // guest waits for; this does. Its successor executes those again, in their order: the guest has been told of
 // none of them, and their pages are still granted. Stores are ordered so that a kill between any two is harmless.
-import { closeSync, ftruncateSync, openSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { closeSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
 import { REQUEST } from "../protocol/blkif.ts";
@@ -105,7 +105,8 @@ export class Journal {
     let mapping: Mapping;
     try {
       const bytes = fileBytes(ring.slots);
-      ftruncateSync(fd, bytes);
+      // Not a hole: where the file system is full, a store to the mapping would be the end of the process.
+      writeFileSync(fd, new Uint8Array(bytes));
       mapping = mapFile(fd, bytes, true);
     } finally {
       closeSync(fd);

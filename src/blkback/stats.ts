@@ -1,6 +1,6 @@
 // A device's statistics: one page of counters that the data plane adds to and anybody may read at any time,
 // kept in a file so that `blkback stats` of another process can show them, also while the data plane is busy.
-import { closeSync, ftruncateSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
@@ -107,7 +107,8 @@ export class StatsPage {
   static #map(path: string, flags: string, writable: boolean): StatsPage {
     const fd = openSync(path, flags, 0o644);
     try {
-      if (flags === "w+") ftruncateSync(fd, FILE_BYTES);
+      // Not a hole: where the file system is full, a store to the mapping would be the end of the process.
+      if (flags === "w+") writeFileSync(fd, new Uint8Array(FILE_BYTES));
       return new StatsPage(path, mapFile(fd, FILE_BYTES, writable));
     } finally {
       closeSync(fd);
