@@ -1,5 +1,5 @@
 // A listening unix socket that a data plane accepts from: made, and removed, by the main thread.
-import { closeSync, unlinkSync } from "node:fs";
+import { closeSync, lstatSync, rmSync } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
 import { errnoText, shim } from "./shim.ts";
 
@@ -18,8 +18,8 @@ export interface UnixListener {
 export function listenAt(path: string): UnixListener {
   const text = new TextEncoder().encode(`${path}\0`);
   let fd = shim.xt_stream_listen(text, UNIX_PATH);
-  if (fd === EADDRINUSE && isAbandoned(text)) {
-    unlinkSync(path);
+  if (fd === EADDRINUSE && lstatSync(path, { throwIfNoEntry: false })?.isSocket() && isAbandoned(text)) {
+    rmSync(path);
     fd = shim.xt_stream_listen(text, UNIX_PATH);
   }
   if (fd < 0) throw new XentoolError("environment", `cannot listen at ${path}: ${errnoText(fd)}`, { path });
@@ -27,11 +27,12 @@ export function listenAt(path: string): UnixListener {
     fd,
     close: () => {
       closeSync(fd);
-      unlinkSync(path);
+      rmSync(path, { force: true });
     },
   };
 }
 
+/** Nobody listens. A plain file refuses, too: the caller has looked what it is. */
 function isAbandoned(text: Uint8Array): boolean {
   const fd = shim.xt_stream_connect(text, UNIX_PATH);
   if (fd >= 0) closeSync(fd);

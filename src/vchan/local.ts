@@ -1,9 +1,10 @@
 // The local end of a relay as two file descriptors: standard input and output, a socket, or a command's
 // pipes. Descriptors that other processes share keep their flags: they are opened once more, or used with care.
-import { closeSync, fstatSync, unlinkSync, type Stats } from "node:fs";
+import { closeSync, fstatSync, type Stats } from "node:fs";
 import { lookup } from "node:dns/promises";
 import { XentoolError } from "../core/errors.ts";
 import { check, errnoText, shim } from "../native/shim.ts";
+import { listenAt } from "../native/unix-listener.ts";
 
 /**
  * How a descriptor is used without ever waiting in it: a socket by flag of each call, a file as it is, one of
@@ -43,8 +44,6 @@ export interface OpenedLocal {
   kill(signal: NodeJS.Signals): void;
 }
 
-const ECONNREFUSED = -111;
-const EADDRINUSE = -98;
 const UNIX_PATH = -1;
 
 /** Our standard input and output. */
@@ -105,22 +104,12 @@ export interface Listener {
 
 /** Listens at `spec`; a socket that a dead process left at the path is replaced. */
 export async function openListener(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<Listener> {
+  if (spec.kind === "unix") return listenAt(spec.path);
   const [address, port] = await addressOf(spec);
-  const text = cText(address);
-  let fd = shim.xt_stream_listen(text, port);
-  if (fd === EADDRINUSE && spec.kind === "unix" && isAbandoned(text)) {
-    unlinkSync(spec.path);
-    fd = shim.xt_stream_listen(text, port);
-  }
+  const fd = shim.xt_stream_listen(cText(address), port);
   if (fd < 0)
     throw new XentoolError("environment", `cannot listen at ${describeSpec(spec)}: ${errnoText(fd)}`);
-  return {
-    fd,
-    close: () => {
-      closeSync(fd);
-      if (spec.kind === "unix") unlinkSync(spec.path);
-    },
-  };
+  return { fd, close: () => closeSync(fd) };
 }
 
 /** For messages. */
@@ -148,12 +137,6 @@ async function addressOf(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<[s
   } catch (error) {
     throw new XentoolError("environment", `cannot find the host ${spec.host}`, {}, error);
   }
-}
-
-function isAbandoned(text: Uint8Array): boolean {
-  const fd = shim.xt_stream_connect(text, UNIX_PATH);
-  if (fd >= 0) closeSync(fd);
-  return fd === ECONNREFUSED;
 }
 
 /** Undefined when the descriptor is closed. */

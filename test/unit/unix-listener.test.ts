@@ -1,0 +1,33 @@
+// A listening unix socket and its path: what is left at the path before and after.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { listenAt } from "../../src/native/unix-listener.ts";
+
+let dir = "";
+let path = "";
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), "xentool-listener-"));
+  path = join(dir, "a.sock");
+});
+afterEach(() => rmSync(dir, { recursive: true }));
+
+test("closing removes the path, and does not mind that somebody has", () => {
+  const first = listenAt(path);
+  expect(existsSync(path)).toBe(true);
+  first.close();
+  expect(existsSync(path)).toBe(false);
+  const second = listenAt(path);
+  rmSync(path);
+  second.close();
+});
+
+test("a path in use, or that is a file, is left as it is", () => {
+  const first = listenAt(path);
+  expect(() => listenAt(path)).toThrow("in use");
+  first.close();
+  writeFileSync(path, "mine");
+  expect(() => listenAt(path)).toThrow(path);
+  expect(existsSync(path)).toBe(true);
+});
