@@ -44,7 +44,10 @@ export class HandmadeGuest {
     this.#share = platform.openGrantShare();
   }
 
-  /** Makes a ring and says so: everything up to state 3. `reqProd` may lie; `overrides` replaces keys, null leaves them out. */
+  /**
+   * Makes a ring and says so: everything up to state 3. `overrides` replaces keys, null leaves them out;
+   * `reqProd` may lie.
+   */
   async offerRing(overrides: Readonly<Record<string, string | null>> = {}, reqProd = 0): Promise<void> {
     this.#ring ??= this.#share.share(this.#address.backend, 1, "rw");
     this.#data ??= this.#share.share(this.#address.backend, 1, "rw");
