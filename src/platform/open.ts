@@ -1,6 +1,7 @@
 // Picks and opens a platform: the simulated host that XENTOOL_SIM names, or the Xen that we run on.
 import { open, readFile } from "node:fs/promises";
 import { XentoolError } from "../core/errors.ts";
+import { escapeText } from "../core/log.ts";
 import { parseDecimal, toDomid, type Domid } from "../core/types.ts";
 import { decodeText, encodePacket, encodeStrings, XS_HEADER_BYTES, XS_READ } from "../protocol/xs-wire.ts";
 import type { Platform, PlatformDescriptor } from "./platform.ts";
@@ -34,7 +35,7 @@ export async function choosePlatform(options: PlatformOptions = {}): Promise<Pla
   const choice = options.platform ?? "auto";
   const domid = domidFromEnv(env);
   if (dir !== undefined && dir !== "" && choice !== "xen")
-    return openPlatform({ name: "sim", dir, domid: domid ?? toDomid(0) });
+    return openPlatform({ name: "sim", dir, domid: domid ?? toDomid(0), xenstore: xenstoreOf(env) });
   if (choice !== "sim" && onXen())
     return openPlatform({ name: "xen", domid: domid ?? (await ownDomid(env)) });
   const what =
@@ -44,6 +45,13 @@ export async function choosePlatform(options: PlatformOptions = {}): Promise<Pla
       ? "in a Xen domain, load the module xen-evtchn"
       : "start a simulated one: `xentool sim run -- COMMAND`, or `xentool sim start`";
   throw new XentoolError("environment", `${what}; ${advice}`);
+}
+
+/** XENTOOL_XENSTORE=ring: as a guest's kernel talks to xenstored, which `xsring trace` shows. */
+function xenstoreOf(env: Readonly<Record<string, string | undefined>>): "socket" | "ring" {
+  const choice = env["XENTOOL_XENSTORE"] ?? "";
+  if (choice === "" || choice === "socket" || choice === "ring") return choice === "ring" ? "ring" : "socket";
+  throw new XentoolError("usage", `XENTOOL_XENSTORE is socket or ring, not ${escapeText(choice)}`);
 }
 
 function domidFromEnv(env: Readonly<Record<string, string | undefined>>): Domid | undefined {

@@ -22,11 +22,30 @@ export interface Platform {
 }
 
 export type XenstoreEndpoint =
-  { readonly kind: "socket"; readonly path: string } | { readonly kind: "device"; readonly path: string };
+  | { readonly kind: "socket"; readonly path: string }
+  | { readonly kind: "device"; readonly path: string }
+  | { readonly kind: "ring"; readonly path: string; open(): StoreRing };
+
+/** A guest's own end of its xenstore ring (public/io/xs_wire.h). */
+export interface StoreRing {
+  readonly page: Pick<Mapping, "bytes" | "words">;
+  readonly events: Pick<EventChannels, "notify">;
+  readonly port: EvtchnPort;
+  /** Has `wake` run for each event on the port until the function it gives back is called. */
+  onEvent(wake: () => void): () => void;
+  /** Gives page and port back. */
+  close?(): void;
+}
 
 export type PlatformDescriptor =
   | { readonly name: "xen"; readonly domid: Domid }
-  | { readonly name: "sim"; readonly dir: string; readonly domid: Domid };
+  | {
+      readonly name: "sim";
+      readonly dir: string;
+      readonly domid: Domid;
+      /** How xenstore is reached: as a program on a host does, or as a guest's kernel. Default: the socket. */
+      readonly xenstore?: "socket" | "ring";
+    };
 
 /** An open event-channel handle, as /dev/xen/evtchn: a port that was delivered stays masked until unmasked. */
 export interface EventChannels {

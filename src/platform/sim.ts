@@ -5,6 +5,7 @@ import { PAGE_SIZE, type Domid, type EvtchnPort, type GrantRef } from "../core/t
 import type { GrantCopyBatch } from "../native/grant-copy.ts";
 import { Mapping } from "../native/memory.ts";
 import { check, checkAddress, errnoName, errnoText, shim, type Pointer } from "../native/shim.ts";
+import { PortStream } from "./port-stream.ts";
 import type {
   Access,
   EventChannels,
@@ -12,6 +13,7 @@ import type {
   GrantTable,
   Platform,
   SharedPages,
+  StoreRing,
   UnmapNotify,
   XenstoreEndpoint,
 } from "./platform.ts";
@@ -20,6 +22,7 @@ export interface SimDescriptor {
   readonly name: "sim";
   readonly dir: string;
   readonly domid: Domid;
+  readonly xenstore?: "socket" | "ring";
 }
 
 /** A domain's own end of its xenstore ring, which in a real guest belongs to the kernel. */
@@ -69,7 +72,11 @@ export class SimPlatform implements Platform {
   constructor(descriptor: SimDescriptor, isHost = false) {
     this.descriptor = descriptor;
     this.domid = descriptor.domid;
-    this.xenstore = { kind: "socket", path: `${descriptor.dir}/dom${descriptor.domid}/xenstored` };
+    const dir = `${descriptor.dir}/dom${descriptor.domid}`;
+    this.xenstore =
+      descriptor.xenstore === "ring"
+        ? { kind: "ring", path: `the ring of domain ${this.domid}`, open: () => this.#openRing() }
+        : { kind: "socket", path: `${dir}/xenstored` };
     this.#handle = attachSim(descriptor.dir, descriptor.domid, isHost);
   }
 
@@ -96,6 +103,27 @@ export class SimPlatform implements Platform {
       "map this domain's xenstore page",
     );
     return { page: new Mapping(address, PAGE_SIZE, () => shim.xt_memory_free(address, PAGE_SIZE)), port };
+  }
+
+  /** The ring with its events on this thread, for a xenstore client. */
+  #openRing(): StoreRing {
+    const channels = this.openEventChannels();
+    const { page, port } = this.openStoreRing(channels);
+    const wakes = new Set<() => void>();
+    const stream = new PortStream(channels, () => wakes.forEach((wake) => wake()));
+    return {
+      page,
+      port,
+      events: channels,
+      onEvent: (wake) => {
+        wakes.add(wake);
+        return () => void wakes.delete(wake);
+      },
+      close: () => {
+        page.close();
+        void stream.close().then(() => channels.close());
+      },
+    };
   }
 
   /** For tests: the host sees this attachment die as with kill -9. What is open must be closed all the same. */

@@ -2,8 +2,7 @@
 // loader, a crashed kernel), so it is first brought to a packet boundary, by the close handshake where the
 // server knows it, else as Linux does: wait until the requests are taken, and skip the replies.
 import { XentoolError } from "../core/errors.ts";
-import type { EvtchnPort } from "../core/types.ts";
-import type { EventChannels } from "../platform/platform.ts";
+import type { StoreRing } from "../platform/platform.ts";
 import {
   loadRingWord,
   storeRingWord,
@@ -24,15 +23,6 @@ import {
 import { XS_PAYLOAD_MAX } from "../protocol/xs-wire.ts";
 import type { XenstoreTransport } from "./transport.ts";
 
-/** The guest's end of a ring. Whoever gives it closes the page and the port, after the transport. */
-export interface ClientRing {
-  readonly page: XsRingPage;
-  readonly events: Pick<EventChannels, "notify">;
-  readonly port: EvtchnPort;
-  /** Has `wake` run for each event on the port until the function it gives back is called. */
-  onEvent(wake: () => void): () => void;
-}
-
 const ignore = (): void => {};
 
 export class RingTransport implements XenstoreTransport {
@@ -40,22 +30,25 @@ export class RingTransport implements XenstoreTransport {
   readonly payloadBytesMax = XS_PAYLOAD_MAX;
   onData: (bytes: Uint8Array) => void = ignore;
   onClose: (error: XentoolError) => void = ignore;
-  readonly #ring: ClientRing;
+  readonly #ring: StoreRing;
   readonly #requests: XsRingStream;
   readonly #responses: XsRingStream;
   readonly #stopEvents: () => void;
   #unsent: Uint8Array[] = [];
   #closed = false;
 
-  private constructor(ring: ClientRing) {
+  private constructor(ring: StoreRing) {
     this.#ring = ring;
     this.#requests = XsRingStream.requests(ring.page);
     this.#responses = XsRingStream.responses(ring.page);
     this.#stopEvents = ring.onEvent(() => this.#pump());
   }
 
-  /** Takes the ring over, within `timeoutMs`: `timeout` when the server does not answer. */
-  static async connect(ring: ClientRing, timeoutMs: number): Promise<RingTransport> {
+  /**
+   * Takes the ring over, within `timeoutMs`: `timeout` when the server does not answer. Closing the transport
+   * closes the ring.
+   */
+  static async connect(ring: StoreRing, timeoutMs: number): Promise<RingTransport> {
     const { page } = ring;
     if (!isFresh(page)) {
       const canClose =
@@ -79,6 +72,7 @@ export class RingTransport implements XenstoreTransport {
     this.#closed = true;
     this.#unsent = [];
     this.#stopEvents();
+    this.#ring.close?.();
   }
 
   /** Takes what the server sent and sends what fits, until neither moves. */
@@ -135,7 +129,7 @@ function isFresh(page: XsRingPage): boolean {
 }
 
 /** Waits for `condition`, which is looked at after each event. */
-async function until(ring: ClientRing, timeoutMs: number, condition: () => boolean): Promise<void> {
+async function until(ring: StoreRing, timeoutMs: number, condition: () => boolean): Promise<void> {
   if (condition()) return;
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   const stopEvents = ring.onEvent(() => {

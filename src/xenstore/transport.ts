@@ -3,7 +3,8 @@
 import { close, open, read, write } from "node:fs";
 import { promisify } from "node:util";
 import { XentoolError } from "../core/errors.ts";
-import type { XenstoreEndpoint } from "../platform/platform.ts";
+import { RingTransport } from "./ring-transport.ts";
+import type { StoreRing, XenstoreEndpoint } from "../platform/platform.ts";
 import {
   encodePacket,
   encodeStrings,
@@ -37,7 +38,7 @@ export async function openTransport(
   endpoint: XenstoreEndpoint,
   timeoutMs: number,
 ): Promise<XenstoreTransport> {
-  const opening = endpoint.kind === "socket" ? openSocket(endpoint.path) : openDevice(endpoint.path);
+  const opening = openEndpoint(endpoint, timeoutMs);
   let timer: ReturnType<typeof setTimeout> | undefined;
   const timeout = new Promise<never>((_resolve, reject) => {
     timer = setTimeout(() => {
@@ -54,6 +55,26 @@ export async function openTransport(
     return await Promise.race([opening, timeout]);
   } finally {
     clearTimeout(timer);
+  }
+}
+
+function openEndpoint(endpoint: XenstoreEndpoint, timeoutMs: number): Promise<XenstoreTransport> {
+  switch (endpoint.kind) {
+    case "socket":
+      return openSocket(endpoint.path);
+    case "device":
+      return openDevice(endpoint.path);
+    case "ring":
+      return openRing(endpoint.open(), timeoutMs);
+  }
+}
+
+async function openRing(ring: StoreRing, timeoutMs: number): Promise<XenstoreTransport> {
+  try {
+    return await RingTransport.connect(ring, timeoutMs);
+  } catch (error) {
+    ring.close?.();
+    throw error;
   }
 }
 

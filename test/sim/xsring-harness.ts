@@ -10,7 +10,7 @@ import type { SimEventChannels, SimPlatform } from "../../src/platform/sim.ts";
 import { loadRingWord, storeRingWord, XsRingStream } from "../../src/protocol/xs-ring.ts";
 import { XsPacketParser, type XsPacket } from "../../src/protocol/xs-wire.ts";
 import type { SimHost } from "../../src/sim/host.ts";
-import type { ClientRing } from "../../src/xenstore/ring-transport.ts";
+import type { StoreRing } from "../../src/platform/platform.ts";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 
@@ -180,7 +180,7 @@ export class GuestRing {
   }
 
   /** For the real client. */
-  client(): ClientRing {
+  client(): StoreRing {
     return {
       page: this.page,
       events: this.#channels,

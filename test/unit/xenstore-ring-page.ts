@@ -2,7 +2,7 @@
 // ports whose events arrive in a later turn, as real ones do.
 import type { EvtchnPort } from "../../src/core/types.ts";
 import type { XsRingPage } from "../../src/protocol/xs-ring.ts";
-import type { ClientRing } from "../../src/xenstore/ring-transport.ts";
+import type { StoreRing } from "../../src/platform/platform.ts";
 import type { RingChannel, Ring } from "../../src/xenstore/server/ring-channel.ts";
 
 export class TestRing {
@@ -34,7 +34,7 @@ export class TestRing {
   }
 
   /** The guest's end. */
-  client(): ClientRing {
+  client(): StoreRing {
     return {
       page: this.page,
       events: { notify: () => this.kick() },
