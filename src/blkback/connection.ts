@@ -51,6 +51,9 @@ export class QueueConnection {
     };
     this.#worker.onerror = (event) =>
       end(new XentoolError("bug", `the data-plane worker died: ${event.message}`));
+    this.#worker.addEventListener("close", () =>
+      end(new XentoolError("bug", "the data-plane worker ended without a word")),
+    );
     this.stopped = stopped.promise;
     this.#worker.postMessage({ ...order, control: shared, wakeFd: this.#wakeFd } satisfies BlkbackOrder);
   }

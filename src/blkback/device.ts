@@ -371,7 +371,11 @@ export class BlkbackDevice {
   async #finish(): Promise<void> {
     this.#over = true;
     for (const unwatch of this.#unwatch.splice(0)) await unwatch().catch(() => {});
-    this.#stats.remove();
+    try {
+      this.#stats.remove();
+    } catch (error) {
+      logger.warn(`${this.#name}: ${escapeText(describeError(error), 500)}`);
+    }
   }
 
   async #readBackendState(): Promise<XenbusState> {
