@@ -78,9 +78,16 @@ _overlay() {
   rm -rf "$tree"
 }
 
-domid() { xl domid "$1"; }
+# domid NAME: from xenstore, because starting xl takes a second.
+domid() {
+  local id
+  for id in $(xenstore-list /local/domain); do
+    [ "$(xs "/local/domain/$id/name")" != "$1" ] || { echo "$id"; return; }
+  done
+  echo "there is no domain $1" >&2; return 1
+}
 # alive NAME: whether the domain exists.
-alive() { xl domid "$1" >/dev/null 2>&1; }
+alive() { domid "$1" >/dev/null 2>&1; }
 # console NAME: everything that the guest has said.
 console() { tr -d '\r' <"/var/log/xen/console/guest-$1.log"; }
 _console_has() { console "$1" | grep -q -- "$2"; }
@@ -109,7 +116,7 @@ on() {
   console "$name" | sed -n "/^<<$seq\$/,/^$seq>> /p" | sed '1d;$d' | sed '${/^$/d}'
   return "$(console "$name" | sed -n "s/^$seq>> //p")"
 }
-_answered() { alive "$1" || fail "$1 is gone"; _console_has "$1" "^$2>> "; }
+_answered() { _console_has "$1" "^$2>> " || { alive "$1" || fail "$1 is gone"; return 1; }; }
 
 # shutdown NAME: asks politely, waits until the domain is gone.
 shutdown() { xl shutdown "$1" >/dev/null; wait_gone "$1"; }
