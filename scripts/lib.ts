@@ -36,7 +36,8 @@ export function tryRun(command: string, args: readonly string[], options: RunOpt
     ...(options.timeoutMs === undefined ? {} : { timeout: options.timeoutMs }),
   });
   if (done.error !== undefined) console.error(`${command}: ${done.error.message}`);
-  if (done.status !== 0 && options.quiet === true) process.stderr.write(`${done.stdout ?? ""}${done.stderr ?? ""}`);
+  if (done.status !== 0 && options.quiet === true)
+    process.stderr.write(`${done.stdout ?? ""}${done.stderr ?? ""}`);
   if (done.signal !== null) console.error(`${command}: ended by ${done.signal}`);
   return done.status ?? (done.error === undefined ? 128 : 127);
 }

@@ -171,7 +171,7 @@ export class BlockFrontend {
     const timeout = new XentoolError("timeout", "the backend did not answer before the disk was closed");
     const timer = setTimeout(() => this.#failAll(timeout), DRAIN_MS);
     const open = [...this.#waiting.map((it) => it.done), ...this.#running];
-    await Promise.allSettled(open.map((it) => it?.promise));
+    await Promise.allSettled(open.flatMap((it) => (it === undefined ? [] : [it.promise])));
     clearTimeout(timer);
     await this.#unwatch?.();
     try {
