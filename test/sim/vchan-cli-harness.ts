@@ -48,7 +48,7 @@ export class Running {
 
   /** Writes to standard input, and ends it unless more will come. */
   async feed(bytes: Uint8Array | string, more = false): Promise<void> {
-    this.child.stdin.write(bytes);
+    void this.child.stdin.write(bytes);
     await this.child.stdin.flush();
     if (!more) await this.child.stdin.end();
   }

@@ -257,7 +257,7 @@ describe("the end of a peer", () => {
       const served = await server.finished;
       expect(served.status).toBe(143);
       expect(JSON.parse(served.stderr)).toMatchObject({ end: "stopped" });
-      client.child.stdin.end();
+      void client.child.stdin.end();
       const connected = await client.finished;
       expect([connected.status, connected.stderr]).toEqual([0, ""]);
       await cli.published(0, 1, "t", false);
@@ -305,8 +305,8 @@ test(
     const after = [ticks(server.pid), ticks(client.pid)];
     // 200 ticks were possible; a garbage collection may take one or two.
     for (const i of [0, 1]) expect((after[i] as number) - (before[i] as number)).toBeLessThan(6);
-    server.child.stdin.end();
-    client.child.stdin.end();
+    void server.child.stdin.end();
+    void client.child.stdin.end();
     expect((await server.finished).stdout.toString()).toBe("x");
     expect((await client.finished).stdout.toString()).toBe("x");
   },

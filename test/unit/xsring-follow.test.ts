@@ -182,8 +182,8 @@ function lines(filter: TraceFilter, asJson = false): string[] {
   const out: string[] = [];
   const events = new TraceEvents(filter, (event: TraceEvent) => {
     const line = asJson ? eventAsJson(event) : eventText(event, 64);
-    if (line !== undefined)
-      out.push(typeof line === "string" ? line : `${line["event"]} ${line["latencyUs"] ?? ""}`);
+    if (line === undefined) return;
+    out.push(typeof line === "string" ? line : [line["event"], line["latencyUs"] ?? ""].join(" "));
   });
   for (const record of CONVERSATION) events.push(record);
   events.end(400_000);
