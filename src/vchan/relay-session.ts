@@ -15,6 +15,7 @@ import {
   type LocalSpec,
   type OpenedLocal,
 } from "./local.ts";
+import { Pace } from "./pace.ts";
 import type { RelayEnd } from "./relay.ts";
 import { VchanSession, type VchanConnection, type VchanSessionOptions } from "./session.ts";
 
@@ -62,9 +63,13 @@ const log = moduleLogger("vchan");
  */
 export async function listenAndRelay(options: RelaySessionOptions, orders: VchanOrders): Promise<void> {
   await using session = await VchanSession.open(options, "server");
-  const serve = (): Promise<SessionSummary | undefined> =>
-    session.serve(orders, async (vchan) => relay(options, vchan, await openService(options.local)));
-  await repeat(options, serve);
+  const { signal, local } = options;
+  // The pause comes when a client has come: until it does, the vchan is there for whoever looks for it.
+  await repeat(options, (pace) =>
+    session.serve(orders, async (vchan) =>
+      (await pace.next(signal)) ? relay(options, vchan, await openService(local)) : undefined,
+    ),
+  );
 }
 
 /** Connects to a server, with `unix` and `tcp` once for each local connection. Otherwise as listenAndRelay. */
@@ -95,19 +100,22 @@ export async function connectAndRelay(options: RelaySessionOptions, wait: boolea
   }
 }
 
+/** `once`, with `keep` again and again. A failure is followed by a pause; others are for `once` to make. */
 async function repeat(
   options: RelaySessionOptions,
-  once: () => Promise<SessionSummary | undefined>,
+  once: (pace: Pace) => Promise<SessionSummary | undefined>,
 ): Promise<void> {
+  const pace = new Pace();
   do {
     try {
-      const summary = await once();
+      const summary = await once(pace);
       if (summary === undefined) return;
       options.onSummary?.(summary);
       if (summary.error !== undefined) throw new XentoolError("io", summary.error, { domid: summary.domid });
     } catch (error) {
       if (!options.keep || !isOfOneSession(error)) throw error;
       log.error(describeError(error));
+      await pace.next(options.signal);
     }
   } while (options.keep && !options.signal.aborted);
 }

@@ -287,6 +287,23 @@ describe("the end of a peer", () => {
 });
 
 test(
+  "hasty clients are all served, but not faster than the pace",
+  async () => {
+    const server = cli.run(0, "listen", "1", "now", "--keep", "--", "date", "+%s%3N");
+    const clients = Array.from({ length: 4 }, () => cli.run(1, "connect", "0", "now", "--wait"));
+    await Promise.all(clients.map((client) => client.feed("")));
+    const served = await Promise.all(clients.map(({ finished }) => finished));
+    expect(served.map(({ status }) => status)).toEqual([0, 0, 0, 0]);
+    const times = served.map(({ stdout }) => Number(stdout)).sort((a, b) => a - b);
+    for (let i = 1; i < times.length; i++)
+      expect((times[i] as number) - (times[i - 1] as number)).toBeGreaterThanOrEqual(95);
+    server.child.kill("SIGTERM");
+    expect(await server.finished).toMatchObject({ status: 143, stderr: "" });
+  },
+  TIMEOUT_MS,
+);
+
+test(
   "an idle relay uses no processor time",
   async () => {
     const server = cli.run(0, "listen", "1", "t");
