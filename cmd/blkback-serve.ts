@@ -2,6 +2,7 @@
 import type { Argv, CommandModule } from "yargs";
 import type { DeviceOptions } from "../src/blkback/device.ts";
 import type { Platform } from "../src/platform/platform.ts";
+import { withExamples } from "./lib/examples.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
 import {
   addressOf,
@@ -95,32 +96,36 @@ export const serveCommand: CommandModule<GlobalArguments, ServeArguments> = {
   command: "serve <image>",
   describe: "Serve a disk image or block device until the guest lets go or SIGTERM",
   builder: (argv) =>
-    servingOptions(deviceOptions(argv))
-      .positional("image", { type: "string", demandOption: true, describe: "A file or a block device" })
-      .option("mode", {
-        choices: ["r", "w", "w!"] as const,
-        default: "w" as const,
-        describe: "Read-only, writable, or w!: writable though others use the image",
-      })
-      .option("device-type", {
-        choices: ["disk", "cdrom"] as const,
-        default: "disk" as const,
-        describe: "What the guest sees",
-      })
-      .option("run", {
-        type: "string",
-        requiresArg: true,
-        describe: "Run this shell command once a guest may connect, then detach",
-      })
-      .example("$0 blkback serve disk.img --domid 1 --vdev xvdb", "one disk for domain 1")
-      .example(
-        "$0 blkback serve /dev/vg/root --domid 1 --vdev xvda --direct",
-        "a volume, without the page cache",
-      )
-      .example(
-        "$0 blkback serve d.img --domid 1 --vdev xvdc --filter error:rate=1%,op=read",
-        "with faults",
-      ) as never,
+    withExamples(
+      servingOptions(deviceOptions(argv))
+        .positional("image", { type: "string", demandOption: true, describe: "A file or a block device" })
+        .option("mode", {
+          choices: ["r", "w", "w!"] as const,
+          default: "w" as const,
+          describe: "Read-only, writable, or w!: writable though others use the image",
+        })
+        .option("device-type", {
+          choices: ["disk", "cdrom"] as const,
+          default: "disk" as const,
+          describe: "What the guest sees",
+        })
+        .option("run", {
+          type: "string",
+          requiresArg: true,
+          describe: "Run this shell command once a guest may connect, then detach",
+        }),
+      [
+        ["xentool blkback serve disk.img --domid 1 --vdev xvdb", "one disk for domain 1"],
+        [
+          "xentool blkback serve /dev/vg/root --domid 1 --vdev xvda --direct",
+          "a volume, without the page cache",
+        ],
+        [
+          "xentool blkback serve d.img --domid 1 --vdev xvdc --filter error:rate=1%",
+          "one request in a hundred fails",
+        ],
+      ],
+    ) as never,
   handler: (argv) =>
     runCommand(argv, (context) => withSession(context, (session) => runServe(context, session, argv))),
 };
@@ -183,18 +188,20 @@ export const watchCommand: CommandModule<GlobalArguments, WatchArguments> = {
   command: "watch",
   describe: "Serve every disk that the toolstack creates for us: the daemon",
   builder: (argv) =>
-    servingOptions(argv)
-      .option("kind", {
-        type: "string",
-        default: "vbd",
-        requiresArg: true,
-        describe: "Directory name of the backends",
-      })
-      .option("any-script", {
-        type: "boolean",
-        describe: "All of the kind, not only script=block-xentool (default in a driver domain)",
-      })
-      .example("$0 blkback watch", "what the systemd unit of `xentool blkback install` runs") as never,
+    withExamples(
+      servingOptions(argv)
+        .option("kind", {
+          type: "string",
+          default: "vbd",
+          requiresArg: true,
+          describe: "Directory name of the backends",
+        })
+        .option("any-script", {
+          type: "boolean",
+          describe: "All of the kind, not only script=block-xentool (default in a driver domain)",
+        }),
+      [["xentool blkback watch", "what the systemd unit of `xentool blkback install` runs"]],
+    ) as never,
   handler: (argv) =>
     runCommand(argv, (context) => withSession(context, (session) => runWatch(context, session, argv))),
 };

@@ -2,6 +2,7 @@
 import type { CommandModule } from "yargs";
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import { serveCommand, watchCommand } from "./blkback-serve.ts";
+import { withExamples } from "./lib/examples.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
 import {
   addressOf,
@@ -23,7 +24,7 @@ function step(
     command,
     describe,
     builder: (argv) =>
-      deviceOptions(argv).example(`xentool blkback ${command} --domid 1 --vdev xvdb`, example),
+      withExamples(deviceOptions(argv), [[`xentool blkback ${command} --domid 1 --vdev xvdb`, example]]),
     handler: (argv) =>
       runCommand(argv, (context) =>
         withSession(context, async (session) =>
@@ -43,24 +44,26 @@ const create: CommandModule<GlobalArguments, CreateArguments> = {
   command: "create",
   describe: "Make a device's directories in xenstore, as the toolstack does",
   builder: (argv) =>
-    deviceOptions(argv)
-      .option("mode", {
-        choices: ["r", "w"] as const,
-        default: "w" as const,
-        describe: "Read-only or writable",
-      })
-      .option("device-type", {
-        choices: ["disk", "cdrom"] as const,
-        default: "disk" as const,
-        describe: "What the guest sees",
-      })
-      .option("params", {
-        type: "string",
-        default: "",
-        requiresArg: true,
-        describe: "Noted for people who look",
-      })
-      .example("xentool blkback create --domid 1 --vdev xvdb", "then serve it under the same name") as never,
+    withExamples(
+      deviceOptions(argv)
+        .option("mode", {
+          choices: ["r", "w"] as const,
+          default: "w" as const,
+          describe: "Read-only or writable",
+        })
+        .option("device-type", {
+          choices: ["disk", "cdrom"] as const,
+          default: "disk" as const,
+          describe: "What the guest sees",
+        })
+        .option("params", {
+          type: "string",
+          default: "",
+          requiresArg: true,
+          describe: "Noted for people who look",
+        }),
+      [["xentool blkback create --domid 1 --vdev xvdb", "then serve it under the same name"]],
+    ) as never,
   handler: (argv) =>
     runCommand(argv, (context) =>
       withSession(context, async ({ platform, xenstore }) => {
@@ -117,7 +120,7 @@ const resize = step(
 const list: CommandModule<GlobalArguments, GlobalArguments> = {
   command: "list",
   describe: "Every block device that this domain is the backend of",
-  builder: (argv) => argv.example("xentool blkback list --json", "for scripts"),
+  builder: (argv) => withExamples(argv, [["xentool blkback list --json", "for scripts"]]),
   handler: (argv) =>
     runCommand(argv, (context) =>
       withSession(context, async ({ platform, xenstore }) => {
@@ -138,12 +141,16 @@ const stats: CommandModule<GlobalArguments, StatsArguments> = {
   command: "stats",
   describe: "What the disks served on this host are doing",
   builder: (argv) =>
-    argv
-      .option("domid", { type: "number", requiresArg: true, describe: "Of this guest only" })
-      .option("vdev", { type: "string", requiresArg: true, describe: "Of this disk only" })
-      .option("watch", { type: "boolean", default: false, describe: "Again every second, with rates" })
-      .example("xentool blkback stats", "totals, latencies, how full the ring was")
-      .example("xentool blkback stats --watch --json", "an object a line, every second") as never,
+    withExamples(
+      argv
+        .option("domid", { type: "number", requiresArg: true, describe: "Of this guest only" })
+        .option("vdev", { type: "string", requiresArg: true, describe: "Of this disk only" })
+        .option("watch", { type: "boolean", default: false, describe: "Again every second, with rates" }),
+      [
+        ["xentool blkback stats", "totals, latencies, how full the ring was"],
+        ["xentool blkback stats --watch --json", "an object a line, every second"],
+      ],
+    ) as never,
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { choosePlatform } = await import("../src/platform/open.ts");
@@ -170,14 +177,15 @@ function installation(
     command: name,
     describe,
     builder: (argv) =>
-      argv
-        .option("root", {
+      withExamples(
+        argv.option("root", {
           type: "string",
           default: "/",
           requiresArg: true,
           describe: "The host's file system",
-        })
-        .example(`$0 blkback ${name}`, "then: systemctl enable --now xentool-blkback") as never,
+        }),
+        [[`xentool blkback ${name}`, "then: systemctl enable --now xentool-blkback"]],
+      ) as never,
     handler: (argv) =>
       runCommand(argv, async (context) => {
         const work = await import("../src/blkback/install.ts");
@@ -196,21 +204,27 @@ export const blkbackCommand: CommandModule<GlobalArguments, GlobalArguments> = {
   command: "blkback <action>",
   describe: "Serve disks to guests over the PV block ring",
   builder: (argv) =>
-    [
-      serveCommand,
-      watchCommand,
-      installCommand,
-      uninstallCommand,
-      create,
-      destroy,
-      close,
-      forceClose,
-      resize,
-      list,
-      stats,
-    ]
-      .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
-      .demandCommand(1, 1, "Which action?", "Only one action, please")
-      .strict() as never,
+    withExamples(
+      [
+        serveCommand,
+        watchCommand,
+        installCommand,
+        uninstallCommand,
+        create,
+        destroy,
+        close,
+        forceClose,
+        resize,
+        list,
+        stats,
+      ]
+        .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
+        .demandCommand(1, 1, "Which action?", "Only one action, please")
+        .strict(),
+      [
+        ["xentool blkback serve disk.img --domid 1 --vdev xvdb", "give domain 1 a disk, until Ctrl-C"],
+        ["xentool blkback stats --watch", "how the disks are doing, every second"],
+      ],
+    ) as never,
   handler: () => {},
 };

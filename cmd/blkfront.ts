@@ -4,6 +4,7 @@ import type { BenchOptions, BenchPattern, BenchResult } from "../src/blkfront/be
 import type { Disk } from "../src/blkfront/handshake.ts";
 import type { SessionEnd } from "../src/blkfront/session.ts";
 import type { BlkfrontJob } from "../src/blkfront/worker.ts";
+import { withExamples } from "./lib/examples.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
 
 interface DeviceArguments extends GlobalArguments {
@@ -76,16 +77,22 @@ const nbd: CommandModule<GlobalArguments, NbdArguments> = {
   command: "nbd",
   describe: "Export the disk as an NBD server on a unix socket, until the backend lets go or SIGTERM",
   builder: (argv) =>
-    deviceOptions(argv)
-      .option("socket", {
+    withExamples(
+      deviceOptions(argv).option("socket", {
         type: "string",
         demandOption: true,
         requiresArg: true,
         describe: "Path of the socket",
-      })
-      .example("xentool blkfront nbd --vdev xvdb --socket /tmp/xvdb.sock", "then, elsewhere:")
-      .example("nbdinfo 'nbd+unix:///?socket=/tmp/xvdb.sock'", "what it is")
-      .example("nbdcopy 'nbd+unix:///?socket=/tmp/xvdb.sock' copy.img", "its bytes") as never,
+      }),
+      [
+        [
+          "xentool blkfront nbd --vdev xvdb --socket /tmp/xvdb.sock",
+          "export the disk; meanwhile, elsewhere:",
+        ],
+        ["nbdinfo 'nbd+unix:///?socket=/tmp/xvdb.sock'", "what it is"],
+        ["nbdcopy 'nbd+unix:///?socket=/tmp/xvdb.sock' copy.img", "its bytes"],
+      ],
+    ) as never,
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { listenAt } = await import("../src/native/unix-listener.ts");
@@ -121,20 +128,26 @@ const bench: CommandModule<GlobalArguments, BenchArguments> = {
   command: "bench",
   describe: "Measure the disk; a pattern that writes destroys what is on it",
   builder: (argv) =>
-    deviceOptions(argv)
-      .option("rw", {
-        choices: ["read", "write", "randread", "randwrite", "randrw"] as const,
-        default: "randread" as const,
-        describe: "Access pattern",
-      })
-      .option("bs", { type: "string", default: "4k", requiresArg: true, describe: "Bytes at a time: 4k, 1M" })
-      .option("iodepth", { type: "number", default: 32, requiresArg: true, describe: "How many at a time" })
-      .option("runtime", { type: "number", default: 5, requiresArg: true, describe: "Seconds" })
-      .example("xentool blkfront bench --vdev xvdb", "4k random reads, 32 at a time")
-      .example(
-        "xentool blkfront bench --vdev xvdb --rw write --bs 1M --iodepth 4 --json",
-        "for scripts",
-      ) as never,
+    withExamples(
+      deviceOptions(argv)
+        .option("rw", {
+          choices: ["read", "write", "randread", "randwrite", "randrw"] as const,
+          default: "randread" as const,
+          describe: "Access pattern",
+        })
+        .option("bs", {
+          type: "string",
+          default: "4k",
+          requiresArg: true,
+          describe: "Bytes at a time: 4k, 1M",
+        })
+        .option("iodepth", { type: "number", default: 32, requiresArg: true, describe: "How many at a time" })
+        .option("runtime", { type: "number", default: 5, requiresArg: true, describe: "Seconds" }),
+      [
+        ["xentool blkfront bench --vdev xvdb", "4k random reads, 32 at a time"],
+        ["xentool blkfront bench --vdev xvdb --rw write --bs 1M --iodepth 4 --json", "for scripts"],
+      ],
+    ) as never,
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { XentoolError } = await import("../src/core/errors.ts");
@@ -195,9 +208,18 @@ export const blkfrontCommand: CommandModule<GlobalArguments, GlobalArguments> = 
   command: "blkfront <action>",
   describe: "Use a disk as a guest would, from user space",
   builder: (argv) =>
-    [nbd, bench]
-      .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
-      .demandCommand(1, 1, "Which action?", "Only one action, please")
-      .strict() as never,
+    withExamples(
+      [nbd, bench]
+        .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
+        .demandCommand(1, 1, "Which action?", "Only one action, please")
+        .strict(),
+      [
+        [
+          "xentool blkfront nbd --vdev xvdb --socket /tmp/xvdb.sock",
+          "our disk for qemu-img, nbdcopy and others",
+        ],
+        ["xentool blkfront bench --vdev xvdb", "how fast it is; reads only"],
+      ],
+    ) as never,
   handler: () => {},
 };

@@ -1,6 +1,7 @@
 // xentool doctor: what this host has and lacks for real Xen and for the simulated one, and what to type.
 import type { CommandModule } from "yargs";
 import { EXIT_CODE } from "../src/core/errors.ts";
+import { withExamples } from "./lib/examples.ts";
 import type { Check } from "./lib/host-checks.ts";
 import { paint, print, printJson } from "./lib/output.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
@@ -15,10 +16,11 @@ export const doctorCommand: CommandModule<GlobalArguments, GlobalArguments> = {
   command: "doctor",
   describe: "Say what this host has and lacks, and what to do about it",
   builder: (yargs) =>
-    yargs
-      .example("$0 doctor", "everything, with what to type where something is missing")
-      .example("$0 doctor --json", "for scripts; the exit status is 0 when Xen or the simulation is usable")
-      .example("$0 doctor --platform sim", "exit status 3 unless the simulation is usable"),
+    withExamples(yargs, [
+      ["xentool doctor", "everything, with what to type where something is missing"],
+      ["xentool doctor --json", "for scripts; the exit status is 0 when Xen or the simulation is usable"],
+      ["xentool doctor --platform sim", "exit status 3 unless the simulation is usable"],
+    ]),
   handler: (argv) => runCommand(argv, examine),
 };
 

@@ -4,6 +4,7 @@ import { XentoolError } from "../src/core/errors.ts";
 import type { SimHostOptions, SimStatus } from "../src/sim/host.ts";
 import { DEFAULT_LIMITS_TEXT, parseLimits } from "../src/sim/limits.ts";
 import { PERSONALITY_NAMES, type PersonalityName } from "../src/xenstore/server/personality.ts";
+import { withExamples } from "./lib/examples.ts";
 import { formatTable, paint, print, printJson } from "./lib/output.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
 
@@ -62,14 +63,16 @@ const run: CommandModule<GlobalArguments, RunArguments> = {
   command: "run",
   describe: "Run a command on a simulated host of its own",
   builder: (argv) =>
-    hostOptions(argv)
-      .usage("$0 sim run [options] -- COMMAND [ARGUMENTS]\n\nRun a command on a simulated host of its own")
-      .example("$0 sim run -- sh", "a shell in domain 0; with XENTOOL_DOMID=1 a command is domain 1")
-      .example("$0 sim run --domains 2 -- xentool sim status", "what there is from the start")
-      .example(
-        "$0 sim run --limit share-pages=64 -- ./test.sh",
-        "a test where shared pages run out",
-      ) as never,
+    withExamples(
+      hostOptions(argv).usage(
+        "$0 sim run [options] -- COMMAND [ARGUMENTS]\n\nRun a command on a simulated host of its own",
+      ),
+      [
+        ["xentool sim run -- sh", "a shell in domain 0; with XENTOOL_DOMID=1 a command is domain 1"],
+        ["xentool sim run --domains 2 -- xentool sim status", "what there is from the start"],
+        ["xentool sim run --limit share-pages=64 -- ./test.sh", "a test where shared pages run out"],
+      ],
+    ) as never,
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const command = argv["--"] ?? [];
@@ -94,17 +97,20 @@ const start: CommandModule<GlobalArguments, StartArguments> = {
   command: "start",
   describe: "Start a simulated host in the background",
   builder: (argv) =>
-    dirOption(hostOptions(argv), "An empty directory, or one to make; default: a new one in /dev/shm")
-      .option("foreground", {
+    withExamples(
+      dirOption(
+        hostOptions(argv),
+        "An empty directory, or one to make; default: a new one in /dev/shm",
+      ).option("foreground", {
         type: "boolean",
         default: false,
         describe: "Stay, until a signal or `sim stop`",
-      })
-      .example('eval "$(xentool sim start)"', "start one, and use it in this shell")
-      .example(
-        "$0 sim start --dir /run/my-sim --domains 5",
-        "five domains, in a directory of one's choice",
-      ) as never,
+      }),
+      [
+        ['eval "$(xentool sim start)"', "start one, and use it in this shell"],
+        ["xentool sim start --dir /run/my-sim --domains 5", "five domains, in a directory of one's choice"],
+      ],
+    ) as never,
   handler: (argv) =>
     runCommand(argv, (context) =>
       argv.foreground ? stayInForeground(argv, context) : startInBackground(argv),
@@ -142,9 +148,10 @@ const status: CommandModule<GlobalArguments, DirArguments> = {
   command: "status",
   describe: "Show a simulated host and what is in use there",
   builder: (argv) =>
-    dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names")
-      .example("$0 sim status", "the one that XENTOOL_SIM names")
-      .example("$0 sim status --json", "all of it, for a program") as never,
+    withExamples(dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names"), [
+      ["xentool sim status", "the one that XENTOOL_SIM names"],
+      ["xentool sim status --json", "all of it, for a program"],
+    ]) as never,
   handler: (argv) =>
     runCommand(argv, async ({ json, timeoutMs }) => {
       const { hostStatus } = await import("../src/sim/daemon.ts");
@@ -180,9 +187,10 @@ const stop: CommandModule<GlobalArguments, DirArguments> = {
   command: "stop",
   describe: "End a simulated host and remove its directory",
   builder: (argv) =>
-    dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names")
-      .example("$0 sim stop", "the one that XENTOOL_SIM names")
-      .example("$0 sim stop --dir /run/my-sim", "another one") as never,
+    withExamples(dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names"), [
+      ["xentool sim stop", "the one that XENTOOL_SIM names"],
+      ["xentool sim stop --dir /run/my-sim", "another one"],
+    ]) as never,
   handler: (argv) =>
     runCommand(argv, async ({ json, timeoutMs }) => {
       const { stopHost } = await import("../src/sim/daemon.ts");
@@ -198,9 +206,15 @@ export const simCommand: CommandModule<GlobalArguments, GlobalArguments> = {
   command: "sim <action>",
   describe: "A simulated Xen host, for trying things and for tests",
   builder: (argv) =>
-    [run, start, status, stop]
-      .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
-      .demandCommand(1, 1, "Which action?", "Only one action, please")
-      .strict() as never,
+    withExamples(
+      [run, start, status, stop]
+        .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
+        .demandCommand(1, 1, "Which action?", "Only one action, please")
+        .strict(),
+      [
+        ["xentool sim run -- sh", "a shell in domain 0 of a host that ends with it"],
+        ['eval "$(xentool sim start)"', "start one in the background, and use it in this shell"],
+      ],
+    ) as never,
   handler: () => {},
 };

@@ -1,6 +1,7 @@
 // xentool vchan: byte pipes between domains, and their benchmark.
 import type { Argv, CommandModule } from "yargs";
 import { XentoolError } from "../src/core/errors.ts";
+import { withExamples } from "./lib/examples.ts";
 import { runCommand, type GlobalArguments } from "./lib/run-command.ts";
 import type { BenchConnectArguments, BenchListenArguments } from "./lib/vchan-bench.ts";
 import type { ConnectArguments, ListenArguments } from "./lib/vchan-relay.ts";
@@ -55,15 +56,20 @@ const listenCommand: CommandModule<GlobalArguments, ListenArguments> = {
   command: "listen <domid> <name>",
   describe: LISTEN,
   builder: (yargs) =>
-    localEnds(
-      ringSizes(place(yargs.usage(`$0 vchan listen <domid> <name> [options] [-- COMMAND...]\n\n${LISTEN}`))),
-      "For each client, connect to this socket",
-      "For each client, connect to HOST:PORT",
-    )
-      .option("keep", { type: "boolean", default: false, describe: "Serve one client after another" })
-      .example("$0 vchan listen 1 files > got.tar", "take what domain 1 sends")
-      .example("$0 vchan listen 1 ssh --keep --tcp 127.0.0.1:22", "let domain 1 reach our sshd")
-      .example("$0 vchan listen 1 date --keep -- date", "run a command for each client"),
+    withExamples(
+      localEnds(
+        ringSizes(
+          place(yargs.usage(`$0 vchan listen <domid> <name> [options] [-- COMMAND...]\n\n${LISTEN}`)),
+        ),
+        "For each client, connect to this socket",
+        "For each client, connect to HOST:PORT",
+      ).option("keep", { type: "boolean", default: false, describe: "Serve one client after another" }),
+      [
+        ["xentool vchan listen 1 files > got.tar", "take what domain 1 sends"],
+        ["xentool vchan listen 1 ssh --keep --tcp 127.0.0.1:22", "let domain 1 reach our sshd"],
+        ["xentool vchan listen 1 date --keep -- date", "run a command for each client"],
+      ],
+    ),
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { runListen } = await import("./lib/vchan-relay.ts");
@@ -75,20 +81,24 @@ const connectCommand: CommandModule<GlobalArguments, ConnectArguments> = {
   command: "connect <domid> <name>",
   describe: CONNECT,
   builder: (yargs) =>
-    localEnds(
-      place(yargs.usage(`$0 vchan connect <domid> <name> [options] [-- COMMAND...]\n\n${CONNECT}`)),
-      "Listen at this socket; the vchan is for who connects",
-      "Listen at HOST:PORT; the vchan is for who connects",
-    )
-      .option("wait", { type: "boolean", default: false, describe: "Wait until there is a server" })
-      .option("keep", {
-        type: "boolean",
-        default: false,
-        describe: "Serve one local connection after another",
-      })
-      .example("tar c . | $0 vchan connect 0 files --wait", "send to domain 0, once it listens")
-      .example("ssh -o ProxyCommand='$0 vchan connect 0 ssh' dom0", "ssh over a vchan, without a network")
-      .example("$0 vchan connect 0 db --keep --unix /run/db.sock", "a service of domain 0 as a local socket"),
+    withExamples(
+      localEnds(
+        place(yargs.usage(`$0 vchan connect <domid> <name> [options] [-- COMMAND...]\n\n${CONNECT}`)),
+        "Listen at this socket; the vchan is for who connects",
+        "Listen at HOST:PORT; the vchan is for who connects",
+      )
+        .option("wait", { type: "boolean", default: false, describe: "Wait until there is a server" })
+        .option("keep", {
+          type: "boolean",
+          default: false,
+          describe: "Serve one local connection after another",
+        }),
+      [
+        ["tar c . | xentool vchan connect 0 files --wait", "send to domain 0, once it listens"],
+        ["ssh -o ProxyCommand='xentool vchan connect 0 ssh' dom0", "ssh over a vchan, without a network"],
+        ["xentool vchan connect 0 db --keep --unix /run/db.sock", "a service of domain 0 as a local socket"],
+      ],
+    ),
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { runConnect } = await import("./lib/vchan-relay.ts");
@@ -100,9 +110,10 @@ const benchListenCommand: CommandModule<GlobalArguments, BenchListenArguments> =
   command: "listen <domid> <name>",
   describe: "Play the other end of a benchmark",
   builder: (yargs) =>
-    ringSizes(place(yargs))
-      .example("$0 vchan bench listen 1 bench", "with rings of 64 KiB")
-      .example("$0 vchan bench listen 1 bench --read-size 0 --write-size 0", "with 1 and 2 KiB"),
+    withExamples(ringSizes(place(yargs)), [
+      ["xentool vchan bench listen 1 bench", "with rings of 64 KiB"],
+      ["xentool vchan bench listen 1 bench --read-size 0 --write-size 0", "with 1 and 2 KiB"],
+    ]),
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { runBenchListen } = await import("./lib/vchan-bench.ts");
@@ -114,21 +125,25 @@ const benchConnectCommand: CommandModule<GlobalArguments, BenchConnectArguments>
   command: "connect <domid> <name>",
   describe: "Measure throughput each way and both ways, and round trips, against `vchan bench listen`",
   builder: (yargs) =>
-    place(yargs)
-      .option("megabytes", {
-        type: "number",
-        default: 256,
-        requiresArg: true,
-        describe: "Millions of bytes each way",
-      })
-      .option("rounds", {
-        type: "number",
-        default: 10_000,
-        requiresArg: true,
-        describe: "How many round trips",
-      })
-      .example("$0 vchan bench connect 0 bench", "everything, against `vchan bench listen` in domain 0")
-      .example("$0 vchan bench connect 0 bench --json --megabytes 16 --rounds 100", "briefly, for a script"),
+    withExamples(
+      place(yargs)
+        .option("megabytes", {
+          type: "number",
+          default: 256,
+          requiresArg: true,
+          describe: "Millions of bytes each way",
+        })
+        .option("rounds", {
+          type: "number",
+          default: 10_000,
+          requiresArg: true,
+          describe: "How many round trips",
+        }),
+      [
+        ["xentool vchan bench connect 0 bench", "everything, against `vchan bench listen` in domain 0"],
+        ["xentool vchan bench connect 0 bench --json --megabytes 16 --rounds 100", "briefly, for a script"],
+      ],
+    ),
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { runBenchConnect } = await import("./lib/vchan-bench.ts");
@@ -140,7 +155,13 @@ const benchCommand: Global = {
   command: "bench",
   describe: "Measure a vchan",
   builder: (yargs) =>
-    yargs.command(benchListenCommand).command(benchConnectCommand).demandCommand(1, "listen or connect?"),
+    withExamples(
+      yargs.command(benchListenCommand).command(benchConnectCommand).demandCommand(1, "listen or connect?"),
+      [
+        ["xentool vchan bench listen 1 bench", "in domain 0"],
+        ["xentool vchan bench connect 0 bench", "in domain 1"],
+      ],
+    ),
   handler: unreachable,
 };
 
@@ -148,11 +169,17 @@ export const vchanCommand: Global = {
   command: "vchan",
   describe: "Byte pipes between domains, compatible with libxenvchan",
   builder: (yargs) =>
-    yargs
-      .command(listenCommand)
-      .command(connectCommand)
-      .command(benchCommand)
-      .demandCommand(1, "listen, connect or bench?"),
+    withExamples(
+      yargs
+        .command(listenCommand)
+        .command(connectCommand)
+        .command(benchCommand)
+        .demandCommand(1, "listen, connect or bench?"),
+      [
+        ["xentool vchan listen 1 ssh --keep --tcp 127.0.0.1:22", "let domain 1 reach our sshd"],
+        ["tar c . | xentool vchan connect 0 files --wait", "send to domain 0, once it listens"],
+      ],
+    ),
   handler: unreachable,
 };
 

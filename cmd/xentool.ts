@@ -8,6 +8,7 @@ import { EXIT_CODE, XentoolError } from "../src/core/errors.ts";
 import { blkbackCommand } from "./blkback.ts";
 import { blkfrontCommand } from "./blkfront.ts";
 import { doctorCommand } from "./doctor.ts";
+import { withExamples } from "./lib/examples.ts";
 import { reportError } from "./lib/run-command.ts";
 import { simCommand } from "./sim.ts";
 import { vchanCommand } from "./vchan.ts";
@@ -16,7 +17,7 @@ import { xsringCommand } from "./xsring.ts";
 const PLATFORM_CHOICES = ["auto", "xen", "sim"] as const;
 
 function commandLine(args: readonly string[]) {
-  return yargs([...args])
+  const parser = yargs([...args])
     .scriptName("xentool")
     .usage(`$0 COMMAND\n\n${description}.`)
     .parserConfiguration({ "populate--": true, "greedy-arrays": false })
@@ -46,9 +47,6 @@ function commandLine(args: readonly string[]) {
     .command(simCommand)
     .command(doctorCommand)
     .completion("completion", "Print a completion script for bash or zsh")
-    .example("xentool sim run -- sh", "a shell in a simulated Xen host")
-    .example("xentool doctor", "what this host has and lacks")
-    .example('eval "$(xentool completion)"', "completion of commands and options in this shell")
     .demandCommand(1, "which command?")
     .recommendCommands()
     .strictCommands()
@@ -56,13 +54,17 @@ function commandLine(args: readonly string[]) {
     .help()
     .alias("help", "h")
     .version(version)
-    .group([], "Options:")
     .group(["platform", "json", "timeout", "verbose", "help", "version"], "Global options:")
     .wrap(helpWidth())
     .exitProcess(false)
     .fail((message, error) => {
       throw error ?? usageError(message, args);
     });
+  return withExamples(parser, [
+    ["xentool sim run -- sh", "a shell in a simulated Xen host"],
+    ["xentool doctor", "what this host has and lacks"],
+    ['eval "$(xentool completion)"', "completion of commands and options in this shell"],
+  ]);
 }
 
 /** As wide as the terminal or COLUMNS says, at most 110 unless COLUMNS is set. */
@@ -84,7 +86,7 @@ function usageError(message: string, args: readonly string[]): XentoolError {
 
 /** The command whose help may help, with a space; nothing when there is no such command. */
 function helpTopic(args: readonly string[]): string {
-  const commands = [blkbackCommand, vchanCommand, xsringCommand, simCommand, doctorCommand];
+  const commands = [blkbackCommand, blkfrontCommand, vchanCommand, xsringCommand, simCommand, doctorCommand];
   const names = commands.map(({ command }) => String(command).split(" ")[0]);
   return names.includes(args[0]) ? `${args[0]} ` : "";
 }

@@ -15,11 +15,17 @@ export function parseHelp(text: string): Help {
   const sections = new Map<string, [string, string][]>();
   const description: string[] = [];
   let entries: [string, string][] | undefined;
+  /** What the example on the next line is for. */
+  let purpose: string | undefined;
   for (const line of lines) {
     const title = /^([A-Z][a-z ]+):$/.exec(line)?.[1];
     const entry = /^ {2,}(\S.*?)(?: {2,}(.*))?$/.exec(line);
     if (title !== undefined) sections.set(title, (entries = []));
-    else if (entry !== null && entries !== undefined)
+    else if (entry?.[1]?.startsWith("# ") === true) purpose = entry[1].slice(2);
+    else if (entry !== null && purpose !== undefined) {
+      entries?.push([line.trim(), purpose]);
+      purpose = undefined;
+    } else if (entry !== null && entries !== undefined)
       entries.push([String(entry[1]), (entry[2] ?? "").replace(/ {2,}/g, " ")]);
     else if (line !== "") description.push(line.trim());
   }

@@ -34,7 +34,8 @@ Options:
       --quiet                        [boolean]
 
 Examples:
-  xentool a b x.img --quiet  silently
+  # silently
+  xentool a b x.img --quiet
 `,
   );
   expect(help.usage).toBe("xentool a b <image>");
