@@ -162,7 +162,7 @@ const status: CommandModule<GlobalArguments, DirArguments> = {
 };
 
 async function printStatus(answer: SimStatus): Promise<void> {
-  const { describeUsage, isHeld } = await import("../src/sim/usage.ts");
+  const { describeUsages, isHeld } = await import("../src/sim/usage.ts");
   const { usage, xenstore, domains } = answer;
   const columns = [{ title: "domain" }, { title: "name" }].concat(
     ["processes", "grants", "mappings", "ports"].map((title) => ({ title, align: "right" as const })),
@@ -180,7 +180,8 @@ async function printStatus(answer: SimStatus): Promise<void> {
   print(
     `xenstore: ${nodes} nodes, ${connections} connections, ${watches} watches, ${transactions} transactions`,
   );
-  for (const item of usage) if (isHeld(item) && item.pid !== answer.pid) print(`  ${describeUsage(item)}`);
+  const held = usage.filter((item) => isHeld(item) && item.pid !== answer.pid);
+  for (const line of describeUsages(held)) print(`  ${line}`);
 }
 
 const stop: CommandModule<GlobalArguments, DirArguments> = {

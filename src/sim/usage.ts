@@ -22,6 +22,8 @@ export interface UsageItem {
 }
 
 const ITEM_WORDS = 7;
+/** What comes in hundreds, in consecutive references. */
+const RANGED: ReadonlySet<UsageKind> = new Set(["grant", "orphan", "map"]);
 /** References below belong to the toolstack (GNTTAB_NR_RESERVED_ENTRIES). */
 const RESERVED_GREFS = 8;
 
@@ -53,16 +55,44 @@ export function isHeld(item: UsageItem): boolean {
 
 /** One line for people. */
 export function describeUsage(item: UsageItem): string {
+  return describeRange(item, item.id, item.id);
+}
+
+/** Lines for people: as describeUsage, but one for each range of grants that differ in nothing else. */
+export function describeUsages(items: readonly UsageItem[]): string[] {
+  const alike = Map.groupBy(items, ({ id, ...rest }) =>
+    JSON.stringify(RANGED.has(rest.kind) ? rest : { ...rest, id }),
+  );
+  return [...alike.values()].flatMap((group) =>
+    rangesOf(group.map(({ id }) => id)).map(([first, last]) =>
+      describeRange(group[0] as UsageItem, first, last),
+    ),
+  );
+}
+
+/** Numbers in any order as ranges without gaps; what is there twice is told twice. */
+function rangesOf(numbers: readonly number[]): [first: number, last: number][] {
+  const ranges: [number, number][] = [];
+  for (const number of numbers.toSorted((a, b) => a - b)) {
+    const range = ranges.at(-1);
+    if (range !== undefined && number === range[1] + 1) range[1] = number;
+    else ranges.push([number, number]);
+  }
+  return ranges;
+}
+
+function describeRange(item: UsageItem, first: number, last: number): string {
   const { domid, id, peer, count, pid } = item;
+  const grants = first === last ? `grant ${first}` : `grants ${first}-${last}`;
   switch (item.kind) {
     case "process":
       return `process ${pid} is attached as domain ${domid} (slot ${id})`;
     case "grant":
-      return `grant ${id} of domain ${domid} for domain ${peer}, ${count} pins, by process ${pid}`;
+      return `${grants} of domain ${domid} for domain ${peer}, ${count} pins, by process ${pid}`;
     case "orphan":
-      return `grant ${id} of domain ${domid} for domain ${peer}, given up but mapped ${count} times`;
+      return `${grants} of domain ${domid} for domain ${peer}, given up but mapped ${count} times`;
     case "map":
-      return `grant ${id} of domain ${domid} mapped ${count === 1 ? "rw" : "r"} by domain ${peer}, process ${pid}`;
+      return `${grants} of domain ${domid} mapped ${count === 1 ? "rw" : "r"} by domain ${peer}, process ${pid}`;
     case "port":
       return count === 0
         ? `port ${id} of domain ${domid} waits for domain ${peer}, by process ${pid}`
