@@ -40,10 +40,15 @@ function printChecks(checks: readonly Check[], usable: Readonly<Record<"xen" | "
     const verdict = area === "host" ? "" : usable[area] ? ": usable" : ": not usable";
     print(paint("bold", `${title}${verdict}`));
     for (const check of checks.filter((it) => it.area === area)) {
-      const mark = check.ok ? paint("green", "ok     ") : paint(check.required ? "red" : "yellow", "missing");
-      print(`  ${mark}  ${check.name.padEnd(width)}  ${check.found}`);
+      print(`  ${markOf(check)}  ${check.name.padEnd(width)}  ${check.found}`);
       if (check.advice !== undefined)
         print(`           ${" ".repeat(width)}  ${paint("dim", `→ ${check.advice}`)}`);
     }
   }
+}
+
+function markOf({ ok, required, tuning }: Check): string {
+  if (ok) return paint("green", "ok     ");
+  if (tuning) return paint("cyan", "note   ");
+  return paint(required ? "red" : "yellow", "missing");
 }

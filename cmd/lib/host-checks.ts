@@ -17,6 +17,8 @@ export interface Check {
   readonly ok: boolean;
   /** Without it its area is unusable; the others cost a feature or speed. */
   readonly required: boolean;
+  /** Everything works without it: a matter of speed. */
+  readonly tuning: boolean;
   readonly found: string;
   /** What to type, or what goes without. Absent when ok. */
   readonly advice?: string;
@@ -47,13 +49,14 @@ export async function examineHost(host: Host = { root: "/", env: process.env }):
     area,
     name,
     required: false,
+    tuning: false,
     ...finding,
   });
   const xen = hypervisor(host);
   return [
     optional("host", "kernel", { ok: true, found: `Linux ${release()}` }),
     optional("host", "io_uring", checkIoUring()),
-    optional("host", "memlock", checkMemlock(host)),
+    { ...optional("host", "memlock", checkMemlock(host)), tuning: true },
     { ...optional("xen", "hypervisor", xen), required: true },
     optional("xen", "role", checkRole(host, xen.ok)),
     ...DEVICES.map((device) => ({

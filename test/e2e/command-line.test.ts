@@ -81,6 +81,11 @@ describe("doctor", () => {
     const { checks } = JSON.parse(stdout) as { checks: { ok: boolean; advice?: string }[] };
     for (const { ok, advice } of checks) expect(advice === undefined).toBe(ok);
   });
+
+  test("a low limit of locked memory is noted, not missing", async () => {
+    const { stdout } = await runShell('ulimit -l 64; "$xentool" doctor --platform sim');
+    expect(stdout).toMatch(/^ {2}note {5}memlock +64 KiB$/m);
+  });
 });
 
 describe("on a simulated host", () => {
