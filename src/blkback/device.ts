@@ -223,8 +223,7 @@ export class BlkbackDevice {
       case XenbusState.Closed:
         await this.#disconnect();
         if (!online) return this.#close("closed", true);
-        if (this.#state !== XenbusState.InitWait) await this.#enter(XenbusState.Closed);
-        return;
+        return this.#enter(XenbusState.Closed);
       default:
         return;
     }

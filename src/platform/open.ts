@@ -35,7 +35,7 @@ export async function choosePlatform(options: PlatformOptions = {}): Promise<Pla
   const choice = options.platform ?? "auto";
   const domid = domidFromEnv(env);
   if (dir !== undefined && dir !== "" && choice !== "xen")
-    return openPlatform({ name: "sim", dir, domid: domid ?? toDomid(0), xenstore: xenstoreOf(env) });
+    return openPlatform({ name: "sim", dir, domid: domid ?? toDomid(0), ...xenstoreOf(env) });
   if (choice !== "sim" && onXen())
     return openPlatform({ name: "xen", domid: domid ?? (await ownDomid(env)) });
   const what =
@@ -48,9 +48,10 @@ export async function choosePlatform(options: PlatformOptions = {}): Promise<Pla
 }
 
 /** XENTOOL_XENSTORE=ring: as a guest's kernel talks to xenstored, which `xsring trace` shows. */
-function xenstoreOf(env: Readonly<Record<string, string | undefined>>): "socket" | "ring" {
+function xenstoreOf(env: Readonly<Record<string, string | undefined>>): { xenstore?: "ring" } {
   const choice = env["XENTOOL_XENSTORE"] ?? "";
-  if (choice === "" || choice === "socket" || choice === "ring") return choice === "ring" ? "ring" : "socket";
+  if (choice === "ring") return { xenstore: "ring" };
+  if (choice === "" || choice === "socket") return {};
   throw new XentoolError("usage", `XENTOOL_XENSTORE is socket or ring, not ${escapeText(choice)}`);
 }
 
