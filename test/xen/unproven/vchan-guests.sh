@@ -1,0 +1,43 @@
+# Two guests, with no dom0 in between: xentool and libxenvchan, every placing; a guest that is destroyed is noticed.
+# limit: 500
+# files: dist/xentool
+. /payload/dom0/vchan.sh
+
+bytes=$((20000000 / PATIENCE))
+vchan_guest a
+vchan_guest b
+a=$(domid a) b=$(domid b)
+
+# between WHAT COMMAND_IN_A COMMAND_IN_B: both at the same time, and each must succeed.
+between() {
+  local began=$SECONDS
+  begin a "in-a" "$2"
+  begin b "in-b" "$3"
+  assert_eq "$(status_of b "in-b" 300)" 0 "$1: status of b"
+  assert_eq "$(status_of a "in-a" 60)" 0 "$1: status of a"
+  note "$1: $bytes bytes each way in $((SECONDS - began)) s"
+}
+
+between 'xentool to xentool' "$(relayed "listen $b x" $bytes 1 $bytes 2)" "$(relayed "connect $a x --wait" $bytes 2 $bytes 1)"
+between 'xentool serves libxenvchan' "$(relayed "listen $b xc" $bytes 1 $bytes 2)" \
+  "vchan-peer client $a $(keys "$a" "$b" xc) stream $bytes 2 $bytes 1"
+between 'libxenvchan serves xentool' "vchan-peer server $b $(keys "$a" "$b" cx) 65536 65536 stream $bytes 1 $bytes 2" \
+  "$(relayed "connect $a cx --wait" $bytes 2 $bytes 1)"
+
+for role in 'connect server' 'listen client'; do
+  note "the domain of the ${role#* } is destroyed"
+  alive a || { vchan_guest a; a=$(domid a); }
+  if [ "${role% *}" = listen ]; then
+    begin b watcher "xentool vchan listen $a gone -v"
+    begin a victim "xentool vchan connect $b gone --wait -v"
+  else
+    begin a victim "xentool vchan listen $b gone -v"
+    begin b watcher "xentool vchan connect $a gone --wait -v"
+  fi
+  said b watcher connected
+  said a victim connected
+  xl destroy a
+  began=$SECONDS
+  assert_eq "$(status_of b watcher 10)" 5 'status when the peer vanished'
+  note "noticed within $((SECONDS - began)) s; $(in_place b 'cat watcher' | tail -1)"
+done
