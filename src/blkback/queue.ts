@@ -324,7 +324,7 @@ export class BlockQueue {
         completions++;
       }
     }
-    this.#sleeper.completed(submitted, completions, wait);
+    this.#sleeper.completed(submitted, completions, wait, this.#now);
     this.#deliver();
   }
 
@@ -439,6 +439,7 @@ export class BlockQueue {
       this.#submitted,
       this.#operations.activeCount,
       bad > 0 ? PENALTY_US : 0,
+      this.#now,
     );
     return wait ? 1 : 0;
   }

@@ -51,12 +51,12 @@ export class Sleeper {
    * True when the caller may sleep now (for `timeoutUs`): there is nothing to fetch, and an event will come
    * for what is put on the ring from here on. `penaltyUs` > 0 makes a guest that misbehaves wait instead.
    */
-  mayWait(fetched: number, submitted: number, active: number, penaltyUs: number): boolean {
+  mayWait(fetched: number, submitted: number, active: number, penaltyUs: number, nowMs: number): boolean {
     this.timeoutUs = -1;
     this.#judgeEvent(fetched);
     if (submitted > 0 && this.#inlineTrust > 0) return false;
     const idle = active === 0;
-    if (idle && this.#poll.look(this.#hasRequests)) return false;
+    if (idle && this.#poll.look(this.#hasRequests, nowMs)) return false;
     const pause = penaltyUs > 0 ? penaltyUs : this.#spurious > SPURIOUS_LIMIT ? STORM_PAUSE_US : 0;
     if (pause > 0) {
       this.#spurious = 0;
@@ -87,7 +87,7 @@ export class Sleeper {
   }
 
   /** Learns from a round: `submitted` operations, `completions` of them or others ended, `wait` as told. */
-  completed(submitted: number, completions: number, wait: number): void {
+  completed(submitted: number, completions: number, wait: number, nowMs: number): void {
     this.#busyWaitFailed = this.#busyWaiting && completions === 0;
     this.#busyWaiting = false;
     if (wait === 0 && submitted > 0) {
@@ -96,7 +96,7 @@ export class Sleeper {
       this.#sinceInline = 0;
       this.#inlineTrust = 1;
     }
-    if (this.#sleptIdle) this.#poll.slept();
+    if (this.#sleptIdle) this.#poll.slept(nowMs);
     this.#sleptIdle = false;
   }
 

@@ -30,7 +30,7 @@ export class FrontSleeper {
 
   /** True when the caller may sleep: an event will come for what the backend answers from here on. */
   maySleep(): boolean {
-    if (this.#ring.inFlight > 0 && this.poll.look(this.#hasResponses)) return false;
+    if (this.#ring.inFlight > 0 && this.poll.look(this.#hasResponses, performance.now())) return false;
     if (this.#masked) {
       this.#masked = false;
       this.#channels.unmask(this.#port);
@@ -41,6 +41,6 @@ export class FrontSleeper {
   /** To be called after sleeping. `byEvent`: `fd` was readable; the port then stays masked until the next sleep. */
   woke(byEvent: boolean): void {
     if (byEvent && this.#channels.pending(this.#ports) > 0) this.#masked = true;
-    if (byEvent) this.poll.slept();
+    if (byEvent) this.poll.slept(performance.now());
   }
 }

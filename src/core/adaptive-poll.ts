@@ -15,11 +15,14 @@ export class AdaptivePoll {
     this.maxMs = maxMs;
   }
 
-  /** Looks for a while; true when `hasWork` said so. Otherwise the caller sleeps, and says so with `slept`. */
-  look(hasWork: () => boolean): boolean {
+  /**
+   * Looks for a while; true when `hasWork` said so. Otherwise the caller sleeps, and says so with `slept`. The
+   * caller tells the time, because in a guest of Xen asking for it can be a system call.
+   */
+  look(hasWork: () => boolean, nowMs: number): boolean {
     if (hasWork()) return true;
     if (this.maxMs === 0) return false;
-    this.#waitedFrom = performance.now();
+    this.#waitedFrom = nowMs;
     if (this.#pollMs === 0) return false;
     const until = this.#waitedFrom + this.#pollMs;
     do {
@@ -29,9 +32,9 @@ export class AdaptivePoll {
   }
 
   /** To be called when the sleep after a `look` in vain ended because there was work. */
-  slept(): void {
+  slept(nowMs: number): void {
     if (this.#waitedFrom === 0) return;
-    const waited = performance.now() - this.#waitedFrom;
+    const waited = nowMs - this.#waitedFrom;
     this.#waitedFrom = 0;
     if (waited < this.maxMs) this.#pollMs = Math.min(this.maxMs, Math.max(MIN_POLL_MS, this.#pollMs * 2));
     else this.#pollMs = this.#pollMs / 2 < MIN_POLL_MS ? 0 : this.#pollMs / 2;
