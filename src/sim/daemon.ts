@@ -102,6 +102,17 @@ export async function hostStatus(dir: string, timeoutMs?: number): Promise<SimSt
   return (await askHost(dir, { op: "status" }, timeoutMs)) as SimStatus;
 }
 
+/** A host that dies in this moment hangs up; then nobody is there any more. */
+async function askToStop(dir: string, timeoutMs: number): Promise<void> {
+  try {
+    await askHost(dir, { op: "stop" }, timeoutMs);
+  } catch (error) {
+    if (!(error instanceof XentoolError) || error.kind !== "io") throw error;
+    await Bun.sleep(STOP_STEP_MS);
+    await askHost(dir, { op: "stop" }, timeoutMs);
+  }
+}
+
 /**
  * Ends the host in `dir` and waits until it is gone. One whose process died has its files removed. Fails with
  * `environment` when there is none, `timeout` when it does not end.
@@ -109,7 +120,7 @@ export async function hostStatus(dir: string, timeoutMs?: number): Promise<SimSt
 export async function stopHost(dir: string, timeoutMs = START_TIMEOUT_MS): Promise<"stopped" | "was dead"> {
   const deadline = performance.now() + timeoutMs;
   try {
-    await askHost(dir, { op: "stop" }, timeoutMs);
+    await askToStop(dir, timeoutMs);
   } catch (error) {
     // A description without anyone at the socket: a host removes the former before it stops to listen.
     const nobodyThere = error instanceof XentoolError && error.kind === "environment";

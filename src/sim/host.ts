@@ -75,8 +75,12 @@ function makeDirectory(dir: string | undefined): string {
 
 /** What a host made in its directory and has not removed yet. */
 export function hostFilesIn(dir: string): string[] {
-  if (!existsSync(dir)) return [];
-  return readdirSync(dir).filter((name) => HOST_FILES.has(name) || /^dom\d+$/.test(name));
+  try {
+    return readdirSync(dir).filter((name) => HOST_FILES.has(name) || /^dom\d+$/.test(name));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return []; // gone, perhaps just now
+    throw error;
+  }
 }
 
 /** Removes what a host makes in its directory, and the directory unless there is something else in it. */
