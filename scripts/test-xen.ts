@@ -9,13 +9,14 @@ import { buildAll } from "./build-all.ts";
 import { boot, type BootSettings } from "../test/xen/runner/boot.ts";
 import { ensureLab } from "../test/xen/runner/lab.ts";
 import { writeReport } from "../test/xen/runner/report.ts";
-import { chooseRuns, DAEMONS, loadRuns, type Result, type Run } from "../test/xen/runner/scenario.ts";
+import { chooseRuns, DAEMONS, loadRuns, parseRuns, type Result, type Run } from "../test/xen/runner/scenario.ts";
 
 const USAGE = `npm run test:xen [-- [OPTIONS] [NAME…]]
-  NAME        a scenario, with @xenstored or @oxenstored or without; none: all
+  NAME        a scenario, with @xenstored or @oxenstored or without, or a file; none: all
   --list      what there is
   --verbose   shows the host's console and the scenarios' logs as they come
   --keep      keeps each boot's disk images and console, in build/xen/boots
+  --share DIR lets dom0 mount this directory (mount -t 9p share), for test/xen/live.sh
   --selftest  runs the lab's own tests instead: scenarios that fail, hang, leak and crash the host
 XENLAB=DIR keeps the lab elsewhere than in ~/.cache/xentool-xenlab; XENLAB_PATIENCE=N multiplies time limits.`;
 
@@ -30,6 +31,7 @@ async function main(): Promise<number> {
       list: { type: "boolean", default: false },
       keep: { type: "boolean", default: false },
       verbose: { type: "boolean", default: false },
+      share: { type: "string" },
       selftest: { type: "boolean", default: false },
       help: { type: "boolean", default: false },
     },
@@ -38,7 +40,11 @@ async function main(): Promise<number> {
     console.log(USAGE);
     return 0;
   }
-  const runs = chooseRuns(loadRuns(join(sources, values.selftest ? "selftest" : "scenarios")), positionals);
+  const files = positionals.filter((name) => name.endsWith(".sh"));
+  const names = positionals.filter((name) => !files.includes(name));
+  const known = loadRuns(join(sources, values.selftest ? "selftest" : "scenarios"));
+  const named = files.length > 0 && names.length === 0 ? [] : chooseRuns(known, names);
+  const runs = [...named, ...files.flatMap((file) => parseRuns(resolve(file)))];
   if (values.list) {
     for (const run of runs) console.log(`${run.name.padEnd(40)} ${run.summary}`);
     return 0;
@@ -57,6 +63,7 @@ async function main(): Promise<number> {
     console: join(reports, "logs", `boot-${number}.log`),
     patience: Number(process.env.XENLAB_PATIENCE ?? 1),
     verbose: values.verbose,
+    share: values.share,
   }));
   if (!values.keep) rmSync(join(reports, "boots"), { recursive: true, force: true });
   console.log(writeReport(reports, readFileSync(join(lab, "versions"), "utf8"), results));

@@ -34,6 +34,8 @@ export interface BootSettings {
   /** Multiplies every time limit. */
   readonly patience: number;
   readonly verbose: boolean;
+  /** A directory of this machine that dom0 can mount over 9p, as `share`. */
+  readonly share: string | undefined;
 }
 
 const MEMORY_MIB = 5120;
@@ -93,7 +95,7 @@ function makePayload(settings: BootSettings, daemon: Daemon, runs: readonly Run[
 async function follow(settings: BootSettings, image: string, runs: readonly Run[]): Promise<Set<string>> {
   const begun = new Set<string>();
   const log = createWriteStream(settings.console);
-  const machine = spawn("qemu-system-x86_64", machineArguments(settings.lab, image), {
+  const machine = spawn("qemu-system-x86_64", machineArguments(settings, image), {
     stdio: ["ignore", "pipe", "pipe"],
   });
   const end = () => machine.kill("SIGKILL");
@@ -142,7 +144,7 @@ async function follow(settings: BootSettings, image: string, runs: readonly Run[
  * are left out that QEMU 7.2's TCG gets wrong under Xen: SMAP, SMEP and LA57 break PV guests, RDTSCP breaks HVM
  * guests, and with AVX one process in a hundred dies of a corrupted register.
  */
-function machineArguments(lab: string, image: string): string[] {
+function machineArguments({ lab, share }: BootSettings, image: string): string[] {
   const xen =
     `console=com1 com1=115200,8n1 conring_size=1m dom0_mem=${DOM0_MEMORY_MIB}M,max:${DOM0_MEMORY_MIB}M ` +
     `dom0_max_vcpus=${CPUS} spec-ctrl=no xpti=no loglvl=warning guest_loglvl=warning sched=credit`;
@@ -166,6 +168,7 @@ function machineArguments(lab: string, image: string): string[] {
     ["-drive", `id=payload,file=${image},${drive}`],
     ["-device", "virtio-blk-pci,drive=payload,disable-legacy=on"],
   ];
+  if (share !== undefined) options.push(["-virtfs", `local,path=${share},mount_tag=share,security_model=none`]);
   return ["-no-reboot", ...options.flat()];
 }
 

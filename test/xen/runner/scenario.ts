@@ -37,7 +37,8 @@ export function loadRuns(directory: string): Run[] {
     .flatMap((file) => parseRuns(join(directory, file)));
 }
 
-function parseRuns(path: string): Run[] {
+/** The runs of one file: one for each daemon that its header names. */
+export function parseRuns(path: string): Run[] {
   const header = /^(#.*\n)+/.exec(readFileSync(path, "utf8"))?.[0] ?? "";
   const lines = header.split("\n").map((line) => line.replace(/^#\s?/, ""));
   const value = (key: string) =>
