@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/io_uring.h>
+#include <linux/magic.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -19,10 +20,14 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { MAX_WATCHES = 8, WATCH_BIT = 1u << 31, CANCEL_TAG = WATCH_BIT | 0xff };
+/* Two ticks of a slow kernel's clock; and how many operations go without being tried at once after one that
+ * took it, or found nothing in memory. */
+enum { SLOW_WRITE_US = 8000, SLOW_WRITES = 256, COLD_READS = 32 };
 
 struct watch {
   int fd;
@@ -56,12 +61,21 @@ struct io {
   uint32_t *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
   struct io_uring_cqe *cqes;
   struct __kernel_timespec *timespecs; /* one a submission slot */
+  int buffered_file, nowait_flag;
+  uint32_t slow_writes, cold_reads; /* so many more are not done at once */
   uint32_t unsubmitted;
 };
 
 static int64_t now_us(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* In ticks, but never a system call. */
+static int64_t coarse_us(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
   return now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
@@ -255,7 +269,45 @@ static uint32_t reap(struct io *io, struct xt_io_done *done, uint32_t max) {
   return count;
 }
 
+/*
+ * A read alone that finds its data in memory: io_uring does that at once, too, but takes longer for it. Where the
+ * file system cannot say that it would have to wait, it is io_uring's.
+ */
+static int read_at_once(struct io *io, const struct xt_io *op) {
+  if (!io->buffered_file) return 0;
+  if (io->cold_reads) {
+    io->cold_reads--;
+    return 0;
+  }
+  struct iovec whole = {(void *)(uintptr_t)op->address, (size_t)op->length};
+  int one = op->op == XT_IO_READ;
+  ssize_t got = preadv2(io->fd, one ? &whole : whole.iov_base, one ? 1 : (int)op->length, (off_t)op->offset,
+                        io->nowait_flag);
+  if (got >= 0) finish(io, op->tag, got);
+  else io->cold_reads = COLD_READS;
+  return got >= 0;
+}
+
+static int is_read(uint32_t op) { return op == XT_IO_READ || op == XT_IO_READV; }
 static int is_discard(uint32_t op) { return op == XT_IO_DISCARD || op == XT_IO_SECURE_DISCARD; }
+static int is_write(uint32_t op) { return op == XT_IO_WRITE || op == XT_IO_WRITEV; }
+
+/*
+ * A write into a file's page cache: io_uring would hand it to a kernel thread, one at a time for each file, which
+ * costs more than the write. So it is done at once, until one had to wait (memory is full of what is not
+ * written back): then the kernel's threads shall wait for a while, and this one go on.
+ */
+static int write_at_once(struct io *io, const struct xt_io *op) {
+  if (!io->buffered_file) return 0;
+  if (io->slow_writes) {
+    io->slow_writes--;
+    return 0;
+  }
+  int64_t begin = coarse_us();
+  finish(io, op->tag, perform(io, op));
+  if (coarse_us() - begin >= SLOW_WRITE_US) io->slow_writes = SLOW_WRITES;
+  return 1;
+}
 
 static int32_t run_uring(struct io *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_us,
                          struct xt_io_done *done, uint32_t max) {
@@ -265,7 +317,8 @@ static int32_t run_uring(struct io *io, const struct xt_io *ops, uint32_t count,
       finish(io, ops[i].tag, discard_block_device(io, &ops[i]));
     } else if (ops[i].op == XT_IO_SECURE_DISCARD) {
       finish(io, ops[i].tag, -EOPNOTSUPP);
-    } else {
+    } else if (!(is_write(ops[i].op) && write_at_once(io, &ops[i])) &&
+               !(count == 1 && is_read(ops[i].op) && read_at_once(io, &ops[i]))) {
       prepare(io, &ops[i]);
       io->in_flight++;
     }
@@ -364,6 +417,10 @@ double xt_io_open(int32_t fd, uint32_t depth, uint32_t engine, int32_t is_block_
   io->fd = fd;
   io->ring_fd = -1;
   io->is_block_device = is_block_device;
+  io->buffered_file = !is_block_device && !(fcntl(fd, F_GETFL) & O_DIRECT);
+  /* A tmpfs does not know the flag, and needs none: what it has is in memory. */
+  struct statfs file_system;
+  io->nowait_flag = fstatfs(fd, &file_system) == 0 && file_system.f_type == TMPFS_MAGIC ? 0 : RWF_NOWAIT;
   io->engine = engine;
   io->depth = depth;
   io->ready = calloc(depth + MAX_WATCHES, sizeof *io->ready);

@@ -43,6 +43,8 @@ XT_API void xt_store8(void *address, uint32_t value);
 XT_API uint32_t xt_fetch_or8(void *address, uint32_t bits);
 XT_API uint32_t xt_fetch_and8(void *address, uint32_t bits);
 XT_API void xt_fence(void);
+/* Looks at a 32-bit word for about `us` (once at least): 1 as soon as it is not `value`. */
+XT_API uint32_t xt_changes_within(const void *address, uint32_t value, uint32_t us);
 
 /* ---- ring.c: the shared ring of public/io/ring.h; `ring` points at its first page ---- */
 

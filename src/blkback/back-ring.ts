@@ -71,9 +71,10 @@ export class BackRing {
     return fresh;
   }
 
-  /** True when the frontend has put requests on the ring since the last fetch. */
-  hasRequests(): boolean {
-    return Atomics.load(this.#shared.words, RING_REQ_PROD) !== this.#reqCons;
+  /** Looks for `us` (0: once): true as soon as the frontend has put requests on the ring since the last fetch. */
+  hasRequests(us: number): boolean {
+    const prod = (this.#shared.address + RING_REQ_PROD * 4) as Pointer;
+    return shim.xt_changes_within(prod, this.#reqCons, us) !== 0;
   }
 
   /** Publishes the first `count` of `responses`; true when the frontend wants to be notified. */

@@ -106,7 +106,8 @@ export class BlockQueue {
   #finishedCount = 0;
   #staged = 0;
   #submitted = 0;
-  #now = 0;
+  /** When the last wait ended: the time of what is fetched and answered then. Asking is a system call in dom0. */
+  #now = performance.now();
   #bad = 0;
   #engineFailed = false;
 
@@ -194,7 +195,6 @@ export class BlockQueue {
       this.failure = `the ring's indices cannot be true: ${this.#ring.describe()}`;
       return 0;
     }
-    this.#now = performance.now();
     this.#counters.fetched(count);
     this.#refreshLimits();
     let indirect = 0;

@@ -33,7 +33,7 @@ export class Sleeper {
   #eventTaken = false;
   #spurious = 0;
   readonly #poll = new AdaptivePoll(MAX_POLL_MS);
-  readonly #hasRequests = (): boolean => this.#ring.hasRequests();
+  readonly #hasRequests = (us: number): boolean => this.#ring.hasRequests(us);
   #sleptIdle = false;
   #busyWaiting = false;
   #busyWaitFailed = false;
@@ -64,7 +64,7 @@ export class Sleeper {
       return true;
     }
     if (active >= BUSY_OPERATIONS && !this.#busyWaitFailed) {
-      if (this.#ring.hasRequests()) return false;
+      if (this.#ring.hasRequests(0)) return false;
       this.#busyWaiting = true;
       this.timeoutUs = BUSY_WAIT_US;
       return true;

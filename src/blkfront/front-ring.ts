@@ -100,9 +100,10 @@ export class FrontRing {
     return wanted !== 0;
   }
 
-  /** True when the backend has put responses on the ring since the last fetch. */
-  hasResponses(): boolean {
-    return Atomics.load(this.#shared.words, RING_RSP_PROD) !== this.#rspCons;
+  /** Looks for `us` (0: once): true as soon as the backend has put responses on the ring since the last fetch. */
+  hasResponses(us: number): boolean {
+    const prod = (this.#shared.address + RING_RSP_PROD * 4) as Pointer;
+    return shim.xt_changes_within(prod, this.#rspCons, us) !== 0;
   }
 
   /** Copies every new response off the ring; how many are in `ids`, each to be released, or RING_LIES. */

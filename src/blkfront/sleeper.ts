@@ -15,7 +15,7 @@ export class FrontSleeper {
   readonly #port: EvtchnPort;
   readonly #ports = new Uint32Array(16);
   #masked = false;
-  readonly #hasResponses = (): boolean => this.#ring.hasResponses();
+  readonly #hasResponses = (us: number): boolean => this.#ring.hasResponses(us);
 
   constructor(ring: FrontRing, channels: EventChannels, port: EvtchnPort) {
     this.#ring = ring;

@@ -16,19 +16,14 @@ export class AdaptivePoll {
   }
 
   /**
-   * Looks for a while; true when `hasWork` said so. Otherwise the caller sleeps, and says so with `slept`. The
-   * caller tells the time, because in a guest of Xen asking for it can be a system call.
+   * Looks for a while; true when `hasWork`, which is told for how many microseconds it may look, said so.
+   * Otherwise the caller sleeps, and says so with `slept`. The caller tells the time, because in a guest of Xen
+   * asking for it is a system call.
    */
-  look(hasWork: () => boolean, nowMs: number): boolean {
-    if (hasWork()) return true;
-    if (this.maxMs === 0) return false;
+  look(hasWork: (us: number) => boolean, nowMs: number): boolean {
+    if (this.maxMs === 0) return hasWork(0);
     this.#waitedFrom = nowMs;
-    if (this.#pollMs === 0) return false;
-    const until = this.#waitedFrom + this.#pollMs;
-    do {
-      if (hasWork()) return true;
-    } while (performance.now() < until);
-    return false;
+    return hasWork(this.#pollMs * 1000);
   }
 
   /** To be called when the sleep after a `look` in vain ended because there was work. */

@@ -41,6 +41,7 @@ const symbols = {
   xt_fetch_or8: { args: [ptr, u32], returns: u32 },
   xt_fetch_and8: { args: [ptr, u32], returns: u32 },
   xt_fence: { args: [], returns: none },
+  xt_changes_within: { args: [ptr, u32, u32], returns: u32 },
 
   xt_ring_init: { args: [ptr], returns: none },
   xt_ring_copy_requests: { args: [ptr, ptr, u32, u32, u32, u32, u32], returns: none },

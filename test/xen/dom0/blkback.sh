@@ -20,22 +20,21 @@ detach() {
 }
 
 # stat_of NAME VDEV FIELD: a counter of the server's, as it is now. From a process that prints them every second,
-# because starting one for each takes too long here.
+# because starting one for each takes too long here; it begins with the first call.
 stat_of() {
-  local disk since line
+  local disk since
+  [ -e stats.pid ] || { xentool blkback stats --watch --json >stats.log & echo $! >stats.pid; }
   disk=$(printf '"domid":%d,"devid":%d,' "$(domid "$1")" "$(devid "$2")") since=$(date +%s%3N)
   wait_for 60 "statistics of $2 of $1" _fresh_stats "$disk" "$since"
   _stats "$disk" "$3"
 }
 _stats() { grep -F "$1" stats.log | tail -1 | sed -n "s/.*\"$2\":\([0-9.]*\).*/\1/p"; }
 _fresh_stats() { [ "$(_stats "$1" time)" -ge "$2" ]; }
-xentool blkback stats --watch --json >stats.log &
-STATS=$!
 
 # install_script: `xentool blkback install`, undone at the end.
 install_script() { INSTALLED=1; xentool blkback install; }
 INSTALLED=
-_end() { kill $STATS; [ -z "$INSTALLED" ] || xentool blkback uninstall >/dev/null; }
+_end() { [ ! -e stats.pid ] || kill "$(cat stats.pid)"; [ -z "$INSTALLED" ] || xentool blkback uninstall >/dev/null; }
 trap _end EXIT
 
 # assert_at_least GOT MINIMUM WHAT

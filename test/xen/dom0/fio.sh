@@ -10,7 +10,7 @@ fio_figures() {
   for figure in $FIGURES; do
     rw=${figure%-*} depth=${figure#*-} size=4k
     [ "$rw" = read ] && depth=4 size=1M
-    line=$(on "$guest" --limit $((60 + seconds)) "fio --name=f --filename=$device --direct=1 --ioengine=libaio --rw=$rw --bs=$size \
+    line=$(on "$guest" --quiet $((seconds + 1)) "fio --name=f --filename=$device --direct=1 --ioengine=libaio --rw=$rw --bs=$size \
 --iodepth=$depth --runtime=$seconds --time_based --minimal --terse-version=3 --randseed=1" | grep '^3;')
     # terse version 3: read KiB/s and IOPS are fields 7 and 8, write 48 and 49
     awk -F';' -v figure="$figure" -v rw="$rw" '{

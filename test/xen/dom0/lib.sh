@@ -103,15 +103,20 @@ wait_gone() { wait_for 30 "$1 to be gone" _gone "$1"; }
 _gone() { ! alive "$1"; }
 
 _sequence=0
-# on NAME [--limit SECONDS] COMMAND: runs a shell command in the guest; its output and its status are on's.
-# COMMAND is at most 2,900 bytes. A command put into the background (its output sent elsewhere) goes on.
+# on NAME [--limit SECONDS] [--quiet SECONDS] COMMAND: runs a shell command in the guest; its output and its status are
+# on's. COMMAND is at most 2,900 bytes. A command put into the background (its output sent elsewhere) goes on. --quiet:
+# for so long dom0 does not even look for the end, because looking costs what is being measured.
 on() {
-  local name=$1 limit=60 seq code; shift
-  [ "$1" = --limit ] && { limit=$2; shift 2; }
+  local name=$1 limit=60 quiet=0 seq code; shift
+  while [[ $1 == --* ]]; do
+    case $1 in --limit) limit=$2 ;; --quiet) quiet=$2 ;; esac
+    shift 2
+  done
   seq=$BASHPID.$((++_sequence)).$RANDOM
   code=$(base64 -w0 <<<"$*")
   [ ${#code} -le 3900 ] || fail "on $name: the command is too long"
   echo "$seq $code" >"$(xenstore-read "/local/domain/$(domid "$name")/console/tty")"
+  sleep "$quiet"
   wait_for "$limit" "$name: $*" _answered "$name" "$seq"
   console "$name" | sed -n "/^<<$seq\$/,/^$seq>> /p" | sed '1d;$d' | sed '${/^$/d}'
   return "$(console "$name" | sed -n "s/^$seq>> //p")"
