@@ -9,7 +9,14 @@ import { buildAll } from "./build-all.ts";
 import { boot, type BootSettings } from "../test/xen/runner/boot.ts";
 import { ensureLab } from "../test/xen/runner/lab.ts";
 import { writeReport } from "../test/xen/runner/report.ts";
-import { chooseRuns, DAEMONS, loadRuns, parseRuns, type Result, type Run } from "../test/xen/runner/scenario.ts";
+import {
+  chooseRuns,
+  DAEMONS,
+  loadRuns,
+  parseRuns,
+  type Result,
+  type Run,
+} from "../test/xen/runner/scenario.ts";
 
 const USAGE = `npm run test:xen [-- [OPTIONS] [NAME…]]
   NAME        a scenario, with @xenstored or @oxenstored or without, or a file; none: all

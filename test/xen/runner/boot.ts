@@ -168,7 +168,8 @@ function machineArguments({ lab, share }: BootSettings, image: string): string[]
     ["-drive", `id=payload,file=${image},${drive}`],
     ["-device", "virtio-blk-pci,drive=payload,disable-legacy=on"],
   ];
-  if (share !== undefined) options.push(["-virtfs", `local,path=${share},mount_tag=share,security_model=none`]);
+  if (share !== undefined)
+    options.push(["-virtfs", `local,path=${share},mount_tag=share,security_model=none`]);
   return ["-no-reboot", ...options.flat()];
 }
 
