@@ -9,7 +9,7 @@ import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { BlkbackDevice, type DeviceEnd, type DeviceOptions } from "./device.ts";
 import { checkOffer } from "./features.ts";
-import { createDevice, destroyDevice } from "./toolstack.ts";
+import { createDevice, destroyDevice, SERVE_KEY } from "./toolstack.ts";
 
 const logger = moduleLogger("blkback");
 
@@ -70,12 +70,13 @@ export async function serveImage(
   }
 }
 
-/** Makes the device when nobody has: true. A device that is there is served as it is. */
+/** Makes the device when nobody has; a device that is there is served as it is. True: it is to go in the end. */
 async function ensureDevice(xenstore: Xenstore, options: ServeOptions): Promise<boolean> {
   const { address, readOnly, offer, path } = options;
   const dir = backendDir(address);
   if (!(await xenstore.exists(dir))) {
-    await createDevice(xenstore, { address, readOnly, deviceType: offer.deviceType, params: path });
+    const { deviceType } = offer;
+    await createDevice(xenstore, { address, readOnly, deviceType, params: path, temporary: true });
     return true;
   }
   const mode = await xenstore.tryRead(`${dir}/mode`);
@@ -84,5 +85,5 @@ async function ensureDevice(xenstore: Xenstore, options: ServeOptions): Promise<
       "usage",
       `${describeDevice(address)} was created read-only: serve it with --mode r`,
     );
-  return false;
+  return (await xenstore.tryRead(`${dir}/${SERVE_KEY}`)) !== null;
 }

@@ -13,7 +13,15 @@ export interface NewDevice {
   readonly deviceType: "disk" | "cdrom";
   /** What is served, for people who look. */
   readonly params: string;
+  /** It is to go with its server's end: see SERVE_KEY. */
+  readonly temporary?: boolean;
 }
+
+/**
+ * Written by `blkback serve` into a device that it has made, and so removes in the end: when it was killed, its
+ * successor does.
+ */
+export const SERVE_KEY = "xentool-serve";
 
 /** Makes both directories of a device, in state 1, with their owners. Fails with `usage` when it exists. */
 export async function createDevice(xenstore: Xenstore, device: NewDevice): Promise<void> {
@@ -47,6 +55,7 @@ export async function createDevice(xenstore: Xenstore, device: NewDevice): Promi
       "device-type": device.deviceType,
       "hotplug-status": "connected",
       state: XenbusState.Initialising,
+      ...(device.temporary === true ? { [SERVE_KEY]: 1 } : {}),
     };
     const frontend = {
       backend: back,

@@ -75,8 +75,15 @@ test("a server that is killed: the guest waits, the next server answers what is 
     server = await serve("a.img", 1);
     expectPage(await pending, 800 + round * 8);
   }
+  // The last successor removes what the first one made.
+  server.kill("SIGTERM");
+  await guest.untilBackend(5);
+  await guest.setState(6);
+  expect(await server.exited).toBe(143);
   guest.close();
   neighbour.close();
+  const list = await runXentool(["blkback", "list", "--json"], { env });
+  expect((JSON.parse(list.stdout) as { frontend: number }[]).map(({ frontend }) => frontend)).toEqual([2]);
 });
 
 test("frontends that are killed in the middle of it: the server serves the next one", async () => {
