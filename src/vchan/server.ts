@@ -2,7 +2,7 @@
 // xenstore. The unmap-notify makes the kernel tell the client when this process dies.
 import type { Domid, EvtchnPort, GrantRef } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
-import type { GrantShare, Platform, SharedPages } from "../platform/platform.ts";
+import type { Access, GrantShare, Platform, SharedPages, UnmapNotify } from "../platform/platform.ts";
 import {
   encodeServerPage,
   layoutOf,
@@ -30,8 +30,8 @@ export interface VchanServer {
 }
 
 /**
- * Shares the rings with `peer` and waits for nobody yet. Fails with `usage` on impossible orders, with `io`
- * or `environment` when the platform gives no pages (gntalloc's limit) or no port.
+ * Shares the rings with `peer` and waits for nobody yet. Fails with `usage` on impossible orders, with
+ * `environment` when they pass gntalloc's limit, with `io` when the platform gives no pages or no port.
  */
 export function openVchanServer(platform: Platform, options: VchanServerOptions): VchanServer {
   const { peer, orders, leftCounter = 0, rightCounter = 0 } = options;
@@ -45,10 +45,16 @@ export function openVchanServer(platform: Platform, options: VchanServerOptions)
   cleanup.defer(() => share.close());
   const port = channels.bindUnbound(peer);
   cleanup.defer(() => channels.unbind(port));
-  const left = sharePages(cleanup, share, peer, layout.left.pageCount, "rw");
-  const right = sharePages(cleanup, share, peer, layout.right.pageCount, "r");
-  const page = share.share(peer, 1, "rw", { clearByteAt: VCHAN_SRV_LIVE, port });
-  cleanup.defer(() => page.mapping.close());
+  const shared = (count: number, access: Access, notify?: UnmapNotify): SharedPages => {
+    const pages = sharePages(share, peer, count, access, notify);
+    cleanup.defer(() => pages.mapping.close());
+    return pages;
+  };
+  const { pageCount: leftCount } = layout.left;
+  const { pageCount: rightCount } = layout.right;
+  const left = leftCount === 0 ? undefined : shared(leftCount, "rw");
+  const right = rightCount === 0 ? undefined : shared(rightCount, "r");
+  const page = shared(1, "rw", { clearByteAt: VCHAN_SRV_LIVE, port });
   const grants = [...(left?.refs ?? []), ...(right?.refs ?? [])];
   encodeServerPage(page.mapping.bytes, { orders, grants, leftCounter, rightCounter });
   const owned = cleanup.move();
@@ -72,14 +78,26 @@ export function openVchanServer(platform: Platform, options: VchanServerOptions)
 }
 
 function sharePages(
-  cleanup: DisposableStack,
   share: GrantShare,
   peer: Domid,
   count: number,
-  access: "r" | "rw",
-): SharedPages | undefined {
-  if (count === 0) return undefined;
-  const pages = share.share(peer, count, access);
-  cleanup.defer(() => pages.mapping.close());
-  return pages;
+  access: Access,
+  notify: UnmapNotify | undefined,
+): SharedPages {
+  try {
+    return share.share(peer, count, access, notify);
+  } catch (error) {
+    throw isLimit(error) ? pagesUsedUp(count, error) : error;
+  }
+}
+
+function isLimit(error: unknown): boolean {
+  return error instanceof XentoolError && error.context["errno"] === "ENOSPC";
+}
+
+function pagesUsedUp(count: number, cause: unknown): XentoolError {
+  const message =
+    `${count} more pages pass what this domain may grant: ` +
+    "smaller rings may fit, or raise /sys/module/xen_gntalloc/parameters/limit";
+  return new XentoolError("environment", message, { pages: count }, cause);
 }

@@ -3,6 +3,7 @@
  *
  *   vchan-peer server DOMID PATH READ_SIZE WRITE_SIZE JOB...     rings as libxenvchan_server_init's
  *   vchan-peer client DOMID PATH JOB...                          waits for the server to come
+ *   vchan-peer liar DOMID PATH ORDER    a server that says that its left ring has this order, until it is killed
  *   vchan-peer pattern BYTES SEED      writes a stream of pseudo-random bytes to standard output
  *   vchan-peer check BYTES SEED        standard input must be exactly that stream
  * A JOB is one of
@@ -132,6 +133,14 @@ static void connect_to(int domid, const char *path) {
     usleep(RETRY_MS * 1000);
   }
   die("libxenvchan_client_init failed");
+}
+
+static void lie(int domid, const char *path, uint16_t order) {
+  vchan = libxenvchan_server_init(NULL, domid, path, 65536, 65536);
+  if (!vchan) die("libxenvchan_server_init failed");
+  vchan->ring->left_order = order;
+  puts("lying");
+  for (;;) pause();
 }
 
 /* Whatever still comes, until the peer has closed. */
@@ -283,6 +292,7 @@ int main(int argc, char **argv) {
     return 0;
   }
   setvbuf(stdout, NULL, _IOLBF, 0);
+  if (is_job(argc - 1, argv + 1, "liar", 3)) lie((int)number(argv[2]), argv[3], (uint16_t)number(argv[4]));
   int job = 4;
   if (is_job(argc - 1, argv + 1, "server", 5)) {
     serve((int)number(argv[2]), argv[3], number(argv[4]), number(argv[5]));

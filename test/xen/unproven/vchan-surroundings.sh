@@ -26,12 +26,19 @@ refused g 3 '/local/domain/0/data/x' 'xentool vchan listen 0 /local/domain/0/dat
 refused g 2 'made of letters' 'xentool vchan listen 0 x/y'
 
 limit=/sys/module/xen_gntalloc/parameters/limit
+trap "echo 1024 >$limit" EXIT
 for place in dom0 g; do
   in_place $place "echo 100 >$limit"
   peer=$id; [ $place = dom0 ] || peer=0
   refused $place 3 'gntalloc' "xentool vchan listen $peer x --read-size 1048576"
   in_place $place "echo 1024 >$limit"
 done
+
+note 'a server whose rings cannot be'
+begin g server "vchan-peer liar 0 $(keys "$id" 0 liar) 27"
+said g server lying
+refused dom0 4 'order is 27, outside 10 to 20' "xentool vchan connect $id liar"
+in_place g 'kill -9 $(pidof vchan-peer)'
 
 note 'a server that died, and its keys'
 begin g server 'xentool vchan listen 0 dead'
