@@ -1,5 +1,5 @@
-// One connection of a client: requests go out with an id of their own, many at a time; replies come back
-// to whoever asked; watch events go to their watch. When the server goes away, everything that waits fails.
+// One connection of a client: requests go out with an id of their own, many at a time where the transport can
+// do that; replies come back to whoever asked; watch events go to their watch. When the server goes away, everything that waits fails.
 import { XentoolError } from "../core/errors.ts";
 import { escapeText } from "../core/log.ts";
 import {
@@ -29,6 +29,8 @@ export class XenstoreConnection {
   readonly #transport: XenstoreTransport;
   readonly #parser = new XsPacketParser();
   readonly #pending = new Map<number, Pending>();
+  /** Requests for which the transport is not ready yet. */
+  #unsent: Uint8Array[] = [];
   readonly #closeListeners = new Set<(error: XentoolError) => void>();
   #failure: XentoolError | undefined;
   #nextId = Math.floor(Math.random() * 0x8000_0000);
@@ -56,8 +58,11 @@ export class XenstoreConnection {
       return Promise.reject(tooLong(type, subject, payload.length, payloadBytesMax));
     return new Promise((resolve, reject) => {
       const id = this.#takeId();
+      const packet = encodePacket(type, id, txId, payload);
+      const mustWait = this.#transport.oneAtATime === true && this.#pending.size > 0;
       this.#pending.set(id, { type, subject, resolve, reject });
-      this.#transport.write(encodePacket(type, id, txId, payload));
+      if (mustWait) this.#unsent.push(packet);
+      else this.#transport.write(packet);
     });
   }
 
@@ -102,6 +107,8 @@ export class XenstoreConnection {
     const pending = this.#pending.get(packet.reqId);
     if (pending === undefined) return `replied to a request that was not made (id ${packet.reqId})`;
     this.#pending.delete(packet.reqId);
+    const next = this.#unsent.shift();
+    if (next !== undefined) this.#transport.write(next);
     const operation = xsTypeName(pending.type) ?? String(pending.type);
     if (packet.type === XS_ERROR) {
       const errno = decodeText(packet.payload).replace(/\0.*$/s, "");
@@ -128,6 +135,7 @@ export class XenstoreConnection {
     this.#failure = error;
     const waiting = [...this.#pending.values()];
     this.#pending.clear();
+    this.#unsent = [];
     this.#parser.reset();
     for (const pending of waiting) pending.reject(error);
     const listeners = [...this.#closeListeners];

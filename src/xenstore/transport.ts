@@ -19,6 +19,8 @@ export interface XenstoreTransport {
   readonly name: string;
   /** The longest payload that it carries. */
   readonly payloadBytesMax: number;
+  /** A request may be written only when the one before has been answered. */
+  readonly oneAtATime?: boolean;
   /** Gets what the server sent, in pieces of any size. Set it before the first write. */
   onData: (bytes: Uint8Array) => void;
   /** Runs once when the server's end is gone; not after `close`. */
@@ -165,6 +167,11 @@ class DeviceTransport implements XenstoreTransport {
   readonly name: string;
   /** The kernel's buffer holds a packet of 4096 bytes with its header. */
   readonly payloadBytesMax = XS_PAYLOAD_MAX - XS_HEADER_BYTES;
+  /**
+   * The kernel handles a request to watch within the write, with a lock held that the reply to any other request
+   * of the same file needs: both at once, and its xenstore is dead for the whole domain (Linux 6.1).
+   */
+  readonly oneAtATime = true;
   onData: (bytes: Uint8Array) => void = ignore;
   onClose: (error: XentoolError) => void = ignore;
   readonly #fd: number;

@@ -29,11 +29,13 @@ const failure = (promise: Promise<unknown>): Promise<unknown> =>
 /** A client whose server is the function `answer`: it gets each request and may send any bytes. */
 function scripted(
   answer: (request: xs.XsPacket, send: (bytes: Uint8Array) => void) => void,
+  oneAtATime = false,
 ): Xenstore & { closed: boolean } {
   const parser = new xs.XsPacketParser();
   const transport: XenstoreTransport = {
     name: "a script",
     payloadBytesMax: 100,
+    oneAtATime,
     onData: () => {},
     onClose: () => {},
     write: (packet) => {
@@ -68,6 +70,25 @@ describe("connecting", () => {
     silent.stop(true);
     rmSync(path, { force: true });
   });
+});
+
+test("a transport that carries one request at a time gets the next when the last is answered", async () => {
+  const log: string[] = [];
+  const client = scripted((request, send) => {
+    const name = xs.decodeText(request.payload).replace(/\0.*$/s, "");
+    log.push(`asked ${name}`);
+    setTimeout(() => {
+      log.push(`told ${name}`);
+      const kind = name === "/c" ? xs.XS_ERROR : request.type;
+      send(xs.encodePacket(kind, request.reqId, 0, xs.encodeStrings(name === "/c" ? "EINVAL" : name)));
+    }, 1);
+  }, true);
+  const names = ["/a", "/b", "/c", "/d"];
+  const results = await Promise.allSettled([...names.map((name) => client.tryRead(name))]);
+  expect(log).toEqual(names.flatMap((name) => [`asked ${name}`, `told ${name}`]));
+  expect(results.map(({ status }) => status)).toEqual(["fulfilled", "fulfilled", "rejected", "fulfilled"]);
+  expect(client.statistics.pendingRequests).toBe(0);
+  client.close();
 });
 
 describe("a server that goes away", () => {
