@@ -1,5 +1,6 @@
 // One connection of a client: requests go out with an id of their own, many at a time where the transport can
-// do that; replies come back to whoever asked; watch events go to their watch. When the server goes away, everything that waits fails.
+// do that; replies come back to whoever asked; watch events go to their watch. When the server goes away,
+// everything that waits fails.
 import { XentoolError } from "../core/errors.ts";
 import { escapeText } from "../core/log.ts";
 import {

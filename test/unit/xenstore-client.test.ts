@@ -84,7 +84,7 @@ test("a transport that carries one request at a time gets the next when the last
     }, 1);
   }, true);
   const names = ["/a", "/b", "/c", "/d"];
-  const results = await Promise.allSettled([...names.map((name) => client.tryRead(name))]);
+  const results = await Promise.allSettled(names.map((name) => client.tryRead(name)));
   expect(log).toEqual(names.flatMap((name) => [`asked ${name}`, `told ${name}`]));
   expect(results.map(({ status }) => status)).toEqual(["fulfilled", "fulfilled", "rejected", "fulfilled"]);
   expect(client.statistics.pendingRequests).toBe(0);
