@@ -20,7 +20,7 @@ _more() { [ "$(stat_of g xvdb requests)" -gt $(($1 + 40)) ]; }
 begin
 wait_disk g xvdb
 note 'the server is killed in mid-I/O, three times; the next one goes on'
-busy='fio --name=b --filename=/dev/xvdb --rw=randrw --bsrange=4k-256k --iodepth=32 --ioengine=libaio --direct=1 --size=16M
+busy='fio --name=b --filename=/dev/xvdb --rw=randrw --bsrange=4k-32k --iodepth=32 --ioengine=libaio --direct=1 --size=24M
   --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randrepeat=0'
 busy=${busy//$'\n'/}
 on g "(while [ ! -e /tmp/stop ]; do $busy >/tmp/fio 2>&1 || { echo 1 >/tmp/status; exit; }; done; echo 0 >/tmp/status) >/dev/null 2>&1 &"
