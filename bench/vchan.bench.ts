@@ -1,13 +1,18 @@
 // How fast a vchan is on the simulated platform, beside a unix socketpair that moves the same bytes: JSON on
-// stdout. Rings of 64 KiB, 1 and 2 KiB, and 1 MiB; throughput each way and both ways, and round trips. The
-// socketpair's program is Perl's, so that nothing of ours is on both sides of the comparison.
+// stdout. Rings of 64 KiB, 1 and 2 KiB, and 1 MiB; throughput each way and both ways, and round trips; what a
+// gigabyte costs of CPU time at one end, and what two ends cost that have nothing to do. The socketpair's
+// program is Perl's, so that nothing of ours is on both sides of the comparison.
 //   bun bench/vchan.bench.ts [--megabytes N] [--rounds N]
+import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { SimHost } from "../src/sim/host.ts";
 
 const XENTOOL = fileURLToPath(new URL("../cmd/xentool.ts", import.meta.url));
 const RING_SIZES = [65_536, 0, 1_048_576];
+const IDLE_MS = 3000;
+/** Of /proc/PID/stat's times: USER_HZ, which Linux keeps at 100. */
+const TICKS_PER_SECOND = 100;
 
 /** Two processes and a socketpair: bytes one way in pieces of 64 KiB, then one byte there and back. */
 const SOCKETPAIR = `
@@ -34,6 +39,7 @@ printf '{"bytesPerSecond":%f,"microseconds":%f,"cpuSeconds":%f}', $bytes / ($mid
 
 interface Result {
   readonly kind: string;
+  readonly bytesEachWay?: number;
   readonly bytesPerSecond?: number;
   readonly microseconds?: number;
   readonly cpuSeconds: number;
@@ -65,10 +71,42 @@ async function measure(host: SimHost, ringSize: number): Promise<Result[]> {
   return (JSON.parse(text) as { results: Result[] }).results;
 }
 
+/** Percent of one CPU that both ends of a connected vchan take while nothing comes from either side. */
+async function idlePercent(host: SimHost): Promise<number> {
+  const ends = [
+    ["0", "listen", "1", "idle", "-v"],
+    ["1", "connect", "0", "idle", "--wait", "-v"],
+  ].map(([domid = "", ...args]) =>
+    Bun.spawn([process.execPath, XENTOOL, "vchan", ...args], {
+      env: { ...process.env, XENTOOL_SIM: host.dir, XENTOOL_DOMID: domid },
+      stdio: ["pipe", "ignore", "pipe"],
+    }),
+  );
+  try {
+    for (const { stderr } of ends) await stderr.getReader().read();
+    await Bun.sleep(IDLE_MS / 3);
+    const before = ends.map(({ pid }) => cpuTicks(pid));
+    await Bun.sleep(IDLE_MS);
+    const ticks = ends.reduce((sum, { pid }, i) => sum + cpuTicks(pid) - (before[i] ?? 0), 0);
+    return (100 * ticks) / TICKS_PER_SECOND / (IDLE_MS / 1000);
+  } finally {
+    for (const end of ends) end.kill();
+    await Promise.all(ends.map(({ exited }) => exited));
+  }
+}
+
+function cpuTicks(pid: number): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
+    .replace(/^.*\) /s, "")
+    .split(" ");
+  return Number(fields[11]) + Number(fields[12]);
+}
+
 const bytes = String(Number(values.megabytes) * 1e6);
 const socketpair = JSON.parse(await output(["perl", "-e", SOCKETPAIR, bytes, values.rounds])) as Result;
 const host = await SimHost.start({ domains: 2 });
 const rings = [];
+let idle: number;
 try {
   for (const ringSize of RING_SIZES) {
     const results = await measure(host, ringSize);
@@ -79,9 +117,13 @@ try {
       results,
       throughputRatio: (send?.bytesPerSecond ?? 0) / (socketpair.bytesPerSecond ?? 1),
       roundTripRatio: (socketpair.microseconds ?? 0) / (trip?.microseconds ?? 1),
+      cpuSecondsPerGB: ((send?.cpuSeconds ?? 0) / (send?.bytesEachWay ?? 1)) * 1e9,
     });
   }
+  idle = await idlePercent(host);
 } finally {
   await host.stop();
 }
-process.stdout.write(`${JSON.stringify({ bench: "vchan", platform: "sim", socketpair, rings })}\n`);
+process.stdout.write(
+  `${JSON.stringify({ bench: "vchan", platform: "sim", socketpair, rings, idlePercent: idle })}\n`,
+);
