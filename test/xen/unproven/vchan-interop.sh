@@ -6,7 +6,7 @@
 vchan_guest g
 id=$(domid g)
 # bytes each way; less on a machine that is said to be slow
-big=$((100000000 / PATIENCE)) medium=$((20000000 / PATIENCE)) small=$((3000000 / PATIENCE))
+big=$((100000000 / PATIENCE)) medium=$((20000000 / PATIENCE)) small=$((1000000 / PATIENCE))
 sequence=0
 
 # exchange READ_SIZE WRITE_SIZE BYTES PLACING...: streams both ways at once, for each placing of the two programs.

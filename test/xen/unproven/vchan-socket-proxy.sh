@@ -4,8 +4,10 @@
 . /payload/dom0/vchan.sh
 
 proxy=/usr/lib/xen-4.17/bin/vchan-socket-proxy
-bytes=3000000
-vchan_guest g --with $proxy:/bin/vchan-socket-proxy
+bytes=600000
+# libxenstore ends its thread with pthread_cancel, which loads libgcc
+libgcc=/lib/x86_64-linux-gnu/libgcc_s.so.1
+vchan_guest g --with $proxy:/bin/vchan-socket-proxy --with $libgcc:$libgcc
 id=$(domid g)
 socat UNIX-LISTEN:"$WORK/echo",fork EXEC:cat &
 echo_service=$!
