@@ -89,6 +89,7 @@ export class VchanEndpoint {
   #polledCount = 1;
   #owed = 0;
   #peerClosed = false;
+  #peerLost = false;
   #closed = false;
 
   constructor(parts: EndpointParts) {
@@ -163,6 +164,11 @@ export class VchanEndpoint {
     return speaksOfEnd(this.#get(WORD_PEER_END));
   }
 
+  /** The peer vanished in the middle of its stream, as far as that can be told. */
+  get peerLost(): boolean {
+    return this.#peerClosed && !this.peerEnded && (this.#peerLost || this.peerSpeaksOfEnd);
+  }
+
   /** The peer said that it will write no more. */
   get peerEnded(): boolean {
     return this.#get(WORD_PEER_END) === VCHAN_END_REACHED;
@@ -173,8 +179,10 @@ export class VchanEndpoint {
     return (this.#peerClosed || this.peerEnded) && this.readable === 0;
   }
 
-  /** The peer's domain is gone, as somebody else found out: no event will tell. */
+  /** The peer's domain is gone, as somebody else found out: no event will tell. It may have closed before that. */
   declarePeerDead(): void {
+    this.sample();
+    if (!this.#peerClosed) this.#peerLost = true;
     this.#peerClosed = true;
   }
 

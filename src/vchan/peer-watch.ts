@@ -1,18 +1,23 @@
 // Notices that the peer's domain is gone. A process that dies is noticed through the unmap-notify, but the
-// kernel of a destroyed domain does not run any more, and Xen itself sends no event when a port closes.
+// kernel of a destroyed domain does not run any more, and Xen itself sends no event when a port closes. Who may
+// asks xenstored about domains. Others ask Xen, or, where that does not help, see the peer's keys go.
 import { moduleLogger } from "../core/log.ts";
 import { describeError } from "../core/errors.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
-import type { Platform } from "../platform/platform.ts";
+import type { EventChannels, Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
-import type { VchanKeys, VchanPlace } from "./rendezvous.ts";
+import { readKeys, watchKeys, type VchanKeys, type VchanPlace } from "./rendezvous.ts";
 import type { VchanRole } from "./endpoint.ts";
 
-/** Only for who may not ask xenstored about domains: a dying domain takes a while to be gone. */
+/** Between two questions to Xen: a dying domain takes a while to be gone. */
 const PROBE_INTERVAL_MS = 1500;
 /** No domain can be bound to here: the answer tells whether the domain exists. */
 const NO_PORT = 0 as EvtchnPort;
+/** Keys that a server does not need any more once connected it removes sooner than this, or not at all. */
+const KEYS_STAY_MS = 5000;
+/** A server that closes may remove its keys first, and then has so long to say that it closed. */
+const CLOSING_MS = 1000;
 
 const log = moduleLogger("vchan");
 
@@ -21,14 +26,18 @@ export interface PeerWatchOptions {
   readonly xenstore: Xenstore;
   readonly place: VchanPlace;
   readonly role: VchanRole;
+  /** Those that the two ends have met by. */
   readonly keys: VchanKeys;
+  /** Whether the server is known to leave its keys in xenstore until it closes. */
+  readonly keepsKeys: boolean;
+  /** An end that knows by then that its peer has closed in order can ignore it. */
   readonly onGone: () => void;
 }
 
 export class PeerWatch {
   readonly #options: PeerWatchOptions;
-  #timer: ReturnType<typeof setInterval> | undefined;
-  #unwatch: (() => Promise<void>) | undefined;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #unwatch: (() => unknown) | undefined;
   #stopped = false;
 
   private constructor(options: PeerWatchOptions) {
@@ -38,39 +47,17 @@ export class PeerWatch {
   /** Watches until `stop`; runs `onGone` once when the peer's domain is found to be gone. */
   static async start(options: PeerWatchOptions): Promise<PeerWatch> {
     const watch = new PeerWatch(options);
-    const look = (): Promise<void> => watch.#look();
-    try {
-      watch.#unwatch = await options.xenstore.watch("@releaseDomain", look);
-    } catch (error) {
-      log.debug(`no watch on @releaseDomain: ${describeError(error)}`);
-      await look();
-    }
+    if (await watch.#mayAskXenstored()) await watch.#askXenstored();
+    else if (options.role === "server") watch.#askXen();
+    else if (options.keepsKeys) await watch.#followKeys();
+    else watch.#timer = setTimeout(() => watch.#followKeys().catch(ignoreLoss), KEYS_STAY_MS);
     return watch;
   }
 
   async stop(): Promise<void> {
     this.#stopped = true;
-    clearInterval(this.#timer);
-    await this.#unwatch?.().catch(() => {});
-  }
-
-  async #look(): Promise<void> {
-    if (this.#stopped) return;
-    if (!(await this.#isGone()) || this.#stopped) return;
-    this.#stopped = true;
-    clearInterval(this.#timer);
-    this.#options.onGone();
-  }
-
-  async #isGone(): Promise<boolean> {
-    try {
-      return !(await this.#options.xenstore.isDomainIntroduced(this.#peer));
-    } catch (error) {
-      if (this.#stopped) return false;
-      if (errnoOf(error) !== "EACCES") throw error;
-      this.#timer ??= setInterval(() => this.#look().catch(ignoreLoss), PROBE_INTERVAL_MS);
-      return this.#probe();
-    }
+    clearTimeout(this.#timer);
+    await this.#endWatch().catch(() => {});
   }
 
   get #peer(): Domid {
@@ -78,33 +65,66 @@ export class PeerWatch {
     return role === "server" ? place.client : place.server;
   }
 
-  /**
-   * A server asks for an event channel that cannot be had: only a domain that is gone is unknown. For a
-   * client the pages it has mapped keep a dead domain known; but no further page of it can be mapped.
-   */
-  #probe(): boolean {
-    const { platform, role, keys } = this.#options;
-    const peer = this.#peer;
-    if (role === "server") {
-      const channels = platform.openEventChannels();
-      try {
-        channels.unbind(channels.bindInterdomain(peer, NO_PORT));
-      } catch (error) {
-        return errnoOf(error) === "ESRCH";
-      } finally {
-        channels.close();
-      }
-      return false;
-    }
-    const table = platform.openGrantTable();
+  async #mayAskXenstored(): Promise<boolean> {
     try {
-      table.map(peer, [keys.ringRef], "r").close();
-      return false;
-    } catch {
+      await this.#options.xenstore.isDomainIntroduced(this.#peer);
       return true;
-    } finally {
-      table.close();
+    } catch (error) {
+      if (errnoOf(error) === "EACCES") return false;
+      throw error;
     }
+  }
+
+  async #askXenstored(): Promise<void> {
+    const { xenstore } = this.#options;
+    this.#unwatch = await xenstore.watch("@releaseDomain", async () => {
+      if (!(await xenstore.isDomainIntroduced(this.#peer))) this.#declareGone();
+    });
+  }
+
+  /** Only a domain that is gone is unknown: a server maps nothing of its client's, which would keep it known. */
+  #askXen(): void {
+    this.#timer = setInterval(() => {
+      let channels: EventChannels | undefined;
+      try {
+        channels = this.#options.platform.openEventChannels();
+        channels.unbind(channels.bindInterdomain(this.#peer, NO_PORT));
+      } catch (error) {
+        if (errnoOf(error) === "ESRCH") this.#declareGone();
+      } finally {
+        channels?.close();
+      }
+    }, PROBE_INTERVAL_MS);
+  }
+
+  /**
+   * The pages that a client has mapped keep a dead domain known to Xen, but what the domain has in xenstore is
+   * removed with it. Keys that are not those of our server, or not there any more, tell nothing.
+   */
+  async #followKeys(): Promise<void> {
+    const { xenstore, place, keys, keepsKeys } = this.#options;
+    let ours = keepsKeys;
+    const unwatch = await watchKeys(xenstore, place, async () => {
+      const found = await readKeys(xenstore, place);
+      if (found === undefined && ours) this.#timer = setTimeout(() => this.#declareGone(), CLOSING_MS);
+      ours = found?.ringRef === keys.ringRef && found.port === keys.port;
+    });
+    this.#unwatch = unwatch;
+    // While it began we may have been stopped.
+    if (this.#stopped) await this.#endWatch();
+  }
+
+  async #endWatch(): Promise<void> {
+    const unwatch = this.#unwatch;
+    this.#unwatch = undefined;
+    await unwatch?.();
+  }
+
+  #declareGone(): void {
+    if (this.#stopped) return;
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+    this.#options.onGone();
   }
 }
 

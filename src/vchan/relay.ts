@@ -172,7 +172,7 @@ export class Relay {
     const allRead = this.#input === undefined && endpoint.unread === 0;
     if (allRead && endpoint.peerEnded && endpoint.readable === 0) return "done";
     if (endpoint.peerClosed && (endpoint.readable === 0 || this.#outputBroken))
-      return endpoint.peerSpeaksOfEnd && !endpoint.peerEnded ? "peer-lost" : "peer-closed";
+      return endpoint.peerLost ? "peer-lost" : "peer-closed";
     if (this.#stopping) return (allRead && endpoint.readable === 0) || this.#isOver() ? "stopped" : undefined;
     if (!allRead || this.#lingerMs === undefined) return undefined;
     this.#deadline ??= performance.now() + this.#lingerMs;

@@ -6,6 +6,7 @@ import { parseDecimal, type Domid, type EvtchnPort, type GrantRef } from "../cor
 import { isValidPath } from "../protocol/xs-wire.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
+import type { WatchCallback } from "../xenstore/watch-events.ts";
 
 /** What a client needs to connect. */
 export interface VchanKeys {
@@ -85,7 +86,7 @@ export async function readKeys(xenstore: Xenstore, place: VchanPlace): Promise<V
 export function watchKeys(
   xenstore: Xenstore,
   place: VchanPlace,
-  callback: () => void,
+  callback: WatchCallback,
 ): Promise<() => unknown> {
   return xenstore.watch(`${place.path}/${EVENT_CHANNEL}`, callback);
 }

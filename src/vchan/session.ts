@@ -10,7 +10,7 @@ import { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
 import { NO_SERVER } from "./client.ts";
 import type { VchanRole } from "./endpoint.ts";
-import { PeerWatch } from "./peer-watch.ts";
+import { PeerWatch, type PeerWatchOptions } from "./peer-watch.ts";
 import {
   publishKeys,
   readKeys,
@@ -20,6 +20,7 @@ import {
   type VchanPlace,
 } from "./rendezvous.ts";
 import { VchanWorker } from "./worker-client.ts";
+import type { VchanResults } from "./worker-protocol.ts";
 
 export interface VchanSessionOptions {
   readonly platform: Platform;
@@ -105,7 +106,7 @@ export class VchanSession implements AsyncDisposable {
         ))
       )
         return undefined;
-      return await this.#watched("server", keys, () =>
+      return await this.#watched({ role: "server", keys, keepsKeys: true }, () =>
         body({ ...served, worker: this.worker, role: "server", peer }),
       );
     } finally {
@@ -124,8 +125,12 @@ export class VchanSession implements AsyncDisposable {
     const found = await this.#findServer(wait);
     if (found === undefined) return undefined;
     try {
-      const connection = { ...found.sizes, worker: this.worker, role: "client" as const, peer };
-      return await this.#watched("client", found.keys, () => body(connection));
+      const { keys, readSize, writeSize, peerSpeaksOfEnd } = found;
+      const connection = { readSize, writeSize, worker: this.worker, role: "client" as const, peer };
+      // Who speaks of an end is a server of ours.
+      return await this.#watched({ role: "client", keys, keepsKeys: peerSpeaksOfEnd }, () =>
+        body(connection),
+      );
     } finally {
       await this.worker.request<"close">({ op: "close" });
     }
@@ -148,10 +153,13 @@ export class VchanSession implements AsyncDisposable {
     if (this.#options.signal.aborted) this.worker.control.stop();
   }
 
-  async #watched<T>(role: VchanRole, keys: VchanKeys, body: () => Promise<T>): Promise<T> {
+  async #watched<T>(
+    met: Pick<PeerWatchOptions, "role" | "keys" | "keepsKeys">,
+    body: () => Promise<T>,
+  ): Promise<T> {
     const { platform, place } = this.#options;
     const onGone = (): void => this.worker.control.declarePeerDead();
-    const watch = await PeerWatch.start({ platform, xenstore: this.#xenstore, place, role, keys, onGone });
+    const watch = await PeerWatch.start({ platform, xenstore: this.#xenstore, place, ...met, onGone });
     try {
       return await body();
     } finally {
@@ -177,9 +185,7 @@ export class VchanSession implements AsyncDisposable {
     }
   }
 
-  async #findServer(
-    wait: boolean,
-  ): Promise<{ keys: VchanKeys; sizes: { readSize: number; writeSize: number } } | undefined> {
+  async #findServer(wait: boolean): Promise<(VchanResults["connect"] & { keys: VchanKeys }) | undefined> {
     const { platform, place, signal, timeoutMs } = this.#options;
     const deadline = timeoutMs === undefined ? Infinity : performance.now() + timeoutMs;
     await using changes = await KeyChanges.watch(this.#xenstore, wait ? place : undefined, signal);
@@ -189,13 +195,13 @@ export class VchanSession implements AsyncDisposable {
       try {
         if (keys !== undefined) {
           const peer = place.server;
-          const sizes = await this.worker.request<"connect">({
+          const connected = await this.worker.request<"connect">({
             op: "connect",
             platform: platform.descriptor,
             peer,
             keys,
           });
-          return { keys, sizes };
+          return { ...connected, keys };
         }
       } catch (error) {
         if (!wait || !isNoServer(error)) throw error;

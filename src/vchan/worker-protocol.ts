@@ -39,7 +39,11 @@ export type VchanTask =
 export interface VchanResults {
   readonly serve: { readonly keys: VchanKeys; readonly readSize: number; readonly writeSize: number };
   readonly "await-client": boolean;
-  readonly connect: { readonly readSize: number; readonly writeSize: number };
+  readonly connect: {
+    readonly readSize: number;
+    readonly writeSize: number;
+    readonly peerSpeaksOfEnd: boolean;
+  };
   readonly accept: number | undefined;
   readonly relay: RelayResult;
   readonly "bench-serve": number;

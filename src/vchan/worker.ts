@@ -76,7 +76,8 @@ export class VchanWorkerSession {
     const { peer, keys } = task;
     const endpoint = this.#open(task.platform, (platform) => openVchanClient(platform, { peer, ...keys }));
     this.#endpoint = endpoint;
-    return { readSize: endpoint.readSize, writeSize: endpoint.writeSize };
+    const { readSize, writeSize, peerSpeaksOfEnd } = endpoint;
+    return { readSize, writeSize, peerSpeaksOfEnd };
   }
 
   /** The platform lives as long as the endpoint; it goes at once when there will be none. */

@@ -112,3 +112,16 @@ test("a domain that is declared dead ends the relay", () => {
   expect(relay.run()).toEqual(result("peer-lost"));
   expect(readFileSync(join(dir, "out"), "utf8")).toBe("last");
 });
+
+test("also that of a peer of libxenvchan's, but not one that had closed or told its end before", () => {
+  const endOf = (before: (pair: VchanPair) => void): RelayResult["end"] => {
+    using pair = new VchanPair();
+    forgetEndWords(pair);
+    before(pair);
+    control.declarePeerDead();
+    return new Relay(pair.client, control, { local: { ...local, input: undefined } }).run().end;
+  };
+  expect(endOf(() => {})).toBe("peer-lost");
+  expect(endOf((pair) => pair.server.close())).toBe("peer-closed");
+  expect(endOf((pair) => pair.server.endStream())).toBe("done");
+});

@@ -56,11 +56,11 @@ gone() {
   said g peer connected
   xl destroy g
   began=$SECONDS
-  assert_eq "$(status_of dom0 watcher 5)" "$3" "status of '$2' after the guest was destroyed"
+  assert_eq "$(status_of dom0 watcher 5)" 5 "status of '$2' after the guest was destroyed"
   note "$2: $(tail -1 watcher), within $((SECONDS - began)) s"
 }
-gone "vchan-peer server 0 $(keys "$id" 0 gone) 65536 65536 hold" "xentool vchan connect $id gone --wait -v" 0
+gone "vchan-peer server 0 $(keys "$id" 0 gone) 65536 65536 hold" "xentool vchan connect $id gone --wait -v"
 vchan_guest g
 id=$(domid g)
-gone 'xentool vchan connect 0 gone --wait -v' "xentool vchan listen $id gone -v" 5
+gone 'xentool vchan connect 0 gone --wait -v' "xentool vchan listen $id gone -v"
 tidy_keys
