@@ -37,8 +37,13 @@ export interface DeviceOptions {
 /** Why a device is served no longer: the guest or the toolstack let go, the guest is gone, or we left it. */
 export type DeviceEnd = "closed" | "removed" | "frontend-gone" | "abandoned";
 
-/** A guest that reconnects in a loop is connected this often at most. */
+/**
+ * A guest that reconnects in a loop is connected this often at most; one that is refused each time, more and more
+ * seldom, because each refusal is a line of the log. After a while without trouble it is as if new.
+ */
 const RECONNECT_PAUSE_MS = 100;
+const RECONNECT_PAUSE_MAX_MS = 2000;
+const FORGIVEN_AFTER_MS = 30_000;
 
 export class BlkbackDevice {
   readonly address: DeviceAddress;
@@ -56,6 +61,7 @@ export class BlkbackDevice {
   #state: XenbusState = XenbusState.Initialising;
   #connection: QueueConnection | undefined;
   #connectedAtMs = -Infinity;
+  #pauseMs = RECONNECT_PAUSE_MS;
   /** Set after a failure: the guest must start over at Initialising before it is served again. */
   #refused = false;
   /** The ring to connect to is one that another server used. */
@@ -231,8 +237,9 @@ export class BlkbackDevice {
 
   async #connect(): Promise<void> {
     let connection: QueueConnection;
-    const pause = this.#connectedAtMs + RECONNECT_PAUSE_MS - performance.now();
-    if (pause > 0) await delay(pause);
+    const since = performance.now() - this.#connectedAtMs;
+    if (since > FORGIVEN_AFTER_MS) this.#pauseMs = RECONNECT_PAUSE_MS;
+    if (since < this.#pauseMs) await delay(this.#pauseMs - since);
     this.#connectedAtMs = performance.now();
     try {
       const { offer } = this.#options;
@@ -312,6 +319,7 @@ export class BlkbackDevice {
     const reason = describeError(error);
     logger.error(`${this.#name}: ${escapeText(reason, 500)}`);
     this.#refused = true;
+    this.#pauseMs = Math.min(RECONNECT_PAUSE_MAX_MS, this.#pauseMs * 2);
     try {
       const node = backendDir(this.address).replace(/^\/local\/domain\/[0-9]+/, (own) => `${own}/error`);
       await this.#xenstore.write(`${node}/error`, escapeText(reason, 500));

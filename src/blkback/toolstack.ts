@@ -51,7 +51,7 @@ export async function createDevice(xenstore: Xenstore, device: NewDevice): Promi
       bootable: 1,
       dev: vdevName(address.devid),
       type: address.kind,
-      mode: device.readOnly ? "r" : "w",
+      mode: device.readOnly || device.deviceType === "cdrom" ? "r" : "w",
       "device-type": device.deviceType,
       "hotplug-status": "connected",
       state: XenbusState.Initialising,
