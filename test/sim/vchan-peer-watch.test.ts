@@ -102,7 +102,7 @@ test("another server's keys in the same place say nothing of ours", async () => 
   await publishKeys(server, PLACE, KEYS);
   await follow(true);
   await publishKeys(server, PLACE, OTHERS);
-  await delay(200);
+  await delay(1000);
   await withdrawKeys(server, PLACE, OTHERS);
   expect(await soon()).toBe("there");
 });
