@@ -1,7 +1,9 @@
-// The platform suite on the simulated platform: a guest against domain 0, as drivers meet.
+// The platform suite on the simulated platform: a guest against domain 0, as drivers meet; the same over a line
+// to the guest, as the lab does it; and domain 0 with itself.
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { SimHost } from "../../src/sim/host.ts";
 import { PLATFORM_CASES } from "./platform-suite.ts";
+import { frontAnswers, remoteFront } from "./remote-front.ts";
 
 let host: SimHost;
 beforeAll(async () => {
@@ -16,6 +18,18 @@ test.each(Object.keys(PLATFORM_CASES))("%s", async (name) => {
     PLATFORM_CASES[name]?.({ front, back });
   } finally {
     front.close();
+    back.close();
+  }
+  expect(await host.settle()).toEqual([]);
+});
+
+test.each(Object.keys(PLATFORM_CASES))("over a line: %s", async (name) => {
+  const guest = host.platform(1);
+  const back = host.platform(0);
+  try {
+    PLATFORM_CASES[name]?.({ front: remoteFront(guest.domid, frontAnswers(guest)), back });
+  } finally {
+    guest.close();
     back.close();
   }
   expect(await host.settle()).toEqual([]);

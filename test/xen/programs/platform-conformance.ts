@@ -1,22 +1,32 @@
-// The platform conformance suite on real Xen, run by Bun in dom0: platform-conformance.ts PATTERN runs the cases
-// whose name matches, dom0 with itself. One line a case; exit status 1 when one failed.
+// The platform conformance suite on real Xen, run by Bun in dom0. Alone: dom0 with itself. With a guest's number:
+// that guest's platform-agent.ts, on standard input and output, is `front`. One line a case on standard error, and
+// how many passed; exit status 1 when one failed.
 import { toDomid } from "../../../src/core/types.ts";
 import { XenPlatform } from "../../../src/platform/xen.ts";
 import { PLATFORM_CASES } from "../../conformance/platform-suite.ts";
+import { remoteFront } from "../../conformance/remote-front.ts";
+import { readLine, writeLine } from "./lines.ts";
 
-const pattern = new RegExp(process.argv[2] ?? "");
-const dom0 = { name: "xen", domid: toDomid(0) } as const;
-for (const [name, run] of Object.entries(PLATFORM_CASES).filter(([it]) => pattern.test(it))) {
-  const front = new XenPlatform(dom0);
-  const back = new XenPlatform(dom0);
+function ask(question: string): string {
+  writeLine(question);
+  const answer = readLine();
+  if (answer !== undefined) return answer;
+  console.error("FAIL: the guest's agent is gone");
+  process.exit(1);
+}
+
+const guest = process.argv[2];
+const back = new XenPlatform({ name: "xen", domid: toDomid(0) });
+const front = guest === undefined ? back : remoteFront(toDomid(Number(guest)), ask);
+let passed = 0;
+for (const [name, run] of Object.entries(PLATFORM_CASES)) {
   try {
     run({ front, back });
-    console.log(`ok   ${name}`);
+    passed++;
+    console.error(`ok   ${name}`);
   } catch (error) {
-    console.log(`FAIL: ${name}: ${error instanceof Error ? error.stack : String(error)}`);
+    console.error(`FAIL: ${name}: ${error instanceof Error ? error.stack : String(error)}`);
     process.exitCode = 1;
-  } finally {
-    front.close();
-    back.close();
   }
 }
+console.error(`${passed} cases passed`);
