@@ -8,6 +8,7 @@ import {
   addressOf,
   DETACH_TIMEOUT_MS,
   deviceOptions,
+  deviceTypeOption,
   withSession,
   type DeviceArguments,
   type Session,
@@ -97,17 +98,12 @@ export const serveCommand: CommandModule<GlobalArguments, ServeArguments> = {
   describe: "Serve a disk image or block device until the guest lets go or SIGTERM",
   builder: (argv) =>
     withExamples(
-      servingOptions(deviceOptions(argv))
+      servingOptions(deviceTypeOption(deviceOptions(argv)))
         .positional("image", { type: "string", demandOption: true, describe: "A file or a block device" })
         .option("mode", {
           choices: ["r", "w", "w!"] as const,
           default: "w" as const,
           describe: "Read-only, writable, or w!: writable though others use the image",
-        })
-        .option("device-type", {
-          choices: ["disk", "cdrom"] as const,
-          default: "disk" as const,
-          describe: "What the guest sees",
         })
         .option("run", {
           type: "string",

@@ -2,12 +2,14 @@
 import type { CommandModule } from "yargs";
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import { serveCommand, watchCommand } from "./blkback-serve.ts";
+import { actionGroup } from "./lib/action-group.ts";
 import { withExamples } from "./lib/examples.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
 import {
   addressOf,
   DETACH_TIMEOUT_MS,
   deviceOptions,
+  deviceTypeOption,
   withSession,
   type DeviceArguments,
   type Session,
@@ -45,16 +47,11 @@ const create: CommandModule<GlobalArguments, CreateArguments> = {
   describe: "Make a device's directories in xenstore, as the toolstack does",
   builder: (argv) =>
     withExamples(
-      deviceOptions(argv)
+      deviceTypeOption(deviceOptions(argv))
         .option("mode", {
           choices: ["r", "w"] as const,
           default: "w" as const,
           describe: "Read-only or writable",
-        })
-        .option("device-type", {
-          choices: ["disk", "cdrom"] as const,
-          default: "disk" as const,
-          describe: "What the guest sees",
         })
         .option("params", {
           type: "string",
@@ -200,31 +197,24 @@ function installation(
 const installCommand = installation("install", "Have xl's disks with script=block-xentool served by us");
 const uninstallCommand = installation("uninstall", "Undo install");
 
-export const blkbackCommand: CommandModule<GlobalArguments, GlobalArguments> = {
-  command: "blkback <action>",
-  describe: "Serve disks to guests over the PV block ring",
-  builder: (argv) =>
-    withExamples(
-      [
-        serveCommand,
-        watchCommand,
-        installCommand,
-        uninstallCommand,
-        create,
-        destroy,
-        close,
-        forceClose,
-        resize,
-        list,
-        stats,
-      ]
-        .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
-        .demandCommand(1, 1, "Which action?", "Only one action, please")
-        .strict(),
-      [
-        ["xentool blkback serve disk.img --domid 1 --vdev xvdb", "give domain 1 a disk, until Ctrl-C"],
-        ["xentool blkback stats --watch", "how the disks are doing, every second"],
-      ],
-    ) as never,
-  handler: () => {},
-};
+export const blkbackCommand = actionGroup(
+  "blkback",
+  "Serve disks to guests over the PV block ring",
+  [
+    serveCommand,
+    watchCommand,
+    installCommand,
+    uninstallCommand,
+    create,
+    destroy,
+    close,
+    forceClose,
+    resize,
+    list,
+    stats,
+  ],
+  [
+    ["xentool blkback serve disk.img --domid 1 --vdev xvdb", "give domain 1 a disk, until Ctrl-C"],
+    ["xentool blkback stats --watch", "how the disks are doing, every second"],
+  ],
+);

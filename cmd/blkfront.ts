@@ -4,6 +4,7 @@ import type { BenchOptions, BenchPattern, BenchResult } from "../src/blkfront/be
 import type { Disk } from "../src/blkfront/handshake.ts";
 import type { SessionEnd } from "../src/blkfront/session.ts";
 import type { BlkfrontJob } from "../src/blkfront/worker.ts";
+import { actionGroup } from "./lib/action-group.ts";
 import { withExamples } from "./lib/examples.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
 
@@ -204,22 +205,12 @@ async function printResult(context: CommandContext, vdev: string, result: BenchR
   print(`  CPU of this process: ${Math.round(cpuPercent)} %`);
 }
 
-export const blkfrontCommand: CommandModule<GlobalArguments, GlobalArguments> = {
-  command: "blkfront <action>",
-  describe: "Use a disk as a guest would, from user space",
-  builder: (argv) =>
-    withExamples(
-      [nbd, bench]
-        .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
-        .demandCommand(1, 1, "Which action?", "Only one action, please")
-        .strict(),
-      [
-        [
-          "xentool blkfront nbd --vdev xvdb --socket /tmp/xvdb.sock",
-          "our disk for qemu-img, nbdcopy and others",
-        ],
-        ["xentool blkfront bench --vdev xvdb", "how fast it is; reads only"],
-      ],
-    ) as never,
-  handler: () => {},
-};
+export const blkfrontCommand = actionGroup(
+  "blkfront",
+  "Use a disk as a guest would, from user space",
+  [nbd, bench],
+  [
+    ["xentool blkfront nbd --vdev xvdb --socket /tmp/xvdb.sock", "our disk for qemu-img, nbdcopy and others"],
+    ["xentool blkfront bench --vdev xvdb", "how fast it is; reads only"],
+  ],
+);

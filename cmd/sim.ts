@@ -4,6 +4,7 @@ import { XentoolError } from "../src/core/errors.ts";
 import type { SimHostOptions, SimStatus } from "../src/sim/host.ts";
 import { DEFAULT_LIMITS_TEXT, parseLimits } from "../src/sim/limits.ts";
 import { PERSONALITY_NAMES, type PersonalityName } from "../src/xenstore/server/personality.ts";
+import { actionGroup } from "./lib/action-group.ts";
 import { withExamples } from "./lib/examples.ts";
 import { formatTable, paint, print, printJson } from "./lib/output.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
@@ -203,19 +204,12 @@ const stop: CommandModule<GlobalArguments, DirArguments> = {
     }),
 };
 
-export const simCommand: CommandModule<GlobalArguments, GlobalArguments> = {
-  command: "sim <action>",
-  describe: "A simulated Xen host, for trying things and for tests",
-  builder: (argv) =>
-    withExamples(
-      [run, start, status, stop]
-        .reduce((all, command) => all.command(command as CommandModule<GlobalArguments, unknown>), argv)
-        .demandCommand(1, 1, "Which action?", "Only one action, please")
-        .strict(),
-      [
-        ["xentool sim run -- sh", "a shell in domain 0 of a host that ends with it"],
-        ['eval "$(xentool sim start)"', "start one in the background, and use it in this shell"],
-      ],
-    ) as never,
-  handler: () => {},
-};
+export const simCommand = actionGroup(
+  "sim",
+  "A simulated Xen host, for trying things and for tests",
+  [run, start, status, stop],
+  [
+    ["xentool sim run -- sh", "a shell in domain 0 of a host that ends with it"],
+    ['eval "$(xentool sim start)"', "start one in the background, and use it in this shell"],
+  ],
+);

@@ -1,6 +1,6 @@
 // xentool vchan: byte pipes between domains, and their benchmark.
 import type { Argv, CommandModule } from "yargs";
-import { XentoolError } from "../src/core/errors.ts";
+import { actionGroup } from "./lib/action-group.ts";
 import { withExamples } from "./lib/examples.ts";
 import { runCommand, type GlobalArguments } from "./lib/run-command.ts";
 import type { BenchConnectArguments, BenchListenArguments } from "./lib/vchan-bench.ts";
@@ -11,8 +11,6 @@ const RING_SIZE_DEFAULT = 65_536;
 const LISTEN = "Serve a vchan to DOMID and relay it to standard input and output, a socket or a command";
 const CONNECT =
   "Connect to a vchan of DOMID and relay it to standard input and output, a socket or a command";
-
-type Global = CommandModule<GlobalArguments, GlobalArguments>;
 
 function place<T>(yargs: Argv<T>) {
   return yargs
@@ -151,39 +149,22 @@ const benchConnectCommand: CommandModule<GlobalArguments, BenchConnectArguments>
     }),
 };
 
-const benchCommand: Global = {
-  command: "bench",
-  describe: "Measure a vchan",
-  builder: (yargs) =>
-    withExamples(
-      yargs.command(benchListenCommand).command(benchConnectCommand).demandCommand(1, "listen or connect?"),
-      [
-        ["xentool vchan bench listen 1 bench", "in domain 0"],
-        ["xentool vchan bench connect 0 bench", "in domain 1"],
-      ],
-    ),
-  handler: unreachable,
-};
+const benchCommand = actionGroup(
+  "bench",
+  "Measure a vchan",
+  [benchListenCommand, benchConnectCommand],
+  [
+    ["xentool vchan bench listen 1 bench", "in domain 0"],
+    ["xentool vchan bench connect 0 bench", "in domain 1"],
+  ],
+);
 
-export const vchanCommand: Global = {
-  command: "vchan",
-  describe: "Byte pipes between domains, compatible with libxenvchan",
-  builder: (yargs) =>
-    withExamples(
-      yargs
-        .command(listenCommand)
-        .command(connectCommand)
-        .command(benchCommand)
-        .demandCommand(1, "listen, connect or bench?"),
-      [
-        ["xentool vchan listen 1 ssh --keep --tcp 127.0.0.1:22", "let domain 1 reach our sshd"],
-        ["tar c . | xentool vchan connect 0 files --wait", "send to domain 0, once it listens"],
-      ],
-    ),
-  handler: unreachable,
-};
-
-/** yargs demands a subcommand first. */
-function unreachable(): never {
-  throw new XentoolError("bug", "a vchan command without a subcommand");
-}
+export const vchanCommand = actionGroup(
+  "vchan",
+  "Byte pipes between domains, compatible with libxenvchan",
+  [listenCommand, connectCommand, benchCommand],
+  [
+    ["xentool vchan listen 1 ssh --keep --tcp 127.0.0.1:22", "let domain 1 reach our sshd"],
+    ["tar c . | xentool vchan connect 0 files --wait", "send to domain 0, once it listens"],
+  ],
+);

@@ -1,5 +1,6 @@
 // `xentool xsring`: look at, close and follow the ring between a guest and its xenstore server.
 import type { Argv, CommandModule } from "yargs";
+import { actionGroup } from "./lib/action-group.ts";
 import { withExamples } from "./lib/examples.ts";
 import { runCommand, type GlobalArguments } from "./lib/run-command.ts";
 import type { CloseArguments } from "./lib/xsring-close.ts";
@@ -152,20 +153,12 @@ const trace: Module<TraceArguments> = {
     runCommand(argv, async (context) => (await import("./lib/xsring-trace.ts")).runTrace(context, argv)),
 };
 
-export const xsringCommand: CommandModule<GlobalArguments, GlobalArguments> = {
-  command: "xsring",
-  describe: "Look at, close and follow a guest's xenstore ring",
-  builder: (yargs) =>
-    withExamples(
-      yargs
-        .command(inspect)
-        .command(close)
-        .command(trace)
-        .demandCommand(1, 1, "Which command: inspect, close or trace?"),
-      [
-        ["xentool xsring inspect --domid 5", "is the ring of domain 5 healthy, and who waits for whom"],
-        ["xentool xsring trace --domid 5", "what crosses it, until Ctrl-C"],
-      ],
-    ),
-  handler: () => {},
-};
+export const xsringCommand = actionGroup(
+  "xsring",
+  "Look at, close and follow a guest's xenstore ring",
+  [inspect, close, trace],
+  [
+    ["xentool xsring inspect --domid 5", "is the ring of domain 5 healthy, and who waits for whom"],
+    ["xentool xsring trace --domid 5", "what crosses it, until Ctrl-C"],
+  ],
+);

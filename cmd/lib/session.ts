@@ -29,6 +29,15 @@ export function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, 
     }) as never;
 }
 
+/** --device-type, of those who make a device. */
+export function deviceTypeOption<T>(argv: Argv<T>): Argv<T & { deviceType: "disk" | "cdrom" }> {
+  return argv.option("device-type", {
+    choices: ["disk", "cdrom"] as const,
+    default: "disk" as const,
+    describe: "What the guest sees",
+  }) as never;
+}
+
 export interface Session {
   readonly platform: Platform;
   readonly xenstore: Xenstore;

@@ -39,32 +39,32 @@ export type ConnectArguments = RelayArguments & { readonly wait: boolean };
 const PROGRESS_INTERVAL_MS = 500;
 const LINGER_SECONDS_MAX = 1_000_000;
 
-/** Serves clients until there is nothing more to do. */
+/** Serves clients until there is nothing more to do; the exit status. */
 export async function runListen(
   argv: ListenArguments,
   context: CommandContext,
   spawnWorker: SpawnWorker,
-): Promise<void> {
+): Promise<number> {
   const orders = ordersOf(argv);
   const options = await relayOptions(argv, context, spawnWorker, "server");
   try {
-    await listenAndRelay(options, orders);
+    return await listenAndRelay(options, orders);
   } finally {
     options.platform.close();
   }
 }
 
-/** Connects, once or for one local connection after another. */
+/** Connects, once or for one local connection after another; the exit status. */
 export async function runConnect(
   argv: ConnectArguments,
   context: CommandContext,
   spawnWorker: SpawnWorker,
-): Promise<void> {
+): Promise<number> {
   if (argv.keep && argv.unix === undefined && argv.tcp === undefined)
     throw new XentoolError("usage", "connect --keep needs --unix or --tcp: there is one standard input");
   const options = await relayOptions(argv, context, spawnWorker, "client");
   try {
-    await connectAndRelay(options, argv.wait);
+    return await connectAndRelay(options, argv.wait);
   } finally {
     options.platform.close();
   }

@@ -52,20 +52,27 @@ export interface RelaySessionOptions extends VchanSessionOptions {
   readonly onSummary?: (summary: SessionSummary) => void;
 }
 
+interface RelayOutcome {
+  readonly summary: SessionSummary;
+  /** What the session's command ended with; 0 without one, or when it ended because we made it. */
+  readonly status: number;
+}
+
 /** How long a command may take to end after the vchan did before it is asked to, and again before it is made to. */
 const COMMAND_EXIT_MS = 2000;
 
 const log = moduleLogger("vchan");
 
 /**
- * Serves clients. Resolves when it is over or stopped; fails with what went wrong in the one session, or with
- * `keep` only with what makes further sessions impossible.
+ * Serves clients. Resolves when it is over or stopped, to the exit status of the one session's command (0 where
+ * there was none, or when it had to be ended); fails with what went wrong in the one session, or with `keep` only
+ * with what makes further sessions impossible.
  */
-export async function listenAndRelay(options: RelaySessionOptions, orders: VchanOrders): Promise<void> {
+export async function listenAndRelay(options: RelaySessionOptions, orders: VchanOrders): Promise<number> {
   await using session = await VchanSession.open(options, "server");
   const { signal, local } = options;
   // The pause comes when a client has come: until it does, the vchan is there for whoever looks for it.
-  await repeat(options, (pace) =>
+  return await repeat(options, (pace) =>
     session.serve(orders, async (vchan) =>
       (await pace.next(signal)) ? relay(options, vchan, await openService(local)) : undefined,
     ),
@@ -73,19 +80,18 @@ export async function listenAndRelay(options: RelaySessionOptions, orders: Vchan
 }
 
 /** Connects to a server, with `unix` and `tcp` once for each local connection. Otherwise as listenAndRelay. */
-export async function connectAndRelay(options: RelaySessionOptions, wait: boolean): Promise<void> {
+export async function connectAndRelay(options: RelaySessionOptions, wait: boolean): Promise<number> {
   const { local } = options;
   await using session = await VchanSession.open(options, "client");
   if (local.kind !== "unix" && local.kind !== "tcp") {
-    await repeat(options, () =>
+    return await repeat(options, () =>
       session.connect(wait, async (vchan) => relay(options, vchan, await openService(local))),
     );
-    return;
   }
   const listener = await openListener(local);
   log.info(`listening at ${describeSpec(local)}`);
   try {
-    await repeat(options, async () => {
+    return await repeat(options, async () => {
       const fd = await session.accept(listener.fd);
       if (fd === undefined) return undefined;
       const opened = socketEnd(fd);
@@ -103,21 +109,24 @@ export async function connectAndRelay(options: RelaySessionOptions, wait: boolea
 /** `once`, with `keep` again and again. A failure is followed by a pause; others are for `once` to make. */
 async function repeat(
   options: RelaySessionOptions,
-  once: (pace: Pace) => Promise<SessionSummary | undefined>,
-): Promise<void> {
+  once: (pace: Pace) => Promise<RelayOutcome | undefined>,
+): Promise<number> {
   const pace = new Pace();
   do {
     try {
-      const summary = await once(pace);
-      if (summary === undefined) return;
+      const outcome = await once(pace);
+      if (outcome === undefined) break;
+      const { summary, status } = outcome;
       options.onSummary?.(summary);
       if (summary.error !== undefined) throw new XentoolError("io", summary.error, { domid: summary.domid });
+      if (!options.keep) return status;
     } catch (error) {
       if (!options.keep || !isOfOneSession(error)) throw error;
       log.error(describeError(error));
       await pace.next(options.signal);
     }
   } while (options.keep && !options.signal.aborted);
+  return 0;
 }
 
 /** What a peer or the local service did wrong says nothing about the next peer. */
@@ -141,7 +150,7 @@ async function relay(
   options: RelaySessionOptions,
   vchan: VchanConnection,
   opened: OpenedLocal,
-): Promise<SessionSummary> {
+): Promise<RelayOutcome> {
   const { worker, role, peer, readSize, writeSize } = vchan;
   log.info(`connected to domain ${peer}, reading ${readSize} and writing ${writeSize} bytes at most`);
   const started = performance.now();
@@ -167,13 +176,16 @@ async function relay(
       eventsReceived,
     };
     opened.close();
-    const commandStatus = await exitOf(opened, result.end === "stopped");
+    const command = await exitOf(opened, result.end === "stopped");
     const error = faultOf(summary, result.localError, describeSpec(options.local));
     log.info(`${result.end}: sent ${bytesWritten} bytes, received ${bytesRead}`);
     return {
-      ...summary,
-      ...(commandStatus === undefined ? {} : { commandStatus }),
-      ...(error === undefined ? {} : { error }),
+      summary: {
+        ...summary,
+        ...(command === undefined ? {} : { commandStatus: command.status }),
+        ...(error === undefined ? {} : { error }),
+      },
+      status: command === undefined || command.wasKilled ? 0 : command.status,
     };
   } catch (error) {
     opened.close();
@@ -184,14 +196,22 @@ async function relay(
   }
 }
 
-/** The exit status of a command, which is given a while to end by itself unless it must hurry. */
-async function exitOf(opened: OpenedLocal, hurry: boolean): Promise<number | undefined> {
+/** How a command ended, which is given a while to do so by itself unless it must hurry. */
+async function exitOf(
+  opened: OpenedLocal,
+  hurry: boolean,
+): Promise<{ status: number; wasKilled: boolean } | undefined> {
   if (opened.exited === undefined) return undefined;
   const patienceMs = hurry ? 0 : COMMAND_EXIT_MS;
-  const asking = setTimeout(() => opened.kill("SIGTERM"), patienceMs);
-  const forcing = setTimeout(() => opened.kill("SIGKILL"), patienceMs + COMMAND_EXIT_MS);
+  let wasKilled = false;
+  const kill = (signal: NodeJS.Signals): void => {
+    wasKilled = true;
+    opened.kill(signal);
+  };
+  const asking = setTimeout(kill, patienceMs, "SIGTERM");
+  const forcing = setTimeout(kill, patienceMs + COMMAND_EXIT_MS, "SIGKILL");
   try {
-    return await opened.exited;
+    return { status: await opened.exited, wasKilled };
   } finally {
     clearTimeout(asking);
     clearTimeout(forcing);

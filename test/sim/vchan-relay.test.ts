@@ -100,6 +100,34 @@ describe("standard input and output", () => {
   );
 
   test(
+    "a command that fails gives xentool its status, at either end; one that must be ended does not",
+    async () => {
+      const server = cli.run(0, "listen", "1", "status", "--", "sh", "-c", "cat >/dev/null; exit 3");
+      const client = cli.run(1, "connect", "0", "status", "--wait", "--", "sh", "-c", "echo hello; exit 7");
+      const both = await Promise.all([server.finished, client.finished]);
+      expect(both.map(({ status }) => status)).toEqual([3, 7]);
+
+      const ended = cli.run(
+        0,
+        "listen",
+        "1",
+        "ended",
+        "--json",
+        "--",
+        "sh",
+        "-c",
+        "exec >&-; exec sleep 100",
+      );
+      const peer = cli.run(1, "connect", "0", "ended", "--wait");
+      await peer.feed(noise(seed, 100));
+      expect((await peer.finished).status).toBe(0);
+      const { status, stdout } = await ended.finished;
+      expect([status, JSON.parse(stdout.toString()).commandStatus]).toEqual([0, 143]);
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
     "a consumer that stops taking stops the producer, and nothing is lost when it goes on",
     async () => {
       const bytes = noise(seed, 2_000_000);
