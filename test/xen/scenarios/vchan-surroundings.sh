@@ -1,5 +1,5 @@
 # What is refused or noticed on real Xen, each with its reason and exit status: wrong domains, rights, limits, dead peers.
-# limit: 1200
+# limit: 420
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 

@@ -1,5 +1,5 @@
 # Two guests, with no dom0 in between: xentool and libxenvchan, every placing; a guest that is destroyed is noticed.
-# limit: 1600
+# limit: 660
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 

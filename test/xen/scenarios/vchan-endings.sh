@@ -1,5 +1,5 @@
 # Either side closes, is stopped or is killed: the other notices at once, whoever serves, and wherever.
-# limit: 600
+# limit: 540
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 

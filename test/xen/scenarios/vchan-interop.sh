@@ -1,5 +1,5 @@
 # xentool and libxenvchan understand each other: every role, ring sizes, packets, closing and dying of either side.
-# limit: 900
+# limit: 540
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 
