@@ -4,6 +4,7 @@
  * checked before it is used, our own counters live in private memory, and our words are only ever stored.
  */
 #define _GNU_SOURCE
+#include "clock.h"
 #include "xentool.h"
 
 #include <errno.h>
@@ -12,7 +13,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 /* struct vchan_interface; the rest of the page is the peer's and ours by layout, see src/protocol/vchan.ts. */
@@ -26,7 +26,7 @@ enum {
   CLI_NOTIFY = 22,
   SRV_NOTIFY = 23,
 };
-enum { SPIN_CHECKS = 32, SPIN_US_FIRST = 16, MAX_POLLED = 8 };
+enum { CHECK_US_FIRST = 5, MAX_POLLED = 8 };
 
 static uint8_t *page(const struct xt_vchan *vchan) { return (uint8_t *)(uintptr_t)vchan->header; }
 
@@ -162,12 +162,6 @@ static int has_news(const struct xt_vchan *v, uint32_t wants) {
          peer_end(v) != v->peer_end;
 }
 
-static int64_t now_us(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
-}
-
 static int32_t poll_mask(struct pollfd *polled, uint32_t count, int32_t timeout_ms) {
   int32_t mask = 0;
   int ready = poll(polled, count, timeout_ms);
@@ -177,31 +171,32 @@ static int32_t poll_mask(struct pollfd *polled, uint32_t count, int32_t timeout_
   return mask;
 }
 
-/* Looks at the ring, and now and then at the descriptors, for as long as that has paid off lately. */
-static int32_t spin(const struct xt_vchan *vchan, struct pollfd *polled, uint32_t count, uint32_t wants) {
-  int64_t end = now_us() + vchan->spin_us;
-  do {
-    for (int i = 0; i < SPIN_CHECKS; i++) {
+/*
+ * Looks at the ring for `look_us`, and now and then at the descriptors: these are system calls, so the more seldom the
+ * longer it takes.
+ */
+static int32_t look(const struct xt_vchan *vchan, struct pollfd *polled, uint32_t count, uint32_t wants) {
+  int64_t begin = xt_clock_us(), lasted = 0, next_check = CHECK_US_FIRST;
+  for (uint32_t rounds = vchan->look_us * XT_ROUNDS_PER_US; rounds && lasted >= 0 && lasted < vchan->look_us; rounds--) {
+    for (int i = 0; i < XT_LOOKS; i++) {
       if (has_news(vchan, wants)) return XT_VCHAN_NEWS;
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#endif
+      xt_pause();
     }
+    lasted = xt_clock_us() - begin;
+    if (lasted < next_check) continue;
     int32_t mask = poll_mask(polled, count, 0);
     if (mask) return mask;
     sched_yield();
-  } while (now_us() < end);
+    lasted = xt_clock_us() - begin;
+    next_check = 2 * lasted;
+  }
   return 0;
 }
 
-/* Sleeping was wrong when the peer's event came at once; looking was wrong when it did not come. */
-static void adapt(struct xt_vchan *vchan, int woken_by_peer, int64_t slept_us) {
-  if (woken_by_peer && slept_us < vchan->spin_us_max) {
-    uint32_t next = vchan->spin_us ? 2 * vchan->spin_us : SPIN_US_FIRST;
-    vchan->spin_us = at_most(next, vchan->spin_us_max);
-  } else {
-    vchan->spin_us = vchan->spin_us > SPIN_US_FIRST ? vchan->spin_us / 2 : 0;
-  }
+/* Rounded up: what took place took some time. */
+static uint32_t lasted_us(int64_t begin) {
+  int64_t lasted = xt_clock_us() - begin;
+  return lasted < 0 ? 1 : lasted < UINT32_MAX ? (uint32_t)lasted + 1 : UINT32_MAX;
 }
 
 int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, uint32_t count, uint32_t wants,
@@ -210,14 +205,17 @@ int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, uint32_
   if (count > MAX_POLLED) return -EINVAL;
   for (uint32_t i = 0; i < count; i++)
     polled[i] = (struct pollfd){.fd = fds[i].fd, .events = (short)fds[i].events};
-  if (vchan->spin_us) {
-    int32_t found = spin(vchan, polled, count, wants);
+  vchan->looked_us = vchan->slept_us = 0;
+  if (vchan->look_us) {
+    int64_t begin = xt_clock_us();
+    int32_t found = look(vchan, polled, count, wants);
+    vchan->looked_us = lasted_us(begin);
     if (found) return found;
   }
   arm(vchan, wants);
   if (has_news(vchan, wants)) return XT_VCHAN_NEWS;
-  int64_t asleep_at = now_us();
+  int64_t begin = xt_clock_us();
   int32_t mask = poll_mask(polled, count, timeout_ms);
-  adapt(vchan, mask & 1, now_us() - asleep_at);
+  vchan->slept_us = lasted_us(begin);
   return mask;
 }

@@ -108,7 +108,7 @@ XT_API int32_t xt_file_lock(int32_t fd, int32_t exclusive);
 
 /* ---- vchan.c: one end of a vchan ---- */
 
-/* Private to this end; the caller fills in the first nine and zeroes the rest. */
+/* Private to this end; the caller fills in the first nine, and look_us before each wait, and zeroes the rest. */
 struct xt_vchan {
   double header, read_data, write_data; /* addresses: the shared page, the ring we read, the ring we write */
   uint32_t read_size, write_size;       /* bytes, powers of two */
@@ -118,7 +118,8 @@ struct xt_vchan {
   uint32_t read_prod, write_cons;       /* the peer's, as last sampled and found sane */
   uint32_t peer_live, peer_end;         /* the peer's live byte and end word, as last sampled */
   uint32_t bad_counter;                 /* what XT_VCHAN_BAD_* is about */
-  uint32_t spin_us, spin_us_max;        /* how long waiting looks before it sleeps: adapts within [0, max] */
+  uint32_t look_us;                     /* how long waiting looks before it sleeps */
+  uint32_t looked_us, slept_us;         /* how long the last wait did each; 0: not at all */
 };
 enum { XT_VCHAN_WRITTEN = 1, XT_VCHAN_READ = 2 };   /* VCHAN_NOTIFY_WRITE and _READ */
 enum { XT_VCHAN_BAD_PROD = 1, XT_VCHAN_BAD_CONS = 2 };
@@ -139,7 +140,7 @@ XT_API int32_t xt_vchan_drain(struct xt_vchan *vchan, int32_t fd, int32_t is_soc
 XT_API int32_t xt_vchan_take_request(struct xt_vchan *vchan, uint32_t bits);
 /* Waits until the peer did one of `wants` since the last sample (XT_VCHAN_NEWS), or closed, or a descriptor
    is ready (bit i for fds[i]; fds[0] is the event channel's; up to 8), or `timeout_ms` passed or a signal
-   came (0). Asks the peer for an event only when it is about to sleep. */
+   came (0). It looks for `look_us` first, and asks the peer for an event only when it is about to sleep. */
 XT_API int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, uint32_t count, uint32_t wants,
                              int32_t timeout_ms);
 

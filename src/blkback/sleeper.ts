@@ -7,7 +7,7 @@ import type { EventChannels } from "../platform/platform.ts";
 import type { BackRing } from "./back-ring.ts";
 import { STAT } from "./stats.ts";
 
-const MAX_POLL_MS = 0.05;
+const MAX_POLL_US = 50;
 /** This many events in a row that brought nothing are a storm: then events have to wait (XSA-332). */
 const SPURIOUS_LIMIT = 16;
 const STORM_PAUSE_US = 1000;
@@ -32,8 +32,8 @@ export class Sleeper {
   #masked = false;
   #eventTaken = false;
   #spurious = 0;
-  readonly #poll = new AdaptivePoll(MAX_POLL_MS);
-  readonly #hasRequests = (us: number): boolean => this.#ring.hasRequests(us);
+  readonly #poll = new AdaptivePoll(MAX_POLL_US);
+  #lookedAtMs = 0;
   #sleptIdle = false;
   #busyWaiting = false;
   #busyWaitFailed = false;
@@ -56,7 +56,10 @@ export class Sleeper {
     this.#judgeEvent(fetched);
     if (submitted > 0 && this.#inlineTrust > 0) return false;
     const idle = active === 0;
-    if (idle && this.#poll.look(this.#hasRequests, nowMs)) return false;
+    if (idle) {
+      this.#lookedAtMs = nowMs;
+      if (this.#ring.hasRequests(this.#poll.us)) return false;
+    }
     const pause = penaltyUs > 0 ? penaltyUs : this.#spurious > SPURIOUS_LIMIT ? STORM_PAUSE_US : 0;
     if (pause > 0) {
       this.#spurious = 0;
@@ -96,7 +99,7 @@ export class Sleeper {
       this.#sinceInline = 0;
       this.#inlineTrust = 1;
     }
-    if (this.#sleptIdle) this.#poll.slept(nowMs);
+    if (this.#sleptIdle) this.#poll.slept((nowMs - this.#lookedAtMs) * 1000);
     this.#sleptIdle = false;
   }
 

@@ -35,7 +35,7 @@ export interface BenchResult extends BenchOptions {
 }
 
 /** About what a fast disk takes for one small read. */
-const MAX_POLL_MS = 0.2;
+const MAX_POLL_US = 200;
 /** Turns between two looks at whether to go on, while there is work. */
 const LOOK_EVERY = 64;
 
@@ -74,7 +74,7 @@ export class Bench {
     this.#startedAt = new Float64Array(this.#jobs);
     for (let job = 0; job < this.#jobs; job++) this.#pages[job] = this.#fillPages();
     queue.onDone = (tag, status) => this.#done(tag, status);
-    queue.sleeper.poll.maxMs = MAX_POLL_MS;
+    queue.sleeper.poll.maxUs = MAX_POLL_US;
   }
 
   /** Runs until the time is up, `control` stops it or the backend breaks the protocol; waits for what is left. */

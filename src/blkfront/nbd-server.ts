@@ -11,7 +11,7 @@ import type { FrontQueue } from "./queue.ts";
 
 const MAX_CONNECTIONS = 64;
 /** Short, because clients wait meanwhile, and need the processor. */
-const MAX_POLL_MS = 0.05;
+const MAX_POLL_US = 50;
 const ACCEPTS_AT_ONCE = 16;
 /** The places of what is always waited for; connections follow. */
 const AT_RING = 0;
@@ -37,7 +37,7 @@ export class NbdServer {
     this.#listener = listener;
     this.#name = name;
     this.#commands = new NbdCommands(queue, control.disk, tags);
-    queue.sleeper.poll.maxMs = MAX_POLL_MS;
+    queue.sleeper.poll.maxUs = MAX_POLL_US;
   }
 
   /** Serves until `control` says stop and what is under way is answered, or the backend breaks the protocol. */

@@ -8,14 +8,14 @@ import type { EventChannels } from "../platform/platform.ts";
 import type { FrontRing } from "./front-ring.ts";
 
 export class FrontSleeper {
-  /** Its `maxMs` is 0 until the queue's user sets it: sleep at once. */
+  /** Its `maxUs` is 0 until the queue's user sets it: sleep at once. */
   readonly poll = new AdaptivePoll(0);
   readonly #ring: FrontRing;
   readonly #channels: EventChannels;
   readonly #port: EvtchnPort;
   readonly #ports = new Uint32Array(16);
   #masked = false;
-  readonly #hasResponses = (us: number): boolean => this.#ring.hasResponses(us);
+  #lookedAtMs = 0;
 
   constructor(ring: FrontRing, channels: EventChannels, port: EvtchnPort) {
     this.#ring = ring;
@@ -30,7 +30,10 @@ export class FrontSleeper {
 
   /** True when the caller may sleep: an event will come for what the backend answers from here on. */
   maySleep(): boolean {
-    if (this.#ring.inFlight > 0 && this.poll.look(this.#hasResponses, performance.now())) return false;
+    if (this.#ring.inFlight > 0) {
+      this.#lookedAtMs = performance.now();
+      if (this.#ring.hasResponses(this.poll.us)) return false;
+    }
     if (this.#masked) {
       this.#masked = false;
       this.#channels.unmask(this.#port);
@@ -41,6 +44,6 @@ export class FrontSleeper {
   /** To be called after sleeping. `byEvent`: `fd` was readable; the port then stays masked until the next sleep. */
   woke(byEvent: boolean): void {
     if (byEvent && this.#channels.pending(this.#ports) > 0) this.#masked = true;
-    if (byEvent) this.poll.slept(performance.now());
+    if (byEvent) this.poll.slept((performance.now() - this.#lookedAtMs) * 1000);
   }
 }

@@ -28,7 +28,8 @@ export interface VchanClientOptions {
   /** What the server published. */
   readonly ringRef: GrantRef;
   readonly port: EvtchnPort;
-  readonly spinUsMax?: number | undefined;
+  /** False: waiting never looks before it sleeps. */
+  readonly looks?: boolean | undefined;
 }
 
 /** A server's keys lead nowhere: it died or closed, or another client has it. Newer keys may be better. */
@@ -72,7 +73,7 @@ export function openVchanClient(platform: Platform, options: VchanClientOptions)
     port,
     readCounter: found.rightCons,
     writeCounter: found.leftProd,
-    spinUsMax: options.spinUsMax,
+    looks: options.looks,
     release: () => owned.dispose(),
   });
   try {

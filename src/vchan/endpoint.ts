@@ -2,6 +2,7 @@
 // one place where it waits is `wait`. Closing tells the peer and gives back every page, port and handle.
 // Protocol: io/libxenvchan.h; what it does better than libxenvchan is told in docs/vchan.md.
 import { XentoolError } from "../core/errors.ts";
+import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import { allocateMemory, type Mapping } from "../native/memory.ts";
 import { check, shim } from "../native/shim.ts";
@@ -30,8 +31,12 @@ export const POLLOUT = 4;
 /** Descriptors that `watch` has room for. */
 export const WATCH_SLOTS = 6;
 
-/** Time in which waiting looks at the ring before it sleeps, at most; it adapts to what has paid off. */
-export const SPIN_US_MAX = 200;
+/**
+ * How long waiting looks at the ring before it sleeps, at most: about what being woken costs both sides where that
+ * is slow. Where what is waited for takes longer than LOOK_PAYS_US on average, it sleeps instead.
+ */
+const LOOK_US_MAX = 2000;
+const LOOK_PAYS_US = 250;
 
 // Words of struct xt_vchan (csrc/xentool.h).
 const WORD_READ_SIZE = 6;
@@ -45,7 +50,9 @@ const WORD_WRITE_CONS = 13;
 const WORD_PEER_LIVE = 14;
 const WORD_PEER_END = 15;
 const WORD_BAD_COUNTER = 16;
-const WORD_SPIN_US_MAX = 18;
+const WORD_LOOK_US = 17;
+const WORD_LOOKED_US = 18;
+const WORD_SLEPT_US = 19;
 const BAD_PROD = 1;
 
 export interface EndpointParts {
@@ -62,7 +69,8 @@ export interface EndpointParts {
   /** Where our two counters stand. */
   readonly readCounter: number;
   readonly writeCounter: number;
-  readonly spinUsMax?: number | undefined;
+  /** False: sleep at once. */
+  readonly looks?: boolean | undefined;
   /** Gives back mappings, port and handles; runs once. */
   readonly release: () => void;
 }
@@ -83,6 +91,7 @@ export class VchanEndpoint {
   readonly #parts: EndpointParts;
   readonly #state: Mapping;
   readonly #words: Uint32Array<ArrayBuffer>;
+  readonly #poll: AdaptivePoll;
   /** struct xt_poll: fd and events. */
   readonly #polled = new Int32Array(new ArrayBuffer(8 * (1 + WATCH_SLOTS)));
   readonly #ports = new Uint32Array(new ArrayBuffer(16));
@@ -120,7 +129,7 @@ export class VchanEndpoint {
     this.#set(WORD_READ_PROD, parts.readCounter);
     this.#set(WORD_WRITE_CONS, parts.writeCounter - write.sizeBytes);
     this.#set(WORD_PEER_LIVE, isServer ? VCHAN_NOT_CONNECTED : 1);
-    this.#set(WORD_SPIN_US_MAX, parts.spinUsMax ?? SPIN_US_MAX);
+    this.#poll = new AdaptivePoll(parts.looks === false ? 0 : LOOK_US_MAX, LOOK_PAYS_US);
     this.#polled[0] = parts.channels.fd;
     this.#polled[1] = POLLIN;
   }
@@ -284,9 +293,13 @@ export class VchanEndpoint {
   wait(wants: number, timeoutMs: number): number {
     this.flush();
     const { channels, port } = this.#parts;
-    const { bytes } = this.#state;
-    const ready = shim.xt_vchan_wait(bytes, this.#polled, this.#polledCount, wants, timeoutMs);
+    this.#set(WORD_LOOK_US, this.#poll.us);
+    const ready = shim.xt_vchan_wait(this.#state.bytes, this.#polled, this.#polledCount, wants, timeoutMs);
     check(ready, "wait for the vchan");
+    const lookedUs = this.#get(WORD_LOOKED_US);
+    const sleptUs = this.#get(WORD_SLEPT_US);
+    if (lookedUs > 0) this.#poll.looked(lookedUs);
+    if (sleptUs > 0) this.#poll.slept((ready & EVENT_READY) === 0 ? Infinity : sleptUs);
     if ((ready & EVENT_READY) !== 0 && check(channels.pending(this.#ports), "read the event channel") > 0) {
       this.counts.eventsReceived++;
       check(channels.unmask(port), "unmask the event channel");

@@ -16,7 +16,8 @@ export interface VchanServerOptions {
   /** The domain of the client. */
   readonly peer: Domid;
   readonly orders: VchanOrders;
-  readonly spinUsMax?: number | undefined;
+  /** False: waiting never looks before it sleeps. */
+  readonly looks?: boolean | undefined;
   /** Where each ring's counters start: anywhere is right, 0 is usual. */
   readonly leftCounter?: number;
   readonly rightCounter?: number;
@@ -69,7 +70,7 @@ export function openVchanServer(platform: Platform, options: VchanServerOptions)
     port,
     readCounter: leftCounter,
     writeCounter: rightCounter,
-    spinUsMax: options.spinUsMax,
+    looks: options.looks,
     release: () => owned.dispose(),
   });
   // A binding may deliver an event at once and stays masked until that is taken.

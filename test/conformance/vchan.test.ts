@@ -105,7 +105,7 @@ describe("the end", () => {
   for (const crash of [false, true])
     for (const victim of ["server", "client"] as const)
       test(`the ${victim} ${crash ? "dies" : "closes"}: the other is woken, reads what is left, and sees it`, async () => {
-        const pair = new SimPair({ spinUsMax: 0 });
+        const pair = new SimPair({ looks: false });
         const [dying, other] = victim === "server" ? [pair.server, pair.client] : [pair.client, pair.server];
         do other.sample();
         while (other.wait(WRITTEN, 0) !== 0);
@@ -156,7 +156,7 @@ test(`full duplex for ${seconds} s with small and large pieces, seed ${seed}`, (
       orders,
       leftCounter: ALMOST_WRAPPED,
       rightCounter: ALMOST_WRAPPED,
-      spinUsMax: 0,
+      looks: false,
     });
     const lengths = new Stream(seed);
     const pieces = [pair.server, pair.client].map((end, i) => ({

@@ -20,7 +20,7 @@ export class VchanPair {
     this.listening = openVchanServer(this.host.platform(SERVER), {
       peer: CLIENT,
       orders: { left: 10, right: 11 },
-      spinUsMax: 0,
+      looks: false,
       ...options,
     });
     this.server = this.listening.endpoint;
@@ -29,7 +29,7 @@ export class VchanPair {
 
   connect(): VchanEndpoint {
     const { ringRef, port } = this.listening;
-    return openVchanClient(this.host.platform(CLIENT), { peer: SERVER, ringRef, port, spinUsMax: 0 });
+    return openVchanClient(this.host.platform(CLIENT), { peer: SERVER, ringRef, port, looks: false });
   }
 
   /** Closes both ends and makes sure that nothing is left. */

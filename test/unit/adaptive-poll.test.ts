@@ -1,0 +1,67 @@
+// How long to look before sleeping, from how long looks and sleeps took.
+import { expect, test } from "bun:test";
+import { AdaptivePoll } from "../../src/core/adaptive-poll.ts";
+
+test("a short sleep begins looking, and long ones soon end it", () => {
+  const poll = new AdaptivePoll(50);
+  expect(poll.us).toBe(0);
+  poll.slept(49);
+  expect(poll.us).toBe(50);
+  const shorter = [50, 1000, Infinity, 50].map((us) => (poll.slept(us), poll.us));
+  expect(shorter).toEqual([25, 12.5, 0, 0]);
+});
+
+test("with a bound of 0 there is no look, and one that is set later counts", () => {
+  const poll = new AdaptivePoll(0);
+  poll.slept(0);
+  expect(poll.us).toBe(0);
+  poll.maxUs = 50;
+  poll.slept(0);
+  expect(poll.us).toBe(50);
+});
+
+/** Of `waits`, how many looked, when something comes `us` after each wait began and a look that long finds it. */
+function looksOf(poll: AdaptivePoll, waits: number, us: number): number {
+  let looks = 0;
+  for (let i = 0; i < waits; i++) {
+    const found = us <= poll.us;
+    if (poll.us > 0) {
+      looks++;
+      poll.looked(Math.min(us, poll.us));
+    }
+    if (!found) poll.slept(us - Math.min(us, poll.us));
+  }
+  return looks;
+}
+
+test("what comes soon on average is looked for, though one or another look takes long", () => {
+  const poll = new AdaptivePoll(1000, 250);
+  expect(looksOf(poll, 1000, 200)).toBeGreaterThan(990);
+  looksOf(poll, 1, 900);
+  expect(looksOf(poll, 1000, 200)).toBe(1000);
+});
+
+test("what comes late is looked for more and more seldom, until it comes soon again", () => {
+  const poll = new AdaptivePoll(1000, 250);
+  const first = looksOf(poll, 100, 600);
+  expect(first).toBeGreaterThan(5);
+  expect(first).toBeLessThan(60);
+  expect(looksOf(poll, 10_000, 600)).toBeLessThan(500);
+  // Whoever rests at most so long
+  looksOf(poll, 1024, 20);
+  expect(looksOf(poll, 1000, 20)).toBeGreaterThan(990);
+});
+
+test("looks that find nothing end, too", () => {
+  const poll = new AdaptivePoll(1000, 250);
+  let looked = 0;
+  for (let i = 0; i < 10_000; i++) {
+    // The event comes only once we sleep: where both ends share one processor.
+    if (poll.us > 0) {
+      looked += poll.us;
+      poll.looked(poll.us);
+    }
+    poll.slept(100);
+  }
+  expect(looked / 10_000).toBeLessThan(50);
+});
