@@ -26,7 +26,7 @@ enum {
   CLI_NOTIFY = 22,
   SRV_NOTIFY = 23,
 };
-enum { CHECK_US_FIRST = 5, MAX_POLLED = 8 };
+enum { CHECK_US_MIN = 5, CHECK_US_MAX = 100, CHECK_SHARE = 8, MAX_POLLED = 8 };
 
 static uint8_t *page(const struct xt_vchan *vchan) { return (uint8_t *)(uintptr_t)vchan->header; }
 
@@ -171,12 +171,16 @@ static int32_t poll_mask(struct pollfd *polled, uint32_t count, int32_t timeout_
   return mask;
 }
 
+static uint32_t between(int64_t min, int64_t value, int64_t max) {
+  return (uint32_t)(value < min ? min : value < max ? value : max);
+}
+
 /*
- * Looks at the ring for `look_us`, and now and then at the descriptors: these are system calls, so the more seldom the
- * longer it takes.
+ * Looks at the ring for `look_us`, and now and then at the descriptors. That takes system calls, which are dear in a PV
+ * guest, so it is given a small share of the time only.
  */
-static int32_t look(const struct xt_vchan *vchan, struct pollfd *polled, uint32_t count, uint32_t wants) {
-  int64_t begin = xt_clock_us(), lasted = 0, next_check = CHECK_US_FIRST;
+static int32_t look(struct xt_vchan *vchan, struct pollfd *polled, uint32_t count, uint32_t wants) {
+  int64_t begin = xt_clock_us(), lasted = 0, next_check = vchan->check_us;
   for (uint32_t rounds = vchan->look_us * XT_ROUNDS_PER_US; rounds && lasted >= 0 && lasted < vchan->look_us; rounds--) {
     for (int i = 0; i < XT_LOOKS; i++) {
       if (has_news(vchan, wants)) return XT_VCHAN_NEWS;
@@ -187,17 +191,16 @@ static int32_t look(const struct xt_vchan *vchan, struct pollfd *polled, uint32_
     int32_t mask = poll_mask(polled, count, 0);
     if (mask) return mask;
     sched_yield();
-    lasted = xt_clock_us() - begin;
-    next_check = 2 * lasted;
+    int64_t checked = xt_clock_us() - begin;
+    vchan->check_us = CHECK_US_MIN + CHECK_SHARE * between(0, checked - lasted, CHECK_US_MAX);
+    lasted = checked;
+    next_check = lasted + vchan->check_us;
   }
   return 0;
 }
 
-/* Rounded up: what took place took some time. */
-static uint32_t lasted_us(int64_t begin) {
-  int64_t lasted = xt_clock_us() - begin;
-  return lasted < 0 ? 1 : lasted < UINT32_MAX ? (uint32_t)lasted + 1 : UINT32_MAX;
-}
+/* At least 1: what took place took some time. */
+static uint32_t lasted_us(int64_t begin) { return between(1, xt_clock_us() - begin, UINT32_MAX); }
 
 int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, uint32_t count, uint32_t wants,
                       int32_t timeout_ms) {

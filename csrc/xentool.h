@@ -120,6 +120,7 @@ struct xt_vchan {
   uint32_t bad_counter;                 /* what XT_VCHAN_BAD_* is about */
   uint32_t look_us;                     /* how long waiting looks before it sleeps */
   uint32_t looked_us, slept_us;         /* how long the last wait did each; 0: not at all */
+  uint32_t check_us;                    /* how long looking is left alone between two system calls */
 };
 enum { XT_VCHAN_WRITTEN = 1, XT_VCHAN_READ = 2 };   /* VCHAN_NOTIFY_WRITE and _READ */
 enum { XT_VCHAN_BAD_PROD = 1, XT_VCHAN_BAD_CONS = 2 };

@@ -53,6 +53,8 @@ const WORD_BAD_COUNTER = 16;
 const WORD_LOOK_US = 17;
 const WORD_LOOKED_US = 18;
 const WORD_SLEPT_US = 19;
+/** Of the whole struct. */
+const STATE_BYTES = 88;
 const BAD_PROD = 1;
 
 export interface EndpointParts {
@@ -113,7 +115,7 @@ export class VchanEndpoint {
       : [parts.rightPages, parts.leftPages];
     this.readSize = read.sizeBytes;
     this.writeSize = write.sizeBytes;
-    this.#state = allocateMemory(80);
+    this.#state = allocateMemory(STATE_BYTES);
     this.#words = this.#state.words;
     const addresses = new Float64Array(this.#state.bytes.buffer, 0, 3);
     addresses[0] = parts.page.address;
