@@ -1,8 +1,9 @@
 // How fast a vchan is on the simulated platform, beside a unix socketpair that moves the same bytes: JSON on
 // stdout. Rings of 64 KiB, 1 and 2 KiB, and 1 MiB; throughput each way and both ways, and round trips; what a
 // gigabyte costs of CPU time at one end, and what two ends cost that have nothing to do. The socketpair's
-// program is Perl's, so that nothing of ours is on both sides of the comparison.
-//   bun bench/vchan.bench.ts [--megabytes N] [--rounds N]
+// program is Perl's, so that nothing of ours is on both sides of the comparison. Both take turns; ratios are
+// of medians.
+//   bun bench/vchan.bench.ts [--megabytes N] [--rounds N] [--turns N]
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -46,7 +47,11 @@ interface Result {
 }
 
 const { values } = parseArgs({
-  options: { megabytes: { type: "string", default: "500" }, rounds: { type: "string", default: "20000" } },
+  options: {
+    megabytes: { type: "string", default: "500" },
+    rounds: { type: "string", default: "20000" },
+    turns: { type: "string", default: "5" },
+  },
 });
 
 async function output(argv: readonly string[], env: Record<string, string> = {}): Promise<string> {
@@ -60,6 +65,19 @@ function vchan(host: SimHost, domid: number, ...args: readonly string[]): Promis
   const env = { XENTOOL_SIM: host.dir, XENTOOL_DOMID: String(domid) };
   return output([process.execPath, XENTOOL, "vchan", "bench", ...args], env);
 }
+
+interface Turn {
+  readonly socketpair: Result;
+  readonly vchan: readonly Result[];
+}
+
+function median(turns: readonly Turn[], figure: (turn: Turn) => number | undefined): number {
+  const values = turns.map((turn) => figure(turn) ?? NaN).sort((a, b) => a - b);
+  return values[values.length >> 1] ?? NaN;
+}
+
+const ofKind = (turn: Turn, kind: string): Result | undefined =>
+  turn.vchan.find((result) => result.kind === kind);
 
 async function measure(host: SimHost, ringSize: number): Promise<Result[]> {
   const size = String(ringSize);
@@ -95,6 +113,10 @@ async function idlePercent(host: SimHost): Promise<number> {
   }
 }
 
+function cpuPerByte(result: Result | undefined): number {
+  return (result?.cpuSeconds ?? NaN) / (result?.bytesEachWay ?? NaN);
+}
+
 function cpuTicks(pid: number): number {
   const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
     .replace(/^.*\) /s, "")
@@ -103,27 +125,32 @@ function cpuTicks(pid: number): number {
 }
 
 const bytes = String(Number(values.megabytes) * 1e6);
-const socketpair = JSON.parse(await output(["perl", "-e", SOCKETPAIR, bytes, values.rounds])) as Result;
 const host = await SimHost.start({ domains: 2 });
 const rings = [];
 let idle: number;
 try {
   for (const ringSize of RING_SIZES) {
-    const results = await measure(host, ringSize);
-    const send = results.find(({ kind }) => kind === "send");
-    const trip = results.find(({ kind }) => kind === "round-trip");
+    const turns: Turn[] = [];
+    for (let turn = 0; turn < Number(values.turns); turn++) {
+      const socketpair = JSON.parse(await output(["perl", "-e", SOCKETPAIR, bytes, values.rounds])) as Result;
+      turns.push({ socketpair, vchan: await measure(host, ringSize) });
+    }
+    const sent = median(turns, (turn) => ofKind(turn, "send")?.bytesPerSecond);
+    const received = median(turns, (turn) => ofKind(turn, "receive")?.bytesPerSecond);
+    const pair = median(turns, (turn) => turn.socketpair.bytesPerSecond);
+    const tripUs = median(turns, (turn) => ofKind(turn, "round-trip")?.microseconds);
+    const pairTripUs = median(turns, (turn) => turn.socketpair.microseconds);
     rings.push({
       ringSize,
-      results,
-      throughputRatio: (send?.bytesPerSecond ?? 0) / (socketpair.bytesPerSecond ?? 1),
-      roundTripRatio: (socketpair.microseconds ?? 0) / (trip?.microseconds ?? 1),
-      cpuSecondsPerGB: ((send?.cpuSeconds ?? 0) / (send?.bytesEachWay ?? 1)) * 1e9,
+      sendRatio: sent / pair,
+      receiveRatio: received / pair,
+      roundTripRatio: pairTripUs / tripUs,
+      cpuSecondsPerGB: 1e9 * median(turns, (turn) => cpuPerByte(ofKind(turn, "send"))),
+      turns,
     });
   }
   idle = await idlePercent(host);
 } finally {
   await host.stop();
 }
-process.stdout.write(
-  `${JSON.stringify({ bench: "vchan", platform: "sim", socketpair, rings, idlePercent: idle })}\n`,
-);
+process.stdout.write(`${JSON.stringify({ bench: "vchan", platform: "sim", rings, idlePercent: idle })}\n`);

@@ -180,8 +180,9 @@ static uint32_t between(int64_t min, int64_t value, int64_t max) {
  * guest, so it is given a small share of the time only.
  */
 static int32_t look(struct xt_vchan *vchan, struct pollfd *polled, uint32_t count, uint32_t wants) {
+  const uint32_t us = vchan->look_us;
   int64_t begin = xt_clock_us(), lasted = 0, next_check = vchan->check_us;
-  for (uint32_t rounds = vchan->look_us * XT_ROUNDS_PER_US; rounds && lasted >= 0 && lasted < vchan->look_us; rounds--) {
+  for (uint32_t rounds = us * XT_ROUNDS_PER_US; rounds && lasted >= 0 && lasted < us; rounds--) {
     for (int i = 0; i < XT_LOOKS; i++) {
       if (has_news(vchan, wants)) return XT_VCHAN_NEWS;
       xt_pause();

@@ -6,11 +6,11 @@
 const MIN_US = 10;
 /** Sleeps without a look once looking did not pay; twice as many each further time, while that goes on. */
 const REST_MIN = 32;
-const REST_MAX = 1024;
+const REST_MAX = 512;
 /** So many looks are judged together; the average of sleeps follows the last so many. */
 const JUDGED = 32;
 /** Looking must take less of the time that sleeping does than this. */
-const GAIN = 0.8;
+const GAIN = 0.9;
 
 export class AdaptivePoll {
   /** Bound of one look; 0: never look. */

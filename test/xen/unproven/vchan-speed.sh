@@ -26,7 +26,7 @@ measure() {
   esac
 }
 
-for ring in '65536 30000' '0 1000' '1048576 60000'; do
+for ring in '65536 60000' '0 2000' '1048576 600000'; do
   read -r size kilobytes <<<"$ring"
   for ((round = 1; round <= rounds; round++)); do
     for program in libxenvchan xentool; do
