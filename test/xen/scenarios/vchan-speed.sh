@@ -1,5 +1,5 @@
 # How fast xentool's vchan is beside libxenvchan's, as ratios within one boot: three ring sizes, and round trips.
-# limit: 900
+# limit: 600
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 
