@@ -150,7 +150,7 @@ const benchConnectCommand: CommandModule<GlobalArguments, BenchConnectArguments>
 };
 
 const benchCommand = actionGroup(
-  "bench",
+  "vchan bench",
   "Measure a vchan",
   [benchListenCommand, benchConnectCommand],
   [

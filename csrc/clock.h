@@ -1,4 +1,4 @@
-/* A clock that is cheap everywhere: for deciding how long to look at a ring, and whether it paid. */
+/* A clock without system calls: for deciding how long to look at a ring, and whether it paid. */
 #pragma once
 #include <stdint.h>
 

@@ -176,12 +176,11 @@ static uint32_t between(int64_t min, int64_t value, int64_t max) {
 }
 
 /*
- * Looks at the ring for `look_us`, and now and then at the descriptors. That takes system calls, which are dear in a PV
+ * Looks at the ring for `us`, and now and then at the descriptors. That takes system calls, which are dear in a PV
  * guest, so it is given a small share of the time only.
  */
-static int32_t look(struct xt_vchan *vchan, struct pollfd *polled, uint32_t count, uint32_t wants) {
-  const uint32_t us = vchan->look_us;
-  int64_t begin = xt_clock_us(), lasted = 0, next_check = vchan->check_us;
+static int32_t look(struct xt_vchan *vchan, struct pollfd *polled, uint32_t count, uint32_t wants, uint32_t us) {
+  int64_t begin = xt_clock_us(), lasted = 0, next_check = at_most(vchan->check_us, us / 4);
   for (uint32_t rounds = us * XT_ROUNDS_PER_US; rounds && lasted >= 0 && lasted < us; rounds--) {
     for (int i = 0; i < XT_LOOKS; i++) {
       if (has_news(vchan, wants)) return XT_VCHAN_NEWS;
@@ -210,9 +209,12 @@ int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, uint32_
   for (uint32_t i = 0; i < count; i++)
     polled[i] = (struct pollfd){.fd = fds[i].fd, .events = (short)fds[i].events};
   vchan->looked_us = vchan->slept_us = 0;
-  if (vchan->look_us) {
+  /* A peer of whom nothing is wanted cannot spare us a sleep. */
+  uint32_t look_us = wants ? vchan->look_us : 0;
+  if (timeout_ms >= 0 && timeout_ms < (int32_t)look_us / 1000) look_us = (uint32_t)timeout_ms * 1000;
+  if (look_us) {
     int64_t begin = xt_clock_us();
-    int32_t found = look(vchan, polled, count, wants);
+    int32_t found = look(vchan, polled, count, wants, look_us);
     vchan->looked_us = lasted_us(begin);
     if (found) return found;
   }

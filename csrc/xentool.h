@@ -3,9 +3,9 @@
  *
  * Conventions: a function returns 0 or a count, and -errno when it failed. A function that makes an
  * address or an opaque handle returns it as a double (exact below 2^53), negative: -errno. No function
- * keeps a pointer of the caller's past its return unless it says so. No state lives outside handles: the
- * library may be loaded several times in one process. Any thread may call; one handle, one thread at a
- * time, unless said otherwise.
+ * keeps a pointer of the caller's past its return unless it says so. No state lives outside handles, but
+ * for what the clock measured once: the library may be loaded several times in one process. Any thread may
+ * call; one handle, one thread at a time, unless said otherwise.
  */
 #ifndef XENTOOL_H
 #define XENTOOL_H
@@ -15,7 +15,7 @@
 #define XT_API __attribute__((visibility("default")))
 
 /* Raised whenever anything below changes; src/native/shim.ts holds the same number. */
-#define XT_ABI_VERSION 1
+#define XT_ABI_VERSION 2
 
 XT_API uint32_t xt_abi_version(void);
 
@@ -108,7 +108,8 @@ XT_API int32_t xt_file_lock(int32_t fd, int32_t exclusive);
 
 /* ---- vchan.c: one end of a vchan ---- */
 
-/* Private to this end; the caller fills in the first nine, and look_us before each wait, and zeroes the rest. */
+/* Private to this end. The caller fills it in up to write_cons and zeroes the rest, sets peer_live to what is known at
+   the beginning, and look_us before each wait. */
 struct xt_vchan {
   double header, read_data, write_data; /* addresses: the shared page, the ring we read, the ring we write */
   uint32_t read_size, write_size;       /* bytes, powers of two */

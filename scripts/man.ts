@@ -22,6 +22,7 @@ const EXIT_STATUS = [
   [String(EXIT_CODE.io), "Input or output failed."],
   [String(EXIT_CODE.timeout), "Time is up."],
   [String(EXIT_CODE.bug), "A bug in xentool."],
+  ["another", "That of the COMMAND that xentool was told to run, when nothing else went wrong."],
   ["130, 143", "Ended by SIGINT or SIGTERM, after letting go of everything cleanly."],
 ] as const;
 

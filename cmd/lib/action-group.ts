@@ -1,5 +1,6 @@
 // A command that only groups others, as `xentool blkback` does `serve` and the rest.
 import type { CommandModule } from "yargs";
+import { XentoolError } from "../../src/core/errors.ts";
 import { withExamples, type Example } from "./examples.ts";
 import type { GlobalArguments } from "./run-command.ts";
 
@@ -7,26 +8,29 @@ type Group = CommandModule<GlobalArguments, GlobalArguments>;
 /** A command whose arguments are its own affair: yargs has no type for "whichever". */
 type Action = Pick<CommandModule<GlobalArguments, never>, "command" | "describe">;
 
-/** `name` with exactly one of `actions` after it; errors name them. */
+/** The command `path`, with one of `actions` after it; errors name them. */
 export function actionGroup(
-  name: string,
+  path: string,
   describe: string,
   actions: readonly Action[],
   examples: readonly Example[],
 ): Group {
-  const names = actions.map(({ command }) => String(command).split(" ")[0]).join(", ");
+  const which = `which one: ${actions.map(({ command }) => String(command).split(" ")[0]).join(", ")}?`;
   return {
-    command: name,
+    command: path.split(" ").at(-1) as string,
     describe,
     builder: (argv) =>
       withExamples(
         actions
           .reduce((all, action) => all.command(action as Group), argv)
-          .demandCommand(1, 1, `which one: ${names}?`, "one action at a time")
-          .strict(),
+          .demandCommand(1, which)
+          .strict()
+          .usage(`$0 ${path} ACTION\n\n${describe}`),
         examples,
       ) as never,
-    // yargs demands an action first.
-    handler: () => {},
+    // What comes after -- is enough for yargs, but it is no action.
+    handler: () => {
+      throw new XentoolError("usage", `${which} try: xentool ${path} --help`);
+    },
   };
 }

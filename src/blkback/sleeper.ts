@@ -1,6 +1,6 @@
 // When and how a data plane sleeps. The event channel is left masked while there is work, because a masked
 // port costs nothing; it is unmasked, and the ring's event index armed, just before sleeping. Before that a
-// short poll may pay off: its length follows what recent sleeps would have gained, and is 0 when idle.
+// short poll may pay off: there is one while recent sleeps were short, and none when idle.
 import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { EvtchnPort } from "../core/types.ts";
 import type { EventChannels } from "../platform/platform.ts";

@@ -1,7 +1,7 @@
 // When and how a frontend's data plane sleeps. While responses keep coming the event channel stays masked,
 // because a masked port costs nothing; it is unmasked, and the ring's event index armed, just before
-// sleeping. Looking at the ring for a moment first may save both sides an event: how long follows how long
-// recent waits were, and is nothing where they were too long for that.
+// sleeping. Looking at the ring for a moment first may save both sides an event: it does so while recent waits
+// were short.
 import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { EvtchnPort } from "../core/types.ts";
 import type { EventChannels } from "../platform/platform.ts";

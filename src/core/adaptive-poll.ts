@@ -9,8 +9,9 @@ const REST_MIN = 32;
 const REST_MAX = 512;
 /** So many looks are judged together; the average of sleeps follows the last so many. */
 const JUDGED = 32;
-/** Looking must take less of the time that sleeping does than this. */
+/** Looks that take long must take less of the time that sleeping does than this, and pass so only so often in a row. */
 const GAIN = 0.9;
+const GAIN_JUDGEMENTS = 2;
 
 export class AdaptivePoll {
   /** Bound of one look; 0: never look. */
@@ -21,13 +22,15 @@ export class AdaptivePoll {
   #looks = 0;
   #looksUs = 0;
   #sleepUs = 0;
+  #gains = 0;
   #resting = 0;
   #rest = REST_MIN;
 
   /**
    * A look may take up to `maxUs`. Of who says with `looked` how long looks took, they also have to pay: to take
-   * less than `paysUs` on average, or clearly less than the sleeps that they spare. The latter is so where waking up
-   * takes long; where it does not, work that comes seldom must not keep a processor busy.
+   * less than `paysUs` on average. For a while it is enough that they take clearly less than the sleeps that they
+   * spare: where waking up takes long, the peer needs that while to look, too, and not longer. So work that comes
+   * seldom does not keep a processor busy.
    */
   constructor(maxUs: number, paysUs = maxUs) {
     this.maxUs = maxUs;
@@ -38,13 +41,17 @@ export class AdaptivePoll {
   looked(us: number): void {
     this.#looks++;
     this.#looksUs += us;
-    const pays = this.#looksUs <= JUDGED * Math.max(this.#paysUs, GAIN * this.#sleepUs);
+    const short = this.#looksUs <= JUDGED * this.#paysUs;
+    const gains = this.#gains < GAIN_JUDGEMENTS && this.#looksUs <= JUDGED * GAIN * this.#sleepUs;
+    const pays = short || gains;
     if (pays && this.#looks < JUDGED) return;
+    this.#gains = pays && !short ? this.#gains + 1 : 0;
     if (!pays) {
       this.us = 0;
       this.#resting = this.#rest;
     }
-    this.#rest = pays ? REST_MIN : Math.min(2 * this.#rest, REST_MAX);
+    if (short) this.#rest = REST_MIN;
+    else if (!pays) this.#rest = Math.min(2 * this.#rest, REST_MAX);
     this.#looks = this.#looksUs = 0;
   }
 

@@ -12,7 +12,7 @@ import { vchanSymbols } from "./vchan-symbols.ts";
 
 export { toArrayBuffer, type Pointer };
 
-const ABI_VERSION = 1;
+const ABI_VERSION = 2;
 
 const i32 = "i32" as const;
 const u32 = "u32" as const;

@@ -131,7 +131,7 @@ class BenchPump {
   }
 
   #chunk(buffer: Uint8Array, ringSize: number): Uint8Array {
-    return buffer.subarray(0, Math.max(1024, ringSize / 2));
+    return buffer.subarray(0, Math.min(buffer.length, Math.max(1024, ringSize / 2)));
   }
 
   #wait(forRoom: boolean, forData: boolean): void {

@@ -47,9 +47,15 @@ test("what comes late is looked for more and more seldom, until it comes soon ag
   expect(first).toBeGreaterThan(5);
   expect(first).toBeLessThan(60);
   expect(looksOf(poll, 10_000, 600)).toBeLessThan(700);
-  // Whoever rests at most so long
+  // The longest rest ends.
   looksOf(poll, 512, 20);
   expect(looksOf(poll, 1000, 20)).toBeGreaterThan(990);
+});
+
+test("long sleeps of the past do not let looks go on that take nearly as long", () => {
+  const poll = new AdaptivePoll(2000, 250);
+  for (let i = 0; i < 100; i++) poll.slept(1900);
+  expect(looksOf(poll, 10_000, 1000)).toBeLessThan(1500);
 });
 
 test("looks that find nothing end, too", () => {
