@@ -14,6 +14,18 @@ describe("mistakes", () => {
     ["a misspelt command", ["doctr"], "Did you mean doctor? try: xentool --help"],
     ["an unknown option", ["doctor", "--frob"], "unknown option: frob; try: xentool doctor --help"],
     ["an argument too many", ["doctor", "now"], "unknown command: now; try: xentool doctor --help"],
+    ["no action", ["sim"], "which one: run, start, status, stop? try: xentool sim --help"],
+    [
+      "no action before a command",
+      ["sim", "--", "sh"],
+      "which one: run, start, status, stop? try: xentool sim --help",
+    ],
+    ["no action of an action", ["vchan", "bench"], "which one: listen, connect? try: xentool vchan --help"],
+    [
+      "an unknown action with arguments",
+      ["vchan", "serve", "1", "files"],
+      "unknown commands: serve, 1, files; try: xentool vchan --help",
+    ],
     [
       "a bad timeout",
       ["doctor", "--timeout", "soon"],
