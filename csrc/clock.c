@@ -9,7 +9,7 @@
 
 enum { MEASUREMENTS = 3, MEASURED_US = 100 };
 
-static int64_t system_us(void) {
+int64_t xt_system_us(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return now.tv_sec * 1000000ll + now.tv_nsec / 1000;
@@ -32,8 +32,8 @@ static double measure(void) {
   double rate = 0;
   for (int i = 0; i < MEASUREMENTS; i++) {
     uint64_t first = ticks();
-    int64_t begin = system_us(), lasted;
-    do lasted = system_us() - begin;
+    int64_t begin = xt_system_us(), lasted;
+    do lasted = xt_system_us() - begin;
     while (lasted < MEASURED_US);
     double one = (double)(ticks() - first) / (double)lasted;
     if (one > 0 && (rate == 0 || one < rate)) rate = one;
@@ -54,6 +54,6 @@ int64_t xt_clock_us(void) {
 
 #else
 
-int64_t xt_clock_us(void) { return system_us(); }
+int64_t xt_clock_us(void) { return xt_system_us(); }
 
 #endif

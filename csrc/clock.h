@@ -1,10 +1,14 @@
-/* A clock without system calls: for deciding how long to look at a ring, and whether it paid. */
+/* The time: exactly, and without a system call. */
 #pragma once
 #include <stdint.h>
 
+/* Microseconds since some moment: for deadlines. */
+int64_t xt_system_us(void);
+
 /*
- * Microseconds since some moment, right within some percent. It may jump when the process moves to another processor
- * or the domain to another host; who waits by it bounds the wait by XT_ROUNDS_PER_US as well.
+ * The same without a system call, right within some percent: for deciding how long to look at a ring, and whether it
+ * paid. It may jump when the process moves to another processor or the domain to another host; who waits by it bounds
+ * the wait by XT_ROUNDS_PER_US as well.
  */
 int64_t xt_clock_us(void);
 

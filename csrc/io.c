@@ -4,6 +4,7 @@
  * io_uring is not allowed.
  */
 #define _GNU_SOURCE
+#include "clock.h"
 #include "io.h"
 
 #include <errno.h>
@@ -18,12 +19,6 @@
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
-
-static int64_t now_us(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1000000 + now.tv_nsec / 1000;
-}
 
 void io_finish(struct io *io, uint32_t tag, int64_t result) {
   io->ready[io->ready_count++] = (struct xt_io_done){tag, (int32_t)result};
@@ -71,7 +66,7 @@ int64_t io_perform(struct io *io, const struct xt_io *op) {
 }
 
 static void collect_delays(struct io *io) {
-  int64_t now = io->delay_count ? now_us() : 0;
+  int64_t now = io->delay_count ? xt_system_us() : 0;
   for (uint32_t i = 0; i < io->delay_count;) {
     if (io->delays[i].due_us <= now) {
       io_finish(io, io->delays[i].tag, 0);
@@ -88,23 +83,23 @@ static int64_t poll_timeout_us(struct io *io, int64_t deadline) {
   for (uint32_t i = 0; i < io->delay_count; i++)
     if (next < 0 || io->delays[i].due_us < next) next = io->delays[i].due_us;
   if (next < 0) return -1;
-  int64_t left = next - now_us();
+  int64_t left = next - xt_system_us();
   return left < 0 ? 0 : left;
 }
 
 static int32_t run_sync(struct io *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_us) {
   for (uint32_t i = 0; i < count; i++) {
     if (ops[i].op == XT_IO_DELAY)
-      io->delays[io->delay_count++] = (struct delay){ops[i].tag, now_us() + (int64_t)(ops[i].length * 1000)};
+      io->delays[io->delay_count++] = (struct delay){ops[i].tag, xt_system_us() + (int64_t)(ops[i].length * 1000)};
     else
       io_finish(io, ops[i].tag, io_perform(io, &ops[i]));
   }
-  int64_t deadline = timeout_us < 0 ? -1 : now_us() + timeout_us;
+  int64_t deadline = timeout_us < 0 ? -1 : xt_system_us() + timeout_us;
   for (int first = 1;; first = 0) {
     struct pollfd polled[MAX_WATCHES];
     collect_delays(io);
     int enough = io->ready_count >= wait;
-    if (!first && (enough || (deadline >= 0 && now_us() >= deadline))) return 0;
+    if (!first && (enough || (deadline >= 0 && xt_system_us() >= deadline))) return 0;
     for (uint32_t i = 0; i < io->watch_count; i++)
       polled[i] = (struct pollfd){.fd = io->watches[i].fd, .events = POLLIN};
     int64_t left = enough ? 0 : poll_timeout_us(io, deadline);

@@ -125,7 +125,7 @@ async function repeat(
       log.error(describeError(error));
       await pace.next(options.signal);
     }
-  } while (options.keep && !options.signal.aborted);
+  } while (!options.signal.aborted);
   return 0;
 }
 

@@ -1,4 +1,4 @@
-# xentool and libxenvchan understand each other: every role, ring sizes, packets, closing and dying of either side.
+# xentool and libxenvchan understand each other: every role and place, and rings of every kind.
 # limit: 540
 # files: dist/xentool
 . /payload/dom0/vchan.sh
