@@ -35,6 +35,8 @@ export type TraceRecord = { readonly timeUs: number } & (
 
 /** Enough of the last bytes to see that they became poison. */
 const TAIL_BYTES = 16;
+/** Whoever resets a ring has reset both streams after so long. */
+const HALF_RESET_US_MAX = 100_000;
 
 interface Side {
   readonly follower: StreamFollower;
@@ -47,6 +49,8 @@ export class RingFollower {
   readonly #responses: Side;
   #state: StateWords;
   #lastLookUs: number;
+  /** Since when a reset was seen that is only half done. */
+  #halfResetUs: number | undefined;
 
   /** Begins with what waits in the ring at the time of `copy`, which was made at `timeUs`. */
   constructor(copy: RingCopy, timeUs: number) {
@@ -71,6 +75,11 @@ export class RingFollower {
     const wasReset =
       startedAnew(this.#requests, copy.requests, words.reqProd) ||
       startedAnew(this.#responses, copy.responses, words.rspProd);
+    if (wasReset && isHalfReset(this.#requests, this.#responses, words)) {
+      this.#halfResetUs ??= timeUs;
+      if (timeUs - this.#halfResetUs < HALF_RESET_US_MAX) return records;
+    }
+    this.#halfResetUs = undefined;
     if (wasReset) {
       const bytes = this.#requests.follower.restart() + this.#responses.follower.restart();
       records.push({ timeUs, kind: "reset", bytes, unseenUs: timeUs - this.#lastLookUs });
@@ -109,6 +118,15 @@ function startSide(follower: StreamFollower, ring: Uint8Array): Side {
 function tailOf(ring: Uint8Array, next: number): Uint8Array {
   const count = Math.min(TAIL_BYTES, next);
   return streamBytes(ring, (next - count) >>> 0, count);
+}
+
+/** One stream went back to 0, the other stands where it stood: whoever resets them may be between the two. */
+function isHalfReset({ follower: a }: Side, { follower: b }: Side, words: RingWords): boolean {
+  const { reqProd, rspProd } = words;
+  return (
+    (reqProd === 0 && rspProd !== 0 && rspProd === b.next) ||
+    (rspProd === 0 && reqProd !== 0 && reqProd === a.next)
+  );
 }
 
 /** The producer went back, or bytes that nobody can have written since are poison. */
