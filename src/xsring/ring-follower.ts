@@ -1,15 +1,7 @@
 // A ring as it is followed from outside: each look gives the records of what happened since the last. The
 // ring is only read. A ring that starts anew is noticed by its indices and by its poison.
 import type { XsDirection, XsHeader } from "../protocol/xs-content.ts";
-import { XS_RING_BYTES } from "../protocol/xs-ring.ts";
-import {
-  poisonOf,
-  streamBytes,
-  viewRequests,
-  viewResponses,
-  type RingCopy,
-  type RingWords,
-} from "../protocol/xs-ring-view.ts";
+import { viewRequests, viewResponses, type RingCopy, type RingWords } from "../protocol/xs-ring-view.ts";
 import { StreamFollower, type Followed } from "./stream-follower.ts";
 
 /** The words beside the indices; they change rarely. */
@@ -33,20 +25,12 @@ export type TraceRecord = { readonly timeUs: number } & (
   | { readonly kind: "state"; readonly words: StateWords }
 );
 
-/** Enough of the last bytes to see that they became poison. */
-const TAIL_BYTES = 16;
 /** Whoever resets a ring has reset both streams after so long. */
 const HALF_RESET_US_MAX = 100_000;
 
-interface Side {
-  readonly follower: StreamFollower;
-  /** The bytes before `follower.next`, as they were. */
-  tail: Uint8Array;
-}
-
 export class RingFollower {
-  readonly #requests: Side;
-  readonly #responses: Side;
+  readonly #requests: StreamFollower;
+  readonly #responses: StreamFollower;
   #state: StateWords;
   #lastLookUs: number;
   /** Since when a reset was seen that is only half done. */
@@ -55,8 +39,8 @@ export class RingFollower {
   /** Begins with what waits in the ring at the time of `copy`, which was made at `timeUs`. */
   constructor(copy: RingCopy, timeUs: number) {
     this.#lastLookUs = timeUs;
-    this.#requests = startSide(new StreamFollower(viewRequests(copy)), copy.requests);
-    this.#responses = startSide(new StreamFollower(viewResponses(copy)), copy.responses);
+    this.#requests = new StreamFollower(viewRequests(copy));
+    this.#responses = new StreamFollower(viewResponses(copy));
     this.#state = stateOf(copy.words);
   }
 
@@ -67,36 +51,32 @@ export class RingFollower {
   /** What happened until `copy` was made, which was at `timeUs`. */
   look(copy: RingCopy, timeUs: number): TraceRecord[] {
     const { words, after } = copy;
+    // A reset during the copy shows at the next look; what was copied is of neither ring.
+    if (isBehind(after.reqProd, words.reqProd) || isBehind(after.rspProd, words.rspProd)) return [];
     const records: TraceRecord[] = [];
     const state = stateOf(words);
     const changed = (Object.keys(state) as (keyof StateWords)[]).some(
       (name) => state[name] !== this.#state[name],
     );
     const wasReset =
-      startedAnew(this.#requests, copy.requests, words.reqProd) ||
-      startedAnew(this.#responses, copy.responses, words.rspProd);
+      isBehind(words.reqProd, this.#requests.next) || isBehind(words.rspProd, this.#responses.next);
     if (wasReset && isHalfReset(this.#requests, this.#responses, words)) {
       this.#halfResetUs ??= timeUs;
-      if (timeUs - this.#halfResetUs < HALF_RESET_US_MAX) return records;
+      if (timeUs - this.#halfResetUs < HALF_RESET_US_MAX) return [];
     }
     this.#halfResetUs = undefined;
     if (wasReset) {
-      const bytes = this.#requests.follower.restart() + this.#responses.follower.restart();
+      const bytes = this.#requests.restart() + this.#responses.restart();
       records.push({ timeUs, kind: "reset", bytes, unseenUs: timeUs - this.#lastLookUs });
     }
     if (changed) records.push({ timeUs, kind: "state", words: state });
     this.#state = state;
     this.#lastLookUs = timeUs;
-    // A reset during the copy shows at the next look; what was copied is then of neither ring.
-    if (((after.reqProd - words.reqProd) | 0) < 0 || ((after.rspProd - words.rspProd) | 0) < 0)
-      return records;
-    for (const [side, ring, prod, prodAfter] of [
+    for (const [follower, ring, prod, prodAfter] of [
       [this.#requests, copy.requests, words.reqProd, after.reqProd],
       [this.#responses, copy.responses, words.rspProd, after.rspProd],
     ] as const) {
-      const { follower } = side;
       const followed = follower.follow(ring, prod, prodAfter);
-      side.tail = tailOf(ring, follower.next);
       records.push(...followed.map((it) => recordOf(it, follower.direction, timeUs)));
     }
     return records;
@@ -111,35 +91,19 @@ function stateOf({ serverFeatures, connection, error }: RingWords): StateWords {
   return { serverFeatures, connection, error };
 }
 
-function startSide(follower: StreamFollower, ring: Uint8Array): Side {
-  return { follower, tail: tailOf(ring, follower.next) };
+/** Whether a producer stands before where it stood: indices only go on, unless their ring starts anew. */
+function isBehind(prod: number, before: number): boolean {
+  return ((prod - before) | 0) < 0;
 }
 
-function tailOf(ring: Uint8Array, next: number): Uint8Array {
-  const count = Math.min(TAIL_BYTES, next);
-  return streamBytes(ring, (next - count) >>> 0, count);
-}
-
-/** One stream went back to 0, the other stands where it stood: whoever resets them may be between the two. */
-function isHalfReset({ follower: a }: Side, { follower: b }: Side, words: RingWords): boolean {
+/**
+ * One stream is at 0 and the other is not: whoever resets them may be between the two. A new request may
+ * wait for its reply, though, so where the requests go second, only what stands exactly where it stood counts.
+ */
+function isHalfReset(requests: StreamFollower, responses: StreamFollower, words: RingWords): boolean {
   const { reqProd, rspProd } = words;
   return (
-    (reqProd === 0 && rspProd !== 0 && rspProd === b.next) ||
-    (rspProd === 0 && reqProd !== 0 && reqProd === a.next)
+    (reqProd === 0 && rspProd !== 0 && !isBehind(rspProd, responses.next)) ||
+    (rspProd === 0 && reqProd !== 0 && reqProd === requests.next)
   );
-}
-
-/** The producer went back, or bytes that nobody can have written since are poison. */
-function startedAnew({ follower, tail }: Side, ring: Uint8Array, prod: number): boolean {
-  const ahead = (prod - follower.next) | 0;
-  if (ahead < 0) return true;
-  if (tail.length < TAIL_BYTES || ahead > XS_RING_BYTES - TAIL_BYTES) return false;
-  const now = tailOf(ring, follower.next);
-  const index = follower.next - TAIL_BYTES;
-  return isPoison(now, index) && !isPoison(tail, index);
-}
-
-function isPoison(bytes: Uint8Array, index: number): boolean {
-  const poison = poisonOf(bytes, index >>> 0);
-  return poison === "0xff" || poison === "deadbeef";
 }

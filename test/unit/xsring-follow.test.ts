@@ -5,7 +5,7 @@ import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { bytesToText } from "../../src/protocol/xs-content.ts";
 import * as layout from "../../src/protocol/xs-ring.ts";
-import { copyRing } from "../../src/protocol/xs-ring-view.ts";
+import { copyRing, type RingCopy } from "../../src/protocol/xs-ring-view.ts";
 import {
   encodePacket,
   encodeStrings,
@@ -118,7 +118,7 @@ describe("a ring that begins anew", () => {
   test.each([
     ["0xff", layout.XS_RING_POISON],
     ["deadbeef", encodeText("deadbeef")],
-  ])("is noticed by its poison (%s), even when it has come as far again", (_name, poison) => {
+  ])("is noticed, whatever it is filled with (%s)", (_name, poison) => {
     const ring = new Ring();
     const follower = new RingFollower(copyRing(ring.page), 0);
     ring.pass(ring.requests, packetOf({ id: 1, value: "old" }));
@@ -131,6 +131,75 @@ describe("a ring that begins anew", () => {
     ]);
     ring.pass(ring.requests, packetOf({ id: 3, value: "new" }));
     expect(follower.look(copyRing(ring.page), 4)).toMatchObject([{ kind: "packet", header: { reqId: 3 } }]);
+  });
+
+  // What the server does one after the other, and every place in it that a look's three reads can fall on.
+  const STEPS: readonly ((ring: Ring) => void)[] = [
+    ({ page }) => layout.storeRingWord(page, layout.XS_RING_REQ_CONS, 0),
+    ({ page }) => layout.storeRingWord(page, layout.XS_RING_REQ_PROD, 0),
+    ({ requests }) => requests.fill(layout.XS_RING_POISON),
+    ({ page }) => layout.storeRingWord(page, layout.XS_RING_RSP_CONS, 0),
+    ({ page }) => layout.storeRingWord(page, layout.XS_RING_RSP_PROD, 0),
+    ({ responses }) => responses.fill(layout.XS_RING_POISON),
+  ];
+
+  /** A copy of the page for each number of steps done. */
+  function stages(ring: Ring, steps: typeof STEPS): RingCopy[] {
+    return [copyRing(ring.page), ...steps.map((step) => (step(ring), copyRing(ring.page)))];
+  }
+
+  test.each([
+    ["requests first", STEPS],
+    ["responses first", [3, 4, 5, 0, 1, 2].map((nth) => STEPS[nth] as (typeof STEPS)[0])],
+    ["poison first, as hvmloader does", [2, 5, 0, 1, 3, 4].map((nth) => STEPS[nth] as (typeof STEPS)[0])],
+  ])("is one reset and nothing twice, wherever looks fall into it: %s", (_name, steps) => {
+    const nth = [...Array(steps.length + 1).keys()];
+    for (const [from, mid, to] of nth.flatMap((a) =>
+      nth.flatMap((b) => nth.map((c) => [a, b, c] as const)),
+    )) {
+      if (from > mid || mid > to) continue;
+      const ring = new Ring();
+      const follower = new RingFollower(copyRing(ring.page), 0);
+      const exchange = (id: number): void => {
+        ring.pass(ring.requests, packetOf({ id, value: "value" }));
+        ring.pass(ring.responses, encodePacket(XS_WRITE, id, 0, encodeStrings("OK")));
+      };
+      const records: TraceRecord[] = [];
+      exchange(1);
+      exchange(2);
+      records.push(...follower.look(copyRing(ring.page), 1));
+      const copies = stages(ring, steps);
+      const at = (index: number): RingCopy => copies[index] as RingCopy;
+      const { requests, responses } = at(mid);
+      records.push(...follower.look({ words: at(from).words, requests, responses, after: at(to).words }, 2));
+      for (const copy of copies.slice(to)) records.push(...follower.look(copy, 3));
+      exchange(3);
+      records.push(...follower.look(copyRing(ring.page), 4));
+      const shown = records.map((it) =>
+        it.kind === "packet" ? `${it.direction} ${it.header.reqId}` : it.kind,
+      );
+      expect({ from, mid, to, shown }).toEqual({
+        from,
+        mid,
+        to,
+        shown: ["request 1", "request 2", "response 1", "response 2", "reset", "request 3", "response 3"],
+      });
+    }
+  });
+
+  test("is not waited for when one stream stays as it is", () => {
+    const ring = new Ring();
+    const follower = new RingFollower(copyRing(ring.page), 0);
+    ring.pass(ring.requests, packetOf({ id: 1, value: "value" }));
+    ring.pass(ring.responses, encodePacket(XS_WRITE, 1, 0, encodeStrings("OK")));
+    follower.look(copyRing(ring.page), 1);
+    ring.requests.reset(layout.XS_RING_POISON);
+    expect(follower.look(copyRing(ring.page), 2)).toEqual([]);
+    expect(follower.look(copyRing(ring.page), 100_001)).toEqual([]);
+    expect(follower.look(copyRing(ring.page), 100_002)).toMatchObject([
+      { kind: "reset" },
+      { kind: "packet", direction: "response" }, // as good as new
+    ]);
   });
 
   test("changes of the other words are told", () => {
