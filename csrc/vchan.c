@@ -5,12 +5,12 @@
  */
 #define _GNU_SOURCE
 #include "clock.h"
+#include "copy.h"
 #include "xentool.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -97,8 +97,8 @@ int32_t xt_vchan_read(struct xt_vchan *vchan, void *to, uint32_t size) {
   uint32_t count = at_most(size, readable(vchan));
   if (count == 0) return 0;
   split(runs, vchan->read_data, vchan->read_size, vchan->read_cons, count);
-  memcpy(to, runs[0].iov_base, runs[0].iov_len);
-  memcpy((uint8_t *)to + runs[0].iov_len, runs[1].iov_base, runs[1].iov_len);
+  xt_copy(to, runs[0].iov_base, runs[0].iov_len);
+  xt_copy((uint8_t *)to + runs[0].iov_len, runs[1].iov_base, runs[1].iov_len);
   consume(vchan, count);
   return (int32_t)count;
 }
@@ -108,8 +108,8 @@ int32_t xt_vchan_write(struct xt_vchan *vchan, const void *from, uint32_t size) 
   uint32_t count = at_most(size, writable(vchan));
   if (count == 0) return 0;
   split(runs, vchan->write_data, vchan->write_size, vchan->write_prod, count);
-  memcpy(runs[0].iov_base, from, runs[0].iov_len);
-  memcpy(runs[1].iov_base, (const uint8_t *)from + runs[0].iov_len, runs[1].iov_len);
+  xt_copy(runs[0].iov_base, from, runs[0].iov_len);
+  xt_copy(runs[1].iov_base, (const uint8_t *)from + runs[0].iov_len, runs[1].iov_len);
   produce(vchan, count);
   return (int32_t)count;
 }

@@ -249,23 +249,28 @@ static void bench_serve(void) {
   }
 }
 
+/* One job, and how many seconds it took. */
+static double measure(enum kind kind, uint64_t amount) {
+  struct job job = {MAGIC, kind, (double)amount};
+  double started = now();
+  if (!put(&job, sizeof job)) die("the peer closed before the benchmark");
+  if (kind == ROUND_TRIP) bounce(amount, 1);
+  else {
+    uint8_t done;
+    pump(kind == RECEIVE ? 0 : amount, kind == SEND ? 0 : amount);
+    if (!get(&done, 1)) die("the peer closed in the middle of a benchmark");
+  }
+  return now() - started;
+}
+
 static void bench(uint64_t bytes, uint64_t rounds) {
-  /* As xentool's, each with a tenth before that is not shown: what runs for the first time is slower. */
-  for (uint32_t run = 0; run < 2 * (ROUND_TRIP + 1); run++) {
-    uint32_t kind = run / 2, shown = run % 2;
+  for (enum kind kind = SEND; kind <= ROUND_TRIP; kind++) {
     uint64_t amount = kind == ROUND_TRIP ? rounds : bytes;
-    if (!shown) amount = (amount + 9) / 10;
-    struct job job = {MAGIC, kind, (double)amount};
-    double started = now();
-    if (!put(&job, sizeof job)) die("the peer closed before the benchmark");
-    if (kind == ROUND_TRIP) bounce(amount, 1);
-    else {
-      uint8_t done;
-      pump(kind == RECEIVE ? 0 : amount, kind == SEND ? 0 : amount);
-      if (!get(&done, 1)) die("the peer closed in the middle of a benchmark");
-    }
-    double seconds = now() - started;
-    if (!shown) continue;
+    /* As xentool's: for a second before, a tenth at a time, unmeasured. What runs for the first time is slower. */
+    double warm_until = now() + 1;
+    do measure(kind, (amount + 9) / 10);
+    while (now() < warm_until);
+    double seconds = measure(kind, amount);
     if (kind == ROUND_TRIP) printf("%s %.1f us\n", kind_names[kind], seconds / (double)amount * 1e6);
     else printf("%s %.3f MB/s\n", kind_names[kind], (double)amount / seconds / 1e6);
   }

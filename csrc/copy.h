@@ -1,0 +1,20 @@
+/* Copying many bytes at once, between memory that never overlaps. */
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+/*
+ * As memcpy. From some hundred bytes on eight at a time by one instruction: as fast as the library's on any processor
+ * of today, 1.7 times as fast under emulation, where wide registers are slow, and never a tenth as fast, which the
+ * library's is on AMD's when `to` lies up to 15 bytes behind `from` in its page (docs/performance.md).
+ */
+static inline void xt_copy(void *to, const void *from, uint64_t size) {
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+  if (size >= 512) {
+    uint64_t words = size / 8;
+    __asm__ volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(words)::"memory");
+    size %= 8;
+  }
+#endif
+  memcpy(to, from, size);
+}
