@@ -1,14 +1,17 @@
 // The bodies of `xentool vchan bench`: the two ends, and the table or JSON that comes out of it.
 import { XentoolError } from "../../src/core/errors.ts";
 import type { SpawnWorker } from "../../src/core/worker.ts";
-import { BENCH_KINDS, type BenchMeasure } from "../../src/vchan/bench.ts";
+import { BENCH_KINDS, type BenchKind, type BenchMeasure } from "../../src/vchan/bench.ts";
 import { VchanSession } from "../../src/vchan/session.ts";
 import type { CommandContext } from "./run-command.ts";
 import { openPlace, ordersOf, type PlaceArguments, type RingArguments } from "./vchan-relay.ts";
 
-/** Before each measurement, unmeasured: this part of the amount, again and again for so long. */
+/**
+ * First everything runs unmeasured, with this part of the amounts, again and again for so long: what runs for the first
+ * time is still being compiled, and by the same processor where there is but one.
+ */
 const WARM_UP = 0.1;
-const WARM_UP_MS = 1000;
+const WARM_UP_MS = 3000;
 
 export type BenchListenArguments = PlaceArguments & RingArguments;
 
@@ -53,16 +56,19 @@ export async function runBenchConnect(
       "client",
     );
     await session.connect(true, async ({ worker, readSize, writeSize }) => {
+      const run = (kind: BenchKind, part: number): Promise<BenchMeasure> => {
+        const amount = kind === "round-trip" ? amounts.rounds : amounts.bytes;
+        return worker.request<"bench-run">({
+          op: "bench-run",
+          job: { kind, amount: Math.ceil(amount * part) },
+        });
+      };
+      const warmUntil = performance.now() + WARM_UP_MS;
+      do for (const kind of BENCH_KINDS) await run(kind, WARM_UP);
+      while (performance.now() < warmUntil);
       const results = [];
       for (const kind of BENCH_KINDS) {
-        const amount = kind === "round-trip" ? amounts.rounds : amounts.bytes;
-        const run = (part: number): Promise<BenchMeasure> =>
-          worker.request<"bench-run">({ op: "bench-run", job: { kind, amount: Math.ceil(amount * part) } });
-        // What runs for the first time is still being compiled, and by the same processor where there is but one.
-        const end = performance.now() + WARM_UP_MS;
-        do await run(WARM_UP);
-        while (performance.now() < end);
-        const measure = await run(1);
+        const measure = await run(kind, 1);
         results.push(figuresOf(measure));
         if (!context.json) process.stdout.write(`${describe(measure)}\n`);
       }
