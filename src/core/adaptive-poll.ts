@@ -5,7 +5,7 @@
 
 const MIN_US = 10;
 /** Sleeps without a look once looking did not pay; twice as many each further time, while that goes on. */
-const REST_MIN = 32;
+const REST_MIN = 8;
 const REST_MAX = 512;
 /** So many looks are judged together; the average of sleeps follows the last so many. */
 const JUDGED = 32;

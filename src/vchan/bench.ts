@@ -23,7 +23,7 @@ export interface BenchMeasure extends BenchJob {
 
 const MAGIC = 0x6278_6378;
 const JOB_BYTES = 16;
-const CHUNK_BYTES = 256 * 1024;
+const CHUNK_BYTES = 128 * 1024;
 const SLOT_WAKE = 0;
 /** More than anybody means: a job from a peer is bounded by it. */
 const AMOUNT_MAX = 2 ** 50;

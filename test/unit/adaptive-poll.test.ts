@@ -45,7 +45,7 @@ test("what comes late is looked for more and more seldom, until it comes soon ag
   const poll = new AdaptivePoll(1000, 250);
   const first = looksOf(poll, 100, 600);
   expect(first).toBeGreaterThan(5);
-  expect(first).toBeLessThan(60);
+  expect(first).toBeLessThan(80);
   expect(looksOf(poll, 10_000, 600)).toBeLessThan(700);
   // The longest rest ends.
   looksOf(poll, 512, 20);
