@@ -77,7 +77,8 @@ function usageError(message: string, args: readonly string[]): XentoolError {
   const what = message
     .replace("Not enough non-option arguments:", "arguments are missing:")
     .replace("Unknown argument", "unknown option")
-    .replace("Unknown command", "unknown command");
+    .replace("Unknown command", "unknown command")
+    .replace("Did you mean", "unknown command, did you mean");
   return new XentoolError(
     "usage",
     `${what}${what.endsWith("?") ? "" : ";"} try: xentool ${helpTopic(args)}--help`,

@@ -11,7 +11,7 @@ describe("mistakes", () => {
   test.each([
     ["no command", [], "which command? try: xentool --help"],
     ["an unknown command", ["frobnicate"], "unknown command: frobnicate; try: xentool --help"],
-    ["a misspelt command", ["doctr"], "Did you mean doctor? try: xentool --help"],
+    ["a misspelt command", ["doctr"], "unknown command, did you mean doctor? try: xentool --help"],
     ["an unknown option", ["doctor", "--frob"], "unknown option: frob; try: xentool doctor --help"],
     ["an argument too many", ["doctor", "now"], "unknown command: now; try: xentool doctor --help"],
     ["no action", ["sim"], "which one: run, start, status, stop? try: xentool sim --help"],
