@@ -4,9 +4,9 @@
 #include <string.h>
 
 /*
- * As memcpy. From a page on, eight bytes at a time by one instruction: as fast as the library's on any processor of
- * today, 1.7 times as fast under emulation, where wide registers are slow, and never a tenth as fast, which the
- * library's is on AMD's when `to` lies up to 15 bytes behind `from` in its page (docs/performance.md). What is shorter
+ * As memcpy. From a page on, eight bytes at a time by one instruction: on hardware (Zen 4 was measured) as fast as the
+ * library's, under emulation, where wide registers are slow, 1.7 times as fast, and never a tenth as fast, which the
+ * library's is on Zen 4 when `to` lies up to 15 bytes behind `from` in its page (docs/performance.md). What is shorter
  * would spend a third of its time on starting that instruction.
  */
 static inline void xt_copy(void *to, const void *from, uint64_t size) {
