@@ -349,7 +349,7 @@ function findPoison(ring: Uint8Array, prod: number): Poison | undefined {
 }
 
 /** What bytes that begin at `index` of a stream are filled with. */
-export function poisonOf(bytes: Uint8Array, index: number): Poison | undefined {
+function poisonOf(bytes: Uint8Array, index: number): Poison | undefined {
   if (bytes.every((byte) => byte === 0xff)) return "0xff";
   if (bytes.every((byte) => byte === 0)) return "zeroes";
   return bytes.every((byte, at) => byte === DEADBEEF[(index + at) % 8]) ? "deadbeef" : undefined;
