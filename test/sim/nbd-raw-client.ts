@@ -22,6 +22,8 @@ export class RawClient {
   /** Set once the server has closed the connection. */
   ended = false;
   readonly #socket: Socket;
+  /** Bytes that a good reply to each request brings, by cookie: replies come in any order. */
+  readonly #lengths = new Map<bigint, number>();
   readonly #reading = new Map<bigint, { at: number; data: Buffer; error: number }>();
   #received: Buffer[] = [];
   #size = 0;
@@ -87,22 +89,23 @@ export class RawClient {
     header.writeBigUInt64BE(cookie, 8);
     header.writeBigUInt64BE(BigInt(offset), 16);
     header.writeUInt32BE(length, 24);
+    this.#lengths.set(cookie, type === READ ? length : 0);
     this.send(data === undefined ? header : Buffer.concat([header, data]));
   }
 
-  /** The next whole reply. `lengths`: bytes of each simple read reply that may come, by cookie. */
-  async reply(lengths: ReadonlyMap<bigint, number> = new Map()): Promise<Reply> {
+  /** The next whole reply, whichever request's it is. */
+  async reply(): Promise<Reply> {
     for (;;) {
       const magic = (await this.take(4)).readUInt32BE();
       if (magic === 0x67446698) {
         const header = await this.take(12);
         const error = header.readUInt32BE(0);
         const cookie = header.readBigUInt64BE(4);
-        const data = error === 0 ? await this.take(lengths.get(cookie) ?? 0) : Buffer.alloc(0);
+        const data = error === 0 ? await this.take(this.#lengths.get(cookie) ?? 0) : Buffer.alloc(0);
         return { cookie, error, data };
       }
       if (magic !== 0x668e33ef) throw new Error(`a reply begins with ${magic.toString(16)}`);
-      const whole = await this.#chunk(lengths);
+      const whole = await this.#chunk();
       if (whole !== undefined) return whole;
     }
   }
@@ -137,15 +140,15 @@ export class RawClient {
   }
 
   /** One chunk of a structured reply; the whole when it was the last. */
-  async #chunk(lengths: ReadonlyMap<bigint, number>): Promise<Reply | undefined> {
+  async #chunk(): Promise<Reply | undefined> {
     if (!this.#structured) throw new Error("a structured reply that nobody asked for");
     const header = await this.take(16);
     const done = (header.readUInt16BE(0) & 1) !== 0;
     const type = header.readUInt16BE(2);
     const cookie = header.readBigUInt64BE(4);
     const payload = await this.take(header.readUInt32BE(12));
-    const empty = { at: 0, data: Buffer.alloc(lengths.get(cookie) ?? 0), error: 0 };
-    const reading = this.#reading.get(cookie) ?? empty;
+    const asked = type === 0x8001 ? 0 : (this.#lengths.get(cookie) ?? 0);
+    const reading = this.#reading.get(cookie) ?? { at: 0, data: Buffer.alloc(asked), error: 0 };
     this.#reading.set(cookie, reading);
     if (type === 1) {
       const data = payload.subarray(8);
