@@ -1,0 +1,119 @@
+/*
+ * What io_uring.c does at once must not make a guest wait: after a write that took long, or a read that found
+ * nothing in memory, the kernel's threads do the next ones, and later it is tried again. The linker puts the
+ * functions below in the place of those that would wait (CMakeLists.txt), so that storage is slow exactly when
+ * this test says so, and by a clock of its own.
+ */
+#define _GNU_SOURCE
+#include "check.h"
+#include "io.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+
+enum { BLOCK = 4096, BLOCKS = 4, LONG_US = 20000, AFTER_SLOW = 256, AFTER_COLD = 32 };
+
+static int fd, is_slow, is_cold, tried;
+static int64_t now_us = 1000000;
+static void *io;
+
+int64_t __real_io_perform(struct io *engine, const struct xt_io *op);
+ssize_t __real_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags);
+int64_t __wrap_io_perform(struct io *engine, const struct xt_io *op);
+ssize_t __wrap_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
+
+int64_t __wrap_io_perform(struct io *engine, const struct xt_io *op) {
+  tried++;
+  if (is_slow) now_us += LONG_US;
+  return __real_io_perform(engine, op);
+}
+
+ssize_t __wrap_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags) {
+  tried++;
+  if (!is_cold) return __real_preadv2(file, vectors, count, offset, flags & ~RWF_NOWAIT);
+  errno = EAGAIN;
+  return -1;
+}
+
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now) {
+  (void)clock;
+  *now = (struct timespec){.tv_sec = now_us / 1000000, .tv_nsec = now_us % 1000000 * 1000};
+  return 0;
+}
+
+static void run_one(uint32_t op, uint32_t block, uint8_t *memory) {
+  struct xt_io one = {(double)block * BLOCK, BLOCK, (double)(uintptr_t)memory, op, block};
+  struct xt_io_done done = {0, 0};
+  CHECK_EQUAL(xt_io_run(io, &one, 1, 1, 5000000, &done, 1), 1);
+  CHECK_EQUAL(done.tag, block);
+  CHECK_EQUAL(done.result, BLOCK);
+}
+
+/* Does so many operations one after the other, and answers how many of them were tried at once. */
+static int at_once(uint32_t op, int count) {
+  static uint8_t memory[BLOCK], in_file[BLOCK];
+  tried = 0;
+  for (int i = 0; i < count; i++) {
+    uint32_t block = (uint32_t)i % BLOCKS;
+    if (op == XT_IO_WRITE) memset(memory, i % 251 + 1, BLOCK);
+    run_one(op, block, memory);
+    CHECK_EQUAL(pread(fd, in_file, BLOCK, (off_t)block * BLOCK), BLOCK);
+    CHECK_EQUAL(memcmp(memory, in_file, BLOCK), 0);
+  }
+  return tried;
+}
+
+static void test_writes(void) {
+  CHECK_EQUAL(at_once(XT_IO_WRITE, 1000), 1000);
+  is_slow = 1;
+  CHECK_EQUAL(at_once(XT_IO_WRITE, 1), 1);
+  is_slow = 0;
+  CHECK_EQUAL(at_once(XT_IO_WRITE, AFTER_SLOW), 0);
+  CHECK_EQUAL(at_once(XT_IO_WRITE, 100), 100);
+  is_slow = 1;
+  CHECK_EQUAL(at_once(XT_IO_WRITE, 3 * (1 + AFTER_SLOW)), 3);
+  is_slow = 0;
+}
+
+static void test_reads(void) {
+  CHECK_EQUAL(at_once(XT_IO_READ, 1000), 1000);
+  is_cold = 1;
+  CHECK_EQUAL(at_once(XT_IO_READ, 1), 1);
+  is_cold = 0;
+  CHECK_EQUAL(at_once(XT_IO_READ, AFTER_COLD), 0);
+  CHECK_EQUAL(at_once(XT_IO_READ, 100), 100);
+  is_cold = 1;
+  CHECK_EQUAL(at_once(XT_IO_READ, 3 * (1 + AFTER_COLD)), 3);
+  is_cold = 0;
+}
+
+/* Several reads together are faster together: none of them is tried. */
+static void test_batch(void) {
+  static uint8_t memory[BLOCKS][BLOCK];
+  struct xt_io ops[BLOCKS];
+  struct xt_io_done done[BLOCKS];
+  tried = 0;
+  for (uint32_t i = 0; i < BLOCKS; i++)
+    ops[i] = (struct xt_io){(double)i * BLOCK, BLOCK, (double)(uintptr_t)memory[i], XT_IO_READ, i};
+  CHECK_EQUAL(xt_io_run(io, ops, BLOCKS, BLOCKS, 5000000, done, BLOCKS), BLOCKS);
+  CHECK_EQUAL(tried, 0);
+}
+
+int main(void) {
+  fd = memfd_create("disk", MFD_CLOEXEC);
+  CHECK(fd >= 0);
+  CHECK_EQUAL(ftruncate(fd, BLOCKS * BLOCK), 0);
+  double handle = xt_io_open(fd, BLOCKS, XT_IO_ENGINE_URING, 0);
+  /* Where io_uring is not allowed there is nothing to guard: the other engine does everything at once. */
+  if (handle == -EPERM || handle == -ENOSYS || handle == -ENOMEM) return 0;
+  io = ADDRESS(handle);
+  test_writes();
+  test_reads();
+  test_batch();
+  CHECK_EQUAL(xt_io_close(io), 0);
+  close(fd);
+  return 0;
+}
