@@ -25,11 +25,15 @@ union any_address {
   struct sockaddr_in6 v6;
 };
 
-/* The length of the address, or 0 when it is none. */
+/* The length of the address; 0, and errno, when it is none. */
 static socklen_t parse_address(union any_address *to, const char *address, int32_t port) {
   memset(to, 0, sizeof *to);
+  errno = EINVAL;
   if (port < 0) {
-    if (strlen(address) >= sizeof to->local.sun_path) return 0;
+    if (strlen(address) >= sizeof to->local.sun_path) {
+      errno = ENAMETOOLONG;
+      return 0;
+    }
     to->local.sun_family = AF_UNIX;
     strcpy(to->local.sun_path, address);
     return sizeof to->local;
@@ -62,7 +66,7 @@ static void send_at_once(int fd, int family) {
 int32_t xt_stream_connect(const char *address, int32_t port) {
   union any_address to;
   socklen_t length = parse_address(&to, address, port);
-  if (length == 0) return -EINVAL;
+  if (length == 0) return -errno;
   int fd = socket(to.generic.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return -errno;
   send_at_once(fd, to.generic.sa_family);
@@ -72,14 +76,21 @@ int32_t xt_stream_connect(const char *address, int32_t port) {
 
 int32_t xt_stream_listen(const char *address, int32_t port) {
   union any_address to;
-  int one = 1;
-  socklen_t length = parse_address(&to, address, port);
-  if (length == 0) return -EINVAL;
+  char ours[sizeof to.local.sun_path];
+  int one = 1, is_path = port < 0;
+  /* A path that is there must be one that listens: between bind and listen, who waits for it would be refused,
+     and who wants it for himself take it for a dead one's. So it gets its name last. */
+  if (is_path && snprintf(ours, sizeof ours, "%s~%d", address, getpid()) >= (int)sizeof ours) return -ENAMETOOLONG;
+  socklen_t length = parse_address(&to, is_path ? ours : address, port);
+  if (length == 0) return -errno;
   int fd = socket(to.generic.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return -errno;
-  if (port >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-  if (bind(fd, &to.generic, length) || listen(fd, BACKLOG)) return fail(fd);
-  return fd;
+  if (!is_path) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  if (bind(fd, &to.generic, length)) return fail(fd);
+  int32_t error = listen(fd, BACKLOG) || (is_path && link(ours, address)) ? -errno : 0;
+  if (is_path) unlink(ours);
+  if (error) close(fd);
+  return error == -EEXIST ? -EADDRINUSE : error ? error : fd;
 }
 
 int32_t xt_stream_accept(int32_t listener) {

@@ -151,6 +151,7 @@ XT_API int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, 
 /* `port` negative: AF_UNIX and `address` a path; else a numeric address. Non-blocking and close-on-exec; a
    connection may still be on its way: writable when it is made, and xt_stream_error tells how it went. */
 XT_API int32_t xt_stream_connect(const char *address, int32_t port);
+/* A path is there from when it listens on; it must leave room for "~PID" (about 100 bytes in all). */
 XT_API int32_t xt_stream_listen(const char *address, int32_t port);
 XT_API int32_t xt_stream_accept(int32_t listener);
 /* 0, or the socket's pending -errno. */
