@@ -110,6 +110,12 @@ int32_t xt_stream_error(int32_t fd) {
 
 int32_t xt_stream_end(int32_t fd) { return shutdown(fd, SHUT_WR) ? -errno : 0; }
 
+int32_t xt_stream_skip(int32_t fd, int32_t is_socket) {
+  char dropped[16384];
+  ssize_t got = is_socket ? recv(fd, dropped, sizeof dropped, MSG_DONTWAIT) : read(fd, dropped, sizeof dropped);
+  return got < 0 ? -errno : (int32_t)got;
+}
+
 int32_t xt_stream_pipe(int32_t *fds) { return pipe2(fds, O_CLOEXEC) ? -errno : 0; }
 
 int32_t xt_stream_reopen(int32_t fd, int32_t writable) {

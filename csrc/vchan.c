@@ -26,6 +26,7 @@ enum {
   CLI_NOTIFY = 22,
   SRV_NOTIFY = 23,
 };
+enum { GONE = 0 };
 enum { CHECK_US_MIN = 5, CHECK_US_MAX = 100, CHECK_SHARE = 8, MAX_POLLED = 8 };
 
 static uint8_t *page(const struct xt_vchan *vchan) { return (uint8_t *)(uintptr_t)vchan->header; }
@@ -52,6 +53,7 @@ static int is_sane(uint32_t distance, uint32_t distance_before, uint32_t size) {
 }
 
 int32_t xt_vchan_sample(struct xt_vchan *vchan) {
+  if (vchan->peer_live == GONE) return 0;
   vchan->peer_live = peer_live(vchan);
   vchan->peer_end = peer_end(vchan);
   uint32_t prod = peer_prod(vchan), cons = peer_cons(vchan);
@@ -157,6 +159,7 @@ static void arm(struct xt_vchan *vchan, uint32_t bits) {
 }
 
 static int has_news(const struct xt_vchan *v, uint32_t wants) {
+  if (v->peer_live == GONE) return 0;
   return ((wants & XT_VCHAN_WRITTEN) && peer_prod(v) != v->read_prod) ||
          ((wants & XT_VCHAN_READ) && peer_cons(v) != v->write_cons) || peer_live(v) != v->peer_live ||
          peer_end(v) != v->peer_end;

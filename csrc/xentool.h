@@ -129,7 +129,8 @@ enum { XT_VCHAN_NEWS = 1 << 16 };
 /* struct pollfd, whose revents are not used. A negative fd is left out. */
 struct xt_poll { int32_t fd; uint16_t events, unused; };
 
-/* Samples live byte and end word, then the peer's counters. 0, or XT_VCHAN_BAD_*. */
+/* Samples live byte and end word, then the peer's counters. 0, or XT_VCHAN_BAD_*. A peer that was found gone is not
+   looked at again: what it had written is known, and whatever it does to the page then is nothing to us. */
 XT_API int32_t xt_vchan_sample(struct xt_vchan *vchan);
 /* Move up to `size` bytes of what the last sample found there; return how many. */
 XT_API int32_t xt_vchan_read(struct xt_vchan *vchan, void *to, uint32_t size);
@@ -153,6 +154,8 @@ XT_API int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, 
 XT_API int32_t xt_stream_connect(const char *address, int32_t port);
 /* A path is there from when it listens on; it must leave room for "~PID" (about 100 bytes in all). */
 XT_API int32_t xt_stream_listen(const char *address, int32_t port);
+/* Reads some bytes and drops them: how many, 0 at the end, or -errno. A socket is never waited for. */
+XT_API int32_t xt_stream_skip(int32_t fd, int32_t is_socket);
 XT_API int32_t xt_stream_accept(int32_t listener);
 /* 0, or the socket's pending -errno. */
 XT_API int32_t xt_stream_error(int32_t fd);

@@ -10,6 +10,7 @@ export const vchanSymbols = {
 
   xt_stream_connect: { args: ["ptr", "i32"], returns: "i32" },
   xt_stream_listen: { args: ["ptr", "i32"], returns: "i32" },
+  xt_stream_skip: { args: ["i32", "i32"], returns: "i32" },
   xt_stream_accept: { args: ["i32"], returns: "i32" },
   xt_stream_error: { args: ["i32"], returns: "i32" },
   xt_stream_end: { args: ["i32"], returns: "i32" },

@@ -35,9 +35,10 @@ const SMALL_RING_BYTES = 1024;
 const LARGE_RING_BYTES = 2048;
 
 // Our addition, in bytes that libxenvchan leaves zero: a word of each end that says "I can tell the end of my
-// stream from my end" and then "this was the end of my stream". See docs/vchan.md.
+// stream from my end" and then "this was the end of my stream", or "I had to end before it did". See docs/vchan.md.
 export const VCHAN_END_SPOKEN = 0x3065_7478;
 export const VCHAN_END_REACHED = 0x3165_7478;
+export const VCHAN_END_CUT = 0x3265_7478;
 const END_WORDS_BYTES = 8;
 
 export interface VchanOrders {
@@ -168,7 +169,12 @@ export function encodeServerPage(page: Uint8Array, server: ServerPage): void {
 
 /** Whether an end word is that of a peer which can say where its stream ends. */
 export function speaksOfEnd(word: number): boolean {
-  return word === VCHAN_END_SPOKEN || word === VCHAN_END_REACHED;
+  return word === VCHAN_END_SPOKEN || isEnd(word);
+}
+
+/** Whether an end word says that nothing more will be written. */
+export function isEnd(word: number): boolean {
+  return word === VCHAN_END_REACHED || word === VCHAN_END_CUT;
 }
 
 function viewOf(page: Uint8Array): DataView {

@@ -8,8 +8,10 @@ import { allocateMemory, type Mapping } from "../native/memory.ts";
 import { check, shim } from "../native/shim.ts";
 import type { EventChannels } from "../platform/platform.ts";
 import {
+  isEnd,
   speaksOfEnd,
   VCHAN_CLI_LIVE,
+  VCHAN_END_CUT,
   VCHAN_END_REACHED,
   VCHAN_GONE,
   VCHAN_NOT_CONNECTED,
@@ -99,6 +101,9 @@ export class VchanEndpoint {
   readonly #ports = new Uint32Array(new ArrayBuffer(16));
   #polledCount = 1;
   #owed = 0;
+  #saidEnd = false;
+  /** The end word that the peer has said, and may not take back; 0 until then. */
+  #peerEnd = 0;
   #peerClosed = false;
   #peerLost = false;
   #closed = false;
@@ -182,7 +187,12 @@ export class VchanEndpoint {
 
   /** The peer said that it will write no more. */
   get peerEnded(): boolean {
-    return this.#get(WORD_PEER_END) === VCHAN_END_REACHED;
+    return this.#peerEnd !== 0;
+  }
+
+  /** The peer said that it ends before its stream does. */
+  get peerCut(): boolean {
+    return this.#peerEnd === VCHAN_END_CUT;
   }
 
   /** Nothing more will come, and everything that came has been read. */
@@ -198,13 +208,18 @@ export class VchanEndpoint {
   }
 
   /**
-   * Looks at what the peer did: whether it lives first, then its counters, so that what it wrote before it
-   * closed is always found. Fails with `protocol` when a counter lies.
+   * Looks at what the peer did: whether it lives and has ended first, then its counters, so that what it wrote
+   * before is always found. Fails with `protocol` when a counter lies or moves after the end.
    */
   sample(): void {
+    const before = this.#get(WORD_READ_PROD);
     const fault = shim.xt_vchan_sample(this.#state.bytes);
     if (fault !== 0) throw this.#counterError(fault);
     if (this.#get(WORD_PEER_LIVE) === VCHAN_GONE) this.#peerClosed = true;
+    if (this.#peerEnd === 0) {
+      const word = this.#get(WORD_PEER_END);
+      if (isEnd(word)) this.#peerEnd = word;
+    } else if (this.#get(WORD_READ_PROD) !== before) throw this.#afterEndError();
   }
 
   /** Reads what is there, up to the length of `into`: how many bytes, 0 for none now (see `atEnd`). */
@@ -258,12 +273,14 @@ export class VchanEndpoint {
     return this.#took(shim.xt_vchan_drain(this.#state.bytes, fd, isSocket ? 1 : 0, max), false);
   }
 
-  /** Tells a peer that understands it that we shall write no more. Reading goes on. */
+  /** Tells a peer that understands it that we shall write no more. Reading goes on. Only the first end counts. */
   endStream(): void {
-    const at = this.#parts.layout.endWordsAt + (this.role === "server" ? 0 : 4);
-    Atomics.store(this.#parts.page.words, at / 4, VCHAN_END_REACHED);
-    this.#owed |= WRITTEN;
-    this.flush();
+    this.#sayEnd(VCHAN_END_REACHED);
+  }
+
+  /** The same when there would have been more to write, so that the peer does not take it for all. */
+  cutStream(): void {
+    this.#sayEnd(VCHAN_END_CUT);
   }
 
   /** Sends the peer an event if it asked to be told of what we did since the last flush. */
@@ -353,6 +370,23 @@ export class VchanEndpoint {
   #expectFit(length: number, size: number): void {
     if (length > size)
       throw new XentoolError("usage", `${length} bytes at once can never pass a ring of ${size} bytes`);
+  }
+
+  #sayEnd(word: number): void {
+    if (this.#saidEnd) return;
+    this.#saidEnd = true;
+    const at = this.#parts.layout.endWordsAt + (this.role === "server" ? 0 : 4);
+    Atomics.store(this.#parts.page.words, at / 4, word);
+    this.#owed |= WRITTEN;
+    this.flush();
+  }
+
+  #afterEndError(): XentoolError {
+    return new XentoolError(
+      "protocol",
+      `domain ${this.peer} broke the vchan protocol: it wrote on after it had said that its stream has ended`,
+      { domid: this.peer },
+    );
   }
 
   #closedError(): XentoolError {

@@ -16,7 +16,7 @@ import {
   type OpenedLocal,
 } from "./local.ts";
 import { Pace } from "./pace.ts";
-import type { RelayEnd } from "./relay.ts";
+import type { RelayEnd, RelayResult } from "./relay.ts";
 import { VchanSession, type VchanConnection, type VchanSessionOptions } from "./session.ts";
 
 /** What became of one peer: stable names, for JSON. */
@@ -177,7 +177,7 @@ async function relay(
     };
     opened.close();
     const command = await exitOf(opened, result.end === "stopped");
-    const error = faultOf(summary, result.localError, describeSpec(options.local));
+    const error = faultOf(summary, result, options.local);
     log.info(`${result.end}: sent ${bytesWritten} bytes, received ${bytesRead}`);
     return {
       summary: {
@@ -219,11 +219,16 @@ async function exitOf(
 }
 
 /** What went wrong in a session that ran to an end, or undefined. */
-function faultOf(summary: SessionSummary, localError: number, local: string): string | undefined {
+function faultOf(summary: SessionSummary, result: RelayResult, spec: LocalSpec): string | undefined {
   const { domid, end, bytesUnread, bytesUndelivered } = summary;
-  if (localError !== 0) return `${local} failed: ${errnoName(localError)}`;
+  const { inputError, outputError } = result;
+  const isStdio = spec.kind === "stdio";
+  const local = describeSpec(spec);
+  if (inputError !== 0) return `${isStdio ? "standard input" : local} failed: ${errnoName(inputError)}`;
+  if (outputError !== 0) return `${isStdio ? "standard output" : local} failed: ${errnoName(outputError)}`;
   if (end === "stopped") return undefined;
   if (end === "peer-lost") return `domain ${domid} vanished in the middle of its stream`;
+  if (end === "cut-short") return `domain ${domid} stopped before the end of its stream`;
   if (bytesUnread > 0) return `domain ${domid} closed the vchan with ${bytesUnread} bytes unread`;
   if (bytesUndelivered > 0) return `${local} did not take the last ${bytesUndelivered} bytes`;
   return undefined;

@@ -10,11 +10,19 @@ import type { LocalEnd, LocalStream } from "./local.ts";
 import type { VchanControl } from "./control.ts";
 
 /**
- * How a relay ended. done: both streams ended and everything arrived. peer-closed: the peer closed first.
- * peer-lost: it vanished in the middle of its stream. local-closed: nobody takes what comes. lingered: the
- * time to wait for an answer is over. stopped: we were told to.
+ * How a relay ended. done: both streams ended and everything arrived. cut-short: the peer said that it ends before
+ * its stream does. peer-closed: the peer closed first. peer-lost: it vanished in the middle of its stream.
+ * local-closed: nobody takes what comes. lingered: the time to wait for an answer is over. stopped: we were told
+ * to.
  */
-export type RelayEnd = "done" | "peer-closed" | "peer-lost" | "local-closed" | "lingered" | "stopped";
+export type RelayEnd =
+  | "done"
+  | "cut-short"
+  | "peer-closed"
+  | "peer-lost"
+  | "local-closed"
+  | "lingered"
+  | "stopped";
 
 export interface RelayResult {
   readonly end: RelayEnd;
@@ -22,8 +30,9 @@ export interface RelayResult {
   readonly unread: number;
   /** Bytes of the peer's that could not be handed on. */
   readonly undelivered: number;
-  /** The -errno that the local end failed with, 0 if it did not. */
-  readonly localError: number;
+  /** The -errno that reading or writing the local end failed with, 0 if it did not. */
+  readonly inputError: number;
+  readonly outputError: number;
 }
 
 export interface RelayOptions {
@@ -63,7 +72,8 @@ export class Relay {
   #inputReady = true;
   #outputReady = true;
   #outputBroken = false;
-  #localError = 0;
+  #inputError = 0;
+  #outputError = 0;
   /** When the wait for the peer is over, once something runs out. */
   #deadline: number | undefined;
   #stopping = false;
@@ -131,20 +141,40 @@ export class Relay {
   #fill(): boolean {
     const endpoint = this.#endpoint;
     const input = this.#input;
-    if (input === undefined || !this.#inputReady || endpoint.peerClosed || endpoint.writable === 0)
-      return false;
-    const count = endpoint.fill(input.fd, input.kind === "socket", this.#fillChunk);
+    if (input === undefined || !this.#inputReady || !this.#wantsInput(input)) return false;
+    const isSocket = input.kind === "socket";
+    const count = endpoint.peerClosed
+      ? shim.xt_stream_skip(input.fd, isSocket ? 1 : 0)
+      : endpoint.fill(input.fd, isSocket, this.#fillChunk);
     if (input.kind === "shared" || count === EAGAIN) this.#inputReady = false;
-    if (count === 0 || (count < 0 && count !== EAGAIN)) {
-      if (count < 0) this.#localError = count;
-      this.#endInput();
-    }
+    if (count === 0) this.#endInput();
+    else if (count < 0 && count !== EAGAIN) this.#breakInput(count);
     return count > 0;
+  }
+
+  /**
+   * Whether there is room for more; or nobody there to read it, but somebody who would go on writing it and take
+   * nothing of what we still have for him until he can: then it is dropped.
+   */
+  #wantsInput(input: LocalStream): boolean {
+    const endpoint = this.#endpoint;
+    return endpoint.peerClosed ? input.kind !== "file" && endpoint.readable > 0 : endpoint.writable > 0;
   }
 
   #endInput(): void {
     this.#input = undefined;
     this.#endpoint.endStream();
+  }
+
+  #breakInput(error: number): void {
+    this.#inputError = error;
+    this.#cutInput();
+  }
+
+  /** The peer must not take what it got for all there was. */
+  #cutInput(): void {
+    this.#input = undefined;
+    this.#endpoint.cutStream();
   }
 
   /** The reader of our output sees its end, while our input goes on. */
@@ -160,23 +190,28 @@ export class Relay {
   #breakOutput(error: number): void {
     this.#output = undefined;
     this.#outputBroken = true;
-    if (error !== EPIPE) this.#localError = error;
+    if (error !== EPIPE) this.#outputError = error;
     if (this.#endsWithOutput) this.#input = undefined;
   }
 
   /** How it ended, if it did. */
   #end(): RelayEnd | undefined {
     const endpoint = this.#endpoint;
-    if (this.#outputBroken && this.#input === undefined && (endpoint.unread === 0 || endpoint.peerClosed))
-      return "local-closed";
+    const isTaken = endpoint.readable === 0;
     const allRead = this.#input === undefined && endpoint.unread === 0;
-    if (allRead && endpoint.peerEnded && endpoint.readable === 0) return "done";
-    if (endpoint.peerClosed && (endpoint.readable === 0 || this.#outputBroken))
-      return endpoint.peerLost ? "peer-lost" : "peer-closed";
-    if (this.#stopping) return (allRead && endpoint.readable === 0) || this.#isOver() ? "stopped" : undefined;
-    if (!allRead || this.#lingerMs === undefined) return undefined;
-    this.#deadline ??= performance.now() + this.#lingerMs;
+    if (this.#outputBroken && this.#input === undefined && (allRead || endpoint.peerClosed)) return "local-closed";
+    if (this.#stopping && isTaken && allRead) return "stopped";
+    if (allRead && endpoint.peerEnded && isTaken) return endpoint.peerCut ? "cut-short" : "done";
+    if (endpoint.peerClosed && (isTaken || this.#outputBroken)) return this.#peersEnd();
+    if (this.#stopping) return this.#isOver() ? "stopped" : undefined;
+    if (!allRead || !isTaken || this.#lingerMs === undefined) this.#deadline = undefined;
+    else this.#deadline ??= performance.now() + this.#lingerMs;
     return this.#isOver() ? "lingered" : undefined;
+  }
+
+  #peersEnd(): RelayEnd {
+    if (this.#endpoint.peerLost) return "peer-lost";
+    return this.#endpoint.peerCut ? "cut-short" : "peer-closed";
   }
 
   #isOver(): boolean {
@@ -188,12 +223,13 @@ export class Relay {
     const input = this.#input;
     const output = this.#output;
     const blocked = endpoint.readable > 0 && output !== undefined;
+    const closed = endpoint.peerClosed;
     const full = endpoint.writable === 0;
     endpoint.watch(SLOT_WAKE, this.#control.wakeFd, POLLIN);
-    endpoint.watch(SLOT_INPUT, input !== undefined && !full ? input.fd : -1, POLLIN);
+    endpoint.watch(SLOT_INPUT, input !== undefined && this.#wantsInput(input) ? input.fd : -1, POLLIN);
     // Without anything to write, its errors alone are of interest: its reader may have gone.
     endpoint.watch(SLOT_OUTPUT, output?.fd ?? -1, blocked ? POLLOUT : 0);
-    const wants = (blocked ? 0 : WRITTEN) | (full || input === undefined ? READ : 0);
+    const wants = closed ? 0 : (blocked ? 0 : WRITTEN) | (full || input === undefined ? READ : 0);
     const ready = endpoint.wait(wants, this.#timeLeftMs());
     if ((ready & READY_INPUT) !== 0) this.#inputReady = true;
     if ((ready & READY_OUTPUT) !== 0) {
@@ -214,13 +250,19 @@ export class Relay {
     if (!this.#control.stopped || this.#stopping) return;
     this.#stopping = true;
     this.#deadline = performance.now() + this.#stopGraceMs;
-    if (this.#input !== undefined) this.#endInput();
+    if (this.#input !== undefined) this.#cutInput();
   }
 
   #result(end: RelayEnd): RelayResult {
     this.#endpoint.endStream();
     this.#control.publish(this.#endpoint.counts);
     const { unread, readable } = this.#endpoint;
-    return { end, unread, undelivered: readable, localError: this.#localError };
+    return {
+      end,
+      unread,
+      undelivered: readable,
+      inputError: this.#inputError,
+      outputError: this.#outputError,
+    };
   }
 }

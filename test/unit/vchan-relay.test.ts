@@ -44,7 +44,13 @@ function takeRequest(pair: VchanPair): string {
   return bytes.toString("utf8", 0, pair.server.read(bytes));
 }
 
-const result = (end: RelayResult["end"]): RelayResult => ({ end, unread: 0, undelivered: 0, localError: 0 });
+const result = (end: RelayResult["end"]): RelayResult => ({
+  end,
+  unread: 0,
+  undelivered: 0,
+  inputError: 0,
+  outputError: 0,
+});
 
 test("a libxenvchan peer answers after our input has ended, and closes", () => {
   using pair = new VchanPair();

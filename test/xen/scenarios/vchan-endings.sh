@@ -54,7 +54,7 @@ for at in dom0 g; do
   meet xentool $at xentool
   signalled KILL "$there" client xentool 5
   meet xentool $at xentool
-  signalled TERM "$there" client xentool 0
+  signalled TERM "$there" client xentool 5
   assert_eq "$victim_status" 143 'status of xentool after TERM'
 done
 
