@@ -45,6 +45,10 @@ export interface OpenedLocal {
 }
 
 const UNIX_PATH = -1;
+const EAGAIN = -11;
+/** A busy service is waited for, 5 seconds in all. */
+const BUSY_MS = 20;
+const BUSY_TRIES = 250;
 
 /** Our standard input and output. */
 export function openStdio(): OpenedLocal {
@@ -86,8 +90,14 @@ export function openCommand(argv: readonly string[]): OpenedLocal {
 /** A connection to the service at `spec`. It may still be on its way: the relay finds out. */
 export async function openConnection(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<OpenedLocal> {
   const [address, port] = await addressOf(spec);
-  const fd = check(shim.xt_stream_connect(cText(address), port), `connect to ${describeSpec(spec)}`);
-  return socketEnd(fd);
+  const text = cText(address);
+  let fd = shim.xt_stream_connect(text, port);
+  // A unix socket whose queue is full does not let anybody queue for it.
+  for (let tries = 0; fd === EAGAIN && tries < BUSY_TRIES; tries++) {
+    await Bun.sleep(BUSY_MS);
+    fd = shim.xt_stream_connect(text, port);
+  }
+  return socketEnd(check(fd, `connect to ${describeSpec(spec)}`));
 }
 
 /** An accepted or connecting socket as the local end. */

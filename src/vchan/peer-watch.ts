@@ -7,7 +7,8 @@ import type { Domid, EvtchnPort } from "../core/types.ts";
 import type { EventChannels, Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
-import { readKeys, watchKeys, type VchanKeys, type VchanPlace } from "./rendezvous.ts";
+import { watchDomain } from "./domain-watch.ts";
+import { areKeys, readKeys, watchKeys, type VchanKeys, type VchanPlace } from "./rendezvous.ts";
 import type { VchanRole } from "./endpoint.ts";
 
 /** Between two questions to Xen: a dying domain takes a while to be gone. */
@@ -47,8 +48,9 @@ export class PeerWatch {
   /** Watches until `stop`; runs `onGone` once when the peer's domain is found to be gone. */
   static async start(options: PeerWatchOptions): Promise<PeerWatch> {
     const watch = new PeerWatch(options);
-    if (await watch.#mayAskXenstored()) await watch.#askXenstored();
-    else if (options.role === "server") watch.#askXen();
+    watch.#unwatch = await watchDomain(options.xenstore, watch.#peer, () => watch.#declareGone());
+    if (watch.#unwatch !== undefined) return watch;
+    if (options.role === "server") watch.#askXen();
     else if (options.keepsKeys) await watch.#followKeys();
     else watch.#timer = setTimeout(() => watch.#followKeys().catch(ignoreLoss), KEYS_STAY_MS);
     return watch;
@@ -63,23 +65,6 @@ export class PeerWatch {
   get #peer(): Domid {
     const { place, role } = this.#options;
     return role === "server" ? place.client : place.server;
-  }
-
-  async #mayAskXenstored(): Promise<boolean> {
-    try {
-      await this.#options.xenstore.isDomainIntroduced(this.#peer);
-      return true;
-    } catch (error) {
-      if (errnoOf(error) === "EACCES") return false;
-      throw error;
-    }
-  }
-
-  async #askXenstored(): Promise<void> {
-    const { xenstore } = this.#options;
-    this.#unwatch = await xenstore.watch("@releaseDomain", async () => {
-      if (!(await xenstore.isDomainIntroduced(this.#peer))) this.#declareGone();
-    });
   }
 
   /** Only a domain that is gone is unknown: a server maps nothing of its client's, which would keep it known. */
@@ -107,7 +92,7 @@ export class PeerWatch {
     const unwatch = await watchKeys(xenstore, place, async () => {
       const found = await readKeys(xenstore, place);
       if (found === undefined && ours) this.#timer = setTimeout(() => this.#declareGone(), CLOSING_MS);
-      ours = found?.ringRef === keys.ringRef && found.port === keys.port;
+      ours = areKeys(found, keys);
     });
     this.#unwatch = unwatch;
     // While it began we may have been stopped.

@@ -72,10 +72,11 @@ export async function listenAndRelay(options: RelaySessionOptions, orders: Vchan
   await using session = await VchanSession.open(options, "server");
   const { signal, local } = options;
   // The pause comes when a client has come: until it does, the vchan is there for whoever looks for it.
-  return await repeat(options, (pace) =>
-    session.serve(orders, async (vchan) =>
-      (await pace.next(signal)) ? relay(options, vchan, await openService(local)) : undefined,
-    ),
+  return await repeat(options, (pace, attempt) =>
+    session.serve(orders, async (vchan) => {
+      attempt.hasCome = true;
+      return (await pace.next(signal)) ? relay(options, vchan, await openService(local)) : undefined;
+    }),
   );
 }
 
@@ -91,9 +92,10 @@ export async function connectAndRelay(options: RelaySessionOptions, wait: boolea
   const listener = await openListener(local);
   log.info(`listening at ${describeSpec(local)}`);
   try {
-    return await repeat(options, async () => {
-      const fd = await session.accept(listener.fd);
+    return await repeat(options, async (_pace, attempt) => {
+      const fd = await session.accept(listener.fd, describeSpec(local));
       if (fd === undefined) return undefined;
+      attempt.hasCome = true;
       const opened = socketEnd(fd);
       try {
         return await session.connect(wait, (vchan) => relay(options, vchan, opened));
@@ -106,22 +108,28 @@ export async function connectAndRelay(options: RelaySessionOptions, wait: boolea
   }
 }
 
+/** Whether somebody has come who wants something of us: what goes wrong from then on says nothing of the next. */
+interface Attempt {
+  hasCome: boolean;
+}
+
 /** `once`, with `keep` again and again. A failure is followed by a pause; others are for `once` to make. */
 async function repeat(
   options: RelaySessionOptions,
-  once: (pace: Pace) => Promise<RelayOutcome | undefined>,
+  once: (pace: Pace, attempt: Attempt) => Promise<RelayOutcome | undefined>,
 ): Promise<number> {
   const pace = new Pace();
   do {
+    const attempt: Attempt = { hasCome: false };
     try {
-      const outcome = await once(pace);
+      const outcome = await once(pace, attempt);
       if (outcome === undefined) break;
       const { summary, status } = outcome;
       options.onSummary?.(summary);
       if (summary.error !== undefined) throw new XentoolError("io", summary.error, { domid: summary.domid });
       if (!options.keep) return status;
     } catch (error) {
-      if (!options.keep || !isOfOneSession(error)) throw error;
+      if (!options.keep || !isOfOneSession(error, attempt)) throw error;
       log.error(describeError(error));
       await pace.next(options.signal);
     }
@@ -129,9 +137,10 @@ async function repeat(
   return 0;
 }
 
-/** What a peer or the local service did wrong says nothing about the next peer. */
-function isOfOneSession(error: unknown): boolean {
-  return error instanceof XentoolError && (error.kind === "protocol" || error.kind === "io");
+/** A peer can break the protocol before it has come. */
+function isOfOneSession(error: unknown, { hasCome }: Attempt): boolean {
+  if (!(error instanceof XentoolError) || error.kind === "bug" || error.kind === "cancelled") return false;
+  return hasCome || error.kind === "protocol";
 }
 
 async function openService(local: LocalSpec): Promise<OpenedLocal> {

@@ -16,13 +16,7 @@ import type { VchanControl } from "./control.ts";
  * to.
  */
 export type RelayEnd =
-  | "done"
-  | "cut-short"
-  | "peer-closed"
-  | "peer-lost"
-  | "local-closed"
-  | "lingered"
-  | "stopped";
+  "done" | "cut-short" | "peer-closed" | "peer-lost" | "local-closed" | "lingered" | "stopped";
 
 export interface RelayResult {
   readonly end: RelayEnd;
@@ -199,7 +193,8 @@ export class Relay {
     const endpoint = this.#endpoint;
     const isTaken = endpoint.readable === 0;
     const allRead = this.#input === undefined && endpoint.unread === 0;
-    if (this.#outputBroken && this.#input === undefined && (allRead || endpoint.peerClosed)) return "local-closed";
+    if (this.#outputBroken && this.#input === undefined && (allRead || endpoint.peerClosed))
+      return "local-closed";
     if (this.#stopping && isTaken && allRead) return "stopped";
     if (allRead && endpoint.peerEnded && isTaken) return endpoint.peerCut ? "cut-short" : "done";
     if (endpoint.peerClosed && (isTaken || this.#outputBroken)) return this.#peersEnd();

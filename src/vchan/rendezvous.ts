@@ -43,13 +43,17 @@ export function vchanPlace(name: string, server: Domid, client: Domid): VchanPla
   return { path: `/local/domain/${server}/data/vchan/${client}/${name}`, server, client };
 }
 
-/** Makes the server's keys known, in one transaction: a client sees both or neither, and may read them. */
-export async function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<void> {
+/**
+ * Makes the server's keys known, in one transaction: a client sees both or neither, and may read them. Says
+ * whether the directory is a vchan's alone: made for the keys now, or by a server before that left nothing else.
+ */
+export async function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<boolean> {
   const values: [string, number][] = [
     [RING_REF, keys.ringRef],
     [EVENT_CHANNEL, keys.port],
   ];
-  await xenstore.transaction(async (tx) => {
+  return await xenstore.transaction(async (tx) => {
+    const children = (await tx.exists(place.path)) ? await tx.directory(place.path) : [RING_REF];
     for (const [name, value] of values) {
       const path = `${place.path}/${name}`;
       await tx.write(path, String(value));
@@ -58,16 +62,32 @@ export async function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: V
         { domid: place.client, access: "read" },
       ]);
     }
+    return children.length > 0 && children.every((name) => name === RING_REF || name === EVENT_CHANNEL);
   });
 }
 
-/** Removes the keys, unless another server has put its own there meanwhile. */
-export async function withdrawKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<void> {
+/**
+ * Removes the keys, unless another server has put its own there meanwhile; and their directory, if it is the
+ * vchan's alone and there is nothing else in it.
+ */
+export async function withdrawKeys(
+  xenstore: Xenstore,
+  place: VchanPlace,
+  keys: VchanKeys,
+  ownsDirectory: boolean,
+): Promise<void> {
+  const names = [RING_REF, EVENT_CHANNEL].map((name) => `${place.path}/${name}`);
   await xenstore.transaction(async (tx) => {
-    const ringRef = await tx.tryRead(`${place.path}/${RING_REF}`);
-    const port = await tx.tryRead(`${place.path}/${EVENT_CHANNEL}`);
-    if (ringRef === String(keys.ringRef) && port === String(keys.port)) await tx.rm(place.path);
+    const [ringRef, port] = [await tx.tryRead(names[0] as string), await tx.tryRead(names[1] as string)];
+    if (ringRef !== String(keys.ringRef) || port !== String(keys.port)) return;
+    for (const name of names) await tx.rm(name);
+    if (ownsDirectory && (await tx.directory(place.path)).length === 0) await tx.rm(place.path);
   });
+}
+
+/** Whether keys that were read are these. */
+export function areKeys(found: VchanKeys | undefined, keys: VchanKeys): boolean {
+  return found?.ringRef === keys.ringRef && found.port === keys.port;
 }
 
 /** Both keys as they stand together; undefined when there is no server, or we may not know of one. */

@@ -1,17 +1,18 @@
 // A vchan from its rendezvous to its end, for as many peers as are asked for: the control plane of `xentool
 // vchan`. Asynchronous and always responsive; a worker moves the bytes.
 import { setTimeout as delay } from "node:timers/promises";
-import { XentoolError } from "../core/errors.ts";
+import { XentoolError, type ErrorContext } from "../core/errors.ts";
 import type { SpawnWorker } from "../core/worker.ts";
 import type { Domid } from "../core/types.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
 import { Xenstore } from "../xenstore/client.ts";
-import { errnoOf } from "../xenstore/errors.ts";
 import { NO_SERVER } from "./client.ts";
+import { domainExists } from "./domain-watch.ts";
 import type { VchanRole } from "./endpoint.ts";
 import { PeerWatch, type PeerWatchOptions } from "./peer-watch.ts";
 import {
+  areKeys,
   publishKeys,
   readKeys,
   watchKeys,
@@ -19,6 +20,7 @@ import {
   type VchanKeys,
   type VchanPlace,
 } from "./rendezvous.ts";
+import { WaitLimit } from "./wait-limit.ts";
 import { VchanWorker } from "./worker-client.ts";
 import type { VchanResults } from "./worker-protocol.ts";
 
@@ -73,9 +75,12 @@ export class VchanSession implements AsyncDisposable {
         "environment",
         `domain ${peer} is this domain: a vchan to itself can crash a Linux kernel, so it is refused`,
       );
-    const xenstore = await Xenstore.connect(platform);
+    const { timeoutMs } = options;
+    const xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
     try {
-      await expectDomain(xenstore, peer);
+      // Who may not ask finds out when nobody comes.
+      if ((await domainExists(xenstore, peer)) === false)
+        throw new XentoolError("environment", `there is no domain ${peer}`, { domid: peer });
       return new VchanSession(options, xenstore);
     } catch (error) {
       xenstore.close();
@@ -85,7 +90,8 @@ export class VchanSession implements AsyncDisposable {
 
   /**
    * Serves one client with fresh rings: waits for it, runs `body`, and takes everything back. Undefined when it
-   * was stopped before a client came. Fails with `timeout` when none came in time.
+   * was stopped before a client came. Fails with `timeout` when none came in time, with `environment` when none
+   * can come any more.
    */
   async serve<T>(orders: VchanOrders, body: (vchan: VchanConnection) => Promise<T>): Promise<T | undefined> {
     const { platform, place } = this.#options;
@@ -98,19 +104,15 @@ export class VchanSession implements AsyncDisposable {
       orders,
     });
     const { keys } = served;
+    let ownsDirectory = false;
     try {
-      await publishKeys(this.#xenstore, place, keys);
-      if (
-        !(await this.#inTime(`no client in domain ${peer}`, () =>
-          this.worker.request<"await-client">({ op: "await-client" }),
-        ))
-      )
-        return undefined;
+      ownsDirectory = await publishKeys(this.#xenstore, place, keys);
+      if (!(await this.#clientComes(keys))) return undefined;
       return await this.#watched({ role: "server", keys, keepsKeys: true }, () =>
         body({ ...served, worker: this.worker, role: "server", peer }),
       );
     } finally {
-      await withdrawKeys(this.#xenstore, place, keys).catch(ignoreLoss);
+      await withdrawKeys(this.#xenstore, place, keys, ownsDirectory).catch(ignoreLoss);
       await this.worker.request<"close">({ op: "close" });
     }
   }
@@ -136,10 +138,11 @@ export class VchanSession implements AsyncDisposable {
     }
   }
 
-  /** Waits for a connection to a listening socket; undefined when stopped. */
-  accept(listener: number): Promise<number | undefined> {
+  /** Waits for a connection to a listening socket; undefined when stopped. Fails as `serve` does. */
+  async accept(listener: number, name: string): Promise<number | undefined> {
     this.#begin();
-    return this.worker.request<"accept">({ op: "accept", listener });
+    await using limit = await this.#limitWait(`no connection to ${name}`);
+    return await this.#inWorker(limit, () => this.worker.request<"accept">({ op: "accept", listener }));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -167,28 +170,45 @@ export class VchanSession implements AsyncDisposable {
     }
   }
 
-  /** Gives the worker's waiting an end: stopping it, and failing with `timeout`, when the time is up. */
-  async #inTime(what: string, waiting: () => Promise<boolean>): Promise<boolean> {
-    const { timeoutMs } = this.#options;
-    let late = false;
-    const expire = (): void => {
-      late = true;
-      this.worker.control.stop();
+  /** False when stopped. The keys are watched: without them nobody can come. */
+  async #clientComes(keys: VchanKeys): Promise<boolean> {
+    const { place } = this.#options;
+    await using limit = await this.#limitWait(`no client in domain ${place.client}`);
+    const look = async (): Promise<void> => {
+      const found = await readKeys(this.#xenstore, place);
+      if (!areKeys(found, keys)) limit.end(keysLost(place, found));
     };
-    const timer = timeoutMs === undefined ? undefined : setTimeout(expire, timeoutMs);
-    try {
-      const came = await waiting();
-      if (!came && late) throw timedOut(what, timeoutMs as number);
-      return came;
-    } finally {
-      clearTimeout(timer);
-    }
+    limit.onceOver(await watchKeys(this.#xenstore, place, look));
+    return (
+      (await this.#inWorker(limit, () => this.worker.request<"await-client">({ op: "await-client" }))) ===
+      true
+    );
+  }
+
+  #limitWait(what: string, context?: ErrorContext): Promise<WaitLimit> {
+    const { place, timeoutMs, platform } = this.#options;
+    const peer = place.server === platform.domid ? place.client : place.server;
+    return WaitLimit.start({ xenstore: this.#xenstore, peer, timeoutMs, what, ...(context && { context }) });
+  }
+
+  /** The worker's waiting, which ends with undefined or false when it is stopped; fails as `limit` says. */
+  async #inWorker<T>(limit: WaitLimit, waiting: () => Promise<T>): Promise<T> {
+    const stop = (): void => this.worker.control.stop();
+    limit.signal.addEventListener("abort", stop);
+    if (limit.signal.aborted) stop();
+    const came = await waiting();
+    limit.signal.removeEventListener("abort", stop);
+    if (came === undefined || came === false) {
+      if (!this.#options.signal.aborted) limit.signal.throwIfAborted();
+    } else if (limit.signal.aborted) this.#begin(); // too late: it has come
+    return came;
   }
 
   async #findServer(wait: boolean): Promise<(VchanResults["connect"] & { keys: VchanKeys }) | undefined> {
-    const { platform, place, signal, timeoutMs } = this.#options;
-    const deadline = timeoutMs === undefined ? Infinity : performance.now() + timeoutMs;
-    await using changes = await KeyChanges.watch(this.#xenstore, wait ? place : undefined, signal);
+    const { platform, place, signal } = this.#options;
+    await using limit = await this.#limitWait(`no vchan server at ${place.path}`, { reason: NO_SERVER });
+    const either = AbortSignal.any([signal, limit.signal]);
+    await using changes = await KeyChanges.watch(this.#xenstore, wait ? place : undefined, either);
     while (!signal.aborted) {
       const keys = await readKeys(this.#xenstore, place);
       if (keys === undefined && !wait) throw noServerAt(place);
@@ -206,9 +226,8 @@ export class VchanSession implements AsyncDisposable {
       } catch (error) {
         if (!wait || !isNoServer(error)) throw error;
       }
-      const leftMs = deadline - performance.now();
-      if (leftMs <= 0) throw timedOut(`no vchan server at ${place.path}`, timeoutMs as number);
-      await changes.next(Math.min(leftMs, keys === undefined ? Infinity : RETRY_MS));
+      limit.signal.throwIfAborted();
+      await changes.next(keys === undefined ? Infinity : RETRY_MS);
     }
     return undefined;
   }
@@ -254,17 +273,6 @@ class KeyChanges implements AsyncDisposable {
   readonly #wake = (): void => this.#changed.resolve();
 }
 
-async function expectDomain(xenstore: Xenstore, domid: Domid): Promise<void> {
-  try {
-    if (await xenstore.isDomainIntroduced(domid)) return;
-  } catch (error) {
-    // Only the control domain may ask; others find out when nobody comes.
-    if (errnoOf(error) === "EACCES") return;
-    throw error;
-  }
-  throw new XentoolError("environment", `there is no domain ${domid}`, { domid });
-}
-
 function isNoServer(error: unknown): boolean {
   return error instanceof XentoolError && error.context["reason"] === NO_SERVER;
 }
@@ -273,12 +281,13 @@ function noServerAt(place: VchanPlace): XentoolError {
   return new XentoolError(
     "environment",
     `domain ${place.server} offers no vchan to domain ${place.client} at ${place.path}; --wait waits for it`,
-    { path: place.path },
+    { path: place.path, reason: NO_SERVER },
   );
 }
 
-function timedOut(what: string, timeoutMs: number): XentoolError {
-  return new XentoolError("timeout", `${what} within ${timeoutMs / 1000} s`);
+function keysLost(place: VchanPlace, found: VchanKeys | undefined): XentoolError {
+  const what = found === undefined ? "our keys were removed from" : "another server has put its keys at";
+  return new XentoolError("environment", `${what} ${place.path}`, { path: place.path });
 }
 
 /** xenstored may have gone away while we served; closing goes on. */

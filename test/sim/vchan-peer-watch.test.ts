@@ -92,7 +92,7 @@ test(
   async () => {
     await publishKeys(server, PLACE, KEYS);
     await follow(false);
-    await withdrawKeys(server, PLACE, KEYS);
+    await withdrawKeys(server, PLACE, KEYS, true);
     expect(await Promise.race([gone, delay(SETTLED_MS + NOTICED_MS, "there")])).toBe("there");
   },
   TIMEOUT_MS,
@@ -103,6 +103,6 @@ test("another server's keys in the same place say nothing of ours", async () => 
   await follow(true);
   await publishKeys(server, PLACE, OTHERS);
   await delay(1000);
-  await withdrawKeys(server, PLACE, OTHERS);
+  await withdrawKeys(server, PLACE, OTHERS, true);
   expect(await soon()).toBe("there");
 });
