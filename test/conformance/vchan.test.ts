@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
+import { VCHAN_END_CUT, VCHAN_END_REACHED, VCHAN_END_SPOKEN } from "../../src/protocol/vchan.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { openVchanClient } from "../../src/vchan/client.ts";
 import { READ, WRITTEN, type VchanEndpoint } from "../../src/vchan/endpoint.ts";
@@ -13,6 +14,9 @@ import { ALMOST_WRAPPED, ORDER_PAIRS } from "../unit/vchan-pair.ts";
 
 const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
 const seconds = Number(process.env["VCHAN_SECONDS"] ?? 2);
+/** With rings of order 12 and above. */
+const END_WORDS_AT = 4088;
+const END_WORDS = [0, VCHAN_END_SPOKEN, VCHAN_END_REACHED, VCHAN_END_CUT, 0xffff_ffff];
 const SERVER = toDomid(1);
 const CLIENT = toDomid(2);
 
@@ -99,6 +103,33 @@ describe("every pair of orders", () => {
         expect(Buffer.compare(got, expected)).toBe(0);
       }
     });
+});
+
+test("every size up to the ring's and one more, each way, across the wrap", () => {
+  using pair = new SimPair({
+    orders: { left: 10, right: 11 },
+    leftCounter: ALMOST_WRAPPED,
+    rightCounter: ALMOST_WRAPPED,
+  });
+  for (const [from, to] of [
+    [pair.server, pair.client],
+    [pair.client, pair.server],
+  ] as const) {
+    const out = new Stream(seed);
+    const back = new Stream(seed);
+    const got = new Uint8Array(from.writeSize);
+    for (let size = 1; size <= from.writeSize; size++) {
+      const sent = new Uint8Array(size);
+      out.fill(sent);
+      expect(from.send(sent)).toBe(true);
+      expect(to.recv(got.subarray(0, size))).toBe(true);
+      back.check(got.subarray(0, size));
+    }
+    const more = new Uint8Array(from.writeSize + 1);
+    expect(() => from.send(more)).toThrow(XentoolError);
+    expect(from.write(more)).toBe(from.writeSize);
+    expect(to.read(more)).toBe(from.writeSize);
+  }
 });
 
 describe("the end", () => {
@@ -188,17 +219,19 @@ test(`a hostile domain scribbles over the page at any moment, seed ${seed}`, () 
     random.next() | (random.next() << 8) | (random.next() << 16) | (random.next() << 24);
   for (let round = 0; round < 200; round++) {
     using pair = new SimPair();
-    const { server, client } = pair;
-    const view = new DataView(client.page.bytes.buffer);
+    const [victim, liar] = round % 2 === 0 ? [pair.server, pair.client] : [pair.client, pair.server];
+    const view = new DataView(liar.page.bytes.buffer);
     const kinds = new Set<string>();
     for (let step = 0; step < 20; step++) {
-      const at = random.next() % 24;
+      const at = random.next() % 32;
       if (at < 16) view.setUint32(at & ~3, number(), true);
-      else view.setUint8(at, random.next());
+      else if (at < 24) view.setUint8(at, random.next());
+      else
+        view.setUint32(END_WORDS_AT + (at & 4), END_WORDS[random.next() % END_WORDS.length] as number, true);
       for (const action of [
-        () => server.read(new Uint8Array(100)),
-        () => server.write(new Uint8Array(random.next())),
-        () => server.wait(WRITTEN | READ, 0),
+        () => victim.read(new Uint8Array(100)),
+        () => victim.write(new Uint8Array(random.next())),
+        () => victim.wait(WRITTEN | READ, 0),
       ])
         try {
           action();

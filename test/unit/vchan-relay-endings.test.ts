@@ -139,8 +139,9 @@ test(`whatever a peer does to the page, a relay ends when it is gone (seed ${see
   for (let round = 0; round < 400; round++) {
     using pair = new VchanPair();
     if (below(4) === 0) forgetEndWords(pair);
-    const { bytes, words: page } = pair.server.page;
-    const relay = new Relay(pair.client, control, {
+    const [victim, liar] = below(2) === 0 ? [pair.client, pair.server] : [pair.server, pair.client];
+    const { bytes, words: page } = liar.page;
+    const relay = new Relay(victim, control, {
       local: below(2) === 0 ? local : { ...local, input: undefined },
       lingerMs: below(2) === 0 ? undefined : 1,
     });
@@ -150,17 +151,17 @@ test(`whatever a peer does to the page, a relay ends when it is gone (seed ${see
       () => void (page[below(4)] += below(64)),
       () => void (bytes[VCHAN_CLI_LIVE + below(4)] = below(4)),
       () => void (bytes[below(2048)] = below(256)),
-      () => pair.server.notifyPeer(),
+      () => liar.notifyPeer(),
     ];
     try {
       let ended: RelayResult | undefined;
       for (let count = below(8); count > 0 && ended === undefined; count--) {
         for (let deed = below(4); deed > 0; deed--) deeds[below(deeds.length)]?.();
-        pair.server.notifyPeer(); // what would wait is woken
+        liar.notifyPeer(); // what would wait is woken
         ended = relay.step();
       }
-      bytes[VCHAN_SRV_LIVE] = 0;
-      pair.server.notifyPeer();
+      bytes[liar === pair.server ? VCHAN_SRV_LIVE : VCHAN_CLI_LIVE] = 0;
+      liar.notifyPeer();
       ended ??= relay.run();
       expect(ended.end).not.toBe("stopped");
     } catch (error) {
