@@ -23,7 +23,7 @@ export async function watchDomain(
   onGone: () => void,
 ): Promise<(() => unknown) | undefined> {
   if ((await domainExists(xenstore, domid)) === undefined) return undefined;
-  return await xenstore.watch("@releaseDomain", async () => {
+  return xenstore.watch("@releaseDomain", async () => {
     if (!(await xenstore.isDomainIntroduced(domid))) onGone();
   });
 }

@@ -47,12 +47,12 @@ export function vchanPlace(name: string, server: Domid, client: Domid): VchanPla
  * Makes the server's keys known, in one transaction: a client sees both or neither, and may read them. Says
  * whether the directory is a vchan's alone: made for the keys now, or by a server before that left nothing else.
  */
-export async function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<boolean> {
+export function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<boolean> {
   const values: [string, number][] = [
     [RING_REF, keys.ringRef],
     [EVENT_CHANNEL, keys.port],
   ];
-  return await xenstore.transaction(async (tx) => {
+  return xenstore.transaction(async (tx) => {
     const children = (await tx.exists(place.path)) ? await tx.directory(place.path) : [RING_REF];
     for (const [name, value] of values) {
       const path = `${place.path}/${name}`;
