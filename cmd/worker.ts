@@ -1,5 +1,6 @@
 // Entry point of every data-plane worker: the first message is its order, and what it reports goes back as
 // messages. Nothing else lives here, because coverage cannot see into workers.
+import "./lib/standard-error.ts";
 import { runBlkbackWorker, type BlkbackOrder } from "../src/blkback/worker.ts";
 import { runBlkfrontWorker, type BlkfrontOrder } from "../src/blkfront/worker.ts";
 import { runVchanWorker } from "../src/vchan/worker.ts";

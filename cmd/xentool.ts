@@ -1,7 +1,7 @@
 // xentool's entry point: the commands and the options they share. Commands import what they work with only
 // when they run, so that help, completion and --version come at once.
+import "./lib/standard-error.ts";
 import "./lib/working-directory.ts";
-import { constants } from "node:os";
 import yargs from "yargs";
 import { description, version } from "../package.json";
 import { EXIT_CODE, XentoolError } from "../src/core/errors.ts";
@@ -9,6 +9,8 @@ import { blkbackCommand } from "./blkback.ts";
 import { blkfrontCommand } from "./blkfront.ts";
 import { doctorCommand } from "./doctor.ts";
 import { withExamples } from "./lib/examples.ts";
+import { outputErrorStatus } from "./lib/interruption.ts";
+import { print } from "./lib/output.ts";
 import { reportError } from "./lib/run-command.ts";
 import { simCommand } from "./sim.ts";
 import { vchanCommand } from "./vchan.ts";
@@ -92,13 +94,19 @@ function helpTopic(args: readonly string[]): string {
   return names.includes(args[0]) ? `${args[0]} ` : "";
 }
 
-// Whoever reads our output may leave when they have enough. Also after the command itself has ended.
-process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  if (error.code !== "EPIPE") throw error;
-  process.exitCode = 128 + constants.signals.SIGPIPE;
-});
-
 const args = Bun.argv.slice(2);
+
+// Whoever reads our output may leave when they have enough; other errors are said, once. Also after the command
+// itself has ended.
+process.stdout.once("error", (error: NodeJS.ErrnoException) => {
+  process.stdout.on("error", () => {});
+  const failure = new XentoolError("io", "cannot write to standard output", {}, error);
+  if (error.code !== "EPIPE") reportError(failure, args.includes("--json"));
+  process.exitCode = outputErrorStatus(error);
+});
+// yargs prints help with this, and Bun's own does not say when it fails.
+console.log = print;
+
 try {
   await commandLine(args).parseAsync();
 } catch (error) {

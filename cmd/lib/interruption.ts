@@ -1,24 +1,28 @@
 // Signals as a command sees them: the first asks it to let go of things and end, the second to hurry. One that
-// does not listen ends at once. A closed stdout counts as a signal, too (SIGPIPE, which Bun ignores).
+// does not listen ends at once. A stdout that takes no more counts as a first signal, too.
 import { constants } from "node:os";
+import { EXIT_CODE } from "../../src/core/errors.ts";
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
-type Signal = (typeof SIGNALS)[number] | "SIGPIPE";
+
+/** What a command ends with whose stdout failed: without a reader as by SIGPIPE, which Bun ignores. */
+export function outputErrorStatus({ code }: NodeJS.ErrnoException): number {
+  return code === "EPIPE" ? 128 + constants.signals.SIGPIPE : EXIT_CODE.io;
+}
 
 export class Interruption {
   readonly #stop = new AbortController();
   readonly #force = new AbortController();
-  readonly #onSignal = (signal: NodeJS.Signals): void => this.interrupt(signal as Signal);
-  readonly #onPipeError = (error: NodeJS.ErrnoException): void => {
-    if (error.code !== "EPIPE") throw error;
-    this.interrupt("SIGPIPE");
-  };
+  readonly #onSignal = (signal: NodeJS.Signals): void =>
+    this.interrupt(128 + constants.signals[signal], true);
+  readonly #onOutputError = (error: NodeJS.ErrnoException): void =>
+    this.interrupt(outputErrorStatus(error), false);
   #listening = false;
-  #signal: Signal | undefined;
+  #exitCode: number | undefined;
 
   constructor() {
     for (const signal of SIGNALS) process.on(signal, this.#onSignal);
-    process.stdout.on("error", this.#onPipeError);
+    process.stdout.on("error", this.#onOutputError);
   }
 
   /** Fires at the first signal. Reading it is a promise to end soon after. */
@@ -34,20 +38,20 @@ export class Interruption {
 
   /** Exit status of a command that was interrupted (SIGINT 130, SIGTERM 143); undefined when it was not. */
   get exitCode(): number | undefined {
-    return this.#signal === undefined ? undefined : 128 + constants.signals[this.#signal];
+    return this.#exitCode;
   }
 
-  /** What `signal` does, also when it is not a real one. */
-  interrupt(signal: Signal): void {
-    const first = this.#signal === undefined;
-    this.#signal ??= signal;
-    if (!this.#listening || this.#force.signal.aborted) process.exit(this.exitCode);
+  /** Has the command end with `exitCode`. When it is ending already, `urgent` says that it should hurry. */
+  interrupt(exitCode: number, urgent: boolean): void {
+    const first = this.#exitCode === undefined;
+    this.#exitCode ??= exitCode;
+    if (!this.#listening || (urgent && this.#force.signal.aborted)) process.exit(this.#exitCode);
     if (first) this.#stop.abort();
-    else if (signal !== "SIGPIPE") this.#force.abort();
+    else if (urgent) this.#force.abort();
   }
 
   close(): void {
     for (const signal of SIGNALS) process.off(signal, this.#onSignal);
-    process.stdout.off("error", this.#onPipeError);
+    process.stdout.off("error", this.#onOutputError);
   }
 }

@@ -139,7 +139,7 @@ test("who does not listen for signals ends at once", () => {
   });
   const interruption = new Interruption();
   try {
-    expect(() => interruption.interrupt("SIGTERM")).toThrow("exits");
+    expect(() => interruption.interrupt(143, true)).toThrow("exits");
     expect(exit).toHaveBeenCalledWith(143);
   } finally {
     interruption.close();
