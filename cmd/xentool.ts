@@ -8,6 +8,7 @@ import { EXIT_CODE, XentoolError } from "../src/core/errors.ts";
 import { blkbackCommand } from "./blkback.ts";
 import { blkfrontCommand } from "./blkfront.ts";
 import { doctorCommand } from "./doctor.ts";
+import { checkArguments } from "./lib/arguments.ts";
 import { withExamples } from "./lib/examples.ts";
 import { outputErrorStatus } from "./lib/interruption.ts";
 import { print } from "./lib/output.ts";
@@ -22,7 +23,7 @@ function commandLine(args: readonly string[]) {
   const parser = yargs([...args])
     .scriptName("xentool")
     .usage(`$0 COMMAND\n\n${description}.`)
-    .parserConfiguration({ "populate--": true, "greedy-arrays": false })
+    .parserConfiguration({ "populate--": true, "greedy-arrays": false, "dot-notation": false })
     .option("platform", {
       choices: PLATFORM_CHOICES,
       default: "auto" as const,
@@ -62,6 +63,7 @@ function commandLine(args: readonly string[]) {
     .fail((message, error) => {
       throw error ?? usageError(message, args);
     });
+  parser.middleware((values) => checkArguments(parser, values));
   return withExamples(parser, [
     ["xentool sim run -- sh", "a shell in a simulated Xen host"],
     ["xentool doctor", "what this host has and lacks"],

@@ -1,4 +1,5 @@
 // The bodies of `xentool vchan listen` and `connect`: arguments into a session, progress and summaries out.
+import { existsSync } from "node:fs";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
 import type { SpawnWorker } from "../../src/core/worker.ts";
@@ -31,6 +32,7 @@ interface RelayArguments extends PlaceArguments {
   readonly tcp: string | undefined;
   readonly linger: number | undefined;
   readonly keep: boolean;
+  readonly "--"?: readonly string[];
 }
 
 export type ListenArguments = RelayArguments & RingArguments;
@@ -117,14 +119,22 @@ async function relayOptions(
 }
 
 function localSpec(argv: RelayArguments): LocalSpec {
-  const command = (argv as { "--"?: unknown })["--"];
-  if (Array.isArray(command) && command.length > 0) {
+  const command = argv["--"] ?? [];
+  if (command.length > 0) {
     if (argv.unix !== undefined || argv.tcp !== undefined)
       throw new XentoolError("usage", "a command after -- and a socket exclude each other");
-    return { kind: "command", argv: command.map(String) };
+    checkProgram(command[0] as string);
+    return { kind: "command", argv: command };
   }
   if (argv.unix !== undefined) return { kind: "unix", path: argv.unix };
   return argv.tcp === undefined ? { kind: "stdio" } : tcpSpec(argv.tcp);
+}
+
+/** What cannot be run is found now, not when a client comes. */
+function checkProgram(name: string): void {
+  if (Bun.which(name) !== null) return;
+  const why = name.includes("/") && existsSync(name) ? "not executable" : "not found";
+  throw new XentoolError("environment", `cannot run ${name}: ${why}`);
 }
 
 function tcpSpec(text: string): LocalSpec {

@@ -1,0 +1,53 @@
+// What goes for the arguments of every command: an option is given once, a number is in decimal digits, and no
+// text is empty. yargs alone takes "" for 0 and makes an array of what is given twice.
+import type { Argv } from "yargs";
+import { XentoolError } from "../../src/core/errors.ts";
+
+const DECIMAL = /^-?[0-9]*\.?[0-9]+$/;
+
+/** What yargs knows about the options and positionals of the command it is at; its types leave it out. */
+interface Declarations {
+  getOptions(): {
+    readonly key: Readonly<Record<string, unknown>>;
+    readonly default: Readonly<Record<string, unknown>>;
+    readonly array: readonly string[];
+    readonly boolean: readonly string[];
+    readonly number: readonly string[];
+  };
+  getGroups(): Readonly<Record<string, readonly string[]>>;
+}
+
+/** Has yargs leave what was typed for the numbers declared so far, so that `checkArguments` can show it. */
+export function keepNumbersAsTyped<T>(argv: Argv<T>): Argv<T> {
+  for (const name of declarationsOf(argv).getOptions().number) argv.string(name).coerce(name, toNumber);
+  return argv;
+}
+
+function declarationsOf<T>(argv: Argv<T>): Declarations {
+  return argv as unknown as Declarations;
+}
+
+/** `text` as a number, or as it is when it is none. */
+function toNumber(text: unknown): unknown {
+  return typeof text === "string" && DECIMAL.test(text) ? Number(text) : text;
+}
+
+/** Fails with what is wrong with the first of the values that yargs found. */
+export function checkArguments<T>(argv: Argv<T>, values: Readonly<Record<string, unknown>>): void {
+  const options = declarationsOf(argv).getOptions();
+  const positionals = declarationsOf(argv).getGroups()["Positionals:"] ?? [];
+  for (const name of Object.keys(options.key)) {
+    const value = values[name];
+    if (value === options.default[name] || options.boolean.includes(name)) continue;
+    const label = positionals.includes(name) ? name.toUpperCase() : `--${name}`;
+    if (Array.isArray(value) && !options.array.includes(name)) fail(`${label} was given twice`);
+    if (options.number.includes(name) && typeof value !== "number")
+      fail(`${label} wants a number, not ${JSON.stringify(value)}`);
+    if ([value].flat().some((each) => each === "" || each === false)) fail(`${label} must not be empty`);
+  }
+  if ([values["--"]].flat()[0] === "") fail("the command after -- must not be empty");
+}
+
+function fail(message: string): never {
+  throw new XentoolError("usage", message);
+}
