@@ -94,7 +94,7 @@ const connectCommand: CommandModule<GlobalArguments, ConnectArguments> = {
       [
         ["tar c . | xentool vchan connect 0 files --wait", "send to domain 0, once it listens"],
         ["ssh -o ProxyCommand='xentool vchan connect 0 ssh' dom0", "ssh over a vchan, without a network"],
-        ["xentool vchan connect 0 db --keep --unix /run/db.sock", "a service of domain 0 as a local socket"],
+        ["xentool vchan connect 0 db --keep --wait --unix /run/db.sock", "a service of domain 0 as a socket"],
       ],
     ),
   handler: (argv) =>

@@ -61,6 +61,7 @@ export async function runBenchConnect(
         return worker.request<"bench-run">({
           op: "bench-run",
           job: { kind, amount: Math.ceil(amount * part) },
+          timeoutMs,
         });
       };
       const warmUntil = performance.now() + WARM_UP_MS;

@@ -28,9 +28,17 @@ const SLOT_WAKE = 0;
 /** More than anybody means: a job from a peer is bounded by it. */
 const AMOUNT_MAX = 2 ** 50;
 
-/** Has the peer do its part of `job`, and measures until its last byte has come. */
-export function runBenchJob(endpoint: VchanEndpoint, control: VchanControl, job: BenchJob): BenchMeasure {
-  const pump = new BenchPump(endpoint, control);
+/**
+ * Has the peer do its part of `job`, and measures until its last byte has come. Fails with `timeout` when the peer
+ * does nothing for `timeoutMs`.
+ */
+export function runBenchJob(
+  endpoint: VchanEndpoint,
+  control: VchanControl,
+  job: BenchJob,
+  timeoutMs = Infinity,
+): BenchMeasure {
+  const pump = new BenchPump(endpoint, control, timeoutMs);
   const { eventsSent, eventsReceived } = endpoint.counts;
   const cpuBefore = process.cpuUsage();
   const started = performance.now();
@@ -69,13 +77,15 @@ export function serveBenchJobs(endpoint: VchanEndpoint, control: VchanControl): 
 class BenchPump {
   readonly #endpoint: VchanEndpoint;
   readonly #control: VchanControl;
+  readonly #timeoutMs: number;
   readonly #out = new Uint8Array(CHUNK_BYTES).fill(0x78);
   readonly #in = new Uint8Array(CHUNK_BYTES);
   readonly #byte = new Uint8Array(1);
 
-  constructor(endpoint: VchanEndpoint, control: VchanControl) {
+  constructor(endpoint: VchanEndpoint, control: VchanControl, timeoutMs = Infinity) {
     this.#endpoint = endpoint;
     this.#control = control;
+    this.#timeoutMs = timeoutMs;
     endpoint.watch(SLOT_WAKE, control.wakeFd, POLLIN);
   }
 
@@ -140,8 +150,20 @@ class BenchPump {
     if (this.#control.peerDead) endpoint.declarePeerDead();
     if (endpoint.peerClosed)
       throw new XentoolError("io", `domain ${endpoint.peer} closed the vchan in the middle of a benchmark`);
-    endpoint.wait((forRoom ? READ : 0) | (forData ? WRITTEN : 0), -1);
+    const wants = (forRoom ? READ : 0) | (forData ? WRITTEN : 0);
+    if (this.#timeoutMs === Infinity) endpoint.wait(wants, -1);
+    else this.#waitInTime(wants);
     this.#control.drain();
+  }
+
+  #waitInTime(wants: number): void {
+    const started = performance.now();
+    const ready = this.#endpoint.wait(wants, this.#timeoutMs);
+    if (ready === 0 && performance.now() - started >= this.#timeoutMs)
+      throw new XentoolError(
+        "timeout",
+        `domain ${this.#endpoint.peer} did nothing for ${this.#timeoutMs / 1000} s`,
+      );
   }
 }
 

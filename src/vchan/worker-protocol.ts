@@ -32,7 +32,7 @@ export type VchanTask =
   | { readonly op: "relay"; readonly local: LocalEnd; readonly lingerMs: number | undefined }
   /** Answer a benchmark's jobs until the peer closes: gives how many. */
   | { readonly op: "bench-serve" }
-  | { readonly op: "bench-run"; readonly job: BenchJob }
+  | { readonly op: "bench-run"; readonly job: BenchJob; readonly timeoutMs: number | undefined }
   /** Tell the peer that we are gone and give everything back. */
   | { readonly op: "close" };
 

@@ -58,7 +58,7 @@ export class VchanWorkerSession {
       case "bench-serve":
         return serveBenchJobs(this.#opened(), this.#control);
       case "bench-run":
-        return runBenchJob(this.#opened(), this.#control, task.job);
+        return runBenchJob(this.#opened(), this.#control, task.job, task.timeoutMs);
       case "close":
         return this.#close();
     }

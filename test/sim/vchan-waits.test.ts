@@ -119,6 +119,18 @@ describe("what ends a wait", () => {
   );
 });
 
+test(
+  "a benchmark's peer that does not answer",
+  async () => {
+    const server = cli.run(0, "listen", "1", "mute", "--", "sleep", "60");
+    const bench = cli.run(1, "bench", "connect", "0", "mute", "--timeout", "0.5");
+    await expectEnd(bench, 6, "domain 0 did nothing for 0.5 s");
+    server.child.kill("SIGTERM");
+    expect((await server.finished).status).toBe(143);
+  },
+  TIMEOUT_MS,
+);
+
 describe("keys in xenstore", () => {
   test(
     "a server takes back its keys, and no more than it made",
