@@ -91,12 +91,14 @@ describe("against a plain queue of bytes", () => {
   interface Model {
     readonly queues: [number[], number[]];
     readonly ended: [boolean, boolean];
+    readonly closed: [boolean, boolean];
     next: number;
   }
   type Real = { readonly ends: readonly [VchanEndpoint, VchanEndpoint] };
   const side = fc.constantFrom(0, 1) as fc.Arbitrary<0 | 1>;
   const length = fc.oneof(fc.integer({ min: 1, max: 40 }), fc.integer({ min: 1, max: 2100 }));
   const other = (who: 0 | 1): 0 | 1 => (who === 0 ? 1 : 0);
+  const isOver = (model: Readonly<Model>, who: 0 | 1): boolean => model.ended[who] || model.closed[who];
 
   class Write implements fc.Command<Model, Real> {
     constructor(
@@ -104,18 +106,21 @@ describe("against a plain queue of bytes", () => {
       readonly length: number,
       readonly exact: boolean,
     ) {}
-    check = (model: Readonly<Model>): boolean => !model.ended[this.who];
+    check = (model: Readonly<Model>): boolean => !isOver(model, this.who);
     run(model: Model, { ends }: Real): void {
       const end = ends[this.who];
       const queue = model.queues[this.who];
       const bytes = pattern(model.next, this.length);
       const room = end.writeSize - queue.length;
       let written = Math.min(room, this.length);
-      if (!this.exact) expect(end.write(bytes)).toBe(written);
-      else if (this.length > end.writeSize) {
+      if (this.exact && this.length > end.writeSize) {
         expect(kindOf(() => end.send(bytes))).toBe("usage");
         written = 0;
-      } else {
+      } else if (model.closed[other(this.who)]) {
+        expect(kindOf(() => (this.exact ? end.send(bytes) : end.write(bytes)))).toBe("io");
+        written = 0;
+      } else if (!this.exact) expect(end.write(bytes)).toBe(written);
+      else {
         expect(end.send(bytes)).toBe(room >= this.length);
         if (room < this.length) written = 0;
       }
@@ -131,7 +136,7 @@ describe("against a plain queue of bytes", () => {
       readonly length: number,
       readonly exact: boolean,
     ) {}
-    check = (): boolean => true;
+    check = (model: Readonly<Model>): boolean => !model.closed[this.who];
     run(model: Model, { ends }: Real): void {
       const end = ends[this.who];
       const queue = model.queues[other(this.who)];
@@ -141,7 +146,7 @@ describe("against a plain queue of bytes", () => {
       else if (this.length > end.readSize) {
         expect(kindOf(() => end.recv(into))).toBe("usage");
         return;
-      } else if (queue.length < this.length && model.ended[other(this.who)]) {
+      } else if (queue.length < this.length && isOver(model, other(this.who))) {
         expect(kindOf(() => end.recv(into))).toBe("io");
         count = 0;
       } else {
@@ -149,14 +154,14 @@ describe("against a plain queue of bytes", () => {
         if (queue.length < this.length) count = 0;
       }
       expect([...into.subarray(0, count)]).toEqual(queue.splice(0, count));
-      expect(end.atEnd).toBe(model.ended[other(this.who)] && queue.length === 0);
+      expect(end.atEnd).toBe(isOver(model, other(this.who)) && queue.length === 0);
     }
     toString = (): string => `${this.exact ? "recv" : "read"}(${this.who}, ${this.length})`;
   }
 
   class Look implements fc.Command<Model, Real> {
     constructor(readonly who: 0 | 1) {}
-    check = (): boolean => true;
+    check = (model: Readonly<Model>): boolean => !model.closed[this.who];
     run(model: Model, { ends }: Real): void {
       const end = ends[this.who];
       end.sample();
@@ -170,7 +175,7 @@ describe("against a plain queue of bytes", () => {
   /** What is there already is never waited for; with nothing there, waiting 0 ms finds nothing. */
   class Wait implements fc.Command<Model, Real> {
     constructor(readonly who: 0 | 1) {}
-    check = (): boolean => true;
+    check = (model: Readonly<Model>): boolean => !model.closed[this.who];
     run(_model: Model, { ends }: Real): void {
       const end = ends[this.who];
       settle(end, WRITTEN | READ);
@@ -180,13 +185,35 @@ describe("against a plain queue of bytes", () => {
   }
 
   class End implements fc.Command<Model, Real> {
-    constructor(readonly who: 0 | 1) {}
-    check = (model: Readonly<Model>): boolean => !model.ended[this.who];
+    constructor(
+      readonly who: 0 | 1,
+      readonly isCut: boolean,
+    ) {}
+    check = (model: Readonly<Model>): boolean => !isOver(model, this.who);
     run(model: Model, { ends }: Real): void {
-      ends[this.who].endStream();
+      if (this.isCut) ends[this.who].cutStream();
+      else ends[this.who].endStream();
       model.ended[this.who] = true;
+      const peer = ends[other(this.who)];
+      if (model.closed[other(this.who)]) return;
+      peer.sample();
+      expect([peer.peerEnded, peer.peerCut]).toEqual([true, this.isCut]);
     }
-    toString = (): string => `end(${this.who})`;
+    toString = (): string => `${this.isCut ? "cut" : "end"}(${this.who})`;
+  }
+
+  /** Only now and then, because not much happens afterwards: what was written is read, and no more comes. */
+  class Close implements fc.Command<Model, Real> {
+    constructor(
+      readonly who: 0 | 1,
+      readonly chance: number,
+    ) {}
+    check = (model: Readonly<Model>): boolean => this.chance === 0 && !model.closed[this.who];
+    run(model: Model, { ends }: Real): void {
+      ends[this.who].close();
+      model.closed[this.who] = true;
+    }
+    toString = (): string => `close(${this.who})`;
   }
 
   for (const orders of [
@@ -200,14 +227,15 @@ describe("against a plain queue of bytes", () => {
           fc.tuple(side, length, fc.boolean()).map((args) => new Read(...args)),
           side.map((who) => new Look(who)),
           side.map((who) => new Wait(who)),
-          side.map((who) => new End(who)),
+          fc.tuple(side, fc.boolean()).map((args) => new End(...args)),
+          fc.tuple(side, fc.nat(15)).map((args) => new Close(...args)),
         ],
         { size: "large", maxCommands: 300 },
       );
       const property = fc.property(commands, fc.nat(4000), fc.nat(4000), (list, back, right) => {
         const leftCounter = 2 ** 32 - 1 - back;
         using pair = new VchanPair({ orders, leftCounter, rightCounter: 2 ** 32 - 1 - right });
-        const model: Model = { queues: [[], []], ended: [false, false], next: 0 };
+        const model: Model = { queues: [[], []], ended: [false, false], closed: [false, false], next: 0 };
         const real: Real = { ends: [pair.server, pair.client] };
         fc.modelRun(() => ({ model, real }), list);
       });
