@@ -64,8 +64,9 @@ export class BlkbackDevice {
   #pauseMs = RECONNECT_PAUSE_MS;
   /** Set after a failure: the guest must start over at Initialising before it is served again. */
   #refused = false;
-  /** The ring to connect to is one that another server used. */
+  /** The ring to connect to is one that another server used; also while that one waited for the guest to let go. */
   #takeover = false;
+  #resumesClosing = false;
   #looking = false;
   #lookAgain = false;
   #over = false;
@@ -93,7 +94,7 @@ export class BlkbackDevice {
 
   /**
    * Offers `image` as the device at `address`, whose directories exist, and serves it from then on. Takes
-   * over a device whose former server died: both ends are still Connected then.
+   * over a device whose former server died: both ends are still Connected then, or the guest is, asked to let go.
    */
   static async start(
     platform: Platform,
@@ -154,10 +155,11 @@ export class BlkbackDevice {
 
   async #offer(): Promise<void> {
     const back = backendDir(this.address);
-    const both = await Promise.all([this.#readBackendState(), this.#readFrontendState()]);
-    if (both[0] === XenbusState.Connected && both[1] === XenbusState.Connected) {
+    const [backend, frontend] = await Promise.all([this.#readBackendState(), this.#readFrontendState()]);
+    if (isInUse(backend, frontend)) {
       logger.info(`${this.#name}: taking over a ring in use`);
       this.#takeover = true;
+      this.#resumesClosing = backend === XenbusState.Closing;
       this.#state = XenbusState.InitWait;
       return;
     }
@@ -203,11 +205,8 @@ export class BlkbackDevice {
       return this.#close("removed", false);
     const frontend = await this.#readFrontendState();
     const online = (await this.#xenstore.tryRead(`${back}/online`)) === "1";
-    if (
-      wanted === XenbusState.Closing &&
-      this.#state !== XenbusState.Closing &&
-      this.#state !== XenbusState.Closed
-    )
+    const isClosing = this.#state === XenbusState.Closing || this.#state === XenbusState.Closed;
+    if (wanted === XenbusState.Closing && !isClosing && !this.#resumesClosing)
       this.#entered(XenbusState.Closing);
     await this.#resizeIfAsked();
     switch (frontend) {
@@ -276,6 +275,11 @@ export class BlkbackDevice {
       this.#connection = undefined;
       return this.#refuse(error);
     }
+    if (this.#resumesClosing) {
+      this.#resumesClosing = false;
+      this.#entered(XenbusState.Closing);
+      return;
+    }
     await this.#publish();
     this.#entered(XenbusState.Connected);
     // Not before: a data plane that is gone already is found out here, too.
@@ -303,7 +307,7 @@ export class BlkbackDevice {
   /** The guest has let go of the ring, or is to: nobody will go on there. */
   async #disconnect(): Promise<void> {
     await this.#stopServing();
-    this.#takeover = false;
+    this.#takeover = this.#resumesClosing = false;
     removeJournal(journalPath(this.#stats.path));
   }
 
@@ -402,4 +406,10 @@ export class BlkbackDevice {
   get #name(): string {
     return describeDevice(this.address);
   }
+}
+
+/** Whether a guest goes on with a ring that a server has connected to. */
+export function isInUse(backend: XenbusState, frontend: XenbusState): boolean {
+  const wasServed = backend === XenbusState.Connected || backend === XenbusState.Closing;
+  return wasServed && frontend === XenbusState.Connected;
 }

@@ -8,6 +8,7 @@ import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { BlkbackDevice, type DeviceEnd, type DeviceOptions } from "./device.ts";
+import { lockDevice } from "./device-lock.ts";
 import { checkOffer } from "./features.ts";
 import { createDevice, destroyDevice, SERVE_KEY } from "./toolstack.ts";
 
@@ -42,6 +43,9 @@ export async function serveImage(
 ): Promise<ServeEnd> {
   checkOffer(options.offer);
   const { address } = options;
+  using cleanup = new DisposableStack();
+  const lock = lockDevice(options.statsDir, address);
+  cleanup.defer(() => lock.release());
   const image = openImage(options.path, {
     readOnly: options.readOnly,
     shared: options.shared,

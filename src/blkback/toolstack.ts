@@ -109,19 +109,20 @@ export async function forceCloseDevice(xenstore: Xenstore, address: DeviceAddres
   await xenstore.write(state, String(XenbusState.Closed));
 }
 
-/** Waits until the backend has closed or the device is gone; `timeout` when the guest does not let go. */
+/** Waits until the backend has closed or the device is gone; fails with `timeout` and the reason `late` otherwise. */
 export async function waitUntilClosed(
   xenstore: Xenstore,
   address: DeviceAddress,
   timeoutMs: number,
   signal: AbortSignal,
+  late = "the guest did not let go; it may still",
 ): Promise<void> {
   const isClosed = (state: string | null): boolean => state === null || state === String(XenbusState.Closed);
   try {
     await xenstore.waitFor(`${backendDir(address)}/state`, isClosed, { timeoutMs, signal });
   } catch (error) {
     if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
-    const text = `the guest did not let go of ${describeDevice(address)} within ${timeoutMs / 1000} s; it may still`;
+    const text = `${describeDevice(address)} has not closed within ${timeoutMs / 1000} s: ${late}`;
     throw new XentoolError("timeout", text, { timeoutMs });
   }
 }

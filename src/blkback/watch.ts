@@ -2,7 +2,7 @@
 // whose `script` is our hotplug script, or all of them in a driver domain. What libxl expects in return, and
 // when, is in docs/xen-notes.md; above all it never waits without learning why.
 import { existsSync, writeFileSync } from "node:fs";
-import { closeImage, openImage, type Image } from "../block/image.ts";
+import { closeImage, openImage } from "../block/image.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeText, moduleLogger } from "../core/log.ts";
 import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
@@ -10,12 +10,16 @@ import type { SpawnWorker } from "../core/worker.ts";
 import type { Platform } from "../platform/platform.ts";
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
-import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
-import { BlkbackDevice, type DeviceOptions } from "./device.ts";
+import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+import { lockDevice, SERVED } from "./device-lock.ts";
+import { BlkbackDevice, isInUse, type DeviceOptions } from "./device.ts";
 import { checkOffer } from "./features.ts";
 import { HOTPLUG_SCRIPT } from "./install.ts";
 
 const logger = moduleLogger("watch");
+
+/** Until a device that a guest uses and that could not be served is tried again. */
+const RETRY_MS = 5000;
 
 export interface WatchOptions extends Omit<DeviceOptions, "offer"> {
   readonly kind: string;
@@ -42,6 +46,8 @@ export class BackendWatch {
   /** By path of the backend's directory; undefined while it is being started. */
   readonly #served = new Map<string, Served | undefined>();
   readonly #root: string;
+  /** By path of the backend's directory: what could not be served and is to be tried again. */
+  readonly #retries = new Map<string, ReturnType<typeof setTimeout>>();
   #unwatch: Unwatch | undefined;
 
   private constructor(
@@ -82,6 +88,7 @@ export class BackendWatch {
   /** Stops serving without a word to the guests: the next `watch` goes on where this one stopped. */
   async stop(): Promise<void> {
     await this.#unwatch?.();
+    for (const timer of this.#retries.values()) clearTimeout(timer);
     const served = [...this.#served.values()].filter((it) => it !== undefined);
     await Promise.all(served.map((it) => it.device.abandon()));
     await Promise.all(served.map((it) => it.over));
@@ -111,14 +118,39 @@ export class BackendWatch {
     const dir = backendDir(address);
     if (this.#served.has(dir) || !(await this.#isOurs(dir))) return;
     const state = parseXenbusState(await this.#xenstore.tryRead(`${dir}/state`));
-    if (state === XenbusState.Closing) return this.#answerClose(address);
-    if (state === XenbusState.Unknown || state === XenbusState.Closed) return;
-    if ((await this.#xenstore.tryRead(`${dir}/hotplug-status`)) === "error") return;
+    const isLive = isInUse(state, await this.#frontendState(address));
+    if (!isLive) {
+      if (state === XenbusState.Closing) return this.#answerClose(address);
+      if (state === XenbusState.Unknown || state === XenbusState.Closed) return;
+      if ((await this.#xenstore.tryRead(`${dir}/hotplug-status`)) === "error") return;
+    }
+    if (this.#served.has(dir)) return; // since we began to look
     this.#served.set(dir, undefined);
     await this.#serve(address).catch(async (error: unknown) => {
       this.#served.delete(dir);
-      await this.#refuse(address, error);
+      const isOthers = error instanceof XentoolError && error.context["reason"] === SERVED;
+      if (isLive || isOthers) this.#tryAgain(address, error);
+      else await this.#refuse(address, error);
     });
+  }
+
+  async #frontendState(address: DeviceAddress): Promise<XenbusState> {
+    return parseXenbusState(await this.#xenstore.tryRead(`${frontendDir(address)}/state`).catch(() => null));
+  }
+
+  /** A guest that has a ring waits for its next server, and another server's device is its own: nothing is touched. */
+  #tryAgain(address: DeviceAddress, error: unknown): void {
+    const dir = backendDir(address);
+    const reason = escapeText(describeError(error), 500);
+    if (!this.#retries.has(dir))
+      logger.error(`${describeDevice(address)}: ${reason}; it is tried again every ${RETRY_MS / 1000} s`);
+    clearTimeout(this.#retries.get(dir));
+    const again = (): void => {
+      this.#look(String(address.frontend), String(address.devid)).catch((failure: unknown) =>
+        logger.error(`${describeDevice(address)}: ${escapeText(describeError(failure), 500)}`),
+      );
+    };
+    this.#retries.set(dir, setTimeout(again, RETRY_MS));
   }
 
   async #isOurs(dir: string): Promise<boolean> {
@@ -130,8 +162,11 @@ export class BackendWatch {
   async #serve(address: DeviceAddress): Promise<void> {
     const dir = backendDir(address);
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
-    releaseFromKernel(address);
     const { offer, direct, ...rest } = this.#options;
+    using held = new DisposableStack();
+    const lock = lockDevice(rest.statsDir, address);
+    held.defer(() => lock.release());
+    releaseFromKernel(address);
     const deviceType = (await read("device-type")) === "cdrom" ? "cdrom" : "disk";
     const mode = await read("mode");
     const image = openImage(imagePath(await read("params")), {
@@ -141,35 +176,34 @@ export class BackendWatch {
       sectorSizeBytes: offer.logicalSectorBytes,
       discard: (await read("discard-enable")) !== "0",
     });
-    const device = await this.#start(address, image, { ...rest, offer: { ...offer, deviceType } });
+    held.defer(() => closeImage(image));
+    const device = await BlkbackDevice.start(
+      this.#platform,
+      this.#xenstore,
+      address,
+      image,
+      { ...rest, offer: { ...offer, deviceType } },
+      this.#spawnWorker,
+    );
+    this.#forgetRetry(dir);
+    const kept = held.move();
     const over = device.ended
       .catch((error: unknown) =>
         logger.error(`${describeDevice(address)}: ${escapeText(describeError(error), 500)}`),
       )
-      .then(() => this.#ended(address, image));
+      .then(() => this.#ended(address, kept));
     this.#served.set(dir, { device, over });
   }
 
-  async #start(address: DeviceAddress, image: Image, options: DeviceOptions): Promise<BlkbackDevice> {
-    try {
-      return await BlkbackDevice.start(
-        this.#platform,
-        this.#xenstore,
-        address,
-        image,
-        options,
-        this.#spawnWorker,
-      );
-    } catch (error) {
-      closeImage(image);
-      throw error;
-    }
+  #forgetRetry(dir: string): void {
+    clearTimeout(this.#retries.get(dir));
+    this.#retries.delete(dir);
   }
 
   /** In a driver domain nobody else removes the directory, and the toolstack waits for that. */
-  async #ended(address: DeviceAddress, image: Image): Promise<void> {
+  async #ended(address: DeviceAddress, held: DisposableStack): Promise<void> {
     const dir = backendDir(address);
-    closeImage(image);
+    held.dispose();
     this.#served.delete(dir);
     try {
       if (this.#xenstore.failure !== undefined || (await this.#xenstore.tryRead(`${dir}/online`)) !== "0")

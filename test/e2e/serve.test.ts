@@ -51,6 +51,48 @@ test("after kill -9 with a request in flight the next server answers it", async 
   }
 });
 
+test("a second server of a disk is refused, and the guest and the first one do not notice", async () => {
+  const dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 3 + (at >> 9)) & 0xff);
+  for (const name of ["a.img", "b.img"]) writeFileSync(join(dir, name), image);
+  const host = await SimHost.start();
+  const env = { XENTOOL_SIM: host.dir };
+  const device = {
+    backend: toDomid(0),
+    frontend: toDomid(1),
+    kind: DEFAULT_KIND,
+    devid: Number(parseVdev("xvdb")),
+  };
+  try {
+    const args = (name: string): string[] => [
+      "blkback",
+      "serve",
+      join(dir, name),
+      "--domid",
+      "1",
+      "--vdev",
+      "xvdb",
+    ];
+    const server = spawnXentool(args("a.img"), { env });
+    await readUntil(server.stderr, "offering");
+    const refused = { status: 3, stderr: "xentool: xvdb of domain 1 is served by another process\n" };
+    expect(await runXentool(args("b.img"), { env })).toMatchObject(refused);
+    const guest = await HandmadeGuest.start(host, device);
+    await guest.connect();
+    expect(await runXentool(args("b.img"), { env })).toMatchObject(refused);
+    expect(await guest.read(8)).toEqual(image.slice(8 * 512, 8 * 512 + 4096));
+    expect(await guest.backendKey("state")).toBe("4");
+    await guest.setState(CLOSED);
+    server.kill("SIGTERM");
+    expect(await server.exited).toBe(143);
+    guest.close();
+    expect(await host.settle()).toEqual([]);
+  } finally {
+    await host.stop();
+    rmSync(dir, { recursive: true });
+  }
+});
+
 test("the guest reads the image's bytes, and SIGTERM ends the server once the guest has let go", async () => {
   const dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
   const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 7 + (at >> 9)) & 0xff);

@@ -457,6 +457,23 @@ describe("while it runs", () => {
     expectPage(await guest.read(24), 24);
   });
 
+  test("also where the first one waited for the guest to let go: it goes on waiting", async () => {
+    const at = address(1);
+    const first = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    expect(await first.detach(50)).toBe(false);
+    await first.abandon();
+    const pending = guest.read(16);
+    const next = await serve(at, false);
+    expectPage(await pending, 16);
+    expectPage(await guest.read(24), 24);
+    expect(await guest.backendKey("state")).toBe("5");
+    await guest.setState(6);
+    expect(await next.ended).toBe("closed");
+    expect(await guest.backendKey("state")).toBe("6");
+  });
+
   test("a takeover that is refused is over when the guest starts anew, whatever its new ring holds", async () => {
     const at = address(1);
     const first = await serve(at);

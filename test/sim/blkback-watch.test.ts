@@ -1,8 +1,8 @@
 // The daemon: devices appear as a toolstack makes them, are served, refused with a reason, closed and left to
 // the next daemon. And what `install` puts on a host.
-import { afterEach, beforeEach, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { backendDir, type DeviceAddress } from "../../src/blkback/address.ts";
@@ -125,6 +125,58 @@ test.each([
     await until(at, "hotplug-status", "connected");
   },
 );
+
+describe("a guest with a ring keeps its device", () => {
+  const at = address(1);
+  let guest: HandmadeGuest;
+  beforeEach(async () => {
+    await attach(at, join(dir, "a.img"));
+    await startWatch();
+    await until(at, "hotplug-status", "connected");
+    guest = await guestOf(at);
+    await guest.connect();
+  });
+
+  async function expectUntouched(): Promise<void> {
+    const keys = ["state", "hotplug-status", "online"].map((key) =>
+      xenstore.tryRead(`${backendDir(at)}/${key}`),
+    );
+    expect(await Promise.all(keys)).toEqual(["4", "connected", "1"]);
+  }
+
+  test("from a second watch", async () => {
+    const first = watch;
+    const second = await startWatch();
+    await Bun.sleep(100);
+    await expectUntouched();
+    expect(await guest.read(8)).toBeInstanceOf(Uint8Array);
+    await first?.stop();
+    const pending = guest.read(16); // whom the second serves when it tries again
+    expect(await pending).toBeInstanceOf(Uint8Array);
+    expect(second.deviceCount).toBe(1);
+  });
+
+  test("while its image is not there", async () => {
+    await watch?.stop();
+    renameSync(join(dir, "a.img"), join(dir, "away.img"));
+    await startWatch();
+    const pending = guest.read(8);
+    await Bun.sleep(100);
+    await expectUntouched();
+    renameSync(join(dir, "away.img"), join(dir, "a.img"));
+    expect(await pending).toBeInstanceOf(Uint8Array);
+  });
+
+  test("until it lets go, also when it has been asked to before a watch begins", async () => {
+    await watch?.stop();
+    await closeDevice(xenstore, at);
+    await startWatch();
+    expect(await guest.read(8)).toBeInstanceOf(Uint8Array);
+    await until(at, "state", "5");
+    await guest.setState(6);
+    await until(at, "state", "6");
+  });
+});
 
 test("an image that another device writes is refused", async () => {
   await startWatch();
