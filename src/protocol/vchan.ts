@@ -150,7 +150,10 @@ export interface ServerPage {
   readonly rightCounter: number;
 }
 
-/** Fills in the shared page as a server does before anyone knows of it. */
+/**
+ * Fills in the shared page as a server does before anyone knows of it. All but VCHAN_SRV_LIVE: that goes last, because
+ * a client with the keys of a server before may be looking at this very page.
+ */
 export function encodeServerPage(page: Uint8Array, server: ServerPage): void {
   const view = viewOf(page);
   page.fill(0);
@@ -161,7 +164,6 @@ export function encodeServerPage(page: Uint8Array, server: ServerPage): void {
   view.setUint16(VCHAN_LEFT_ORDER, server.orders.left, true);
   view.setUint16(VCHAN_RIGHT_ORDER, server.orders.right, true);
   view.setUint8(VCHAN_CLI_LIVE, VCHAN_NOT_CONNECTED);
-  view.setUint8(VCHAN_SRV_LIVE, VCHAN_CONNECTED);
   view.setUint8(VCHAN_CLI_NOTIFY, VCHAN_NOTIFY_WRITE);
   view.setUint32(layoutOf(server.orders).endWordsAt, VCHAN_END_SPOKEN, true);
   server.grants.forEach((ref, i) => view.setUint32(VCHAN_GRANTS + 4 * i, ref, true));

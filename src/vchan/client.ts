@@ -17,6 +17,7 @@ import {
   VCHAN_END_SPOKEN,
   VCHAN_NOT_CONNECTED,
   VCHAN_NOTIFY_WRITE,
+  VCHAN_SRV_LIVE,
   VCHAN_SRV_NOTIFY,
   type VchanPage,
 } from "../protocol/vchan.ts";
@@ -53,14 +54,17 @@ export function openVchanClient(platform: Platform, options: VchanClientOptions)
     table.map(peer, [options.ringRef], "rw", { clearByteAt: VCHAN_CLI_LIVE, port }),
   );
   cleanup.defer(() => page.close());
+  // First, because the rest is there only when it is so: the page may be that of a server which just begins.
+  if (shim.xt_load8(page.bytes.subarray(VCHAN_SRV_LIVE)) !== VCHAN_CONNECTED)
+    throw noServer(peer, "it has closed");
   const copy = page.bytes.slice();
   const found = decodePage(copy);
   expectServer(peer, found);
   const layout = layoutOf(found.orders);
   expectFreshRings(peer, found, endWordsOf(copy, layout).server);
   const grants = decodeGrants(copy, layout);
-  const leftPages = mapPages(cleanup, table, peer, grants.left, "rw");
-  const rightPages = mapPages(cleanup, table, peer, grants.right, "r");
+  const leftPages = orNoServer(peer, () => mapPages(cleanup, table, peer, grants.left, "rw"));
+  const rightPages = orNoServer(peer, () => mapPages(cleanup, table, peer, grants.right, "r"));
   const owned = cleanup.move();
   const endpoint = new VchanEndpoint({
     role: "client",

@@ -7,9 +7,11 @@ import {
   encodeServerPage,
   layoutOf,
   ordersFault,
+  VCHAN_CONNECTED,
   VCHAN_SRV_LIVE,
   type VchanOrders,
 } from "../protocol/vchan.ts";
+import { shim } from "../native/shim.ts";
 import { VchanEndpoint } from "./endpoint.ts";
 
 export interface VchanServerOptions {
@@ -58,6 +60,7 @@ export function openVchanServer(platform: Platform, options: VchanServerOptions)
   const page = shared(1, "rw", { clearByteAt: VCHAN_SRV_LIVE, port });
   const grants = [...(left?.refs ?? []), ...(right?.refs ?? [])];
   encodeServerPage(page.mapping.bytes, { orders, grants, leftCounter, rightCounter });
+  shim.xt_store8(page.mapping.bytes.subarray(VCHAN_SRV_LIVE), VCHAN_CONNECTED);
   const owned = cleanup.move();
   const endpoint = new VchanEndpoint({
     role: "server",

@@ -13,6 +13,7 @@ import {
   VCHAN_SRV_LIVE,
 } from "../../src/protocol/vchan.ts";
 import { EVENT_READY, READ, WRITTEN, type VchanEndpoint } from "../../src/vchan/endpoint.ts";
+import { openVchanClient } from "../../src/vchan/client.ts";
 import { openVchanServer } from "../../src/vchan/server.ts";
 import { MemoryHost } from "./vchan-memory-platform.ts";
 import { ALMOST_WRAPPED, CLIENT, ORDER_PAIRS, SERVER, VchanPair } from "./vchan-pair.ts";
@@ -321,6 +322,19 @@ describe("opening", () => {
     pair.server.close();
     expect(kindOf(() => pair.connect())).toBe("environment");
     pair.host.assertNothingLeft();
+  });
+
+  test("a server that went while a client looked at its page is stale", () => {
+    for (const grant of [0, 1]) {
+      const host = new MemoryHost();
+      const orders = { left: 12, right: 12 };
+      const { endpoint, ringRef, port } = openVchanServer(host.platform(SERVER), { peer: CLIENT, orders });
+      endpoint.page.words[6 + grant] = 0;
+      const opening = (): unknown => openVchanClient(host.platform(CLIENT), { peer: SERVER, ringRef, port });
+      expect(opening).toThrow("nobody answers there any more");
+      endpoint.close();
+      host.assertNothingLeft();
+    }
   });
 
   test("a server that died with its keys in place is stale", () => {

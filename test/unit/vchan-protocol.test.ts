@@ -113,7 +113,7 @@ test("a server's page is what a client decodes", () => {
     rightCons: 0xffff_ffff,
     rightProd: 0xffff_ffff,
     clientLive: 2,
-    serverLive: 1,
+    serverLive: 0,
   });
   expect(decodeGrants(page, layoutOf(orders))).toEqual({ left: [7, 0xffff_fff0], right: [9] });
   expect(page[VCHAN_CLI_NOTIFY]).toBe(1);
