@@ -14,6 +14,9 @@ import {
   type Session,
 } from "./lib/session.ts";
 
+/** How long the command of --run may take to end once it was asked to, until it is made to. */
+const COMMAND_EXIT_MS = 2000;
+
 /** How disks are served, whichever they are. */
 interface ServingArguments extends GlobalArguments {
   readonly direct: boolean;
@@ -135,44 +138,67 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
   const address = await addressOf(platform, argv);
   const serving = await servingOptionsOf(argv, platform, context);
   const finished = new AbortController();
-  let commandStatus = 0;
-  let command: Promise<void> | undefined;
-  const end = await serveImage(
-    platform,
-    xenstore,
-    {
-      ...serving,
-      path: argv.image,
-      address,
-      readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
-      shared: argv.mode === "w!",
-      direct: argv.direct,
-      detachTimeoutMs: context.timeoutMs ?? DETACH_TIMEOUT_MS,
-      offer: { ...serving.offer, deviceType: argv.deviceType },
-    },
-    spawnWorker,
-    AbortSignal.any([context.stop, finished.signal]),
-    context.force,
-    () => {
-      const offered = { domid: address.frontend, vdev: argv.vdev, kind: address.kind, image: argv.image };
-      if (context.json) process.stdout.write(`${JSON.stringify({ event: "offered", ...offered })}\n`);
-      else process.stderr.write(`xentool: offering ${argv.image} as ${describeDevice(address)}\n`);
-      if (argv.run === undefined) return;
-      const child = Bun.spawn(["sh", "-c", argv.run], { stdio: ["inherit", "inherit", "inherit"] });
-      command = child.exited.then((status) => {
-        commandStatus = status;
-        finished.abort();
-      });
-    },
-  );
-  if (end === "left")
-    throw new XentoolError(
-      "timeout",
-      `the guest did not let go of ${describeDevice(address)}: it stays, unserved, until it is served again or force-closed`,
+  const failed = new AbortController();
+  let command: Promise<number> | undefined;
+  try {
+    const end = await serveImage(
+      platform,
+      xenstore,
+      {
+        ...serving,
+        path: argv.image,
+        address,
+        readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
+        shared: argv.mode === "w!",
+        direct: argv.direct,
+        detachTimeoutMs: context.timeoutMs ?? DETACH_TIMEOUT_MS,
+        offer: { ...serving.offer, deviceType: argv.deviceType },
+      },
+      spawnWorker,
+      AbortSignal.any([context.stop, finished.signal]),
+      context.force,
+      () => {
+        const offered = { domid: address.frontend, vdev: argv.vdev, kind: address.kind, image: argv.image };
+        if (context.json) process.stdout.write(`${JSON.stringify({ event: "offered", ...offered })}\n`);
+        else process.stderr.write(`xentool: offering ${argv.image} as ${describeDevice(address)}\n`);
+        if (argv.run === undefined) return;
+        const stop = AbortSignal.any([context.stop, failed.signal]);
+        command = startCommand(argv.run, stop, context.force).finally(() => finished.abort());
+      },
     );
-  await command;
-  if (context.json) process.stdout.write(`${JSON.stringify({ event: "ended", reason: end })}\n`);
-  return commandStatus;
+    if (end === "left")
+      throw new XentoolError(
+        "timeout",
+        `the guest did not let go of ${describeDevice(address)}: it stays, unserved, until it is served again or force-closed`,
+      );
+    const status = await command;
+    if (context.json) process.stdout.write(`${JSON.stringify({ event: "ended", reason: end })}\n`);
+    return status ?? 0;
+  } catch (error) {
+    failed.abort();
+    await command;
+    throw error;
+  }
+}
+
+/** Runs a shell command, asks it to end at `stop`, makes it 2 s later or at `force`, and gives its exit status. */
+function startCommand(line: string, stop: AbortSignal, force: AbortSignal): Promise<number> {
+  const child = Bun.spawn(["sh", "-c", line], { stdio: ["inherit", "inherit", "inherit"] });
+  const over = new AbortController();
+  let patience: Timer | undefined;
+  const kill = (): void => child.kill("SIGKILL");
+  const ask = (): void => {
+    child.kill("SIGTERM");
+    patience = setTimeout(kill, COMMAND_EXIT_MS);
+  };
+  stop.addEventListener("abort", ask, { signal: over.signal });
+  force.addEventListener("abort", kill, { signal: over.signal });
+  if (stop.aborted) ask();
+  if (force.aborted) kill();
+  return child.exited.finally(() => {
+    clearTimeout(patience);
+    over.abort();
+  });
 }
 
 interface WatchArguments extends ServingArguments {

@@ -4,7 +4,7 @@ import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } 
 import { release } from "node:os";
 import { join } from "node:path";
 import { describeError } from "../../src/core/errors.ts";
-import { escapeText } from "../../src/core/log.ts";
+import { escapeControls, escapeText } from "../../src/core/log.ts";
 import { IoEngine } from "../../src/native/io-engine.ts";
 import { xenstoreEndpoint } from "../../src/platform/xen.ts";
 import { askHost } from "../../src/sim/control.ts";
@@ -136,7 +136,7 @@ function checkDevice(host: Host, device: (typeof DEVICES)[number], onXen: boolea
     closeSync(openSync(path, "r+"));
     return { ok: true, found: `opens, for ${device.for}` };
   } catch (error) {
-    return { ok: false, found: describeError(error), advice: `run as root; ${loss}` };
+    return { ok: false, found: escapeControls(describeError(error)), advice: `run as root; ${loss}` };
   }
 }
 
@@ -151,7 +151,7 @@ async function checkXenstore(host: Host, onXen: boolean): Promise<Finding> {
     return { ok: true, found: `answers at ${endpoint.path}` };
   } catch (error) {
     const advice = "in dom0 `systemctl start xenstored`, or the init script of your distribution";
-    return { ok: false, found: escapeText(describeError(error)), advice };
+    return { ok: false, found: escapeControls(describeError(error)), advice };
   }
 }
 
@@ -161,7 +161,7 @@ function checkSharedMemory(host: Host): Finding {
     return { ok: true, found: "writable" };
   } catch (error) {
     const advice = `mount -t tmpfs -o mode=1777 tmpfs ${SHM_DIR}, or: xentool sim start --dir DIR`;
-    return { ok: false, found: describeError(error), advice };
+    return { ok: false, found: escapeControls(describeError(error)), advice };
   }
 }
 
@@ -171,6 +171,6 @@ async function checkSimHost(dir: string): Promise<Finding> {
     return { ok: true, found: `a simulated host runs in ${escapeText(dir)}` };
   } catch (error) {
     const advice = `xentool sim start --dir ${escapeText(dir)}, or unset XENTOOL_SIM`;
-    return { ok: false, found: escapeText(describeError(error)), advice };
+    return { ok: false, found: escapeControls(describeError(error)), advice };
   }
 }

@@ -24,10 +24,13 @@ export const DEFAULT_OFFER: Offer = {
 
 /** Throws `usage` for an offer that the protocol does not have. */
 export function checkOffer(offer: Offer): void {
-  if (!(offer.maxRingPageOrder >= 0 && offer.maxRingPageOrder <= RING_MAX_PAGE_ORDER))
-    throw new XentoolError("usage", `--max-ring-page-order is a number from 0 to ${RING_MAX_PAGE_ORDER}`);
-  if (!(offer.maxIndirectSegments >= 0 && offer.maxIndirectSegments <= MAX_INDIRECT_SEGMENTS))
-    throw new XentoolError("usage", `--max-indirect-segments is a number from 0 to ${MAX_INDIRECT_SEGMENTS}`);
+  checkCount("--max-ring-page-order", offer.maxRingPageOrder, RING_MAX_PAGE_ORDER);
+  checkCount("--max-indirect-segments", offer.maxIndirectSegments, MAX_INDIRECT_SEGMENTS);
+}
+
+function checkCount(option: string, count: number, most: number): void {
+  if (!(Number.isInteger(count) && count >= 0 && count <= most))
+    throw new XentoolError("usage", `${option} is a whole number from 0 to ${most}`);
 }
 
 export function diskLimits(offer: Offer, target: TargetInfo): DiskLimits {

@@ -15,13 +15,17 @@ import {
 } from "../native/io-engine.ts";
 import type { BlockTarget, TargetInfo } from "./target.ts";
 
-const OPERATIONS: Readonly<Record<string, readonly IoOp[]>> = {
-  read: [IO_READ, IO_READV],
-  write: [IO_WRITE, IO_WRITEV],
-  flush: [IO_FLUSH],
-  discard: [IO_DISCARD, IO_SECURE_DISCARD],
-};
-const ERRNOS: Readonly<Record<string, number>> = { EIO: -5, ENOSPC: -28, EOPNOTSUPP: -95 };
+const OPERATIONS: ReadonlyMap<string, readonly IoOp[]> = new Map([
+  ["read", [IO_READ, IO_READV]],
+  ["write", [IO_WRITE, IO_WRITEV]],
+  ["flush", [IO_FLUSH]],
+  ["discard", [IO_DISCARD, IO_SECURE_DISCARD]],
+]);
+const ERRNOS: ReadonlyMap<string, number> = new Map([
+  ["EIO", -5],
+  ["ENOSPC", -28],
+  ["EOPNOTSUPP", -95],
+]);
 
 /** Structured-cloneable. `ops` empty: all. */
 export type FilterSpec =
@@ -63,13 +67,10 @@ function parseNamed(name: string, take: (key: string, fallback: string) => strin
   const ops = parseOps(take("op", "all"), text);
   switch (name) {
     case "error": {
-      const rate = take("rate", "100%");
-      const share = rate.endsWith("%") ? Number(rate.slice(0, -1)) / 100 : Number(rate);
-      if (!(share >= 0 && share <= 1)) throw bad(text, `rate is a share such as 1% or 0.01, not ${rate}`);
-      const errnoName = take("errno", "EIO");
-      const errno = ERRNOS[errnoName];
-      if (errno === undefined) throw bad(text, `errno is one of ${Object.keys(ERRNOS).join(", ")}`);
-      return { name, ops, rate: share, errno, seed: wholeNumber(take("seed", "1"), "seed", text) };
+      const rate = parseShare(take("rate", "100%"), text);
+      const errno = ERRNOS.get(take("errno", "EIO"));
+      if (errno === undefined) throw bad(text, `errno is one of ${[...ERRNOS.keys()].join(", ")}`);
+      return { name, ops, rate, errno, seed: wholeNumber(take("seed", "1"), "seed", text) };
     }
     case "delay":
       return { name, ops, delayMs: wholeNumber(take("ms", "10"), "ms", text) };
@@ -83,11 +84,18 @@ function parseNamed(name: string, take: (key: string, fallback: string) => strin
 function parseOps(value: string, text: string): readonly IoOp[] {
   if (value === "all") return [];
   return value.split("+").flatMap((name) => {
-    const ops = OPERATIONS[name];
+    const ops = OPERATIONS.get(name);
     if (ops === undefined)
       throw bad(text, `op is read, write, flush, discard or several joined by +, not ${name}`);
     return ops;
   });
+}
+
+function parseShare(value: string, text: string): number {
+  const [, digits, percent] = /^([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(%?)$/.exec(value) ?? [];
+  const share = Number(digits) / (percent === "%" ? 100 : 1);
+  if (!(share <= 1)) throw bad(text, `rate is a share such as 1% or 0.01, not "${value}"`);
+  return share;
 }
 
 function wholeNumber(value: string, key: string, text: string): number {

@@ -1,12 +1,21 @@
 // Logging: LogTape to stderr, because stdout is data. One category per module, one line per change of
 // state and never one per request. Text that came from a guest is passed through `escapeText`.
-import { configureSync, getLogger, type Logger, type LogLevel } from "@logtape/logtape";
+import { configureSync, getLogger, type LogLevel } from "@logtape/logtape";
 
-export type { Logger };
+/** Logs `text` as it is, braces and all. Only with `values` it is a template, which then has to be a constant. */
+type Log = (text: string, values?: Readonly<Record<string, unknown>>) => void;
+
+export type Logger = Readonly<Record<"debug" | "info" | "warn" | "error", Log>>;
 
 /** The logger of one module, e.g. `moduleLogger("blkback")`. Silent until `configureLogging` ran. */
 export function moduleLogger(module: string): Logger {
-  return getLogger(["xentool", module]);
+  const logger = getLogger(["xentool", module]);
+  // To LogTape each string is a template, and a brace in the name of an image the beginning of a value.
+  const at =
+    (level: keyof Logger): Log =>
+    (text, values) =>
+      values === undefined ? logger[level]("{text}", { text }) : logger[level](text, values);
+  return { debug: at("debug"), info: at("info"), warn: at("warn"), error: at("error") };
 }
 
 /**
@@ -21,7 +30,8 @@ export function configureLogging(verbosity: number, prefix = "xentool"): void {
       stderr: (record) => {
         const text = record.message.map((part) => (typeof part === "string" ? part : String(part))).join("");
         const level = record.level === "info" ? "" : `${record.level}: `;
-        process.stderr.write(`${prefix}: ${record.category.slice(1).join(".")}: ${level}${text}\n`);
+        const module = record.category.slice(1).join(".");
+        process.stderr.write(`${prefix}: ${module}: ${level}${escapeControls(text, Infinity)}\n`);
       },
     },
     loggers: [
@@ -33,8 +43,20 @@ export function configureLogging(verbosity: number, prefix = "xentool"): void {
 
 /** `text` with everything but printable ASCII escaped, cut at `limit` characters: safe on any terminal. */
 export function escapeText(text: string, limit = 200): string {
+  return escapeMatches(text, /[^\x20-\x7e]|\\/g, limit);
+}
+
+/**
+ * `text` with what a terminal would obey or hide escaped, cut at `limit` characters. For texts of ours in which
+ * parts may be escaped already, such as an error's: those stay as they are.
+ */
+export function escapeControls(text: string, limit = 500): string {
+  return escapeMatches(text, /[\p{C}\p{Zl}\p{Zp}]/gu, limit);
+}
+
+function escapeMatches(text: string, unsafe: RegExp, limit: number): string {
   const cut = text.length > limit ? text.slice(0, limit) : text;
-  const escaped = cut.replace(/[^\x20-\x7e]|\\/g, (c) => {
+  const escaped = cut.replace(unsafe, (c) => {
     const code = c.codePointAt(0) ?? 0;
     return c === "\\"
       ? "\\\\"

@@ -1,7 +1,7 @@
 // What happens to a disk's image while it is served: no room left, removed, cut short. The guest gets error
 // responses for what cannot be done, and the device goes on.
 import { expect, test } from "bun:test";
-import { mkdtempSync, rmSync, truncateSync, unlinkSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, statSync, truncateSync, unlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
@@ -75,6 +75,11 @@ test("an image that is removed, and one that is cut short", async () => {
       expect(
         Buffer.from((await guest.read(8)) as Uint8Array).equals(Buffer.from(pattern(8192)).subarray(4096)),
       ).toBe(true);
+      expect(await guest.write(64, 9)).toBe(0);
+      expect(statSync(image).size).toBe(64 * 512 + 4096);
+      expect(((await guest.read(64)) as Uint8Array).every((byte) => byte === 9)).toBe(true);
+      expect(((await guest.read(32)) as Uint8Array).every((byte) => byte === 0)).toBe(true);
+      expect(await guest.read(128)).toBe(ERROR);
       unlinkSync(image);
       expect(
         Buffer.from((await guest.read(0)) as Uint8Array).equals(Buffer.from(pattern(8192)).subarray(0, 4096)),

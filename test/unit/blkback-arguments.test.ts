@@ -1,0 +1,71 @@
+// What --filter and the numbers of an offer may be: anything else is a usage error, told in one line.
+import { describe, expect, test } from "bun:test";
+import { checkOffer, DEFAULT_OFFER, type Offer } from "../../src/blkback/features.ts";
+import { parseFilter } from "../../src/block/filter.ts";
+import { XentoolError } from "../../src/core/errors.ts";
+
+/** The message of the usage error that `work` throws. */
+function usageOf(work: () => unknown): string {
+  try {
+    work();
+  } catch (error) {
+    if (error instanceof XentoolError && error.kind === "usage") return error.message;
+    throw error;
+  }
+  return "no error";
+}
+
+describe("--filter", () => {
+  test.each([
+    ["100%", 1],
+    ["1%", 0.01],
+    ["0.5%", 0.005],
+    ["0", 0],
+    [".25", 0.25],
+    ["1", 1],
+  ])("error:rate=%s", (text, rate) => expect(parseFilter(`error:rate=${text}`)).toMatchObject({ rate }));
+
+  test.each(["", "%", " ", "101%", "1.01", "-1%", "1%%", "0x1", ".", "1.", "Infinity", "NaN", "half"])(
+    'error:rate= has no "%s"',
+    (text) =>
+      expect(usageOf(() => parseFilter(`error:rate=${text}`))).toBe(
+        `--filter error:rate=${text}: rate is a share such as 1% or 0.01, not "${text}"`,
+      ),
+  );
+
+  test.each(["toString", "constructor", "__proto__", "", "eio"])("error:errno= has no %s", (name) =>
+    expect(usageOf(() => parseFilter(`error:errno=${name}`))).toEndWith(
+      "errno is one of EIO, ENOSPC, EOPNOTSUPP",
+    ),
+  );
+
+  test.each(["toString", "constructor", "__proto__", "", "all"])("op= has no read+%s", (name) =>
+    expect(usageOf(() => parseFilter(`log:op=read+${name}`))).toEndWith(
+      `op is read, write, flush, discard or several joined by +, not ${name}`,
+    ),
+  );
+
+  test("names are known", () => {
+    for (const op of ["read", "write", "flush", "discard"])
+      expect(parseFilter(`log:op=${op}`).ops).not.toEqual([]);
+    expect(parseFilter("error:op=read+write,errno=ENOSPC,seed=7")).toMatchObject({ errno: -28, seed: 7 });
+  });
+});
+
+describe("an offer", () => {
+  test.each<[keyof Offer, number, string]>([
+    ["maxRingPageOrder", 1.5, "--max-ring-page-order is a whole number from 0 to 4"],
+    ["maxRingPageOrder", 5, "--max-ring-page-order is a whole number from 0 to 4"],
+    ["maxRingPageOrder", -1, "--max-ring-page-order is a whole number from 0 to 4"],
+    ["maxIndirectSegments", 300.5, "--max-indirect-segments is a whole number from 0 to 4096"],
+    ["maxIndirectSegments", 4097, "--max-indirect-segments is a whole number from 0 to 4096"],
+    ["maxIndirectSegments", Number.NaN, "--max-indirect-segments is a whole number from 0 to 4096"],
+  ])("%s is not %d", (key, value, message) =>
+    expect(usageOf(() => checkOffer({ ...DEFAULT_OFFER, [key]: value }))).toBe(message),
+  );
+
+  test("may be the least and the most", () => {
+    checkOffer({ ...DEFAULT_OFFER, maxRingPageOrder: 0, maxIndirectSegments: 0 });
+    checkOffer({ ...DEFAULT_OFFER, maxRingPageOrder: 4, maxIndirectSegments: 4096 });
+  });
+});
