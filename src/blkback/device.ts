@@ -6,7 +6,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { FilterSpec } from "../block/filter.ts";
 import { currentSizeBytes, type Image } from "../block/image.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
-import { escapeText, moduleLogger } from "../core/log.ts";
+import { escapeControls, moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../core/worker.ts";
 import type { EngineKind } from "../native/io-engine.ts";
 import type { Platform } from "../platform/platform.ts";
@@ -321,12 +321,12 @@ export class BlkbackDevice {
   /** Stops this device, and only it, with the reason where Linux backends put it. */
   async #refuse(error: unknown): Promise<void> {
     const reason = describeError(error);
-    logger.error(`${this.#name}: ${escapeText(reason, 500)}`);
+    logger.error(`${this.#name}: ${reason}`);
     this.#refused = true;
     this.#pauseMs = Math.min(RECONNECT_PAUSE_MAX_MS, this.#pauseMs * 2);
     try {
       const node = backendDir(this.address).replace(/^\/local\/domain\/[0-9]+/, (own) => `${own}/error`);
-      await this.#xenstore.write(`${node}/error`, escapeText(reason, 500));
+      await this.#xenstore.write(`${node}/error`, escapeControls(reason));
       await this.#enter(XenbusState.Closing);
     } catch (failure) {
       this.#fail(failure);
@@ -385,7 +385,7 @@ export class BlkbackDevice {
     try {
       this.#stats.remove();
     } catch (error) {
-      logger.warn(`${this.#name}: ${escapeText(describeError(error), 500)}`);
+      logger.warn(`${this.#name}: ${describeError(error)}`);
     }
   }
 

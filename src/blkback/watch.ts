@@ -4,7 +4,7 @@
 import { existsSync, writeFileSync } from "node:fs";
 import { closeImage, openImage } from "../block/image.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
-import { escapeText, moduleLogger } from "../core/log.ts";
+import { escapeControls, escapeText, moduleLogger } from "../core/log.ts";
 import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
 import type { SpawnWorker } from "../core/worker.ts";
 import type { Platform } from "../platform/platform.ts";
@@ -141,7 +141,7 @@ export class BackendWatch {
   /** A guest that has a ring waits for its next server, and another server's device is its own: nothing is touched. */
   #tryAgain(address: DeviceAddress, error: unknown): void {
     const dir = backendDir(address);
-    const reason = escapeText(describeError(error), 500);
+    const reason = escapeControls(describeError(error));
     if (!this.#retries.has(dir))
       logger.error(`${describeDevice(address)}: ${reason}; it is tried again every ${RETRY_MS / 1000} s`);
     clearTimeout(this.#retries.get(dir));
@@ -188,9 +188,7 @@ export class BackendWatch {
     this.#forgetRetry(dir);
     const kept = held.move();
     const over = device.ended
-      .catch((error: unknown) =>
-        logger.error(`${describeDevice(address)}: ${escapeText(describeError(error), 500)}`),
-      )
+      .catch((error: unknown) => logger.error(`${describeDevice(address)}: ${describeError(error)}`))
       .then(() => this.#ended(address, kept));
     this.#served.set(dir, { device, over });
   }
@@ -210,13 +208,13 @@ export class BackendWatch {
         return;
       if (this.#platform.domid !== 0) await this.#xenstore.rm(dir);
     } catch (error) {
-      logger.warn(`${describeDevice(address)}: ${escapeText(describeError(error), 500)}`);
+      logger.warn(`${describeDevice(address)}: ${describeError(error)}`);
     }
   }
 
   /** The reason, where libxl prints it from; state 2, because without it libxl would not look. */
   async #refuse(address: DeviceAddress, error: unknown): Promise<void> {
-    const reason = escapeText(describeError(error), 500);
+    const reason = escapeControls(describeError(error));
     const dir = backendDir(address);
     logger.error(`${describeDevice(address)}: ${reason}`);
     await this.#xenstore.transaction(async (tx) => {

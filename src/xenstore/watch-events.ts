@@ -47,8 +47,7 @@ export class WatchEvents {
       try {
         await this.#callback(path);
       } catch (error) {
-        if (!this.#stopped)
-          logger.error(`watch of ${escapeText(this.#path)}: ${escapeText(describeError(error), 500)}`);
+        if (!this.#stopped) logger.error(`watch of ${escapeText(this.#path)}: ${describeError(error)}`);
       }
     }
     this.#running = false;
