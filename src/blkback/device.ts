@@ -7,6 +7,7 @@ import type { FilterSpec } from "../block/filter.ts";
 import { currentSizeBytes, type Image } from "../block/image.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
+import { parseDecimal } from "../core/types.ts";
 import type { SpawnWorker } from "../core/worker.ts";
 import type { EngineKind } from "../native/io-engine.ts";
 import type { Platform } from "../platform/platform.ts";
@@ -15,7 +16,7 @@ import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenb
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 import { QueueConnection } from "./connection.ts";
-import { diskKeys, diskLimits, ringKeys, type Offer } from "./features.ts";
+import { diskKeys, diskLimits, promises, ringKeys, type Offer } from "./features.ts";
 import type { DiskLimits } from "./requests.ts";
 import { journalPath, removeJournal } from "./journal.ts";
 import { readRingParameters } from "./ring-parameters.ts";
@@ -157,6 +158,7 @@ export class BlkbackDevice {
     const back = backendDir(this.address);
     const [backend, frontend] = await Promise.all([this.#readBackendState(), this.#readFrontendState()]);
     if (isInUse(backend, frontend)) {
+      await this.#expectPromisesKept();
       logger.info(`${this.#name}: taking over a ring in use`);
       this.#takeover = true;
       this.#resumesClosing = backend === XenbusState.Closing;
@@ -170,6 +172,18 @@ export class BlkbackDevice {
       await tx.write(`${back}/state`, String(XenbusState.InitWait));
     });
     this.#entered(XenbusState.InitWait);
+  }
+
+  async #expectPromisesKept(): Promise<void> {
+    for (const { key, keeps } of promises(this.#options.offer)) {
+      const text = await this.#xenstore.tryRead(`${backendDir(this.address)}/${key}`);
+      const promised = parseDecimal(text, Number.MAX_SAFE_INTEGER);
+      if (promised !== undefined && !keeps(promised))
+        throw new XentoolError(
+          "usage",
+          `${this.#name} is in use with ${key} ${promised}: serve it with the options that it was served with`,
+        );
+    }
   }
 
   async #watch(): Promise<void> {

@@ -1,13 +1,15 @@
 // `xentool blkback serve` as a function: opens the image, makes the device unless a toolstack has, serves it
 // until the guest lets go or the caller says stop, and leaves nothing behind.
+import { resolve } from "node:path";
 import { closeImage, openImage } from "../block/image.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../core/worker.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
-import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
-import { BlkbackDevice, type DeviceEnd, type DeviceOptions } from "./device.ts";
+import { parseXenbusState } from "../protocol/xenbus.ts";
+import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+import { BlkbackDevice, isInUse, type DeviceEnd, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
 import { checkOffer } from "./features.ts";
 import { createDevice, destroyDevice, SERVE_KEY } from "./toolstack.ts";
@@ -52,10 +54,13 @@ export async function serveImage(
     direct: options.direct,
     sectorSizeBytes: options.offer.logicalSectorBytes,
   });
-  let made = false;
+  let removes = false;
   try {
-    made = await ensureDevice(xenstore, options);
+    const origin = await ensureDevice(xenstore, options);
+    removes = origin === "made";
     const device = await BlkbackDevice.start(platform, xenstore, address, image, options, spawnWorker);
+    // Not before: a device that was there, and that we could not serve, may be in use.
+    removes = origin !== "toolstack";
     onOffered();
     const stopped = new Promise<"stop">((resolve) => {
       if (stop.aborted) resolve("stop");
@@ -65,23 +70,26 @@ export async function serveImage(
     if (end !== "stop") return end;
     if (await device.detach(options.detachTimeoutMs, force)) return await device.ended;
     await device.abandon();
-    made = false;
+    removes = false;
     return "left";
   } finally {
-    if (made && xenstore.failure === undefined)
+    if (removes && xenstore.failure === undefined)
       await destroyDevice(xenstore, address).catch((error: unknown) => logger.error(describeError(error)));
     closeImage(image);
   }
 }
 
-/** Makes the device when nobody has; a device that is there is served as it is. True: it is to go in the end. */
-async function ensureDevice(xenstore: Xenstore, options: ServeOptions): Promise<boolean> {
+/** Who made a device. Those that a `serve` made, now or before, go with the one that serves them last. */
+type Origin = "made" | "serve" | "toolstack";
+
+/** Makes the device when nobody has; a device that is there is served as it is. */
+async function ensureDevice(xenstore: Xenstore, options: ServeOptions): Promise<Origin> {
   const { address, readOnly, offer, path } = options;
   const dir = backendDir(address);
   if (!(await xenstore.exists(dir))) {
     const { deviceType } = offer;
-    await createDevice(xenstore, { address, readOnly, deviceType, params: path, temporary: true });
-    return true;
+    await createDevice(xenstore, { address, readOnly, deviceType, params: resolve(path), temporary: true });
+    return "made";
   }
   const mode = await xenstore.tryRead(`${dir}/mode`);
   if (mode === "r" && !readOnly)
@@ -89,5 +97,23 @@ async function ensureDevice(xenstore: Xenstore, options: ServeOptions): Promise<
       "usage",
       `${describeDevice(address)} was created read-only: serve it with --mode r`,
     );
-  return (await xenstore.tryRead(`${dir}/${SERVE_KEY}`)) !== null;
+  if ((await xenstore.tryRead(`${dir}/${SERVE_KEY}`)) === null) return "toolstack";
+  await expectSameImage(xenstore, options);
+  return "serve";
+}
+
+/** Under a guest that uses it a disk must not become another one because of a mistyped name. */
+async function expectSameImage(xenstore: Xenstore, { address, path }: ServeOptions): Promise<void> {
+  const params = `${backendDir(address)}/params`;
+  const before = await xenstore.tryRead(params);
+  if (before === null || before === resolve(path)) return;
+  const [back, front] = [backendDir(address), frontendDir(address)].map((dir) =>
+    xenstore.tryRead(`${dir}/state`),
+  );
+  if (isInUse(parseXenbusState((await back) ?? null), parseXenbusState((await front) ?? null)))
+    throw new XentoolError(
+      "usage",
+      `${describeDevice(address)} is in use with the image ${before}: serve that one`,
+    );
+  await xenstore.write(params, resolve(path));
 }

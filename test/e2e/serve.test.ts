@@ -82,9 +82,24 @@ test("a second server of a disk is refused, and the guest and the first one do n
     expect(await runXentool(args("b.img"), { env })).toMatchObject(refused);
     expect(await guest.read(8)).toEqual(image.slice(8 * 512, 8 * 512 + 4096));
     expect(await guest.backendKey("state")).toBe("4");
+    server.kill("SIGKILL");
+    await server.exited;
+    // Nor does it become another disk, or another kind of one, under the guest when its server has died.
+    const pending = guest.read(16);
+    for (const [other, words] of [
+      [args("b.img"), "in use with the image"],
+      [[...args("a.img"), "--sector-size", "4096"], "in use with sector-size 512"],
+      [[...args("a.img"), "--max-indirect-segments", "8"], "in use with feature-max-indirect-segments 256"],
+      [[...args("a.img"), "--max-ring-page-order", "1"], "in use with max-ring-page-order 4"],
+    ] as const) {
+      const { status, stderr } = await runXentool([...other], { env });
+      expect([status, stderr]).toEqual([2, expect.stringContaining(words)]);
+    }
+    const next = spawnXentool(args("a.img"), { env });
+    expect(await pending).toEqual(image.slice(16 * 512, 16 * 512 + 4096));
     await guest.setState(CLOSED);
-    server.kill("SIGTERM");
-    expect(await server.exited).toBe(143);
+    next.kill("SIGTERM");
+    expect(await next.exited).toBe(143);
     guest.close();
     expect(await host.settle()).toEqual([]);
   } finally {
