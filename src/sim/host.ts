@@ -123,7 +123,7 @@ export class SimHost {
         domid === 0 ? "domain 0 cannot be destroyed" : `there is no domain ${domid}`,
       );
     this.#storePorts.delete(domid);
-    this.server.release(domid);
+    this.server.destroyDomain(domid);
     check(shim.xt_sim_domain_destroy(this.#host(), domid), `destroy domain ${domid}`);
     rmSync(join(this.dir, `dom${domid}`), { recursive: true, force: true });
   }
