@@ -129,6 +129,7 @@ static void *create_file(int dir_fd, const char *name, uint64_t size) {
   void *memory = MAP_FAILED;
   if (ftruncate(fd, (off_t)size) == 0) memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   int error = errno;
+  if (memory == MAP_FAILED) unlinkat(dir_fd, name, 0); /* whoever made it removes it, no one else */
   close(fd);
   errno = error;
   return memory;

@@ -4,6 +4,7 @@ import { toDomid } from "../../src/core/types.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import type { XsRingPage } from "../../src/protocol/xs-ring.ts";
 import { asciiJson } from "../../src/xsring/ascii-json.ts";
+import { DomainWatch } from "../../src/xsring/domain-watch.ts";
 import { drawRing } from "../../src/xsring/drawing.ts";
 import { inspectRing, inspectSettled, reportAsJson, type RingReport } from "../../src/xsring/report.ts";
 import { openDomainRing, readRingFile } from "../../src/xsring/source.ts";
@@ -44,7 +45,11 @@ export async function runInspect(context: CommandContext, argv: InspectArguments
   try {
     const ring = openDomainRing(platform, domid, "r");
     try {
-      if (argv.watch) return await watch(context, argv, ring.page, `domain ${domid}`);
+      if (argv.watch) {
+        using domain = new DomainWatch(platform, domid);
+        const stop = AbortSignal.any([context.stop, domain.gone]);
+        return await watch({ ...context, stop }, argv, ring.page, `domain ${domid}`);
+      }
       return show(context, argv, await inspectSettled(ring.page, argv.settle * 1000), `domain ${domid}`);
     } finally {
       ring.close();

@@ -1,13 +1,11 @@
 // The body of `xsring trace`: a live ring or a file of one, as lines for people or JSON for scripts.
 import { closeSync, openSync, writeSync } from "node:fs";
-import { XentoolError, describeError } from "../../src/core/errors.ts";
-import { moduleLogger } from "../../src/core/log.ts";
+import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid, type Domid } from "../../src/core/types.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
-import type { Platform } from "../../src/platform/platform.ts";
 import { xsTypeName } from "../../src/protocol/xs-wire.ts";
-import { Xenstore } from "../../src/xenstore/client.ts";
 import { asciiJson } from "../../src/xsring/ascii-json.ts";
+import { DomainWatch } from "../../src/xsring/domain-watch.ts";
 import type { TraceRecord } from "../../src/xsring/ring-follower.ts";
 import { openDomainRing } from "../../src/xsring/source.ts";
 import { traceRing } from "../../src/xsring/trace.ts";
@@ -30,7 +28,6 @@ export interface TraceArguments {
   readonly duration: number | undefined;
 }
 
-const log = moduleLogger("xsring");
 const TYPES_MAX = 64;
 
 export async function runTrace(context: CommandContext, argv: TraceArguments): Promise<void> {
@@ -135,56 +132,34 @@ async function traceDomain(
   if (argv.duration !== undefined)
     ends.push(AbortSignal.timeout(checkNumber("duration", argv.duration, 0.001, 1e6) * 1000));
   const platform = await choosePlatform({ platform: context.platform });
-  const file = argv.write === undefined ? undefined : new TraceFile(argv.write, domid);
   try {
     const ring = openDomainRing(platform, domid, "r");
-    const death = await watchForDeath(platform, domid);
     try {
-      await traceRing(ring.page, {
-        intervalMs: argv.interval,
-        signal: AbortSignal.any([...ends, death.signal]),
-        onRecord: (record) => {
-          file?.add(record);
-          printer.push(record);
-        },
-        onLook: (timeUs) => {
-          printer.events.tick(timeUs);
-          file?.flush();
-        },
-      });
+      // The ring first: a file that is there stays as it is when the domain is not.
+      const file = argv.write === undefined ? undefined : new TraceFile(argv.write, domid);
+      try {
+        using domain = new DomainWatch(platform, domid);
+        await traceRing(ring.page, {
+          intervalMs: argv.interval,
+          signal: AbortSignal.any([...ends, domain.gone, domain.lost]),
+          onRecord: (record) => {
+            file?.add(record);
+            printer.push(record);
+          },
+          onLook: (timeUs) => {
+            printer.events.tick(timeUs);
+            file?.flush();
+          },
+        });
+        domain.lost.throwIfAborted();
+      } finally {
+        file?.close();
+      }
     } finally {
-      death.close();
       ring.close();
     }
   } finally {
-    file?.close();
     platform.close();
-  }
-}
-
-interface DeathWatch {
-  readonly signal: AbortSignal;
-  close(): void;
-}
-
-/** Fires when the domain that was there is gone. Without xenstore a trace ends only when told to. */
-async function watchForDeath(platform: Platform, domid: Domid): Promise<DeathWatch> {
-  const gone = new AbortController();
-  try {
-    const xenstore = await Xenstore.connect(platform);
-    let wasThere = false;
-    await xenstore.watch("@releaseDomain", async () => {
-      const isThere = await xenstore.isDomainIntroduced(domid);
-      if (wasThere && !isThere) gone.abort();
-      wasThere ||= isThere;
-    });
-    return { signal: gone.signal, close: () => xenstore.close() };
-  } catch (error) {
-    log.info("the end of domain {domid} will not be noticed: {error}", {
-      domid,
-      error: describeError(error),
-    });
-    return { signal: gone.signal, close: () => {} };
   }
 }
 

@@ -1,20 +1,19 @@
 // A simulated host in the background: starting it as a process of its own, asking it, ending it. What it
 // has to say after its start goes to host.log in its directory.
 import { spawn, type ChildProcess } from "node:child_process";
-import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { closeSync, openSync, readSync, rmSync } from "node:fs";
+import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { askHost } from "./control.ts";
 import {
-  HOST_DESCRIPTION,
+  holdsDeadHost,
   HOST_LOG,
   hostFilesIn,
+  makeDirectory,
   removeHostFiles,
-  SimHost,
-  type SimHostOptions,
-  type SimStatus,
-} from "./host.ts";
+  removeIfEmpty,
+} from "./directory.ts";
+import { SimHost, type SimHostOptions, type SimStatus } from "./host.ts";
 
 const START_TIMEOUT_MS = 15_000;
 const STOP_STEP_MS = 10;
@@ -30,14 +29,8 @@ export interface DaemonReady {
  * ready. Fails with `environment` and its own words when it does not come up.
  */
 export async function startDaemon(command: readonly string[], dir?: string): Promise<DaemonReady> {
-  const parent = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
-  const home = dir === undefined ? mkdtempSync(join(parent, "xentool-sim-")) : resolve(dir);
-  mkdirSync(home, { recursive: true, mode: 0o700 });
-  if (existsSync(join(home, "host")))
-    throw new XentoolError("usage", `${home} holds a simulated host already; choose another directory`, {
-      dir: home,
-    });
-  const log = openSync(join(home, HOST_LOG), "a+", 0o600);
+  const { path: home, isNew } = makeDirectory(dir);
+  const log = openLog(home);
   try {
     const [program, ...rest] = command as readonly [string, ...string[]];
     const child = spawn(program, [...rest, "--dir", home], {
@@ -46,11 +39,24 @@ export async function startDaemon(command: readonly string[], dir?: string): Pro
     });
     return await readiness(child, home);
   } catch (error) {
-    removeHostFiles(home);
+    // The process removes what it made, unless it was killed.
+    if (holdsDeadHost(home)) removeHostFiles(home);
+    else rmSync(join(home, HOST_LOG), { force: true });
+    if (isNew) removeIfEmpty(home);
     const message = `the simulated host did not start: ${readLog(log)}`;
     throw new XentoolError("environment", message, { dir: home }, error);
   } finally {
     closeSync(log);
+  }
+}
+
+/** Only one of those that found the directory empty makes the log, and goes on. */
+function openLog(dir: string): number {
+  try {
+    return openSync(join(dir, HOST_LOG), "ax+", 0o600);
+  } catch (error) {
+    const message = `${dir}: no log can be made there, or another host has it; choose another directory`;
+    throw new XentoolError("environment", message, { dir }, error);
   }
 }
 
@@ -69,11 +75,12 @@ async function readiness(child: ChildProcess, dir: string): Promise<DaemonReady>
     if (text.includes("\n")) ready(text);
   });
   child.once("error", reject);
-  child.once("exit", (code) =>
-    reject(new XentoolError("environment", `its process ended with status ${code}`)),
-  );
-  const late = new XentoolError("timeout", `it was not ready within ${START_TIMEOUT_MS} ms`);
-  const timer = setTimeout(() => (child.kill("SIGKILL"), reject(late)), START_TIMEOUT_MS);
+  child.once("exit", (code, signal) => {
+    const late = new XentoolError("timeout", `it was not ready within ${START_TIMEOUT_MS} ms`);
+    const ended = new XentoolError("environment", `its process ended with status ${code ?? signal}`);
+    reject(child.killed ? late : ended);
+  });
+  const timer = setTimeout(() => child.kill("SIGKILL"), START_TIMEOUT_MS);
   try {
     const { pid } = JSON.parse(await promise) as { pid: number };
     return { dir, pid };
@@ -122,10 +129,10 @@ export async function stopHost(dir: string, timeoutMs = START_TIMEOUT_MS): Promi
   try {
     await askToStop(dir, timeoutMs);
   } catch (error) {
-    // A description without anyone at the socket: a host removes the former before it stops to listen.
     const nobodyThere = error instanceof XentoolError && error.kind === "environment";
-    if (!nobodyThere || !existsSync(join(dir, HOST_DESCRIPTION))) throw error;
+    if (!nobodyThere || !holdsDeadHost(dir)) throw error;
     removeHostFiles(dir);
+    removeIfEmpty(dir);
     return "was dead";
   }
   while (hostFilesIn(dir).length > 0) {
@@ -133,6 +140,6 @@ export async function stopHost(dir: string, timeoutMs = START_TIMEOUT_MS): Promi
       throw new XentoolError("timeout", `the simulated host in ${dir} did not end`);
     await Bun.sleep(STOP_STEP_MS);
   }
-  removeHostFiles(dir);
+  removeIfEmpty(dir);
   return "stopped";
 }

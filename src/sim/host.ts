@@ -1,17 +1,6 @@
 // A simulated Xen host: its directory and domains, the xenstore server, and the reaping of processes that
 // died. It runs in a process of its own (`xentool sim`) or inside a test; the data paths never need it.
-import {
-  chmodSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  realpathSync,
-  rmdirSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
+import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
@@ -22,19 +11,21 @@ import { Xenstore } from "../xenstore/client.ts";
 import { XenstoreServer, type XenstoreServerStatistics } from "../xenstore/server/server.ts";
 import type { PersonalityName } from "../xenstore/server/personality.ts";
 import { listenForControl, type ControlRequest, type ControlSocket } from "./control.ts";
+import {
+  FORMAT_VERSION,
+  HOST_DESCRIPTION,
+  makeDirectory,
+  removeHostFiles,
+  removeIfEmpty,
+  type HostDirectory,
+} from "./directory.ts";
 import { DEFAULT_LIMITS, type SimLimits } from "./limits.ts";
 import { StoreRings } from "./store-rings.ts";
 import { describeUsage, isHeld, listUsage, type UsageItem } from "./usage.ts";
 
-const FORMAT_VERSION = 1;
 const SETTLE_STEP_MS = 5;
 const STORE_GREF = 1;
 const DOMAINS_MAX = 250;
-
-/** Where a host that runs in the background says what is wrong. */
-export const HOST_LOG = "host.log";
-export const HOST_DESCRIPTION = "host.json";
-const HOST_FILES: ReadonlySet<string> = new Set(["host", "host.sock", HOST_DESCRIPTION, HOST_LOG]);
 
 const log = moduleLogger("sim");
 
@@ -60,40 +51,6 @@ export interface SimStatus {
   readonly xenstore: XenstoreServerStatistics;
 }
 
-/** An empty directory for a host. One that has anything in it is somebody's, and stays untouched. */
-function makeDirectory(dir: string | undefined): string {
-  if (dir === undefined)
-    return mkdtempSync(join(existsSync("/dev/shm") ? "/dev/shm" : tmpdir(), "xentool-sim-"));
-  mkdirSync(dir, { recursive: true, mode: 0o700 });
-  if (readdirSync(dir).some((name) => name !== HOST_LOG))
-    throw new XentoolError("usage", `${dir} is not empty; choose another directory for the simulated host`, {
-      dir,
-    });
-  chmodSync(dir, 0o700);
-  return realpathSync(dir);
-}
-
-/** What a host made in its directory and has not removed yet. */
-export function hostFilesIn(dir: string): string[] {
-  try {
-    return readdirSync(dir).filter((name) => HOST_FILES.has(name) || /^dom\d+$/.test(name));
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return []; // gone, perhaps just now
-    throw error;
-  }
-}
-
-/** Removes what a host makes in its directory, and the directory unless there is something else in it. */
-export function removeHostFiles(dir: string): void {
-  for (const name of hostFilesIn(dir)) rmSync(join(dir, name), { recursive: true, force: true });
-  try {
-    rmdirSync(dir);
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code !== "ENOENT" && code !== "ENOTEMPTY") throw error;
-  }
-}
-
 export class SimHost {
   readonly dir: string;
   readonly personality: PersonalityName;
@@ -110,9 +67,12 @@ export class SimHost {
   #rings: StoreRings | undefined;
   #control: ControlSocket | undefined;
   #stopping: Promise<void> | undefined;
+  #ownsFiles = false;
+  #ownsDirectory: boolean;
 
-  private constructor(dir: string, options: SimHostOptions) {
-    this.dir = dir;
+  private constructor({ path, isNew }: HostDirectory, options: SimHostOptions) {
+    this.dir = path;
+    this.#ownsDirectory = isNew;
     this.personality = options.personality ?? "oxenstored";
     this.limits = { ...DEFAULT_LIMITS, ...options.limits };
     this.server = new XenstoreServer({
@@ -163,7 +123,7 @@ export class SimHost {
         domid === 0 ? "domain 0 cannot be destroyed" : `there is no domain ${domid}`,
       );
     this.#storePorts.delete(domid);
-    this.server.release(domid);
+    this.server.destroyDomain(domid);
     check(shim.xt_sim_domain_destroy(this.#host(), domid), `destroy domain ${domid}`);
     rmSync(join(this.dir, `dom${domid}`), { recursive: true, force: true });
   }
@@ -236,6 +196,8 @@ export class SimHost {
       `make a simulated host in ${this.dir}`,
       "environment",
     );
+    this.#ownsFiles = true;
+    this.#describe(); // early: whoever finds the directory of a host that died knows what it was
     this.#control = listenForControl(join(this.dir, "host.sock"), {
       request: (request) => this.#answer(request),
       detached: (slot, generation) => this.#reap(slot, generation),
@@ -246,16 +208,18 @@ export class SimHost {
     this.#rings = new StoreRings(this.#dom0, (domid) => this.server.ringOf(domid)?.pump());
     for (let domid = 1; domid < domains; domid++) await this.createDomain(domid);
     this.#describe();
+    this.#ownsDirectory = true;
   }
 
   async #stop(): Promise<void> {
-    rmSync(join(this.dir, HOST_DESCRIPTION), { force: true });
+    if (this.#ownsFiles) rmSync(join(this.dir, HOST_DESCRIPTION), { force: true });
     this.server.close();
     await this.#rings?.close();
     this.#dom0?.close();
     if (this.#handle !== undefined) shim.xt_sim_close(this.#handle);
     this.#handle = undefined;
-    removeHostFiles(this.dir);
+    if (this.#ownsFiles) removeHostFiles(this.dir);
+    if (this.#ownsDirectory) removeIfEmpty(this.dir);
     this.#control?.close();
     this.#markStopped();
   }

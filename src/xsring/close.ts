@@ -122,13 +122,22 @@ async function release(target: CloseTarget): Promise<void> {
   const store = await storeAddress(xenstore, domid);
   const guest = await pauseGuest(platform, domid);
   try {
-    await xenstore.release(domid);
+    await releaseOnce(xenstore, domid);
     fillWithPoison(page);
     storeRingWord(page, XS_RING_ERROR, XENSTORE_ERROR_NONE);
     storeRingWord(page, XS_RING_CONNECTION, XENSTORE_CONNECTED);
     await xenstore.introduce(domid, store.frame, store.port);
   } finally {
     await guest.resume();
+  }
+}
+
+/** One that was released already, by a close that was cut short, still wants its introduction. */
+async function releaseOnce(xenstore: Xenstore, domid: Domid): Promise<void> {
+  try {
+    await xenstore.release(domid);
+  } catch (error) {
+    if (errnoOf(error) !== "ENOENT") throw error;
   }
 }
 

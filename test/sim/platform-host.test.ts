@@ -1,10 +1,11 @@
 // `xentool sim` as a process: for one command, in the background, asked, stopped, and found dead.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { SimStatus } from "../../src/sim/host.ts";
 import { askHost } from "../../src/sim/control.ts";
+import { stopHost } from "../../src/sim/daemon.ts";
+import { SimHost, type SimStatus } from "../../src/sim/host.ts";
 
 const MAIN = join(import.meta.dir, "..", "..", "cmd", "xentool.ts");
 /** With the variables of the test's own surroundings left out. */
@@ -78,7 +79,11 @@ test("start, status, stop", async () => {
   const started = await sim("start", "--dir", dir, "--domains", "2", ...limits);
   expect(started).toEqual({ status: 0, out: `export XENTOOL_SIM=${dir}\n`, err: "" });
   const again = await sim("start", "--dir", dir);
-  expect(again.status).toBe(2);
+  expect(again).toEqual({
+    status: 3,
+    out: "",
+    err: `xentool: ${dir} is not empty: it holds a simulated host; choose another directory\n`,
+  });
 
   const { out } = await sim("status", "--dir", dir, "--json");
   const status = JSON.parse(out) as SimStatus;
@@ -112,11 +117,80 @@ test("a host that was killed is cleaned up by stop", async () => {
   expect(existsSync(dir)).toBe(false);
 });
 
-test("a directory with something in it stays untouched", async () => {
-  writeFileSync(join(scratch, "precious"), "data");
-  for (const flags of [[], ["--foreground"]])
-    expect((await sim("start", "--dir", scratch, ...flags)).status).toBeGreaterThan(0);
-  expect(readdirSync(scratch)).toEqual(["precious"]);
+test("a directory with something in it stays untouched, whatever its name", async () => {
+  mkdirSync(join(scratch, "dom5"));
+  for (const name of ["dom5/data.txt", "host.json", "other"]) writeFileSync(join(scratch, name), "data");
+  for (const flags of [[], ["--foreground"]]) {
+    const { status, err } = await sim("start", "--dir", scratch, ...flags);
+    expect(err).toContain("not empty");
+    expect(status).toBe(3);
+  }
+  expect(readdirSync(scratch, { recursive: true }).toSorted()).toEqual([
+    "dom5",
+    "dom5/data.txt",
+    "host.json",
+    "other",
+  ]);
+});
+
+test("of several that start in one directory one gets it, and the others leave it alone", async () => {
+  for (const flags of [[], ["--foreground"]]) {
+    const dir = join(scratch, `host${flags.length}`);
+    const children = Array.from({ length: 4 }, () => start(["start", "--dir", dir, ...flags]));
+    // In the foreground the winner stays: it is stopped once the others have given up.
+    const losers = children.map(({ exited }) => exited);
+    const alive = await winnerOf(children, flags.length === 0);
+    expect(((await askHost(dir, { op: "status" })) as SimStatus).domains).toHaveLength(3);
+    expect((await sim("stop", "--dir", dir)).status).toBe(0);
+    expect((await Promise.all(losers)).toSorted()).toEqual([0, 3, 3, 3]);
+    expect(alive).toBe(1);
+    expect(existsSync(dir)).toBe(false);
+  }
+});
+
+/** How many of `children` won, once the others have ended. A winner in the background has ended, too. */
+async function winnerOf(children: readonly ReturnType<typeof start>[], ends: boolean): Promise<number> {
+  const wanted = ends ? children.length : children.length - 1;
+  while (children.filter(({ exitCode }) => exitCode !== null).length < wanted) await Bun.sleep(10);
+  return children.filter(({ exitCode }) => exitCode === null || exitCode === 0).length;
+}
+
+test("stop removes only what was a host: its description, its memory, and its process gone", async () => {
+  const { pid } = Bun.spawnSync(["true"]);
+  const cases: readonly (readonly [description: string, hasMemory: boolean])[] = [
+    ["{}", true],
+    ["no JSON", true],
+    [JSON.stringify({ version: 2, pid }), true],
+    [JSON.stringify({ version: 1, pid: "1" }), true],
+    [JSON.stringify({ version: 1, pid: -1 }), true],
+    [JSON.stringify({ version: 1, pid: process.pid }), true],
+    [JSON.stringify({ version: 1, pid }), false],
+  ];
+  for (const [description, hasMemory] of cases) {
+    const dir = mkdtempSync(join(scratch, "not-a-host-"));
+    mkdirSync(join(dir, "dom5"));
+    writeFileSync(join(dir, "host.json"), description);
+    if (hasMemory) writeFileSync(join(dir, "host"), "");
+    const before = readdirSync(dir);
+    expect(stopHost(dir)).rejects.toMatchObject({ kind: "environment" });
+    expect(readdirSync(dir)).toEqual(before);
+  }
+});
+
+test.each(["/proc/nothing", "/dev/null/x"])("no host can be in %s: status 3, one line", async (dir) => {
+  for (const flags of [[], ["--foreground"]]) {
+    const { status, err } = await sim("start", "--dir", dir, ...flags);
+    expect(err).toMatch(/^xentool: there can be no simulated host in [^\n]+\n$/);
+    expect(status).toBe(3);
+  }
+});
+
+test("statistics and journals of served disks go with the host", async () => {
+  const host = await SimHost.start({ domains: 2 });
+  mkdirSync(join(host.dir, "blkback"));
+  writeFileSync(join(host.dir, "blkback", "1-51712.stats"), "");
+  await host.stop();
+  expect(existsSync(host.dir)).toBe(false);
 });
 
 test("start reports why the host did not come up", async () => {

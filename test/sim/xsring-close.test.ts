@@ -1,6 +1,7 @@
 // `xentool xsring close` and `inspect` against the rings of a simulated host, as each server takes them: what
 // is done, what is refused with status 4 and why, and that a close that fails leaves the ring as it was.
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { existsSync } from "node:fs";
 import * as layout from "../../src/protocol/xs-ring.ts";
 import {
   encodePacket,
@@ -12,6 +13,8 @@ import {
 } from "../../src/protocol/xs-wire.ts";
 import type { PersonalityName } from "../../src/xenstore/server/personality.ts";
 import { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { errnoOf } from "../../src/xenstore/errors.ts";
 import { GuestRing, xsring } from "./xsring-harness.ts";
 
 setDefaultTimeout(60_000); // each case starts several processes, perhaps on a busy machine
@@ -215,6 +218,39 @@ describe.each(["xenstored-4.17", "xenstored-4.22"] as const)("with %s", (persona
     expect(ring.page.bytes.subarray(0, 2048).every((byte) => byte === 0xff)).toBe(true);
     expect(await read(ring, "domid")).toBe("1");
   });
+});
+
+test("a release that was cut short before the introduction is taken up again", async () => {
+  const ring = await start("oxenstored");
+  ring.store(layout.XS_RING_REQ_PROD, 5000);
+  ring.notify();
+  const dom0 = new Xenstore(host.server.connectDirectly(0));
+  await dom0.release(1);
+  const again = await xsring(host, ["close", "--domid", "1", "--method", "release", "--force"]);
+  expect(again.stderr).not.toContain("ENOENT");
+  expect(again.status).toBe(0);
+  expect(await dom0.isDomainIntroduced(1)).toBe(true);
+  dom0.close();
+  ring.forget();
+  expect(await read(ring, "/local/domain/1/name")).not.toBe("");
+});
+
+test("a release leaves the domain its socket, the end of the domain does not", async () => {
+  await start("oxenstored");
+  const dom0 = new Xenstore(host.server.connectDirectly(0));
+  const self = host.platform(1);
+  const before = await Xenstore.connect(self);
+  await dom0.release(1);
+  expect(before.read("domid")).rejects.toThrow("went away");
+  expect(Xenstore.connect(self)).rejects.toThrow();
+  await dom0.introduce(1, 1, 1);
+  const after = await Xenstore.connect(self);
+  expect(await after.read("/local/domain/1/name").catch(errnoOf)).toBe("EACCES");
+  for (const xenstore of [before, after, dom0]) xenstore.close();
+  await host.destroyDomain(1);
+  expect(existsSync(self.xenstore.path)).toBe(false);
+  self.close();
+  await host.createDomain(1);
 });
 
 test("a ring that is not there, is ours, or is not named", async () => {

@@ -209,6 +209,43 @@ test("inspect --watch tells of each change, until it is interrupted", async () =
   await host.destroyDomain(1);
 });
 
+test("inspect --watch ends with the domain, and does not mind the end of xenstored", async () => {
+  const args = ["inspect", "--domid", "1", "--watch", "--interval", "0.01", "--settle", "0.01"];
+  const [watching, orphan] = [startXsring(host, args), startXsring(host, args)];
+  await watching.line(/not used yet/);
+  await orphan.line(/not used yet/);
+  await watchesAre(2);
+  const connection = [...(host.server.domains.get(0)?.connections ?? [])].at(-1);
+  connection?.close();
+  await host.destroyDomain(1);
+  const first = await Promise.race([watching.finished, orphan.finished]);
+  expect(first).toMatchObject({ status: 0, stderr: "" });
+  for (const each of [watching, orphan]) each.interrupt();
+  const both = await Promise.all([watching.finished, orphan.finished]);
+  expect(both.map(({ status }) => status).toSorted()).toEqual([0, 130]);
+});
+
+test("a trace ends with an error when xenstored goes, who would have told of the domain's end", async () => {
+  const tracing = startXsring(host, ["trace", "--domid", "1"]);
+  await tracing.line(/server_features/);
+  await watchesAre(1);
+  for (const connection of host.server.domains.get(0)?.connections ?? []) connection.close();
+  const { status, stderr } = await tracing.finished;
+  expect(stderr).toMatch(/^xentool: xenstored at .* went away/m);
+  expect(status).toBe(5);
+});
+
+test("a file of --write stays as it is when there is no such domain", async () => {
+  const file = join(dir, "precious.pcap");
+  await Bun.write(file, "precious");
+  expect((await xsring(host, ["trace", "--domid", "9", "--write", file])).status).toBe(3);
+  expect(await Bun.file(file).text()).toBe("precious");
+});
+
+async function watchesAre(count: number): Promise<void> {
+  while (host.server.statistics.watches < count) await Bun.sleep(1);
+}
+
 test.each([
   ["idle", 0],
   ["too-long", 4],

@@ -198,7 +198,7 @@ describe("floods", () => {
 
   test("unread watch events are bounded, merged, and dropped when they are old", async () => {
     await start("oxenstored");
-    server.release(1);
+    server.destroyDomain(1);
     server.quotas = { ...server.quotas, watchEvents: 50 };
     server.createDomain(1, "guest");
     await server.listen(join(dir, "1"), 1);
@@ -333,7 +333,7 @@ describe("quotas of a guest", () => {
 
   test.each([...PERSONALITY_NAMES])("limit what a transaction does (%s)", async (name) => {
     await start(name);
-    server.release(1);
+    server.destroyDomain(1);
     server.quotas = { ...server.quotas, transactionNodes: 10 };
     server.createDomain(1, "guest");
     await server.listen(join(dir, "1"), 1);

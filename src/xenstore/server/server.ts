@@ -120,13 +120,21 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
     return channel;
   }
 
-  /** A domain is gone: with it its connections, sockets, ring and nodes. @releaseDomain reports it. */
+  /** A domain is gone for good: as `release`, and with it go its sockets. */
+  destroyDomain(domid: number): void {
+    for (const listener of this.#listeners.get(domid) ?? []) listener.close();
+    this.#listeners.delete(domid);
+    this.release(domid);
+  }
+
+  /**
+   * A domain is gone: with it its connections, ring and nodes. @releaseDomain reports it. Its sockets refuse
+   * everyone until it is introduced again, as a toolstack may do with a domain that lives.
+   */
   release(domid: number): void {
     const domain = this.domains.get(domid);
     if (domain === undefined || domid === 0) return;
     this.domains.delete(domid);
-    for (const listener of this.#listeners.get(domid) ?? []) listener.close();
-    this.#listeners.delete(domid);
     for (const connection of domain.connections) connection.close();
     this.#rings.delete(domid);
     for (const other of this.domains.values()) if (other.target === domid) other.target = undefined;

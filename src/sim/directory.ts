@@ -1,0 +1,115 @@
+// The directory of a simulated host: taking an empty one, telling what in it is a host's, removing just that.
+import {
+  chmodSync,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { XentoolError } from "../core/errors.ts";
+
+export const FORMAT_VERSION = 1;
+
+/** What processes of all domains share. Whoever makes it, which happens once, has the directory. */
+export const HOST_MEMORY = "host";
+/** Where a host that runs in the background says what is wrong. */
+export const HOST_LOG = "host.log";
+export const HOST_DESCRIPTION = "host.json";
+const HOST_FILES: ReadonlySet<string> = new Set([
+  HOST_MEMORY,
+  "host.sock",
+  HOST_DESCRIPTION,
+  HOST_LOG,
+  "blkback", // of those that serve disks
+]);
+
+export interface HostDirectory {
+  readonly path: string;
+  /** It was not there before. */
+  readonly isNew: boolean;
+}
+
+/**
+ * An empty directory for a host, by default a new one in /dev/shm. One that has anything in it is somebody's,
+ * and stays untouched: `environment`, as for one that cannot be made.
+ */
+export function makeDirectory(dir: string | undefined): HostDirectory {
+  try {
+    if (dir === undefined) {
+      const parent = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
+      return { path: mkdtempSync(join(parent, "xentool-sim-")), isNew: true };
+    }
+    const isNew = mkdirSync(resolve(dir), { recursive: true, mode: 0o700 }) !== undefined;
+    if (readdirSync(dir).some((name) => name !== HOST_LOG || !isOwnLog(join(dir, name)))) throw notEmpty(dir);
+    chmodSync(dir, 0o700);
+    return { path: realpathSync(dir), isNew };
+  } catch (error) {
+    if (error instanceof XentoolError) throw error;
+    throw new XentoolError("environment", `there can be no simulated host in ${dir}`, {}, error);
+  }
+}
+
+function notEmpty(dir: string): XentoolError {
+  const what = existsSync(join(dir, HOST_MEMORY)) ? ": it holds a simulated host" : "";
+  return new XentoolError("environment", `${dir} is not empty${what}; choose another directory`, { dir });
+}
+
+/** A host in the background finds the log that it was started with; any other is another host's. */
+function isOwnLog(path: string): boolean {
+  const [log, stderr] = [statSync(path), fstatSync(2)];
+  return log.dev === stderr.dev && log.ino === stderr.ino;
+}
+
+/** What a host made in its directory and has not removed yet. */
+export function hostFilesIn(dir: string): string[] {
+  try {
+    return readdirSync(dir).filter((name) => HOST_FILES.has(name) || /^dom\d+$/.test(name));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return []; // gone, perhaps just now
+    throw error;
+  }
+}
+
+/** Removes what a host made in its directory: only for one that was a host's. */
+export function removeHostFiles(dir: string): void {
+  for (const name of hostFilesIn(dir)) rmSync(join(dir, name), { recursive: true, force: true });
+}
+
+/** Removes a directory, unless there is something in it. */
+export function removeIfEmpty(dir: string): void {
+  try {
+    rmdirSync(dir);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code !== "ENOENT" && code !== "ENOTEMPTY") throw error;
+  }
+}
+
+/** Whether `dir` is what a host left whose process is gone. Anything else is not for us to remove. */
+export function holdsDeadHost(dir: string): boolean {
+  try {
+    const text = readFileSync(join(dir, HOST_DESCRIPTION), "utf8");
+    const { version, pid } = JSON.parse(text) as { version?: unknown; pid?: unknown };
+    return version === FORMAT_VERSION && existsSync(join(dir, HOST_MEMORY)) && isGone(pid);
+  } catch {
+    return false;
+  }
+}
+
+function isGone(pid: unknown): boolean {
+  if (typeof pid !== "number" || !Number.isInteger(pid) || pid <= 0 || pid >= 2 ** 31) return false;
+  try {
+    process.kill(pid, 0);
+    return /\) Z /.test(readFileSync(`/proc/${pid}/stat`, "utf8")); // dead, and nobody collects it
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "ESRCH";
+  }
+}
