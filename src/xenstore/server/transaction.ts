@@ -65,9 +65,9 @@ export class Transaction implements Workspace {
   }
 
   touch(path: string): void {
-    if (this.#personality.conflicts !== "generations") return;
+    if (this.#personality.conflicts !== "generations" || this.#touched.has(path)) return;
+    enforce(this.#personality, this.#domain.quotas, "transactionNodes", this.#touched.size + 1);
     this.#touched.add(path);
-    enforce(this.#personality, this.#domain.quotas, "transactionNodes", this.#touched.size);
   }
 
   modify(path: string): void {
