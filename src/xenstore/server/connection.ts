@@ -14,6 +14,7 @@ import {
 import type { Domain } from "./domain.ts";
 import { OutputQueue } from "./output-queue.ts";
 import type { Transaction } from "./transaction.ts";
+import type { Waiter } from "./turns.ts";
 import type { Watch } from "./watch.ts";
 
 /** What carries a connection: a socket, a ring page, or a call in this process. */
@@ -37,10 +38,7 @@ export interface ConnectionOwner {
   now(): number;
 }
 
-/** Requests served in a row before other connections get their turn. */
-const TURN_REQUESTS = 64;
-
-export class Connection {
+export class Connection implements Waiter {
   readonly domain: Domain;
   readonly watches = new Map<string, Watch>();
   readonly transactions = new Map<number, Transaction>();
@@ -51,7 +49,6 @@ export class Connection {
   #lastTransaction = 0;
   #closed = false;
   #pumping = false;
-  #nextTurn: ReturnType<typeof setImmediate> | undefined;
 
   constructor(owner: ConnectionOwner, domain: Domain, channel: Channel, overlong: OverlongPolicy) {
     this.#owner = owner;
@@ -113,7 +110,7 @@ export class Connection {
 
   /** As if it had just been opened: no partial packets, queued output, watches or transactions are left. */
   reset(): void {
-    this.#cancelTurn();
+    this.domain.turns.leave(this);
     this.#parser.reset();
     this.#output.clear();
     this.#owner.dropState(this);
@@ -128,37 +125,37 @@ export class Connection {
     this.#channel.close();
   }
 
+  /** The domain's next turn has come, and in it this connection's. */
+  takeTurn(): void {
+    this.#pump();
+  }
+
   #pump(): void {
-    if (this.#closed || this.#pumping || this.#nextTurn !== undefined) return;
+    const { turns } = this.domain;
+    if (this.#closed || this.#pumping || turns.isWaiting(this)) return;
     this.#pumping = true;
     const outcome = this.#serve();
     this.#pumping = false;
     if (this.#closed) return;
-    if (outcome === "turn-over") this.#nextTurn = setImmediate(() => this.#takeTurn());
+    if (outcome === "turn-over") turns.wait(this);
     if (outcome === "violation") this.#channel.violation();
     else this.#channel.setReading(outcome === "idle");
   }
 
   /** Serves what is complete, until that is done or something else has to happen first. */
   #serve(): "idle" | "turn-over" | "unread-replies" | "violation" {
-    for (let served = 0; ; served++) {
+    const { turns } = this.domain;
+    for (let before = this.#owner.now(); ;) {
       this.#flush();
       if (this.#output.replyCount >= this.domain.quotas.outstanding) return "unread-replies";
-      if (served >= TURN_REQUESTS) return "turn-over";
+      if (turns.over && this.#parser.bufferedBytes > 0) return "turn-over";
       const packet = this.#closed ? undefined : this.#parser.next();
       if (packet === undefined) return this.#parser.violation === undefined ? "idle" : "violation";
       this.#owner.handle(this, packet);
+      const now = this.#owner.now();
+      turns.spend(now - before);
+      before = now;
     }
-  }
-
-  #takeTurn(): void {
-    this.#nextTurn = undefined;
-    this.#pump();
-  }
-
-  #cancelTurn(): void {
-    clearImmediate(this.#nextTurn);
-    this.#nextTurn = undefined;
   }
 
   #flush(): void {

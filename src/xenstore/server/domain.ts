@@ -2,6 +2,7 @@
 import type { Actor } from "./permissions.ts";
 import { PRIVILEGED_QUOTAS, type Quotas } from "./quota.ts";
 import type { Connection } from "./connection.ts";
+import { Turns } from "./turns.ts";
 
 export class Domain implements Actor {
   readonly domid: number;
@@ -14,6 +15,7 @@ export class Domain implements Actor {
   /** The limits it is held to. */
   quotas: Quotas;
   readonly connections = new Set<Connection>();
+  readonly turns = new Turns();
   watchCount = 0;
   transactionCount = 0;
 

@@ -3,7 +3,7 @@
 // own path. Only those hear of it who may read the node, its parent, or the node as it was.
 import { isSpecialPath, joinPath, parentPath } from "../../protocol/xs-wire.ts";
 import type { Connection } from "./connection.ts";
-import { ALLOW_READ, allows, type Permissions } from "./permissions.ts";
+import { ALLOW_READ, allows, type Actor, type Permissions } from "./permissions.ts";
 import { descendants, type StoreNode, type StoreTree } from "./store.ts";
 
 export interface Watch {
@@ -50,14 +50,19 @@ export class WatchRegistry {
 
   /** Reports `change`; `tree` is the tree after it. */
   fire(change: Change, tree: StoreTree): void {
+    const { path, oldPermissions, removed } = change;
+    const sight = new Sight(path, oldPermissions, tree);
     let levels = 0;
-    for (let at = change.path; ; at = parentPath(at), levels++) {
-      this.#report(at, levels, change.path, change.oldPermissions, tree);
+    for (let at = path; ; at = parentPath(at), levels++) {
+      const watches = this.#byPath.get(at);
+      if (watches !== undefined) report(watches, levels, sight);
       if (at === "/") break;
     }
-    if (change.removed === undefined) return;
-    for (const [path, node] of descendants(change.path, change.removed))
-      if (path !== change.path) this.#report(path, 0, path, node.permissions, tree);
+    if (removed === undefined) return;
+    for (const [below, node] of descendants(path, removed)) {
+      const watches = below === path ? undefined : this.#byPath.get(below);
+      if (watches !== undefined) report(watches, 0, new Sight(below, node.permissions, tree));
+    }
   }
 
   /**
@@ -71,29 +76,36 @@ export class WatchRegistry {
         if (allows(watch.connection.domain, permissionsOf(exact), ALLOW_READ))
           watch.connection.sendEvent((watch.depth ?? 0) >= 1 ? exact : watched, watch.token);
   }
+}
 
-  #report(
-    watched: string,
-    levels: number,
-    path: string,
-    old: Permissions | undefined,
-    tree: StoreTree,
-  ): void {
-    const watches = this.#byPath.get(watched);
-    if (watches === undefined) return;
-    for (const watch of watches)
-      if (levels <= (watch.depth ?? levels) && maySee(watch, path, old, tree))
-        watch.connection.sendEvent(eventPath(watch, path), watch.token);
+/** A changed node, for those who watch it. The tree is looked at once, however many they are. */
+class Sight {
+  readonly path: string;
+  readonly #old: Permissions | undefined;
+  readonly #tree: StoreTree;
+  #permissions: readonly (Permissions | undefined)[] | undefined;
+
+  constructor(path: string, old: Permissions | undefined, tree: StoreTree) {
+    this.path = path;
+    this.#old = old;
+    this.#tree = tree;
+  }
+
+  isFor(actor: Actor): boolean {
+    if (actor.privileged) return true;
+    this.#permissions ??= [
+      this.#tree.get(this.path)?.permissions,
+      this.#tree.get(parentPath(this.path))?.permissions,
+      this.#old,
+    ];
+    return this.#permissions.some((each) => each !== undefined && allows(actor, each, ALLOW_READ));
   }
 }
 
-function maySee(watch: Watch, path: string, old: Permissions | undefined, tree: StoreTree): boolean {
-  const actor = watch.connection.domain;
-  if (actor.privileged) return true;
-  const candidates = [tree.get(path)?.permissions, tree.get(parentPath(path))?.permissions, old];
-  return candidates.some(
-    (permissions) => permissions !== undefined && allows(actor, permissions, ALLOW_READ),
-  );
+function report(watches: ReadonlySet<Watch>, levels: number, sight: Sight): void {
+  for (const watch of watches)
+    if (levels <= (watch.depth ?? levels) && sight.isFor(watch.connection.domain))
+      watch.connection.sendEvent(eventPath(watch, sight.path), watch.token);
 }
 
 /** `path` as the watch's owner names paths: relative to its directory when it watches a relative one. */
