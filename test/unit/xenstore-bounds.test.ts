@@ -1,6 +1,7 @@
 // What one domain can cost the server, and so all others: memory, time, and its place in the queue.
 import { describe, expect, test } from "bun:test";
 import * as xs from "../../src/protocol/xs-wire.ts";
+import { Connection } from "../../src/xenstore/server/connection.ts";
 import { PERSONALITIES } from "../../src/xenstore/server/personality.ts";
 import { ServerFixture } from "./xenstore-harness.ts";
 
@@ -95,4 +96,110 @@ test("the tree is searched once for a change, however many watch it", async () =
   for (let i = 0; i < 50; i++) await client.ask(xs.XS_WATCH, ["data", `${i}`]);
   expect(await searches()).toBe(alone);
   fixture.close();
+});
+
+describe("what a domain leaves unread in all its connections", () => {
+  /** A client that takes nothing until it listens. */
+  class Deaf {
+    readonly connection: Connection;
+    readonly parser = new xs.XsPacketParser();
+    reading = true;
+    #listening = false;
+
+    constructor({ server }: ServerFixture, domid: number) {
+      const domain = server.domains.get(domid);
+      if (domain === undefined) throw new Error("no such domain");
+      const channel = {
+        write: (bytes: Uint8Array): number => {
+          if (this.#listening) this.parser.push(bytes);
+          return this.#listening ? bytes.length : 0;
+        },
+        setReading: (wanted: boolean) => (this.reading = wanted),
+        violation: () => {},
+        close: () => {},
+      };
+      this.connection = new Connection(server, domain, channel, "clamp");
+    }
+
+    ask(type: number, strings: readonly string[], times = 1): void {
+      const packet = xs.encodePacket(type, 0, 0, xs.encodeStrings(...strings));
+      for (let i = 0; i < times; i++) this.connection.receive(packet);
+    }
+
+    /** What waits now and from now on is taken. Gives the number of packets of a type so far. */
+    async listen(type: number): Promise<number> {
+      this.#listening = true;
+      this.connection.writable();
+      await turns(20);
+      let count = 0;
+      for (let packet = this.parser.next(); packet !== undefined; packet = this.parser.next())
+        if (packet.type === type) count++;
+      return count;
+    }
+  }
+
+  async function turns(count: number): Promise<void> {
+    for (let i = 0; i < count; i++) await new Promise(setImmediate);
+  }
+
+  /** A thousand bytes to be read, and eight deaf clients of domain `domid` in a server with this limit. */
+  async function world(domid: number, unreadBytes: number) {
+    const quotas = { ...PERSONALITIES.oxenstored.quotas, unreadBytes };
+    const fixture = new ServerFixture("oxenstored", { quotas, now: () => 0 });
+    const dom0 = fixture.client(0);
+    const big = `/local/domain/${domid}/data/big`;
+    await dom0.ask(xs.XS_WRITE, xs.encodePathAndValue(big, new Uint8Array(1000)));
+    const deaf = Array.from({ length: 8 }, () => new Deaf(fixture, domid));
+    const unread = () =>
+      deaf.reduce((sum, { connection }) => sum + connection.unreadReplies + connection.unreadEvents, 0);
+    const end = () => {
+      for (const { connection } of deaf) connection.close();
+      fixture.close();
+    };
+    return { fixture, dom0, deaf, unread, end };
+  }
+
+  test("is bounded: none of them is served until there is room again", async () => {
+    const { fixture, deaf, unread, end } = await world(1, 20_000);
+    for (const each of deaf) each.ask(xs.XS_READ, ["data/big"], 10);
+    await turns(20);
+    expect(unread()).toBeGreaterThan(12);
+    expect(unread()).toBeLessThan(20);
+    expect(deaf.map(({ reading }) => reading)).toEqual([true, ...Array.from({ length: 7 }, () => false)]);
+    expect(await fixture.client(2).ask(xs.XS_READ, ["name"])).toBe("two");
+    const [first, second, ...others] = deaf as [Deaf, Deaf, ...Deaf[]];
+    expect(await first.listen(xs.XS_READ)).toBe(10);
+    second.connection.close();
+    await turns(20);
+    for (const each of others) expect(await each.listen(xs.XS_READ)).toBe(10);
+    expect(unread()).toBe(0);
+    expect(others.every(({ reading }) => reading)).toBe(true);
+    end();
+  });
+
+  test("has room for events no longer, but for those of who reads", async () => {
+    const { fixture, dom0, deaf, unread, end } = await world(1, 20_000);
+    const watching = fixture.client(1);
+    await watching.ask(xs.XS_WATCH, ["data", "t"]);
+    for (const each of deaf) each.ask(xs.XS_WATCH, ["data", "t"]);
+    for (let i = 0; i < 100; i++) await dom0.ask(xs.XS_MKDIR, [`/local/domain/1/data/${i}`]);
+    await turns(5);
+    expect(unread()).toBeGreaterThan(20);
+    expect(unread()).toBeLessThan(40);
+    expect(await watching.ask(xs.XS_READ, ["name"])).toBe("one");
+    expect(deaf[0]?.connection.droppedEvents).toBeGreaterThan(80);
+    expect(watching.takeEvents()).toHaveLength(101);
+    for (const each of deaf) await each.listen(xs.XS_WATCH_EVENT);
+    await dom0.ask(xs.XS_MKDIR, ["/local/domain/1/data/again"]);
+    for (const each of deaf) expect(await each.listen(xs.XS_WATCH_EVENT)).toBe(1);
+    end();
+  });
+
+  test("is not bounded for dom0", async () => {
+    const { deaf, unread, end } = await world(0, 20_000);
+    for (const each of deaf) each.ask(xs.XS_READ, ["data/big"], 10);
+    await turns(20);
+    expect(unread()).toBe(80);
+    end();
+  });
 });

@@ -55,7 +55,7 @@ export class Connection implements Waiter {
     this.domain = domain;
     this.#channel = channel;
     this.#parser = new XsPacketParser(overlong);
-    this.#output = new OutputQueue(() => owner.now());
+    this.#output = new OutputQueue(() => owner.now(), domain.backlog);
     domain.connections.add(this);
   }
 
@@ -111,6 +111,7 @@ export class Connection implements Waiter {
   /** As if it had just been opened: no partial packets, queued output, watches or transactions are left. */
   reset(): void {
     this.domain.turns.leave(this);
+    this.domain.backlog.leave(this);
     this.#parser.reset();
     this.#output.clear();
     this.#owner.dropState(this);
@@ -131,23 +132,25 @@ export class Connection implements Waiter {
   }
 
   #pump(): void {
-    const { turns } = this.domain;
+    const { turns, backlog } = this.domain;
     if (this.#closed || this.#pumping || turns.isWaiting(this)) return;
     this.#pumping = true;
     const outcome = this.#serve();
     this.#pumping = false;
     if (this.#closed) return;
     if (outcome === "turn-over") turns.wait(this);
+    if (outcome === "backlog") backlog.wait(this);
     if (outcome === "violation") this.#channel.violation();
     else this.#channel.setReading(outcome === "idle");
   }
 
   /** Serves what is complete, until that is done or something else has to happen first. */
-  #serve(): "idle" | "turn-over" | "unread-replies" | "violation" {
-    const { turns } = this.domain;
+  #serve(): "idle" | "turn-over" | "unread-replies" | "backlog" | "violation" {
+    const { turns, backlog } = this.domain;
     for (let before = this.#owner.now(); ;) {
       this.#flush();
       if (this.#output.replyCount >= this.domain.quotas.outstanding) return "unread-replies";
+      if (backlog.full) return "backlog";
       if (turns.over && this.#parser.bufferedBytes > 0) return "turn-over";
       const packet = this.#closed ? undefined : this.#parser.next();
       if (packet === undefined) return this.#parser.violation === undefined ? "idle" : "violation";

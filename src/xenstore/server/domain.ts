@@ -1,4 +1,5 @@
 // One domain as the xenstore server knows it: its rights, and what it has under way in all its connections.
+import { Backlog } from "./backlog.ts";
 import type { Actor } from "./permissions.ts";
 import { PRIVILEGED_QUOTAS, type Quotas } from "./quota.ts";
 import type { Connection } from "./connection.ts";
@@ -16,6 +17,7 @@ export class Domain implements Actor {
   quotas: Quotas;
   readonly connections = new Set<Connection>();
   readonly turns = new Turns();
+  readonly backlog = new Backlog(() => this.quotas.unreadBytes, this.turns);
   watchCount = 0;
   transactionCount = 0;
 

@@ -1,6 +1,7 @@
 // What one connection has yet to take: replies, and watch events, both in order. Bounded against clients
 // that do not read: replies by not reading further requests (the connection sees to that), events by
-// merging equal ones, by a limit, and by age.
+// merging equal ones, by a limit, and by age; both by what the whole domain has left unread.
+import type { Backlog } from "./backlog.ts";
 
 interface Entry {
   readonly bytes: Uint8Array;
@@ -13,6 +14,9 @@ interface Entry {
 /** As C xenstored: events that a domain left unread for so long are thrown away when new ones come. */
 const EVENT_AGE_MS_MAX = 20_000;
 
+/** About what an entry takes beside its bytes. */
+const ENTRY_BYTES = 256;
+
 export class OutputQueue {
   #entries: Entry[] = [];
   /** Bytes of the first entry that are out already. */
@@ -20,12 +24,16 @@ export class OutputQueue {
   readonly #mergeable = new Set<string>();
   #replies = 0;
   #events = 0;
-  /** Events lost to the limit or to their age. */
+  /** This queue's part of the backlog. */
+  #weight = 0;
+  /** Events lost to the limits or to their age. */
   droppedEvents = 0;
   readonly #now: () => number;
+  readonly #backlog: Backlog;
 
-  constructor(now: () => number) {
+  constructor(now: () => number, backlog: Backlog) {
     this.#now = now;
+    this.#backlog = backlog;
   }
 
   /** Replies that are not wholly out. */
@@ -43,7 +51,7 @@ export class OutputQueue {
   }
 
   pushReply(bytes: Uint8Array): void {
-    this.#entries.push({ bytes, key: undefined, isEvent: false, queuedAtMs: 0 });
+    this.#add({ bytes, key: undefined, isEvent: false, queuedAtMs: 0 });
     this.#replies++;
   }
 
@@ -51,11 +59,12 @@ export class OutputQueue {
   pushEvent(bytes: Uint8Array, key: string | undefined, limit: number, expires: boolean): void {
     if (key !== undefined && this.#mergeable.has(key)) return;
     if (expires) this.#dropOld();
-    if (this.#events >= limit) {
+    // Who has taken all the rest is given this one too: it is on its way at once.
+    if (this.#events >= limit || (this.#backlog.fullOfEvents && !this.empty)) {
       this.droppedEvents++;
       return;
     }
-    this.#entries.push({ bytes, key, isEvent: true, queuedAtMs: this.#now() });
+    this.#add({ bytes, key, isEvent: true, queuedAtMs: this.#now() });
     this.#events++;
     if (key !== undefined) this.#mergeable.add(key);
   }
@@ -86,6 +95,12 @@ export class OutputQueue {
     this.#mergeable.clear();
     this.#replies = 0;
     this.#events = 0;
+    this.#weigh(-this.#weight);
+  }
+
+  #add(entry: Entry): void {
+    this.#entries.push(entry);
+    this.#weigh(weight(entry));
   }
 
   #dropOld(): void {
@@ -105,5 +120,16 @@ export class OutputQueue {
   #forget(entry: Entry): void {
     if (entry.isEvent) this.#events--;
     else this.#replies--;
+    this.#weigh(-weight(entry));
   }
+
+  #weigh(change: number): void {
+    this.#weight += change;
+    this.#backlog.change(change);
+  }
+}
+
+/** The memory that an entry is counted as. */
+function weight({ bytes, key }: Entry): number {
+  return ENTRY_BYTES + bytes.length + (key?.length ?? 0);
 }

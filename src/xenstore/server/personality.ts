@@ -61,6 +61,7 @@ const C_QUOTAS: Quotas = {
   pathBytes: 2048,
   outstanding: 20,
   watchEvents: 1024,
+  unreadBytes: 2.5 * 1024 * 1024,
   connections: 256,
 };
 
@@ -95,6 +96,7 @@ const XENSTORED_417: Personality = {
     pathBytes: "EINVAL",
     outstanding: "ENOSPC",
     watchEvents: "ENOSPC",
+    unreadBytes: "ENOSPC",
     connections: "ENOSPC",
   },
 };
@@ -140,6 +142,7 @@ const OXENSTORED: Personality = {
     pathBytes: "EINVAL",
     outstanding: "EQUOTA",
     watchEvents: "EQUOTA",
+    unreadBytes: "EQUOTA",
     connections: "EQUOTA",
   },
 };

@@ -18,6 +18,8 @@ export interface Quotas {
   readonly outstanding: number;
   /** Watch events that a connection has not taken; further ones are lost. */
   readonly watchEvents: number;
+  /** Bytes that all its connections have not taken; then none is served. At half of it events are lost. */
+  readonly unreadBytes: number;
   /** Socket connections at a time. */
   readonly connections: number;
 }
@@ -45,6 +47,7 @@ export const PRIVILEGED_QUOTAS: Quotas = {
   pathBytes: Infinity,
   outstanding: 1024,
   watchEvents: 65_536,
+  unreadBytes: Infinity,
   connections: Infinity,
 };
 
