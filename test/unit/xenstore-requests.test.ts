@@ -398,6 +398,30 @@ describe("watches", () => {
   );
 });
 
+test.each([...ALL])("a token is bytes, and comes back as it was (%s)", async (personality) => {
+  fixture = new ServerFixture(personality, { now: () => 0 }); // all in one turn
+  const transport = fixture.server.connectDirectly(1);
+  const parser = new xs.XsPacketParser();
+  transport.onData = (bytes) => parser.push(bytes);
+  const tokens = ["ff", "fe", "efbbbf41", "6fc3", "ff".repeat(2000)];
+  const payloads = tokens.map((token) =>
+    Buffer.from(`data\0${Buffer.from(token, "hex").toString("latin1")}\0`, "latin1"),
+  );
+  for (const type of [XS_WATCH, XS_UNWATCH])
+    for (const payload of payloads) transport.write(xs.encodePacket(type, 0, 0, payload));
+  await new Promise(setImmediate);
+  const got: string[] = [];
+  for (let packet = parser.next(); packet !== undefined; packet = parser.next())
+    got.push(
+      packet.type === xs.XS_WATCH_EVENT
+        ? Buffer.from(packet.payload).toString("hex")
+        : xs.decodeText(packet.payload),
+    );
+  const events = payloads.map((payload) => payload.toString("hex"));
+  expect(got).toEqual([...events.flatMap((event) => ["OK\0", event]), ...events.map(() => "OK\0")]);
+  transport.close();
+});
+
 describe("domains", () => {
   cases("only dom0 asks for others", ALL, [
     ["1", "", xs.XS_INTRODUCE, ["5", "1", "2"], "EACCES"],

@@ -3,7 +3,6 @@
 // none is served for long without letting the others have their turn.
 import {
   encodePacket,
-  encodeStrings,
   isSpecialPath,
   XS_PAYLOAD_MAX,
   XS_WATCH_EVENT,
@@ -91,9 +90,12 @@ export class Connection implements Waiter {
     this.#output.pushReply(encodePacket(type, request.reqId, request.txId, payload));
   }
 
-  /** Queues a watch event; one that says the same as a waiting one, or is too long, is left out. */
+  /**
+   * Queues a watch event, each character of its text a byte. One that says the same as a waiting one, or is
+   * too long, is left out.
+   */
   sendEvent(path: string, token: string): void {
-    const payload = encodeStrings(path, token);
+    const payload = Buffer.from(`${path}\0${token}\0`, "latin1");
     if (this.#closed || payload.length > XS_PAYLOAD_MAX) return;
     const { privileged, quotas } = this.domain;
     const key = isSpecialPath(path) ? undefined : `${path}\0${token}`;

@@ -2,8 +2,6 @@
 // numbers, and paths with the rules of docs/misc/xenstore.txt. Everything in a payload is untrusted.
 import { parseDecimal } from "../../core/types.ts";
 import {
-  decodeStrings,
-  decodeText,
   encodeStrings,
   isSpecialPath,
   isValidPath,
@@ -62,10 +60,17 @@ export function fail(errno: RequestFailure["errno"]): never {
   throw new RequestFailure(errno);
 }
 
+/** One character for each byte, as `Connection.sendEvent` has it: tokens are any bytes, all else is ASCII. */
+function decodeBytes(bytes: Uint8Array): string {
+  return Buffer.prototype.latin1Slice.call(bytes, 0, bytes.length); // without a Buffer around each
+}
+
 /** The payload's strings: at least `min`, at most `max`, the last with its NUL too. EINVAL otherwise. */
 export function strings(request: Request, min: number, max = min): string[] {
-  const parts = decodeStrings(request.packet.payload);
-  if (parts === undefined || parts.length < min || parts.length > max) fail("EINVAL");
+  const { payload } = request.packet;
+  const ended = payload.length === 0 || payload[payload.length - 1] === 0;
+  const parts = payload.length === 0 ? [] : decodeBytes(payload.subarray(0, -1)).split("\0");
+  if (!ended || parts.length < min || parts.length > max) fail("EINVAL");
   return parts;
 }
 
@@ -73,7 +78,7 @@ export function strings(request: Request, min: number, max = min): string[] {
 export function splitFirst(payload: Uint8Array): { readonly first: string; readonly rest: Uint8Array } {
   const end = payload.indexOf(0);
   if (end < 0) fail("EINVAL");
-  return { first: decodeText(payload.subarray(0, end)), rest: payload.subarray(end + 1) };
+  return { first: decodeBytes(payload.subarray(0, end)), rest: payload.subarray(end + 1) };
 }
 
 /** A whole number in decimal. EINVAL otherwise. */
