@@ -43,7 +43,8 @@ export class DomainWatch {
     this.#xenstore = xenstore;
     if (this.#isClosed) return xenstore.close();
     xenstore.onClose((error) => this.#lost.abort(error));
-    let wasThere = false;
+    // Asked before, so that none goes between the watch and its first look.
+    let wasThere = await xenstore.isDomainIntroduced(domid);
     await xenstore.watch("@releaseDomain", async () => {
       const isThere = await xenstore.isDomainIntroduced(domid);
       if (wasThere && !isThere) this.#gone.abort();
