@@ -145,12 +145,17 @@ export class BackendWatch {
     if (!this.#retries.has(dir))
       logger.error(`${describeDevice(address)}: ${reason}; it is tried again every ${RETRY_MS / 1000} s`);
     clearTimeout(this.#retries.get(dir));
-    const again = (): void => {
-      this.#look(String(address.frontend), String(address.devid)).catch((failure: unknown) =>
-        logger.error(`${describeDevice(address)}: ${escapeText(describeError(failure), 500)}`),
-      );
+    const again = async (): Promise<void> => {
+      try {
+        await this.#look(String(address.frontend), String(address.devid));
+      } catch (failure) {
+        logger.error(`${describeDevice(address)}: ${describeError(failure)}`);
+      }
+      // Served, or nobody's to serve any more; else there is another timer by now.
+      if (this.#retries.get(dir) === timer) this.#retries.delete(dir);
     };
-    this.#retries.set(dir, setTimeout(again, RETRY_MS));
+    const timer = setTimeout(() => void again(), RETRY_MS);
+    this.#retries.set(dir, timer);
   }
 
   async #isOurs(dir: string): Promise<boolean> {
@@ -185,17 +190,11 @@ export class BackendWatch {
       { ...rest, offer: { ...offer, deviceType } },
       this.#spawnWorker,
     );
-    this.#forgetRetry(dir);
     const kept = held.move();
     const over = device.ended
       .catch((error: unknown) => logger.error(`${describeDevice(address)}: ${describeError(error)}`))
       .then(() => this.#ended(address, kept));
     this.#served.set(dir, { device, over });
-  }
-
-  #forgetRetry(dir: string): void {
-    clearTimeout(this.#retries.get(dir));
-    this.#retries.delete(dir);
   }
 
   /** In a driver domain nobody else removes the directory, and the toolstack waits for that. */
