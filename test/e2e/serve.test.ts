@@ -1,5 +1,5 @@
 // A disk served by the executable, from its own worker with its own copy of the C shim, to a guest by hand.
-import { expect, test } from "bun:test";
+import { afterEach, beforeEach, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -12,132 +12,100 @@ import { readUntil, runXentool, spawnXentool } from "./executable.ts";
 
 const CLOSING = 5;
 const CLOSED = 6;
+const DEVICE = {
+  backend: toDomid(0),
+  frontend: toDomid(1),
+  kind: DEFAULT_KIND,
+  devid: Number(parseVdev("xvdb")),
+};
+
+const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 5 + (at >> 9)) & 0xff);
+let dir: string;
+let host: SimHost;
+let env: Record<string, string>;
+
+beforeEach(async () => {
+  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  for (const name of ["a.img", "b.img"]) writeFileSync(join(dir, name), image);
+  host = await SimHost.start();
+  env = { XENTOOL_SIM: host.dir };
+});
+afterEach(async () => {
+  const left = await host.settle();
+  await host.stop();
+  rmSync(dir, { recursive: true });
+  expect(left).toEqual([]);
+});
+
+/** `xentool blkback serve` of one of the images, as xvdb of domain 1. */
+function serving(name: string): string[] {
+  return ["blkback", "serve", join(dir, name), "--domid", "1", "--vdev", "xvdb"];
+}
 
 test("after kill -9 with a request in flight the next server answers it", async () => {
-  const dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
-  const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 5 + (at >> 9)) & 0xff);
-  writeFileSync(join(dir, "disk.img"), image);
-  const host = await SimHost.start();
-  const env = { XENTOOL_SIM: host.dir };
-  const device = {
-    backend: toDomid(0),
-    frontend: toDomid(1),
-    kind: DEFAULT_KIND,
-    devid: Number(parseVdev("xvdb")),
-  };
-  try {
-    const args = ["-v", "blkback", "serve", join(dir, "disk.img"), "--domid", "1", "--vdev", "xvdb"];
-    const stuck = spawnXentool([...args, "--filter", "delay:ms=60000"], { env });
-    await readUntil(stuck.stderr, "offering");
-    const guest = await HandmadeGuest.start(host, device);
-    await guest.connect();
-    const answer = guest.read(40);
-    await readUntil(stuck.stderr, "Connected");
-    stuck.kill("SIGKILL");
-    await stuck.exited;
-    const next = spawnXentool(args, { env });
-    expect(await answer).toEqual(image.slice(40 * 512, 40 * 512 + 4096));
-    expect(await guest.read(8)).toEqual(image.slice(8 * 512, 8 * 512 + 4096));
-    next.kill("SIGTERM");
-    await guest.untilBackend(CLOSING);
-    await guest.setState(CLOSED);
-    expect(await next.exited).toBe(143);
-    guest.close();
-    await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
-    expect(await host.settle()).toEqual([]);
-  } finally {
-    await host.stop();
-    rmSync(dir, { recursive: true });
-  }
+  const args = ["-v", ...serving("a.img")];
+  const stuck = spawnXentool([...args, "--filter", "delay:ms=60000"], { env });
+  await readUntil(stuck.stderr, "offering");
+  const guest = await HandmadeGuest.start(host, DEVICE);
+  await guest.connect();
+  const answer = guest.read(40);
+  await readUntil(stuck.stderr, "Connected");
+  stuck.kill("SIGKILL");
+  await stuck.exited;
+  const next = spawnXentool(args, { env });
+  expect(await answer).toEqual(image.slice(40 * 512, 40 * 512 + 4096));
+  expect(await guest.read(8)).toEqual(image.slice(8 * 512, 8 * 512 + 4096));
+  next.kill("SIGTERM");
+  await guest.untilBackend(CLOSING);
+  await guest.setState(CLOSED);
+  expect(await next.exited).toBe(143);
+  guest.close();
+  await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
 });
 
 test("a second server of a disk is refused, and the guest and the first one do not notice", async () => {
-  const dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
-  const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 3 + (at >> 9)) & 0xff);
-  for (const name of ["a.img", "b.img"]) writeFileSync(join(dir, name), image);
-  const host = await SimHost.start();
-  const env = { XENTOOL_SIM: host.dir };
-  const device = {
-    backend: toDomid(0),
-    frontend: toDomid(1),
-    kind: DEFAULT_KIND,
-    devid: Number(parseVdev("xvdb")),
-  };
-  try {
-    const args = (name: string): string[] => [
-      "blkback",
-      "serve",
-      join(dir, name),
-      "--domid",
-      "1",
-      "--vdev",
-      "xvdb",
-    ];
-    const server = spawnXentool(args("a.img"), { env });
-    await readUntil(server.stderr, "offering");
-    const refused = { status: 3, stderr: "xentool: xvdb of domain 1 is served by another process\n" };
-    expect(await runXentool(args("b.img"), { env })).toMatchObject(refused);
-    const guest = await HandmadeGuest.start(host, device);
-    await guest.connect();
-    expect(await runXentool(args("b.img"), { env })).toMatchObject(refused);
-    expect(await guest.read(8)).toEqual(image.slice(8 * 512, 8 * 512 + 4096));
-    expect(await guest.backendKey("state")).toBe("4");
-    server.kill("SIGKILL");
-    await server.exited;
-    // Nor does it become another disk, or another kind of one, under the guest when its server has died.
-    const pending = guest.read(16);
-    for (const [other, words] of [
-      [args("b.img"), "in use with the image"],
-      [[...args("a.img"), "--sector-size", "4096"], "in use with sector-size 512"],
-      [[...args("a.img"), "--max-indirect-segments", "8"], "in use with feature-max-indirect-segments 256"],
-      [[...args("a.img"), "--max-ring-page-order", "1"], "in use with max-ring-page-order 4"],
-    ] as const) {
-      const { status, stderr } = await runXentool([...other], { env });
-      expect([status, stderr]).toEqual([2, expect.stringContaining(words)]);
-    }
-    const next = spawnXentool(args("a.img"), { env });
-    expect(await pending).toEqual(image.slice(16 * 512, 16 * 512 + 4096));
-    await guest.setState(CLOSED);
-    next.kill("SIGTERM");
-    expect(await next.exited).toBe(143);
-    guest.close();
-    expect(await host.settle()).toEqual([]);
-  } finally {
-    await host.stop();
-    rmSync(dir, { recursive: true });
+  const server = spawnXentool(serving("a.img"), { env });
+  await readUntil(server.stderr, "offering");
+  const refused = { status: 3, stderr: "xentool: xvdb of domain 1 is served by another process\n" };
+  expect(await runXentool(serving("b.img"), { env })).toMatchObject(refused);
+  const guest = await HandmadeGuest.start(host, DEVICE);
+  await guest.connect();
+  expect(await runXentool(serving("b.img"), { env })).toMatchObject(refused);
+  expect(await guest.read(8)).toEqual(image.slice(8 * 512, 8 * 512 + 4096));
+  expect(await guest.backendKey("state")).toBe("4");
+  server.kill("SIGKILL");
+  await server.exited;
+  // Nor does it become another disk, or another kind of one, under the guest when its server has died.
+  const pending = guest.read(16);
+  for (const [other, words] of [
+    [serving("b.img"), "in use with the image"],
+    [[...serving("a.img"), "--sector-size", "4096"], "in use with sector-size 512"],
+    [[...serving("a.img"), "--max-indirect-segments", "8"], "in use with feature-max-indirect-segments 256"],
+    [[...serving("a.img"), "--max-ring-page-order", "1"], "in use with max-ring-page-order 4"],
+  ] as const) {
+    const { status, stderr } = await runXentool([...other], { env });
+    expect([status, stderr]).toEqual([2, expect.stringContaining(words)]);
   }
+  const next = spawnXentool(serving("a.img"), { env });
+  expect(await pending).toEqual(image.slice(16 * 512, 16 * 512 + 4096));
+  await guest.setState(CLOSED);
+  next.kill("SIGTERM");
+  expect(await next.exited).toBe(143);
+  guest.close();
 });
 
 test("the guest reads the image's bytes, and SIGTERM ends the server once the guest has let go", async () => {
-  const dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
-  const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 7 + (at >> 9)) & 0xff);
-  writeFileSync(join(dir, "disk.img"), image);
-  const host = await SimHost.start();
-  const env = { XENTOOL_SIM: host.dir };
-  const device = {
-    backend: toDomid(0),
-    frontend: toDomid(1),
-    kind: DEFAULT_KIND,
-    devid: Number(parseVdev("xvdb")),
-  };
-  try {
-    const args = ["blkback", "serve", join(dir, "disk.img"), "--domid", "1", "--vdev", "xvdb"];
-    const server = spawnXentool(args, { env });
-    await readUntil(server.stderr, "offering");
-    const guest = await HandmadeGuest.start(host, device);
-    await guest.connect();
-    for (const sector of [0, 24, 120])
-      expect(await guest.read(sector)).toEqual(image.slice(sector * 512, sector * 512 + 4096));
-    server.kill("SIGTERM");
-    await guest.untilBackend(CLOSING);
-    await guest.setState(CLOSED);
-    expect(await server.exited).toBe(143);
-    guest.close();
-    const list = await runXentool(["blkback", "list", "--json"], { env });
-    expect(JSON.parse(list.stdout)).toEqual([]);
-    expect(await host.settle()).toEqual([]);
-  } finally {
-    await host.stop();
-    rmSync(dir, { recursive: true });
-  }
+  const server = spawnXentool(serving("a.img"), { env });
+  await readUntil(server.stderr, "offering");
+  const guest = await HandmadeGuest.start(host, DEVICE);
+  await guest.connect();
+  for (const sector of [0, 24, 120])
+    expect(await guest.read(sector)).toEqual(image.slice(sector * 512, sector * 512 + 4096));
+  server.kill("SIGTERM");
+  await guest.untilBackend(CLOSING);
+  await guest.setState(CLOSED);
+  expect(await server.exited).toBe(143);
+  guest.close();
+  const list = await runXentool(["blkback", "list", "--json"], { env });
+  expect(JSON.parse(list.stdout)).toEqual([]);
 });
