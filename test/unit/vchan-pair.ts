@@ -1,5 +1,6 @@
 // A connected vchan between domain 1 (the server) and domain 2 (the client), on plain memory.
 import { toDomid } from "../../src/core/types.ts";
+import { layoutOf, type VchanOrders } from "../../src/protocol/vchan.ts";
 import { openVchanClient } from "../../src/vchan/client.ts";
 import type { VchanEndpoint } from "../../src/vchan/endpoint.ts";
 import { openVchanServer, type VchanServer, type VchanServerOptions } from "../../src/vchan/server.ts";
@@ -15,13 +16,15 @@ export class VchanPair {
   readonly listening: VchanServer;
   readonly server: VchanEndpoint;
   readonly client: VchanEndpoint;
+  readonly #orders: VchanOrders;
 
   constructor(options: Partial<VchanServerOptions> = {}) {
+    this.#orders = options.orders ?? { left: 10, right: 11 };
     this.listening = openVchanServer(this.host.platform(SERVER), {
       peer: CLIENT,
-      orders: { left: 10, right: 11 },
       looks: false,
       ...options,
+      orders: this.#orders,
     });
     this.server = this.listening.endpoint;
     this.client = this.connect();
@@ -30,6 +33,12 @@ export class VchanPair {
   connect(): VchanEndpoint {
     const { ringRef, port } = this.listening;
     return openVchanClient(this.host.platform(CLIENT), { peer: SERVER, ringRef, port, looks: false });
+  }
+
+  /** As libxenvchan leaves the page: nobody says anything about ends. */
+  forgetEndWords(): void {
+    const at = layoutOf(this.#orders).endWordsAt;
+    this.server.page.bytes.fill(0, at, at + 8);
   }
 
   /** Closes both ends and makes sure that nothing is left. */

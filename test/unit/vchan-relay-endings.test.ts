@@ -1,16 +1,15 @@
 // Relays whose peer, or whose local end, does not make it easy to come to an end: one must come all the same.
 // A relay that would hang is stopped after a while, and then the end is not the one that is expected.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { closeSync, openSync } from "node:fs";
 import { XentoolError } from "../../src/core/errors.ts";
 import { shim } from "../../src/native/shim.ts";
 import { VCHAN_CLI_LIVE, VCHAN_END_REACHED, VCHAN_SRV_LIVE } from "../../src/protocol/vchan.ts";
-import { VchanControl } from "../../src/vchan/control.ts";
+import type { VchanControl } from "../../src/vchan/control.ts";
 import { openCommand, type LocalEnd } from "../../src/vchan/local.ts";
 import { Relay, type RelayResult } from "../../src/vchan/relay.ts";
 import { VchanPair } from "./vchan-pair.ts";
+import { RelayFixture } from "./vchan-relay-fixture.ts";
 
 const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
 const LONG_MS = 5000;
@@ -19,33 +18,21 @@ const ECHO_BYTES = 1 << 20; // more than two pipes and a process take
 const END_WORDS_AT = 1016;
 const EISDIR = -21;
 
-let dir: string;
+let fixture: RelayFixture;
 let local: LocalEnd;
 let control: VchanControl;
 let stopper: Worker;
 
 beforeEach(() => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-relay-"));
-  writeFileSync(join(dir, "in"), "request");
-  local = {
-    input: { fd: openSync(join(dir, "in"), "r"), kind: "file" },
-    output: { fd: openSync(join(dir, "out"), "w"), kind: "file" },
-    outputTwin: undefined,
-    endsWithOutput: false,
-  };
-  control = VchanControl.create(shim.xt_eventfd());
+  fixture = new RelayFixture();
+  ({ local, control } = fixture);
   stopper = new Worker(new URL("vchan-stop-worker.ts", import.meta.url).href);
   stopper.postMessage({ handle: control.handle, afterMs: LONG_MS });
 });
-afterEach(async () => {
+afterEach(() => {
   stopper.terminate();
-  for (const fd of [local.input?.fd, local.output.fd, control.wakeFd]) closeSync(fd as number);
-  rmSync(dir, { recursive: true });
+  fixture[Symbol.dispose]();
 });
-
-function forgetEndWords(pair: VchanPair): void {
-  pair.server.page.bytes.fill(0, END_WORDS_AT, END_WORDS_AT + 8);
-}
 
 const whole = { unread: 0, undelivered: 0, inputError: 0, outputError: 0 };
 
@@ -66,7 +53,7 @@ test("lingering begins when all that came has been taken", async () => {
   const command = openCommand(["sh", "-c", "sleep 0.5; cat > /dev/null"]);
   const end = { ...command.end, input: undefined };
   const relay = new Relay(pair.client, control, { local: end, lingerMs: 50 });
-  pair.server.page.bytes.fill(0, 4088, 4096);
+  pair.forgetEndWords();
   expect(pair.server.write(new Uint8Array(ECHO_BYTES))).toBe(ECHO_BYTES);
   expect(relay.run()).toEqual({ end: "lingered", ...whole });
   command.close();
@@ -104,7 +91,7 @@ test("who could not end its stream says so, and who hears it says so too", () =>
     pair.server.sample();
     return [result, pair.server.peerEnded, pair.server.peerCut];
   };
-  const directory = openSync(dir, "r");
+  const directory = openSync(fixture.dir, "r");
   const pipe = new Int32Array(2);
   shim.xt_stream_pipe(pipe);
   try {
@@ -138,7 +125,7 @@ test(`whatever a peer does to the page, a relay ends when it is gone (seed ${see
   const words = [0, 1, 7, 1024, 2048, 0x3065_7478, VCHAN_END_REACHED, 0x3265_7478, 0xffff_ffff];
   for (let round = 0; round < 400; round++) {
     using pair = new VchanPair();
-    if (below(4) === 0) forgetEndWords(pair);
+    if (below(4) === 0) pair.forgetEndWords();
     const [victim, liar] = below(2) === 0 ? [pair.client, pair.server] : [pair.server, pair.client];
     const { bytes, words: page } = liar.page;
     const relay = new Relay(victim, control, {

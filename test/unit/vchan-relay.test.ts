@@ -1,43 +1,24 @@
 // The relay, step by step on plain memory, where a whole program cannot show it: peers that know nothing of
 // our end words, lingering, and being told to stop.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { shim } from "../../src/native/shim.ts";
-import { VchanControl } from "../../src/vchan/control.ts";
+import type { VchanControl } from "../../src/vchan/control.ts";
 import type { LocalEnd } from "../../src/vchan/local.ts";
 import { Relay, type RelayResult } from "../../src/vchan/relay.ts";
 import { VchanPair } from "./vchan-pair.ts";
+import { RelayFixture } from "./vchan-relay-fixture.ts";
 
+let fixture: RelayFixture;
 let dir: string;
-let input: number;
-let output: number;
 let local: LocalEnd;
 let control: VchanControl;
 
 beforeEach(() => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-relay-"));
-  writeFileSync(join(dir, "in"), "request");
-  input = openSync(join(dir, "in"), "r");
-  output = openSync(join(dir, "out"), "w");
-  local = {
-    input: { fd: input, kind: "file" },
-    output: { fd: output, kind: "file" },
-    outputTwin: undefined,
-    endsWithOutput: false,
-  };
-  control = VchanControl.create(shim.xt_eventfd());
+  fixture = new RelayFixture();
+  ({ dir, local, control } = fixture);
 });
-afterEach(() => {
-  for (const fd of [input, output, control.wakeFd]) closeSync(fd);
-  rmSync(dir, { recursive: true });
-});
-
-/** As libxenvchan leaves the page: nobody says anything about ends. */
-function forgetEndWords(pair: VchanPair): void {
-  pair.server.page.bytes.fill(0, 1016, 1024);
-}
+afterEach(() => fixture[Symbol.dispose]());
 
 function takeRequest(pair: VchanPair): string {
   const bytes = Buffer.alloc(100);
@@ -54,7 +35,7 @@ const result = (end: RelayResult["end"]): RelayResult => ({
 
 test("a libxenvchan peer answers after our input has ended, and closes", () => {
   using pair = new VchanPair();
-  forgetEndWords(pair);
+  pair.forgetEndWords();
   const relay = new Relay(pair.client, control, { local });
   expect(relay.step()).toBeUndefined();
   expect(takeRequest(pair)).toBe("request");
@@ -68,7 +49,7 @@ test("a libxenvchan peer answers after our input has ended, and closes", () => {
 
 test("lingering ends in silence, but not before everything was read", () => {
   using pair = new VchanPair();
-  forgetEndWords(pair);
+  pair.forgetEndWords();
   const relay = new Relay(pair.client, control, { local, lingerMs: 20 });
   expect(relay.step()).toBeUndefined();
   expect(pair.client.unread).toBe(7);
@@ -122,7 +103,7 @@ test("a domain that is declared dead ends the relay", () => {
 test("also that of a peer of libxenvchan's, but not one that had closed or told its end before", () => {
   const endOf = (before: (pair: VchanPair) => void): RelayResult["end"] => {
     using pair = new VchanPair();
-    forgetEndWords(pair);
+    pair.forgetEndWords();
     before(pair);
     control.declarePeerDead();
     return new Relay(pair.client, control, { local: { ...local, input: undefined } }).run().end;

@@ -1,0 +1,32 @@
+// What a relay needs for its local end, made of two files: "in", which holds "request", and "out".
+import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { shim } from "../../src/native/shim.ts";
+import { VchanControl } from "../../src/vchan/control.ts";
+import type { LocalEnd } from "../../src/vchan/local.ts";
+
+export class RelayFixture implements Disposable {
+  readonly dir = mkdtempSync(join(tmpdir(), "xentool-relay-"));
+  readonly control = VchanControl.create(shim.xt_eventfd());
+  readonly local: LocalEnd;
+  readonly #fds: readonly number[];
+
+  constructor() {
+    writeFileSync(join(this.dir, "in"), "request");
+    const input = openSync(join(this.dir, "in"), "r");
+    const output = openSync(join(this.dir, "out"), "w");
+    this.#fds = [input, output, this.control.wakeFd];
+    this.local = {
+      input: { fd: input, kind: "file" },
+      output: { fd: output, kind: "file" },
+      outputTwin: undefined,
+      endsWithOutput: false,
+    };
+  }
+
+  [Symbol.dispose](): void {
+    for (const fd of this.#fds) closeSync(fd);
+    rmSync(this.dir, { recursive: true });
+  }
+}
