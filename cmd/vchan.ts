@@ -42,10 +42,21 @@ function localEnds<T>(yargs: Argv<T>, unix: string, tcp: string) {
   return yargs
     .option("unix", { type: "string", requiresArg: true, describe: unix })
     .option("tcp", { type: "string", requiresArg: true, describe: tcp })
+    .option("send", {
+      type: "boolean",
+      default: false,
+      describe: "Only send: close as soon as the peer has read everything",
+    })
+    .option("receive", {
+      type: "boolean",
+      default: false,
+      describe: "Only receive: leave standard input alone",
+    })
     .option("linger", {
-      type: "number",
+      type: "string",
       requiresArg: true,
-      describe: "Once our input has ended, end after this many seconds without an answer",
+      describe:
+        "Close after SECONDS in which a peer that is not xentool, and has read everything, sends nothing; or forever (default: 5 once something was sent)",
     })
     .conflicts("unix", "tcp");
 }

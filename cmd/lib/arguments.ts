@@ -28,7 +28,7 @@ function declarationsOf<T>(argv: Argv<T>): Declarations {
 }
 
 /** `text` as a number, or as it is when it is none. */
-function toNumber(text: unknown): unknown {
+export function toNumber(text: unknown): unknown {
   return typeof text === "string" && DECIMAL.test(text) ? Number(text) : text;
 }
 

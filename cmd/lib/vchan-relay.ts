@@ -15,6 +15,7 @@ import {
   type SessionSummary,
 } from "../../src/vchan/relay-session.ts";
 import { vchanPlace, type VchanPlace } from "../../src/vchan/rendezvous.ts";
+import { toNumber } from "./arguments.ts";
 import type { CommandContext, GlobalArguments } from "./run-command.ts";
 
 export interface PlaceArguments extends GlobalArguments {
@@ -30,7 +31,9 @@ export interface RingArguments {
 interface RelayArguments extends PlaceArguments {
   readonly unix: string | undefined;
   readonly tcp: string | undefined;
-  readonly linger: number | undefined;
+  readonly linger: string | undefined;
+  readonly send: boolean;
+  readonly receive: boolean;
   readonly keep: boolean;
   readonly "--"?: readonly string[];
 }
@@ -99,6 +102,7 @@ async function relayOptions(
   spawnWorker: SpawnWorker,
   role: VchanRole,
 ): Promise<RelaySessionOptions> {
+  checkDirections(argv);
   const local = localSpec(argv);
   const lingerMs = lingerMsOf(argv.linger);
   const { platform, place } = await openPlace(argv, context, role);
@@ -109,6 +113,7 @@ async function relayOptions(
     spawnWorker,
     local,
     lingerMs,
+    sendOnly: argv.send,
     keep: argv.keep,
     signal: context.stop,
     force: context.force,
@@ -116,6 +121,16 @@ async function relayOptions(
     ...(showProgress ? { onRelay: showRates } : {}),
     ...(context.json ? { onSummary: (summary) => printSummary(summary, local) } : {}),
   };
+}
+
+/** Which of the two streams there are, and what ends them, must be told in one way only. */
+function checkDirections(argv: RelayArguments): void {
+  const { send, receive, linger, unix, tcp } = argv;
+  if (send && receive) throw new XentoolError("usage", "--send and --receive exclude each other");
+  if (send && linger !== undefined)
+    throw new XentoolError("usage", "--send and --linger exclude each other: --send waits for no answer");
+  if (receive && (unix !== undefined || tcp !== undefined || argv["--"] !== undefined))
+    throw new XentoolError("usage", "--receive is for standard output alone, not for a socket or a command");
 }
 
 function localSpec(argv: RelayArguments): LocalSpec {
@@ -127,7 +142,7 @@ function localSpec(argv: RelayArguments): LocalSpec {
     return { kind: "command", argv: command };
   }
   if (argv.unix !== undefined) return { kind: "unix", path: argv.unix };
-  return argv.tcp === undefined ? { kind: "stdio" } : tcpSpec(argv.tcp);
+  return argv.tcp === undefined ? { kind: "stdio", receiveOnly: argv.receive } : tcpSpec(argv.tcp);
 }
 
 /** What cannot be run is found now, not when a client comes. */
@@ -146,10 +161,15 @@ function tcpSpec(text: string): LocalSpec {
   return { kind: "tcp", host, port };
 }
 
-function lingerMsOf(seconds: number | undefined): number | undefined {
-  if (seconds === undefined || (seconds >= 0 && seconds <= LINGER_SECONDS_MAX))
-    return seconds === undefined ? undefined : seconds * 1000;
-  throw new XentoolError("usage", `--linger must be a number of seconds, not ${seconds}`);
+function lingerMsOf(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  if (text === "forever") return Infinity;
+  const seconds = toNumber(text);
+  if (typeof seconds === "number" && seconds >= 0 && seconds <= LINGER_SECONDS_MAX) return seconds * 1000;
+  throw new XentoolError(
+    "usage",
+    `--linger wants "forever" or seconds, up to ${LINGER_SECONDS_MAX}, not ${JSON.stringify(text)}`,
+  );
 }
 
 /** Standard output is the stream itself in a plain relay: then words and summaries go to standard error. */

@@ -29,7 +29,8 @@ export interface LocalEnd {
 }
 
 export type LocalSpec =
-  | { readonly kind: "stdio" }
+  /** With `receiveOnly` standard input is left alone: it may be a terminal that belongs to another job. */
+  | { readonly kind: "stdio"; readonly receiveOnly: boolean }
   | { readonly kind: "unix"; readonly path: string }
   | { readonly kind: "tcp"; readonly host: string; readonly port: number }
   | { readonly kind: "command"; readonly argv: readonly string[] };
@@ -50,9 +51,9 @@ const EAGAIN = -11;
 const BUSY_MS = 20;
 const BUSY_TRIES = 250;
 
-/** Our standard input and output. */
-export function openStdio(): OpenedLocal {
-  const input = openShared(0, false);
+/** Our standard input and output, or the output alone. */
+export function openStdio(receiveOnly: boolean): OpenedLocal {
+  const input = receiveOnly ? undefined : openShared(0, false);
   const output = openShared(1, true);
   if (output === undefined) throw new XentoolError("environment", "standard output is closed");
   const twin = output.fd === 1 ? undefined : 1;

@@ -3,6 +3,7 @@
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { errnoName } from "../native/shim.ts";
+import type { Domid } from "../core/types.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
 import type { VchanCounts, VchanRole } from "./endpoint.ts";
 import {
@@ -16,7 +17,7 @@ import {
   type OpenedLocal,
 } from "./local.ts";
 import { Pace } from "./pace.ts";
-import type { RelayEnd, RelayResult } from "./relay.ts";
+import { LINGER_MS, type RelayEnd, type RelayResult } from "./relay.ts";
 import { VchanSession, type VchanConnection, type VchanSessionOptions } from "./session.ts";
 
 /** What became of one peer: stable names, for JSON. */
@@ -47,6 +48,7 @@ export interface RelaySessionOptions extends VchanSessionOptions {
   /** One peer after another, until stopped. */
   readonly keep: boolean;
   readonly lingerMs?: number | undefined;
+  readonly sendOnly: boolean;
   /** Runs when a relay begins; what it gives back runs when it has ended. */
   readonly onRelay?: (counts: () => VchanCounts) => () => void;
   readonly onSummary?: (summary: SessionSummary) => void;
@@ -146,7 +148,7 @@ function isOfOneSession(error: unknown, { hasCome }: Attempt): boolean {
 async function openService(local: LocalSpec): Promise<OpenedLocal> {
   switch (local.kind) {
     case "stdio":
-      return openStdio();
+      return openStdio(local.receiveOnly);
     case "command":
       return openCommand(local.argv);
     case "unix":
@@ -165,8 +167,8 @@ async function relay(
   const started = performance.now();
   const ended = options.onRelay?.(() => worker.control.counts());
   try {
-    const { lingerMs } = options;
-    const result = await worker.request<"relay">({ op: "relay", local: opened.end, lingerMs });
+    const { lingerMs, sendOnly } = options;
+    const result = await worker.request<"relay">({ op: "relay", local: opened.end, lingerMs, sendOnly });
     const seconds = (performance.now() - started) / 1000;
     const { bytesRead, bytesWritten, eventsSent, eventsReceived } = worker.control.counts();
     const summary: SessionSummary = {
@@ -187,6 +189,7 @@ async function relay(
     opened.close();
     const command = await exitOf(opened, result.end === "stopped");
     const error = faultOf(summary, result, options.local);
+    if (result.end === "lingered") log.warn(lingeredText(peer, lingerMs));
     log.info(`${result.end}: sent ${bytesWritten} bytes, received ${bytesRead}`);
     return {
       summary: {
@@ -225,6 +228,14 @@ async function exitOf(
     clearTimeout(asking);
     clearTimeout(forcing);
   }
+}
+
+/** Why we closed before the peer did, and what would have us wait. */
+function lingeredText(peer: Domid, lingerMs = LINGER_MS): string {
+  return (
+    `domain ${peer} has read everything and sent nothing for ${lingerMs / 1000} s; its program cannot be told ` +
+    "that our input has ended, so the vchan was closed (--linger SECONDS or forever waits longer)"
+  );
 }
 
 /** What went wrong in a session that ran to an end, or undefined. */

@@ -3,20 +3,24 @@
 //
 // The end of a stream. A vchan knows no half-close. When the local input ends, the relay keeps the vchan open
 // until everything has been read by the peer and the peer's answer has come: a peer that understands our end
-// words is told and tells in turn; of any other only its closing, or silence for `lingerMs`, is the end.
+// words is told and tells in turn. Any other cannot be told, and may well wait for our end before it closes: after
+// a while of silence we close first.
 import { shim } from "../native/shim.ts";
 import { POLLIN, POLLOUT, READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 import type { LocalEnd, LocalStream } from "./local.ts";
 import type { VchanControl } from "./control.ts";
 
 /**
- * How a relay ended. done: both streams ended and everything arrived. cut-short: the peer said that it ends before
- * its stream does. peer-closed: the peer closed first. peer-lost: it vanished in the middle of its stream.
- * local-closed: nobody takes what comes. lingered: the time to wait for an answer is over. stopped: we were told
- * to.
+ * How a relay ended. done: both streams ended and everything arrived. sent: the peer has read everything, and we
+ * were only to send. cut-short: the peer said that it ends before its stream does. peer-closed: the peer closed
+ * first. peer-lost: it vanished in the middle of its stream. local-closed: nobody takes what comes. lingered: a
+ * peer that cannot be told of our end was silent for long enough. stopped: we were told to.
  */
 export type RelayEnd =
-  "done" | "cut-short" | "peer-closed" | "peer-lost" | "local-closed" | "lingered" | "stopped";
+  "done" | "sent" | "cut-short" | "peer-closed" | "peer-lost" | "local-closed" | "lingered" | "stopped";
+
+/** How long a peer that cannot be told of our end may be silent before we close, unless somebody chose. */
+export const LINGER_MS = 5000;
 
 export interface RelayResult {
   readonly end: RelayEnd;
@@ -31,8 +35,13 @@ export interface RelayResult {
 
 export interface RelayOptions {
   readonly local: LocalEnd;
-  /** How long the peer may be silent once our input has ended; undefined: as long as it likes. */
+  /**
+   * How long a peer that cannot be told of our end may be silent once our input has ended and it has read
+   * everything; Infinity: as long as it likes. Undefined: LINGER_MS, or as long as it likes if we sent nothing.
+   */
   readonly lingerMs?: number | undefined;
+  /** Ends once our input has ended and the peer, whoever it is, has read everything. */
+  readonly sendOnly?: boolean | undefined;
   /** How long to wait, when told to stop, until the peer has read what is under way. */
   readonly stopGraceMs?: number;
 }
@@ -56,6 +65,7 @@ export class Relay {
   readonly #endpoint: VchanEndpoint;
   readonly #control: VchanControl;
   readonly #lingerMs: number | undefined;
+  readonly #sendOnly: boolean;
   readonly #stopGraceMs: number;
   readonly #fillChunk: number;
   readonly #drainChunk: number;
@@ -77,6 +87,7 @@ export class Relay {
     this.#endpoint = endpoint;
     this.#control = control;
     this.#lingerMs = options.lingerMs;
+    this.#sendOnly = options.sendOnly === true;
     this.#stopGraceMs = options.stopGraceMs ?? STOP_GRACE_MS;
     this.#input = local.input;
     this.#output = local.output;
@@ -199,9 +210,18 @@ export class Relay {
     if (allRead && endpoint.peerEnded && isTaken) return endpoint.peerCut ? "cut-short" : "done";
     if (endpoint.peerClosed && (isTaken || this.#outputBroken)) return this.#peersEnd();
     if (this.#stopping) return this.#isOver() ? "stopped" : undefined;
-    if (!allRead || !isTaken || this.#lingerMs === undefined) this.#deadline = undefined;
-    else this.#deadline ??= performance.now() + this.#lingerMs;
+    if (!allRead || !isTaken) this.#deadline = undefined;
+    else if (this.#sendOnly) return "sent";
+    else this.#deadline ??= performance.now() + this.#patienceMs();
     return this.#isOver() ? "lingered" : undefined;
+  }
+
+  /** How long to wait for a peer that has read everything and is silent. */
+  #patienceMs(): number {
+    const endpoint = this.#endpoint;
+    if (endpoint.peerSpeaksOfEnd) return Infinity;
+    // A peer that got nothing from us has no end of ours to wait for: it sends, and may pause.
+    return this.#lingerMs ?? (endpoint.counts.bytesWritten > 0 ? LINGER_MS : Infinity);
   }
 
   #peersEnd(): RelayEnd {
@@ -236,7 +256,7 @@ export class Relay {
 
   /** For ever is -1. */
   #timeLeftMs(): number {
-    if (this.#deadline === undefined) return -1;
+    if (this.#deadline === undefined || this.#deadline === Infinity) return -1;
     return Math.max(0, Math.ceil(this.#deadline - performance.now()));
   }
 

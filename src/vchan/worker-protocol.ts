@@ -6,8 +6,7 @@ import type { PlatformDescriptor } from "../platform/platform.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
 import type { BenchJob, BenchMeasure } from "./bench.ts";
 import type { ControlHandle } from "./control.ts";
-import type { LocalEnd } from "./local.ts";
-import type { RelayResult } from "./relay.ts";
+import type { RelayOptions, RelayResult } from "./relay.ts";
 import type { VchanKeys } from "./rendezvous.ts";
 
 export type VchanTask =
@@ -29,7 +28,7 @@ export type VchanTask =
     }
   /** Wait for a connection to a listening socket: gives its descriptor, or undefined when stopped. */
   | { readonly op: "accept"; readonly listener: number }
-  | { readonly op: "relay"; readonly local: LocalEnd; readonly lingerMs: number | undefined }
+  | ({ readonly op: "relay" } & RelayOptions)
   /** Answer a benchmark's jobs until the peer closes: gives how many. */
   | { readonly op: "bench-serve" }
   | { readonly op: "bench-run"; readonly job: BenchJob; readonly timeoutMs: number | undefined }

@@ -22,7 +22,7 @@ describe("numbers", () => {
       String.raw`--timeout wants a number, not "\u001b[2J"`,
     ],
     ["a number and more", ["doctor", "--timeout", "5s"], '--timeout wants a number, not "5s"'],
-    ["hexadecimal digits", [...LISTEN, "--linger", "0x10"], '--linger wants a number, not "0x10"'],
+    ["hexadecimal digits", [...LISTEN, "--read-size", "0x10"], '--read-size wants a number, not "0x10"'],
     ["an exponent", [...LISTEN, "--read-size", "1e3"], '--read-size wants a number, not "1e3"'],
     ["no end", ["xsring", "trace", "--domid", "Infinity"], '--domid wants a number, not "Infinity"'],
     ["a negation", ["doctor", "--no-timeout"], "--timeout wants a number, not false"],
@@ -96,6 +96,33 @@ describe("empty texts are mistakes:", () => {
   test("a part of an option is no option", async () => {
     const { stderr } = await runXentool([...LISTEN, "--unix.path", "a"]);
     expect(stderr).toBe("xentool: unknown option: unix.path; try: xentool vchan --help\n");
+  });
+});
+
+describe("which way a relay goes, and when it ends:", () => {
+  test.each([
+    ["both ways alone", ["--send", "--receive"], "--send and --receive exclude each other"],
+    [
+      "two ends",
+      ["--send", "--linger", "1"],
+      "--send and --linger exclude each other: --send waits for no answer",
+    ],
+    [
+      "a socket that is not read",
+      ["--receive", "--tcp", "host:1"],
+      "--receive is for standard output alone, not for a socket or a command",
+    ],
+    [
+      "a command that is not read",
+      ["--receive", "--", "date"],
+      "--receive is for standard output alone, not for a socket or a command",
+    ],
+    ["a word", ["--linger", "long"], '--linger wants "forever" or seconds, up to 1000000, not "long"'],
+    ["too little", ["--linger", "-1"], '--linger wants "forever" or seconds, up to 1000000, not "-1"'],
+    ["nothing", ["--linger", ""], "--linger must not be empty"],
+  ])("%s", async (_what, args, message) => {
+    const stderr = `xentool: ${message}\n`;
+    expect(await runXentool([...LISTEN, ...args])).toEqual({ status: USAGE, stdout: "", stderr });
   });
 });
 

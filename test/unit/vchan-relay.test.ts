@@ -1,8 +1,9 @@
 // The relay, step by step on plain memory, where a whole program cannot show it: peers that know nothing of
 // our end words, lingering, and being told to stop.
-import { afterEach, beforeEach, expect, test } from "bun:test";
+import { afterEach, beforeEach, expect, spyOn, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { shim } from "../../src/native/shim.ts";
 import type { VchanControl } from "../../src/vchan/control.ts";
 import type { LocalEnd } from "../../src/vchan/local.ts";
 import { Relay, type RelayResult } from "../../src/vchan/relay.ts";
@@ -57,6 +58,84 @@ test("lingering ends in silence, but not before everything was read", () => {
   const started = performance.now();
   expect(relay.run()).toEqual(result("lingered"));
   expect(performance.now() - started).toBeGreaterThanOrEqual(19);
+});
+
+test("silence ends a relay after 5 seconds, unless the peer can be told, somebody chose, or nothing was sent", () => {
+  interface Situation {
+    readonly told?: boolean;
+    readonly lingerMs?: number;
+    readonly silent?: boolean;
+  }
+  /** Whether the relay is over after so much silence, by a clock of ours. */
+  const isOverAfter = (ms: number, { told = false, lingerMs, silent = false }: Situation): boolean => {
+    using pair = new VchanPair();
+    using ends = new RelayFixture();
+    if (!told) pair.forgetEndWords();
+    const input = silent ? undefined : ends.local.input;
+    const relay = new Relay(pair.client, ends.control, { local: { ...ends.local, input }, lingerMs });
+    const clock = spyOn(performance, "now").mockReturnValue(1000);
+    const step = (): RelayResult | undefined => {
+      shim.xt_eventfd_signal(ends.control.wakeFd); // what would wait is woken
+      return relay.step();
+    };
+    try {
+      step();
+      takeRequest(pair);
+      step();
+      step();
+      clock.mockReturnValue(1000 + ms);
+      return step()?.end === "lingered";
+    } finally {
+      clock.mockRestore();
+    }
+  };
+  expect([isOverAfter(4999, {}), isOverAfter(5000, {})]).toEqual([false, true]);
+  expect([isOverAfter(99, { lingerMs: 100 }), isOverAfter(100, { lingerMs: 100 })]).toEqual([false, true]);
+  expect(isOverAfter(1e9, { lingerMs: Infinity })).toBe(false);
+  expect(isOverAfter(1e9, { silent: true })).toBe(false);
+  expect(isOverAfter(100, { silent: true, lingerMs: 100 })).toBe(true);
+  expect(isOverAfter(1e9, { told: true, lingerMs: 100 })).toBe(false);
+});
+
+test("what comes in the silence begins it anew", () => {
+  using pair = new VchanPair();
+  pair.forgetEndWords();
+  const relay = new Relay(pair.client, control, { local });
+  const clock = spyOn(performance, "now").mockReturnValue(0);
+  const stepAt = (ms: number): RelayResult | undefined => {
+    clock.mockReturnValue(ms);
+    shim.xt_eventfd_signal(control.wakeFd);
+    return relay.step();
+  };
+  try {
+    stepAt(0);
+    takeRequest(pair);
+    for (let ms = 0; ms < 60_000; ms += 4000) {
+      expect(stepAt(ms)).toBeUndefined();
+      pair.server.write(Buffer.from("."));
+      expect(stepAt(ms + 3999)).toBeUndefined();
+    }
+    expect(stepAt(100_000)).toBeUndefined();
+    expect(stepAt(105_000)?.end).toBe("lingered");
+  } finally {
+    clock.mockRestore();
+  }
+  expect(readFileSync(join(dir, "out"), "utf8")).toBe(".".repeat(15));
+});
+
+test("only sending ends when the peer has read everything, whoever it is", () => {
+  for (const told of [false, true]) {
+    using pair = new VchanPair();
+    using ends = new RelayFixture();
+    if (!told) pair.forgetEndWords();
+    const relay = new Relay(pair.client, ends.control, { local: ends.local, sendOnly: true });
+    relay.step();
+    pair.server.write(Buffer.from("answer"));
+    relay.step();
+    expect(takeRequest(pair)).toBe("request");
+    expect(relay.run()).toEqual(result("sent"));
+    expect(readFileSync(join(ends.dir, "out"), "utf8")).toBe("answer");
+  }
 });
 
 test("a peer that goes without its end word is lost; one that says it is not", () => {
