@@ -4,50 +4,23 @@
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import type { BlockTarget } from "../block/target.ts";
-import {
-  IO_DISCARD,
-  IO_FLUSH,
-  IO_READ,
-  IO_READV,
-  IO_SECURE_DISCARD,
-  IO_WRITE,
-  IO_WRITEV,
-} from "../native/io-engine.ts";
 import type { Mapping } from "../native/memory.ts";
 import { errnoText } from "../native/shim.ts";
 import type { EventChannels, GrantTable } from "../platform/platform.ts";
-import {
-  BLKIF_RSP_EOPNOTSUPP,
-  BLKIF_RSP_ERROR,
-  BLKIF_RSP_OKAY,
-  SEGMENT,
-  SEGMENTS_PER_INDIRECT_PAGE,
-  type BlkifAbi,
-} from "../protocol/blkif.ts";
+import { BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, type BlkifAbi } from "../protocol/blkif.ts";
 import { BackRing, RING_LIES } from "./back-ring.ts";
 import { CopyPath } from "./copy-path.ts";
+import { DONE, Executor, UNDER_WAY } from "./execute.ts";
 import type { Journal } from "./journal.ts";
 import { RequestCopies, type GrantPath } from "./grants.ts";
 import { MapPath } from "./map-path.ts";
-import { OperationTable, STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH } from "./operations.ts";
+import { OperationTable } from "./operations.ts";
+import { ADMITTED, RequestParser } from "./parse.ts";
 import { QueueCounters } from "./queue-counters.ts";
-import {
-  DECODED,
-  KIND_BARRIER,
-  KIND_DISCARD,
-  KIND_FLUSH,
-  KIND_READ,
-  KIND_SECURE_DISCARD,
-  KIND_WRITE,
-  NEEDS_INDIRECT,
-  NOTHING_TO_DO,
-  RequestTable,
-  type DiskLimits,
-} from "./requests.ts";
+import { KIND_READ, RequestTable, type DiskLimits } from "./requests.ts";
 import { changesDisk, Scheduler } from "./scheduler.ts";
 import { Sleeper } from "./sleeper.ts";
 
-const EIO = -5;
 const EOPNOTSUPP = -95;
 /** Tags of watched descriptors, above any operation's. */
 const EVENT_TAG = 0x7000_0001;
@@ -88,9 +61,10 @@ export class BlockQueue {
   readonly #operations: OperationTable;
   readonly #scheduler: Scheduler;
   readonly #copies: RequestCopies;
+  readonly #parser: RequestParser;
   readonly #path: GrantPath;
+  readonly #executor: Executor;
   readonly #target: BlockTarget;
-  readonly #domid: Domid;
   readonly #counters: QueueCounters;
   readonly #journal: Journal | undefined;
   readonly #sleeper: Sleeper;
@@ -98,14 +72,10 @@ export class BlockQueue {
   readonly #refreshLimits: () => void;
   readonly #responses: Uint32Array;
   readonly #responseWords: number;
-  /** Per slot of the last fetch: its request and what decoding it said. */
-  readonly #fetchedRow: Uint16Array;
-  readonly #verdict: Int8Array;
   /** Reads whose data goes to the guest with the next delivery. */
   readonly #finished: Uint16Array;
   #finishedCount = 0;
   #staged = 0;
-  #submitted = 0;
   /** When the last wait ended: the time of what is fetched and answered then. Asking is a system call in dom0. */
   #now = performance.now();
   #bad = 0;
@@ -114,26 +84,25 @@ export class BlockQueue {
   constructor(options: QueueOptions) {
     const { abi, limits, target, grants, domid } = options;
     this.limits = limits;
-    this.#domid = domid;
     this.#target = target;
     this.#journal = options.journal;
     this.#ring = new BackRing(options.ring, abi, options.journal?.unanswered);
     const size = this.#ring.slots;
-    this.#requests = new RequestTable(size, this.#ring.requests, limits);
+    this.#requests = new RequestTable(size, limits.maxIndirectSegments);
     this.#operations = new OperationTable(size);
     this.#copies = new RequestCopies(grants, this.#requests.failed);
+    this.#parser = new RequestParser(domid, size, this.#requests, this.#ring.requests, limits, this.#copies);
     const largest = Math.max(11, limits.maxIndirectSegments) * PAGE_SIZE;
     const poolBytes = Math.max(MIN_POOL_BYTES, largest * 2);
     this.#path =
       options.grantMode === "copy"
         ? new CopyPath(domid, this.#requests, this.#operations, this.#copies, poolBytes)
         : new MapPath(domid, this.#requests, this.#operations, grants, poolBytes / PAGE_SIZE);
+    this.#executor = new Executor(this.#operations, this.#path, target);
     this.#scheduler = new Scheduler(size, this.#requests, this.#operations, this.#path);
     this.#counters = new QueueCounters(options.counters, size);
     this.#responses = this.#ring.responses.words;
     this.#responseWords = abi.responseBytes / 4;
-    this.#fetchedRow = new Uint16Array(size);
-    this.#verdict = new Int8Array(size);
     this.#finished = new Uint16Array(size);
     this.#refreshLimits = options.refreshLimits ?? (() => {});
     this.#notify = () => void options.channels.notify(options.port);
@@ -157,7 +126,7 @@ export class BlockQueue {
       const fetched = stopping ? 0 : this.#fetch();
       if (!failed) this.#start();
       const wait = this.#mayWait(fetched, stopping);
-      if (wait === 0 && this.#submitted === 0 && this.#operations.activeCount === 0) {
+      if (wait === 0 && this.#executor.submitted === 0 && this.#operations.activeCount === 0) {
         this.#push();
         continue;
       }
@@ -197,57 +166,28 @@ export class BlockQueue {
     }
     this.#counters.fetched(count);
     this.#refreshLimits();
-    let indirect = 0;
+    const parser = this.#parser;
+    parser.admit(count, this.#now);
+    this.#bad += parser.bad;
+    this.#counters.indirect(parser.indirect);
+    this.#note(count);
     for (let slot = 0; slot < count; slot++) {
-      const row = this.#requests.take(this.#now);
-      const verdict = this.#requests.decode(slot, row);
-      this.#journal?.take(row, slot, this.#ring.requests.words);
-      this.#fetchedRow[slot] = row;
-      this.#verdict[slot] = verdict;
-      if (verdict === NEEDS_INDIRECT) {
-        this.#copyIndirect(row);
-        indirect++;
-      }
+      const row = parser.rows[slot] as number;
+      const verdict = parser.verdicts[slot] as number;
+      if (verdict === ADMITTED) this.#scheduler.add(row);
+      else this.#respond(row, verdict);
     }
-    this.#journal?.commit(count);
-    if (indirect > 0) {
-      this.#copies.run();
-      this.#counters.indirect(indirect);
-    }
-    for (let slot = 0; slot < count; slot++)
-      this.#admit(this.#fetchedRow[slot] as number, this.#verdict[slot] as number);
     return count;
   }
 
-  /** Asks for the indirect pages of `row`: they land where its segments are kept, copied exactly once. */
-  #copyIndirect(row: number): void {
-    const requests = this.#requests;
-    let left = requests.segmentCount[row] as number;
-    let address = requests.segmentAddress(row);
-    for (let page = 0; left > 0; page++) {
-      const bytes = Math.min(left, SEGMENTS_PER_INDIRECT_PAGE) * SEGMENT.bytes;
-      this.#copies.fromGrant(
-        row,
-        this.#domid,
-        requests.indirectGrefs[row * 8 + page] as number,
-        0,
-        bytes,
-        address,
-      );
-      address += bytes;
-      left -= SEGMENTS_PER_INDIRECT_PAGE;
-    }
-  }
-
-  #admit(row: number, decoded: number): void {
-    const requests = this.#requests;
-    let verdict = decoded;
-    if (verdict === NEEDS_INDIRECT) {
-      verdict = requests.failed[row] === 0 ? requests.checkSegments(row) : BLKIF_RSP_ERROR;
-      if (verdict !== DECODED) this.#bad++;
-    } else if (verdict < 0) this.#bad++;
-    if (verdict === DECODED) this.#scheduler.add(row);
-    else this.#respond(row, verdict === NOTHING_TO_DO ? BLKIF_RSP_OKAY : verdict);
+  /** Before any of them starts or is answered, the journal has all `count` of the batch. */
+  #note(count: number): void {
+    const journal = this.#journal;
+    if (journal === undefined) return;
+    const { rows } = this.#parser;
+    for (let slot = 0; slot < count; slot++)
+      journal.take(rows[slot] as number, slot, this.#ring.requests.words);
+    journal.commit(count);
   }
 
   // 2. Start what may start: bring in the data of writes, then hand the operations to the target.
@@ -261,7 +201,7 @@ export class BlockQueue {
     for (let i = 0; i < scheduler.startedCount; i++) {
       const op = scheduler.started[i] as number;
       if (this.#hasFailedRequest(op)) this.#giveUp(op, BLKIF_RSP_ERROR);
-      else this.#submit(op);
+      else this.#executor.submit(op);
     }
   }
 
@@ -272,41 +212,12 @@ export class BlockQueue {
     return false;
   }
 
-  #submit(op: number): void {
-    const operations = this.#operations;
-    const kind = operations.kind[op] as number;
-    const start = operations.start[op] as number;
-    const length = (operations.end[op] as number) - start;
-    this.#submitted++;
-    if (kind === KIND_FLUSH || (kind === KIND_BARRIER && operations.stage[op] !== STAGE_IO)) {
-      this.#target.submit(IO_FLUSH, op, 0, 0, 0);
-    } else if (kind === KIND_DISCARD || kind === KIND_SECURE_DISCARD) {
-      this.#target.submit(kind === KIND_DISCARD ? IO_DISCARD : IO_SECURE_DISCARD, op, start, length, 0);
-    } else {
-      const done = operations.done[op] as number;
-      const vectors = this.#path.vectors(op);
-      const reads = kind === KIND_READ;
-      if (vectors === 0) {
-        const address = (operations.address[op] as number) + done;
-        this.#target.submit(reads ? IO_READ : IO_WRITE, op, start + done, length - done, address);
-      } else {
-        this.#target.submit(
-          reads ? IO_READV : IO_WRITEV,
-          op,
-          start + done,
-          vectors,
-          this.#path.vectorAddress(op),
-        );
-      }
-    }
-  }
-
   // 3. Take completions; give the guest the data of reads, a whole batch at once.
 
   #complete(wait: number, onWake: () => void): void {
     const target = this.#target;
-    const submitted = this.#submitted;
-    this.#submitted = 0;
+    const { submitted } = this.#executor;
+    this.#executor.submitted = 0;
     const count = target.run(wait, this.#sleeper.timeoutUs);
     if (count < 0) {
       this.failure ??= `the I/O engine failed: ${errnoText(count)}`;
@@ -329,29 +240,12 @@ export class BlockQueue {
   }
 
   #completeOne(op: number, result: number): void {
-    const operations = this.#operations;
-    const kind = operations.kind[op] as number;
-    if (result < 0) {
-      this.#giveUp(op, result === EOPNOTSUPP && kind !== KIND_READ ? BLKIF_RSP_EOPNOTSUPP : BLKIF_RSP_ERROR);
-      return;
-    }
-    if (
-      kind === KIND_READ ||
-      kind === KIND_WRITE ||
-      (kind === KIND_BARRIER && operations.stage[op] === STAGE_IO)
-    ) {
-      const done = (operations.done[op] as number) + result;
-      operations.done[op] = done;
-      if (done < (operations.end[op] as number) - (operations.start[op] as number)) {
-        // Nothing transferred: the image ends here.
-        if (result === 0) this.#completeOne(op, EIO);
-        else this.#submit(op);
-        return;
-      }
-    }
-    if (kind === KIND_BARRIER && operations.stage[op] !== STAGE_POST_FLUSH) {
-      operations.stage[op] = operations.stage[op] === STAGE_PRE_FLUSH ? STAGE_IO : STAGE_POST_FLUSH;
-      this.#submit(op);
+    const kind = this.#operations.kind[op] as number;
+    const outcome = this.#executor.advance(op, result);
+    if (outcome === UNDER_WAY) return;
+    if (outcome !== DONE) {
+      const unsupported = outcome === EOPNOTSUPP && kind !== KIND_READ;
+      this.#giveUp(op, unsupported ? BLKIF_RSP_EOPNOTSUPP : BLKIF_RSP_ERROR);
     } else if (kind === KIND_READ) {
       this.#path.finish(op);
       this.#finished[this.#finishedCount++] = op;
@@ -428,7 +322,7 @@ export class BlockQueue {
   // 5. Sleep only when there is nothing to do, and after asking to be told of the next request.
 
   #mayWait(fetched: number, stopping: boolean): number {
-    if (this.#staged > 0 && this.#submitted === 0) return 0;
+    if (this.#staged > 0 && this.#executor.submitted === 0) return 0;
     const active = this.#operations.activeCount;
     // What was put back has to be started again, and nothing else would wake us for it.
     if (stopping || (active === 0 && this.#scheduler.waitingCount > 0)) return active > 0 ? 1 : 0;
@@ -436,7 +330,7 @@ export class BlockQueue {
     this.#bad = 0;
     const wait = this.#sleeper.mayWait(
       fetched,
-      this.#submitted,
+      this.#executor.submitted,
       this.#operations.activeCount,
       bad > 0 ? PENALTY_US : 0,
       this.#now,

@@ -1,0 +1,89 @@
+// Carries operations out on the target: what each step of one is to the target, what follows on its completion,
+// and the rest of a transfer that came back short.
+import type { BlockTarget } from "../block/target.ts";
+import {
+  IO_DISCARD,
+  IO_FLUSH,
+  IO_READ,
+  IO_READV,
+  IO_SECURE_DISCARD,
+  IO_WRITE,
+  IO_WRITEV,
+} from "../native/io-engine.ts";
+import type { GrantPath } from "./grants.ts";
+import { STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH, type OperationTable } from "./operations.ts";
+import { KIND_BARRIER, KIND_DISCARD, KIND_FLUSH, KIND_READ, KIND_SECURE_DISCARD } from "./requests.ts";
+
+const EIO = -5;
+
+/** What `advance` answers besides -errno: everything is done, or the next step is under way. */
+export const DONE = 0;
+export const UNDER_WAY = 1;
+
+export class Executor {
+  /** Steps handed to the target; its owner sets it to 0. */
+  submitted = 0;
+  readonly #operations: OperationTable;
+  readonly #path: GrantPath;
+  readonly #target: BlockTarget;
+
+  constructor(operations: OperationTable, path: GrantPath, target: BlockTarget) {
+    this.#operations = operations;
+    this.#path = path;
+    this.#target = target;
+  }
+
+  /** Submits the step that `op` has come to. */
+  submit(op: number): void {
+    const operations = this.#operations;
+    const kind = operations.kind[op] as number;
+    const start = operations.start[op] as number;
+    const length = (operations.end[op] as number) - start;
+    this.submitted++;
+    if (this.isFlushing(op)) this.#target.submit(IO_FLUSH, op, 0, 0, 0);
+    else if (kind === KIND_DISCARD) this.#target.submit(IO_DISCARD, op, start, length, 0);
+    else if (kind === KIND_SECURE_DISCARD) this.#target.submit(IO_SECURE_DISCARD, op, start, length, 0);
+    else this.#transfer(op, kind === KIND_READ, start, length);
+  }
+
+  /** Takes the result of the step under way: DONE, UNDER_WAY or the -errno that ends `op`. */
+  advance(op: number, result: number): number {
+    const operations = this.#operations;
+    const kind = operations.kind[op] as number;
+    if (result < 0) return result;
+    if (!this.isFlushing(op) && kind !== KIND_DISCARD && kind !== KIND_SECURE_DISCARD) {
+      const done = (operations.done[op] as number) + result;
+      operations.done[op] = done;
+      if (done < (operations.end[op] as number) - (operations.start[op] as number)) {
+        // Nothing transferred: the image ends here.
+        if (result === 0) return EIO;
+        this.submit(op);
+        return UNDER_WAY;
+      }
+    }
+    if (kind !== KIND_BARRIER || operations.stage[op] === STAGE_POST_FLUSH) return DONE;
+    operations.stage[op] = operations.stage[op] === STAGE_PRE_FLUSH ? STAGE_IO : STAGE_POST_FLUSH;
+    this.submit(op);
+    return UNDER_WAY;
+  }
+
+  /** Whether the step that `op` has come to is a flush. */
+  isFlushing(op: number): boolean {
+    const { kind, stage } = this.#operations;
+    return kind[op] === KIND_FLUSH || (kind[op] === KIND_BARRIER && stage[op] !== STAGE_IO);
+  }
+
+  #transfer(op: number, reads: boolean, start: number, length: number): void {
+    const operations = this.#operations;
+    const path = this.#path;
+    const done = operations.done[op] as number;
+    const vectors = path.vectors(op);
+    if (vectors === 0) {
+      const address = (operations.address[op] as number) + done;
+      this.#target.submit(reads ? IO_READ : IO_WRITE, op, start + done, length - done, address);
+    } else {
+      const address = path.vectorAddress(op);
+      this.#target.submit(reads ? IO_READV : IO_WRITEV, op, start + done, vectors, address);
+    }
+  }
+}

@@ -1,0 +1,238 @@
+// From the private copies of a batch's slots to checked requests: decoded, the segments of indirect ones fetched,
+// and everything checked against the disk before anything else sees it. Every rule that a hostile request could break
+// is in this file, and every byte that a guest can change meanwhile is copied exactly once.
+import type { Domid } from "../core/types.ts";
+import type { Mapping } from "../native/memory.ts";
+import {
+  BLKIF_DISCARD_SECURE,
+  BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST,
+  BLKIF_MAX_SEGMENTS_PER_REQUEST,
+  BLKIF_OP_DISCARD,
+  BLKIF_OP_FLUSH_DISKCACHE,
+  BLKIF_OP_INDIRECT,
+  BLKIF_OP_READ,
+  BLKIF_OP_WRITE,
+  BLKIF_OP_WRITE_BARRIER,
+  BLKIF_RSP_EOPNOTSUPP,
+  BLKIF_RSP_ERROR,
+  BLKIF_RSP_OKAY,
+  REQUEST,
+  SECTORS_PER_PAGE,
+  SECTOR_SIZE,
+  SEGMENT,
+  SEGMENTS_PER_INDIRECT_PAGE,
+} from "../protocol/blkif.ts";
+import type { RequestCopies } from "./grants.ts";
+import {
+  KIND_BARRIER,
+  KIND_DISCARD,
+  KIND_FLUSH,
+  KIND_READ,
+  KIND_SECURE_DISCARD,
+  KIND_WRITE,
+  type DiskLimits,
+  type RequestTable,
+} from "./requests.ts";
+
+/** The verdict on a request that may go on; all others are the status of its response. */
+export const ADMITTED = 1;
+/** While parsing: the segments are on indirect pages and have to be fetched first. */
+const NEEDS_INDIRECT = 2;
+
+const WORDS = REQUEST.bytes / 4;
+const ID_WORD = REQUEST.id / 4;
+const SECTOR_WORD = REQUEST.sectorNumber / 4;
+const SEGMENT_WORD = REQUEST.segments / 4;
+const DISCARD_WORD = REQUEST.discardNrSectors / 4;
+const INDIRECT_GREF_WORD = REQUEST.indirectGrefs / 4;
+const TWO_32 = 2 ** 32;
+/** Above this high word a sector number is beyond what a double counts exactly: 2^53. */
+const MAX_SECTOR_HIGH = 2 ** 21;
+
+export class RequestParser {
+  /** By slot of the last batch: the row of its request, and ADMITTED or the status to answer with. */
+  readonly rows: Uint16Array;
+  readonly verdicts: Int8Array;
+  /** Indirect requests of the last batch. */
+  indirect = 0;
+  /** Requests of the last batch that broke a rule. */
+  bad = 0;
+  readonly #requests: RequestTable;
+  readonly #slots: Mapping;
+  readonly #limits: DiskLimits;
+  readonly #copies: RequestCopies;
+  readonly #domid: Domid;
+  readonly #segmentWords: Uint32Array;
+  readonly #segmentBytes: Uint8Array;
+
+  /** `slots` are the private copies, up to `size` of them; `copies` fetches the indirect pages of `domid`. */
+  constructor(
+    domid: Domid,
+    size: number,
+    requests: RequestTable,
+    slots: Mapping,
+    limits: DiskLimits,
+    copies: RequestCopies,
+  ) {
+    this.rows = new Uint16Array(size);
+    this.verdicts = new Int8Array(size);
+    this.#requests = requests;
+    this.#slots = slots;
+    this.#limits = limits;
+    this.#copies = copies;
+    this.#domid = domid;
+    this.#segmentWords = requests.segments.words;
+    this.#segmentBytes = requests.segments.bytes;
+  }
+
+  /** Takes a row for each of the first `count` slots and judges all of them. */
+  admit(count: number, nowMs: number): void {
+    const { rows, verdicts } = this;
+    this.indirect = 0;
+    this.bad = 0;
+    for (let slot = 0; slot < count; slot++) {
+      const row = this.#requests.take(nowMs);
+      rows[slot] = row;
+      verdicts[slot] = this.#decode(slot, row);
+      if (verdicts[slot] !== NEEDS_INDIRECT) continue;
+      this.indirect++;
+      this.#fetchIndirect(row);
+    }
+    if (this.indirect > 0) this.#copies.run();
+    for (let slot = 0; slot < count; slot++) {
+      const row = rows[slot] as number;
+      if (verdicts[slot] === NEEDS_INDIRECT)
+        verdicts[slot] = this.#requests.failed[row] === 0 ? this.#checkSegments(row) : BLKIF_RSP_ERROR;
+      if ((verdicts[slot] as number) < 0) this.bad++;
+    }
+  }
+
+  /** Asks for the indirect pages of `row`: they land where its segments are kept. */
+  #fetchIndirect(row: number): void {
+    const requests = this.#requests;
+    let left = requests.segmentCount[row] as number;
+    let address = requests.segmentAddress(row);
+    for (let page = 0; left > 0; page++) {
+      const bytes = Math.min(left, SEGMENTS_PER_INDIRECT_PAGE) * SEGMENT.bytes;
+      const ref = requests.indirectGrefs[row * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + page] as number;
+      this.#copies.fromGrant(row, this.#domid, ref, 0, bytes, address);
+      address += bytes;
+      left -= SEGMENTS_PER_INDIRECT_PAGE;
+    }
+  }
+
+  #decode(slot: number, row: number): number {
+    const requests = this.#requests;
+    const words = this.#slots.words;
+    const bytes = this.#slots.bytes;
+    const word = slot * WORDS;
+    const at = slot * REQUEST.bytes;
+    const operation = bytes[at] as number;
+    requests.echo[row] = operation;
+    requests.idLow[row] = words[word + ID_WORD] as number;
+    requests.idHigh[row] = words[word + ID_WORD + 1] as number;
+    const sectorHigh = words[word + SECTOR_WORD + 1] as number;
+    const sector = (words[word + SECTOR_WORD] as number) + sectorHigh * TWO_32;
+    requests.start[row] = sector * SECTOR_SIZE;
+    const count = bytes[at + REQUEST.nrSegments] as number;
+    switch (operation) {
+      case BLKIF_OP_READ:
+      case BLKIF_OP_WRITE:
+        requests.kind[row] = operation === BLKIF_OP_READ ? KIND_READ : KIND_WRITE;
+        return count === 0 || sectorHigh >= MAX_SECTOR_HIGH
+          ? BLKIF_RSP_ERROR
+          : this.#decodeDirect(row, word, count);
+      case BLKIF_OP_FLUSH_DISKCACHE:
+      case BLKIF_OP_WRITE_BARRIER:
+        // A flush that carries data is done as a barrier: flush, write, flush.
+        requests.kind[row] =
+          count === 0 && operation === BLKIF_OP_FLUSH_DISKCACHE ? KIND_FLUSH : KIND_BARRIER;
+        if (count === 0) return ADMITTED;
+        return sectorHigh >= MAX_SECTOR_HIGH ? BLKIF_RSP_ERROR : this.#decodeDirect(row, word, count);
+      case BLKIF_OP_DISCARD:
+        return this.#decodeDiscard(row, word, at, sector);
+      case BLKIF_OP_INDIRECT:
+        return this.#decodeIndirect(row, word, at, sectorHigh);
+      default:
+        return BLKIF_RSP_EOPNOTSUPP;
+    }
+  }
+
+  #decodeDirect(row: number, word: number, count: number): number {
+    const requests = this.#requests;
+    if (count > BLKIF_MAX_SEGMENTS_PER_REQUEST) return BLKIF_RSP_ERROR;
+    const from = this.#slots.words;
+    const to = this.#segmentWords;
+    const base = row * requests.segmentStride * 2;
+    for (let i = 0; i < count * 2; i++) to[base + i] = from[word + SEGMENT_WORD + i] as number;
+    requests.segmentCount[row] = count;
+    return this.#checkSegments(row);
+  }
+
+  #decodeIndirect(row: number, word: number, at: number, sectorHigh: number): number {
+    const requests = this.#requests;
+    const inner = this.#slots.bytes[at + REQUEST.indirectOp] as number;
+    const count = read16(this.#slots.bytes, at + REQUEST.indirectNrSegments);
+    requests.echo[row] = inner;
+    if (inner !== BLKIF_OP_READ && inner !== BLKIF_OP_WRITE) return BLKIF_RSP_ERROR;
+    if (count === 0 || count > this.#limits.maxIndirectSegments) return BLKIF_RSP_ERROR;
+    if (sectorHigh >= MAX_SECTOR_HIGH) return BLKIF_RSP_ERROR;
+    requests.kind[row] = inner === BLKIF_OP_READ ? KIND_READ : KIND_WRITE;
+    requests.segmentCount[row] = count;
+    for (let i = 0; i < BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST; i++)
+      requests.indirectGrefs[row * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + i] = this.#slots.words[
+        word + INDIRECT_GREF_WORD + i
+      ] as number;
+    return NEEDS_INDIRECT;
+  }
+
+  #decodeDiscard(row: number, word: number, at: number, sector: number): number {
+    const requests = this.#requests;
+    const limits = this.#limits;
+    const secure = ((this.#slots.bytes[at + REQUEST.discardFlag] as number) & BLKIF_DISCARD_SECURE) !== 0;
+    const words = this.#slots.words;
+    const countHigh = words[word + DISCARD_WORD + 1] as number;
+    const count = (words[word + DISCARD_WORD] as number) + countHigh * TWO_32;
+    if (limits.readOnly) return BLKIF_RSP_ERROR;
+    if (!limits.canDiscard || (secure && !limits.canSecureDiscard)) return BLKIF_RSP_EOPNOTSUPP;
+    // Beyond 2^53 the sum is inexact, but then it is far beyond any disk.
+    if (sector + count > limits.sectors512) return BLKIF_RSP_ERROR;
+    requests.kind[row] = secure ? KIND_SECURE_DISCARD : KIND_DISCARD;
+    requests.length[row] = count * SECTOR_SIZE;
+    return count === 0 ? BLKIF_RSP_OKAY : this.#checkRange(row);
+  }
+
+  /** Checks the segments of `row`, wherever they came from, and fixes its length. */
+  #checkSegments(row: number): number {
+    const requests = this.#requests;
+    const limits = this.#limits;
+    const bytes = this.#segmentBytes;
+    const count = requests.segmentCount[row] as number;
+    let at = row * requests.segmentStride * SEGMENT.bytes + SEGMENT.firstSect;
+    let sectors = 0;
+    for (let i = 0; i < count; i++, at += SEGMENT.bytes) {
+      const first = bytes[at] as number;
+      const last = bytes[at + 1] as number;
+      if (first > last || last >= SECTORS_PER_PAGE) return BLKIF_RSP_ERROR;
+      sectors += last - first + 1;
+    }
+    if (limits.readOnly && requests.kind[row] !== KIND_READ) return BLKIF_RSP_ERROR;
+    requests.length[row] = sectors * SECTOR_SIZE;
+    return this.#checkRange(row);
+  }
+
+  #checkRange(row: number): number {
+    const requests = this.#requests;
+    const limits = this.#limits;
+    const start = requests.start[row] as number;
+    const length = requests.length[row] as number;
+    if (start + length > limits.sectors512 * SECTOR_SIZE) return BLKIF_RSP_ERROR;
+    const unit = limits.logicalSectorBytes;
+    if (unit !== SECTOR_SIZE && (start % unit !== 0 || length % unit !== 0)) return BLKIF_RSP_ERROR;
+    return ADMITTED;
+  }
+}
+
+function read16(bytes: Uint8Array, at: number): number {
+  return (bytes[at] as number) | ((bytes[at + 1] as number) << 8);
+}
