@@ -16,7 +16,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
-#include <sys/uio.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -33,6 +33,10 @@ uint32_t io_take_ready(struct io *io, struct xt_io_done *done, uint32_t max) {
 }
 
 static int64_t result_or_errno(int64_t result) { return result < 0 ? -errno : result; }
+
+ssize_t io_preadv2(int fd, const struct iovec *vectors, int count, off_t offset, int flags) {
+  return syscall(SYS_preadv2, fd, vectors, count, offset, 0, flags);
+}
 
 /* Block devices have their discard as an ioctl, which io_uring cannot issue on the kernels in use. */
 int64_t io_discard_block_device(struct io *io, const struct xt_io *op) {

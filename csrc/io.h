@@ -6,6 +6,7 @@
 
 #include <linux/io_uring.h>
 #include <stddef.h>
+#include <sys/uio.h>
 
 enum { MAX_WATCHES = 8 };
 
@@ -51,6 +52,8 @@ void io_finish(struct io *io, uint32_t tag, int64_t result);
 uint32_t io_take_ready(struct io *io, struct xt_io_done *done, uint32_t max);
 /* Does one operation now; its result or -errno. */
 int64_t io_perform(struct io *io, const struct xt_io *op);
+/* preadv2 of the kernel, which the C library has only since 2.26. */
+ssize_t io_preadv2(int fd, const struct iovec *vectors, int count, off_t offset, int flags);
 int64_t io_discard_block_device(struct io *io, const struct xt_io *op);
 
 /* 0 or -errno; io_uring_unmap undoes it, also when it failed in between. */

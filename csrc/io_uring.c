@@ -11,7 +11,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -137,8 +136,8 @@ static int read_at_once(struct io *io, const struct xt_io *op) {
   }
   struct iovec whole = {(void *)(uintptr_t)op->address, (size_t)op->length};
   int one = op->op == XT_IO_READ;
-  ssize_t got = preadv2(io->fd, one ? &whole : whole.iov_base, one ? 1 : (int)op->length, (off_t)op->offset,
-                        io->nowait_flag);
+  ssize_t got = io_preadv2(io->fd, one ? &whole : whole.iov_base, one ? 1 : (int)op->length, (off_t)op->offset,
+                           io->nowait_flag);
   if (got >= 0) io_finish(io, op->tag, got);
   else io->cold_reads = COLD_READS;
   return got >= 0;

@@ -11,6 +11,7 @@
 #ifndef XENTOOL_SIM_H
 #define XENTOOL_SIM_H
 
+#include "old_libc.h"
 #include "xentool.h"
 
 #include <pthread.h>

@@ -66,19 +66,20 @@ static int mutex_init(pthread_mutex_t *mutex) {
 
 /*
  * Waits in steps: a wake-up can go to a waiter that is being killed, and when a third process took the lock
- * meanwhile nothing tells the others that it is free again. They find out by looking.
+ * meanwhile nothing tells the others that it is free again. They find out by looking. The steps go by the clock
+ * of the day because older C libraries have no other here: one that is set back makes such a step longer.
  */
 static int wait_for_mutex(pthread_mutex_t *mutex) {
   struct timespec until;
   int error;
   do {
-    clock_gettime(CLOCK_MONOTONIC, &until);
+    clock_gettime(CLOCK_REALTIME, &until);
     until.tv_nsec += LOCK_STEP_NS;
     if (until.tv_nsec >= 1000000000) {
       until.tv_sec++;
       until.tv_nsec -= 1000000000;
     }
-    error = pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &until);
+    error = pthread_mutex_timedlock(mutex, &until);
   } while (error == ETIMEDOUT);
   return error;
 }
@@ -189,11 +190,11 @@ static int32_t fill_domain(int dir_fd, const char *name, uint32_t domid, const s
 struct host_file *sim_map_host(int dir_fd, uint64_t *size) {
   int fd = openat(dir_fd, "host", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
   if (fd < 0) return MAP_FAILED;
-  struct stat status;
   struct host_file *host = MAP_FAILED;
+  off_t length = lseek(fd, 0, SEEK_END);
   errno = EPROTO;
-  if (fstat(fd, &status) == 0 && (uint64_t)status.st_size >= sizeof *host) {
-    *size = (uint64_t)status.st_size;
+  if (length >= (off_t)sizeof *host) {
+    *size = (uint64_t)length;
     host = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   }
   int error = errno;
@@ -238,26 +239,26 @@ int32_t xt_sim_domain_create(const char *dir, uint32_t domid) {
 
 static struct domain *open_domain(int dir_fd, uint32_t domid) {
   char file[80];
-  struct stat status;
   snprintf(file, sizeof file, "dom%u/memory", domid);
   int fd = openat(dir_fd, file, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
   if (fd < 0) return NULL;
   struct domain *domain = calloc(1, sizeof *domain);
   uint8_t *memory = MAP_FAILED;
-  if (domain && fstat(fd, &status) == 0 && status.st_size >= PAGE)
-    memory = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  off_t length = lseek(fd, 0, SEEK_END);
+  if (domain && length >= PAGE)
+    memory = mmap(NULL, (size_t)length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (memory == MAP_FAILED) goto fail;
   struct domain_header *header = (struct domain_header *)memory;
   if (__atomic_load_n(&header->magic, __ATOMIC_ACQUIRE) != DOMAIN_MAGIC || header->version != LAYOUT_VERSION ||
       !limits_are_sane(&header->limits))
     goto unmap;
   struct layout layout = layout_of(&header->limits);
-  if (layout.size > (uint64_t)status.st_size) goto unmap;
+  if (layout.size > (uint64_t)length) goto unmap;
   *domain = (struct domain){
       .domid = domid,
       .references = 1,
       .fd = fd,
-      .size = (uint64_t)status.st_size,
+      .size = (uint64_t)length,
       .frames_offset = layout.frames,
       .header = header,
       .entries = (struct grant_entry *)(memory + layout.entries),
@@ -269,7 +270,7 @@ static struct domain *open_domain(int dir_fd, uint32_t domid) {
   };
   return domain;
 unmap:
-  munmap(memory, (size_t)status.st_size);
+  munmap(memory, (size_t)length);
 fail:
   free(domain);
   close(fd);

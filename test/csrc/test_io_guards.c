@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 
 enum { BLOCK = 4096, BLOCKS = 4, LONG_US = 20000, AFTER_SLOW = 256, AFTER_COLD = 32 };
 
@@ -20,9 +19,9 @@ static int64_t now_us = 1000000;
 static void *io;
 
 int64_t __real_io_perform(struct io *engine, const struct xt_io *op);
-ssize_t __real_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags);
+ssize_t __real_io_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags);
 int64_t __wrap_io_perform(struct io *engine, const struct xt_io *op);
-ssize_t __wrap_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags);
+ssize_t __wrap_io_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags);
 int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
 
 int64_t __wrap_io_perform(struct io *engine, const struct xt_io *op) {
@@ -31,9 +30,9 @@ int64_t __wrap_io_perform(struct io *engine, const struct xt_io *op) {
   return __real_io_perform(engine, op);
 }
 
-ssize_t __wrap_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags) {
+ssize_t __wrap_io_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags) {
   tried++;
-  if (!is_cold) return __real_preadv2(file, vectors, count, offset, flags & ~RWF_NOWAIT);
+  if (!is_cold) return __real_io_preadv2(file, vectors, count, offset, flags & ~RWF_NOWAIT);
   errno = EAGAIN;
   return -1;
 }

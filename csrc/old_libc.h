@@ -1,0 +1,29 @@
+/*
+ * The shim must load wherever the Bun that carries it runs, and that asks for no newer C library than 2.17. Since
+ * 2.34 the functions of threads have a newer version besides their old one, which is the same function; the
+ * linker would ask for the newer. A test compares what the shim and Bun ask for.
+ */
+#ifndef XENTOOL_OLD_LIBC_H
+#define XENTOOL_OLD_LIBC_H
+
+#if defined(__x86_64__)
+#define XT_FIRST_LIBC "GLIBC_2.2.5"
+#define XT_ROBUST_LIBC "GLIBC_2.12"
+#elif defined(__aarch64__)
+#define XT_FIRST_LIBC "GLIBC_2.17"
+#define XT_ROBUST_LIBC "GLIBC_2.17"
+#else
+#error "which versions of its functions does the C library have on this processor?"
+#endif
+
+#define XT_OLD(name, version) __asm__(".symver " #name "," #name "@" version)
+
+XT_OLD(pthread_mutexattr_init, XT_FIRST_LIBC);
+XT_OLD(pthread_mutexattr_destroy, XT_FIRST_LIBC);
+XT_OLD(pthread_mutexattr_setpshared, XT_FIRST_LIBC);
+XT_OLD(pthread_mutexattr_setrobust, XT_ROBUST_LIBC);
+XT_OLD(pthread_mutex_consistent, XT_ROBUST_LIBC);
+XT_OLD(pthread_mutex_timedlock, XT_FIRST_LIBC);
+XT_OLD(pthread_mutex_trylock, XT_FIRST_LIBC);
+
+#endif
