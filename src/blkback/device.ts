@@ -65,8 +65,7 @@ export class BlkbackDevice {
   #pauseMs = RECONNECT_PAUSE_MS;
   /** Set after a failure: the guest must start over at Initialising before it is served again. */
   #refused = false;
-  /** The ring to connect to is one that another server used; also while that one waited for the guest to let go. */
-  #takeover = false;
+  /** The former server of the ring to connect to waited for the guest to let go, and so do we. */
   #resumesClosing = false;
   #looking = false;
   #lookAgain = false;
@@ -160,7 +159,6 @@ export class BlkbackDevice {
     if (isInUse(backend, frontend)) {
       await this.#expectPromisesKept();
       logger.info(`${this.#name}: taking over a ring in use`);
-      this.#takeover = true;
       this.#resumesClosing = backend === XenbusState.Closing;
       this.#state = XenbusState.InitWait;
       return;
@@ -280,7 +278,6 @@ export class BlkbackDevice {
         grantMode,
         statsPath: this.#stats.path,
         journalPath: journalPath(this.#stats.path),
-        takeover: this.#takeover,
       });
       this.#connection = connection;
       await connection.connected;
@@ -321,7 +318,7 @@ export class BlkbackDevice {
   /** The guest has let go of the ring, or is to: nobody will go on there. */
   async #disconnect(): Promise<void> {
     await this.#stopServing();
-    this.#takeover = this.#resumesClosing = false;
+    this.#resumesClosing = false;
     removeJournal(journalPath(this.#stats.path));
   }
 

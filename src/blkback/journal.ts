@@ -2,27 +2,33 @@
 // overwrite slots of requests that are still in flight, so after kill -9 the ring alone does not tell what the
 // guest waits for; this does. Its successor executes those again, in their order: the guest has been told of
 // none of them, and their pages are still granted. Stores are ordered so that a kill between any two is harmless.
+//
+// Journal and ring belong together by a random number that is in both: in the ring's page it stands in padding that
+// frontends clear when they make a ring (RING_MARK), so a journal is never taken for that of a later ring, however
+// alike its keys are.
 import { closeSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
 import { REQUEST } from "../protocol/blkif.ts";
 
-const MAGIC = 0x584e_544a;
+/** Another one for each layout: a journal of another version is none. */
+const MAGIC = 0x584e_544b;
 /** Positions in the header, in doubles. TAKEN and PUSHED count all requests and responses, so they never wrap. */
-const HEADER = { magic: 0, slots: 1, taken: 2, pushed: 3, ring: 4 } as const;
+const HEADER = { magic: 0, slots: 1, taken: 2, pushed: 3, mark: 4 } as const;
 const HEADER_BYTES = 256;
 /** An entry: sequence and position of its answer (-1: none yet) as doubles, then the request. */
 const ENTRY_BYTES = 16 + REQUEST.bytes;
 const REQUEST_WORDS = REQUEST.bytes / 4;
 const TWO_32 = 2 ** 32;
 
-/** A ring, and where it stands: the journal of another ring, or of an older one, is none of ours. */
+const NONE = new Uint32Array(0);
+
+/** Where a ring stands, and its mark: 0 on a ring that none of us has served. */
 export interface RingState {
-  readonly refs: readonly number[];
-  readonly remotePort: number;
   readonly slots: number;
   readonly reqProd: number;
   readonly rspProd: number;
+  readonly mark: number;
 }
 
 export class Journal {
@@ -44,25 +50,22 @@ export class Journal {
     this.#taken = (this.#doubles[HEADER.taken] as number) - this.unansweredCount;
   }
 
-  /** A journal for a ring that nobody has served before. */
-  static create(path: string, ring: RingState): Journal {
-    return Journal.#write(path, ring, new Uint32Array(0));
-  }
-
   /**
-   * A journal for a ring whose server died, with what it left unanswered. Fails with `protocol` when requests
-   * wait and nothing tells which: then nobody can go on there.
+   * The journal of a ring that is to be served from now on, whoever served it before. `setMark` marks the ring; until
+   * then nothing has changed for anybody. Fails with `environment` when requests wait and nothing tells which of them
+   * a former server has carried out.
    */
-  static takeOver(path: string, ring: RingState): Journal {
-    if (ring.reqProd === ring.rspProd) return Journal.create(path, ring);
-    const unanswered = readUnanswered(path, ring);
-    if (unanswered === undefined)
-      throw new XentoolError(
-        "protocol",
-        `${(ring.reqProd - ring.rspProd) >>> 0} requests are on a ring whose former server left no journal: which of ` +
-          "them it has carried out cannot be told, so the disk is taken from the guest",
-      );
-    return Journal.#write(path, ring, unanswered);
+  static open(path: string, ring: RingState, setMark: (mark: number) => void): Journal {
+    const fresh = `${path}.new`;
+    // Its maker was killed after it had marked the ring.
+    if (ring.mark !== 0 && readJournal(fresh, ring) !== undefined) renameSync(fresh, path);
+    const left = readJournal(path, ring);
+    const unanswered = left ?? unansweredWithout(ring);
+    const mark = left === undefined ? newMark() : ring.mark;
+    const journal = Journal.#write(fresh, { ...ring, mark }, unanswered);
+    if (mark !== ring.mark) setMark(mark);
+    renameSync(fresh, path);
+    return journal;
   }
 
   /** Notes the request in slot `slot` of a fetch, kept in table row `row`; `words` are the fetched slots. */
@@ -98,16 +101,17 @@ export class Journal {
     this.#mapping.close();
   }
 
-  /** Made beside the old one, which is there until the new one is complete. */
   static #write(path: string, ring: RingState, unanswered: Uint32Array): Journal {
-    const fresh = `${path}.new`;
-    const fd = openSync(fresh, "w+", 0o600);
+    const fd = openSync(path, "w+", 0o600);
     let mapping: Mapping;
     try {
       const bytes = fileBytes(ring.slots);
       // Not a hole: where the file system is full, a store to the mapping would be the end of the process.
       writeFileSync(fd, new Uint8Array(bytes));
       mapping = mapFile(fd, bytes, true);
+    } catch (error) {
+      rmSync(path, { force: true });
+      throw new XentoolError("environment", `cannot write the journal ${path}`, {}, error);
     } finally {
       closeSync(fd);
     }
@@ -120,12 +124,11 @@ export class Journal {
       doubles[at / 8 + 1] = -1;
       mapping.words.set(unanswered.subarray(row * REQUEST_WORDS, (row + 1) * REQUEST_WORDS), at / 4 + 4);
     }
-    identity(ring).forEach((value, index) => (doubles[HEADER.ring + index] = value));
+    doubles[HEADER.mark] = ring.mark;
     doubles[HEADER.slots] = ring.slots;
     doubles[HEADER.pushed] = ring.rspProd;
     doubles[HEADER.taken] = ring.rspProd + count;
     doubles[HEADER.magic] = MAGIC;
-    renameSync(fresh, path);
     return new Journal(mapping, unanswered);
   }
 }
@@ -137,26 +140,40 @@ export function journalPath(statsPath: string): string {
 
 /** The guest has let go: nobody will go on there. */
 export function removeJournal(path: string): void {
-  rmSync(path, { force: true });
+  for (const file of [path, `${path}.new`]) rmSync(file, { force: true });
+}
+
+/** A random number but 0. */
+function newMark(): number {
+  return (crypto.getRandomValues(new Uint32Array(1))[0] as number) || 1;
+}
+
+/**
+ * What is unanswered on a ring that has no journal, as far as its slots do not show it themselves. Answers overwrite
+ * requests, so they show it only where there are no answers yet, or nothing waits.
+ */
+function unansweredWithout(ring: RingState): Uint32Array {
+  if (ring.rspProd === 0 || ring.reqProd === ring.rspProd) return NONE;
+  throw new XentoolError(
+    "environment",
+    `${(ring.reqProd - ring.rspProd) >>> 0} requests are on a ring whose former server left no journal: which of ` +
+      "them it has carried out cannot be told. Put the journal back, or take the disk from the guest by force-close",
+  );
 }
 
 /** The requests left on `ring`, or undefined when the file is not this ring's or does not add up. */
-function readUnanswered(path: string, ring: RingState): Uint32Array | undefined {
-  let file: Buffer;
-  try {
-    file = readFileSync(path);
-  } catch {
-    return undefined;
-  }
-  if (file.length !== fileBytes(ring.slots)) return undefined;
-  const words = new Uint32Array(file.buffer.slice(file.byteOffset, file.byteOffset + file.length));
+function readJournal(path: string, ring: RingState): Uint32Array | undefined {
+  const words = readWords(path, fileBytes(ring.slots));
+  if (words === undefined) return undefined;
   const doubles = new Float64Array(words.buffer);
-  const same = identity(ring).every((value, index) => doubles[HEADER.ring + index] === value);
-  if (doubles[HEADER.magic] !== MAGIC || doubles[HEADER.slots] !== ring.slots || !same) return undefined;
+  const isIts = doubles[HEADER.mark] === ring.mark && doubles[HEADER.slots] === ring.slots;
+  if (doubles[HEADER.magic] !== MAGIC || !isIts) return undefined;
   const taken = doubles[HEADER.taken] as number;
   const noted = doubles[HEADER.pushed] as number;
   // What the ring says was published may be one push ahead of what could be noted.
   const pushed = noted + ((ring.rspProd - (noted % TWO_32)) >>> 0);
+  // Nothing is answered: the ring itself holds everything, also where a frontend has begun anew on the same page.
+  if (pushed === 0) return undefined;
   const rows: number[] = [];
   for (let row = 0; row < ring.slots; row++) {
     const at = entryAt(row) / 8;
@@ -174,8 +191,17 @@ function readUnanswered(path: string, ring: RingState): Uint32Array | undefined 
   return unanswered;
 }
 
-function identity(ring: RingState): number[] {
-  return [ring.remotePort, ring.refs.length, ...ring.refs];
+/** A file of just `bytes` bytes; undefined when there is none, and an error when it cannot be read now. */
+function readWords(path: string, bytes: number): Uint32Array | undefined {
+  let file: Buffer;
+  try {
+    file = readFileSync(path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throw error;
+  }
+  if (file.length !== bytes) return undefined;
+  return new Uint32Array(file.buffer.slice(file.byteOffset, file.byteOffset + file.length));
 }
 
 function entryAt(row: number): number {

@@ -13,7 +13,7 @@ import { shim } from "../native/shim.ts";
 import { openPlatform } from "../platform/open.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import { ABI_X86_32, ABI_X86_64, type BlkifAbi } from "../protocol/blkif.ts";
-import { RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
+import { RING_MARK, RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
 import { Journal } from "./journal.ts";
 import { BlockQueue } from "./queue.ts";
 import type { DiskLimits } from "./requests.ts";
@@ -36,8 +36,6 @@ export interface BlkbackOrder {
   readonly grantMode: "copy" | "map";
   readonly statsPath: string;
   readonly journalPath: string;
-  /** The ring was in use: another server died, or stopped without the guest's knowledge. */
-  readonly takeover: boolean;
   /** Int32: see CONTROL_*. */
   readonly control: SharedArrayBuffer;
   readonly wakeFd: number;
@@ -81,7 +79,6 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
   const port = channels.bindInterdomain(order.frontend, order.remotePort);
   cleanup.defer(() => channels.unbind(port));
   const stats = cleanup.adopt(StatsPage.attach(order.statsPath), (it) => it.close());
-  const journal = cleanup.adopt(openJournal(order, ring, abi), (it) => it.close());
   const limits = { ...order.limits };
   // Closed in this order: the target first, because what it has in flight uses the queue's memory.
   const closing: { close(): void }[] = [];
@@ -89,6 +86,8 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
   const depth = 1024;
   const target = addFilters(new FileTarget(order.image, depth, order.engine), order.filters, order.name);
   closing.push(target);
+  const wasUsed = Atomics.load(ring.words, RING_RSP_PROD) !== 0;
+  const journal = cleanup.adopt(openJournal(order, ring, abi), (it) => it.close());
   const queue = new BlockQueue({
     domid: order.frontend,
     abi,
@@ -110,7 +109,7 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
   closing.push(queue);
   onConnected();
   // The former server may have been killed between an answer and its event.
-  if (order.takeover) channels.notify(port);
+  if (wasUsed) channels.notify(port);
   const onWake = (): void => void shim.xt_eventfd_drain(order.wakeFd);
   queue.run(() => Atomics.load(control, CONTROL_STOP) !== 0, onWake);
   return queue.failure;
@@ -118,14 +117,14 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
 
 function openJournal(order: BlkbackOrder, ring: Mapping, abi: BlkifAbi): Journal {
   const state = {
-    refs: order.refs,
-    remotePort: order.remotePort,
     slots: ringSlots(order.refs.length, abi.slotBytes),
     reqProd: Atomics.load(ring.words, RING_REQ_PROD),
     rspProd: Atomics.load(ring.words, RING_RSP_PROD),
+    mark: Atomics.load(ring.words, RING_MARK),
   };
-  if (!order.takeover) return Journal.create(order.journalPath, state);
-  const journal = Journal.takeOver(order.journalPath, state);
-  moduleLogger("blkback").info(`${journal.unansweredCount} requests in flight are carried out again`);
+  const setMark = (mark: number): void => void Atomics.store(ring.words, RING_MARK, mark);
+  const journal = Journal.open(order.journalPath, state, setMark);
+  if (state.rspProd !== 0)
+    moduleLogger("blkback").info(`${journal.unansweredCount} requests in flight are carried out again`);
   return journal;
 }

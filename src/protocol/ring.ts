@@ -7,6 +7,13 @@ export const RING_REQ_PROD = 0;
 export const RING_REQ_EVENT = 1;
 export const RING_RSP_PROD = 2;
 export const RING_RSP_EVENT = 3;
+/**
+ * A word of the header's padding, at byte 20, which no frontend looks at and each clears when it makes a ring:
+ * SHARED_RING_INIT (Linux, the BSDs, Windows, mini-os, OVMF, U-Boot, GRUB) clears from there to the slots in every
+ * version, MirageOS's Ring.Rpc bytes 16 to 23, and OpenBSD's xbf takes a zeroed page. The backend tells rings
+ * apart by it.
+ */
+export const RING_MARK = 5;
 export const RING_HEADER_BYTES = 64;
 
 /** Rings of 2^order pages, order 0 to 4. */

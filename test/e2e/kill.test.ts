@@ -5,6 +5,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DEFAULT_KIND, backendDir } from "../../src/blkback/address.ts";
+import { readStats } from "../../src/blkback/stats.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
@@ -27,8 +28,13 @@ function start(args: readonly string[], domid = 0): ReturnType<typeof spawnXento
   return child;
 }
 
-async function serve(name: string, domid: number): Promise<ReturnType<typeof spawnXentool>> {
-  const server = start(["blkback", "serve", join(dir, name), "--domid", String(domid), "--vdev", "xvdb"]);
+async function serve(
+  name: string,
+  domid: number,
+  ...options: string[]
+): Promise<ReturnType<typeof spawnXentool>> {
+  const at = ["--domid", String(domid), "--vdev", "xvdb"];
+  const server = start(["blkback", "serve", join(dir, name), ...at, ...options]);
   await readUntil(server.stderr, "offering");
   return server;
 }
@@ -84,6 +90,27 @@ test("a server that is killed: the guest waits, the next server answers what is 
   neighbour.close();
   const list = await runXentool(["blkback", "list", "--json"], { env });
   expect((JSON.parse(list.stdout) as { frontend: number }[]).map(({ frontend }) => frontend)).toEqual([2]);
+});
+
+test("a guest that makes a new ring while nobody serves is not given what it asked for on the old one", async () => {
+  const at = { backend: toDomid(0), frontend: toDomid(1), kind: DEFAULT_KIND, devid: XVDB };
+  const first = await serve("a.img", 1, "--filter", "delay:ms=600000");
+  const guest = await HandmadeGuest.start(host, at);
+  await guest.connect();
+  const lost = guest.write(16, 0xee);
+  const stats = join(host.dir, "blkback");
+  while (readStats(stats, 1, XVDB).ringUtilisation.length === 0) await Bun.sleep(1);
+  first.kill("SIGKILL");
+  await first.exited;
+  for (const state of [5, 6, 1]) await guest.setState(state);
+  await guest.offerRing(); // the same page and reference, as after kexec
+  await guest.setState(4);
+  await lost;
+  const pending = guest.read(24);
+  await serve("a.img", 1);
+  expectPage(await pending, 24);
+  expectPage(await guest.read(16), 16);
+  guest.close();
 });
 
 test("frontends that are killed in the middle of it: the server serves the next one", async () => {

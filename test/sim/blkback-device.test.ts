@@ -479,9 +479,10 @@ describe("while it runs", () => {
     const first = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
+    expectPage(await guest.read(8), 8);
     await first.abandon();
     for (const name of readdirSync(options.statsDir)) rmSync(join(options.statsDir, name));
-    guest.lie(1);
+    guest.lie(2);
     await serve(at, false);
     await guest.untilBackend(5);
     await guest.setState(1);

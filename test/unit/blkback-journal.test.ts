@@ -1,6 +1,6 @@
 // The journal of a ring: what a successor finds after its predecessor was killed at any point, and that it trusts
 // nothing that does not add up. A kill is played by opening the file while the first one still has it.
-import { afterEach, beforeEach, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { mkdtempSync, readdirSync, rmSync, truncateSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -24,21 +24,23 @@ afterEach(() => {
   rmSync(dir, { recursive: true });
 });
 
+/** The word of the ring's page that tells it from others. */
+let mark = 0;
+
 function at(answered: number, asked: number): RingState {
   const index = (count: number): number => (BASE + count) >>> 0;
-  return { refs: [8, 9], remotePort: 5, slots: 32, rspProd: index(answered), reqProd: index(asked) };
-}
-
-function begin(): Journal {
-  const journal = Journal.create(path, at(0, 0));
-  open.push(journal);
-  return journal;
+  return { slots: 32, rspProd: index(answered), reqProd: index(asked), mark };
 }
 
 function takeOver(state: RingState): Journal {
-  const journal = Journal.takeOver(path, state);
+  const journal = Journal.open(path, state, (value) => (mark = value));
   open.push(journal);
   return journal;
+}
+
+function begin(): Journal {
+  mark = 0;
+  return takeOver(at(0, 0));
 }
 
 /** Slots of a fetch, whose words are all their request's number. */
@@ -113,23 +115,94 @@ test("a row is used again, and a successor is succeeded", () => {
   expect(left(takeOver(at(40, 41)))).toEqual([39]);
 });
 
-test("with everything answered no journal is needed", () => {
+test("on a ring where nothing waits no journal is needed", () => {
   expect(left(takeOver(at(4, 4)))).toEqual([]);
 });
 
-test("a journal that is missing, short, another ring's or that does not add up is refused", () => {
+describe("an old journal lies there", () => {
+  function leaveBehind(): number {
+    const journal = begin();
+    take(journal, [0, 1], [10, 11]);
+    journal.commit(2);
+    journal.answer(0, 0);
+    journal.pushed(1);
+    return mark;
+  }
+
+  test.each([
+    ["cleared by SHARED_RING_INIT", 0],
+    ["another's", 77],
+  ])("a ring that begins anew holds everything itself, its mark %s", (_, found) => {
+    const old = leaveBehind();
+    mark = found;
+    for (const asked of [0, 1, 2, 3, 32]) {
+      expect(left(takeOver({ slots: 32, rspProd: 0, reqProd: asked, mark }))).toEqual([]);
+      expect([0, old, found]).not.toContain(mark);
+    }
+  });
+
+  test("also one on the same page, by a frontend that clears nothing but the indices", () => {
+    leaveBehind();
+    expect(left(takeOver({ slots: 32, rspProd: 0, reqProd: 3, mark }))).toEqual([]);
+    mark = 0;
+    const journal = takeOver({ slots: 32, rspProd: 0, reqProd: 2, mark });
+    take(journal, [0, 1], [10, 11]);
+    journal.commit(2);
+    expect(left(takeOver({ slots: 32, rspProd: 0, reqProd: 2, mark }))).toEqual([]);
+  });
+
+  test("a ring of another size has another journal", () => {
+    leaveBehind();
+    expect(left(takeOver({ slots: 64, rspProd: 0, reqProd: 3, mark }))).toEqual([]);
+  });
+
+  test("unless it is the old ring, whose responses count from 0 again after 2^32", () => {
+    const journal = begin();
+    take(journal, [0, 1], [10, 11]);
+    journal.commit(2);
+    [0, 1].forEach((row) => journal.answer(row, row));
+    journal.pushed(2);
+    take(journal, [0, 1], [12, 13]);
+    journal.commit(2);
+    expect(at(2, 4).rspProd).toBe(0);
+    expect(left(takeOver(at(2, 4)))).toEqual([12, 13]);
+  });
+});
+
+test("killed between marking the ring and putting its journal in place, the journal is found", () => {
+  begin();
+  mark = 0; // whatever served it before
+  const kill = (): never => {
+    throw new Error("killed");
+  };
+  expect(() => Journal.open(path, at(3, 3), kill)).toThrow("killed");
+  expect(left(takeOver(at(3, 3)))).toEqual([]);
+  mark = 0;
+  expect(() =>
+    Journal.open(path, at(3, 3), (value) => {
+      mark = value;
+      throw new Error("killed");
+    }),
+  ).toThrow("killed");
+  expect(left(takeOver(at(3, 5)))).toEqual([]);
+});
+
+test("requests wait among answers: a journal that is missing, short, another ring's or does not add up is no help", () => {
   const refused = "left no journal";
   const journal = begin();
   take(journal, [0, 1], [10, 11]);
   journal.commit(2);
-  expect(() => Journal.takeOver(path, { ...at(0, 2), remotePort: 6 })).toThrow(refused);
-  expect(() => Journal.takeOver(path, { ...at(0, 2), refs: [8] })).toThrow(refused);
-  expect(() => Journal.takeOver(path, { ...at(0, 2), slots: 64 })).toThrow(refused);
-  expect(() => Journal.takeOver(path, at(1, 2))).toThrow(refused);
-  expect(() => Journal.takeOver(path, at(3, 5))).toThrow(refused);
+  const tryWith = (state: RingState) => (): void => void takeOver(state);
+  expect(tryWith({ ...at(0, 2), mark: 0 })).toThrow(refused);
+  expect(tryWith({ ...at(0, 2), mark: mark ^ 1 })).toThrow(refused);
+  expect(tryWith({ ...at(0, 2), slots: 64 })).toThrow(refused);
+  expect(tryWith(at(1, 2))).toThrow(refused);
+  expect(tryWith(at(3, 5))).toThrow(refused);
+  // What was refused has touched nothing.
+  expect(left(takeOver(at(0, 2)))).toEqual([10, 11]);
   truncateSync(path, 100);
-  expect(() => Journal.takeOver(path, at(0, 2))).toThrow(refused);
+  expect(tryWith(at(0, 2))).toThrow(refused);
   rmSync(path);
-  expect(() => Journal.takeOver(path, at(0, 2))).toThrow(refused);
+  expect(tryWith(at(0, 2))).toThrow(refused);
   begin();
 });
