@@ -12,6 +12,7 @@ interface DeviceArguments extends GlobalArguments {
   readonly vdev: string;
   readonly abi: "x86_64" | "x86_32";
   readonly ringPageOrder: number | undefined;
+  readonly take: boolean;
 }
 
 function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, keyof GlobalArguments>> {
@@ -31,6 +32,11 @@ function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, keyof G
       type: "number",
       requiresArg: true,
       describe: "A ring of 2^N pages, N 0 to 4 (default: what the backend allows)",
+    })
+    .option("take", {
+      type: "boolean",
+      default: false,
+      describe: "Take the disk away from whoever in this domain uses it, the kernel too",
     }) as never;
 }
 
@@ -64,6 +70,7 @@ async function useDisk(
     verbosity: context.verbosity,
     abi: argv.abi,
     wait,
+    take: argv.take,
     poolPages: job.type === "bench" ? LARGE_POOL_PAGES : DEFAULT_POOL_PAGES,
     ...(order !== undefined && { ringPageOrder: order }),
   };

@@ -3,7 +3,8 @@
 // believed within bounds; a backend that closes or vanishes meanwhile ends each wait at once.
 import { XentoolError } from "../core/errors.ts";
 import { escapeText, moduleLogger } from "../core/log.ts";
-import { parseDecimal, toDomid, type Domid } from "../core/types.ts";
+import { parseDecimal, toDomid, type Domid, type EvtchnPort } from "../core/types.ts";
+import type { Platform } from "../platform/platform.ts";
 import {
   MAX_INDIRECT_SEGMENTS,
   SECTOR_SIZE,
@@ -15,6 +16,7 @@ import {
 import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
 import { frontendPath, parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Unwatch, WaitOptions, Xenstore } from "../xenstore/client.ts";
+import { FrontClaim } from "./claim.ts";
 import type { RingAddress } from "./device.ts";
 
 const logger = moduleLogger("blkfront");
@@ -43,10 +45,13 @@ export interface Disk {
   readonly discardGranularityBytes: number;
 }
 
-/** What a connected frontend hears of its backend. */
+/** What a connected frontend hears: `closing`: its disk is asked back; `lost`: it was taken away. */
 export type BackendEvent =
   | { readonly kind: "resized"; readonly disk: Disk }
-  | { readonly kind: "closing"; readonly state: XenbusState };
+  | { readonly kind: "closing" }
+  | { readonly kind: "lost"; readonly error: XentoolError };
+
+type BoundedWait = WaitOptions & { readonly timeoutMs: number };
 
 const DEFAULT_TIMEOUT_MS = 10_000;
 const MAX_SECTOR_BYTES = 65_536;
@@ -67,7 +72,11 @@ export class FrontHandshake {
   readonly #back: string;
   readonly #backend: Domid;
   readonly #name: string;
-  readonly #wait: WaitOptions;
+  readonly #claim: FrontClaim;
+  readonly #wait: BoundedWait;
+  /** What we wrote last, and the ring that it was said of: a frontend with another state or ring is not us. */
+  #state: XenbusState | undefined;
+  #port: EvtchnPort | undefined;
 
   private constructor(
     xenstore: Xenstore,
@@ -75,20 +84,25 @@ export class FrontHandshake {
     back: string,
     backend: Domid,
     name: string,
-    wait: WaitOptions,
+    claim: FrontClaim,
+    wait: BoundedWait,
   ) {
     this.#xenstore = xenstore;
     this.#front = front;
     this.#back = back;
     this.#backend = backend;
     this.#name = name;
+    this.#claim = claim;
     this.#wait = wait;
   }
 
-  /** The device `devid` of domain `domid`; waits until the toolstack has made it. Each wait is bounded by `wait`. */
+  /**
+   * The device `devid` of the platform's own domain; waits until the toolstack has made it. Each wait is bounded by
+   * `wait`. Dispose of it to let others have the disk.
+   */
   static async find(
     xenstore: Xenstore,
-    domid: Domid,
+    { domid, descriptor }: Pick<Platform, "domid" | "descriptor">,
     devid: number,
     wait: WaitOptions = {},
   ): Promise<FrontHandshake> {
@@ -104,7 +118,8 @@ export class FrontHandshake {
     const backend = parseDecimal(await xenstore.tryRead(`${front}/backend-id`), 0x7fef);
     if (backend === undefined || back === null || !back.startsWith(`/local/domain/${backend}/`))
       throw new XentoolError("protocol", `${name} names no backend of domain ${backend ?? "?"}`, { front });
-    return new FrontHandshake(xenstore, front, back, toDomid(backend), name, bounded);
+    const claim = new FrontClaim(descriptor, devid);
+    return new FrontHandshake(xenstore, front, back, toDomid(backend), name, claim, bounded);
   }
 
   /** "xvdb of domain 1". */
@@ -112,10 +127,16 @@ export class FrontHandshake {
     return this.#name;
   }
 
-  /** Brings both ends to where a ring can be offered, whatever was left, and reads the backend's limits. */
-  async prepare(): Promise<BackendLimits> {
+  /**
+   * Brings both ends to where a ring can be offered, whatever was left, and reads the backend's limits. Fails with
+   * `environment` when somebody in this domain uses the disk, unless we are to `take` it from whoever that is.
+   */
+  async prepare(take = false): Promise<BackendLimits> {
+    if (take) this.#claim.takeFromKernel();
+    else await this.#expectFree();
     const own = await this.#ownState();
     if (own !== XenbusState.Initialising) await this.#letGo();
+    await this.#claim.hold(this.#wait.timeoutMs, this.#wait.signal);
     // Closed is no refusal here: the backend may still have to notice that we start over.
     await this.#waitForAny([XenbusState.InitWait], "offer the device");
     const order = await this.#number("max-ring-page-order", 0xffff_ffff);
@@ -142,12 +163,16 @@ export class FrontHandshake {
       protocol: abi.protocol,
       state: XenbusState.Initialised,
     };
+    this.#claim.record(port);
     await this.#xenstore.transaction(async (tx) => {
+      if (!(await tx.exists(this.#front))) throw this.#lost("it was removed");
       for (const key of await tx.directory(this.#front))
         if (RING_KEYS.includes(key) || /^(ring-ref|queue-)[0-9]+$/.test(key))
           await tx.rm(`${this.#front}/${key}`);
       for (const [key, value] of Object.entries(keys)) await tx.write(`${this.#front}/${key}`, String(value));
     });
+    this.#port = port;
+    this.#state = XenbusState.Initialised;
     logger.info(`${this.#name}: Initialised, ${refs.length} ring page(s)`);
   }
 
@@ -160,42 +185,102 @@ export class FrontHandshake {
   }
 
   /** State 4: the disk is in use. */
-  connected(): Promise<void> {
-    return this.#enter(XenbusState.Connected);
+  async connected(): Promise<void> {
+    if (!(await this.#enter(XenbusState.Connected))) throw this.#lost("somebody else has taken it");
   }
 
-  /** Reports what becomes of a connected backend: a new size, or that it closes (or is gone). */
+  /** Reports what becomes of a connected disk: a new size, or its end. */
   async watch(disk: Disk, onEvent: (event: BackendEvent) => void): Promise<Unwatch> {
     let sectors = disk.sectors512;
-    return this.#xenstore.watch(this.#back, async () => {
-      const state = await this.#backendState();
-      if (state !== XenbusState.Connected) return onEvent({ kind: "closing", state });
+    const look = async (): Promise<void> => {
+      const end = await this.#endOf();
+      if (end !== undefined) return onEvent(end);
       const size = await this.#number("sectors", Number.MAX_SAFE_INTEGER);
       if (size === undefined || size === sectors) return;
       sectors = size;
       onEvent({ kind: "resized", disk: await this.#readDisk() });
-    });
+    };
+    const unwatch = await this.#xenstore.watch(this.#back, look);
+    const unwatchOwn = await this.#xenstore.watch(this.#front, look);
+    return async () => {
+      await unwatch();
+      await unwatchOwn();
+    };
   }
 
-  /** Lets go of the device: states 5 and 6, each as soon as the backend is ready. No signal cuts that short. */
+  /**
+   * Lets go of the device: states 5 and 6, each as soon as the backend is ready. No signal cuts that short. What is
+   * not ours any more is left alone.
+   */
   async close(): Promise<void> {
-    if ((await this.#ownState()) === XenbusState.Unknown) return;
     const { Unknown, InitWait, Closing, Closed } = XenbusState;
-    const patient = { timeoutMs: this.#wait.timeoutMs ?? DEFAULT_TIMEOUT_MS };
-    await this.#enter(Closing);
+    const patient = { timeoutMs: this.#wait.timeoutMs };
+    if (!(await this.#enter(Closing))) return;
     await this.#waitForAny([Closing, Closed, Unknown], "close", patient);
-    await this.#enter(Closed);
+    if (!(await this.#enter(Closed))) return;
     // A backend that waits for the next frontend at once is past Closed already.
     await this.#waitForAny([Closed, InitWait, Unknown], "let go", patient);
+  }
+
+  [Symbol.dispose](): void {
+    this.#claim.release();
+  }
+
+  /** Whether the disk is at its end: asked back by who gave it, or taken away. */
+  async #endOf(): Promise<BackendEvent | undefined> {
+    const { Connected, Closing, Unknown } = XenbusState;
+    if (!(await this.#isOurs(this.#xenstore)))
+      return { kind: "lost", error: this.#lost("somebody else has taken it, or it was removed by force") };
+    const state = await this.#backendState();
+    if (state === Connected) return undefined;
+    logger.info(`${this.#name}: backend ${xenbusStateName(state)}`);
+    if (state === Unknown) return { kind: "lost", error: this.#lost("its backend is gone") };
+    // A toolstack that unplugs a disk says first that it is not to come back.
+    const online = await this.#xenstore.tryRead(`${this.#back}/online`);
+    if (state === Closing && online === "0") return { kind: "closing" };
+    const reason = await this.#backendError();
+    return { kind: "lost", error: this.#lost(`its backend is ${xenbusStateName(state)}${reason}`) };
+  }
+
+  #lost(why: string): XentoolError {
+    return new XentoolError("io", `${this.#name} was lost: ${why}`);
+  }
+
+  /** Whether xenstore has of our frontend what we last wrote there. */
+  async #isOurs(store: Pick<Xenstore, "tryRead">): Promise<boolean> {
+    return (
+      parseXenbusState(await store.tryRead(`${this.#front}/state`)) === this.#state &&
+      (await store.tryRead(`${this.#front}/event-channel`)) === String(this.#port)
+    );
+  }
+
+  /** Fails when somebody else uses the disk; else it is ours. */
+  async #expectFree(): Promise<void> {
+    const driver = this.#claim.kernelDriver;
+    if (driver !== undefined) throw this.#inUse(`the kernel's driver ${driver} has it`);
+    if (!this.#claim.tryHold()) throw this.#inUse("another xentool blkfront has it");
+    const { Initialised, Connected, Closed, Unknown } = XenbusState;
+    const [own, back] = [await this.#ownState(), await this.#backendState()];
+    if (own !== Initialised && own !== Connected) return;
+    if (back === Closed || back === Unknown) return;
+    if (this.#claim.isAbandoned(await this.#xenstore.tryRead(`${this.#front}/event-channel`))) return;
+    throw this.#inUse(`a frontend of it is ${xenbusStateName(own)}`);
+  }
+
+  #inUse(by: string): XentoolError {
+    return new XentoolError(
+      "environment",
+      `${this.#name} is in use: ${by}; --take takes it away, with what was not written yet`,
+    );
   }
 
   /** What an earlier frontend left: closes it as that one should have, and starts over. */
   async #letGo(): Promise<void> {
     const state = await this.#backendState();
     logger.info(`${this.#name}: an earlier frontend left it; backend ${xenbusStateName(state)}`);
-    await this.#enter(XenbusState.Closed);
+    await this.#write(XenbusState.Closed);
     await this.#waitForAny([XenbusState.Closed, XenbusState.InitWait, XenbusState.Unknown], "let go");
-    await this.#enter(XenbusState.Initialising);
+    await this.#write(XenbusState.Initialising);
   }
 
   async #readDisk(): Promise<Disk> {
@@ -220,12 +305,16 @@ export class FrontHandshake {
     };
   }
 
-  /** Backends put the reason next to their directory, where we may not be allowed to look. */
   async #refusal(): Promise<XentoolError> {
+    const reason = await this.#backendError();
+    return new XentoolError("protocol", `the backend of ${this.#name} refused to connect${reason}`);
+  }
+
+  /** ": REASON". Backends put it next to their directory, where we may not be allowed to look. */
+  async #backendError(): Promise<string> {
     const node = this.#back.replace(/^\/local\/domain\/[0-9]+/, (own) => `${own}/error`);
     const reason = await this.#xenstore.tryRead(`${node}/error`).catch(() => null);
-    const words = reason === null ? "" : `: ${escapeText(reason)}`;
-    return new XentoolError("protocol", `the backend of ${this.#name} refused to connect${words}`);
+    return reason === null ? "" : `: ${escapeText(reason)}`;
   }
 
   async #waitForAny(
@@ -246,8 +335,25 @@ export class FrontHandshake {
     }
   }
 
-  async #enter(state: XenbusState): Promise<void> {
-    await this.#xenstore.write(`${this.#front}/state`, String(state));
+  /** Our next state, if the device is still as we left it; whether it is. */
+  async #enter(state: XenbusState): Promise<boolean> {
+    const entered = await this.#xenstore.transaction(async (tx) => {
+      if (!(await this.#isOurs(tx))) return false;
+      await tx.write(`${this.#front}/state`, String(state));
+      return true;
+    });
+    if (!entered) return false;
+    this.#state = state;
+    logger.info(`${this.#name}: ${xenbusStateName(state)}`);
+    return true;
+  }
+
+  /** A state in the place of another frontend's. What the toolstack has removed meanwhile does not come back. */
+  async #write(state: XenbusState): Promise<void> {
+    await this.#xenstore.transaction(async (tx) => {
+      if (!(await tx.exists(this.#front))) throw this.#lost("it was removed");
+      await tx.write(`${this.#front}/state`, String(state));
+    });
     logger.info(`${this.#name}: ${xenbusStateName(state)}`);
   }
 

@@ -4,7 +4,6 @@ import { XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../core/worker.ts";
 import type { Platform } from "../platform/platform.ts";
-import { xenbusStateName } from "../protocol/xenbus.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
 import type { BenchResult } from "./bench.ts";
 import { COMMAND_RELEASE, COMMAND_RUN, COMMAND_STOP, FrontControl } from "./control.ts";
@@ -20,6 +19,8 @@ const DRAIN_MS = 10_000;
 export interface SessionOptions extends RingOptions {
   readonly devid: number;
   readonly verbosity: number;
+  /** Takes the disk away from whoever in this domain uses it. */
+  readonly take?: boolean;
   /** Bound of each wait for the backend. */
   readonly wait?: WaitOptions;
 }
@@ -32,8 +33,9 @@ export interface SessionEnd {
 
 /**
  * Connects to the disk, has a worker do `job`, lets go of the disk. `onConnected` runs when the disk can be
- * used. Fails with `protocol` when the backend breaks the protocol, `timeout` when it does not answer, and as
- * the connection to xenstored does when that is lost.
+ * used. Fails with `environment` when somebody else uses the disk, `io` when it is taken away from us, `protocol` when
+ * the backend breaks the protocol, `timeout` when it does not answer, and as the connection to xenstored does when
+ * that is lost.
  */
 export async function runSession(
   platform: Platform,
@@ -45,8 +47,8 @@ export async function runSession(
   onConnected: (disk: Disk) => void,
 ): Promise<SessionEnd> {
   const wait: WaitOptions = { ...options.wait, signal: stop };
-  const handshake = await FrontHandshake.find(xenstore, platform.domid, options.devid, wait);
-  const limits = await handshake.prepare();
+  using handshake = await FrontHandshake.find(xenstore, platform, options.devid, wait);
+  const limits = await handshake.prepare(options.take);
   const { abi, ...ring } = chooseRing(options, limits);
   await using worker = new FrontWorker(spawnWorker, {
     kind: "blkfront",
@@ -86,17 +88,14 @@ async function supervise(
     if (stop.aborted) resolve("stopped");
     stop.addEventListener("abort", () => resolve("stopped"), { once: true });
   });
+  const lost = Promise.withResolvers<never>();
   const unwatch = await handshake.watch(disk, (event) => {
-    if (event.kind === "resized") {
-      logger.info(`${handshake.name}: ${event.disk.sectors512} sectors from now on`);
-      worker.resize(event.disk);
-    } else {
-      logger.info(`${handshake.name}: backend ${xenbusStateName(event.state)}`);
-      closed.resolve("closed");
-    }
+    if (event.kind === "closing") return closed.resolve("closed");
+    if (event.kind === "lost") return lost.reject(event.error);
+    logger.info(`${handshake.name}: ${event.disk.sectors512} sectors from now on`);
+    worker.resize(event.disk);
   });
   // Without xenstored we should never learn that the backend is gone.
-  const lost = Promise.withResolvers<never>();
   const forget = xenstore.onClose(lost.reject);
   try {
     const finished = worker.finished.then(() => "finished" as const);

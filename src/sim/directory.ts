@@ -29,6 +29,7 @@ const HOST_FILES: ReadonlySet<string> = new Set([
   HOST_DESCRIPTION,
   HOST_LOG,
   "blkback", // of those that serve disks
+  "blkfront", // of those that use them
 ]);
 
 export interface HostDirectory {

@@ -87,7 +87,7 @@ export class BlockFrontend {
     if (devid === undefined) throw new XentoolError("usage", `${vdev} is no virtual device; try xvdb`);
     await using cleanup = new AsyncDisposableStack();
     const xenstore = cleanup.use(await Xenstore.connect(platform));
-    const handshake = await FrontHandshake.find(xenstore, platform.domid, devid, options.wait);
+    const handshake = cleanup.use(await FrontHandshake.find(xenstore, platform, devid, options.wait));
     const limits = await handshake.prepare();
     const { backend } = limits;
     const { abi, maxIndirectSegments, ...sizes } = chooseRing(options, limits);
@@ -179,6 +179,7 @@ export class BlockFrontend {
     } finally {
       await this.#events?.close();
       this.#device.close();
+      this.#handshake[Symbol.dispose]();
       this.#xenstore.close();
     }
   }

@@ -1,0 +1,69 @@
+// A lock that is a file: held while its owner lives, so that kill -9 leaves it to the next one. The file may carry a
+// few words of its owner's, which outlive it when it is killed.
+import {
+  closeSync,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import { dirname } from "node:path";
+import { XentoolError } from "../core/errors.ts";
+import { check, errnoName, shim } from "./shim.ts";
+
+export interface LockFile {
+  /** What the last owner wrote, if it ended without giving the lock back; else empty. */
+  readonly found: string;
+  /** Puts `text` in the place of what the file says. */
+  write(text: string): void;
+  /** Gives the lock back and removes the file. */
+  release(): void;
+}
+
+/**
+ * Takes the lock at `path`, whose directory is made; undefined while another holds it. Fails with `environment` where
+ * there can be none.
+ */
+export function takeLock(path: string): LockFile | undefined {
+  try {
+    mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
+    return tryLock(path);
+  } catch (error) {
+    if (error instanceof XentoolError) throw error;
+    throw new XentoolError("environment", `cannot lock ${path}`, { path }, error);
+  }
+}
+
+function tryLock(path: string): LockFile | undefined {
+  for (;;) {
+    const fd = openSync(path, "a+", 0o644);
+    const error = shim.xt_file_lock(fd, 1);
+    if (error === 0 && isStill(fd, path)) return lockFile(fd, path);
+    closeSync(fd);
+    if (error === 0) continue; // its owner removed it meanwhile
+    if (errnoName(error) === "EAGAIN") return undefined;
+    check(error, `lock ${path}`, "environment");
+  }
+}
+
+function lockFile(fd: number, path: string): LockFile {
+  return {
+    found: readFileSync(fd, "utf8"),
+    write(text) {
+      ftruncateSync(fd);
+      writeSync(fd, text);
+    },
+    release() {
+      rmSync(path, { force: true });
+      closeSync(fd);
+    },
+  };
+}
+
+function isStill(fd: number, path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.ino === fstatSync(fd).ino;
+}
