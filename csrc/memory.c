@@ -1,6 +1,7 @@
 /* Memory, eventfds and poll: what every data plane stands on. */
 #define _GNU_SOURCE
 #include "copy.h"
+#include "reserve.h"
 #include "xentool.h"
 
 #include <errno.h>
@@ -23,6 +24,8 @@ int32_t xt_memory_free(void *address, uint64_t size) { return munmap(address, si
 
 double xt_memory_map(int32_t fd, uint64_t offset, uint64_t size, int32_t writable) {
   int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+  int error = writable ? xt_reserve(fd, offset, size) : 0;
+  if (error) return error;
   return address_or_errno(mmap(NULL, size, protection, MAP_SHARED, fd, (off_t)offset));
 }
 

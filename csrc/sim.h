@@ -121,6 +121,13 @@ struct fifo {
   int fd;
 };
 
+/* An event-channel handle that this attachment opened, and its FIFO. */
+struct own_handle {
+  uint32_t id;
+  int fd;
+  struct own_handle *next;
+};
+
 /* One process's (in tests: one platform object's) attachment to a simulated host. */
 struct sim {
   int dir_fd, connection;
@@ -131,8 +138,10 @@ struct sim {
   struct domain *peers[DOMAINS_MAX];
   uint32_t peer_count;
   struct fifo fifos[FIFO_CACHE];
+  struct own_handle *handles;
   uint32_t live;        /* mappings, shares and event-channel handles that are open */
   int closing, crashed;
+  struct sim *next;     /* of this process's attachments */
 };
 
 /* sim_domain.c */
@@ -141,7 +150,7 @@ int sim_open_dir(const char *dir);
 struct host_file *sim_map_host(int dir_fd, uint64_t *size);
 /* Locks; nonzero when the last owner died holding it. */
 int sim_mutex_lock(pthread_mutex_t *mutex);
-/* The domain `domid`, cached; NULL when there is none (any more). */
+/* The domain `domid`, cached; NULL with errno, ESRCH when there is none (any more). */
 struct domain *sim_domain(struct sim *sim, uint32_t domid);
 void sim_domain_release(struct domain *domain);
 void sim_grant_lock(struct domain *domain);
@@ -157,12 +166,16 @@ void sim_evtchn_unlock_two(struct domain *a, struct domain *b);
 int sim_usable(const struct sim *sim);
 /* Counts one open thing less; frees a closed `sim` with the last. */
 void sim_forget_one(struct sim *sim);
+/* Asks the host to send the events that we could not. 0, or -errno: it was not asked. */
+int sim_ask_to_deliver(const struct sim *sim);
 
 /* sim_evtchn.c */
 /* Holds a port for an unmap-notify: closing its handle first does not take the event away. */
 int sim_port_get(struct domain *domain, uint32_t port, uint32_t slot);
 void sim_port_put(struct sim *sim, struct domain *domain, uint32_t port);
-void sim_port_notify(struct sim *sim, struct domain *domain, uint32_t port);
+int sim_port_notify(struct sim *sim, struct domain *domain, uint32_t port);
+/* Sends the pending events of `domain` that nothing masks; how many cannot be sent now. */
+int32_t sim_deliver_pending(struct sim *sim, struct domain *domain);
 void sim_port_close(struct sim *sim, struct domain *domain, uint32_t port);
 void sim_handle_close(struct sim *sim, struct domain *domain, uint32_t handle);
 

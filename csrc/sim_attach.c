@@ -13,6 +13,43 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+/* ---- forks ---- */
+
+/*
+ * An attachment is one process's. A child of a fork would keep its connection open, and the host would not notice the
+ * parent's death as long as the child lives; so the child lets go of it at once, and is not attached.
+ */
+static pthread_mutex_t attachments_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct sim *attachments;
+
+static void before_fork(void) { pthread_mutex_lock(&attachments_lock); }
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&attachments_lock); }
+static void after_fork_in_child(void) {
+  for (struct sim *sim = attachments; sim; sim = sim->next) xt_sim_crash(sim);
+  pthread_mutex_unlock(&attachments_lock);
+}
+
+static void add_attachment(struct sim *sim) {
+  static int watching;
+  pthread_mutex_lock(&attachments_lock);
+  if (!watching) watching = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0;
+  sim->next = attachments;
+  attachments = sim;
+  pthread_mutex_unlock(&attachments_lock);
+}
+
+static void remove_attachment(const struct sim *sim) {
+  pthread_mutex_lock(&attachments_lock);
+  for (struct sim **link = &attachments; *link; link = &(*link)->next) {
+    if (*link != sim) continue;
+    *link = sim->next;
+    break;
+  }
+  pthread_mutex_unlock(&attachments_lock);
+}
+
+/* ---- attaching ---- */
+
 int sim_usable(const struct sim *sim) {
   const struct slot *slot = &sim->host->slots[sim->slot];
   if (sim->crashed || __atomic_load_n(&sim->own->header->dead, __ATOMIC_ACQUIRE)) return -ENODEV;
@@ -59,7 +96,15 @@ static int tell_host(const struct sim *sim) {
   return send(sim->connection, line, (size_t)length, MSG_NOSIGNAL) == length ? 0 : -EPIPE;
 }
 
+int sim_ask_to_deliver(const struct sim *sim) {
+  static const char line[] = "{\"op\":\"deliver\"}\n";
+  if (sim->connection < 0) return -ENOTCONN;
+  if (send(sim->connection, line, sizeof line - 1, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)sizeof line - 1) return 0;
+  return errno == EAGAIN ? 0 : -errno; /* it has as many of these to read as fit there */
+}
+
 static void free_sim(struct sim *sim) {
+  remove_attachment(sim);
   for (uint32_t i = 0; i < sim->peer_count; i++) sim_domain_release(sim->peers[i]);
   sim_domain_release(sim->own);
   for (uint32_t i = 0; i < FIFO_CACHE; i++)
@@ -76,7 +121,7 @@ static int attach(struct sim *sim, const char *dir, int is_host) {
   sim->host = sim_map_host(sim->dir_fd, &sim->host_size);
   if (sim->host == MAP_FAILED) return -errno;
   sim->own = sim_domain(sim, sim->domid);
-  if (!sim->own) return -ESRCH;
+  if (!sim->own) return -errno;
   sim->own->references++;
   if (!is_host && (sim->connection = connect_to_host(dir)) < 0) return sim->connection;
   int error = take_slot(sim, is_host);
@@ -90,6 +135,7 @@ double xt_sim_open(const char *dir, uint32_t domid, int32_t is_host) {
   sim->dir_fd = sim->connection = -1;
   sim->host = MAP_FAILED;
   for (uint32_t i = 0; i < FIFO_CACHE; i++) sim->fifos[i].fd = -1;
+  add_attachment(sim);
   int error = attach(sim, dir, is_host);
   if (error == 0) return (double)(uintptr_t)sim;
   free_sim(sim);

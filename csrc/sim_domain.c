@@ -1,5 +1,6 @@
 /* The simulated platform's files: making, mapping and locking them. */
 #define _GNU_SOURCE
+#include "reserve.h"
 #include "sim.h"
 
 #include <errno.h>
@@ -124,12 +125,14 @@ void sim_evtchn_unlock_two(struct domain *a, struct domain *b) { unlock_two(a, b
 
 /* ---- making files ---- */
 
-static void *create_file(int dir_fd, const char *name, uint64_t size) {
+/* The first `used` bytes have their memory at once: the rest is a hole. */
+static void *create_file(int dir_fd, const char *name, uint64_t size, uint64_t used) {
   int fd = openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (fd < 0) return MAP_FAILED;
   void *memory = MAP_FAILED;
-  if (ftruncate(fd, (off_t)size) == 0) memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  int error = errno;
+  int error = ftruncate(fd, (off_t)size) ? -errno : xt_reserve(fd, 0, used);
+  if (error == 0) memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  error = error ? -error : errno;
   if (memory == MAP_FAILED) unlinkat(dir_fd, name, 0); /* whoever made it removes it, no one else */
   close(fd);
   errno = error;
@@ -143,7 +146,7 @@ int32_t xt_sim_host_create(const char *dir, const struct xt_sim_limits *limits) 
   int dir_fd = sim_open_dir(dir);
   if (dir_fd < 0) return -errno;
   uint64_t size = host_bytes(limits);
-  struct host_file *host = create_file(dir_fd, "host", size);
+  struct host_file *host = create_file(dir_fd, "host", size, size);
   int error = host == MAP_FAILED ? -errno : 0;
   close(dir_fd);
   if (error) return error;
@@ -170,7 +173,7 @@ static int32_t prepare_store(uint8_t *memory, const struct layout *layout) {
 
 static int32_t fill_domain(int dir_fd, const char *name, uint32_t domid, const struct xt_sim_limits *limits) {
   struct layout layout = layout_of(limits);
-  uint8_t *memory = create_file(dir_fd, name, layout.size);
+  uint8_t *memory = create_file(dir_fd, name, layout.size, layout.frames + (STORE_GREF + 1) * PAGE);
   if (memory == MAP_FAILED) return -errno;
   struct domain_header *header = (struct domain_header *)memory;
   header->version = LAYOUT_VERSION;
@@ -241,10 +244,14 @@ static struct domain *open_domain(int dir_fd, uint32_t domid) {
   char file[80];
   snprintf(file, sizeof file, "dom%u/memory", domid);
   int fd = openat(dir_fd, file, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-  if (fd < 0) return NULL;
+  if (fd < 0) {
+    if (errno == ENOENT) errno = ESRCH;
+    return NULL;
+  }
   struct domain *domain = calloc(1, sizeof *domain);
   uint8_t *memory = MAP_FAILED;
   off_t length = lseek(fd, 0, SEEK_END);
+  errno = domain ? ESRCH : ENOMEM; /* a file that is being made is no domain yet */
   if (domain && length >= PAGE)
     memory = mmap(NULL, (size_t)length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (memory == MAP_FAILED) goto fail;
@@ -271,9 +278,12 @@ static struct domain *open_domain(int dir_fd, uint32_t domid) {
   return domain;
 unmap:
   munmap(memory, (size_t)length);
-fail:
+  errno = ESRCH;
+fail:;
+  int error = errno;
   free(domain);
   close(fd);
+  errno = error;
   return NULL;
 }
 
@@ -293,6 +303,7 @@ struct domain *sim_domain(struct sim *sim, uint32_t domid) {
     sim->peers[i] = sim->peers[--sim->peer_count];
     break;
   }
+  errno = ENOSPC;
   if (sim->peer_count == DOMAINS_MAX) return NULL;
   struct domain *domain = open_domain(sim->dir_fd, domid);
   if (domain) sim->peers[sim->peer_count++] = domain;

@@ -2,7 +2,8 @@
  * Event channels of the simulated platform. A handle is a FIFO that its owner opens and notifiers write
  * to; it yields u32 ports like /dev/xen/evtchn. A port that was delivered is masked until unmasked, so it
  * is in the FIFO at most once. A port is written before it is marked: a notifier that dies in between
- * causes one event too many and never one too few.
+ * causes one event too many and never one too few. An event that cannot be written (no descriptor is left to open
+ * the FIFO with, or the FIFO is full) stays pending on its unmasked port, where the host finds it and tries again.
  */
 #define _GNU_SOURCE
 #include "sim.h"
@@ -10,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -19,8 +21,10 @@ static void fifo_name(char *name, size_t size, uint32_t domid, uint32_t handle) 
 }
 
 /* Handle numbers are never used again, so a cached descriptor is never someone else's. Opened for reading,
-   too: a writer alone would get SIGPIPE when the owner is gone. */
+   too: a writer alone would get SIGPIPE when the owner is gone. Our own handles have theirs open already. */
 static int fifo_fd(struct sim *sim, uint32_t domid, uint32_t handle) {
+  for (const struct own_handle *own = sim->handles; own && domid == sim->domid; own = own->next)
+    if (own->id == handle) return own->fd;
   struct fifo *fifo = &sim->fifos[(handle + domid * 7) % FIFO_CACHE];
   if (fifo->fd >= 0 && fifo->domid == domid && fifo->handle == handle) return fifo->fd;
   char name[64];
@@ -32,17 +36,23 @@ static int fifo_fd(struct sim *sim, uint32_t domid, uint32_t handle) {
   return fifo->fd;
 }
 
-/* A FIFO that is full swallows the event; its reader lost count, as with the device's ring overflow. */
-static void send_port(struct sim *sim, struct domain *domain, struct port *port) {
+/* 0, or -errno when the event is not in the FIFO. */
+static int send_port(struct sim *sim, struct domain *domain, struct port *port) {
   uint32_t number = (uint32_t)(port - domain->ports);
   int fd = fifo_fd(sim, domain->domid, port->handle);
-  if (fd >= 0 && write(fd, &number, sizeof number) != (ssize_t)sizeof number) return;
+  if (fd < 0 || write(fd, &number, sizeof number) != (ssize_t)sizeof number) return -errno;
   port->masked = 1;
+  port->pending = 0;
+  return 0;
 }
 
-static void deliver(struct sim *sim, struct domain *domain, struct port *port) {
-  if (port->masked || port->handle == 0) port->pending = 1;
-  else send_port(sim, domain, port);
+/* 0 when the event is in the FIFO, waits to be unmasked, or the host will send it. */
+static int deliver(struct sim *sim, struct domain *domain, struct port *port) {
+  int is_open = !port->masked && port->handle != 0;
+  int error = is_open ? send_port(sim, domain, port) : 0;
+  if (is_open && error == 0) return 0;
+  port->pending = 1;
+  return error && sim_ask_to_deliver(sim) ? error : 0;
 }
 
 static struct port *port_at(struct domain *domain, uint32_t number) {
@@ -104,16 +114,24 @@ int32_t xt_sim_evtchn_open(void *opaque, uint32_t *id) {
   struct sim *sim = opaque;
   char name[64];
   if (sim_usable(sim)) return -ENODEV;
+  struct own_handle *own = calloc(1, sizeof *own);
+  if (!own) return -ENOMEM;
   struct handle *handle = take_handle(sim);
-  if (!handle) return -EMFILE;
+  if (!handle) {
+    free(own);
+    return -EMFILE;
+  }
   *id = handle->id;
   fifo_name(name, sizeof name, sim->domid, handle->id);
   int fd = mkfifoat(sim->dir_fd, name, 0600) ? -1 : openat(sim->dir_fd, name, O_RDWR | O_NONBLOCK | O_CLOEXEC);
   if (fd >= 0) {
+    *own = (struct own_handle){*id, fd, sim->handles};
+    sim->handles = own;
     sim->live++;
     return fd;
   }
   int error = -errno;
+  free(own);
   sim_handle_close(sim, sim->own, *id);
   return error;
 }
@@ -131,8 +149,19 @@ void sim_handle_close(struct sim *sim, struct domain *domain, uint32_t id) {
   sim_evtchn_unlock_two(domain, NULL);
 }
 
+static void forget_handle(struct sim *sim, uint32_t id) {
+  for (struct own_handle **link = &sim->handles; *link; link = &(*link)->next) {
+    struct own_handle *own = *link;
+    if (own->id != id) continue;
+    *link = own->next;
+    free(own);
+    return;
+  }
+}
+
 int32_t xt_sim_evtchn_close(void *opaque, uint32_t id, int32_t fd) {
   struct sim *sim = opaque;
+  forget_handle(sim, id);
   if (sim_usable(sim) == 0 && handle_record(sim, id)) sim_handle_close(sim, sim->own, id);
   int error = close(fd) ? -errno : 0;
   sim_forget_one(sim);
@@ -144,7 +173,7 @@ int32_t xt_sim_evtchn_close(void *opaque, uint32_t id, int32_t fd) {
 int32_t xt_sim_evtchn_bind_unbound(void *opaque, uint32_t handle, uint32_t domid) {
   struct sim *sim = opaque;
   if (sim_usable(sim)) return -ENODEV;
-  if (!sim_domain(sim, domid)) return -ESRCH;
+  if (!sim_domain(sim, domid)) return -errno;
   if (!handle_record(sim, handle)) return -EBADF;
   sim_evtchn_lock_two(sim->own, NULL);
   struct port *port = free_port(sim->own);
@@ -177,7 +206,7 @@ int32_t xt_sim_evtchn_bind_interdomain(void *opaque, uint32_t handle, uint32_t d
   struct sim *sim = opaque;
   if (sim_usable(sim)) return -ENODEV;
   struct domain *remote = sim_domain(sim, domid);
-  if (!remote) return -ESRCH;
+  if (!remote) return -errno;
   if (!handle_record(sim, handle)) return -EBADF;
   sim_evtchn_lock_two(sim->own, remote);
   int32_t result = remote->header->dead ? -ESRCH : bind_ends(sim, handle, remote, port);
@@ -191,16 +220,14 @@ int32_t xt_sim_evtchn_adopt_store(void *opaque, uint32_t handle) {
   if (!handle_record(sim, handle)) return -EBADF;
   struct port *port = port_at(sim->own, sim->own->header->store_port);
   if (!port) return -ENODEV;
+  if (!sim_domain(sim, port->remote_domid)) return -errno; /* a notify must not need to open anything */
   int32_t result = -EBUSY;
   sim_evtchn_lock_two(sim->own, NULL);
   if (port->kernel && port->handle == 0) {
     port->handle = handle;
     port->slot = sim->slot;
     port->masked = 0;
-    if (port->pending) {
-      port->pending = 0;
-      deliver(sim, sim->own, port);
-    }
+    if (port->pending) deliver(sim, sim->own, port);
     result = (int32_t)sim->own->header->store_port;
   }
   sim_evtchn_unlock_two(sim->own, NULL);
@@ -246,25 +273,37 @@ int32_t xt_sim_evtchn_unbind(void *opaque, uint32_t handle, uint32_t number) {
 }
 
 /* Sends an event over `domain`'s port `number`. */
-void sim_port_notify(struct sim *sim, struct domain *domain, uint32_t number) {
+int sim_port_notify(struct sim *sim, struct domain *domain, uint32_t number) {
   sim_evtchn_lock_two(domain, NULL);
   struct port copy = domain->ports[number];
   sim_evtchn_unlock_two(domain, NULL);
-  if (copy.state != PORT_INTERDOMAIN) return;
+  if (copy.state != PORT_INTERDOMAIN) return 0;
   struct domain *remote = copy.remote_domid == domain->domid ? domain : sim_domain(sim, copy.remote_domid);
-  if (!remote) return;
+  if (!remote) return errno == ESRCH ? 0 : -errno;
   sim_evtchn_lock_two(remote, NULL);
   struct port *end = remote_end(remote, domain, &domain->ports[number]);
-  if (end) deliver(sim, remote, end);
+  int error = end ? deliver(sim, remote, end) : 0;
   sim_evtchn_unlock_two(remote, NULL);
+  return error;
+}
+
+int32_t sim_deliver_pending(struct sim *sim, struct domain *domain) {
+  int32_t left = 0;
+  sim_evtchn_lock_two(domain, NULL);
+  for (uint32_t i = 1; i < domain->header->limits.ports; i++) {
+    struct port *port = &domain->ports[i];
+    if (port->state == PORT_FREE || port->handle == 0 || port->masked || !port->pending) continue;
+    if (deliver(sim, domain, port)) left++;
+  }
+  sim_evtchn_unlock_two(domain, NULL);
+  return left;
 }
 
 int32_t xt_sim_evtchn_notify(void *opaque, uint32_t handle, uint32_t number) {
   struct sim *sim = opaque;
   if (sim_usable(sim)) return -ENODEV;
   if (!own_port(sim, handle, number)) return -ENOTCONN;
-  sim_port_notify(sim, sim->own, number);
-  return 0;
+  return sim_port_notify(sim, sim->own, number);
 }
 
 /* As the device: a port that is not ours is ignored. */
@@ -273,12 +312,9 @@ int32_t xt_sim_evtchn_unmask(void *opaque, uint32_t handle, uint32_t number) {
   if (sim_usable(sim)) return -ENODEV;
   sim_evtchn_lock_two(sim->own, NULL);
   struct port *port = own_port(sim, handle, number);
-  if (port && port->masked) {
+  if (port) {
     port->masked = 0;
-    if (port->pending) {
-      port->pending = 0;
-      deliver(sim, sim->own, port);
-    }
+    if (port->pending) deliver(sim, sim->own, port);
   }
   sim_evtchn_unlock_two(sim->own, NULL);
   return 0;

@@ -4,6 +4,7 @@
  * belongs to reference N for good, so a page is reusable exactly when its reference is.
  */
 #define _GNU_SOURCE
+#include "reserve.h"
 #include "sim.h"
 
 #include <errno.h>
@@ -44,9 +45,11 @@ static void *map_frames(const struct domain *domain, const uint32_t *frames, uin
   for (uint32_t i = 0, run; i < count; i += run) {
     for (run = 1; i + run < count && frames[i + run] == frames[i] + run; run++) {}
     off_t offset = (off_t)(domain->frames_offset + (uint64_t)frames[i] * PAGE);
-    if (mmap(base + (size_t)i * PAGE, (size_t)run * PAGE, protection, MAP_SHARED | MAP_FIXED, domain->fd, offset) !=
-        MAP_FAILED)
+    void *part = base + (size_t)i * PAGE;
+    if (mmap(part, (size_t)run * PAGE, protection, MAP_SHARED | MAP_FIXED, domain->fd, offset) != MAP_FAILED) {
+      madvise(part, (size_t)run * PAGE, MADV_DONTFORK); /* a child would see who has the page next */
       continue;
+    }
     int error = errno;
     munmap(base, (size_t)count * PAGE);
     errno = error;
@@ -272,7 +275,7 @@ double xt_sim_grant_map(void *opaque, uint32_t domid, const uint32_t *refs, uint
   if (sim_usable(sim)) return -ENODEV;
   if (count == 0) return -EINVAL;
   struct domain *domain = sim_domain(sim, domid);
-  if (!domain) return -ESRCH;
+  if (!domain) return -errno;
   int error = take_notify(sim, &notify, clear_byte, port, count, writable);
   if (error) return error;
   struct mapping *mapping = new_mapping(sim, domain, count);
@@ -327,9 +330,11 @@ static int share_all(struct mapping *share, uint32_t domid, int writable, const 
   if (own->header->shared_pages + share->count > own->header->limits.share_pages) return -ENOSPC;
   for (uint32_t i = 0; i < share->count; i++) {
     uint32_t ref = take_gref(own);
-    if (ref == 0) {
+    int error = ref ? xt_reserve(own->fd, own->frames_offset + (uint64_t)ref * PAGE, PAGE) : -ENOSPC;
+    if (error) {
+      if (ref) own->header->gref_low = ref;
       while (i > 0) sim_grant_end(own, share->items[--i]);
-      return -ENOSPC;
+      return error;
     }
     int noted = i == notify_page(notify);
     share->items[i] = ref;

@@ -13,16 +13,18 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* The numbers of the domains there are; how many. */
-static uint32_t list_domains(const struct sim *sim, uint32_t *domids) {
-  uint32_t count = 0, domid;
+/* The numbers of the domains there are; how many, or -errno. */
+static int32_t list_domains(const struct sim *sim, uint32_t *domids) {
+  uint32_t domid;
+  int32_t count = 0;
   int fd = openat(sim->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   DIR *dir = fd < 0 ? NULL : fdopendir(fd);
   if (!dir) {
+    int error = -errno;
     if (fd >= 0) close(fd);
-    return 0;
+    return error;
   }
-  for (struct dirent *entry; count < DOMAINS_MAX && (entry = readdir(dir));)
+  for (struct dirent *entry; count < (int32_t)DOMAINS_MAX && (entry = readdir(dir));)
     if (sscanf(entry->d_name, "dom%u", &domid) == 1) domids[count++] = domid;
   closedir(dir);
   return count;
@@ -84,11 +86,21 @@ static void free_slot(struct sim *sim, uint32_t slot, uint32_t generation) {
   pthread_mutex_unlock(&sim->host->lock);
 }
 
-static void bury(struct sim *sim, uint32_t slot, int with_notifies) {
-  uint32_t domids[DOMAINS_MAX], count = list_domains(sim, domids);
+/* The same, once each of them is mapped here: what follows then lacks nothing half-way. */
+static int32_t open_domains(struct sim *sim, uint32_t *domids) {
+  int32_t count = list_domains(sim, domids);
+  for (int32_t i = 0; i < count; i++)
+    if (!sim_domain(sim, domids[i]) && errno != ESRCH) return -errno;
+  return count;
+}
+
+static int32_t bury(struct sim *sim, uint32_t slot, int with_notifies) {
+  uint32_t domids[DOMAINS_MAX];
+  int32_t count = open_domains(sim, domids);
+  if (count < 0) return count;
   uint32_t generation = sim->host->slots[slot].generation;
   struct domain *owner = sim_domain(sim, sim->host->slots[slot].domid);
-  for (uint32_t i = 0; with_notifies && i < count; i++) {
+  for (int32_t i = 0; with_notifies && i < count; i++) {
     struct domain *domain = sim_domain(sim, domids[i]);
     if (domain) run_notifies(sim, domain, owner, slot);
   }
@@ -96,26 +108,40 @@ static void bury(struct sim *sim, uint32_t slot, int with_notifies) {
     close_handles(sim, owner, slot);
     close_leftover_ports(sim, owner, slot);
   }
-  for (uint32_t i = 0; i < count; i++) {
+  for (int32_t i = 0; i < count; i++) {
     struct domain *domain = sim_domain(sim, domids[i]);
     if (domain) drop_grants(domain, slot);
   }
   free_slot(sim, slot, generation);
+  return 0;
 }
 
 int32_t xt_sim_reap(void *opaque, uint32_t slot, uint32_t generation) {
   struct sim *sim = opaque;
-  if (slot == KERNEL_SLOT || slot >= sim->host->limits.slots) return -EINVAL;
+  if (slot == KERNEL_SLOT || slot >= sim->host->limits.slots) return 0; /* nobody's */
   const struct slot *record = &sim->host->slots[slot];
-  if (record->in_use && record->generation == generation) bury(sim, slot, 1);
-  return 0;
+  return record->in_use && record->generation == generation ? bury(sim, slot, 1) : 0;
+}
+
+int32_t xt_sim_deliver(void *opaque) {
+  struct sim *sim = opaque;
+  uint32_t domids[DOMAINS_MAX];
+  int32_t count = open_domains(sim, domids), left = 0;
+  if (count < 0) return count;
+  for (int32_t i = 0; i < count; i++) {
+    struct domain *domain = sim_domain(sim, domids[i]);
+    if (domain) left += sim_deliver_pending(sim, domain);
+  }
+  return left;
 }
 
 int32_t xt_sim_sweep(void *opaque) {
   struct sim *sim = opaque;
   for (uint32_t i = KERNEL_SLOT + 1; i < sim->host->limits.slots; i++) {
     const struct slot *slot = &sim->host->slots[i];
-    if (slot->in_use && kill((pid_t)slot->pid, 0) < 0 && errno == ESRCH) bury(sim, i, 1);
+    if (!slot->in_use || kill((pid_t)slot->pid, 0) == 0 || errno != ESRCH) continue;
+    int32_t error = bury(sim, i, 1);
+    if (error) return error;
   }
   return 0;
 }
@@ -141,10 +167,15 @@ static void remove_files(const struct sim *sim, uint32_t domid) {
 int32_t xt_sim_domain_destroy(void *opaque, uint32_t domid) {
   struct sim *sim = opaque;
   struct domain *domain = sim_domain(sim, domid);
-  if (!domain) return -ESRCH;
+  if (!domain) return -errno;
   domain->references++;
-  for (uint32_t i = KERNEL_SLOT + 1; i < sim->host->limits.slots; i++)
-    if (sim->host->slots[i].in_use && sim->host->slots[i].domid == domid) bury(sim, i, 0);
+  int32_t error = 0;
+  for (uint32_t i = KERNEL_SLOT + 1; error == 0 && i < sim->host->limits.slots; i++)
+    if (sim->host->slots[i].in_use && sim->host->slots[i].domid == domid) error = bury(sim, i, 0);
+  if (error) {
+    sim_domain_release(domain);
+    return error;
+  }
   mark_dead(domain);
   for (uint32_t i = 1; i < domain->header->limits.ports; i++) {
     struct port *port = &domain->ports[i];
@@ -222,7 +253,9 @@ static void list_evtchns(struct list *list, struct domain *domain) {
 int32_t xt_sim_list(void *opaque, struct xt_sim_item *items, uint32_t max) {
   struct sim *sim = opaque;
   struct list list = {sim, items, 0, max};
-  uint32_t domids[DOMAINS_MAX], count = list_domains(sim, domids);
+  uint32_t domids[DOMAINS_MAX];
+  int32_t count = open_domains(sim, domids);
+  if (count < 0) return count;
   for (uint32_t i = KERNEL_SLOT + 1; i < sim->host->limits.slots; i++) {
     const struct slot *slot = &sim->host->slots[i];
     if (slot->in_use)
@@ -230,7 +263,7 @@ int32_t xt_sim_list(void *opaque, struct xt_sim_item *items, uint32_t max) {
           (struct xt_sim_item){
               .kind = XT_SIM_SLOT, .domid = slot->domid, .id = i, .peer = slot->is_host, .count = slot->generation});
   }
-  for (uint32_t i = 0; i < count; i++) {
+  for (int32_t i = 0; i < count; i++) {
     struct domain *domain = sim_domain(sim, domids[i]);
     if (!domain) continue;
     list_grants(&list, domain);

@@ -4,8 +4,8 @@
  * Conventions: a function returns 0 or a count, and -errno when it failed. A function that makes an
  * address or an opaque handle returns it as a double (exact below 2^53), negative: -errno. No function
  * keeps a pointer of the caller's past its return unless it says so. No state lives outside handles, but
- * for what the clock measured once: the library may be loaded several times in one process. Any thread may
- * call; one handle, one thread at a time, unless said otherwise.
+ * for what the clock measured once and the list of attachments that a fork ends: the library may be loaded several
+ * times in one process. Any thread may call; one handle, one thread at a time, unless said otherwise.
  */
 #ifndef XENTOOL_H
 #define XENTOOL_H
@@ -24,7 +24,8 @@ XT_API uint32_t xt_abi_version(void);
 /* Anonymous, zeroed, page-aligned memory. */
 XT_API double xt_memory_alloc(uint64_t size);
 XT_API int32_t xt_memory_free(void *address, uint64_t size);
-/* Maps `size` bytes of `fd` shared, from `offset`; writable or not. */
+/* Maps `size` bytes of `fd` shared, from `offset`; writable or not. A writable file gets its memory first: -ENOSPC
+   where the file system is full, and never SIGBUS later. */
 XT_API double xt_memory_map(int32_t fd, uint64_t offset, uint64_t size, int32_t writable);
 XT_API int32_t xt_memory_copy(void *to, const void *from, uint64_t size);
 /* Non-blocking, close-on-exec. */
@@ -236,16 +237,21 @@ XT_API int32_t xt_sim_domain_create(const char *dir, uint32_t domid);
    and removes its files. Its pages that others map stay memory until unmapped. */
 XT_API int32_t xt_sim_domain_destroy(void *sim, uint32_t domid);
 
-/* Attaches as a process of `domid`. is_host: without a connection to host.sock, which tells of its death. */
+/* Attaches as a process of `domid`. is_host: without a connection to host.sock, which tells of its death. A child of
+   a fork is not attached: to it everything looks as after xt_sim_crash. */
 XT_API double xt_sim_open(const char *dir, uint32_t domid, int32_t is_host);
 /* What is still open through it keeps the attachment alive until it is closed, too. */
 XT_API int32_t xt_sim_close(void *sim);
 /* For tests: as kill -9 would leave things. Closing what is open then changes no table. */
 XT_API int32_t xt_sim_crash(void *sim);
-/* Host. Performs a dead process's unmap-notifies, closes its ports, drops its mappings, ends its shares. */
+/* Host. Performs a dead process's unmap-notifies, closes its ports, drops its mappings, ends its shares. Like all of
+   the host's functions that follow it changes nothing when it lacks something (-EMFILE): call it again. */
 XT_API int32_t xt_sim_reap(void *sim, uint32_t slot, uint32_t generation);
 /* Host. Reaps the slots of processes that no longer exist. */
 XT_API int32_t xt_sim_sweep(void *sim);
+/* Host. Sends the events that a process could not send (its notify asks for it). How many it
+   cannot send either. */
+XT_API int32_t xt_sim_deliver(void *sim);
 
 enum { XT_SIM_SLOT = 0, XT_SIM_GRANT = 1, XT_SIM_ORPHAN = 2, XT_SIM_MAP = 3, XT_SIM_PORT = 4, XT_SIM_HANDLE = 5 };
 struct xt_sim_item {

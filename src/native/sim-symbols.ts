@@ -14,6 +14,7 @@ export const simSymbols = {
   xt_sim_crash: { args: [ptr], returns: i32 },
   xt_sim_reap: { args: [ptr, u32, u32], returns: i32 },
   xt_sim_sweep: { args: [ptr], returns: i32 },
+  xt_sim_deliver: { args: [ptr], returns: i32 },
   xt_sim_list: { args: [ptr, ptr, u32], returns: i32 },
 
   xt_sim_evtchn_open: { args: [ptr, ptr], returns: i32 },

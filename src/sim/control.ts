@@ -17,6 +17,8 @@ export type ControlReply =
 export interface ControlHandlers {
   /** A request of a tool; what it gives back, or throws, is the answer. */
   request(request: ControlRequest): Promise<unknown>;
+  /** A process cannot send an event of its own: send what is pending. */
+  undelivered(): void;
   /** The connection of process `slot` ended. */
   detached(slot: number, generation: number): void;
 }
@@ -75,6 +77,10 @@ function handleLine(socket: Bun.Socket<ConnectionState>, line: string, handlers:
   const attach = asAttach(message);
   if (attach !== undefined) {
     socket.data.attached = attach;
+    return;
+  }
+  if (isRecord(message) && message["op"] === "deliver") {
+    handlers.undelivered();
     return;
   }
   const request = asRequest(message);

@@ -24,6 +24,7 @@ import { StoreRings } from "./store-rings.ts";
 import { describeUsage, isHeld, listUsage, type UsageItem } from "./usage.ts";
 
 const SETTLE_STEP_MS = 5;
+const ATTEND_AGAIN_MS = 10;
 const STORE_GREF = 1;
 const DOMAINS_MAX = 250;
 
@@ -66,6 +67,9 @@ export class SimHost {
   #dom0: SimPlatform | undefined;
   #rings: StoreRings | undefined;
   #control: ControlSocket | undefined;
+  /** Slots of processes that died, with their generations, until they are buried. */
+  readonly #unburied = new Map<number, number>();
+  #attendLater: NodeJS.Timeout | undefined;
   #stopping: Promise<void> | undefined;
   #ownsFiles = false;
   #ownsDirectory: boolean;
@@ -201,11 +205,15 @@ export class SimHost {
     this.#control = listenForControl(join(this.dir, "host.sock"), {
       request: (request) => this.#answer(request),
       detached: (slot, generation) => this.#reap(slot, generation),
+      undelivered: () => this.#attend(),
     });
     await this.createDomain(0);
     this.#handle = attachSim(this.dir, 0, true);
     this.#dom0 = new SimPlatform({ name: "sim", dir: this.dir, domid: toDomid(0) }, true);
-    this.#rings = new StoreRings(this.#dom0, (domid) => this.server.ringOf(domid)?.pump());
+    this.#rings = new StoreRings(this.#dom0, {
+      event: (domid) => this.server.ringOf(domid)?.pump(),
+      undelivered: () => this.#attend(),
+    });
     for (let domid = 1; domid < domains; domid++) await this.createDomain(domid);
     this.#describe();
     this.#ownsDirectory = true;
@@ -216,6 +224,7 @@ export class SimHost {
     this.server.close();
     await this.#rings?.close();
     this.#dom0?.close();
+    clearTimeout(this.#attendLater);
     if (this.#handle !== undefined) shim.xt_sim_close(this.#handle);
     this.#handle = undefined;
     if (this.#ownsFiles) removeHostFiles(this.dir);
@@ -264,10 +273,24 @@ export class SimHost {
     store.close();
   }
 
+  /** Does for the process that had `slot` what its kernel would have done. */
   #reap(slot: number, generation: number): void {
-    if (this.#handle === undefined) return;
-    if (slot !== 0) shim.xt_sim_reap(this.#handle, slot, generation);
-    shim.xt_sim_sweep(this.#handle);
+    if (slot !== 0) this.#unburied.set(slot, generation);
+    this.#attend();
+  }
+
+  /** Buries who died and sends the events that others could not send; what lacks a descriptor is done later. */
+  #attend(): void {
+    if (this.#handle === undefined || this.#attendLater !== undefined) return;
+    for (const [slot, generation] of this.#unburied)
+      if (shim.xt_sim_reap(this.#handle, slot, generation) === 0) this.#unburied.delete(slot);
+    const swept = shim.xt_sim_sweep(this.#handle);
+    const undelivered = shim.xt_sim_deliver(this.#handle);
+    if (this.#unburied.size === 0 && swept === 0 && undelivered === 0) return;
+    this.#attendLater = setTimeout(() => {
+      this.#attendLater = undefined;
+      this.#attend();
+    }, ATTEND_AGAIN_MS);
   }
 
   async #answer(request: ControlRequest): Promise<unknown> {

@@ -15,19 +15,26 @@ interface OpenRing extends Ring {
   releasePort(): void;
 }
 
+export interface StoreRingHandlers {
+  /** The ring of this domain wants attention. */
+  event(domid: number): void;
+  /** An event of ours waits for a descriptor to be sent with. */
+  undelivered(): void;
+}
+
 export class StoreRings {
   readonly #events: EventChannels;
   readonly #grants: GrantTable;
   readonly #open = new Map<number, OpenRing>();
   readonly #domidOfPort = new Map<number, number>();
   readonly #ports: PortStream;
-  readonly #onEvent: (domid: number) => void;
+  readonly #handlers: StoreRingHandlers;
 
-  /** Rings as `platform`, which is domain 0. `onEvent` runs when a domain's ring wants attention. */
-  constructor(platform: Platform, onEvent: (domid: number) => void) {
+  /** Rings as `platform`, which is domain 0. */
+  constructor(platform: Platform, handlers: StoreRingHandlers) {
     this.#events = platform.openEventChannels();
     this.#grants = platform.openGrantTable();
-    this.#onEvent = onEvent;
+    this.#handlers = handlers;
     this.#ports = new PortStream(this.#events, (port) => this.#serve(port));
   }
 
@@ -61,7 +68,7 @@ export class StoreRings {
     };
     const ring: OpenRing = {
       page: mapping,
-      events: this.#events,
+      events: { notify: (own) => this.#notify(own) },
       port,
       gfn: STORE_GREF,
       remotePort,
@@ -80,11 +87,17 @@ export class StoreRings {
     this.#grants.close();
   }
 
+  #notify(port: EvtchnPort): number {
+    const result = this.#events.notify(port);
+    if (result < 0) this.#handlers.undelivered();
+    return result;
+  }
+
   #serve(port: EvtchnPort): void {
     const domid = this.#domidOfPort.get(port);
     if (domid === undefined) return;
     try {
-      this.#onEvent(domid);
+      this.#handlers.event(domid);
     } catch (error) {
       log.error("xenstore ring of domain {domid}: {error}", { domid, error: describeError(error) });
     }

@@ -1,7 +1,6 @@
 // What is in use in a simulated host, as the shim lists it: for `sim status`, and for tests to see that
 // nothing was left behind.
-import { XentoolError } from "../core/errors.ts";
-import { shim, type Pointer } from "../native/shim.ts";
+import { check, shim, type Pointer } from "../native/shim.ts";
 
 const KINDS = ["process", "grant", "orphan", "map", "port", "handle"] as const;
 export type UsageKind = (typeof KINDS)[number];
@@ -31,8 +30,7 @@ const RESERVED_GREFS = 8;
 export function listUsage(sim: Pointer): UsageItem[] {
   for (let capacity = 256; ; capacity *= 2) {
     const words = new Uint32Array(capacity * ITEM_WORDS);
-    const count = shim.xt_sim_list(sim, words, capacity);
-    if (count < 0) throw new XentoolError("bug", `the simulated host cannot be listed: ${count}`);
+    const count = check(shim.xt_sim_list(sim, words, capacity), "list what is in use");
     if (count <= capacity) return Array.from({ length: count }, (_, index) => itemAt(words, index));
   }
 }

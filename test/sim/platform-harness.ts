@@ -16,7 +16,7 @@ export interface Victim<Said> {
 export async function startVictim<Said>(
   dir: string,
   domid: number,
-  mode: "share" | "map" | "copy" | "churn",
+  mode: "share" | "map" | "copy" | "churn" | "notify-without-descriptors",
   ...numbers: readonly number[]
 ): Promise<Victim<Said>> {
   const script = join(import.meta.dir, "platform-victim.ts");

@@ -5,6 +5,7 @@ import { GrantCopyBatch } from "../../src/native/grant-copy.ts";
 import { allocateMemory } from "../../src/native/memory.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { DEFAULT_LIMITS } from "../../src/sim/limits.ts";
+import { nextPorts, startVictim } from "./platform-harness.ts";
 
 const DOM0 = toDomid(0);
 const DOM1 = toDomid(1);
@@ -149,6 +150,17 @@ test("a closed platform lives until what was opened through it is closed", () =>
     true,
   );
   mapping.close();
+});
+
+test("a process without a descriptor to send an event with: the host sends it", async () => {
+  const front = host.platform(1);
+  const channels = front.openEventChannels();
+  const port = channels.bindUnbound(DOM0);
+  const victim = await startVictim(host.dir, 0, "notify-without-descriptors", 1, port);
+  expect(victim.said).toEqual({ error: "EMFILE", result: 0 });
+  expect(await nextPorts(channels)).toEqual([port]);
+  await victim.kill();
+  closeAll([channels, front]);
 });
 
 test("limits that make no sense are refused, and leave no directory", async () => {

@@ -1,5 +1,6 @@
 // A process of a simulated domain that a test kills: `bun platform-victim.ts DIR DOMID MODE ARGUMENTS…`. It
 // says on stdout, as one JSON line, what it holds, and then goes on until it is killed.
+import { openSync } from "node:fs";
 import { PAGE_SIZE, toDomid, type Domid, type EvtchnPort } from "../../src/core/types.ts";
 import { GrantCopyBatch } from "../../src/native/grant-copy.ts";
 import { allocateMemory } from "../../src/native/memory.ts";
@@ -26,6 +27,17 @@ function map(peer: Domid, ref: number, remotePort: EvtchnPort): void {
   const port = platform.openEventChannels().bindInterdomain(peer, remotePort);
   platform.openGrantTable().map(peer, [ref], "rw", { clearByteAt: 20, port });
   say({ port });
+}
+
+/** Notifies over a port bound to `remotePort` of `peer`, with no descriptor left to do it with. */
+function notifyWithoutDescriptors(peer: Domid, remotePort: EvtchnPort): void {
+  const channels = platform.openEventChannels();
+  const port = channels.bindInterdomain(peer, remotePort);
+  try {
+    for (;;) openSync("/dev/null", "r");
+  } catch (error) {
+    say({ error: (error as NodeJS.ErrnoException).code, result: channels.notify(port) });
+  }
 }
 
 /** Copies to and from a grant of `peer`, as fast as it can: nearly always within the granter's lock. */
@@ -61,6 +73,7 @@ function churn(peer: Domid, ref: number, remotePort: EvtchnPort): never {
 const peer = toDomid(numbers[0] ?? 0);
 if (mode === "share") share();
 else if (mode === "map") map(peer, numbers[1] as number, numbers[2] as EvtchnPort);
+else if (mode === "notify-without-descriptors") notifyWithoutDescriptors(peer, numbers[1] as EvtchnPort);
 else if (mode === "copy") copy(peer, numbers[1] as number);
 else if (mode === "churn") churn(peer, numbers[1] as number, numbers[2] as EvtchnPort);
 else throw new Error(`no such mode: ${mode}`);
