@@ -63,7 +63,7 @@ export class QueueConnection {
     return this.#connected.promise;
   }
 
-  /** Has the worker answer what it has taken and give everything back. */
+  /** Has the worker complete what it has started and give everything back. */
   async stop(): Promise<void> {
     Atomics.store(this.#control, CONTROL_STOP, 1);
     this.#wake();

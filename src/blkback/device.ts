@@ -138,8 +138,8 @@ export class BlkbackDevice {
   }
 
   /**
-   * Stops serving without a word to the guest, which keeps waiting: everything taken off the ring is
-   * answered, so another process can take the device over where this one stopped.
+   * Stops serving without a word to the guest, which keeps waiting: what was started is completed and answered, the
+   * rest is left in the journal, so another process can take the device over where this one stopped.
    */
   async abandon(): Promise<void> {
     if (!this.#over) {

@@ -116,15 +116,16 @@ export class BlockQueue {
     return this.#ring.unanswered;
   }
 
-  /** Serves until `shouldStop` answers true and everything in flight is answered, or the ring lies. */
+  /**
+   * Serves until `shouldStop` answers true, or the ring lies. What was started then is completed and answered, which
+   * is bounded by the memory for data; what was not is left to the journal.
+   */
   run(shouldStop: () => boolean, onWake: () => void): void {
     for (;;) {
-      const failed = this.failure !== undefined;
-      const stopping = failed || shouldStop();
-      if (stopping && this.#ring.unanswered === 0) return;
-      if (failed && (this.#operations.activeCount === 0 || this.#engineFailed)) return;
+      const stopping = this.failure !== undefined || shouldStop();
+      if (stopping && (this.#operations.activeCount === 0 || this.#engineFailed)) return;
       const fetched = stopping ? 0 : this.#fetch();
-      if (!failed) this.#start();
+      if (!stopping) this.#start();
       const wait = this.#mayWait(fetched, stopping);
       if (wait === 0 && this.#executor.submitted === 0 && this.#operations.activeCount === 0) {
         this.#push();

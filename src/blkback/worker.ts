@@ -41,7 +41,7 @@ export interface BlkbackOrder {
   readonly wakeFd: number;
 }
 
-/** Set to 1 to make the worker answer what it has taken, stop and clean up. */
+/** Set to 1 to make the worker complete what it has started, stop and clean up. */
 export const CONTROL_STOP = 0;
 /** The capacity in sectors: low and high 32 bits. */
 export const CONTROL_SECTORS_LOW = 1;

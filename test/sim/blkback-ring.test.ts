@@ -401,3 +401,37 @@ describe("a target in trouble", () => {
     expect(h.readImage(0, 4096).every((byte) => byte === 9)).toBe(true);
   });
 });
+
+describe.each(["copy", "map"] as const)("told to stop, data by %s", (grantMode) => {
+  test("what was started is completed, what was not is left", async () => {
+    const h = await start({ grantMode, ringPages: 16, imageBytes: 1 << 20, dataPages: 32 });
+    // Each waits for the one before it.
+    for (let id = 0n; id < 512n; id++) h.put({ op: WRITE, id, sector: 8, segments: h.pages(0, 11) });
+    h.push();
+    let looks = 0;
+    h.queue.run(
+      () => looks++ > 0,
+      () => {},
+    );
+    expect(h.takeResponses()).toEqual([{ id: 0n, op: WRITE, status: OKAY }]);
+    expect(h.queue.unanswered).toBe(511);
+  });
+
+  test("memory bounds what can have been started", async () => {
+    const h = await start({ grantMode, ringPages: 16, imageBytes: 1 << 20, maxIndirectSegments: 4096 });
+    const sector = { gref: h.ref(9), first: 0, last: 0 };
+    for (let page = 0; page < 4; page++) h.fillIndirectPage(page, Array<typeof sector>(512).fill(sector));
+    const pages = [0, 1, 2, 3].map((page) => h.ref(page));
+    for (let id = 0n; id < 100n; id++) h.putIndirect(READ, 2048, 0, pages, id);
+    h.push();
+    let looks = 0;
+    h.queue.run(
+      () => looks++ > 0,
+      () => {},
+    );
+    const answered = h.takeResponses().length;
+    expect(answered).toBeGreaterThan(0);
+    expect(answered + h.queue.unanswered).toBe(100);
+    expect(h.queue.unanswered).toBeGreaterThan(0);
+  });
+});
