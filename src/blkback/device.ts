@@ -1,6 +1,6 @@
 // The control plane of one device: follows the XenbusState of both ends (public/io/xenbus.h) and connects
 // or disconnects the data plane accordingly. Every watch event only says "look again"; looking compares
-// what both ends say with what is, and takes the one step that follows. So events may come in any number
+// what both ends say with what is, and takes the one step that decide.ts names. So events may come in any number
 // and order, and a guest that flaps costs no more than one step at a time.
 import { setTimeout as delay } from "node:timers/promises";
 import type { FilterSpec } from "../block/filter.ts";
@@ -16,6 +16,8 @@ import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenb
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 import { QueueConnection } from "./connection.ts";
+import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
+import { isDevice, writeKeys } from "./device-keys.ts";
 import { diskKeys, diskLimits, promises, ringKeys, type Offer } from "./features.ts";
 import type { DiskLimits } from "./requests.ts";
 import { journalPath, removeJournal } from "./journal.ts";
@@ -34,9 +36,6 @@ export interface DeviceOptions {
   readonly statsDir: string;
   readonly verbosity: number;
 }
-
-/** Why a device is served no longer: the guest or the toolstack let go, the guest is gone, or we left it. */
-export type DeviceEnd = "closed" | "removed" | "frontend-gone" | "abandoned";
 
 /**
  * A guest that reconnects in a loop is connected this often at most; one that is refused each time, more and more
@@ -63,10 +62,15 @@ export class BlkbackDevice {
   #connection: QueueConnection | undefined;
   #connectedAtMs = -Infinity;
   #pauseMs = RECONNECT_PAUSE_MS;
-  /** Set after a failure: the guest must start over at Initialising before it is served again. */
+  /** Looks again when the pause is over. */
+  #pause: ReturnType<typeof setTimeout> | undefined;
+  /** Set after a failure: the guest must offer another ring before it is served again. */
   #refused = false;
-  /** The former server of the ring to connect to waited for the guest to let go, and so do we. */
-  #resumesClosing = false;
+  /** The ring is one in use, whose former server may have waited for the guest to let go. */
+  #takeover = false;
+  /** What the frontend said when it was looked at last, and whether it has offered a ring since the last one. */
+  #frontend: XenbusState = XenbusState.Unknown;
+  #anew = false;
   #looking = false;
   #lookAgain = false;
   #over = false;
@@ -106,7 +110,7 @@ export class BlkbackDevice {
   ): Promise<BlkbackDevice> {
     const device = new BlkbackDevice(platform, xenstore, address, image, options, spawnWorker);
     try {
-      await device.#offer();
+      await device.#begin();
       await device.#watch();
     } catch (error) {
       await device.abandon();
@@ -115,20 +119,12 @@ export class BlkbackDevice {
     return device;
   }
 
-  get state(): XenbusState {
-    return this.#state;
-  }
-
   /**
    * Asks the guest to let go, as hot-unplug does, and waits for it. False: it did not within `timeoutMs`;
    * then the device goes on as before.
    */
   async detach(timeoutMs: number, signal?: AbortSignal): Promise<boolean> {
-    const dir = backendDir(this.address);
-    await this.#xenstore.transaction(async (tx) => {
-      await tx.write(`${dir}/online`, "0");
-      await tx.write(`${dir}/state`, String(XenbusState.Closing));
-    });
+    await writeKeys(this.#xenstore, this.address, { online: 0, state: XenbusState.Closing });
     const timer = new AbortController();
     const expired = delay(timeoutMs, false, { signal: timer.signal }).catch(() => false);
     const aborted = new Promise<false>((resolve) => signal?.addEventListener("abort", () => resolve(false)));
@@ -153,23 +149,14 @@ export class BlkbackDevice {
 
   // The steps.
 
-  async #offer(): Promise<void> {
-    const back = backendDir(this.address);
+  async #begin(): Promise<void> {
     const [backend, frontend] = await Promise.all([this.#readBackendState(), this.#readFrontendState()]);
-    if (isInUse(backend, frontend)) {
-      await this.#expectPromisesKept();
-      logger.info(`${this.#name}: taking over a ring in use`);
-      this.#resumesClosing = backend === XenbusState.Closing;
-      this.#state = XenbusState.InitWait;
-      return;
-    }
-    await this.#xenstore.transaction(async (tx) => {
-      for (const [key, value] of Object.entries(ringKeys(this.#options.offer)))
-        await tx.write(`${back}/${key}`, String(value));
-      await tx.write(`${back}/hotplug-status`, "connected");
-      await tx.write(`${back}/state`, String(XenbusState.InitWait));
-    });
-    this.#entered(XenbusState.InitWait);
+    if (!isInUse(backend, frontend)) return this.#say(XenbusState.InitWait);
+    await this.#expectPromisesKept();
+    logger.info(`${this.#name}: taking over a ring in use`);
+    this.#takeover = true;
+    this.#state = backend;
+    this.#frontend = frontend;
   }
 
   async #expectPromisesKept(): Promise<void> {
@@ -188,9 +175,25 @@ export class BlkbackDevice {
     const forget = this.#xenstore.onClose((error) => this.#fail(error));
     this.#unwatch.push(async () => forget());
     const look = (): Promise<void> => this.#look();
+    this.#unwatch.push(await this.#watchOffers());
     this.#unwatch.push(await this.#xenstore.watch(backendDir(this.address), look));
     this.#unwatch.push(await this.#xenstore.watch(`${frontendDir(this.address)}/state`, look));
     this.#unwatch.push(await this.#xenstore.watch("@releaseDomain", look));
+  }
+
+  /**
+   * Every offer of a ring writes this key. The states do not tell of each one: a frontend that is back from s2idle
+   * goes from Connected through Initialised to Connected without waiting for us, often with the same numbers.
+   */
+  #watchOffers(): Promise<Unwatch> {
+    let isFirst = true;
+    return this.#xenstore.watch(`${frontendDir(this.address)}/event-channel`, () => {
+      // The first event says that the watch is set.
+      if (!isFirst) this.#anew = true;
+      isFirst = false;
+      // Not awaited: what comes while we look must be noted at once.
+      void this.#look();
+    });
   }
 
   /** Looks until nothing changed while looking. */
@@ -201,7 +204,8 @@ export class BlkbackDevice {
     try {
       while (this.#lookAgain && !this.#over) {
         this.#lookAgain = false;
-        await this.#takeStep();
+        const step = decide(await this.#see());
+        if (!this.#over) await this.#take(step);
       }
     } catch (error) {
       this.#fail(error);
@@ -210,48 +214,56 @@ export class BlkbackDevice {
     }
   }
 
-  async #takeStep(): Promise<void> {
-    const back = backendDir(this.address);
-    const wanted = await this.#readBackendState();
-    if (wanted === XenbusState.Unknown && !(await this.#xenstore.exists(back)))
-      return this.#close("removed", false);
-    const frontend = await this.#readFrontendState();
-    const online = (await this.#xenstore.tryRead(`${back}/online`)) === "1";
+  async #see(): Promise<Seen> {
+    const [exists, backend, online, frontend] = await Promise.all([
+      isDevice(this.#xenstore, this.address),
+      this.#readBackendState(),
+      this.#xenstore.tryRead(`${backendDir(this.address)}/online`),
+      this.#readFrontendState(),
+    ]);
+    this.#anew ||= offersAnew(this.#frontend, frontend);
+    this.#frontend = frontend;
     const isClosing = this.#state === XenbusState.Closing || this.#state === XenbusState.Closed;
-    if (wanted === XenbusState.Closing && !isClosing && !this.#resumesClosing)
-      this.#entered(XenbusState.Closing);
+    // The toolstack's word in our place.
+    if (backend === XenbusState.Closing && !isClosing) this.#entered(XenbusState.Closing);
     await this.#resizeIfAsked();
-    switch (frontend) {
-      case XenbusState.Unknown:
-        return this.#close("frontend-gone", true);
-      case XenbusState.Initialising:
-        await this.#disconnect();
-        this.#refused = false;
-        if (!online) return this.#close("closed", true);
-        if (this.#state !== XenbusState.InitWait) await this.#offer();
-        return;
-      case XenbusState.Initialised:
-      case XenbusState.Connected:
-        if (this.#state === XenbusState.InitWait && !this.#refused) await this.#connect();
-        return;
-      case XenbusState.Closing:
-        if (this.#state !== XenbusState.Closed) await this.#enter(XenbusState.Closing);
-        return;
-      case XenbusState.Closed:
-        await this.#disconnect();
-        if (!online) return this.#close("closed", true);
-        return this.#enter(XenbusState.Closed);
-      default:
-        return;
-    }
+    return {
+      removed: !exists,
+      frontend,
+      online: online === "1",
+      own: this.#state,
+      serving: this.#connection !== undefined,
+      anew: this.#anew,
+      refused: this.#refused,
+      takeover: this.#takeover,
+    };
   }
 
-  async #connect(): Promise<void> {
-    let connection: QueueConnection;
+  async #take({ ring, say, end }: Step): Promise<void> {
+    if (ring === "connect") return this.#connect(say);
+    if (ring === "drop") await this.#drop();
+    await this.#say(say);
+    if (end !== undefined) this.#finishOnce(end);
+  }
+
+  /** True while the last connection is too recent for another one; we look again when it is not. */
+  #mustPause(): boolean {
     const since = performance.now() - this.#connectedAtMs;
     if (since > FORGIVEN_AFTER_MS) this.#pauseMs = RECONNECT_PAUSE_MS;
-    if (since < this.#pauseMs) await delay(this.#pauseMs - since);
+    if (since >= this.#pauseMs) return false;
+    clearTimeout(this.#pause);
+    this.#pause = setTimeout(() => void this.#look(), this.#pauseMs - since);
+    return true;
+  }
+
+  /** Connects to the ring that the frontend offers, instead of the one that is served, and says `say` then. */
+  async #connect(say: XenbusState): Promise<void> {
+    await this.#stopServing();
+    if (this.#mustPause()) return;
+    let connection: QueueConnection;
     this.#connectedAtMs = performance.now();
+    // Before its keys are read: what is written after that is another one.
+    this.#anew = false;
     try {
       const { offer } = this.#options;
       const ring = await readRingParameters(
@@ -286,27 +298,17 @@ export class BlkbackDevice {
       this.#connection = undefined;
       return this.#refuse(error);
     }
-    if (this.#resumesClosing) {
-      this.#resumesClosing = false;
-      this.#entered(XenbusState.Closing);
-      return;
-    }
-    await this.#publish();
-    this.#entered(XenbusState.Connected);
+    this.#refused = this.#takeover = false;
+    if (say === XenbusState.Connected) await this.#connected();
+    else await this.#say(say);
     // Not before: a data plane that is gone already is found out here, too.
     void connection.stopped.then((failure) => this.#stopped(connection, failure));
   }
 
-  /** The disk's keys and Connected at once: also how a new size is announced. */
-  async #publish(): Promise<void> {
-    const dir = backendDir(this.address);
-    await this.#xenstore.transaction(async (tx) => {
-      for (const [key, value] of Object.entries(
-        diskKeys(this.#options.offer, this.#image.info, this.#limits),
-      ))
-        await tx.write(`${dir}/${key}`, String(value));
-      await tx.write(`${dir}/state`, String(XenbusState.Connected));
-    });
+  /** Also how a new size is announced. */
+  async #connected(): Promise<void> {
+    await this.#write({ ...this.#diskKeys(), state: XenbusState.Connected });
+    this.#entered(XenbusState.Connected);
   }
 
   async #stopServing(): Promise<void> {
@@ -316,15 +318,15 @@ export class BlkbackDevice {
   }
 
   /** The guest has let go of the ring, or is to: nobody will go on there. */
-  async #disconnect(): Promise<void> {
+  async #drop(): Promise<void> {
     await this.#stopServing();
-    this.#resumesClosing = false;
+    this.#takeover = this.#refused = false;
     removeJournal(journalPath(this.#stats.path));
   }
 
   /** The worker is done: after `stop`, or by itself because the ring or the engine failed. */
   async #stopped(connection: QueueConnection, failure: XentoolError | undefined): Promise<void> {
-    if (this.#connection !== connection || this.#over || this.#state !== XenbusState.Connected) return;
+    if (this.#connection !== connection || this.#over) return;
     this.#connection = undefined;
     await this.#refuse(failure ?? new XentoolError("bug", "the data plane stopped by itself"));
   }
@@ -337,8 +339,8 @@ export class BlkbackDevice {
     this.#pauseMs = Math.min(RECONNECT_PAUSE_MAX_MS, this.#pauseMs * 2);
     try {
       const node = backendDir(this.address).replace(/^\/local\/domain\/[0-9]+/, (own) => `${own}/error`);
-      await this.#xenstore.write(`${node}/error`, escapeControls(reason));
-      await this.#enter(XenbusState.Closing);
+      await this.#write({ state: XenbusState.Closing }, { [`${node}/error`]: escapeControls(reason) });
+      this.#entered(XenbusState.Closing);
     } catch (failure) {
       this.#fail(failure);
     }
@@ -353,20 +355,27 @@ export class BlkbackDevice {
     logger.info(`${this.#name}: ${sectors} sectors from now on`);
     this.#limits.sectors512 = sectors;
     this.#connection?.resize(sectors);
-    if (this.#state === XenbusState.Connected) await this.#publish();
+    if (this.#state === XenbusState.Connected) await this.#connected();
   }
 
-  async #close(end: DeviceEnd, sayClosed: boolean): Promise<void> {
-    await this.#disconnect();
-    if (sayClosed && (await this.#xenstore.exists(backendDir(this.address))))
-      await this.#enter(XenbusState.Closed);
-    this.#finishOnce(end);
-  }
-
-  async #enter(state: XenbusState): Promise<void> {
+  /** What a state promises is there with it, at the latest. */
+  async #say(state: XenbusState): Promise<void> {
     if (this.#state === state) return;
-    await this.#xenstore.write(`${backendDir(this.address)}/state`, String(state));
+    const offered = { ...ringKeys(this.#options.offer), ...this.#diskKeys(), "hotplug-status": "connected" };
+    await this.#write(state === XenbusState.InitWait ? { ...offered, state } : { state });
     this.#entered(state);
+  }
+
+  #diskKeys(): Readonly<Record<string, number>> {
+    return diskKeys(this.#options.offer, this.#image.info, this.#limits);
+  }
+
+  /** Of a device that is gone the next look will tell. */
+  async #write(
+    keys: Readonly<Record<string, string | number>>,
+    others?: Readonly<Record<string, string>>,
+  ): Promise<void> {
+    if (!(await writeKeys(this.#xenstore, this.address, keys, others))) this.#lookAgain = true;
   }
 
   #entered(state: XenbusState): void {
@@ -392,6 +401,7 @@ export class BlkbackDevice {
 
   async #finish(): Promise<void> {
     this.#over = true;
+    clearTimeout(this.#pause);
     for (const unwatch of this.#unwatch.splice(0)) await unwatch().catch(() => {});
     try {
       this.#stats.remove();
@@ -417,10 +427,4 @@ export class BlkbackDevice {
   get #name(): string {
     return describeDevice(this.address);
   }
-}
-
-/** Whether a guest goes on with a ring that a server has connected to. */
-export function isInUse(backend: XenbusState, frontend: XenbusState): boolean {
-  const wasServed = backend === XenbusState.Connected || backend === XenbusState.Closing;
-  return wasServed && frontend === XenbusState.Connected;
 }

@@ -68,7 +68,10 @@ export function promises(
   ];
 }
 
-/** Written with state 4. `sectors` counts 512 bytes whatever the sector size is. */
+/**
+ * Written before state 2, because old frontends (Windows' XENVBD) read features as soon as the device is offered, and
+ * again with state 4. `sectors` counts 512 bytes whatever the sector size is.
+ */
 export function diskKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): Keys {
   const granularity = Math.max(target.discardGranularityBytes, offer.logicalSectorBytes);
   return {

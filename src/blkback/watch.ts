@@ -12,7 +12,8 @@ import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 import { lockDevice, SERVED } from "./device-lock.ts";
-import { BlkbackDevice, isInUse, type DeviceOptions } from "./device.ts";
+import { isInUse } from "./decide.ts";
+import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer } from "./features.ts";
 import { HOTPLUG_SCRIPT } from "./install.ts";
 
