@@ -63,8 +63,17 @@ function servingOptions<T>(argv: Argv<T>): Argv<T & Omit<ServingArguments, keyof
       array: true,
       default: [] as string[],
       requiresArg: true,
-      describe: "error:…, delay:… or log:…; repeatable",
-    }) as never;
+      describe: "A filter in front of the disk; repeatable; help lists them",
+    })
+    .middleware(explainFilters, true) as never;
+}
+
+/** `--filter help`, whatever else is on the command line. */
+async function explainFilters(argv: { readonly filter?: unknown }): Promise<void> {
+  if (!Array.isArray(argv.filter) || !argv.filter.includes("help")) return;
+  const { filterHelp } = await import("../src/block/filters/catalogue.ts");
+  process.stdout.write(filterHelp());
+  process.exit(0);
 }
 
 /** What of a device's options the command line decides. */
@@ -73,8 +82,9 @@ async function servingOptionsOf(
   platform: Platform,
   context: CommandContext,
 ): Promise<Omit<DeviceOptions, "offer"> & { offer: Omit<DeviceOptions["offer"], "deviceType"> }> {
-  const { parseFilter } = await import("../src/block/filter.ts");
+  const { parseFilter } = await import("../src/block/filters/catalogue.ts");
   const { statsDir } = await import("../src/blkback/stats.ts");
+  argv.filter.forEach(parseFilter);
   return {
     offer: {
       logicalSectorBytes: argv.sectorSize,
@@ -83,7 +93,7 @@ async function servingOptionsOf(
     },
     grantMode: argv.grants,
     engine: argv.engine,
-    filters: argv.filter.map(parseFilter),
+    filters: argv.filter,
     statsDir: statsDir(platform.descriptor),
     verbosity: context.verbosity,
   };

@@ -15,7 +15,7 @@
 #define XT_API __attribute__((visibility("default")))
 
 /* Raised whenever anything below changes; src/native/shim.ts holds the same number. */
-#define XT_ABI_VERSION 2
+#define XT_ABI_VERSION 3
 
 XT_API uint32_t xt_abi_version(void);
 
@@ -68,7 +68,7 @@ XT_API void xt_ring_copy_responses(void *to, const void *ring, uint32_t cons, ui
                                    uint32_t slots, uint32_t stride, uint32_t size);
 XT_API uint32_t xt_ring_final_check_responses(void *ring, uint32_t cons);
 
-/* ---- io.c: block I/O on one file, and the one place where a data plane waits ---- */
+/* ---- file_io.c: operations on a disk's file ---- */
 
 enum {
   XT_IO_READ = 0,    /* offset, length, address */
@@ -78,7 +78,6 @@ enum {
   XT_IO_SECURE_DISCARD = 4,
   XT_IO_READV = 5,   /* offset; address of `length` struct iovec, which stay in place until done */
   XT_IO_WRITEV = 6,
-  XT_IO_DELAY = 7,   /* completes with 0 after `length` milliseconds */
 };
 struct xt_io {
   double offset;  /* bytes */
@@ -86,26 +85,41 @@ struct xt_io {
   double address;
   uint32_t op;
   uint32_t tag;   /* comes back in xt_io_done; below 2^31 */
+  uint32_t file;  /* as xt_reactor_add_file numbered it */
+  uint32_t unused;
 };
 struct xt_io_done {
   uint32_t tag;
   int32_t result; /* bytes or 0, or -errno; for a watched fd, its poll events */
 };
-enum { XT_IO_ENGINE_URING = 0, XT_IO_ENGINE_SYNC = 1 };
 
-/* An engine for up to `depth` operations in flight on `fd` (-1: it only waits). SYNC uses pread/pwrite and
-   completes within the call; URING answers -EPERM, -ENOSYS or -ENOMEM where io_uring is not allowed. */
-XT_API double xt_io_open(int32_t fd, uint32_t depth, uint32_t engine, int32_t is_block_device);
-/* Reports `tag` whenever `fd` becomes readable, until closed. Up to 8. Level-triggered, at most once a run. */
-XT_API int32_t xt_io_watch(void *io, int32_t fd, uint32_t tag);
-/* Submits `count` operations, waits until `wait` completions are there or `timeout_us` passed (-1: for
-   ever; a signal ends the wait too), and stores up to `max` completions in `done`. Returns how many. */
-XT_API int32_t xt_io_run(void *io, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_us,
-                         struct xt_io_done *done, uint32_t max);
-/* Waits for every operation in flight, then frees. */
-XT_API int32_t xt_io_close(void *io);
+/* Does one operation now: its result or -errno. `tag` and `file` are not looked at. */
+XT_API int32_t xt_file_perform(int32_t fd, int32_t is_block_device, const struct xt_io *op);
 /* Locks an open file against other processes until it is closed, for writing or for reading; -EAGAIN: taken. */
 XT_API int32_t xt_file_lock(int32_t fd, int32_t exclusive);
+
+/* ---- reactor.c: the one place where a data plane waits ---- */
+
+enum { XT_ENGINE_URING = 0, XT_ENGINE_POLL = 1 };
+
+/* For up to `depth` operations in flight and `max_watches` watched descriptors. POLL performs operations within
+   the call; URING answers -EPERM, -ENOSYS or -ENOMEM where io_uring is not allowed. */
+XT_API double xt_reactor_open(uint32_t depth, uint32_t max_watches, uint32_t engine);
+/* A file that operations may name; up to 8. It stays its owner's, and open as long as the reactor. */
+XT_API int32_t xt_reactor_add_file(void *reactor, int32_t fd, int32_t is_block_device);
+/* Reports `tag`, with what happened, whenever one of the poll `events` of `fd` is there: level-triggered, at most
+   once a wait. Returns the watch's place. */
+XT_API int32_t xt_reactor_watch(void *reactor, int32_t fd, uint32_t events, uint32_t tag);
+/* Waits for other events from now on; for none when 0. */
+XT_API int32_t xt_reactor_rewatch(void *reactor, uint32_t place, uint32_t events);
+/* Forgets the watch; its descriptor may be closed at once. */
+XT_API int32_t xt_reactor_unwatch(void *reactor, uint32_t place);
+/* Starts `count` operations, waits until `wait` completions are there or `timeout_us` passed (-1: for ever; a
+   signal ends the wait too), and stores up to `max` completions in `done`. Returns how many. */
+XT_API int32_t xt_reactor_wait(void *reactor, const struct xt_io *ops, uint32_t count, uint32_t wait,
+                               int32_t timeout_us, struct xt_io_done *done, uint32_t max);
+/* Waits for every operation in flight, then frees. */
+XT_API int32_t xt_reactor_close(void *reactor);
 
 /* ---- vchan.c: one end of a vchan ---- */
 

@@ -5,7 +5,7 @@ import { release } from "node:os";
 import { join } from "node:path";
 import { describeError } from "../../src/core/errors.ts";
 import { escapeControls, escapeText } from "../../src/core/log.ts";
-import { IoEngine } from "../../src/native/io-engine.ts";
+import { Reactor } from "../../src/native/reactor.ts";
 import { xenstoreEndpoint } from "../../src/platform/xen.ts";
 import { askHost } from "../../src/sim/control.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
@@ -85,9 +85,9 @@ function readText(host: Host, path: string): string | undefined {
 }
 
 function checkIoUring(): Finding {
-  const engine = IoEngine.open(-1, 8);
-  engine.close();
-  if (engine.kind === "uring") return { ok: true, found: "allowed" };
+  const reactor = Reactor.open(8);
+  reactor.close();
+  if (reactor.kind === "uring") return { ok: true, found: "allowed" };
   const advice =
     "images are served by pread and pwrite, slower; `sysctl kernel.io_uring_disabled=0`, or allow it";
   return { ok: false, found: "not allowed", advice: `${advice} in the sandbox's seccomp profile` };

@@ -3,13 +3,12 @@
 // what both ends say with what is, and takes the one step that decide.ts names. So events may come in any number
 // and order, and a guest that flaps costs no more than one step at a time.
 import { setTimeout as delay } from "node:timers/promises";
-import type { FilterSpec } from "../block/filter.ts";
 import { currentSizeBytes, type Image } from "../block/image.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
 import { parseDecimal } from "../core/types.ts";
 import type { SpawnWorker } from "../core/worker.ts";
-import type { EngineKind } from "../native/io-engine.ts";
+import type { EngineKind } from "../native/reactor.ts";
 import type { Platform } from "../platform/platform.ts";
 import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
@@ -31,7 +30,8 @@ export interface DeviceOptions {
   readonly offer: Offer;
   readonly grantMode: "copy" | "map";
   readonly engine: EngineKind;
-  readonly filters: readonly FilterSpec[];
+  /** As `--filter` has them; `parseFilter` has accepted each. */
+  readonly filters: readonly string[];
   /** Directory of the statistics files. */
   readonly statsDir: string;
   readonly verbosity: number;

@@ -9,7 +9,7 @@ import {
   IO_SECURE_DISCARD,
   IO_WRITE,
   IO_WRITEV,
-} from "../native/io-engine.ts";
+} from "../native/reactor.ts";
 import type { GrantPath } from "./grants.ts";
 import { STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH, type OperationTable } from "./operations.ts";
 import { KIND_BARRIER, KIND_DISCARD, KIND_FLUSH, KIND_READ, KIND_SECURE_DISCARD } from "./requests.ts";
@@ -40,9 +40,9 @@ export class Executor {
     const start = operations.start[op] as number;
     const length = (operations.end[op] as number) - start;
     this.submitted++;
-    if (this.isFlushing(op)) this.#target.submit(IO_FLUSH, op, 0, 0, 0);
-    else if (kind === KIND_DISCARD) this.#target.submit(IO_DISCARD, op, start, length, 0);
-    else if (kind === KIND_SECURE_DISCARD) this.#target.submit(IO_SECURE_DISCARD, op, start, length, 0);
+    if (this.isFlushing(op)) this.#target.start(IO_FLUSH, op, 0, 0, 0);
+    else if (kind === KIND_DISCARD) this.#target.start(IO_DISCARD, op, start, length, 0);
+    else if (kind === KIND_SECURE_DISCARD) this.#target.start(IO_SECURE_DISCARD, op, start, length, 0);
     else this.#transfer(op, kind === KIND_READ, start, length);
   }
 
@@ -80,10 +80,10 @@ export class Executor {
     const vectors = path.vectors(op);
     if (vectors === 0) {
       const address = (operations.address[op] as number) + done;
-      this.#target.submit(reads ? IO_READ : IO_WRITE, op, start + done, length - done, address);
+      this.#target.start(reads ? IO_READ : IO_WRITE, op, start + done, length - done, address);
     } else {
       const address = path.vectorAddress(op);
-      this.#target.submit(reads ? IO_READV : IO_WRITEV, op, start + done, vectors, address);
+      this.#target.start(reads ? IO_READV : IO_WRITEV, op, start + done, vectors, address);
     }
   }
 }

@@ -3,8 +3,9 @@
 // worker drives it with `run`; a test can drive it step by step with `step`.
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import { PAGE_SIZE } from "../core/types.ts";
-import type { BlockTarget } from "../block/target.ts";
+import type { BlockTarget, OpenTarget } from "../block/target.ts";
 import type { Mapping } from "../native/memory.ts";
+import type { Reactor } from "../native/reactor.ts";
 import { errnoText } from "../native/shim.ts";
 import type { EventChannels, GrantTable } from "../platform/platform.ts";
 import { BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, type BlkifAbi } from "../protocol/blkif.ts";
@@ -22,9 +23,6 @@ import { changesDisk, Scheduler } from "./scheduler.ts";
 import { Sleeper } from "./sleeper.ts";
 
 const EOPNOTSUPP = -95;
-/** Tags of watched descriptors, above any operation's. */
-const EVENT_TAG = 0x7000_0001;
-const WAKE_TAG = 0x7000_0002;
 /** Smallest pool for copies; a device with larger requests gets twice its largest. */
 const MIN_POOL_BYTES = 16 << 20;
 /** A guest that sends bad requests or empty events in earnest is looked at this often at most. */
@@ -38,7 +36,9 @@ export interface QueueOptions {
   readonly channels: EventChannels;
   readonly port: EvtchnPort;
   readonly grants: GrantTable;
-  readonly target: BlockTarget;
+  /** Where the queue waits; its owner closes it, before the queue. */
+  readonly reactor: Reactor;
+  readonly openTarget: OpenTarget;
   readonly limits: DiskLimits;
   /** Data by copy (the default) or by mapping. */
   readonly grantMode: "copy" | "map";
@@ -48,8 +48,6 @@ export interface QueueOptions {
   readonly journal?: Journal | undefined;
   /** Brings `limits` up to date: called before a batch is checked, so that no guest is ahead of us. */
   readonly refreshLimits?: () => void;
-  /** Readable when somebody wants `run` to look at `shouldStop` again. */
-  readonly wakeFd?: number;
 }
 
 export class BlockQueue {
@@ -64,7 +62,7 @@ export class BlockQueue {
   readonly #parser: RequestParser;
   readonly #path: GrantPath;
   readonly #executor: Executor;
-  readonly #target: BlockTarget;
+  readonly #reactor: Reactor;
   readonly #counters: QueueCounters;
   readonly #journal: Journal | undefined;
   readonly #sleeper: Sleeper;
@@ -76,15 +74,14 @@ export class BlockQueue {
   readonly #finished: Uint16Array;
   #finishedCount = 0;
   #staged = 0;
-  /** When the last wait ended: the time of what is fetched and answered then. Asking is a system call in dom0. */
-  #now = performance.now();
+  #completions = 0;
   #bad = 0;
   #engineFailed = false;
 
   constructor(options: QueueOptions) {
-    const { abi, limits, target, grants, domid } = options;
+    const { abi, limits, reactor, grants, domid } = options;
     this.limits = limits;
-    this.#target = target;
+    this.#reactor = reactor;
     this.#journal = options.journal;
     this.#ring = new BackRing(options.ring, abi, options.journal?.unanswered);
     const size = this.#ring.slots;
@@ -98,7 +95,7 @@ export class BlockQueue {
       options.grantMode === "copy"
         ? new CopyPath(domid, this.#requests, this.#operations, this.#copies, poolBytes)
         : new MapPath(domid, this.#requests, this.#operations, grants, poolBytes / PAGE_SIZE);
-    this.#executor = new Executor(this.#operations, this.#path, target);
+    this.#executor = new Executor(this.#operations, this.#path, this.#openTarget(options.openTarget));
     this.#scheduler = new Scheduler(size, this.#requests, this.#operations, this.#path);
     this.#counters = new QueueCounters(options.counters, size);
     this.#responses = this.#ring.responses.words;
@@ -107,8 +104,7 @@ export class BlockQueue {
     this.#refreshLimits = options.refreshLimits ?? (() => {});
     this.#notify = () => void options.channels.notify(options.port);
     this.#sleeper = new Sleeper(this.#ring, options.channels, options.port, options.counters);
-    target.watch(options.channels.fd, EVENT_TAG);
-    if (options.wakeFd !== undefined) target.watch(options.wakeFd, WAKE_TAG);
+    reactor.watch(options.channels.fd, () => this.#sleeper.takeEvents());
   }
 
   /** Requests taken off the ring and not answered yet. */
@@ -120,7 +116,7 @@ export class BlockQueue {
    * Serves until `shouldStop` answers true, or the ring lies. What was started then is completed and answered, which
    * is bounded by the memory for data; what was not is left to the journal.
    */
-  run(shouldStop: () => boolean, onWake: () => void): void {
+  run(shouldStop: () => boolean): void {
     for (;;) {
       const stopping = this.failure !== undefined || shouldStop();
       if (stopping && (this.#operations.activeCount === 0 || this.#engineFailed)) return;
@@ -131,7 +127,7 @@ export class BlockQueue {
         this.#push();
         continue;
       }
-      this.#complete(wait, onWake);
+      this.#complete(wait);
       this.#push();
     }
   }
@@ -142,7 +138,7 @@ export class BlockQueue {
     if (this.failure === undefined) this.#fetch();
     do {
       this.#start();
-      this.#complete(this.#operations.activeCount > 0 ? 1 : 0, () => {});
+      this.#complete(this.#operations.activeCount > 0 ? 1 : 0);
     } while (this.#operations.activeCount > 0 || this.#scheduler.waitingCount > 0);
     this.#push();
     return this.#counters.answered - before;
@@ -168,7 +164,7 @@ export class BlockQueue {
     this.#counters.fetched(count);
     this.#refreshLimits();
     const parser = this.#parser;
-    parser.admit(count, this.#now);
+    parser.admit(count, this.#reactor.nowMs);
     this.#bad += parser.bad;
     this.#counters.indirect(parser.indirect);
     this.#note(count);
@@ -215,28 +211,25 @@ export class BlockQueue {
 
   // 3. Take completions; give the guest the data of reads, a whole batch at once.
 
-  #complete(wait: number, onWake: () => void): void {
-    const target = this.#target;
+  #openTarget(open: OpenTarget): BlockTarget {
+    return open((op, result) => {
+      this.#completions++;
+      this.#completeOne(op, result);
+    });
+  }
+
+  #complete(wait: number): void {
+    const reactor = this.#reactor;
     const { submitted } = this.#executor;
-    this.#executor.submitted = 0;
-    const count = target.run(wait, this.#sleeper.timeoutUs);
-    if (count < 0) {
-      this.failure ??= `the I/O engine failed: ${errnoText(count)}`;
+    this.#executor.submitted = this.#completions = 0;
+    const error = reactor.wait(wait, this.#sleeper.timeoutUs);
+    if (error < 0) {
+      this.failure ??= `the I/O engine failed: ${errnoText(error)}`;
       this.#engineFailed = true;
       return;
     }
-    this.#now = performance.now();
-    let completions = 0;
-    for (let i = 0; i < count; i++) {
-      const tag = target.done[i * 2] as number;
-      if (tag === EVENT_TAG) this.#sleeper.takeEvents();
-      else if (tag === WAKE_TAG) onWake();
-      else {
-        this.#completeOne(tag, target.done[i * 2 + 1] as number);
-        completions++;
-      }
-    }
-    this.#sleeper.completed(submitted, completions, wait, this.#now);
+    reactor.dispatch();
+    this.#sleeper.completed(submitted, this.#completions, wait, reactor.nowMs);
     this.#deliver();
   }
 
@@ -306,7 +299,7 @@ export class BlockQueue {
     words[at] = requests.idLow[row] as number;
     words[at + 1] = requests.idHigh[row] as number;
     words[at + 2] = (requests.echo[row] as number) | ((status & 0xffff) << 16);
-    this.#counters.answer(requests, row, status, this.#now);
+    this.#counters.answer(requests, row, status, this.#reactor.nowMs);
     requests.release(row);
   }
 
@@ -334,7 +327,7 @@ export class BlockQueue {
       this.#executor.submitted,
       this.#operations.activeCount,
       bad > 0 ? PENALTY_US : 0,
-      this.#now,
+      this.#reactor.nowMs,
     );
     return wait ? 1 : 0;
   }

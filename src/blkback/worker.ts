@@ -1,18 +1,18 @@
 // The data-plane worker of one connected device: opens what it needs in its own thread, serves the ring
 // until told to stop, and gives everything back. It blocks in one place, so its orders come through shared
 // memory and an eventfd, not through messages.
-import { FileTarget } from "../block/file.ts";
-import { addFilters, type FilterSpec } from "../block/filter.ts";
+import { openFiltered } from "../block/filters/catalogue.ts";
+import { FileTarget } from "../block/targets/file.ts";
 import type { Image } from "../block/image.ts";
 import { describeError, XentoolError, type ErrorKind } from "../core/errors.ts";
 import { configureLogging, moduleLogger } from "../core/log.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
-import type { EngineKind } from "../native/io-engine.ts";
+import { Reactor, type EngineKind } from "../native/reactor.ts";
 import type { Mapping } from "../native/memory.ts";
 import { shim } from "../native/shim.ts";
 import { openPlatform } from "../platform/open.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
-import { ABI_X86_32, ABI_X86_64, type BlkifAbi } from "../protocol/blkif.ts";
+import { ABI_X86_32, ABI_X86_64, SECTOR_SIZE, type BlkifAbi } from "../protocol/blkif.ts";
 import { RING_MARK, RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
 import { Journal } from "./journal.ts";
 import { BlockQueue } from "./queue.ts";
@@ -31,7 +31,8 @@ export interface BlkbackOrder {
   readonly abi: BlkifAbi["name"];
   readonly image: Image;
   readonly engine: EngineKind;
-  readonly filters: readonly FilterSpec[];
+  /** As `--filter` has them. */
+  readonly filters: readonly string[];
   readonly limits: DiskLimits;
   readonly grantMode: "copy" | "map";
   readonly statsPath: string;
@@ -80,12 +81,14 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
   cleanup.defer(() => channels.unbind(port));
   const stats = cleanup.adopt(StatsPage.attach(order.statsPath), (it) => it.close());
   const limits = { ...order.limits };
-  // Closed in this order: the target first, because what it has in flight uses the queue's memory.
+  // Closed in this order: the reactor first, because what it has in flight uses the queue's memory.
   const closing: { close(): void }[] = [];
   cleanup.defer(() => closing.forEach((it) => it.close()));
   const depth = 1024;
-  const target = addFilters(new FileTarget(order.image, depth, order.engine), order.filters, order.name);
-  closing.push(target);
+  const reactor = Reactor.open(depth, order.engine);
+  closing.push(reactor);
+  const { name: device } = order;
+  const context = { reactor, device, sizeBytes: () => limits.sectors512 * SECTOR_SIZE };
   const wasUsed = Atomics.load(ring.words, RING_RSP_PROD) !== 0;
   const journal = cleanup.adopt(openJournal(order, ring, abi), (it) => it.close());
   const queue = new BlockQueue({
@@ -95,7 +98,14 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
     channels,
     port,
     grants,
-    target,
+    reactor,
+    openTarget: (onEnd) =>
+      openFiltered(
+        order.filters,
+        (innerEnd) => new FileTarget(order.image, reactor, innerEnd),
+        onEnd,
+        context,
+      ),
     limits,
     grantMode: order.grantMode,
     counters: stats.counters,
@@ -104,14 +114,13 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
       const high = Atomics.load(control, CONTROL_SECTORS_HIGH);
       limits.sectors512 = high * 2 ** 32 + (Atomics.load(control, CONTROL_SECTORS_LOW) >>> 0);
     },
-    wakeFd: order.wakeFd,
   });
   closing.push(queue);
   onConnected();
   // The former server may have been killed between an answer and its event.
   if (wasUsed) channels.notify(port);
-  const onWake = (): void => void shim.xt_eventfd_drain(order.wakeFd);
-  queue.run(() => Atomics.load(control, CONTROL_STOP) !== 0, onWake);
+  reactor.watch(order.wakeFd, () => void shim.xt_eventfd_drain(order.wakeFd));
+  queue.run(() => Atomics.load(control, CONTROL_STOP) !== 0);
   return queue.failure;
 }
 

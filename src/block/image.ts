@@ -11,7 +11,7 @@ import {
   type Stats,
 } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
-import { IO_DISCARD, IO_READ, IoEngine } from "../native/io-engine.ts";
+import { IO_DISCARD, IO_READ, performIo } from "../native/reactor.ts";
 import { allocateMemory } from "../native/memory.ts";
 import { check, errnoName, shim } from "../native/shim.ts";
 import type { TargetInfo } from "./target.ts";
@@ -115,18 +115,11 @@ function checkSize(path: string, sizeBytes: number, sectorSizeBytes: number): vo
 /** Direct I/O wants aligned requests; a guest told of smaller sectors would get errors. */
 function checkDirectAlignment(fd: number, path: string, sectorSizeBytes: number): void {
   using page = allocateMemory(4096);
-  const engine = IoEngine.open(fd, 1, "sync");
-  try {
-    engine.submit(IO_READ, 0, 0, sectorSizeBytes, page.address);
-    engine.run(1, -1);
-    if ((engine.done[1] as number) < 0)
-      throw new XentoolError(
-        "environment",
-        `${path}: direct I/O needs larger sectors here; use --sector-size 4096 or drop --direct`,
-      );
-  } finally {
-    engine.close();
-  }
+  if (performIo(fd, false, IO_READ, 0, sectorSizeBytes, page.address) < 0)
+    throw new XentoolError(
+      "environment",
+      `${path}: direct I/O needs larger sectors here; use --sector-size 4096 or drop --direct`,
+    );
 }
 
 type Limits = Omit<TargetInfo, "sizeBytes" | "readOnly">;
@@ -141,11 +134,7 @@ function fileLimits(fd: number, path: string, sizeBytes: number, readOnly: boole
       discardGranularityBytes: 512,
       physicalSectorBytes: 512,
     };
-  const engine = IoEngine.open(fd, 1, "sync");
-  engine.submit(IO_DISCARD, 0, Math.ceil(sizeBytes / 4096) * 4096, 4096, 0);
-  engine.run(1, -1);
-  const canDiscard = engine.done[1] === 0;
-  engine.close();
+  const canDiscard = performIo(fd, false, IO_DISCARD, Math.ceil(sizeBytes / 4096) * 4096, 4096, 0) === 0;
   return {
     canDiscard,
     canSecureDiscard: false,

@@ -1,6 +1,6 @@
-// The block port: what a data plane needs of whatever holds the bytes. Adapters: file.ts (files and block
-// devices) and filter.ts (faults, delay and a log on top of another target).
-import type { IoOp } from "../native/io-engine.ts";
+// The block port: what a data plane needs of whatever holds the bytes. Adapters are in targets/; filters/ are targets
+// around another one. A target only starts operations and tells of their ends: waiting is the reactor's.
+import type { IoOp, OnEnd } from "../native/reactor.ts";
 
 export interface TargetInfo {
   /** A whole number of 512-byte sectors. */
@@ -13,14 +13,15 @@ export interface TargetInfo {
 }
 
 export interface BlockTarget {
+  /** What it was when it was opened. */
   readonly info: TargetInfo;
-  /** Completions of the last `run`: tag and result (bytes, 0 or -errno) in turn. */
-  readonly done: Int32Array;
-  /** Queues an operation; `tag` comes back with its completion. Never blocks, never throws. */
-  submit(op: IoOp, tag: number, offset: number, length: number, address: number): void;
-  /** Starts what is queued and waits for `wait` completions at most `timeoutUs`; how many, or -errno. */
-  run(wait: number, timeoutUs: number): number;
-  /** Reports `tag` with the completions whenever `fd` is readable. */
-  watch(fd: number, tag: number): void;
-  close(): void;
+  /**
+   * Starts an operation with the reactor's next wait; `tag` comes back with its end, to the `OnEnd` that the target
+   * was opened with, never before that wait. `length` counts bytes, and of READV and WRITEV the pieces at
+   * `address`. Never blocks, never throws.
+   */
+  start(op: IoOp, tag: number, offset: number, length: number, address: number): void;
 }
+
+/** Opens a target whose operations' ends are told to `onEnd`. */
+export type OpenTarget = (onEnd: OnEnd) => BlockTarget;

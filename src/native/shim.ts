@@ -12,7 +12,7 @@ import { vchanSymbols } from "./vchan-symbols.ts";
 
 export { toArrayBuffer, type Pointer };
 
-const ABI_VERSION = 2;
+const ABI_VERSION = 3;
 
 const i32 = "i32" as const;
 const u32 = "u32" as const;
@@ -51,10 +51,14 @@ const symbols = {
   xt_ring_copy_responses: { args: [ptr, ptr, u32, u32, u32, u32, u32], returns: none },
   xt_ring_final_check_responses: { args: [ptr, u32], returns: u32 },
 
-  xt_io_open: { args: [i32, u32, u32, i32], returns: f64 },
-  xt_io_watch: { args: [ptr, i32, u32], returns: i32 },
-  xt_io_run: { args: [ptr, ptr, u32, u32, i32, ptr, u32], returns: i32 },
-  xt_io_close: { args: [ptr], returns: i32 },
+  xt_reactor_open: { args: [u32, u32, u32], returns: f64 },
+  xt_reactor_add_file: { args: [ptr, i32, i32], returns: i32 },
+  xt_reactor_watch: { args: [ptr, i32, u32, u32], returns: i32 },
+  xt_reactor_rewatch: { args: [ptr, u32, u32], returns: i32 },
+  xt_reactor_unwatch: { args: [ptr, u32], returns: i32 },
+  xt_reactor_wait: { args: [ptr, ptr, u32, u32, i32, ptr, u32], returns: i32 },
+  xt_reactor_close: { args: [ptr], returns: i32 },
+  xt_file_perform: { args: [i32, i32, ptr], returns: i32 },
   xt_file_lock: { args: [i32, i32], returns: i32 },
 
   xt_xen_evtchn_bind_interdomain: { args: [i32, u32, u32], returns: i32 },

@@ -5,14 +5,13 @@ import { expect } from "bun:test";
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { FileTarget } from "../../src/block/file.ts";
-import { addFilters, parseFilter } from "../../src/block/filter.ts";
+import { openFiltered } from "../../src/block/filters/catalogue.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
-import type { BlockTarget } from "../../src/block/target.ts";
+import { FileTarget } from "../../src/block/targets/file.ts";
 import { BlockQueue } from "../../src/blkback/queue.ts";
 import { DEFAULT_OFFER, diskLimits } from "../../src/blkback/features.ts";
 import { toDomid, type Domid, type EvtchnPort } from "../../src/core/types.ts";
-import type { EngineKind } from "../../src/native/io-engine.ts";
+import { Reactor, type EngineKind } from "../../src/native/reactor.ts";
 import type { Mapping } from "../../src/native/memory.ts";
 import type {
   EventChannels,
@@ -83,7 +82,7 @@ export class RingHarness {
     ring: Mapping;
     port: EvtchnPort;
   };
-  readonly #target: BlockTarget;
+  readonly #reactor: Reactor;
   #reqProd = 0;
   #rspCons = 0;
 
@@ -131,8 +130,12 @@ export class RingHarness {
       logicalSectorBytes: sectorBytes,
       maxIndirectSegments: options.maxIndirectSegments ?? 256,
     };
-    const file = new FileTarget(this.#image, 1024, options.engine ?? "uring");
-    this.#target = addFilters(file, (options.filters ?? []).map(parseFilter), "test");
+    const image = this.#image;
+    const limits = diskLimits(offer, image.info);
+    const reactor = Reactor.open(1024, options.engine ?? "uring");
+    this.#reactor = reactor;
+    const filters = ["assert", ...(options.filters ?? [])];
+    const context = { reactor, device: "test", sizeBytes: () => limits.sectors512 * 512 };
     this.queue = new BlockQueue({
       domid: FRONT,
       abi: this.abi,
@@ -140,8 +143,10 @@ export class RingHarness {
       channels: backChannels,
       port: this.#back.port,
       grants,
-      target: this.#target,
-      limits: diskLimits(offer, this.#image.info),
+      reactor,
+      openTarget: (onEnd) =>
+        openFiltered(filters, (innerEnd) => new FileTarget(image, reactor, innerEnd), onEnd, context),
+      limits,
       grantMode: options.grantMode ?? "copy",
       counters: this.counters,
     });
@@ -279,7 +284,7 @@ export class RingHarness {
 
   /** Takes everything down and asserts that nothing is left. */
   async close(): Promise<void> {
-    this.#target.close();
+    this.#reactor.close();
     this.queue.close();
     this.#back.channels.unbind(this.#back.port);
     this.#back.ring.close();

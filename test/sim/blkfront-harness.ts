@@ -8,7 +8,6 @@ import type { DeviceAddress } from "../../src/blkback/address.ts";
 import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
 import { DEFAULT_OFFER, type Offer } from "../../src/blkback/features.ts";
 import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
-import { parseFilter } from "../../src/block/filter.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
 import { BlockFrontend, type FrontendOptions } from "./block-frontend.ts";
 import type { Disk } from "../../src/blkfront/handshake.ts";
@@ -71,7 +70,7 @@ export class ServedDisk {
       offer,
       grantMode: options.grantMode ?? "copy",
       engine: "uring",
-      filters: (options.filters ?? []).map(parseFilter),
+      filters: ["assert", ...(options.filters ?? [])],
       statsDir: join(dir, "stats"),
       verbosity: 0,
     };

@@ -1,7 +1,9 @@
 // What --filter and the numbers of an offer may be: anything else is a usage error, told in one line.
 import { describe, expect, test } from "bun:test";
 import { checkOffer, DEFAULT_OFFER, type Offer } from "../../src/blkback/features.ts";
-import { parseFilter } from "../../src/block/filter.ts";
+import { errorFilter } from "../../src/block/filters/error.ts";
+import { FilterOptions } from "../../src/block/filters/filter.ts";
+import { filterHelp, parseFilter } from "../../src/block/filters/catalogue.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 
 /** The message of the usage error that `work` throws. */
@@ -15,6 +17,10 @@ function usageOf(work: () => unknown): string {
   return "no error";
 }
 
+function errorOptions(text: string): ReturnType<typeof errorFilter.parse> {
+  return errorFilter.parse(new FilterOptions(`error:${text}`, text));
+}
+
 describe("--filter", () => {
   test.each([
     ["100%", 1],
@@ -23,7 +29,7 @@ describe("--filter", () => {
     ["0", 0],
     [".25", 0.25],
     ["1", 1],
-  ])("error:rate=%s", (text, rate) => expect(parseFilter(`error:rate=${text}`)).toMatchObject({ rate }));
+  ])("error:rate=%s", (text, rate) => expect(errorOptions(`rate=${text}`)).toMatchObject({ rate }));
 
   test.each(["", "%", " ", "101%", "1.01", "-1%", "1%%", "0x1", ".", "1.", "Infinity", "NaN", "half"])(
     'error:rate= has no "%s"',
@@ -47,8 +53,21 @@ describe("--filter", () => {
 
   test("names are known", () => {
     for (const op of ["read", "write", "flush", "discard"])
-      expect(parseFilter(`log:op=${op}`).ops).not.toEqual([]);
-    expect(parseFilter("error:op=read+write,errno=ENOSPC,seed=7")).toMatchObject({ errno: -28, seed: 7 });
+      expect(errorOptions(`op=${op}`).ops).not.toEqual([]);
+    expect(errorOptions("op=read+write,errno=ENOSPC,seed=7")).toMatchObject({ errno: -28, seed: 7 });
+  });
+
+  test.each([
+    ["nothing", "the filters are assert, delay, error, log; --filter help describes them"],
+    ["log:ms=5", 'log has no "ms"'],
+    ["assert:op=read", 'assert has no "op"'],
+    ["delay:ms", '"ms" is not key=value'],
+  ])("%s is refused", (text, why) =>
+    expect(usageOf(() => parseFilter(text))).toBe(`--filter ${text}: ${why}`),
+  );
+
+  test("its help names every filter", () => {
+    for (const name of ["assert", "delay", "error", "log"]) expect(filterHelp()).toContain(`\n  ${name}`);
   });
 });
 

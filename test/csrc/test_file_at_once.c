@@ -1,12 +1,12 @@
 /*
- * What io_uring.c does at once must not make a guest wait: after a write that took long, or a read that found
+ * What file_at_once.c does at once must not make a guest wait: after a write that took long, or a read that found
  * nothing in memory, the kernel's threads do the next ones, and later it is tried again. The linker puts the
  * functions below in the place of those that would wait (CMakeLists.txt), so that storage is slow exactly when
  * this test says so, and by a clock of its own.
  */
 #define _GNU_SOURCE
 #include "check.h"
-#include "io.h"
+#include "file_io.h"
 
 #include <errno.h>
 #include <string.h>
@@ -16,23 +16,23 @@ enum { BLOCK = 4096, BLOCKS = 4, LONG_US = 20000, AFTER_SLOW = 256, AFTER_COLD =
 
 static int fd, is_slow, is_cold, tried;
 static int64_t now_us = 1000000;
-static void *io;
+static void *reactor;
 
-int64_t __real_io_perform(struct io *engine, const struct xt_io *op);
-ssize_t __real_io_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags);
-int64_t __wrap_io_perform(struct io *engine, const struct xt_io *op);
-ssize_t __wrap_io_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags);
+int64_t __real_file_perform(const struct file *file, const struct xt_io *op);
+ssize_t __real_file_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags);
+int64_t __wrap_file_perform(const struct file *file, const struct xt_io *op);
+ssize_t __wrap_file_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags);
 int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
 
-int64_t __wrap_io_perform(struct io *engine, const struct xt_io *op) {
+int64_t __wrap_file_perform(const struct file *file, const struct xt_io *op) {
   tried++;
   if (is_slow) now_us += LONG_US;
-  return __real_io_perform(engine, op);
+  return __real_file_perform(file, op);
 }
 
-ssize_t __wrap_io_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags) {
+ssize_t __wrap_file_preadv2(int file, const struct iovec *vectors, int count, off_t offset, int flags) {
   tried++;
-  if (!is_cold) return __real_io_preadv2(file, vectors, count, offset, flags & ~RWF_NOWAIT);
+  if (!is_cold) return __real_file_preadv2(file, vectors, count, offset, flags & ~RWF_NOWAIT);
   errno = EAGAIN;
   return -1;
 }
@@ -44,9 +44,9 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *now) {
 }
 
 static void run_one(uint32_t op, uint32_t block, uint8_t *memory) {
-  struct xt_io one = {(double)block * BLOCK, BLOCK, (double)(uintptr_t)memory, op, block};
+  struct xt_io one = {(double)block * BLOCK, BLOCK, (double)(uintptr_t)memory, op, block, 0, 0};
   struct xt_io_done done = {0, 0};
-  CHECK_EQUAL(xt_io_run(io, &one, 1, 1, 5000000, &done, 1), 1);
+  CHECK_EQUAL(xt_reactor_wait(reactor, &one, 1, 1, 5000000, &done, 1), 1);
   CHECK_EQUAL(done.tag, block);
   CHECK_EQUAL(done.result, BLOCK);
 }
@@ -96,8 +96,8 @@ static void test_batch(void) {
   struct xt_io_done done[BLOCKS];
   tried = 0;
   for (uint32_t i = 0; i < BLOCKS; i++)
-    ops[i] = (struct xt_io){(double)i * BLOCK, BLOCK, (double)(uintptr_t)memory[i], XT_IO_READ, i};
-  CHECK_EQUAL(xt_io_run(io, ops, BLOCKS, BLOCKS, 5000000, done, BLOCKS), BLOCKS);
+    ops[i] = (struct xt_io){(double)i * BLOCK, BLOCK, (double)(uintptr_t)memory[i], XT_IO_READ, i, 0, 0};
+  CHECK_EQUAL(xt_reactor_wait(reactor, ops, BLOCKS, BLOCKS, 5000000, done, BLOCKS), BLOCKS);
   CHECK_EQUAL(tried, 0);
 }
 
@@ -105,14 +105,15 @@ int main(void) {
   fd = memfd_create("disk", MFD_CLOEXEC);
   CHECK(fd >= 0);
   CHECK_EQUAL(ftruncate(fd, BLOCKS * BLOCK), 0);
-  double handle = xt_io_open(fd, BLOCKS, XT_IO_ENGINE_URING, 0);
+  double handle = xt_reactor_open(BLOCKS, 1, XT_ENGINE_URING);
   /* Where io_uring is not allowed there is nothing to guard: the other engine does everything at once. */
   if (handle == -EPERM || handle == -ENOSYS || handle == -ENOMEM) return 0;
-  io = ADDRESS(handle);
+  reactor = ADDRESS(handle);
+  CHECK_EQUAL(xt_reactor_add_file(reactor, fd, 0), 0);
   test_writes();
   test_reads();
   test_batch();
-  CHECK_EQUAL(xt_io_close(io), 0);
+  CHECK_EQUAL(xt_reactor_close(reactor), 0);
   close(fd);
   return 0;
 }

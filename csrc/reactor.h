@@ -1,0 +1,64 @@
+/*
+ * Inside of the reactor: what its two ways to wait share. Calls go one way: reactor.c calls reactor_uring.c or
+ * reactor_poll.c, and both call file_io.c.
+ */
+#ifndef XENTOOL_REACTOR_H
+#define XENTOOL_REACTOR_H
+
+#include "file_io.h"
+
+#include <linux/io_uring.h>
+#include <stddef.h>
+
+enum { MAX_FILES = 8 };
+
+struct watch {
+  int fd; /* -1: a free place, once nothing is armed there */
+  uint32_t tag, events;
+  uint32_t armed;      /* URING: the events of the poll that is under way; 0: none is */
+  uint32_t generation; /* and its number */
+};
+
+struct uring {
+  int fd;
+  void *sq_memory, *cq_memory;
+  size_t sq_bytes, cq_bytes, sqe_bytes;
+  struct io_uring_sqe *sqes;
+  uint32_t *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
+  struct io_uring_cqe *cqes;
+  uint32_t unsubmitted, polls; /* polls: of watches, also those being removed */
+};
+
+struct reactor {
+  uint32_t engine, depth, in_flight;
+  struct file files[MAX_FILES];
+  uint32_t file_count;
+  struct watch *watches;
+  uint32_t watch_count, max_watches;
+
+  /* Completions not handed out yet: of operations that ended within a call. */
+  struct xt_io_done *ready;
+  uint32_t ready_count;
+
+  struct pollfd *polled; /* POLL: one a watch */
+  struct uring uring;
+};
+
+static inline void reactor_finish(struct reactor *reactor, uint32_t tag, int64_t result) {
+  reactor->ready[reactor->ready_count++] = (struct xt_io_done){tag, (int32_t)result};
+}
+
+/* 0 or -errno; uring_unmap undoes it, also when it failed in between. */
+int32_t uring_open(struct reactor *reactor);
+/* Operations that are not done at once go to the kernel. */
+void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t count);
+/* Waits until `wait` completions are there; how many are in `done`, or -errno. */
+int32_t uring_wait(struct reactor *reactor, uint32_t wait, int32_t timeout_us, struct xt_io_done *done, uint32_t max);
+/* Waits for what is in flight and disarms the watches. */
+void uring_drain(struct reactor *reactor);
+void uring_unmap(struct reactor *reactor);
+
+/* Waits until `wait` completions are ready, with poll(2); 0 or -errno. */
+int32_t poll_wait(struct reactor *reactor, uint32_t wait, int32_t timeout_us);
+
+#endif

@@ -1,0 +1,212 @@
+/* The reactor on io_uring, by raw system calls: the needed part of it is small. */
+#define _GNU_SOURCE
+#include "reactor.h"
+
+#include <errno.h>
+#include <linux/falloc.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* What comes back with a completion: an operation's tag; a watch's place and generation; or nothing of interest. */
+#define WATCH_BIT (1ull << 31)
+#define NOBODY UINT64_MAX
+
+static uint64_t watch_data(const struct reactor *reactor, uint32_t place) {
+  return (uint64_t)reactor->watches[place].generation << 32 | WATCH_BIT | place;
+}
+
+static int enter(struct uring *uring, uint32_t wait, int32_t timeout_us) {
+  struct __kernel_timespec time = {.tv_sec = timeout_us / 1000000, .tv_nsec = timeout_us % 1000000 * 1000ll};
+  struct io_uring_getevents_arg argument = {.ts = timeout_us >= 0 ? (uint64_t)(uintptr_t)&time : 0};
+  unsigned flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
+  int submitted =
+      (int)syscall(SYS_io_uring_enter, uring->fd, uring->unsubmitted, wait, flags, &argument, sizeof argument);
+  if (submitted >= 0) {
+    uring->unsubmitted -= (uint32_t)submitted;
+    return 0;
+  }
+  return errno == EINTR || errno == ETIME || errno == EAGAIN || errno == EBUSY ? 0 : -errno;
+}
+
+/* The next free submission entry, zeroed. Depth and two a watch never exceed the ring, so there is always one. */
+static struct io_uring_sqe *next_sqe(struct uring *uring) {
+  uint32_t tail = *uring->sq_tail, slot = tail & *uring->sq_mask;
+  struct io_uring_sqe *sqe = &uring->sqes[slot];
+  memset(sqe, 0, sizeof *sqe);
+  uring->sq_array[slot] = slot;
+  __atomic_store_n(uring->sq_tail, tail + 1, __ATOMIC_RELEASE);
+  uring->unsubmitted++;
+  return sqe;
+}
+
+static void prepare(struct uring *uring, const struct file *file, const struct xt_io *op) {
+  struct io_uring_sqe *sqe = next_sqe(uring);
+  sqe->user_data = op->tag;
+  /* Not a registered file: the ring would hold it, and its lock, for a while after it is closed. */
+  sqe->fd = file->fd;
+  sqe->off = (uint64_t)op->offset;
+  sqe->addr = (uintptr_t)op->address;
+  sqe->len = (uint32_t)op->length;
+  switch (op->op) {
+    case XT_IO_READ: sqe->opcode = IORING_OP_READ; break;
+    case XT_IO_WRITE: sqe->opcode = IORING_OP_WRITE; break;
+    case XT_IO_READV: sqe->opcode = IORING_OP_READV; break;
+    case XT_IO_WRITEV: sqe->opcode = IORING_OP_WRITEV; break;
+    case XT_IO_FLUSH:
+      sqe->opcode = IORING_OP_FSYNC;
+      sqe->fsync_flags = IORING_FSYNC_DATASYNC;
+      sqe->off = sqe->addr = sqe->len = 0;
+      break;
+    default: /* XT_IO_DISCARD of a file */
+      sqe->opcode = IORING_OP_FALLOCATE;
+      sqe->addr = (uint64_t)op->length;
+      sqe->len = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+      break;
+  }
+}
+
+void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t count) {
+  for (uint32_t i = 0; i < count; i++) {
+    struct file *file = &reactor->files[ops[i].file];
+    int64_t result;
+    int for_kernel = ops[i].op <= XT_IO_WRITEV && !(is_discard(ops[i].op) && file->is_block_device) &&
+                     ops[i].op != XT_IO_SECURE_DISCARD;
+    if (!for_kernel) {
+      reactor_finish(reactor, ops[i].tag, file_perform(file, &ops[i]));
+    } else if (file_did_at_once(file, &ops[i], count == 1, &result)) {
+      reactor_finish(reactor, ops[i].tag, result);
+    } else {
+      prepare(&reactor->uring, file, &ops[i]);
+      reactor->in_flight++;
+    }
+  }
+}
+
+/* The end of the poll that is removed is of no interest: it has an older generation. */
+static void disarm(struct reactor *reactor, uint32_t place) {
+  struct io_uring_sqe *sqe = next_sqe(&reactor->uring);
+  sqe->opcode = IORING_OP_POLL_REMOVE;
+  sqe->addr = watch_data(reactor, place);
+  sqe->user_data = NOBODY;
+  reactor->watches[place].armed = 0;
+  reactor->watches[place].generation++;
+}
+
+static void arm(struct reactor *reactor, uint32_t place) {
+  struct watch *watch = &reactor->watches[place];
+  struct io_uring_sqe *sqe = next_sqe(&reactor->uring);
+  sqe->opcode = IORING_OP_POLL_ADD;
+  sqe->fd = watch->fd;
+  sqe->poll32_events = watch->armed = watch->events;
+  sqe->user_data = watch_data(reactor, place);
+  reactor->uring.polls++;
+}
+
+static void update_watches(struct reactor *reactor) {
+  for (uint32_t i = 0; i < reactor->watch_count; i++) {
+    struct watch *watch = &reactor->watches[i];
+    if (watch->armed == watch->events) continue;
+    if (watch->armed) disarm(reactor, i);
+    if (watch->events) arm(reactor, i);
+  }
+}
+
+static uint32_t reap(struct reactor *reactor, struct xt_io_done *done, uint32_t max) {
+  struct uring *uring = &reactor->uring;
+  uint32_t head = *uring->cq_head, tail = __atomic_load_n(uring->cq_tail, __ATOMIC_ACQUIRE), count = 0;
+  for (; head != tail && count < max; head++) {
+    const struct io_uring_cqe *cqe = &uring->cqes[head & *uring->cq_mask];
+    if (cqe->user_data == NOBODY) continue;
+    if (cqe->user_data & WATCH_BIT) {
+      uring->polls--;
+      uint32_t place = (uint32_t)cqe->user_data & (uint32_t)~WATCH_BIT;
+      struct watch *watch = &reactor->watches[place];
+      if (cqe->user_data != watch_data(reactor, place)) continue;
+      watch->armed = 0;
+      done[count++] = (struct xt_io_done){watch->tag, cqe->res};
+      continue;
+    }
+    reactor->in_flight--;
+    done[count++] = (struct xt_io_done){(uint32_t)cqe->user_data, cqe->res};
+  }
+  __atomic_store_n(uring->cq_head, head, __ATOMIC_RELEASE);
+  return count;
+}
+
+int32_t uring_wait(struct reactor *reactor, uint32_t wait, int32_t timeout_us, struct xt_io_done *done, uint32_t max) {
+  update_watches(reactor);
+  uint32_t got = reap(reactor, done, max);
+  /* What one enter does not take (a completion queue that is full) goes with the next wait. */
+  if (reactor->uring.unsubmitted || got < wait) {
+    int32_t error = enter(&reactor->uring, got < wait ? wait - got : 0, timeout_us);
+    if (error) return error;
+    got += reap(reactor, done + got, max - got);
+  }
+  return (int32_t)got;
+}
+
+void uring_unmap(struct reactor *reactor) {
+  struct uring *uring = &reactor->uring;
+  if (uring->sqes) munmap(uring->sqes, uring->sqe_bytes);
+  if (uring->cq_memory) munmap(uring->cq_memory, uring->cq_bytes);
+  if (uring->sq_memory) munmap(uring->sq_memory, uring->sq_bytes);
+  if (uring->fd >= 0) close(uring->fd);
+}
+
+static void *map_ring(const struct uring *uring, size_t bytes, uint64_t offset) {
+  void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, uring->fd, (off_t)offset);
+  return memory == MAP_FAILED ? NULL : memory;
+}
+
+int32_t uring_open(struct reactor *reactor) {
+  /* The best flags first: completions run only when we ask, in our thread (Linux 6.1). */
+  static const uint32_t flag_sets[] = {
+      IORING_SETUP_SINGLE_ISSUER | (1u << 13) /* IORING_SETUP_DEFER_TASKRUN */ | IORING_SETUP_CLAMP,
+      IORING_SETUP_CLAMP};
+  struct uring *uring = &reactor->uring;
+  struct io_uring_params parameters;
+  for (size_t i = 0; i < sizeof flag_sets / sizeof *flag_sets && uring->fd < 0; i++) {
+    memset(&parameters, 0, sizeof parameters);
+    parameters.flags = flag_sets[i];
+    uring->fd = (int)syscall(SYS_io_uring_setup, reactor->depth + 2 * reactor->max_watches, &parameters);
+    if (uring->fd < 0 && errno != EINVAL) break;
+  }
+  if (uring->fd < 0) return -errno;
+  if (!(parameters.features & IORING_FEAT_EXT_ARG) || !(parameters.features & IORING_FEAT_NODROP)) return -ENOSYS;
+  uring->sq_bytes = parameters.sq_off.array + parameters.sq_entries * sizeof(uint32_t);
+  uring->cq_bytes = parameters.cq_off.cqes + parameters.cq_entries * sizeof(struct io_uring_cqe);
+  uring->sqe_bytes = parameters.sq_entries * sizeof(struct io_uring_sqe);
+  uring->sq_memory = map_ring(uring, uring->sq_bytes, IORING_OFF_SQ_RING);
+  uring->cq_memory = map_ring(uring, uring->cq_bytes, IORING_OFF_CQ_RING);
+  uring->sqes = map_ring(uring, uring->sqe_bytes, IORING_OFF_SQES);
+  if (!uring->sq_memory || !uring->cq_memory || !uring->sqes) return -ENOMEM;
+  uint8_t *sq = uring->sq_memory, *cq = uring->cq_memory;
+  uring->sq_tail = (uint32_t *)(sq + parameters.sq_off.tail);
+  uring->sq_mask = (uint32_t *)(sq + parameters.sq_off.ring_mask);
+  uring->sq_array = (uint32_t *)(sq + parameters.sq_off.array);
+  uring->cq_head = (uint32_t *)(cq + parameters.cq_off.head);
+  uring->cq_tail = (uint32_t *)(cq + parameters.cq_off.tail);
+  uring->cq_mask = (uint32_t *)(cq + parameters.cq_off.ring_mask);
+  uring->cqes = (struct io_uring_cqe *)(cq + parameters.cq_off.cqes);
+  return 0;
+}
+
+/* A poll left armed would keep its file open for a while after the ring is closed. */
+static void cancel_watches(struct reactor *reactor) {
+  for (uint32_t i = 0; i < reactor->watch_count; i++)
+    if (reactor->watches[i].armed) disarm(reactor, i);
+  struct xt_io_done done[64];
+  for (int tries = 0; reactor->uring.polls && tries < 1000; tries++) {
+    if (enter(&reactor->uring, 1, 10)) return;
+    reap(reactor, done, 64);
+  }
+}
+
+void uring_drain(struct reactor *reactor) {
+  struct xt_io_done done[64];
+  while (reactor->in_flight)
+    if (enter(&reactor->uring, 1, -1) || (reap(reactor, done, 64), 0)) break;
+  cancel_watches(reactor);
+}

@@ -1,0 +1,225 @@
+// The reactor of csrc/reactor.c: the one place where a data plane waits, for operations on files, for descriptors and
+// for time. Whoever starts an operation names the source it belongs to, and is told of its end there. Tables are
+// allocated once; nothing here allocates, throws or awaits per operation.
+import { allocateMemory, type Mapping } from "./memory.ts";
+import { check, errnoName, shim, type Pointer } from "./shim.ts";
+
+export const IO_READ = 0;
+export const IO_WRITE = 1;
+export const IO_FLUSH = 2;
+export const IO_DISCARD = 3;
+export const IO_SECURE_DISCARD = 4;
+export const IO_READV = 5;
+export const IO_WRITEV = 6;
+export type IoOp = 0 | 1 | 2 | 3 | 4 | 5 | 6;
+
+export const POLLIN = 1;
+
+/** `poll`: operations are done within the call, where a kernel or a sandbox forbids io_uring. */
+export type EngineKind = "uring" | "sync";
+
+/** Told of the end of an operation: the tag it was started with, and bytes, 0 or -errno. */
+export type OnEnd = (tag: number, result: number) => void;
+
+const ENGINE_URING = 0;
+const ENGINE_POLL = 1;
+const IO_BYTES = 40;
+const DONE_BYTES = 8;
+const MAX_WATCHES = 8;
+/** A tag of the shim's is a source's number above a tag of that source. The last source is the watches. */
+const TAG_BITS = 24;
+const TAG_MASK = (1 << TAG_BITS) - 1;
+const WATCHES = 127;
+
+/** Calls back once, after it was set and the time has come; setting it again moves it. */
+export class Timer {
+  dueMs = Infinity;
+  readonly onDue: () => void;
+
+  constructor(onDue: () => void) {
+    this.onDue = onDue;
+  }
+}
+
+export class Reactor {
+  readonly kind: EngineKind;
+  /** When the last wait ended (performance.now): asking for the time is a system call in dom0. */
+  nowMs = performance.now();
+  readonly #handle: Pointer;
+  readonly #ops: Mapping;
+  readonly #f64: Float64Array;
+  readonly #u32: Uint32Array;
+  readonly #doneMemory: Mapping;
+  readonly #done: Int32Array;
+  readonly #doneMax: number;
+  readonly #sources: OnEnd[] = [];
+  readonly #watches: (() => void)[] = [];
+  readonly #timers: Timer[] = [];
+  /** Ended without any I/O since the last wait: source, tag and result in turn. */
+  readonly #finished: number[] = [];
+  #queued = 0;
+  #doneCount = 0;
+  #closed = false;
+
+  private constructor(handle: Pointer, kind: EngineKind, depth: number) {
+    this.#handle = handle;
+    this.kind = kind;
+    this.#doneMax = depth + MAX_WATCHES;
+    this.#ops = allocateMemory(depth * IO_BYTES);
+    this.#f64 = new Float64Array(this.#ops.bytes.buffer);
+    this.#u32 = this.#ops.words;
+    this.#doneMemory = allocateMemory(this.#doneMax * DONE_BYTES);
+    this.#done = new Int32Array(this.#doneMemory.bytes.buffer);
+  }
+
+  /**
+   * A reactor for up to `depth` operations in flight. `uring` falls back to `sync` where the kernel or a sandbox
+   * forbids io_uring; `kind` tells which it became. Throws `io` when there is neither.
+   */
+  static open(depth: number, kind: EngineKind = "uring"): Reactor {
+    if (kind === "uring") {
+      const handle = shim.xt_reactor_open(depth, MAX_WATCHES, ENGINE_URING);
+      if (handle >= 0) return new Reactor(handle as Pointer, "uring", depth);
+      if (!["EPERM", "EACCES", "ENOSYS", "ENOMEM", "EINVAL"].includes(errnoName(handle)))
+        check(handle, "set up io_uring");
+    }
+    const handle = check(shim.xt_reactor_open(depth, MAX_WATCHES, ENGINE_POLL), "set up an I/O engine");
+    return new Reactor(handle as Pointer, "sync", depth);
+  }
+
+  /** The number under which operations name the open file `fd`. It stays its owner's, and open while we are. */
+  addFile(fd: number, isBlockDevice: boolean): number {
+    return check(shim.xt_reactor_add_file(this.#handle, fd, isBlockDevice ? 1 : 0), "use a file");
+  }
+
+  /** The number under which operations name who is told of their end. */
+  addSource(onEnd: OnEnd): number {
+    return this.#sources.push(onEnd) - 1;
+  }
+
+  /** Calls `onReadable` after each wait that found `fd` readable, until the reactor is closed. */
+  watch(fd: number, onReadable: () => void): void {
+    const tag = (WATCHES << TAG_BITS) | this.#watches.length;
+    check(shim.xt_reactor_watch(this.#handle, fd, POLLIN, tag), "watch a descriptor");
+    this.#watches.push(onReadable);
+  }
+
+  /** Calls the timer's `onDue` after the first wait that ends `ms` milliseconds from now or later. */
+  setTimer(timer: Timer, ms: number): void {
+    if (timer.dueMs === Infinity) this.#timers.push(timer);
+    timer.dueMs = performance.now() + ms;
+  }
+
+  /**
+   * Has the next `wait` start an operation of `source` on `file`. Numbers are bytes; csrc/xentool.h says what each
+   * operation takes. Never blocks, never throws.
+   */
+  start(
+    source: number,
+    tag: number,
+    file: number,
+    op: IoOp,
+    offset: number,
+    length: number,
+    address: number,
+  ): void {
+    const at = this.#queued++;
+    const f64 = this.#f64;
+    const u32 = this.#u32;
+    f64[at * 5] = offset;
+    f64[at * 5 + 1] = length;
+    f64[at * 5 + 2] = address;
+    u32[at * 10 + 6] = op;
+    u32[at * 10 + 7] = (source << TAG_BITS) | tag;
+    u32[at * 10 + 8] = file;
+  }
+
+  /** Ends an operation that needs no I/O, with the next `wait`. */
+  finish(source: number, tag: number, result: number): void {
+    this.#finished.push(source, tag, result);
+  }
+
+  /**
+   * Starts what is to be started and waits until `wanted` operations ended or descriptors are readable, a timer is
+   * due or `timeoutUs` passed (-1: for ever; a signal ends it, too). `dispatch` then tells of them. Returns 0, or
+   * -errno when the engine itself failed.
+   */
+  wait(wanted: number, timeoutUs: number): number {
+    const count = this.#queued;
+    this.#queued = 0;
+    const result = shim.xt_reactor_wait(
+      this.#handle,
+      this.#ops.address as Pointer,
+      count,
+      this.#finished.length > 0 ? 0 : wanted,
+      this.#timers.length > 0 ? this.#untilTimerUs(timeoutUs) : timeoutUs,
+      this.#doneMemory.address as Pointer,
+      this.#doneMax,
+    );
+    this.#doneCount = result < 0 ? 0 : result;
+    this.nowMs = performance.now();
+    return result < 0 ? result : 0;
+  }
+
+  /** Calls back for everything that the last `wait` found, in this order: I/O and descriptors, the rest, timers. */
+  dispatch(): void {
+    const done = this.#done;
+    const count = this.#doneCount;
+    this.#doneCount = 0;
+    for (let i = 0; i < count; i++) {
+      const tag = done[i * 2] as number;
+      const source = tag >>> TAG_BITS;
+      if (source === WATCHES) this.#watches[tag & TAG_MASK]?.();
+      else this.#sources[source]?.(tag & TAG_MASK, done[i * 2 + 1] as number);
+    }
+    if (this.#finished.length > 0) this.#dispatchFinished();
+    if (this.#timers.length > 0) this.#dispatchTimers();
+  }
+
+  /** Waits for what is in flight, then frees everything. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    shim.xt_reactor_close(this.#handle);
+    this.#ops.close();
+    this.#doneMemory.close();
+  }
+
+  #dispatchFinished(): void {
+    const finished = this.#finished.splice(0);
+    for (let i = 0; i < finished.length; i += 3)
+      this.#sources[finished[i] as number]?.(finished[i + 1] as number, finished[i + 2] as number);
+  }
+
+  #dispatchTimers(): void {
+    const timers = this.#timers;
+    for (let i = timers.length - 1; i >= 0; i--) {
+      const timer = timers[i] as Timer;
+      if (timer.dueMs > this.nowMs) continue;
+      timers.splice(i, 1);
+      timer.dueMs = Infinity;
+      timer.onDue();
+    }
+  }
+
+  #untilTimerUs(timeoutUs: number): number {
+    const dueMs = this.#timers.reduce((first, timer) => Math.min(first, timer.dueMs), Infinity);
+    const us = Math.min(2 ** 31 - 1, Math.max(0, Math.ceil((dueMs - performance.now()) * 1000)));
+    return timeoutUs < 0 ? us : Math.min(us, timeoutUs);
+  }
+}
+
+/** Does one operation on an open file now; its result or -errno. For probing, not for a data plane. */
+export function performIo(
+  fd: number,
+  isBlockDevice: boolean,
+  op: IoOp,
+  offset: number,
+  length: number,
+  address: number,
+): number {
+  using memory = allocateMemory(IO_BYTES);
+  new Float64Array(memory.bytes.buffer).set([offset, length, address]);
+  memory.words[6] = op;
+  return shim.xt_file_perform(fd, isBlockDevice ? 1 : 0, memory.address as Pointer);
+}
