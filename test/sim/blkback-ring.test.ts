@@ -409,10 +409,7 @@ describe.each(["copy", "map"] as const)("told to stop, data by %s", (grantMode) 
     for (let id = 0n; id < 512n; id++) h.put({ op: WRITE, id, sector: 8, segments: h.pages(0, 11) });
     h.push();
     let looks = 0;
-    h.queue.run(
-      () => looks++ > 0,
-      () => {},
-    );
+    h.queue.run(() => looks++ > 0);
     expect(h.takeResponses()).toEqual([{ id: 0n, op: WRITE, status: OKAY }]);
     expect(h.queue.unanswered).toBe(511);
   });
@@ -425,10 +422,7 @@ describe.each(["copy", "map"] as const)("told to stop, data by %s", (grantMode) 
     for (let id = 0n; id < 100n; id++) h.putIndirect(READ, 2048, 0, pages, id);
     h.push();
     let looks = 0;
-    h.queue.run(
-      () => looks++ > 0,
-      () => {},
-    );
+    h.queue.run(() => looks++ > 0);
     const answered = h.takeResponses().length;
     expect(answered).toBeGreaterThan(0);
     expect(answered + h.queue.unanswered).toBe(100);
