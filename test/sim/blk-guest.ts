@@ -4,7 +4,9 @@ import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/a
 import type { EventChannels, GrantShare, SharedPages } from "../../src/platform/platform.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
 import type { SimHost } from "../../src/sim/host.ts";
+import { ABI_X86_64, type BlkifAbi } from "../../src/protocol/blkif.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
+import type { XenstoreOperations } from "../../src/xenstore/operations.ts";
 
 const WAIT_MS = 10_000;
 
@@ -15,9 +17,8 @@ export interface PageRequest {
   readonly gref?: number;
 }
 
-function slotAt(index: number): number {
-  return 64 + (index & 31) * 112;
-}
+/** What a frontend writes of its ring; null: the key is not to be there. */
+export type Keys = Readonly<Record<string, string | null>>;
 
 export class HandmadeGuest {
   readonly xenstore: Xenstore;
@@ -25,19 +26,22 @@ export class HandmadeGuest {
   readonly #platform: SimPlatform;
   readonly #channels: EventChannels;
   readonly #share: GrantShare;
+  readonly #abi: BlkifAbi;
+  readonly #former: SharedPages[] = [];
   #ring: SharedPages | undefined;
   #data: SharedPages | undefined;
   #port = 0;
   #prod = 0;
   #next = 1n;
 
-  static async start(host: SimHost, address: DeviceAddress): Promise<HandmadeGuest> {
+  static async start(host: SimHost, address: DeviceAddress, abi = ABI_X86_64): Promise<HandmadeGuest> {
     const platform = host.platform(address.frontend);
-    return new HandmadeGuest(platform, await Xenstore.connect(platform), address);
+    return new HandmadeGuest(platform, await Xenstore.connect(platform), address, abi);
   }
 
-  private constructor(platform: SimPlatform, xenstore: Xenstore, address: DeviceAddress) {
+  private constructor(platform: SimPlatform, xenstore: Xenstore, address: DeviceAddress, abi: BlkifAbi) {
     this.#platform = platform;
+    this.#abi = abi;
     this.xenstore = xenstore;
     this.#address = address;
     this.#channels = platform.openEventChannels();
@@ -48,7 +52,17 @@ export class HandmadeGuest {
    * Makes a ring and says so: everything up to state 3. `overrides` replaces keys, null leaves them out;
    * `reqProd` may lie.
    */
-  async offerRing(overrides: Readonly<Record<string, string | null>> = {}, reqProd = 0): Promise<void> {
+  async offerRing(overrides: Keys = {}, reqProd = 0): Promise<void> {
+    await this.writeTogether({ ...this.makeRing(reqProd), ...overrides });
+    await this.setState(3);
+  }
+
+  /** A ring with a port, on the same page as the last one, or on `another`; the keys that tell where. */
+  makeRing(reqProd = 0, another = false): Keys {
+    if (another && this.#ring !== undefined) {
+      this.#former.push(this.#ring);
+      this.#ring = undefined;
+    }
     this.#ring ??= this.#share.share(this.#address.backend, 1, "rw");
     this.#data ??= this.#share.share(this.#address.backend, 1, "rw");
     this.#ring.mapping.bytes.fill(0);
@@ -58,20 +72,25 @@ export class HandmadeGuest {
     this.#prod = 0;
     if (this.#port !== 0) this.#channels.unbind(this.#port as never);
     this.#port = this.#channels.bindUnbound(this.#address.backend);
-    const keys = {
+    return {
       "ring-ref": String(this.#ring.refs[0]),
       "event-channel": String(this.#port),
-      protocol: "x86_64-abi",
-      ...overrides,
+      protocol: this.#abi.protocol,
     };
-    await this.xenstore.transaction(async (tx) => {
-      for (const [key, value] of Object.entries(keys)) {
-        const path = `${frontendDir(this.#address)}/${key}`;
-        if (value !== null) await tx.write(path, value);
-        else if (await tx.exists(path)) await tx.rm(path);
-      }
-    });
-    await this.setState(3);
+  }
+
+  /** Writes keys of the frontend's directory in one transaction. */
+  async writeTogether(keys: Keys): Promise<void> {
+    await this.xenstore.transaction((tx) => this.writeSingly(keys, tx));
+  }
+
+  /** Writes them one after the other. */
+  async writeSingly(keys: Keys, to: XenstoreOperations = this.xenstore): Promise<void> {
+    for (const [key, value] of Object.entries(keys)) {
+      const path = `${frontendDir(this.#address)}/${key}`;
+      if (value !== null) await to.write(path, value);
+      else if (await to.exists(path)) await to.rm(path);
+    }
   }
 
   /** The whole handshake. */
@@ -128,7 +147,7 @@ export class HandmadeGuest {
     }
     const answers = new Map(
       ids.map((_, index) => {
-        const at = slotAt(first + index);
+        const at = this.#slotAt(first + index);
         return [view.getBigUint64(at, true), view.getInt16(at + 10, true)];
       }),
     );
@@ -136,11 +155,12 @@ export class HandmadeGuest {
   }
 
   #put(view: DataView, { operation, sector, gref }: PageRequest): bigint {
-    const at = slotAt(this.#prod++);
+    const slot = this.#slotAt(this.#prod++);
+    const at = slot - this.#abi.gapBytes;
     const id = this.#next++;
-    new Uint8Array(view.buffer).fill(0, at, at + 112);
-    view.setUint8(at, operation);
-    view.setUint8(at + 1, 1);
+    new Uint8Array(view.buffer).fill(0, slot, slot + this.#abi.slotBytes);
+    view.setUint8(slot, operation);
+    view.setUint8(slot + 1, 1);
     view.setBigUint64(at + 8, id, true);
     view.setBigUint64(at + 16, BigInt(sector), true);
     view.setUint32(at + 24, gref ?? ((this.#data as SharedPages).refs[0] as number), true);
@@ -148,7 +168,12 @@ export class HandmadeGuest {
     return id;
   }
 
+  #slotAt(index: number): number {
+    return 64 + (index & 31) * this.#abi.slotBytes;
+  }
+
   close(): void {
+    for (const ring of this.#former) ring.mapping.close();
     this.#ring?.mapping.close();
     this.#data?.mapping.close();
     this.#share.close();
