@@ -4,6 +4,7 @@
 import { expect } from "bun:test";
 import { ABI_X86_32, ABI_X86_64 } from "../../src/protocol/blkif.ts";
 import { pattern, RingHarness } from "../sim/blk-harness.ts";
+import { Random } from "../sim/random.ts";
 
 const IMAGE_BYTES = 256 * 1024;
 const DISK_SECTORS = BigInt(IMAGE_BYTES / 512);
@@ -12,30 +13,6 @@ const MAX_INDIRECT = 600;
 const OKAY = 0;
 const ERROR = -1;
 const EOPNOTSUPP = -2;
-
-/** Small, fast, seeded: mulberry32. */
-class Random {
-  #state: number;
-  constructor(seed: number) {
-    this.#state = seed >>> 0;
-  }
-  next(): number {
-    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
-    let t = this.#state;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  }
-  below(limit: number): number {
-    return Math.floor(this.next() * limit);
-  }
-  chance(share: number): boolean {
-    return this.next() < share;
-  }
-  pick<T>(items: readonly T[]): T {
-    return items[this.below(items.length)] as T;
-  }
-}
 
 interface Piece {
   readonly page: number;

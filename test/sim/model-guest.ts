@@ -1,0 +1,232 @@
+// A guest that asks for random requests without waiting for one before the next, on rings of 1 to 4 pages, and checks
+// each answer against a model of its disk. Its ring and keys are its own affair, so that a test can have it begin
+// anew whenever it likes.
+import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
+import type { EvtchnPort } from "../../src/core/types.ts";
+import type { EventChannels, GrantShare, SharedPages } from "../../src/platform/platform.ts";
+import type { SimPlatform } from "../../src/platform/sim.ts";
+import { ringSlots } from "../../src/protocol/ring.ts";
+import type { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { stampOf, type DiskModel } from "./disk-model.ts";
+import type { Random } from "./random.ts";
+
+const SLOT_BYTES = 112;
+const DATA_PAGES = 128;
+const [READ, WRITE, FLUSH] = [0, 1, 3];
+const WAIT_MS = 30_000;
+
+/** How a frontend clears the page of a new ring: all of it, ring.h's SHARED_RING_INIT, or old MirageOS's Ring.Rpc. */
+const CLEARED_BYTES = [4096, 64, 24];
+
+interface Pending {
+  readonly op: number;
+  readonly block: number;
+  readonly pages: readonly number[];
+  /** What each page holds (a write), or what the block may have held while the request waited (a read). */
+  readonly stamps: number[][];
+}
+
+export class ModelGuest {
+  readonly xenstore: Xenstore;
+  /** Answers so far. */
+  answered = 0;
+  readonly #address: DeviceAddress;
+  readonly #model: DiskModel;
+  readonly #random: Random;
+  readonly #platform: SimPlatform;
+  readonly #channels: EventChannels;
+  readonly #share: GrantShare;
+  readonly #data: SharedPages;
+  readonly #pending = new Map<bigint, Pending>();
+  readonly #freePages = Array.from({ length: DATA_PAGES }, (_, page) => page);
+  #ring: SharedPages | undefined;
+  #slots = 0;
+  #port = 0;
+  #prod = 0;
+  #cons = 0;
+  #id = 0n;
+
+  static async start(
+    host: SimHost,
+    address: DeviceAddress,
+    model: DiskModel,
+    random: Random,
+  ): Promise<ModelGuest> {
+    const platform = host.platform(address.frontend);
+    return new ModelGuest(platform, await Xenstore.connect(platform), address, model, random);
+  }
+
+  private constructor(
+    platform: SimPlatform,
+    xenstore: Xenstore,
+    address: DeviceAddress,
+    model: DiskModel,
+    random: Random,
+  ) {
+    this.#platform = platform;
+    this.xenstore = xenstore;
+    this.#address = address;
+    this.#model = model;
+    this.#random = random;
+    this.#channels = platform.openEventChannels();
+    this.#share = platform.openGrantShare();
+    this.#data = this.#share.share(address.backend, DATA_PAGES, "rw");
+  }
+
+  /** Requests that wait for their answer. */
+  get waiting(): number {
+    return this.#pending.size;
+  }
+
+  /** Forgets what it asked for and makes a new ring, on the same page if it has as many pages. Writes its keys. */
+  async makeRing(): Promise<void> {
+    const order = this.#random.below(3);
+    const pages = 1 << order;
+    if (this.#ring !== undefined && this.#ring.refs.length !== pages) this.#dropRing();
+    this.#ring ??= this.#share.share(this.#address.backend, pages, "rw");
+    const { bytes, words } = this.#ring.mapping;
+    bytes.fill(0, 0, this.#random.pick(CLEARED_BYTES));
+    words[1] = words[3] = 1;
+    this.#slots = ringSlots(pages, SLOT_BYTES);
+    this.#prod = this.#cons = 0;
+    for (const { pages: used } of this.#pending.values()) this.#freePages.push(...used);
+    this.#pending.clear();
+    if (this.#port !== 0) this.#channels.unbind(this.#port as EvtchnPort);
+    this.#port = this.#channels.bindUnbound(this.#address.backend);
+    await this.#writeKeys(this.#ring.refs, order);
+  }
+
+  setState(state: number): Promise<void> {
+    return this.xenstore.write(`${frontendDir(this.#address)}/state`, String(state));
+  }
+
+  async untilBackend(state: number): Promise<void> {
+    const path = `${backendDir(this.#address)}/state`;
+    await this.xenstore.waitFor(path, (value) => value === String(state), { timeoutMs: WAIT_MS });
+  }
+
+  /** The handshake of a device that is offered. */
+  async connect(): Promise<void> {
+    await this.untilBackend(2);
+    await this.makeRing();
+    await this.setState(3);
+    await this.untilBackend(4);
+    await this.setState(4);
+  }
+
+  /** Puts some requests on the ring, as far as there is room. */
+  ask(): void {
+    if (this.#ring === undefined) return;
+    const count = 1 + this.#random.below(6);
+    for (let i = 0; i < count && this.#pending.size < this.#slots && this.#freePages.length >= 4; i++)
+      this.#put();
+    Atomics.store(this.#ring.mapping.words, 0, this.#prod);
+    this.#channels.notify(this.#port as EvtchnPort);
+  }
+
+  /** Takes the answers that are there and checks each. */
+  reap(): void {
+    if (this.#ring === undefined) return;
+    const { bytes, words } = this.#ring.mapping;
+    const view = new DataView(bytes.buffer, bytes.byteOffset);
+    for (const prod = Atomics.load(words, 2); this.#cons !== prod; this.#cons = (this.#cons + 1) >>> 0) {
+      const at = this.#slotAt(this.#cons);
+      this.#take(view.getBigUint64(at, true), view.getUint8(at + 8), view.getInt16(at + 10, true));
+    }
+  }
+
+  close(): void {
+    if (this.#ring !== undefined) this.#dropRing();
+    this.#data.mapping.close();
+    this.#share.close();
+    this.#channels.close();
+    this.xenstore.close();
+    this.#platform.close();
+  }
+
+  #dropRing(): void {
+    this.#ring?.mapping.close();
+    this.#ring = undefined;
+  }
+
+  async #writeKeys(refs: readonly number[], order: number): Promise<void> {
+    const single = order === 0;
+    const keys: Record<string, string | null> = {
+      "ring-ref": single ? String(refs[0]) : null,
+      "ring-page-order": single ? null : String(order),
+      "event-channel": String(this.#port),
+      protocol: "x86_64-abi",
+    };
+    for (let page = 0; page < 4; page++)
+      keys[`ring-ref${page}`] = single || page >= refs.length ? null : String(refs[page]);
+    await this.xenstore.transaction(async (tx) => {
+      for (const [key, value] of Object.entries(keys)) {
+        const path = `${frontendDir(this.#address)}/${key}`;
+        if (value !== null) await tx.write(path, value);
+        else if (await tx.exists(path)) await tx.rm(path);
+      }
+    });
+  }
+
+  #slotAt(index: number): number {
+    return 64 + (index & (this.#slots - 1)) * SLOT_BYTES;
+  }
+
+  #words(page: number): Uint32Array {
+    return this.#data.mapping.words.subarray(page * 1024, (page + 1) * 1024);
+  }
+
+  #put(): void {
+    const random = this.#random;
+    const model = this.#model;
+    const op = random.pick([READ, READ, READ, WRITE, WRITE, WRITE, FLUSH]);
+    const count = op === FLUSH ? 0 : 1 + random.below(4);
+    const block = random.below(model.blocks - count);
+    const pages = this.#freePages.splice(0, count);
+    const stamps = pages.map((page, index) => {
+      const stamp = op === WRITE ? model.write(block + index) : model.expected(block + index);
+      if (op === WRITE) this.#overtake(block + index, stamp);
+      this.#words(page).fill(op === WRITE ? stamp : 0xffff_ffff);
+      return [stamp];
+    });
+    this.#pending.set(++this.#id, { op, block, pages, stamps });
+    const at = this.#slotAt(this.#prod);
+    this.#prod = (this.#prod + 1) >>> 0;
+    const view = new DataView((this.#ring as SharedPages).mapping.bytes.buffer);
+    view.setUint8(at, op);
+    view.setUint8(at + 1, count);
+    view.setBigUint64(at + 8, this.#id, true);
+    view.setBigUint64(at + 16, BigInt(block * 8), true);
+    pages.forEach((page, index) => {
+      view.setUint32(at + 24 + index * 8, this.#data.refs[page] as number, true);
+      view.setUint8(at + 28 + index * 8, 0);
+      view.setUint8(at + 29 + index * 8, 7);
+    });
+  }
+
+  /** A read that waits is carried out again after a kill, perhaps when a write that came after it is done. */
+  #overtake(block: number, stamp: number): void {
+    for (const other of this.#pending.values())
+      if (other.op === READ) other.stamps[block - other.block]?.push(stamp);
+  }
+
+  #take(id: bigint, op: number, status: number): void {
+    const request = this.#pending.get(id);
+    if (request === undefined) throw new Error(`an answer to ${id}, which does not wait for one`);
+    const { block, pages, stamps } = request;
+    if (op !== request.op || status !== 0)
+      throw new Error(`request ${id}, operation ${request.op}, is answered ${status} for operation ${op}`);
+    this.#pending.delete(id);
+    this.answered++;
+    this.#freePages.push(...pages);
+    pages.forEach((page, index) => {
+      const may = stamps[index] as number[];
+      if (op === WRITE) this.#model.acknowledge(block + index, may[0] as number);
+      else if (!may.includes(stampOf(this.#words(page))))
+        throw new Error(
+          `block ${block + index} was read as ${stampOf(this.#words(page))}, not ${may.join(", ")}`,
+        );
+    });
+  }
+}
