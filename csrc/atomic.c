@@ -3,8 +3,6 @@
 #include "clock.h"
 #include "xentool.h"
 
-uint32_t xt_load32(const void *address) { return __atomic_load_n((const uint32_t *)address, __ATOMIC_SEQ_CST); }
-void xt_store32(void *address, uint32_t value) { __atomic_store_n((uint32_t *)address, value, __ATOMIC_SEQ_CST); }
 uint32_t xt_load8(const void *address) { return __atomic_load_n((const uint8_t *)address, __ATOMIC_SEQ_CST); }
 void xt_store8(void *address, uint32_t value) {
   __atomic_store_n((uint8_t *)address, (uint8_t)value, __ATOMIC_SEQ_CST);
@@ -12,11 +10,6 @@ void xt_store8(void *address, uint32_t value) {
 uint32_t xt_fetch_or8(void *address, uint32_t bits) {
   return __atomic_fetch_or((uint8_t *)address, (uint8_t)bits, __ATOMIC_SEQ_CST);
 }
-uint32_t xt_fetch_and8(void *address, uint32_t bits) {
-  return __atomic_fetch_and((uint8_t *)address, (uint8_t)bits, __ATOMIC_SEQ_CST);
-}
-void xt_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-
 uint32_t xt_changes_within(const void *address, uint32_t value, uint32_t us) {
   const uint32_t *word = address;
   if (us == 0) return __atomic_load_n(word, __ATOMIC_ACQUIRE) != value;

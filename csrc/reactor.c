@@ -19,7 +19,7 @@ static void free_reactor(struct reactor *reactor) {
 }
 
 double xt_reactor_open(uint32_t depth, uint32_t max_watches, uint32_t engine) {
-  if (depth == 0 || depth > 4096 || max_watches > 1024) return -EINVAL;
+  if (depth == 0 || depth > XT_REACTOR_DEPTH_MAX || max_watches > XT_REACTOR_WATCHES_MAX) return -EINVAL;
   struct reactor *reactor = calloc(1, sizeof *reactor);
   if (!reactor) return -ENOMEM;
   reactor->uring.fd = -1;
@@ -39,7 +39,7 @@ double xt_reactor_open(uint32_t depth, uint32_t max_watches, uint32_t engine) {
 
 int32_t xt_reactor_add_file(void *handle, int32_t fd, int32_t is_block_device) {
   struct reactor *reactor = handle;
-  if (reactor->file_count == MAX_FILES) return -ENOSPC;
+  if (reactor->file_count == XT_REACTOR_FILES_MAX) return -ENOSPC;
   reactor->files[reactor->file_count] = file_of(fd, is_block_device);
   return (int32_t)reactor->file_count++;
 }

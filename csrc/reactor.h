@@ -10,8 +10,6 @@
 #include <linux/io_uring.h>
 #include <stddef.h>
 
-enum { MAX_FILES = 8 };
-
 struct watch {
   int fd; /* -1: a free place, once nothing is armed there */
   uint32_t tag, events;
@@ -31,7 +29,7 @@ struct uring {
 
 struct reactor {
   uint32_t engine, depth, in_flight;
-  struct file files[MAX_FILES];
+  struct file files[XT_REACTOR_FILES_MAX];
   uint32_t file_count;
   struct watch *watches;
   uint32_t watch_count, max_watches;

@@ -3,16 +3,13 @@
  * Everything read here may be changed by the other side at any moment, so each word is loaded once and
  * slots are copied out before anyone looks at them.
  */
+#include "xen_layouts.h"
 #include "xentool.h"
 
 #include <stddef.h>
 #include <string.h>
 
-enum { RING_HEADER_BYTES = 64 };
-
-struct ring_header {
-  uint32_t req_prod, req_event, rsp_prod, rsp_event;
-};
+enum { RING_HEADER_BYTES = offsetof(struct sring, ring) };
 
 static void store(uint32_t *word, uint32_t value, int order) { __atomic_store_n(word, value, order); }
 
@@ -47,7 +44,7 @@ static uint32_t arm(uint32_t *event_word, const uint32_t *prod_word, uint32_t co
 }
 
 void xt_ring_init(void *ring) {
-  struct ring_header *header = ring;
+  struct sring *header = ring;
   memset(ring, 0, RING_HEADER_BYTES);
   store(&header->req_event, 1, __ATOMIC_RELAXED);
   store(&header->rsp_event, 1, __ATOMIC_SEQ_CST);
@@ -62,20 +59,20 @@ void xt_ring_copy_requests(void *to, const void *ring, uint32_t cons, uint32_t c
 
 int32_t xt_ring_push_responses(void *ring, const void *from, uint32_t prod, uint32_t count, uint32_t slots,
                                uint32_t stride, uint32_t size) {
-  struct ring_header *header = ring;
+  struct sring *header = ring;
   for (uint32_t i = 0; i < count; i++)
     memcpy(slot(ring, prod + i, slots, stride), (const uint8_t *)from + (size_t)i * size, size);
   return publish(&header->rsp_prod, &header->rsp_event, prod + count, count);
 }
 
 uint32_t xt_ring_final_check_requests(void *ring, uint32_t cons) {
-  struct ring_header *header = ring;
+  struct sring *header = ring;
   return arm(&header->req_event, &header->req_prod, cons);
 }
 
 int32_t xt_ring_push_requests(void *ring, const void *from, uint32_t prod, uint32_t count, uint32_t slots,
                               uint32_t stride, uint32_t gap) {
-  struct ring_header *header = ring;
+  struct sring *header = ring;
   for (uint32_t i = 0; i < count; i++)
     request_in(slot(ring, prod + i, slots, stride), (const uint8_t *)from + (size_t)i * (stride + gap), stride, gap);
   return publish(&header->req_prod, &header->req_event, prod + count, count);
@@ -89,6 +86,6 @@ void xt_ring_copy_responses(void *to, const void *ring, uint32_t cons, uint32_t 
 }
 
 uint32_t xt_ring_final_check_responses(void *ring, uint32_t cons) {
-  struct ring_header *header = ring;
+  struct sring *header = ring;
   return arm(&header->rsp_event, &header->rsp_prod, cons);
 }

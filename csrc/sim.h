@@ -12,6 +12,7 @@
 #define XENTOOL_SIM_H
 
 #include "old_libc.h"
+#include "xen_layouts.h"
 #include "xentool.h"
 
 #include <pthread.h>
@@ -20,24 +21,7 @@
 enum {
   PAGE = 4096,
   KERNEL_SLOT = 0,     /* owner of what belongs to a domain itself and to no process */
-  RESERVED_GREFS = 8,  /* GNTTAB_NR_RESERVED_ENTRIES: the toolstack's; 1 is the xenstore ring */
-  STORE_GREF = 1,
-  DOMAINS_MAX = 256,
   FIFO_CACHE = 64,
-};
-
-/* public/grant_table.h */
-enum {
-  GTF_PERMIT_ACCESS = 1,
-  GTF_TYPE_MASK = 3,
-  GTF_READONLY = 4,
-  GTF_READING = 8,
-  GTF_WRITING = 16,
-  GNTST_OKAY = 0,
-  GNTST_GENERAL_ERROR = -1,
-  GNTST_BAD_DOMAIN = -2,
-  GNTST_BAD_GNTREF = -3,
-  GNTST_BAD_PAGE = -9,
 };
 
 struct slot {
@@ -135,7 +119,7 @@ struct sim {
   uint64_t host_size;
   uint32_t slot, generation, domid;
   struct domain *own;
-  struct domain *peers[DOMAINS_MAX];
+  struct domain *peers[XT_SIM_DOMAINS_MAX];
   uint32_t peer_count;
   struct fifo fifos[FIFO_CACHE];
   struct own_handle *handles;

@@ -43,7 +43,7 @@ static struct layout layout_of(const struct xt_sim_limits *limits) {
 }
 
 static int limits_are_sane(const struct xt_sim_limits *limits) {
-  return limits->grant_entries > RESERVED_GREFS && limits->grant_entries <= LIMIT_MAX &&
+  return limits->grant_entries > XT_SIM_RESERVED_GREFS && limits->grant_entries <= LIMIT_MAX &&
          limits->maptrack > 0 && limits->maptrack <= LIMIT_MAX && limits->ports > 1 &&
          limits->ports <= LIMIT_MAX && limits->handles > 0 && limits->handles <= LIMIT_MAX &&
          limits->slots > 1 && limits->slots <= LIMIT_MAX;
@@ -161,11 +161,11 @@ int32_t xt_sim_host_create(const char *dir, const struct xt_sim_limits *limits) 
 /* What the toolstack prepares in a new domain: its xenstore page and port, both for domain 0. */
 static int32_t prepare_store(uint8_t *memory, const struct layout *layout) {
   struct domain_header *header = (struct domain_header *)memory;
-  struct grant_entry *entry = (struct grant_entry *)(memory + layout->entries) + STORE_GREF;
-  struct grant_record *record = (struct grant_record *)(memory + layout->records) + STORE_GREF;
+  struct grant_entry *entry = (struct grant_entry *)(memory + layout->entries) + XT_SIM_STORE_GREF;
+  struct grant_record *record = (struct grant_record *)(memory + layout->records) + XT_SIM_STORE_GREF;
   struct port *port = (struct port *)(memory + layout->ports) + 1;
   *record = (struct grant_record){.state = GRANT_SHARED, .slot = KERNEL_SLOT, .clear_byte = -1};
-  *entry = (struct grant_entry){.access = GTF_PERMIT_ACCESS, .frame = STORE_GREF};
+  *entry = (struct grant_entry){.access = GTF_PERMIT_ACCESS, .frame = XT_SIM_STORE_GREF};
   *port = (struct port){.state = PORT_UNBOUND, .slot = KERNEL_SLOT, .masked = 1, .kernel = 1};
   header->store_port = 1;
   return 1;
@@ -173,14 +173,14 @@ static int32_t prepare_store(uint8_t *memory, const struct layout *layout) {
 
 static int32_t fill_domain(int dir_fd, const char *name, uint32_t domid, const struct xt_sim_limits *limits) {
   struct layout layout = layout_of(limits);
-  uint8_t *memory = create_file(dir_fd, name, layout.size, layout.frames + (STORE_GREF + 1) * PAGE);
+  uint8_t *memory = create_file(dir_fd, name, layout.size, layout.frames + (XT_SIM_STORE_GREF + 1) * PAGE);
   if (memory == MAP_FAILED) return -errno;
   struct domain_header *header = (struct domain_header *)memory;
   header->version = LAYOUT_VERSION;
   header->domid = domid;
   header->limits = *limits;
-  header->gref_low = RESERVED_GREFS;
-  header->gref_high = RESERVED_GREFS;
+  header->gref_low = XT_SIM_RESERVED_GREFS;
+  header->gref_high = XT_SIM_RESERVED_GREFS;
   header->next_handle = 1;
   mutex_init(&header->grant_lock);
   mutex_init(&header->evtchn_lock);
@@ -304,7 +304,7 @@ struct domain *sim_domain(struct sim *sim, uint32_t domid) {
     break;
   }
   errno = ENOSPC;
-  if (sim->peer_count == DOMAINS_MAX) return NULL;
+  if (sim->peer_count == XT_SIM_DOMAINS_MAX) return NULL;
   struct domain *domain = open_domain(sim->dir_fd, domid);
   if (domain) sim->peers[sim->peer_count++] = domain;
   return domain;

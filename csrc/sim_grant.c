@@ -91,7 +91,7 @@ static void free_grant(struct domain *domain, uint32_t ref) {
   domain->records[ref] = (struct grant_record){0};
   fallocate(domain->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
             (off_t)(domain->frames_offset + (uint64_t)ref * PAGE), PAGE);
-  if (ref < header->gref_low && ref >= RESERVED_GREFS) header->gref_low = ref;
+  if (ref < header->gref_low && ref >= XT_SIM_RESERVED_GREFS) header->gref_low = ref;
 }
 
 /* Shows in the entry what the pins say; frees an orphan without any. */
@@ -148,7 +148,7 @@ void sim_track_drop(struct domain *domain, struct track *track) {
 void sim_grant_recount(struct domain *domain) {
   struct domain_header *header = domain->header;
   const struct xt_sim_limits *limits = &header->limits;
-  header->gref_low = RESERVED_GREFS;
+  header->gref_low = XT_SIM_RESERVED_GREFS;
   header->gref_high = limits->grant_entries;
   header->track_low = 0;
   header->track_high = limits->maptrack;
@@ -163,7 +163,7 @@ void sim_grant_recount(struct domain *domain) {
     else domain->records[track->ref].readers++;
   }
   for (uint32_t ref = 0; ref < limits->grant_entries; ref++) {
-    if (domain->records[ref].state == GRANT_SHARED && ref >= RESERVED_GREFS) header->shared_pages++;
+    if (domain->records[ref].state == GRANT_SHARED && ref >= XT_SIM_RESERVED_GREFS) header->shared_pages++;
     if (domain->entries[ref].access || domain->records[ref].state) settle_entry(domain, ref);
   }
 }
@@ -413,7 +413,7 @@ int32_t xt_sim_unshare(void *opaque) {
 double xt_sim_own_page(void *opaque, uint32_t ref) {
   struct sim *sim = opaque;
   if (sim_usable(sim)) return -ENODEV;
-  if (ref >= RESERVED_GREFS || sim->own->records[ref].state != GRANT_SHARED) return -EINVAL;
+  if (ref >= XT_SIM_RESERVED_GREFS || sim->own->records[ref].state != GRANT_SHARED) return -EINVAL;
   void *address = map_frames(sim->own, &ref, 1, PROT_READ | PROT_WRITE);
   return address == MAP_FAILED ? (double)-errno : (double)(uintptr_t)address;
 }

@@ -24,7 +24,7 @@ static int32_t list_domains(const struct sim *sim, uint32_t *domids) {
     if (fd >= 0) close(fd);
     return error;
   }
-  for (struct dirent *entry; count < (int32_t)DOMAINS_MAX && (entry = readdir(dir));)
+  for (struct dirent *entry; count < (int32_t)XT_SIM_DOMAINS_MAX && (entry = readdir(dir));)
     if (sscanf(entry->d_name, "dom%u", &domid) == 1) domids[count++] = domid;
   closedir(dir);
   return count;
@@ -48,7 +48,7 @@ static void run_notifies(struct sim *sim, struct domain *domain, struct domain *
     sim_track_clear_byte(domain, track);
     notify_once(sim, owner, &track->port);
   }
-  for (uint32_t ref = RESERVED_GREFS; ref < domain->header->gref_high; ref++) {
+  for (uint32_t ref = XT_SIM_RESERVED_GREFS; ref < domain->header->gref_high; ref++) {
     struct grant_record *record = &domain->records[ref];
     if (record->state != GRANT_SHARED || record->slot != slot) continue;
     sim_grant_clear_byte(domain, ref);
@@ -61,7 +61,7 @@ static void drop_grants(struct domain *domain, uint32_t slot) {
   sim_grant_lock(domain);
   for (uint32_t i = 0; i < domain->header->track_high; i++)
     if (domain->tracks[i].in_use && domain->tracks[i].slot == slot) sim_track_drop(domain, &domain->tracks[i]);
-  for (uint32_t ref = RESERVED_GREFS; ref < domain->header->gref_high; ref++)
+  for (uint32_t ref = XT_SIM_RESERVED_GREFS; ref < domain->header->gref_high; ref++)
     if (domain->records[ref].state == GRANT_SHARED && domain->records[ref].slot == slot) sim_grant_end(domain, ref);
   sim_grant_unlock(domain);
 }
@@ -95,7 +95,7 @@ static int32_t open_domains(struct sim *sim, uint32_t *domids) {
 }
 
 static int32_t bury(struct sim *sim, uint32_t slot, int with_notifies) {
-  uint32_t domids[DOMAINS_MAX];
+  uint32_t domids[XT_SIM_DOMAINS_MAX];
   int32_t count = open_domains(sim, domids);
   if (count < 0) return count;
   uint32_t generation = sim->host->slots[slot].generation;
@@ -125,7 +125,7 @@ int32_t xt_sim_reap(void *opaque, uint32_t slot, uint32_t generation) {
 
 int32_t xt_sim_deliver(void *opaque) {
   struct sim *sim = opaque;
-  uint32_t domids[DOMAINS_MAX];
+  uint32_t domids[XT_SIM_DOMAINS_MAX];
   int32_t count = open_domains(sim, domids), left = 0;
   if (count < 0) return count;
   for (int32_t i = 0; i < count; i++) {
@@ -253,7 +253,7 @@ static void list_evtchns(struct list *list, struct domain *domain) {
 int32_t xt_sim_list(void *opaque, struct xt_sim_item *items, uint32_t max) {
   struct sim *sim = opaque;
   struct list list = {sim, items, 0, max};
-  uint32_t domids[DOMAINS_MAX];
+  uint32_t domids[XT_SIM_DOMAINS_MAX];
   int32_t count = open_domains(sim, domids);
   if (count < 0) return count;
   for (uint32_t i = KERNEL_SLOT + 1; i < sim->host->limits.slots; i++) {

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stddef.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -22,7 +23,13 @@ int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_size, con
   return sent < 0 ? -errno : (int32_t)sent;
 }
 
-int32_t xt_poll(void *fds, uint32_t count, int32_t timeout_ms) {
-  int ready = poll(fds, count, timeout_ms);
+_Static_assert(sizeof(struct xt_poll) == sizeof(struct pollfd), "struct xt_poll is struct pollfd");
+_Static_assert(offsetof(struct xt_poll, events) == offsetof(struct pollfd, events), "events lie where poll has them");
+_Static_assert(offsetof(struct xt_poll, seen) == offsetof(struct pollfd, revents), "and so does what was seen");
+_Static_assert(XT_POLL_IN == POLLIN && XT_POLL_OUT == POLLOUT, "events are poll's");
+_Static_assert(XT_POLL_ERROR == POLLERR && XT_POLL_HANGUP == POLLHUP, "and so are failures");
+
+int32_t xt_poll(struct xt_poll *fds, uint32_t count, int32_t timeout_ms) {
+  int ready = poll((struct pollfd *)fds, count, timeout_ms);
   return ready >= 0 ? ready : errno == EINTR ? 0 : -errno;
 }

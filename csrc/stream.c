@@ -102,12 +102,6 @@ int32_t xt_stream_accept(int32_t listener) {
   return fd;
 }
 
-int32_t xt_stream_error(int32_t fd) {
-  int error = 0;
-  socklen_t length = sizeof error;
-  return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) ? -errno : -error;
-}
-
 int32_t xt_stream_end(int32_t fd) { return shutdown(fd, SHUT_WR) ? -errno : 0; }
 
 int32_t xt_stream_skip(int32_t fd, int32_t is_socket) {

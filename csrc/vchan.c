@@ -6,25 +6,27 @@
 #define _GNU_SOURCE
 #include "clock.h"
 #include "copy.h"
+#include "xen_layouts.h"
 #include "xentool.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
+#include <stddef.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* struct vchan_interface; the rest of the page is the peer's and ours by layout, see src/protocol/vchan.ts. */
+/* Where in the shared page. The rest of it is the peer's and ours by layout, see src/protocol/vchan.ts. */
 enum {
-  LEFT_CONS = 0,
-  LEFT_PROD = 4,
-  RIGHT_CONS = 8,
-  RIGHT_PROD = 12,
-  CLI_LIVE = 20,
-  SRV_LIVE = 21,
-  CLI_NOTIFY = 22,
-  SRV_NOTIFY = 23,
+  LEFT_CONS = offsetof(struct vchan_interface, left.cons),
+  LEFT_PROD = offsetof(struct vchan_interface, left.prod),
+  RIGHT_CONS = offsetof(struct vchan_interface, right.cons),
+  RIGHT_PROD = offsetof(struct vchan_interface, right.prod),
+  CLI_LIVE = offsetof(struct vchan_interface, cli_live),
+  SRV_LIVE = offsetof(struct vchan_interface, srv_live),
+  CLI_NOTIFY = offsetof(struct vchan_interface, cli_notify),
+  SRV_NOTIFY = offsetof(struct vchan_interface, srv_notify),
 };
 enum { GONE = 0 };
 enum { CHECK_US_MIN = 5, CHECK_US_MAX = 100, CHECK_SHARE = 8, MAX_POLLED = 8 };

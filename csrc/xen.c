@@ -4,6 +4,7 @@
  * are spelled out because those headers are not installed everywhere.
  */
 #define _GNU_SOURCE
+#include "xen_layouts.h"
 #include "xentool.h"
 
 #include <errno.h>
@@ -26,7 +27,6 @@ enum {
   IOCTL_GNTALLOC_ALLOC_GREF = 0x00184705,
   IOCTL_GNTALLOC_DEALLOC_GREF = 0x00104706,
   IOCTL_GNTALLOC_SET_UNMAP_NOTIFY = 0x00104707,
-  GNTST_EAGAIN = -12,
   NOTIFY_CLEAR_BYTE = 1,
   NOTIFY_SEND_EVENT = 2,
   MAP_RETRIES = 1000, /* a paged-out grant answers EAGAIN: about a second of them */

@@ -1,5 +1,6 @@
 /*
- * The whole ABI between xentool's TypeScript and its C shim.
+ * The whole ABI between xentool's TypeScript and its C shim. `npm run abi` writes src/native/abi.ts from it: functions,
+ * enums and structures stand here in that script's words, one declaration at a time.
  *
  * Conventions: a function returns 0 or a count, and -errno when it failed. A function that makes an
  * address or an opaque handle returns it as a double (exact below 2^53), negative: -errno. No function
@@ -14,10 +15,19 @@
 
 #define XT_API __attribute__((visibility("default")))
 
-/* Raised whenever anything below changes; src/native/shim.ts holds the same number. */
-#define XT_ABI_VERSION 3
+/* Raised whenever anything below changes: a shim that was built of another header is noticed. */
+#define XT_ABI_VERSION 4
 
 XT_API uint32_t xt_abi_version(void);
+
+/* ---- waiting ---- */
+
+/* struct pollfd. A negative fd is left out. */
+struct xt_poll {
+  int32_t fd;
+  uint16_t events, seen;
+};
+enum { XT_POLL_IN = 1, XT_POLL_OUT = 4, XT_POLL_ERROR = 8, XT_POLL_HANGUP = 16 };
 
 /* ---- memory.c: memory that JavaScript sees through views ---- */
 
@@ -37,13 +47,9 @@ XT_API int32_t xt_wait(const int32_t *fds, uint32_t count, int32_t timeout_ms);
 
 /* ---- atomic.c: sequentially consistent, on memory another domain may change at any moment ---- */
 
-XT_API uint32_t xt_load32(const void *address);
-XT_API void xt_store32(void *address, uint32_t value);
 XT_API uint32_t xt_load8(const void *address);
 XT_API void xt_store8(void *address, uint32_t value);
 XT_API uint32_t xt_fetch_or8(void *address, uint32_t bits);
-XT_API uint32_t xt_fetch_and8(void *address, uint32_t bits);
-XT_API void xt_fence(void);
 /* Looks at a 32-bit word for about `us` (once at least): 1 as soon as it is not `value`. */
 XT_API uint32_t xt_changes_within(const void *address, uint32_t value, uint32_t us);
 
@@ -101,11 +107,12 @@ XT_API int32_t xt_file_lock(int32_t fd, int32_t exclusive);
 /* ---- reactor.c: the one place where a data plane waits ---- */
 
 enum { XT_ENGINE_URING = 0, XT_ENGINE_POLL = 1 };
+enum { XT_REACTOR_DEPTH_MAX = 4096, XT_REACTOR_WATCHES_MAX = 1024, XT_REACTOR_FILES_MAX = 8 };
 
 /* For up to `depth` operations in flight and `max_watches` watched descriptors. POLL performs operations within
    the call; URING answers -EPERM, -ENOSYS or -ENOMEM where io_uring is not allowed. */
 XT_API double xt_reactor_open(uint32_t depth, uint32_t max_watches, uint32_t engine);
-/* A file that operations may name; up to 8. It stays its owner's, and open as long as the reactor. */
+/* A file that operations may name; up to FILES_MAX. It stays its owner's, and open as long as the reactor. */
 XT_API int32_t xt_reactor_add_file(void *reactor, int32_t fd, int32_t is_block_device);
 /* Reports `tag`, with what happened, whenever one of the poll `events` of `fd` is there: level-triggered, at most
    once a wait. Returns the watch's place. */
@@ -141,8 +148,6 @@ struct xt_vchan {
 enum { XT_VCHAN_WRITTEN = 1, XT_VCHAN_READ = 2 };   /* VCHAN_NOTIFY_WRITE and _READ */
 enum { XT_VCHAN_BAD_PROD = 1, XT_VCHAN_BAD_CONS = 2 };
 enum { XT_VCHAN_NEWS = 1 << 16 };
-/* struct pollfd, whose revents are not used. A negative fd is left out. */
-struct xt_poll { int32_t fd; uint16_t events, unused; };
 
 /* Samples live byte and end word, then the peer's counters. 0, or XT_VCHAN_BAD_*. A peer that was found gone is not
    looked at again: what it had written is known, and whatever it does to the page then is nothing to us. */
@@ -164,16 +169,15 @@ XT_API int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, 
 
 /* ---- stream.c: sockets, pipes and standard streams at the local end of a relay ---- */
 
-/* `port` negative: AF_UNIX and `address` a path; else a numeric address. Non-blocking and close-on-exec; a
-   connection may still be on its way: writable when it is made, and xt_stream_error tells how it went. */
+enum { XT_STREAM_LOCAL = -1 };
+/* `port` XT_STREAM_LOCAL: AF_UNIX and `address` a path; else a numeric address. Non-blocking and close-on-exec; a
+   connection may still be on its way: writable when it is made or has failed, and the first write tells. */
 XT_API int32_t xt_stream_connect(const char *address, int32_t port);
 /* A path is there from when it listens on; it must leave room for "~PID" (about 100 bytes in all). */
 XT_API int32_t xt_stream_listen(const char *address, int32_t port);
 /* Reads some bytes and drops them: how many, 0 at the end, or -errno. A socket is never waited for. */
 XT_API int32_t xt_stream_skip(int32_t fd, int32_t is_socket);
 XT_API int32_t xt_stream_accept(int32_t listener);
-/* 0, or the socket's pending -errno. */
-XT_API int32_t xt_stream_error(int32_t fd);
 /* No more will be sent; receiving goes on. */
 XT_API int32_t xt_stream_end(int32_t fd);
 /* fds[0] to read, fds[1] to write; close-on-exec. */
@@ -190,17 +194,23 @@ XT_API int32_t xt_socket_receive(int32_t fd, void *to, uint32_t size);
 /* Sends `header`, then `data`, as far as the socket takes them now; bytes sent or -errno. */
 XT_API int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_size, const void *data,
                               uint32_t data_size);
-/* poll(2) on an array of struct pollfd. How many are ready; 0: time is up or a signal came. */
-XT_API int32_t xt_poll(void *fds, uint32_t count, int32_t timeout_ms);
+/* poll(2). How many are ready; 0: time is up or a signal came. */
+XT_API int32_t xt_poll(struct xt_poll *fds, uint32_t count, int32_t timeout_ms);
 
 /* ---- grant copy: one segment, the layout of struct gntdev_grant_copy_segment ---- */
 
 enum { XT_COPY_SOURCE_GREF = 1, XT_COPY_DEST_GREF = 2 };
+struct xt_copy_foreign {
+  uint32_t ref;
+  uint16_t offset;
+  uint16_t domid;
+};
+union xt_copy_side {
+  uint64_t address;
+  struct xt_copy_foreign foreign;
+};
 struct xt_copy_segment {
-  union xt_copy_side {
-    uint64_t address;
-    struct { uint32_t ref; uint16_t offset; uint16_t domid; } foreign;
-  } source, dest;
+  union xt_copy_side source, dest;
   uint16_t length;
   uint16_t flags;
   int16_t status; /* GNTST_*: 0 okay, negative an error */
@@ -234,6 +244,10 @@ XT_API int32_t xt_xen_unshare(int32_t fd, void *address, uint64_t index, uint32_
 
 /* ---- sim_*.c: the simulated platform; a `sim` is one process's attachment to a host's directory ---- */
 
+/* How many domains a host has at most; the references below RESERVED are the toolstack's, STORE is that of the
+   xenstore ring. */
+enum { XT_SIM_DOMAINS_MAX = 250, XT_SIM_STORE_GREF = 1, XT_SIM_RESERVED_GREFS = 8 };
+
 struct xt_sim_limits {
   uint32_t grant_entries; /* references and page frames of a domain */
   uint32_t share_pages;   /* pages that a domain's processes may share at a time, as gntalloc's limit */
@@ -244,7 +258,7 @@ struct xt_sim_limits {
 };
 
 /* Makes the files of a new host in the empty directory `dir`, or those of one domain of it. A domain gets
-   its xenstore page (reference 1, granted to domain 0) and port; that port is returned. */
+   its xenstore page (XT_SIM_STORE_GREF, granted to domain 0) and port; that port is returned. */
 XT_API int32_t xt_sim_host_create(const char *dir, const struct xt_sim_limits *limits);
 XT_API int32_t xt_sim_domain_create(const char *dir, uint32_t domid);
 /* Reaps every process of `domid` without unmap-notifies, as the death of a domain does, closes its ports

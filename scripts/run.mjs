@@ -26,6 +26,7 @@ const JUDGES = {
   [xen.replace("xen", "xen-utils")]: `/usr/lib/${xen}/bin/test-xenstore`,
 };
 const NEEDS = {
+  abi: COMPILER,
   build: COMPILER,
   bench: { ...COMPILER, fio: JUDGES.fio },
   demo: { ...COMPILER, "libnbd-bin": "nbdcopy", e2fsprogs: "e2fsck" },

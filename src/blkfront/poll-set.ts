@@ -1,14 +1,18 @@
 // The descriptors that a server waits for, as poll(2) wants them (struct pollfd), filled in anew each time.
+import { XT_POLL, XT_POLL_ERROR, XT_POLL_HANGUP, XT_POLL_IN, XT_POLL_OUT } from "../native/abi.ts";
 import { allocateMemory, type Mapping } from "../native/memory.ts";
 import { check, shim, type Pointer } from "../native/shim.ts";
 
-export const POLLIN = 1;
-export const POLLOUT = 4;
-const POLLERR = 8;
-const POLLHUP = 16;
-export const POLL_GONE = POLLERR | POLLHUP;
+export const POLLIN = XT_POLL_IN;
+export const POLLOUT = XT_POLL_OUT;
+export const POLL_GONE = XT_POLL_ERROR | XT_POLL_HANGUP;
 
-const POLLFD_BYTES = 8;
+// Places of the fields of struct xt_poll in words, or in halves of one.
+const WORDS = XT_POLL.bytes / 4;
+const HALVES = XT_POLL.bytes / 2;
+const FD = XT_POLL.fd / 4;
+const EVENTS = XT_POLL.events / 2;
+const SEEN = XT_POLL.seen / 2;
 
 export class PollSet {
   readonly #memory: Mapping;
@@ -17,7 +21,7 @@ export class PollSet {
   #count = 0;
 
   constructor(capacity: number) {
-    this.#memory = allocateMemory(capacity * POLLFD_BYTES);
+    this.#memory = allocateMemory(capacity * XT_POLL.bytes);
     this.#fds = new Int32Array(this.#memory.bytes.buffer);
     this.#events = new Int16Array(this.#memory.bytes.buffer);
   }
@@ -29,9 +33,9 @@ export class PollSet {
   /** Waits for `events` of `fd`, too; its place in the set. Errors and hang-ups are always reported. */
   add(fd: number, events: number): number {
     const index = this.#count++;
-    this.#fds[index * 2] = fd;
-    this.#events[index * 4 + 2] = events;
-    this.#events[index * 4 + 3] = 0;
+    this.#fds[index * WORDS + FD] = fd;
+    this.#events[index * HALVES + EVENTS] = events;
+    this.#events[index * HALVES + SEEN] = 0;
     return index;
   }
 
@@ -44,7 +48,7 @@ export class PollSet {
 
   /** What happened at place `index`. */
   seen(index: number): number {
-    return this.#events[index * 4 + 3] as number;
+    return this.#events[index * HALVES + SEEN] as number;
   }
 
   close(): void {

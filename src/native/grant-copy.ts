@@ -1,10 +1,29 @@
-// A batch of grant copies, laid out as the kernel wants it (struct gntdev_grant_copy_segment, 24 bytes;
-// csrc/xentool.h: xt_copy_segment): filled by the data plane, run by GrantTable.copy in one call.
+// A batch of grant copies, laid out as the kernel wants it (struct gntdev_grant_copy_segment, which is
+// struct xt_copy_segment): filled by the data plane, run by GrantTable.copy in one call.
+import {
+  XT_COPY_DEST_GREF,
+  XT_COPY_FOREIGN,
+  XT_COPY_SEGMENT,
+  XT_COPY_SIDE,
+  XT_COPY_SOURCE_GREF,
+} from "./abi.ts";
 import { allocateMemory, type Mapping } from "./memory.ts";
 
-const SEGMENT_BYTES = 24;
-const SOURCE_GREF = 1;
-const DEST_GREF = 2;
+// A segment is as large as U32 words, or U16 halves of one; where in those its fields lie.
+const U32 = XT_COPY_SEGMENT.bytes / 4;
+const U16 = XT_COPY_SEGMENT.bytes / 2;
+const SOURCE_ADDRESS = (XT_COPY_SEGMENT.source + XT_COPY_SIDE.address) / 4;
+const SOURCE_REF = (XT_COPY_SEGMENT.source + XT_COPY_SIDE.foreign + XT_COPY_FOREIGN.ref) / 4;
+const SOURCE_OFFSET = (XT_COPY_SEGMENT.source + XT_COPY_SIDE.foreign + XT_COPY_FOREIGN.offset) / 2;
+const SOURCE_DOMID = (XT_COPY_SEGMENT.source + XT_COPY_SIDE.foreign + XT_COPY_FOREIGN.domid) / 2;
+const DEST_ADDRESS = (XT_COPY_SEGMENT.dest + XT_COPY_SIDE.address) / 4;
+const DEST_REF = (XT_COPY_SEGMENT.dest + XT_COPY_SIDE.foreign + XT_COPY_FOREIGN.ref) / 4;
+const DEST_OFFSET = (XT_COPY_SEGMENT.dest + XT_COPY_SIDE.foreign + XT_COPY_FOREIGN.offset) / 2;
+const DEST_DOMID = (XT_COPY_SEGMENT.dest + XT_COPY_SIDE.foreign + XT_COPY_FOREIGN.domid) / 2;
+const LENGTH = XT_COPY_SEGMENT.length / 2;
+const FLAGS = XT_COPY_SEGMENT.flags / 2;
+const STATUS = XT_COPY_SEGMENT.status / 2;
+const TWO_32 = 2 ** 32;
 
 export class GrantCopyBatch {
   /** How many segments are filled in. */
@@ -17,7 +36,7 @@ export class GrantCopyBatch {
 
   constructor(capacity: number) {
     this.capacity = capacity;
-    this.memory = allocateMemory(capacity * SEGMENT_BYTES);
+    this.memory = allocateMemory(capacity * XT_COPY_SEGMENT.bytes);
     this.#u32 = new Uint32Array(this.memory.bytes.buffer);
     this.#u16 = new Uint16Array(this.memory.bytes.buffer);
     this.#status = new Int16Array(this.memory.bytes.buffer);
@@ -33,36 +52,46 @@ export class GrantCopyBatch {
 
   /** Copies `length` bytes at `offset` of the page `ref` of `domid` to our `address`. offset+length ≤ 4096. */
   fromGrant(domid: number, ref: number, offset: number, length: number, address: number): void {
-    const at = this.count++ * 6;
+    const index = this.count++;
+    const words = index * U32;
+    const halves = index * U16;
     const u32 = this.#u32;
-    u32[at] = ref;
-    u32[at + 1] = offset | (domid << 16);
-    u32[at + 2] = address % 0x1_0000_0000;
-    u32[at + 3] = address / 0x1_0000_0000;
-    u32[at + 4] = length | (SOURCE_GREF << 16);
-    u32[at + 5] = 0;
+    const u16 = this.#u16;
+    u32[words + SOURCE_REF] = ref;
+    u16[halves + SOURCE_OFFSET] = offset;
+    u16[halves + SOURCE_DOMID] = domid;
+    u32[words + DEST_ADDRESS] = address % TWO_32;
+    u32[words + DEST_ADDRESS + 1] = address / TWO_32;
+    u16[halves + LENGTH] = length;
+    u16[halves + FLAGS] = XT_COPY_SOURCE_GREF;
+    u16[halves + STATUS] = 0;
   }
 
   /** Copies `length` bytes of our `address` to `offset` of the page `ref` of `domid`. offset+length ≤ 4096. */
   toGrant(domid: number, ref: number, offset: number, length: number, address: number): void {
-    const at = this.count++ * 6;
+    const index = this.count++;
+    const words = index * U32;
+    const halves = index * U16;
     const u32 = this.#u32;
-    u32[at] = address % 0x1_0000_0000;
-    u32[at + 1] = address / 0x1_0000_0000;
-    u32[at + 2] = ref;
-    u32[at + 3] = offset | (domid << 16);
-    u32[at + 4] = length | (DEST_GREF << 16);
-    u32[at + 5] = 0;
+    const u16 = this.#u16;
+    u32[words + SOURCE_ADDRESS] = address % TWO_32;
+    u32[words + SOURCE_ADDRESS + 1] = address / TWO_32;
+    u32[words + DEST_REF] = ref;
+    u16[halves + DEST_OFFSET] = offset;
+    u16[halves + DEST_DOMID] = domid;
+    u16[halves + LENGTH] = length;
+    u16[halves + FLAGS] = XT_COPY_DEST_GREF;
+    u16[halves + STATUS] = 0;
   }
 
   /** GNTST_* of segment `index` after a copy: 0 okay, negative an error. */
   status(index: number): number {
-    return this.#status[index * 12 + 10] as number;
+    return this.#status[index * U16 + STATUS] as number;
   }
 
   /** Bytes of segment `index`. */
   length(index: number): number {
-    return this.#u16[index * 12 + 8] as number;
+    return this.#u16[index * U16 + LENGTH] as number;
   }
 
   close(): void {

@@ -1,19 +1,41 @@
 // The reactor of csrc/reactor.c: the one place where a data plane waits, for operations on files, for descriptors and
 // for time. Whoever starts an operation names the source it belongs to, and is told of its end there. Tables are
 // allocated once; nothing here allocates, throws or awaits per operation.
+import {
+  XT_ENGINE_POLL,
+  XT_ENGINE_URING,
+  XT_IO,
+  XT_IO_DONE,
+  XT_POLL_IN,
+  type XT_IO_DISCARD,
+  type XT_IO_FLUSH,
+  type XT_IO_READ,
+  type XT_IO_READV,
+  type XT_IO_SECURE_DISCARD,
+  type XT_IO_WRITE,
+  type XT_IO_WRITEV,
+} from "./abi.ts";
 import { allocateMemory, type Mapping } from "./memory.ts";
 import { check, errnoName, shim, type Pointer } from "./shim.ts";
 
-export const IO_READ = 0;
-export const IO_WRITE = 1;
-export const IO_FLUSH = 2;
-export const IO_DISCARD = 3;
-export const IO_SECURE_DISCARD = 4;
-export const IO_READV = 5;
-export const IO_WRITEV = 6;
-export type IoOp = 0 | 1 | 2 | 3 | 4 | 5 | 6;
-
-export const POLLIN = 1;
+export {
+  XT_IO_READ as IO_READ,
+  XT_IO_WRITE as IO_WRITE,
+  XT_IO_FLUSH as IO_FLUSH,
+  XT_IO_DISCARD as IO_DISCARD,
+  XT_IO_SECURE_DISCARD as IO_SECURE_DISCARD,
+  XT_IO_READV as IO_READV,
+  XT_IO_WRITEV as IO_WRITEV,
+  XT_POLL_IN as POLLIN,
+} from "./abi.ts";
+export type IoOp =
+  | typeof XT_IO_READ
+  | typeof XT_IO_WRITE
+  | typeof XT_IO_FLUSH
+  | typeof XT_IO_DISCARD
+  | typeof XT_IO_SECURE_DISCARD
+  | typeof XT_IO_READV
+  | typeof XT_IO_WRITEV;
 
 /** `poll`: operations are done within the call, where a kernel or a sandbox forbids io_uring. */
 export type EngineKind = "uring" | "sync";
@@ -21,10 +43,18 @@ export type EngineKind = "uring" | "sync";
 /** Told of the end of an operation: the tag it was started with, and bytes, 0 or -errno. */
 export type OnEnd = (tag: number, result: number) => void;
 
-const ENGINE_URING = 0;
-const ENGINE_POLL = 1;
-const IO_BYTES = 40;
-const DONE_BYTES = 8;
+// An operation is as large as IO_F64 doubles, or IO_U32 words; its fields' places in those. An end likewise.
+const IO_F64 = XT_IO.bytes / 8;
+const IO_U32 = XT_IO.bytes / 4;
+const OFFSET = XT_IO.offset / 8;
+const LENGTH = XT_IO.length / 8;
+const ADDRESS = XT_IO.address / 8;
+const OP = XT_IO.op / 4;
+const TAG = XT_IO.tag / 4;
+const FILE = XT_IO.file / 4;
+const DONE_U32 = XT_IO_DONE.bytes / 4;
+const DONE_TAG = XT_IO_DONE.tag / 4;
+const DONE_RESULT = XT_IO_DONE.result / 4;
 const MAX_WATCHES = 8;
 /** A tag of the shim's is a source's number above a tag of that source. The last source is the watches. */
 const TAG_BITS = 24;
@@ -65,10 +95,10 @@ export class Reactor {
     this.#handle = handle;
     this.kind = kind;
     this.#doneMax = depth + MAX_WATCHES;
-    this.#ops = allocateMemory(depth * IO_BYTES);
+    this.#ops = allocateMemory(depth * XT_IO.bytes);
     this.#f64 = new Float64Array(this.#ops.bytes.buffer);
     this.#u32 = this.#ops.words;
-    this.#doneMemory = allocateMemory(this.#doneMax * DONE_BYTES);
+    this.#doneMemory = allocateMemory(this.#doneMax * XT_IO_DONE.bytes);
     this.#done = new Int32Array(this.#doneMemory.bytes.buffer);
   }
 
@@ -78,12 +108,12 @@ export class Reactor {
    */
   static open(depth: number, kind: EngineKind = "uring"): Reactor {
     if (kind === "uring") {
-      const handle = shim.xt_reactor_open(depth, MAX_WATCHES, ENGINE_URING);
+      const handle = shim.xt_reactor_open(depth, MAX_WATCHES, XT_ENGINE_URING);
       if (handle >= 0) return new Reactor(handle as Pointer, "uring", depth);
       if (!["EPERM", "EACCES", "ENOSYS", "ENOMEM", "EINVAL"].includes(errnoName(handle)))
         check(handle, "set up io_uring");
     }
-    const handle = check(shim.xt_reactor_open(depth, MAX_WATCHES, ENGINE_POLL), "set up an I/O engine");
+    const handle = check(shim.xt_reactor_open(depth, MAX_WATCHES, XT_ENGINE_POLL), "set up an I/O engine");
     return new Reactor(handle as Pointer, "sync", depth);
   }
 
@@ -100,7 +130,7 @@ export class Reactor {
   /** Calls `onReadable` after each wait that found `fd` readable, until the reactor is closed. */
   watch(fd: number, onReadable: () => void): void {
     const tag = (WATCHES << TAG_BITS) | this.#watches.length;
-    check(shim.xt_reactor_watch(this.#handle, fd, POLLIN, tag), "watch a descriptor");
+    check(shim.xt_reactor_watch(this.#handle, fd, XT_POLL_IN, tag), "watch a descriptor");
     this.#watches.push(onReadable);
   }
 
@@ -126,12 +156,12 @@ export class Reactor {
     const at = this.#queued++;
     const f64 = this.#f64;
     const u32 = this.#u32;
-    f64[at * 5] = offset;
-    f64[at * 5 + 1] = length;
-    f64[at * 5 + 2] = address;
-    u32[at * 10 + 6] = op;
-    u32[at * 10 + 7] = (source << TAG_BITS) | tag;
-    u32[at * 10 + 8] = file;
+    f64[at * IO_F64 + OFFSET] = offset;
+    f64[at * IO_F64 + LENGTH] = length;
+    f64[at * IO_F64 + ADDRESS] = address;
+    u32[at * IO_U32 + OP] = op;
+    u32[at * IO_U32 + TAG] = (source << TAG_BITS) | tag;
+    u32[at * IO_U32 + FILE] = file;
   }
 
   /** Ends an operation that needs no I/O, with the next `wait`. */
@@ -167,10 +197,10 @@ export class Reactor {
     const count = this.#doneCount;
     this.#doneCount = 0;
     for (let i = 0; i < count; i++) {
-      const tag = done[i * 2] as number;
+      const tag = done[i * DONE_U32 + DONE_TAG] as number;
       const source = tag >>> TAG_BITS;
       if (source === WATCHES) this.#watches[tag & TAG_MASK]?.();
-      else this.#sources[source]?.(tag & TAG_MASK, done[i * 2 + 1] as number);
+      else this.#sources[source]?.(tag & TAG_MASK, done[i * DONE_U32 + DONE_RESULT] as number);
     }
     if (this.#finished.length > 0) this.#dispatchFinished();
     if (this.#timers.length > 0) this.#dispatchTimers();
@@ -218,8 +248,11 @@ export function performIo(
   length: number,
   address: number,
 ): number {
-  using memory = allocateMemory(IO_BYTES);
-  new Float64Array(memory.bytes.buffer).set([offset, length, address]);
-  memory.words[6] = op;
+  using memory = allocateMemory(XT_IO.bytes);
+  const f64 = new Float64Array(memory.bytes.buffer);
+  f64[OFFSET] = offset;
+  f64[LENGTH] = length;
+  f64[ADDRESS] = address;
+  memory.words[OP] = op;
   return shim.xt_file_perform(fd, isBlockDevice ? 1 : 0, memory.address as Pointer);
 }

@@ -6,86 +6,14 @@ import { closeSync, readFileSync, writeSync } from "node:fs";
 import { getSystemErrorMap } from "node:util";
 import library from "../../build/shim/libxentool.so" with { type: "file" };
 import { XentoolError } from "../core/errors.ts";
-import { simSymbols } from "./sim-symbols.ts";
-import { socketSymbols } from "./socket-symbols.ts";
-import { vchanSymbols } from "./vchan-symbols.ts";
+import { symbols, XT_ABI_VERSION } from "./abi.ts";
 
 export { toArrayBuffer, type Pointer };
 
-const ABI_VERSION = 3;
-
-const i32 = "i32" as const;
-const u32 = "u32" as const;
-const u64 = "u64" as const;
-const i64 = "i64" as const;
-const f64 = "f64" as const;
-const ptr = "ptr" as const;
-const none = "void" as const;
-
-const symbols = {
-  xt_abi_version: { args: [], returns: u32 },
-
-  xt_memory_alloc: { args: [u64], returns: f64 },
-  xt_memory_free: { args: [ptr, u64], returns: i32 },
-  xt_memory_map: { args: [i32, u64, u64, i32], returns: f64 },
-  xt_memory_copy: { args: [ptr, ptr, u64], returns: i32 },
-  xt_eventfd: { args: [], returns: i32 },
-  xt_eventfd_signal: { args: [i32], returns: i32 },
-  xt_eventfd_drain: { args: [i32], returns: i32 },
-  xt_wait: { args: [ptr, u32, i32], returns: i32 },
-
-  xt_load32: { args: [ptr], returns: u32 },
-  xt_store32: { args: [ptr, u32], returns: none },
-  xt_load8: { args: [ptr], returns: u32 },
-  xt_store8: { args: [ptr, u32], returns: none },
-  xt_fetch_or8: { args: [ptr, u32], returns: u32 },
-  xt_fetch_and8: { args: [ptr, u32], returns: u32 },
-  xt_fence: { args: [], returns: none },
-  xt_changes_within: { args: [ptr, u32, u32], returns: u32 },
-
-  xt_ring_init: { args: [ptr], returns: none },
-  xt_ring_copy_requests: { args: [ptr, ptr, u32, u32, u32, u32, u32], returns: none },
-  xt_ring_push_responses: { args: [ptr, ptr, u32, u32, u32, u32, u32], returns: i32 },
-  xt_ring_final_check_requests: { args: [ptr, u32], returns: u32 },
-  xt_ring_push_requests: { args: [ptr, ptr, u32, u32, u32, u32, u32], returns: i32 },
-  xt_ring_copy_responses: { args: [ptr, ptr, u32, u32, u32, u32, u32], returns: none },
-  xt_ring_final_check_responses: { args: [ptr, u32], returns: u32 },
-
-  xt_reactor_open: { args: [u32, u32, u32], returns: f64 },
-  xt_reactor_add_file: { args: [ptr, i32, i32], returns: i32 },
-  xt_reactor_watch: { args: [ptr, i32, u32, u32], returns: i32 },
-  xt_reactor_rewatch: { args: [ptr, u32, u32], returns: i32 },
-  xt_reactor_unwatch: { args: [ptr, u32], returns: i32 },
-  xt_reactor_wait: { args: [ptr, ptr, u32, u32, i32, ptr, u32], returns: i32 },
-  xt_reactor_close: { args: [ptr], returns: i32 },
-  xt_file_perform: { args: [i32, i32, ptr], returns: i32 },
-  xt_file_lock: { args: [i32, i32], returns: i32 },
-
-  xt_xen_evtchn_bind_interdomain: { args: [i32, u32, u32], returns: i32 },
-  xt_xen_evtchn_bind_unbound: { args: [i32, u32], returns: i32 },
-  xt_xen_evtchn_unbind: { args: [i32, u32], returns: i32 },
-  xt_xen_evtchn_notify: { args: [i32, u32], returns: i32 },
-  xt_xen_evtchn_unmask: { args: [i32, u32], returns: i32 },
-  xt_xen_evtchn_restrict: { args: [i32, u32], returns: i32 },
-  xt_evtchn_pending: { args: [i32, ptr, u32], returns: i32 },
-
-  xt_xen_grant_map: { args: [i32, u32, ptr, u32, i32, ptr], returns: f64 },
-  xt_xen_grant_unmap: { args: [i32, ptr, u64, u32], returns: i32 },
-  xt_xen_grant_unmap_notify: { args: [i32, u64, i64, i64], returns: i32 },
-  xt_xen_grant_copy: { args: [i32, ptr, u32], returns: i32 },
-  xt_xen_share: { args: [i32, u32, u32, i32, ptr, ptr], returns: f64 },
-  xt_xen_share_notify: { args: [i32, u64, i64, i64], returns: i32 },
-  xt_xen_unshare: { args: [i32, ptr, u64, u32], returns: i32 },
-
-  ...simSymbols,
-  ...vchanSymbols,
-  ...socketSymbols,
-} satisfies Record<string, FFIFunction>;
-
 const libc = {
-  memfd_create: { args: [ptr, u32], returns: i32 },
-  fcntl: { args: [i32, i32, i32], returns: i32 },
-} satisfies Record<string, FFIFunction>;
+  memfd_create: { args: ["ptr", "u32"], returns: "i32" },
+  fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
+} as const satisfies Record<string, FFIFunction>;
 
 const MFD_CLOEXEC = 1;
 const MFD_ALLOW_SEALING = 2;
@@ -104,8 +32,11 @@ function loadLibrary(): ReturnType<typeof dlopen<typeof symbols>>["symbols"] {
     fcntl(fd, F_ADD_SEALS, ALL_SEALS);
     const loaded = dlopen(`/proc/self/fd/${fd}`, symbols).symbols;
     const version = loaded.xt_abi_version();
-    if (version !== ABI_VERSION)
-      throw new XentoolError("bug", `the C shim has ABI ${version}, not ${ABI_VERSION}: run npm run build`);
+    if (version !== XT_ABI_VERSION)
+      throw new XentoolError(
+        "bug",
+        `the C shim has ABI ${version}, not ${XT_ABI_VERSION}: run npm run build`,
+      );
     return loaded;
   } finally {
     closeSync(fd);

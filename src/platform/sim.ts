@@ -3,6 +3,7 @@
 import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE, type Domid, type EvtchnPort, type GrantRef } from "../core/types.ts";
 import type { GrantCopyBatch } from "../native/grant-copy.ts";
+import { XT_SIM_STORE_GREF } from "../native/abi.ts";
 import { Mapping } from "../native/memory.ts";
 import { check, checkAddress, errnoName, errnoText, shim, type Pointer } from "../native/shim.ts";
 import { PortStream } from "./port-stream.ts";
@@ -31,7 +32,6 @@ export interface StoreRingEnd {
   readonly port: EvtchnPort;
 }
 
-const STORE_GREF = 1;
 const NO_SUCH_HOST = new Set(["ENOENT", "ECONNREFUSED", "ENOTDIR"]);
 
 /** `text` as C wants it. */
@@ -99,7 +99,7 @@ export class SimPlatform implements Platform {
   openStoreRing(channels: SimEventChannels): StoreRingEnd {
     const port = channels.adoptStorePort();
     const address = checkAddress(
-      shim.xt_sim_own_page(this.#handle, STORE_GREF),
+      shim.xt_sim_own_page(this.#handle, XT_SIM_STORE_GREF),
       "map this domain's xenstore page",
     );
     return { page: new Mapping(address, PAGE_SIZE, () => shim.xt_memory_free(address, PAGE_SIZE)), port };

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { toDomid, type Domid } from "../core/types.ts";
+import { XT_SIM_DOMAINS_MAX, XT_SIM_LIMITS, XT_SIM_STORE_GREF } from "../native/abi.ts";
 import { check, shim, type Pointer } from "../native/shim.ts";
 import { attachSim, cString, SimPlatform } from "../platform/sim.ts";
 import { Xenstore } from "../xenstore/client.ts";
@@ -25,8 +26,6 @@ import { describeUsage, isHeld, listUsage, type UsageItem } from "./usage.ts";
 
 const SETTLE_STEP_MS = 5;
 const ATTEND_AGAIN_MS = 10;
-const STORE_GREF = 1;
-const DOMAINS_MAX = 250;
 
 const log = moduleLogger("sim");
 
@@ -109,7 +108,7 @@ export class SimHost {
   async createDomain(wanted?: number, name?: string): Promise<Domid> {
     const domid = toDomid(wanted ?? Math.max(-1, ...this.#names.keys()) + 1);
     if (this.#names.has(domid)) throw new XentoolError("usage", `domain ${domid} exists already`);
-    if (this.#names.size >= DOMAINS_MAX) throw new XentoolError("usage", "there are too many domains");
+    if (this.#names.size >= XT_SIM_DOMAINS_MAX) throw new XentoolError("usage", "there are too many domains");
     const port = check(shim.xt_sim_domain_create(cString(this.dir), domid), `make domain ${domid}`);
     this.#names.set(domid, name ?? (domid === 0 ? "Domain-0" : `domain-${domid}`));
     this.#storePorts.set(domid, port);
@@ -191,12 +190,10 @@ export class SimHost {
   }
 
   async #start(domains: number): Promise<void> {
-    if (!Number.isInteger(domains) || domains < 1 || domains > DOMAINS_MAX)
-      throw new XentoolError("usage", `there can be 1 to ${DOMAINS_MAX} domains, not ${domains}`);
-    const { grantEntries, sharePages, maptrack, ports, handles, slots } = this.limits;
-    const limits = new Uint32Array([grantEntries, sharePages, maptrack, ports, handles, slots]);
+    if (!Number.isInteger(domains) || domains < 1 || domains > XT_SIM_DOMAINS_MAX)
+      throw new XentoolError("usage", `there can be 1 to ${XT_SIM_DOMAINS_MAX} domains, not ${domains}`);
     check(
-      shim.xt_sim_host_create(cString(this.dir), limits),
+      shim.xt_sim_host_create(cString(this.dir), limitsForShim(this.limits)),
       `make a simulated host in ${this.dir}`,
       "environment",
     );
@@ -261,14 +258,14 @@ export class SimHost {
   }
 
   #reopenRing(domid: number, gfn: number, port: number): ReturnType<StoreRings["open"]> | undefined {
-    if (gfn !== STORE_GREF || this.#storePorts.get(domid) !== port) return undefined;
+    if (gfn !== XT_SIM_STORE_GREF || this.#storePorts.get(domid) !== port) return undefined;
     return this.#rings?.open(domid, port);
   }
 
   /** Where the ring is, for whoever looks in xenstore, as libxl leaves it. */
   async #seedStore(domid: Domid, port: number): Promise<void> {
     const store = new Xenstore(this.server.connectDirectly(0));
-    await store.write(`/local/domain/${domid}/store/ring-ref`, String(STORE_GREF));
+    await store.write(`/local/domain/${domid}/store/ring-ref`, String(XT_SIM_STORE_GREF));
     await store.write(`/local/domain/${domid}/store/port`, String(port));
     store.close();
   }
@@ -312,4 +309,16 @@ export class SimHost {
         return null;
     }
   }
+}
+
+/** As the shim takes them. */
+function limitsForShim(limits: SimLimits): Uint32Array {
+  const words = new Uint32Array(XT_SIM_LIMITS.bytes / 4);
+  words[XT_SIM_LIMITS.grant_entries / 4] = limits.grantEntries;
+  words[XT_SIM_LIMITS.share_pages / 4] = limits.sharePages;
+  words[XT_SIM_LIMITS.maptrack / 4] = limits.maptrack;
+  words[XT_SIM_LIMITS.ports / 4] = limits.ports;
+  words[XT_SIM_LIMITS.handles / 4] = limits.handles;
+  words[XT_SIM_LIMITS.slots / 4] = limits.slots;
+  return words;
 }

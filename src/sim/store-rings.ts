@@ -3,11 +3,11 @@
 import { describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { toDomid, type EvtchnPort } from "../core/types.ts";
+import { XT_SIM_STORE_GREF } from "../native/abi.ts";
 import type { EventChannels, GrantTable, Platform } from "../platform/platform.ts";
 import { PortStream } from "../platform/port-stream.ts";
 import type { Ring } from "../xenstore/server/ring-channel.ts";
 
-const STORE_GREF = 1;
 const log = moduleLogger("sim");
 
 /** A ring whose port can be given up before the ring: a new one for the same domain needs it. */
@@ -45,7 +45,7 @@ export class StoreRings {
   /** The ring of `domid`, whose own port is `remotePort`. It replaces the one that was open before. */
   open(domid: number, remotePort: number): Ring {
     this.#open.get(domid)?.releasePort();
-    const mapping = this.#grants.map(toDomid(domid), [STORE_GREF], "rw");
+    const mapping = this.#grants.map(toDomid(domid), [XT_SIM_STORE_GREF], "rw");
     let port: EvtchnPort;
     try {
       port = this.#events.bindInterdomain(toDomid(domid), remotePort as EvtchnPort);
@@ -70,7 +70,7 @@ export class StoreRings {
       page: mapping,
       events: { notify: (own) => this.#notify(own) },
       port,
-      gfn: STORE_GREF,
+      gfn: XT_SIM_STORE_GREF,
       remotePort,
       releasePort,
       close,

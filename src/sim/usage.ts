@@ -1,9 +1,26 @@
 // What is in use in a simulated host, as the shim lists it: for `sim status`, and for tests to see that
 // nothing was left behind.
+import {
+  XT_SIM_GRANT,
+  XT_SIM_HANDLE,
+  XT_SIM_ITEM,
+  XT_SIM_MAP,
+  XT_SIM_ORPHAN,
+  XT_SIM_PORT,
+  XT_SIM_RESERVED_GREFS,
+  XT_SIM_SLOT,
+} from "../native/abi.ts";
 import { check, shim, type Pointer } from "../native/shim.ts";
 
-const KINDS = ["process", "grant", "orphan", "map", "port", "handle"] as const;
-export type UsageKind = (typeof KINDS)[number];
+export type UsageKind = "process" | "grant" | "orphan" | "map" | "port" | "handle";
+const KINDS: ReadonlyMap<number, UsageKind> = new Map([
+  [XT_SIM_SLOT, "process"],
+  [XT_SIM_GRANT, "grant"],
+  [XT_SIM_ORPHAN, "orphan"],
+  [XT_SIM_MAP, "map"],
+  [XT_SIM_PORT, "port"],
+  [XT_SIM_HANDLE, "handle"],
+]);
 
 export interface UsageItem {
   readonly kind: UsageKind;
@@ -20,34 +37,38 @@ export interface UsageItem {
   readonly pid: number;
 }
 
-const ITEM_WORDS = 7;
 /** What comes in hundreds, in consecutive references. */
 const RANGED: ReadonlySet<UsageKind> = new Set(["grant", "orphan", "map"]);
-/** References below belong to the toolstack (GNTTAB_NR_RESERVED_ENTRIES). */
-const RESERVED_GREFS = 8;
 
 /** Everything in use in the host that `sim` is attached to. */
 export function listUsage(sim: Pointer): UsageItem[] {
   for (let capacity = 256; ; capacity *= 2) {
-    const words = new Uint32Array(capacity * ITEM_WORDS);
+    const words = new Uint32Array((capacity * XT_SIM_ITEM.bytes) / 4);
     const count = check(shim.xt_sim_list(sim, words, capacity), "list what is in use");
     if (count <= capacity) return Array.from({ length: count }, (_, index) => itemAt(words, index));
   }
 }
 
 function itemAt(words: Uint32Array, index: number): UsageItem {
-  const [kind, domid, id, peer, count, slot, pid] = words.subarray(
-    index * ITEM_WORDS,
-    (index + 1) * ITEM_WORDS,
-  ) as unknown as [number, number, number, number, number, number, number];
-  return { kind: KINDS[kind] as UsageKind, domid, id, peer, count, slot, pid };
+  const field = (offset: number): number => words[(index * XT_SIM_ITEM.bytes + offset) / 4] as number;
+  return {
+    kind: KINDS.get(field(XT_SIM_ITEM.kind)) as UsageKind,
+    domid: field(XT_SIM_ITEM.domid),
+    id: field(XT_SIM_ITEM.id),
+    peer: field(XT_SIM_ITEM.peer),
+    count: field(XT_SIM_ITEM.count),
+    slot: field(XT_SIM_ITEM.slot),
+    pid: field(XT_SIM_ITEM.pid),
+  };
 }
 
 /** Whether some process, or the memory of one, is behind it: not so for a domain's own page and port. */
 export function isHeld(item: UsageItem): boolean {
   if (item.slot !== 0) return true;
   return (
-    item.kind === "orphan" || item.kind === "map" || (item.kind === "grant" && item.id >= RESERVED_GREFS)
+    item.kind === "orphan" ||
+    item.kind === "map" ||
+    (item.kind === "grant" && item.id >= XT_SIM_RESERVED_GREFS)
   );
 }
 

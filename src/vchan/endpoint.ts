@@ -4,6 +4,15 @@
 import { XentoolError } from "../core/errors.ts";
 import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
+import {
+  XT_POLL,
+  XT_POLL_IN,
+  XT_POLL_OUT,
+  XT_VCHAN,
+  XT_VCHAN_BAD_PROD,
+  XT_VCHAN_READ,
+  XT_VCHAN_WRITTEN,
+} from "../native/abi.ts";
 import { allocateMemory, type Mapping } from "../native/memory.ts";
 import { check, shim } from "../native/shim.ts";
 import type { EventChannels } from "../platform/platform.ts";
@@ -23,13 +32,13 @@ import {
 export type VchanRole = "server" | "client";
 
 /** The peer wrote, or read, since the last sample: what `wait` can wait for. Bits. */
-export const WRITTEN = 1;
-export const READ = 2;
+export const WRITTEN = XT_VCHAN_WRITTEN;
+export const READ = XT_VCHAN_READ;
 /** In the answer of `wait`: the event channel's bit; a watched descriptor's is `2 << slot`. */
 export const EVENT_READY = 1;
 /** poll(2)'s events. */
-export const POLLIN = 1;
-export const POLLOUT = 4;
+export const POLLIN = XT_POLL_IN;
+export const POLLOUT = XT_POLL_OUT;
 /** Descriptors that `watch` has room for. */
 export const WATCH_SLOTS = 6;
 
@@ -40,24 +49,25 @@ export const WATCH_SLOTS = 6;
 const LOOK_US_MAX = 2000;
 const LOOK_PAYS_US = 250;
 
-// Words of struct xt_vchan (csrc/xentool.h).
-const WORD_READ_SIZE = 6;
-const WORD_WRITE_SIZE = 7;
-const WORD_IS_SERVER = 8;
-const WORD_END_OFFSET = 9;
-const WORD_READ_CONS = 10;
-const WORD_WRITE_PROD = 11;
-const WORD_READ_PROD = 12;
-const WORD_WRITE_CONS = 13;
-const WORD_PEER_LIVE = 14;
-const WORD_PEER_END = 15;
-const WORD_BAD_COUNTER = 16;
-const WORD_LOOK_US = 17;
-const WORD_LOOKED_US = 18;
-const WORD_SLEPT_US = 19;
-/** Of the whole struct. */
-const STATE_BYTES = 88;
-const BAD_PROD = 1;
+// Words of struct xt_vchan.
+const WORD_READ_SIZE = XT_VCHAN.read_size / 4;
+const WORD_WRITE_SIZE = XT_VCHAN.write_size / 4;
+const WORD_IS_SERVER = XT_VCHAN.is_server / 4;
+const WORD_END_OFFSET = XT_VCHAN.end_offset / 4;
+const WORD_READ_CONS = XT_VCHAN.read_cons / 4;
+const WORD_WRITE_PROD = XT_VCHAN.write_prod / 4;
+const WORD_READ_PROD = XT_VCHAN.read_prod / 4;
+const WORD_WRITE_CONS = XT_VCHAN.write_cons / 4;
+const WORD_PEER_LIVE = XT_VCHAN.peer_live / 4;
+const WORD_PEER_END = XT_VCHAN.peer_end / 4;
+const WORD_BAD_COUNTER = XT_VCHAN.bad_counter / 4;
+const WORD_LOOK_US = XT_VCHAN.look_us / 4;
+const WORD_LOOKED_US = XT_VCHAN.looked_us / 4;
+const WORD_SLEPT_US = XT_VCHAN.slept_us / 4;
+// Words of struct xt_poll.
+const POLL_WORDS = XT_POLL.bytes / 4;
+const POLL_FD = XT_POLL.fd / 4;
+const POLL_EVENTS = XT_POLL.events / 4;
 
 export interface EndpointParts {
   readonly role: VchanRole;
@@ -96,8 +106,8 @@ export class VchanEndpoint {
   readonly #state: Mapping;
   readonly #words: Uint32Array<ArrayBuffer>;
   readonly #poll: AdaptivePoll;
-  /** struct xt_poll: fd and events. */
-  readonly #polled = new Int32Array(new ArrayBuffer(8 * (1 + WATCH_SLOTS)));
+  /** The event channel's struct xt_poll, then those of the watched descriptors. */
+  readonly #polled = new Int32Array(new ArrayBuffer(XT_POLL.bytes * (1 + WATCH_SLOTS)));
   readonly #ports = new Uint32Array(new ArrayBuffer(16));
   #polledCount = 1;
   #owed = 0;
@@ -120,12 +130,12 @@ export class VchanEndpoint {
       : [parts.rightPages, parts.leftPages];
     this.readSize = read.sizeBytes;
     this.writeSize = write.sizeBytes;
-    this.#state = allocateMemory(STATE_BYTES);
+    this.#state = allocateMemory(XT_VCHAN.bytes);
     this.#words = this.#state.words;
-    const addresses = new Float64Array(this.#state.bytes.buffer, 0, 3);
-    addresses[0] = parts.page.address;
-    addresses[1] = ringAddress(parts.page, readPages, read);
-    addresses[2] = ringAddress(parts.page, writePages, write);
+    const addresses = new Float64Array(this.#state.bytes.buffer);
+    addresses[XT_VCHAN.header / 8] = parts.page.address;
+    addresses[XT_VCHAN.read_data / 8] = ringAddress(parts.page, readPages, read);
+    addresses[XT_VCHAN.write_data / 8] = ringAddress(parts.page, writePages, write);
     this.#set(WORD_READ_SIZE, read.sizeBytes);
     this.#set(WORD_WRITE_SIZE, write.sizeBytes);
     this.#set(WORD_IS_SERVER, isServer ? 1 : 0);
@@ -137,8 +147,8 @@ export class VchanEndpoint {
     this.#set(WORD_WRITE_CONS, parts.writeCounter - write.sizeBytes);
     this.#set(WORD_PEER_LIVE, isServer ? VCHAN_NOT_CONNECTED : 1);
     this.#poll = new AdaptivePoll(parts.looks === false ? 0 : LOOK_US_MAX, LOOK_PAYS_US);
-    this.#polled[0] = parts.channels.fd;
-    this.#polled[1] = POLLIN;
+    this.#polled[POLL_FD] = parts.channels.fd;
+    this.#polled[POLL_EVENTS] = POLLIN;
   }
 
   get port(): EvtchnPort {
@@ -299,9 +309,9 @@ export class VchanEndpoint {
 
   /** Makes `wait` also wait for `fd`, for poll(2)'s `events` (0: for errors alone). A negative fd: not. */
   watch(slot: number, fd: number, events: number): void {
-    const at = 2 * (1 + slot);
-    this.#polled[at] = fd;
-    this.#polled[at + 1] = events;
+    const at = POLL_WORDS * (1 + slot);
+    this.#polled[at + POLL_FD] = fd;
+    this.#polled[at + POLL_EVENTS] = events;
     if (this.#polledCount < slot + 2) this.#polledCount = slot + 2;
   }
 
@@ -396,7 +406,7 @@ export class VchanEndpoint {
   #counterError(fault: number): XentoolError {
     const value = this.#get(WORD_BAD_COUNTER);
     const [name, ours, last, size] =
-      fault === BAD_PROD
+      fault === XT_VCHAN_BAD_PROD
         ? ["prod", WORD_READ_CONS, WORD_READ_PROD, this.readSize]
         : ["cons", WORD_WRITE_PROD, WORD_WRITE_CONS, this.writeSize];
     const own = this.#get(ours);

@@ -3,6 +3,7 @@
 import { closeSync, fstatSync, type Stats } from "node:fs";
 import { lookup } from "node:dns/promises";
 import { XentoolError } from "../core/errors.ts";
+import { XT_STREAM_LOCAL } from "../native/abi.ts";
 import { check, errnoText, shim } from "../native/shim.ts";
 import { listenAt } from "../native/unix-listener.ts";
 
@@ -45,7 +46,6 @@ export interface OpenedLocal {
   kill(signal: NodeJS.Signals): void;
 }
 
-const UNIX_PATH = -1;
 const EAGAIN = -11;
 /** A busy service is waited for, 5 seconds in all. */
 const BUSY_MS = 20;
@@ -142,7 +142,7 @@ function cText(text: string): Uint8Array {
 }
 
 async function addressOf(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<[string, number]> {
-  if (spec.kind === "unix") return [spec.path, UNIX_PATH];
+  if (spec.kind === "unix") return [spec.path, XT_STREAM_LOCAL];
   try {
     return [(await lookup(spec.host)).address, spec.port];
   } catch (error) {

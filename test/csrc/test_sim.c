@@ -193,7 +193,7 @@ static void test_death_with_the_grant_lock(void) {
   xt_sim_grant_unmap(first);
   xt_sim_grant_unmap(third);
   xt_sim_unshare(shared);
-  for (uint32_t ref = RESERVED_GREFS; ref < 64; ref++) one->own->entries[ref].access = 0;
+  for (uint32_t ref = XT_SIM_RESERVED_GREFS; ref < 64; ref++) one->own->entries[ref].access = 0;
   xt_sim_close(one);
   xt_sim_close(zero);
   expect_clean();
@@ -236,7 +236,7 @@ static void live(uint32_t domid, uint32_t rounds) {
   uint8_t *memory, *mapped, local[64];
   for (uint32_t i = 0; fd >= 0 && i < rounds; i++) {
     double address, shared = xt_sim_share(sim, peer, 1 + random_below(4), 1, 0, -1, refs, &address);
-    uint32_t ref = RESERVED_GREFS + random_below(16);
+    uint32_t ref = XT_SIM_RESERVED_GREFS + random_below(16);
     double mapping = map(sim, peer, ref, (int)random_below(2), &mapped);
     struct xt_copy_segment segment = {.length = 64, .flags = XT_COPY_SOURCE_GREF};
     segment.source.foreign.domid = (uint16_t)peer;
@@ -288,7 +288,7 @@ static void test_many_processes(void) {
     for (uint32_t domid = 1; domid < 3; domid++) {
       const struct domain *domain = sim_domain(zero, domid);
       CHECK_EQUAL(domain->header->shared_pages, 0);
-      for (uint32_t ref = RESERVED_GREFS; ref < 64; ref++) CHECK_EQUAL(domain->entries[ref].access, 0);
+      for (uint32_t ref = XT_SIM_RESERVED_GREFS; ref < 64; ref++) CHECK_EQUAL(domain->entries[ref].access, 0);
     }
   }
   xt_sim_close(zero);
