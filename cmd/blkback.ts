@@ -109,9 +109,10 @@ const resize = step(
   "resize",
   "Tell the guest the image's new size",
   "after truncate -s +1G disk.img",
-  async ({ xenstore }, address) => {
-    const { resizeDevice } = await import("../src/blkback/toolstack.ts");
-    await resizeDevice(xenstore, address);
+  async ({ xenstore }, address, { json, stop, timeoutMs = DETACH_TIMEOUT_MS }) => {
+    const { resizeDevice } = await import("../src/blkback/resize.ts");
+    const { printResize } = await import("./lib/blkback-report.ts");
+    printResize(address, await resizeDevice(xenstore, address, { timeoutMs, signal: stop }), json);
   },
 );
 
@@ -124,7 +125,7 @@ const list: CommandModule<GlobalArguments, GlobalArguments> = {
       withSession(context, async ({ platform, xenstore }) => {
         const { listDevices } = await import("../src/blkback/toolstack.ts");
         const { printDevices } = await import("./lib/blkback-report.ts");
-        printDevices(await listDevices(xenstore, platform.domid), context.json);
+        printDevices(platform, await listDevices(xenstore, platform.domid), context.json);
       }),
     ),
 };

@@ -1,5 +1,7 @@
 // How devices and their statistics look on a terminal.
 import { setTimeout as delay } from "node:timers/promises";
+import { describeDevice, type DeviceAddress } from "../../src/blkback/address.ts";
+import { describeResize, type Resize } from "../../src/blkback/resize.ts";
 import type { DeviceStats, Latency } from "../../src/blkback/stats.ts";
 import { readAllStats, statsDir } from "../../src/blkback/stats.ts";
 import type { ListedDevice } from "../../src/blkback/toolstack.ts";
@@ -14,7 +16,19 @@ const WATCH_INTERVAL_MS = 1000;
 const BAR_WIDTH = 24;
 const BLOCKS = " ▏▎▍▌▋▊▉█";
 
-export function printDevices(devices: readonly ListedDevice[], json: boolean): void {
+/** Prints the devices, each with what its statistics say of I/O that failed if a process of this host serves it. */
+export function printDevices(platform: Platform, listed: readonly ListedDevice[], json: boolean): void {
+  const served = readAllStats(statsDir(platform.descriptor)).filter((it) => it.alive);
+  const devices = listed.map((it) => {
+    const stats = served.find(({ domid, devid }) => domid === it.frontend && devid === it.devid);
+    const ioErrors = stats === undefined ? null : countIoErrors(stats);
+    return {
+      ...it,
+      ioErrors,
+      lastIoError: stats?.lastIoError ?? null,
+      flushFailure: stats?.flushFailure ?? null,
+    };
+  });
   if (json) {
     printJson(devices);
     return;
@@ -23,7 +37,17 @@ export function printDevices(devices: readonly ListedDevice[], json: boolean): v
     print("no block devices");
     return;
   }
-  const columns = ["domain", "vdev", "kind", "backend", "frontend", "mode", "size", "image"].map((title) => ({
+  const columns = [
+    "domain",
+    "vdev",
+    "kind",
+    "backend",
+    "frontend",
+    "mode",
+    "size",
+    "I/O errors",
+    "image",
+  ].map((title) => ({
     title,
   }));
   const rows = devices.map((it) => [
@@ -34,9 +58,26 @@ export function printDevices(devices: readonly ListedDevice[], json: boolean): v
     it.frontendState,
     escapeText(it.mode, 8),
     it.sectors512 === undefined ? "" : formatBytes(it.sectors512 * 512),
+    it.ioErrors === null || it.ioErrors === 0
+      ? ""
+      : `${formatCount(it.ioErrors)} (${it.flushFailure === null ? it.lastIoError : `flush: ${it.flushFailure}`})`,
     escapeText(it.params, 60),
   ]);
   print(formatTable(columns, rows));
+}
+
+function countIoErrors(stats: DeviceStats): number {
+  return stats.readErrors + stats.writeErrors + stats.flushErrors + stats.discardErrors;
+}
+
+/** Says what became of a resize; what the guest may miss is a warning on stderr. */
+export function printResize(address: DeviceAddress, { before, after }: Resize, json: boolean): void {
+  const { text, warns } = describeResize({ before, after });
+  const device = { domid: address.frontend, vdev: vdevName(address.devid) };
+  if (json)
+    printJson({ ...device, sectorsBefore: before, sectorsOfImage: after, warning: warns ? text : null });
+  else if (!warns) print(`${describeDevice(address)}: ${text}`);
+  if (warns) process.stderr.write(`xentool: warning: ${describeDevice(address)}: ${text}\n`);
 }
 
 interface StatsSelection {
@@ -93,7 +134,7 @@ function formatRates(before: DeviceStats | undefined, now: DeviceStats): string 
     `r ${formatCount(since("reads")).padStart(8)}/s ${formatBytes(since("readBytes")).padStart(9)}/s`,
     `w ${formatCount(since("writes")).padStart(8)}/s ${formatBytes(since("writeBytes")).padStart(9)}/s`,
     `flush ${since("flushes")}/s`,
-    `errors ${now.errors}`,
+    `errors ${now.errors}, of the image ${countIoErrors(now)}`,
   ];
   return cells.join("  ");
 }
@@ -131,6 +172,16 @@ export function formatStats(stats: DeviceStats): string {
     `${formatCount(stats.requests)} requests, ${formatCount(stats.errors)} errors, ${formatCount(stats.merged)} merged, ${formatCount(stats.indirect)} indirect`,
     `${formatCount(stats.batches)} batches of ${perBatch.toFixed(1)} on average, ${formatCount(stats.notifies)} notifications, ${formatCount(stats.wakeups)} wake-ups`,
   ];
+  const ioErrors = countIoErrors(stats);
+  if (ioErrors > 0)
+    facts.push(
+      `the image failed ${formatCount(stats.readErrors)} reads, ${formatCount(stats.writeErrors)} writes, ` +
+        `${formatCount(stats.flushErrors)} flushes, ${formatCount(stats.discardErrors)} discards, last with ${stats.lastIoError}`,
+    );
+  if (stats.flushFailure !== null)
+    facts.push(
+      `a flush failed with ${stats.flushFailure}: writes and flushes fail until the guest reconnects`,
+    );
   return [
     paint("bold", `${vdevName(stats.devid)} of domain ${stats.domid}`) + `: ${state}`,
     indent(table),

@@ -11,11 +11,14 @@ import {
   CONTROL_WORDS,
   type BlkbackOrder,
   type BlkbackReport,
+  type StopOrder,
 } from "./worker.ts";
 
 export class QueueConnection {
   /** Resolves once the worker has given everything back, with the reason when it stopped by itself. */
   readonly stopped: Promise<XentoolError | undefined>;
+  /** Once it has stopped: why what the guest wrote may not be on the disk. */
+  lost: string | undefined;
   readonly #worker: Worker;
   readonly #control: Int32Array;
   readonly #wakeFd: number;
@@ -47,7 +50,10 @@ export class QueueConnection {
       const message = event.data;
       if (message.type === "connected") this.#connected.resolve();
       else if (message.type === "failed") end(new XentoolError(message.kind, message.message));
-      else end(message.failure === undefined ? undefined : new XentoolError("protocol", message.failure));
+      else {
+        this.lost = message.lost;
+        end(message.failure === undefined ? undefined : new XentoolError("protocol", message.failure));
+      }
     };
     this.#worker.onerror = (event) =>
       end(new XentoolError("bug", `the data-plane worker died: ${event.message}`));
@@ -63,9 +69,9 @@ export class QueueConnection {
     return this.#connected.promise;
   }
 
-  /** Has the worker complete what it has started and give everything back. */
-  async stop(): Promise<void> {
-    Atomics.store(this.#control, CONTROL_STOP, 1);
+  /** Has the worker complete what it has started, flush if the guest has let go, and give everything back. */
+  async stop(how: StopOrder): Promise<void> {
+    Atomics.store(this.#control, CONTROL_STOP, how);
     this.#wake();
     await this.stopped;
   }

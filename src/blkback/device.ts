@@ -19,10 +19,11 @@ import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } fro
 import { isDevice, writeKeys } from "./device-keys.ts";
 import { diskKeys, diskLimits, promises, ringKeys, type Offer } from "./features.ts";
 import type { DiskLimits } from "./requests.ts";
+import { STOP_CLOSE, STOP_LEAVE, type StopOrder } from "./worker.ts";
 import { journalPath, removeJournal } from "./journal.ts";
 import { readRingParameters } from "./ring-parameters.ts";
+import { answerResize, describeResize, resizeAsked } from "./resize.ts";
 import { StatsPage } from "./stats.ts";
-import { RESIZE_KEY } from "./toolstack.ts";
 
 const logger = moduleLogger("blkback");
 
@@ -60,6 +61,8 @@ export class BlkbackDevice {
   readonly #unwatch: Unwatch[] = [];
   #state: XenbusState = XenbusState.Initialising;
   #connection: QueueConnection | undefined;
+  #stopping: Promise<void> | undefined;
+  #lost: string | undefined;
   #connectedAtMs = -Infinity;
   #pauseMs = RECONNECT_PAUSE_MS;
   /** Looks again when the pause is over. */
@@ -119,6 +122,11 @@ export class BlkbackDevice {
     return device;
   }
 
+  /** Why what a guest wrote may not be on the disk: a flush failed, e.g. the one when it let go. */
+  get lost(): string | undefined {
+    return this.#lost;
+  }
+
   /**
    * Asks the guest to let go, as hot-unplug does, and waits for it. False: it did not within `timeoutMs`;
    * then the device goes on as before.
@@ -130,7 +138,9 @@ export class BlkbackDevice {
     const aborted = new Promise<false>((resolve) => signal?.addEventListener("abort", () => resolve(false)));
     const done = await Promise.race([this.ended.then(() => true), expired, aborted]);
     timer.abort();
-    return done;
+    // A guest that has let go is waited for no longer; the image's flush still is.
+    const isFlushing = this.#frontend === XenbusState.Closed && signal?.aborted !== true;
+    return done || (isFlushing && this.ended.then(() => true));
   }
 
   /**
@@ -140,7 +150,7 @@ export class BlkbackDevice {
   async abandon(): Promise<void> {
     if (!this.#over) {
       this.#over = true;
-      await this.#stopServing();
+      await this.#stopServing(STOP_LEAVE);
       await this.#finish();
       this.#end.resolve("abandoned");
     }
@@ -258,7 +268,7 @@ export class BlkbackDevice {
 
   /** Connects to the ring that the frontend offers, instead of the one that is served, and says `say` then. */
   async #connect(say: XenbusState): Promise<void> {
-    await this.#stopServing();
+    await this.#stopServing(STOP_CLOSE);
     if (this.#mustPause()) return;
     let connection: QueueConnection;
     this.#connectedAtMs = performance.now();
@@ -292,6 +302,7 @@ export class BlkbackDevice {
         journalPath: journalPath(this.#stats.path),
       });
       this.#connection = connection;
+      void connection.stopped.then(() => (this.#lost ??= connection.lost));
       await connection.connected;
       logger.info(`${this.#name}: ${ring.refs.length} ring page(s), ${ring.abi.protocol}`);
     } catch (error) {
@@ -311,15 +322,15 @@ export class BlkbackDevice {
     this.#entered(XenbusState.Connected);
   }
 
-  async #stopServing(): Promise<void> {
-    const connection = this.#connection;
+  async #stopServing(how: StopOrder): Promise<void> {
+    this.#stopping = this.#connection?.stop(how) ?? this.#stopping;
     this.#connection = undefined;
-    await connection?.stop();
+    await this.#stopping;
   }
 
   /** The guest has let go of the ring, or is to: nobody will go on there. */
   async #drop(): Promise<void> {
-    await this.#stopServing();
+    await this.#stopServing(STOP_CLOSE);
     this.#takeover = this.#refused = false;
     removeJournal(journalPath(this.#stats.path));
   }
@@ -347,15 +358,19 @@ export class BlkbackDevice {
   }
 
   async #resizeIfAsked(): Promise<void> {
-    const asked = await this.#xenstore.tryRead(`${backendDir(this.address)}/${RESIZE_KEY}`);
-    if (asked === null || asked === this.#resizeSeen) return;
-    this.#resizeSeen = asked;
-    const sectors = currentSizeBytes(this.#image, this.#options.offer.logicalSectorBytes) / SECTOR_SIZE;
-    if (sectors === this.#limits.sectors512 || sectors === 0) return;
-    logger.info(`${this.#name}: ${sectors} sectors from now on`);
-    this.#limits.sectors512 = sectors;
-    this.#connection?.resize(sectors);
-    if (this.#state === XenbusState.Connected) await this.#connected();
+    const word = await resizeAsked(this.#xenstore, this.address);
+    if (word === null || word === this.#resizeSeen) return;
+    this.#resizeSeen = word;
+    const before = this.#limits.sectors512;
+    const after = currentSizeBytes(this.#image, this.#options.offer.logicalSectorBytes) / SECTOR_SIZE;
+    if (after !== before && after !== 0) {
+      this.#limits.sectors512 = after;
+      this.#connection?.resize(after);
+      if (this.#state === XenbusState.Connected) await this.#connected();
+    }
+    const { text, warns } = describeResize({ before, after });
+    logger[warns ? "warn" : "info"](`${this.#name}: ${text}`);
+    await answerResize(this.#xenstore, this.address, word, { before, after });
   }
 
   /** What a state promises is there with it, at the latest. */
@@ -388,7 +403,7 @@ export class BlkbackDevice {
     this.#over = true;
     const connection = this.#connection;
     this.#connection = undefined;
-    void (connection?.stop() ?? Promise.resolve())
+    void (connection?.stop(STOP_LEAVE) ?? Promise.resolve())
       .then(() => this.#finish())
       .then(() => this.#end.reject(error));
   }

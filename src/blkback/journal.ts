@@ -14,14 +14,12 @@ import { REQUEST } from "../protocol/blkif.ts";
 /** Another one for each layout: a journal of another version is none. */
 const MAGIC = 0x584e_544b;
 /** Positions in the header, in doubles. TAKEN and PUSHED count all requests and responses, so they never wrap. */
-const HEADER = { magic: 0, slots: 1, taken: 2, pushed: 3, mark: 4 } as const;
+const HEADER = { magic: 0, slots: 1, taken: 2, pushed: 3, mark: 4, flushErrno: 5 } as const;
 const HEADER_BYTES = 256;
 /** An entry: sequence and position of its answer (-1: none yet) as doubles, then the request. */
 const ENTRY_BYTES = 16 + REQUEST.bytes;
 const REQUEST_WORDS = REQUEST.bytes / 4;
 const TWO_32 = 2 ** 32;
-
-const NONE = new Uint32Array(0);
 
 /** Where a ring stands, and its mark: 0 on a ring that none of us has served. */
 export interface RingState {
@@ -30,6 +28,14 @@ export interface RingState {
   readonly rspProd: number;
   readonly mark: number;
 }
+
+/** What a server leaves to its successor besides the ring. */
+interface Left {
+  readonly unanswered: Uint32Array;
+  readonly flushErrno: number;
+}
+
+const NOTHING: Left = { unanswered: new Uint32Array(0), flushErrno: 0 };
 
 export class Journal {
   /** Requests that a former server left unanswered, in their order, one after the other. */
@@ -59,10 +65,10 @@ export class Journal {
     const fresh = `${path}.new`;
     // Its maker was killed after it had marked the ring.
     if (ring.mark !== 0 && readJournal(fresh, ring) !== undefined) renameSync(fresh, path);
-    const left = readJournal(path, ring);
-    const unanswered = left ?? unansweredWithout(ring);
-    const mark = left === undefined ? newMark() : ring.mark;
-    const journal = Journal.#write(fresh, { ...ring, mark }, unanswered);
+    const found = readJournal(path, ring);
+    const left = found ?? leftWithout(ring);
+    const mark = found === undefined ? newMark() : ring.mark;
+    const journal = Journal.#write(fresh, { ...ring, mark }, left);
     if (mark !== ring.mark) setMark(mark);
     renameSync(fresh, path);
     return journal;
@@ -91,6 +97,16 @@ export class Journal {
     this.#doubles[entryAt(row) / 8 + 1] = (this.#doubles[HEADER.pushed] as number) + position;
   }
 
+  /** -errno of the flush that failed on this ring, under this server or a former one; 0: none has. */
+  get flushErrno(): number {
+    return this.#doubles[HEADER.flushErrno] as number;
+  }
+
+  /** A flush failed with -`errno`: no successor is to say OK to the next one. */
+  noteFlushFailure(errno: number): void {
+    this.#doubles[HEADER.flushErrno] = errno;
+  }
+
   /** `count` responses are published. */
   pushed(count: number): void {
     this.#doubles[HEADER.pushed]! += count;
@@ -101,7 +117,7 @@ export class Journal {
     this.#mapping.close();
   }
 
-  static #write(path: string, ring: RingState, unanswered: Uint32Array): Journal {
+  static #write(path: string, ring: RingState, { unanswered, flushErrno }: Left): Journal {
     const fd = openSync(path, "w+", 0o600);
     let mapping: Mapping;
     try {
@@ -128,6 +144,7 @@ export class Journal {
     doubles[HEADER.slots] = ring.slots;
     doubles[HEADER.pushed] = ring.rspProd;
     doubles[HEADER.taken] = ring.rspProd + count;
+    doubles[HEADER.flushErrno] = flushErrno;
     doubles[HEADER.magic] = MAGIC;
     return new Journal(mapping, unanswered);
   }
@@ -149,11 +166,11 @@ function newMark(): number {
 }
 
 /**
- * What is unanswered on a ring that has no journal, as far as its slots do not show it themselves. Answers overwrite
+ * What is left on a ring that has no journal, as far as its slots do not show it themselves. Answers overwrite
  * requests, so they show it only where there are no answers yet, or nothing waits.
  */
-function unansweredWithout(ring: RingState): Uint32Array {
-  if (ring.rspProd === 0 || ring.reqProd === ring.rspProd) return NONE;
+function leftWithout(ring: RingState): Left {
+  if (ring.rspProd === 0 || ring.reqProd === ring.rspProd) return NOTHING;
   throw new XentoolError(
     "environment",
     `${(ring.reqProd - ring.rspProd) >>> 0} requests are on a ring whose former server left no journal: which of ` +
@@ -161,8 +178,8 @@ function unansweredWithout(ring: RingState): Uint32Array {
   );
 }
 
-/** The requests left on `ring`, or undefined when the file is not this ring's or does not add up. */
-function readJournal(path: string, ring: RingState): Uint32Array | undefined {
+/** What the former server left on `ring`, or undefined when the file is not this ring's or does not add up. */
+function readJournal(path: string, ring: RingState): Left | undefined {
   const words = readWords(path, fileBytes(ring.slots));
   if (words === undefined) return undefined;
   const doubles = new Float64Array(words.buffer);
@@ -188,7 +205,7 @@ function readJournal(path: string, ring: RingState): Uint32Array | undefined {
     const at = entryAt(row) / 4 + 4;
     unanswered.set(words.subarray(at, at + REQUEST_WORDS), index * REQUEST_WORDS);
   });
-  return unanswered;
+  return { unanswered, flushErrno: doubles[HEADER.flushErrno] as number };
 }
 
 /** A file of just `bytes` bytes; undefined when there is none, and an error when it cannot be read now. */

@@ -21,10 +21,18 @@ import {
   WRITE_LATENCY,
 } from "./stats.ts";
 
-/** By kind: which counter, which bytes (-1: none), which latency histogram. */
+/** By kind: which counter, which bytes (-1: none), which latency histogram, which counter of the image's errors. */
 const COUNT = [STAT.reads, STAT.writes, STAT.flushes, STAT.discards, STAT.discards, STAT.barriers];
 const BYTES = [STAT.readBytes, STAT.writeBytes, -1, STAT.discardBytes, STAT.discardBytes, STAT.writeBytes];
 const LATENCY = [READ_LATENCY, WRITE_LATENCY, FLUSH_LATENCY, DISCARD_LATENCY, DISCARD_LATENCY, WRITE_LATENCY];
+const ERRORS = [
+  STAT.readErrors,
+  STAT.writeErrors,
+  STAT.flushErrors,
+  STAT.discardErrors,
+  STAT.discardErrors,
+  STAT.writeErrors,
+];
 const KINDS = [KIND_READ, KIND_WRITE, KIND_FLUSH, KIND_DISCARD, KIND_SECURE_DISCARD, KIND_BARRIER];
 if (KINDS.some((kind, index) => kind !== index))
   throw new Error("the tables above follow the order of the kinds");
@@ -65,6 +73,17 @@ export class QueueCounters {
     if (bytes >= 0) counters[bytes]! += requests.length[row] as number;
     counters[SEGMENTS_PER_REQUEST + (requests.segmentCount[row] as number)]!++;
     counters[(LATENCY[kind] as number) + latencyBucket(nowMs - (requests.startedAtMs[row] as number))]!++;
+  }
+
+  /** The image failed an operation of this kind with -`errno`. */
+  ioFailure(kind: number, errno: number): void {
+    this.#counters[ERRORS[kind] as number]!++;
+    this.#counters[STAT.ioErrno] = -errno;
+  }
+
+  /** A flush has failed with -`errno` and stays failed; 0: none has. */
+  flushFailure(errno: number): void {
+    this.#counters[STAT.flushErrno] = -errno;
   }
 
   /** `count` responses were published; the other two are running totals. */

@@ -5,15 +5,16 @@ import type { Domid, EvtchnPort } from "../core/types.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import type { BlockTarget, OpenTarget } from "../block/target.ts";
 import type { Mapping } from "../native/memory.ts";
-import type { Reactor } from "../native/reactor.ts";
+import { IO_FLUSH, type Reactor } from "../native/reactor.ts";
 import { errnoText } from "../native/shim.ts";
 import type { EventChannels, GrantTable } from "../platform/platform.ts";
 import { BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, type BlkifAbi } from "../protocol/blkif.ts";
 import { BackRing, RING_LIES } from "./back-ring.ts";
 import { CopyPath } from "./copy-path.ts";
 import { DONE, Executor, UNDER_WAY } from "./execute.ts";
-import type { Journal } from "./journal.ts";
 import { RequestCopies, type GrantPath } from "./grants.ts";
+import { IoFailures } from "./io-failures.ts";
+import type { Journal } from "./journal.ts";
 import { MapPath } from "./map-path.ts";
 import { OperationTable } from "./operations.ts";
 import { ADMITTED, RequestParser } from "./parse.ts";
@@ -23,6 +24,8 @@ import { changesDisk, Scheduler } from "./scheduler.ts";
 import { Sleeper } from "./sleeper.ts";
 
 const EOPNOTSUPP = -95;
+/** The tag of `flush`'s own operation, beyond those of all others. */
+const LAST_FLUSH = 0xff_ffff;
 /** Smallest pool for copies; a device with larger requests gets twice its largest. */
 const MIN_POOL_BYTES = 16 << 20;
 /** A guest that sends bad requests or empty events in earnest is looked at this often at most. */
@@ -62,8 +65,10 @@ export class BlockQueue {
   readonly #parser: RequestParser;
   readonly #path: GrantPath;
   readonly #executor: Executor;
+  readonly #target: BlockTarget;
   readonly #reactor: Reactor;
   readonly #counters: QueueCounters;
+  readonly #failures: IoFailures;
   readonly #journal: Journal | undefined;
   readonly #sleeper: Sleeper;
   readonly #notify: () => void;
@@ -75,6 +80,7 @@ export class BlockQueue {
   #finishedCount = 0;
   #staged = 0;
   #completions = 0;
+  #lastFlush: number | undefined;
   #bad = 0;
   #engineFailed = false;
 
@@ -95,9 +101,11 @@ export class BlockQueue {
       options.grantMode === "copy"
         ? new CopyPath(domid, this.#requests, this.#operations, this.#copies, poolBytes)
         : new MapPath(domid, this.#requests, this.#operations, grants, poolBytes / PAGE_SIZE);
-    this.#executor = new Executor(this.#operations, this.#path, this.#openTarget(options.openTarget));
+    this.#target = this.#openTarget(options.openTarget);
+    this.#executor = new Executor(this.#operations, this.#path, this.#target);
     this.#scheduler = new Scheduler(size, this.#requests, this.#operations, this.#path);
     this.#counters = new QueueCounters(options.counters, size);
+    this.#failures = new IoFailures(this.#counters, options.journal);
     this.#responses = this.#ring.responses.words;
     this.#responseWords = abi.responseBytes / 4;
     this.#finished = new Uint16Array(size);
@@ -142,6 +150,23 @@ export class BlockQueue {
     } while (this.#operations.activeCount > 0 || this.#scheduler.waitingCount > 0);
     this.#push();
     return this.#counters.answered - before;
+  }
+
+  /**
+   * The guest has let go, and `run` has ended: makes durable what it wrote. 0, or the -errno of that or of an
+   * earlier flush, because then some of it is lost.
+   */
+  flush(): number {
+    if (this.limits.readOnly || this.#failures.flushErrno !== 0) return this.#failures.flushErrno;
+    this.#target.start(IO_FLUSH, LAST_FLUSH, 0, 0, 0);
+    for (this.#lastFlush = undefined; this.#lastFlush === undefined;) {
+      const error = this.#reactor.wait(1, -1);
+      if (error < 0) this.#lastFlush = error;
+      else this.#reactor.dispatch();
+    }
+    if (this.#lastFlush < 0 && this.#lastFlush !== EOPNOTSUPP)
+      this.#failures.lastFlushFailed(this.#lastFlush);
+    return this.#failures.flushErrno;
   }
 
   /** Frees the queue's own memory. Ring, target, channels and grants stay their owners'. */
@@ -197,7 +222,8 @@ export class BlockQueue {
     this.#path.fetch();
     for (let i = 0; i < scheduler.startedCount; i++) {
       const op = scheduler.started[i] as number;
-      if (this.#hasFailedRequest(op)) this.#giveUp(op, BLKIF_RSP_ERROR);
+      if (this.#failures.forbids(this.#operations.kind[op] as number)) this.#answer(op, BLKIF_RSP_ERROR);
+      else if (this.#hasFailedRequest(op)) this.#giveUp(op, BLKIF_RSP_ERROR);
       else this.#executor.submit(op);
     }
   }
@@ -213,6 +239,10 @@ export class BlockQueue {
 
   #openTarget(open: OpenTarget): BlockTarget {
     return open((op, result) => {
+      if (op === LAST_FLUSH) {
+        this.#lastFlush = result;
+        return;
+      }
       this.#completions++;
       this.#completeOne(op, result);
     });
@@ -237,10 +267,8 @@ export class BlockQueue {
     const kind = this.#operations.kind[op] as number;
     const outcome = this.#executor.advance(op, result);
     if (outcome === UNDER_WAY) return;
-    if (outcome !== DONE) {
-      const unsupported = outcome === EOPNOTSUPP && kind !== KIND_READ;
-      this.#giveUp(op, unsupported ? BLKIF_RSP_EOPNOTSUPP : BLKIF_RSP_ERROR);
-    } else if (kind === KIND_READ) {
+    if (outcome !== DONE) this.#fail(op, outcome);
+    else if (kind === KIND_READ) {
       this.#path.finish(op);
       this.#finished[this.#finishedCount++] = op;
     } else {
@@ -253,6 +281,22 @@ export class BlockQueue {
     this.#path.deliver();
     for (let i = 0; i < this.#finishedCount; i++) this.#answer(this.#finished[i] as number, BLKIF_RSP_OKAY);
     this.#finishedCount = 0;
+  }
+
+  /** The target failed `op`. Of a merged one only the requests that fail by themselves count. */
+  #fail(op: number, errno: number): void {
+    const { kind, start, end, first } = this.#operations;
+    const of = kind[op] as number;
+    if (errno === EOPNOTSUPP && of !== KIND_READ) {
+      this.#giveUp(op, BLKIF_RSP_EOPNOTSUPP);
+      return;
+    }
+    if (this.#executor.isFlushing(op)) this.#failures.flushFailed(errno);
+    else if (this.#requests.next[first[op] as number] === -1) {
+      const from = start[op] as number;
+      this.#failures.failed(of, from, (end[op] as number) - from, errno, this.#reactor.nowMs);
+    }
+    this.#giveUp(op, BLKIF_RSP_ERROR);
   }
 
   /** An operation that failed: its request is answered, or the requests merged into it go one by one. */

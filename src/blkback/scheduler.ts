@@ -83,15 +83,17 @@ export class Scheduler {
     const kind = this.#requests.kind[row] as number;
     if (kind === KIND_BARRIER) return operations.activeCount > 0 || kept > 0;
     if (kind === KIND_READ && operations.writing === 0 && this.#keptWrites === 0) return false;
-    if (kind === KIND_FLUSH) return this.#keptWrites > 0 || this.#earlierWriteActive(row);
+    if (kind === KIND_FLUSH) return this.#keptWrites > 0 || this.#earlierWriteOrFlushActive(row);
     return this.#overlapsActive(row, kind) || this.#overlapsKept(row, kind, kept);
   }
 
-  #earlierWriteActive(row: number): boolean {
+  /** Flushes go one by one: of two at once the kernel would tell one of lost data, and the other OK. */
+  #earlierWriteOrFlushActive(row: number): boolean {
     const { active, activeCount, kind, sequence } = this.#operations;
     const mine = this.#requests.sequence[row] as number;
     for (let i = 0; i < activeCount; i++) {
       const op = active[i] as number;
+      if (kind[op] === KIND_FLUSH) return true;
       if (changesDisk(kind[op] as number) && (sequence[op] as number) < mine) return true;
     }
     return false;

@@ -68,8 +68,8 @@ export async function serveImage(
       stop.addEventListener("abort", () => resolve("stop"));
     });
     const end = await Promise.race([device.ended, stopped]);
-    if (end !== "stop") return end;
-    if (await device.detach(options.detachTimeoutMs, force)) return await device.ended;
+    const closed = end === "stop" ? await device.detach(options.detachTimeoutMs, force) : true;
+    if (closed) return expectKept(device, await device.ended);
     await device.abandon();
     removes = false;
     return "left";
@@ -78,6 +78,15 @@ export async function serveImage(
       await destroyDevice(xenstore, address).catch((error: unknown) => logger.error(describeError(error)));
     closeImage(image);
   }
+}
+
+/** A disk that may lack what its guest wrote has not been served well, however well it was let go. */
+function expectKept(device: BlkbackDevice, end: DeviceEnd): DeviceEnd {
+  if (device.lost === undefined) return end;
+  throw new XentoolError(
+    "io",
+    `a flush of ${describeDevice(device.address)} failed, and what the guest wrote before may be lost: ${device.lost}`,
+  );
 }
 
 /** Who made a device. Those that a `serve` made, now or before, go with the one that serves them last. */

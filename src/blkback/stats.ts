@@ -4,11 +4,12 @@ import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, writ
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
+import { errnoName } from "../native/shim.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import { MAX_INDIRECT_SEGMENTS } from "../protocol/blkif.ts";
 
 const MAGIC = 0x584e_5442;
-const VERSION = 1;
+const VERSION = 2;
 const MAX_RING_SLOTS = 512;
 const LATENCY_BUCKETS = 32;
 
@@ -39,6 +40,12 @@ const FIELDS = [
   "wakeups",
   "spuriousWakeups",
   "copiedSegments",
+  "readErrors",
+  "writeErrors",
+  "flushErrors",
+  "discardErrors",
+  "ioErrno",
+  "flushErrno",
 ] as const;
 export type StatField = (typeof FIELDS)[number];
 
@@ -132,9 +139,15 @@ export interface Latency {
   readonly p99Us: number;
 }
 
+type NotShown = "magic" | "version" | "ioErrno" | "flushErrno";
+
 /** A snapshot in a form for people and JSON. */
-export interface DeviceStats extends Readonly<Record<Exclude<StatField, "magic" | "version">, number>> {
+export interface DeviceStats extends Readonly<Record<Exclude<StatField, NotShown>, number>> {
   readonly alive: boolean;
+  /** The image's last error, "ENOSPC", or null. The counters that end in `Errors` say how many there were. */
+  readonly lastIoError: string | null;
+  /** The error of a flush that failed, or null. As long as it is there, writes and flushes fail. */
+  readonly flushFailure: string | null;
   /** How often a wake-up found n requests on the ring. */
   readonly ringUtilisation: readonly number[];
   readonly batchSizes: readonly number[];
@@ -185,13 +198,17 @@ export function readAllStats(runDir: string): DeviceStats[] {
 function decodeStats(counters: Float64Array): DeviceStats {
   if (counters.length < DOUBLES || counters[STAT.magic] !== MAGIC || counters[STAT.version] !== VERSION)
     throw new XentoolError("io", "the statistics file is not complete, or of another version of xentool");
-  const { magic: _magic, version: _version, ...fields } = STAT;
+  const { magic: _magic, version: _version, ioErrno, flushErrno, ...fields } = STAT;
+  const nameAt = (index: number): string | null =>
+    counters[index] === 0 ? null : errnoName(counters[index] as number);
   const values = Object.fromEntries(
     Object.entries(fields).map(([name, index]) => [name, counters[index] as number]),
   ) as Record<keyof typeof fields, number>;
   return {
     ...values,
     alive: isAlive(values.pid),
+    lastIoError: nameAt(ioErrno),
+    flushFailure: nameAt(flushErrno),
     ringUtilisation: histogram(counters, RING_UTILISATION, MAX_RING_SLOTS + 1),
     batchSizes: histogram(counters, BATCH_SIZES, MAX_RING_SLOTS + 1),
     segmentsPerRequest: histogram(counters, SEGMENTS_PER_REQUEST, MAX_INDIRECT_SEGMENTS + 1),

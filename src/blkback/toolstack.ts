@@ -127,16 +127,8 @@ export async function waitUntilClosed(
   }
 }
 
-/** Asks the process that serves the device to look at its image's size again. */
-export async function resizeDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
-  await requireDevice(xenstore, address);
-  await xenstore.write(`${backendDir(address)}/${RESIZE_KEY}`, String(Date.now()));
-}
-
-/** Written by `resizeDevice`, watched by the device. */
-export const RESIZE_KEY = "xentool-resize";
-
-async function requireDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+/** Fails with `usage` where there is no such device. */
+export async function requireDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
   if (!(await xenstore.exists(backendDir(address))))
     throw new XentoolError(
       "usage",

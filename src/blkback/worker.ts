@@ -9,7 +9,7 @@ import { configureLogging, moduleLogger } from "../core/log.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import { Reactor, type EngineKind } from "../native/reactor.ts";
 import type { Mapping } from "../native/memory.ts";
-import { shim } from "../native/shim.ts";
+import { errnoText, shim } from "../native/shim.ts";
 import { openPlatform } from "../platform/open.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import { ABI_X86_32, ABI_X86_64, SECTOR_SIZE, type BlkifAbi } from "../protocol/blkif.ts";
@@ -42,8 +42,13 @@ export interface BlkbackOrder {
   readonly wakeFd: number;
 }
 
-/** Set to 1 to make the worker complete what it has started, stop and clean up. */
+/** Set to one of STOP_* to make the worker complete what it has started, stop and clean up. */
 export const CONTROL_STOP = 0;
+/** Another server may go on with the ring. */
+export const STOP_LEAVE = 1;
+/** The guest has let go: what it wrote is made durable first. */
+export const STOP_CLOSE = 2;
+export type StopOrder = typeof STOP_LEAVE | typeof STOP_CLOSE;
 /** The capacity in sectors: low and high 32 bits. */
 export const CONTROL_SECTORS_LOW = 1;
 export const CONTROL_SECTORS_HIGH = 2;
@@ -52,23 +57,28 @@ export const CONTROL_WORDS = 3;
 export type BlkbackReport =
   | { readonly type: "connected" }
   | { readonly type: "failed"; readonly kind: ErrorKind; readonly message: string }
-  /** `failure`: why it stopped by itself. */
-  | { readonly type: "stopped"; readonly failure: string | undefined };
+  /** `failure`: why it stopped by itself. `lost`: why what the guest wrote may not be on the disk. */
+  | { readonly type: "stopped"; readonly failure: string | undefined; readonly lost: string | undefined };
 
 /** Runs in the worker: serves until stopped. Reports; never throws. */
 export function runBlkbackWorker(order: BlkbackOrder, report: (message: BlkbackReport) => void): void {
   configureLogging(order.verbosity, `xentool: ${order.name}`);
   try {
-    const failure = serve(order, () => report({ type: "connected" }));
-    report({ type: "stopped", failure });
+    const end = serve(order, () => report({ type: "connected" }));
+    report({ type: "stopped", ...end });
   } catch (error) {
     const kind = error instanceof XentoolError ? error.kind : "bug";
     report({ type: "failed", kind, message: describeError(error) });
   }
 }
 
+interface ServeEnd {
+  readonly failure: string | undefined;
+  readonly lost: string | undefined;
+}
+
 /** Connects, serves, disconnects. Everything opened is closed in the reverse order, whatever happens. */
-function serve(order: BlkbackOrder, onConnected: () => void): string | undefined {
+function serve(order: BlkbackOrder, onConnected: () => void): ServeEnd {
   using cleanup = new DisposableStack();
   const abi = order.abi === "x86_32" ? ABI_X86_32 : ABI_X86_64;
   const control = new Int32Array(order.control);
@@ -121,7 +131,9 @@ function serve(order: BlkbackOrder, onConnected: () => void): string | undefined
   if (wasUsed) channels.notify(port);
   reactor.watch(order.wakeFd, () => void shim.xt_eventfd_drain(order.wakeFd));
   queue.run(() => Atomics.load(control, CONTROL_STOP) !== 0);
-  return queue.failure;
+  const leaves = Atomics.load(control, CONTROL_STOP) === STOP_LEAVE;
+  const errno = leaves ? 0 : queue.flush();
+  return { failure: queue.failure, lost: errno === 0 ? undefined : errnoText(errno) };
 }
 
 function openJournal(order: BlkbackOrder, ring: Mapping, abi: BlkifAbi): Journal {

@@ -11,7 +11,8 @@ import type { XenstoreOperations } from "../../src/xenstore/operations.ts";
 const WAIT_MS = 10_000;
 
 export interface PageRequest {
-  readonly operation: 0 | 1;
+  /** READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE; the last one without data. */
+  readonly operation: 0 | 1 | 2 | 3;
   readonly sector: number;
   /** Instead of the guest's one page of data. */
   readonly gref?: number;
@@ -105,6 +106,10 @@ export class HandmadeGuest {
     return this.xenstore.write(`${frontendDir(this.#address)}/state`, String(state));
   }
 
+  frontendState(): Promise<string | null> {
+    return this.xenstore.tryRead(`${frontendDir(this.#address)}/state`);
+  }
+
   async untilBackend(state: number): Promise<void> {
     const path = `${backendDir(this.#address)}/state`;
     await this.xenstore.waitFor(path, (value) => value === String(state), { timeoutMs: WAIT_MS });
@@ -130,6 +135,11 @@ export class HandmadeGuest {
   async write(sector: number, byte: number): Promise<number> {
     (this.#data as SharedPages).mapping.bytes.fill(byte);
     return (await this.submit([{ operation: 1, sector }]))[0] as number;
+  }
+
+  /** Flushes; the response's status. */
+  async flush(): Promise<number> {
+    return (await this.submit([{ operation: 3, sector: 0 }]))[0] as number;
   }
 
   /** Puts requests of a page each on the ring at once; their statuses, in the same order. */
@@ -160,7 +170,7 @@ export class HandmadeGuest {
     const id = this.#next++;
     new Uint8Array(view.buffer).fill(0, slot, slot + this.#abi.slotBytes);
     view.setUint8(slot, operation);
-    view.setUint8(slot + 1, 1);
+    view.setUint8(slot + 1, operation === 3 ? 0 : 1);
     view.setBigUint64(at + 8, id, true);
     view.setBigUint64(at + 16, BigInt(sector), true);
     view.setUint32(at + 24, gref ?? ((this.#data as SharedPages).refs[0] as number), true);

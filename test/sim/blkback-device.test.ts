@@ -8,6 +8,7 @@ import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/a
 import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { serveImage } from "../../src/blkback/serve.ts";
+import { resizeDevice } from "../../src/blkback/resize.ts";
 import { readStats } from "../../src/blkback/stats.ts";
 import {
   closeDevice,
@@ -15,7 +16,6 @@ import {
   destroyDevice,
   forceCloseDevice,
   listDevices,
-  resizeDevice,
 } from "../../src/blkback/toolstack.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
 import { configureLogging } from "../../src/core/log.ts";

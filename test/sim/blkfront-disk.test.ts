@@ -2,7 +2,8 @@
 // at random against a copy in memory, and what happens to the disk meanwhile.
 import { afterEach, describe, expect, test } from "bun:test";
 import { truncateSync } from "node:fs";
-import { closeDevice, resizeDevice } from "../../src/blkback/toolstack.ts";
+import { resizeDevice } from "../../src/blkback/resize.ts";
+import { closeDevice } from "../../src/blkback/toolstack.ts";
 import { BlockFrontend, type FrontendOptions } from "./block-frontend.ts";
 import { ServedDisk, VDEV, type DiskOptions } from "./blkfront-harness.ts";
 

@@ -119,6 +119,15 @@ test("on a ring where nothing waits no journal is needed", () => {
   expect(left(takeOver(at(4, 4)))).toEqual([]);
 });
 
+test("a flush that failed is known to every successor on the ring, and on no other ring", () => {
+  const journal = begin();
+  expect(journal.flushErrno).toBe(0);
+  journal.noteFlushFailure(-28);
+  for (let successor = 0; successor < 2; successor++) expect(takeOver(at(0, 0)).flushErrno).toBe(-28);
+  mark = 0;
+  expect(takeOver(at(0, 0)).flushErrno).toBe(0);
+});
+
 describe("an old journal lies there", () => {
   function leaveBehind(): number {
     const journal = begin();

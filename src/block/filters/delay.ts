@@ -11,7 +11,7 @@ interface DelayOptions {
 export const delayFilter: FilterKind<DelayOptions> = {
   help: "holds operations back",
   grammar: "delay[:ms=N,op=OPS]",
-  parse: (options) => ({ ops: options.takeOps(), delayMs: options.takeNumber("ms", "10") }),
+  parse: (options) => ({ ops: options.takeOps(), delayMs: options.takeNumber("ms", 10) }),
   open: (options, openInner, onEnd, context) => new DelayFilter(options, openInner, onEnd, context),
 };
 

@@ -15,11 +15,13 @@ interface ErrorOptions {
   readonly rate: number;
   readonly errno: number;
   readonly seed: number;
+  /** How many operations fail at most. */
+  readonly times: number;
 }
 
 export const errorFilter: FilterKind<ErrorOptions> = {
   help: "fails a share of the operations",
-  grammar: "error[:rate=SHARE,errno=EIO|ENOSPC|EOPNOTSUPP,op=OPS,seed=N]",
+  grammar: "error[:rate=SHARE,errno=EIO|ENOSPC|EOPNOTSUPP,op=OPS,seed=N,times=N]",
   parse(options) {
     const ops = options.takeOps();
     const text = options.take("rate", "100%");
@@ -28,7 +30,8 @@ export const errorFilter: FilterKind<ErrorOptions> = {
     if (!(rate <= 1)) throw options.error(`rate is a share such as 1% or 0.01, not "${text}"`);
     const errno = ERRNOS.get(options.take("errno", "EIO"));
     if (errno === undefined) throw options.error(`errno is one of ${[...ERRNOS.keys()].join(", ")}`);
-    return { ops, rate, errno, seed: options.takeNumber("seed", "1") };
+    const seed = options.takeNumber("seed", 1);
+    return { ops, rate, errno, seed, times: options.takeNumber("times", Infinity) };
   },
   open: (options, openInner, onEnd, context) => new ErrorFilter(options, openInner, onEnd, context),
 };
@@ -37,6 +40,7 @@ class ErrorFilter extends Filter {
   readonly #options: ErrorOptions;
   readonly #context: FilterContext;
   readonly #source: number;
+  #timesLeft: number;
   #random: number;
 
   constructor(options: ErrorOptions, openInner: OpenTarget, onEnd: OnEnd, context: FilterContext) {
@@ -44,14 +48,18 @@ class ErrorFilter extends Filter {
     this.#options = options;
     this.#context = context;
     this.#source = context.reactor.addSource(onEnd);
+    this.#timesLeft = options.times;
     this.#random = options.seed >>> 0 || 1;
   }
 
   override start(op: IoOp, tag: number, offset: number, length: number, address: number): void {
     const { ops, rate, errno } = this.#options;
-    if (concerns(ops, op) && this.#next() < rate * 2 ** 32)
-      this.#context.reactor.finish(this.#source, tag, errno);
-    else super.start(op, tag, offset, length, address);
+    if (!concerns(ops, op) || this.#timesLeft === 0 || this.#next() >= rate * 2 ** 32) {
+      super.start(op, tag, offset, length, address);
+      return;
+    }
+    this.#timesLeft--;
+    this.#context.reactor.finish(this.#source, tag, errno);
   }
 
   /** xorshift32: the same seed fails the same operations. */

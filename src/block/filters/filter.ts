@@ -55,8 +55,10 @@ export class FilterOptions {
     return value;
   }
 
-  takeNumber(key: string, fallback: string): number {
-    const value = this.take(key, fallback);
+  takeNumber(key: string, fallback: number): number {
+    const value = this.#values.get(key);
+    if (value === undefined) return fallback;
+    this.#values.delete(key);
     if (!/^[0-9]{1,9}$/.test(value)) throw this.error(`${key} is a whole number`);
     return Number(value);
   }

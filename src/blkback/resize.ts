@@ -1,0 +1,84 @@
+// Bringing a disk to the size that its image has now: the toolstack asks through a key of the device, and the server
+// that watches it answers through another what became of it.
+import { randomUUID } from "node:crypto";
+import { XentoolError } from "../core/errors.ts";
+import { parseDecimal } from "../core/types.ts";
+import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
+import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
+import { requireDevice } from "./toolstack.ts";
+
+/** Written by whoever asks, with a word that the answer repeats. */
+const ASKED_KEY = "xentool-resize";
+/** Written by the server: that word, and both sizes. */
+const ANSWER_KEY = "xentool-resized";
+
+export interface Resize {
+  /** The disk's sectors of 512 bytes until now. */
+  readonly before: number;
+  /** Those of its image. When it has none, the disk stays as it is. */
+  readonly after: number;
+}
+
+/** Has the process that serves the device look at its image's size again, and waits for its answer. */
+export async function resizeDevice(
+  xenstore: Xenstore,
+  address: DeviceAddress,
+  wait: WaitOptions = {},
+): Promise<Resize> {
+  await requireDevice(xenstore, address);
+  const dir = backendDir(address);
+  const word = randomUUID();
+  await xenstore.write(`${dir}/${ASKED_KEY}`, word);
+  const isAnswer = (text: string | null): boolean => parseAnswer(text, word) !== undefined;
+  try {
+    return parseAnswer(await xenstore.waitFor(`${dir}/${ANSWER_KEY}`, isAnswer, wait), word) as Resize;
+  } catch (error) {
+    if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
+    throw new XentoolError(
+      "timeout",
+      `${describeDevice(address)} seems not to be served: nobody has answered`,
+    );
+  }
+}
+
+function parseAnswer(text: string | null, word: string): Resize | undefined {
+  const [answered, ...sizes] = (text ?? "").split(" ");
+  const [before, after] = sizes.map((size) => parseDecimal(size, Number.MAX_SAFE_INTEGER));
+  return answered !== word || before === undefined || after === undefined ? undefined : { before, after };
+}
+
+/** The word of the last one who asked for a resize, if anybody did. */
+export function resizeAsked(xenstore: Xenstore, address: DeviceAddress): Promise<string | null> {
+  return xenstore.tryRead(`${backendDir(address)}/${ASKED_KEY}`);
+}
+
+/** Tells whoever asked with `word` what was done, unless the device is gone meanwhile. */
+export async function answerResize(
+  xenstore: Xenstore,
+  address: DeviceAddress,
+  word: string,
+  { before, after }: Resize,
+): Promise<void> {
+  const dir = backendDir(address);
+  await xenstore.transaction(async (tx) => {
+    if (await tx.exists(`${dir}/${ASKED_KEY}`))
+      await tx.write(`${dir}/${ANSWER_KEY}`, `${word} ${before} ${after}`);
+  });
+}
+
+/** What was done, in words, and whether the guest may miss something. */
+export function describeResize({ before, after }: Resize): {
+  readonly text: string;
+  readonly warns: boolean;
+} {
+  if (after === before)
+    return { text: `the disk has its image's size already, ${after} sectors`, warns: false };
+  if (after === 0)
+    return { text: `the image is empty now; the disk stays as it is, ${before} sectors`, warns: true };
+  const change = `from ${before} to ${after} sectors`;
+  if (after > before) return { text: `the disk grew ${change}`, warns: false };
+  return {
+    text: `the disk shrank ${change}: what was beyond is gone, and the guest may need it`,
+    warns: true,
+  };
+}

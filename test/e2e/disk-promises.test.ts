@@ -1,0 +1,160 @@
+// A disk that loses what was written when it is flushed, served by the executable: a loop device over a file system
+// that is full. Nothing says OK afterwards, whoever serves it, and everybody who looks is told.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { DEFAULT_KIND } from "../../src/blkback/address.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { HandmadeGuest } from "../sim/blk-guest.ts";
+import { readUntil, runXentool, spawnXentool, type Outcome } from "./executable.ts";
+
+const OKAY = 0;
+const ERROR = -1;
+const IMAGE_BYTES = 1 << 20;
+const DEVICE = { backend: toDomid(0), frontend: toDomid(1), kind: DEFAULT_KIND, devid: 51728 };
+const NAMED = ["--domid", "1", "--vdev", "xvdb"];
+
+let dir: string;
+let host: SimHost;
+let env: Record<string, string>;
+let guest: HandmadeGuest;
+let loop: string | undefined;
+
+beforeEach(async () => {
+  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  host = await SimHost.start();
+  env = { XENTOOL_SIM: host.dir };
+  guest = await HandmadeGuest.start(host, DEVICE);
+});
+afterEach(async () => {
+  guest.close();
+  const left = await host.settle();
+  await host.stop();
+  if (loop !== undefined) expect(Bun.spawnSync(["losetup", "--detach", loop]).exitCode).toBe(0);
+  loop = undefined;
+  rmSync(dir, { recursive: true });
+  expect(left).toEqual([]);
+});
+
+/** What `serve` is told to serve a disk whose next flush loses data; without loop devices a filter acts the part. */
+function losingDisk(): string[] {
+  const script = `mount -t tmpfs -o size=16k none ${dir} && truncate -s ${IMAGE_BYTES} ${dir}/disk.img &&
+    losetup --find --show ${dir}/disk.img`;
+  const made = Bun.spawnSync(["unshare", "--mount", "sh", "-c", script]);
+  if (made.exitCode === 0) {
+    loop = made.stdout.toString().trim();
+    return [loop];
+  }
+  return [healthyDisk(), "--filter", "error:times=1,op=flush"];
+}
+
+function healthyDisk(): string {
+  const path = join(dir, "disk.img");
+  writeFileSync(path, new Uint8Array(IMAGE_BYTES));
+  return path;
+}
+
+async function serving(...args: string[]): Promise<ReturnType<typeof spawnXentool>> {
+  const server = spawnXentool(["blkback", "serve", ...args, ...NAMED], { env });
+  await readUntil(server.stderr, "offering");
+  return server;
+}
+
+/** Sixteen pages over the whole disk; the responses' statuses. */
+async function writeAll(): Promise<number[]> {
+  const statuses: number[] = [];
+  for (let page = 0; page < 16; page++) statuses.push(await guest.write(page * 128, page + 1));
+  return statuses;
+}
+
+/** What is left to read of a stream of which something was read. */
+async function restOf(stream: ReadableStream<Uint8Array>): Promise<string> {
+  let rest = "";
+  const decoder = new TextDecoder();
+  for await (const bytes of stream) rest += decoder.decode(bytes, { stream: true });
+  return rest;
+}
+
+/** Detaches by SIGTERM from a guest that lets go; the server's exit status, and what it said since. */
+async function detach(server: ReturnType<typeof spawnXentool>): Promise<Pick<Outcome, "status" | "stderr">> {
+  server.kill("SIGTERM");
+  await guest.untilBackend(5);
+  await guest.setState(6);
+  const [status, stderr] = await Promise.all([server.exited, restOf(server.stderr)]);
+  return { status, stderr };
+}
+
+test("a flush that failed stays failed, also under the server after the next kill -9", async () => {
+  const disk = losingDisk();
+  const server = await serving(...disk);
+  await guest.connect();
+  expect(await writeAll()).toEqual(Array.from({ length: 16 }, () => OKAY));
+  expect([await guest.flush(), await guest.flush(), await guest.write(0, 1)]).toEqual([ERROR, ERROR, ERROR]);
+
+  const stats = await runXentool(["blkback", "stats", "--json"], { env });
+  expect(JSON.parse(stats.stdout)).toEqual([
+    expect.objectContaining({ flushErrors: 1, lastIoError: "EIO", flushFailure: "EIO" }),
+  ]);
+  const words = await runXentool(["blkback", "stats"], { env });
+  expect(words.stdout).toContain("the image failed 0 reads, 0 writes, 1 flushes, 0 discards, last with EIO");
+  expect(words.stdout).toContain("writes and flushes fail until the guest reconnects");
+  const listed = await runXentool(["blkback", "list", "--json"], { env });
+  expect(JSON.parse(listed.stdout)).toEqual([
+    expect.objectContaining({ ioErrors: 1, lastIoError: "EIO", flushFailure: "EIO" }),
+  ]);
+  expect((await runXentool(["blkback", "list"], { env })).stdout).toContain("1 (flush: EIO)");
+
+  server.kill("SIGKILL");
+  await server.exited;
+  const next = await serving(disk[0] as string);
+  expect([await guest.flush(), await guest.write(0, 1)]).toEqual([ERROR, ERROR]);
+  const { status, stderr } = await detach(next);
+  expect([status, stderr]).toEqual([5, expect.stringContaining("may be lost: EIO")]);
+});
+
+test("a guest that lets go without a flush: the loss is logged, and in the exit status", async () => {
+  const server = await serving(...losingDisk());
+  await guest.connect();
+  expect(await writeAll()).toEqual(Array.from({ length: 16 }, () => OKAY));
+  const { status, stderr } = await detach(server);
+  expect(status).toBe(5);
+  expect(stderr).toContain("the flush after the guest had let go failed (EIO: i/o error)");
+});
+
+test("the flush at the end comes before Closed", async () => {
+  const server = await serving(healthyDisk(), "-v", "--filter", "log:op=flush");
+  await guest.connect();
+  expect(await guest.write(8, 1)).toBe(OKAY);
+  const { status, stderr } = await detach(server);
+  expect(status).toBe(143);
+  expect(stderr).toMatch(/flush #[0-9]+ at 0[^]*xvdb of domain 1: Closed/);
+});
+
+test("resize tells what it did, and warns of an image that shrank, there and in the server's log", async () => {
+  const path = healthyDisk();
+  const server = await serving(path);
+  await guest.connect();
+  const resize = ["blkback", "resize", ...NAMED];
+  truncateSync(path, 2 * IMAGE_BYTES);
+  expect(await runXentool(resize, { env })).toEqual({
+    status: 0,
+    stdout: "xvdb of domain 1: the disk grew from 2048 to 4096 sectors\n",
+    stderr: "",
+  });
+  truncateSync(path, 4096);
+  const shrunk = await runXentool([...resize, "--json"], { env });
+  const warning =
+    "the disk shrank from 4096 to 8 sectors: what was beyond is gone, and the guest may need it";
+  expect(JSON.parse(shrunk.stdout)).toEqual({
+    domid: 1,
+    vdev: "xvdb",
+    sectorsBefore: 4096,
+    sectorsOfImage: 8,
+    warning,
+  });
+  expect(shrunk.stderr).toBe(`xentool: warning: xvdb of domain 1: ${warning}\n`);
+  const { status, stderr } = await detach(server);
+  expect([status, stderr]).toEqual([143, expect.stringContaining(`warning: xvdb of domain 1: ${warning}`)]);
+});
