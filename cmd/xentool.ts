@@ -4,7 +4,7 @@ import "./lib/standard-error.ts";
 import "./lib/working-directory.ts";
 import yargs from "yargs";
 import { description, version } from "../package.json";
-import { EXIT_CODE, XentoolError } from "../src/core/errors.ts";
+import { EXIT_CODE, kindOf, XentoolError } from "../src/core/errors.ts";
 import { blkbackCommand } from "./blkback.ts";
 import { blkfrontCommand } from "./blkfront.ts";
 import { doctorCommand } from "./doctor.ts";
@@ -113,5 +113,5 @@ try {
   await commandLine(args).parseAsync();
 } catch (error) {
   reportError(error, args.includes("--json"));
-  process.exitCode = error instanceof XentoolError ? EXIT_CODE[error.kind] : EXIT_CODE.bug;
+  process.exitCode = EXIT_CODE[kindOf(error)];
 }

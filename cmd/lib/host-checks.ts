@@ -1,14 +1,11 @@
 // Looks at this host for `xentool doctor`: what real Xen needs, what the simulated platform needs, and what
-// makes either fast. Only looks: devices are opened and closed, nothing is changed.
+// makes either fast. Only looks: devices are opened and closed, nothing is changed. What needs the C shim is
+// imported where it is used, because a host where the shim does not load is one to say something about, too.
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
 import { release } from "node:os";
 import { join } from "node:path";
 import { describeError } from "../../src/core/errors.ts";
 import { escapeControls, escapeText } from "../../src/core/log.ts";
-import { Reactor } from "../../src/native/reactor.ts";
-import { xenstoreEndpoint } from "../../src/platform/xen.ts";
-import { askHost } from "../../src/sim/control.ts";
-import { Xenstore } from "../../src/xenstore/client.ts";
 import { formatBytes } from "./output.ts";
 
 export interface Check {
@@ -35,6 +32,7 @@ type Finding = Pick<Check, "ok" | "found" | "advice">;
 const XENSTORE_TIMEOUT_MS = 2000;
 const MEMLOCK_BYTES = 64 * 2 ** 20;
 const SHM_DIR = "/dev/shm";
+const SHIM = "C shim";
 
 const DEVICES = [
   { node: "evtchn", module: "xen-evtchn", required: true, for: "event channels" },
@@ -55,7 +53,8 @@ export async function examineHost(host: Host = { root: "/", env: process.env }):
   const xen = hypervisor(host);
   return [
     optional("host", "kernel", { ok: true, found: `Linux ${release()}` }),
-    optional("host", "io_uring", checkIoUring()),
+    { ...optional("host", SHIM, await checkShim()), required: true },
+    optional("host", "io_uring", await checkIoUring()),
     { ...optional("host", "memlock", checkMemlock(host)), tuning: true },
     { ...optional("xen", "hypervisor", xen), required: true },
     optional("xen", "role", checkRole(host, xen.ok)),
@@ -71,9 +70,10 @@ export async function examineHost(host: Host = { root: "/", env: process.env }):
   ];
 }
 
-/** Whether everything that `area` requires is there. */
-export function isUsable(checks: readonly Check[], area: Check["area"]): boolean {
-  return checks.every((check) => check.area !== area || check.ok || !check.required);
+/** Whether everything that `area`, or anything at all, requires is there. */
+export function isUsable(checks: readonly Check[], area: "xen" | "sim"): boolean {
+  const concerned = checks.filter((check) => check.area === area || check.area === "host");
+  return concerned.every(({ ok, required }) => ok || !required);
 }
 
 function readText(host: Host, path: string): string | undefined {
@@ -84,13 +84,33 @@ function readText(host: Host, path: string): string | undefined {
   }
 }
 
-function checkIoUring(): Finding {
-  const reactor = Reactor.open(8);
-  reactor.close();
-  if (reactor.kind === "uring") return { ok: true, found: "allowed" };
-  const advice =
-    "images are served by pread and pwrite, slower; `sysctl kernel.io_uring_disabled=0`, or allow it";
-  return { ok: false, found: "not allowed", advice: `${advice} in the sandbox's seccomp profile` };
+/** What is thrown on the way is what was found. */
+async function attempt(advice: string, finding: () => Promise<Finding>): Promise<Finding> {
+  try {
+    return await finding();
+  } catch (error) {
+    return { ok: false, found: escapeControls(describeError(error)), advice };
+  }
+}
+
+function checkShim(): Promise<Finding> {
+  const needs = "needs /proc (mount -t proc proc /proc), memory, a few descriptors (ulimit -n)";
+  return attempt(`${needs} and leave to run code from a memfd; nothing works without`, async () => {
+    await import("../../src/native/shim.ts");
+    return { ok: true, found: "loads" };
+  });
+}
+
+function checkIoUring(): Promise<Finding> {
+  return attempt(`see ${SHIM}`, async () => {
+    const { Reactor } = await import("../../src/native/reactor.ts");
+    const reactor = Reactor.open(8);
+    reactor.close();
+    if (reactor.kind === "uring") return { ok: true, found: "allowed" };
+    const advice =
+      "images are served by pread and pwrite, slower; `sysctl kernel.io_uring_disabled=0`, or allow it";
+    return { ok: false, found: "not allowed", advice: `${advice} in the sandbox's seccomp profile` };
+  });
 }
 
 function checkMemlock(host: Host): Finding {
@@ -144,15 +164,15 @@ async function checkXenstore(host: Host, onXen: boolean): Promise<Finding> {
   const named = host.env["XENSTORED_PATH"];
   if (!onXen && (named === undefined || named === ""))
     return { ok: false, found: "not looked for", advice: "see hypervisor" };
-  const endpoint = xenstoreEndpoint(host.env);
-  try {
+  const advice = "in dom0 `systemctl start xenstored`, or the init script of your distribution";
+  return attempt(advice, async () => {
+    const { xenstoreEndpoint } = await import("../../src/platform/xen.ts");
+    const { Xenstore } = await import("../../src/xenstore/client.ts");
+    const endpoint = xenstoreEndpoint(host.env);
     const xenstore = await Xenstore.connect(endpoint, { timeoutMs: XENSTORE_TIMEOUT_MS });
     xenstore.close();
     return { ok: true, found: `answers at ${endpoint.path}` };
-  } catch (error) {
-    const advice = "in dom0 `systemctl start xenstored`, or the init script of your distribution";
-    return { ok: false, found: escapeControls(describeError(error)), advice };
-  }
+  });
 }
 
 function checkSharedMemory(host: Host): Finding {
@@ -165,12 +185,10 @@ function checkSharedMemory(host: Host): Finding {
   }
 }
 
-async function checkSimHost(dir: string): Promise<Finding> {
-  try {
+function checkSimHost(dir: string): Promise<Finding> {
+  return attempt(`xentool sim start --dir ${escapeText(dir)}, or unset XENTOOL_SIM`, async () => {
+    const { askHost } = await import("../../src/sim/control.ts");
     await askHost(dir, { op: "status" });
     return { ok: true, found: `a simulated host runs in ${escapeText(dir)}` };
-  } catch (error) {
-    const advice = `xentool sim start --dir ${escapeText(dir)}, or unset XENTOOL_SIM`;
-    return { ok: false, found: escapeControls(describeError(error)), advice };
-  }
+  });
 }

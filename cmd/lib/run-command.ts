@@ -1,6 +1,6 @@
 // Runs the body of every command: global options in, signals watched, and whatever is thrown turned into one
 // line on stderr and an exit status, in this one place. Heavy modules are imported here only when a body runs.
-import { EXIT_CODE, XentoolError, describeError } from "../../src/core/errors.ts";
+import { EXIT_CODE, XentoolError, describeError, kindOf } from "../../src/core/errors.ts";
 import type { PlatformChoice } from "../../src/platform/open.ts";
 import { Interruption } from "./interruption.ts";
 
@@ -55,9 +55,11 @@ export async function runCommand(
     });
     process.exitCode = interruption.exitCode ?? status ?? 0;
   } catch (error) {
-    const interrupted = error instanceof XentoolError && error.kind === "cancelled";
+    const interrupted = kindOf(error) === "cancelled";
     if (!interrupted || interruption.exitCode === undefined) reportError(error, argv.json, argv.verbose);
-    process.exitCode = interrupted ? (interruption.exitCode ?? EXIT_CODE.cancelled) : exitCodeOf(error);
+    process.exitCode = interrupted
+      ? (interruption.exitCode ?? EXIT_CODE.cancelled)
+      : EXIT_CODE[kindOf(error)];
   } finally {
     interruption.close();
   }
@@ -69,13 +71,9 @@ function timeoutMs(seconds: number | undefined): number | undefined {
   throw new XentoolError("usage", `--timeout must be a number of seconds above 0, not ${seconds}`);
 }
 
-function exitCodeOf(error: unknown): number {
-  return EXIT_CODE[error instanceof XentoolError ? error.kind : "bug"];
-}
-
 /** One line on stderr, or one JSON object; for a bug also what to do about it. */
 export function reportError(error: unknown, json: boolean, verbosity = 0): void {
-  const kind = error instanceof XentoolError ? error.kind : "bug";
+  const kind = kindOf(error);
   const message = describeError(error).replace(/\s*\n\s*/g, " ");
   const context = error instanceof XentoolError ? error.context : {};
   if (json) {

@@ -4,7 +4,7 @@
 import { openFiltered } from "../block/filters/catalogue.ts";
 import { FileTarget } from "../block/targets/file.ts";
 import type { Image } from "../block/image.ts";
-import { describeError, XentoolError, type ErrorKind } from "../core/errors.ts";
+import { describeError, kindOf, type ErrorKind } from "../core/errors.ts";
 import { configureLogging, moduleLogger } from "../core/log.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import { Reactor, type EngineKind } from "../native/reactor.ts";
@@ -67,8 +67,7 @@ export function runBlkbackWorker(order: BlkbackOrder, report: (message: BlkbackR
     const end = serve(order, () => report({ type: "connected" }));
     report({ type: "stopped", ...end });
   } catch (error) {
-    const kind = error instanceof XentoolError ? error.kind : "bug";
-    report({ type: "failed", kind, message: describeError(error) });
+    report({ type: "failed", kind: kindOf(error), message: describeError(error) });
   }
 }
 

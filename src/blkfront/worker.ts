@@ -1,7 +1,7 @@
 // The data-plane worker of one frontend: opens what it shares with the backend, waits for the word that the
 // backend serves it, does its job, and keeps everything until the backend has let go. It blocks in one
 // place, so its orders come through FrontControl, not through messages.
-import { describeError, XentoolError, type ErrorKind } from "../core/errors.ts";
+import { describeError, kindOf, type ErrorKind } from "../core/errors.ts";
 import { configureLogging } from "../core/log.ts";
 import { openPlatform } from "../platform/open.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
@@ -55,8 +55,7 @@ export function runBlkfrontWorker(order: BlkfrontOrder, report: (message: Blkfro
 }
 
 function failureOf(error: unknown): BlkfrontReport {
-  const kind = error instanceof XentoolError ? error.kind : "bug";
-  return { type: "failed", kind, message: describeError(error) };
+  return { type: "failed", kind: kindOf(error), message: describeError(error) };
 }
 
 /** Everything opened is closed in the reverse order, whatever happens. */

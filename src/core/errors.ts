@@ -29,6 +29,23 @@ export class XentoolError extends Error {
   }
 }
 
+/** What our own code did wrong, when a system call says it; of every other errno the host is the cause. */
+const BUGS = words("EBADF EFAULT EINVAL ENOTSOCK");
+/** What the host lacks, or does not let us have. */
+const LACKS = words("EMFILE ENFILE ENOMEM EAGAIN ENOSPC EDQUOT EACCES EPERM EROFS ENOSYS EOPNOTSUPP");
+
+function words(text: string): ReadonlySet<string> {
+  return new Set(text.split(" "));
+}
+
+/** The kind of anything thrown: that of a failed system call goes by its errno, and what is left is a bug. */
+export function kindOf(error: unknown): ErrorKind {
+  if (error instanceof XentoolError) return error.kind;
+  const code = error instanceof Error && "code" in error ? String(error.code) : "";
+  if (!/^E[A-Z0-9]+$/.test(code) || BUGS.has(code)) return "bug";
+  return LACKS.has(code) ? "environment" : "io";
+}
+
 /** Stops with a `bug` error when one of our own invariants does not hold. Never for a peer's input. */
 export function assert(condition: unknown, message: string): asserts condition {
   if (!condition) throw new XentoolError("bug", `assertion failed: ${message}`);

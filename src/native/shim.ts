@@ -20,31 +20,36 @@ const MFD_ALLOW_SEALING = 2;
 const F_ADD_SEALS = 1033;
 const ALL_SEALS = 0xf;
 
-function loadLibrary(): ReturnType<typeof dlopen<typeof symbols>>["symbols"] {
-  const { memfd_create, fcntl } = dlopen("libc.so.6", libc).symbols;
-  const name = new Uint8Array(Buffer.from("libxentool.so\0"));
-  const fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0)
-    throw new XentoolError("environment", "cannot make a memory file for the C shim (memfd_create)");
+type Shim = ReturnType<typeof dlopen<typeof symbols>>["symbols"];
+
+/** Fails with `environment`: its bytes are as they were built, so what is missing is the host's. */
+function loadLibrary(): Shim {
   try {
-    const bytes = readFileSync(library);
-    for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at);
-    fcntl(fd, F_ADD_SEALS, ALL_SEALS);
-    const loaded = dlopen(`/proc/self/fd/${fd}`, symbols).symbols;
-    const version = loaded.xt_abi_version();
-    if (version !== XT_ABI_VERSION)
-      throw new XentoolError(
-        "bug",
-        `the C shim has ABI ${version}, not ${XT_ABI_VERSION}: run npm run build`,
-      );
-    return loaded;
-  } finally {
-    closeSync(fd);
+    const { memfd_create, fcntl } = dlopen("libc.so.6", libc).symbols;
+    const name = new Uint8Array(Buffer.from("libxentool.so\0"));
+    const fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0) throw new Error("memfd_create failed");
+    try {
+      const bytes = readFileSync(library);
+      for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at);
+      fcntl(fd, F_ADD_SEALS, ALL_SEALS);
+      return dlopen(`/proc/self/fd/${fd}`, symbols).symbols;
+    } finally {
+      closeSync(fd);
+    }
+  } catch (error) {
+    throw new XentoolError("environment", "cannot load the C shim from a memory file", {}, error);
   }
 }
 
+function checkVersion(loaded: Shim): Shim {
+  const version = loaded.xt_abi_version();
+  if (version === XT_ABI_VERSION) return loaded;
+  throw new XentoolError("bug", `the C shim has ABI ${version}, not ${XT_ABI_VERSION}: run npm run build`);
+}
+
 /** Every function of csrc/xentool.h, loaded once per thread. */
-export const shim = loadLibrary();
+export const shim = checkVersion(loadLibrary());
 
 /** "ENOENT: no such file or directory" for -2 (or 2). */
 export function errnoText(errno: number): string {

@@ -1,6 +1,6 @@
 // The worker's side of a vchan: it owns the endpoint and does what the main thread asks, blocking in one place
 // while it does. cmd/worker.ts is the entry; everything that moves bytes is callable without a worker too.
-import { describeError, XentoolError } from "../core/errors.ts";
+import { describeError, kindOf, XentoolError } from "../core/errors.ts";
 import { errnoText, shim } from "../native/shim.ts";
 import { openPlatform } from "../platform/open.ts";
 import type { Platform, PlatformDescriptor } from "../platform/platform.ts";
@@ -28,8 +28,8 @@ function reply(worker: VchanWorkerSession, { id, task }: VchanMessage): VchanRep
   try {
     return { kind: "vchan", id, result: worker.run(task) };
   } catch (error) {
-    const { kind, context } = error instanceof XentoolError ? error : { kind: "bug" as const, context: {} };
-    return { kind: "vchan", id, error: { kind, message: describeError(error), context } };
+    const context = error instanceof XentoolError ? error.context : {};
+    return { kind: "vchan", id, error: { kind: kindOf(error), message: describeError(error), context } };
   }
 }
 
