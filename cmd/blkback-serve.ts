@@ -20,6 +20,7 @@ const COMMAND_EXIT_MS = 2000;
 /** How disks are served, whichever they are. */
 interface ServingArguments extends GlobalArguments {
   readonly direct: boolean;
+  readonly format: "raw" | undefined;
   readonly sectorSize: 512 | 4096;
   readonly maxRingPageOrder: number;
   readonly maxIndirectSegments: number;
@@ -31,6 +32,10 @@ interface ServingArguments extends GlobalArguments {
 function servingOptions<T>(argv: Argv<T>): Argv<T & Omit<ServingArguments, keyof GlobalArguments>> {
   return argv
     .option("direct", { type: "boolean", default: false, describe: "Bypass the page cache (O_DIRECT)" })
+    .option("format", {
+      choices: ["raw"] as const,
+      describe: "Serve the bytes as they are though they look like another format",
+    })
     .option("sector-size", {
       choices: [512, 4096] as const,
       default: 512 as const,
@@ -161,6 +166,7 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
         readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
         shared: argv.mode === "w!",
         direct: argv.direct,
+        format: argv.format,
         detachTimeoutMs: context.timeoutMs ?? DETACH_TIMEOUT_MS,
         offer: { ...serving.offer, deviceType: argv.deviceType },
       },
@@ -244,10 +250,10 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const { spawnWorker } = await import("./spawn-worker.ts");
   const { platform, xenstore } = session;
   const serving = await servingOptionsOf(argv, platform, context);
-  const { kind, direct } = argv;
+  const { kind, direct, format } = argv;
   using _ = platform.name === "xen" ? announceWatching() : undefined;
   const anyScript = argv.anyScript ?? platform.domid !== 0;
-  const options = { ...serving, kind, direct, anyScript };
+  const options = { ...serving, kind, direct, format, anyScript };
   const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
   process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
   const stopped = new Promise<void>((resolve) => {

@@ -62,3 +62,13 @@ int32_t xt_file_perform(int32_t fd, int32_t is_block_device, const struct xt_io 
 int32_t xt_file_lock(int32_t fd, int32_t exclusive) {
   return flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) ? -errno : 0;
 }
+
+int32_t xt_file_lock_range(int32_t fd, uint32_t first, uint32_t count) {
+  struct flock range = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = first, .l_len = count};
+  return fcntl(fd, F_OFD_SETLK, &range) ? -errno : 0;
+}
+
+int32_t xt_file_range_locked(int32_t fd, uint32_t first, uint32_t count) {
+  struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = first, .l_len = count};
+  return fcntl(fd, F_OFD_GETLK, &range) ? -errno : range.l_type != F_UNLCK;
+}

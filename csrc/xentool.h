@@ -16,7 +16,7 @@
 #define XT_API __attribute__((visibility("default")))
 
 /* Raised whenever anything below changes: a shim that was built of another header is noticed. */
-#define XT_ABI_VERSION 4
+#define XT_ABI_VERSION 5
 
 XT_API uint32_t xt_abi_version(void);
 
@@ -103,6 +103,10 @@ struct xt_io_done {
 XT_API int32_t xt_file_perform(int32_t fd, int32_t is_block_device, const struct xt_io *op);
 /* Locks an open file against other processes until it is closed, for writing or for reading; -EAGAIN: taken. */
 XT_API int32_t xt_file_lock(int32_t fd, int32_t exclusive);
+/* Takes a shared lock on `count` bytes, which ends with the last descriptor of this open file; -EAGAIN: taken. */
+XT_API int32_t xt_file_lock_range(int32_t fd, uint32_t first, uint32_t count);
+/* 1 when another open file has any lock on one of these bytes. */
+XT_API int32_t xt_file_range_locked(int32_t fd, uint32_t first, uint32_t count);
 
 /* ---- reactor.c: the one place where a data plane waits ---- */
 

@@ -1,7 +1,8 @@
 // `xentool blkback serve` as a function: opens the image, makes the device unless a toolstack has, serves it
 // until the guest lets go or the caller says stop, and leaves nothing behind.
 import { resolve } from "node:path";
-import { closeImage, openImage } from "../block/image.ts";
+import { closeImage, type Image } from "../block/image.ts";
+import { openImageWhenFree } from "../block/image/wait.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../core/worker.ts";
@@ -13,6 +14,7 @@ import { isInUse, type DeviceEnd } from "./decide.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
 import { checkOffer } from "./features.ts";
+import { announceImage, hasServedRaw, refuseOthersDevice } from "./sharing.ts";
 import { createDevice, destroyDevice, SERVE_KEY } from "./toolstack.ts";
 
 const logger = moduleLogger("blkback");
@@ -21,12 +23,17 @@ export interface ServeOptions extends DeviceOptions {
   readonly path: string;
   readonly address: DeviceAddress;
   readonly readOnly: boolean;
-  /** Without the lock that keeps others from writing the image. */
+  /** Others may write the image, too. */
   readonly shared: boolean;
+  /** "raw": whatever it looks like. */
+  readonly format?: "raw" | undefined;
   readonly direct: boolean;
   /** How long a guest may take to let go after `stop` fired. */
   readonly detachTimeoutMs: number;
 }
+
+/** For as long whoever has the image may be about to let go of it. */
+const HOLDER_PATIENCE_MS = 3000;
 
 /** How serving ended. `left`: the guest did not let go, the device stays for another server. */
 export type ServeEnd = DeviceEnd | "left";
@@ -49,16 +56,12 @@ export async function serveImage(
   using cleanup = new DisposableStack();
   const lock = lockDevice(options.statsDir, address);
   cleanup.defer(() => lock.release());
-  const image = openImage(options.path, {
-    readOnly: options.readOnly,
-    shared: options.shared,
-    direct: options.direct,
-    sectorSizeBytes: options.offer.logicalSectorBytes,
-  });
+  const image = await openServedImage(xenstore, options, stop);
   let removes = false;
   try {
     const origin = await ensureDevice(xenstore, options);
     removes = origin === "made";
+    await announceImage(xenstore, address, image);
     const device = await BlkbackDevice.start(platform, xenstore, address, image, options, spawnWorker);
     // Not before: a device that was there, and that we could not serve, may be in use.
     removes = origin !== "toolstack";
@@ -87,6 +90,22 @@ function expectKept(device: BlkbackDevice, end: DeviceEnd): DeviceEnd {
     "io",
     `a flush of ${describeDevice(device.address)} failed, and what the guest wrote before may be lost: ${device.lost}`,
   );
+}
+
+async function openServedImage(xenstore: Xenstore, options: ServeOptions, stop: AbortSignal): Promise<Image> {
+  const { address, readOnly, shared, direct, offer } = options;
+  const path = resolve(options.path);
+  const isKnown = await hasServedRaw(xenstore, address, path);
+  if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);
+  const how = {
+    readOnly,
+    shared,
+    direct,
+    sectorSizeBytes: offer.logicalSectorBytes,
+    format: isKnown ? "raw" : options.format,
+    user: describeDevice(address),
+  } as const;
+  return openImageWhenFree(path, how, (waitedMs) => waitedMs < HOLDER_PATIENCE_MS && !stop.aborted);
 }
 
 /** Who made a device. Those that a `serve` made, now or before, go with the one that serves them last. */

@@ -2,9 +2,10 @@
 // whose `script` is our hotplug script, or all of them in a driver domain. What libxl expects in return, and
 // when, is in docs/xen-notes.md; above all it never waits without learning why.
 import { existsSync, writeFileSync } from "node:fs";
-import { closeImage, openImage } from "../block/image.ts";
+import { closeImage, openImage, type Image } from "../block/image.ts";
+import { HELD } from "../block/image/open.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
-import { escapeControls, escapeText, moduleLogger } from "../core/log.ts";
+import { escapeControls, moduleLogger } from "../core/log.ts";
 import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
 import type { SpawnWorker } from "../core/worker.ts";
 import type { Platform } from "../platform/platform.ts";
@@ -16,17 +17,29 @@ import { isInUse } from "./decide.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer } from "./features.ts";
 import { HOTPLUG_SCRIPT } from "./install.ts";
+import { announceImage, hasServedRaw, refuseOthersDevice } from "./sharing.ts";
+import { parseTarget, TARGET_WAYS } from "./target-words.ts";
 
 const logger = moduleLogger("watch");
 
 /** Until a device that a guest uses and that could not be served is tried again. */
 const RETRY_MS = 5000;
 
+/**
+ * Whoever has the image of a new device may be about to let go of it. Another disk of ours, which is being closed,
+ * is given as long as libxl waits for state 2 (LIBXL_INIT_TIMEOUT, 10 s), but for the time to tell it why.
+ */
+const HOLDER_PATIENCE_MS = 3000;
+const OWN_PATIENCE_MS = 6000;
+const HOLDER_PAUSE_MS = 200;
+
 export interface WatchOptions extends Omit<DeviceOptions, "offer"> {
   readonly kind: string;
   /** What is offered, but for the device type, which the toolstack says. */
   readonly offer: Omit<DeviceOptions["offer"], "deviceType">;
   readonly direct: boolean;
+  /** "raw": whatever the images look like. */
+  readonly format?: "raw" | undefined;
   /** Serve every device of the kind, whatever its script: in a driver domain. */
   readonly anyScript: boolean;
 }
@@ -35,6 +48,12 @@ interface Served {
   readonly device: BlkbackDevice;
   /** Resolves when nothing of the device is left, its image closed. */
   readonly over: Promise<void>;
+}
+
+interface Retry {
+  readonly timer: ReturnType<typeof setTimeout>;
+  /** When it was tried first. */
+  readonly sinceMs: number;
 }
 
 export class BackendWatch {
@@ -48,8 +67,9 @@ export class BackendWatch {
   readonly #served = new Map<string, Served | undefined>();
   readonly #root: string;
   /** By path of the backend's directory: what could not be served and is to be tried again. */
-  readonly #retries = new Map<string, ReturnType<typeof setTimeout>>();
+  readonly #retries = new Map<string, Retry>();
   #unwatch: Unwatch | undefined;
+  #stopped = false;
 
   private constructor(
     platform: Platform,
@@ -88,8 +108,9 @@ export class BackendWatch {
 
   /** Stops serving without a word to the guests: the next `watch` goes on where this one stopped. */
   async stop(): Promise<void> {
+    this.#stopped = true;
     await this.#unwatch?.();
-    for (const timer of this.#retries.values()) clearTimeout(timer);
+    for (const { timer } of this.#retries.values()) clearTimeout(timer);
     const served = [...this.#served.values()].filter((it) => it !== undefined);
     await Promise.all(served.map((it) => it.device.abandon()));
     await Promise.all(served.map((it) => it.over));
@@ -130,7 +151,8 @@ export class BackendWatch {
     await this.#serve(address).catch(async (error: unknown) => {
       this.#served.delete(dir);
       const isOthers = error instanceof XentoolError && error.context["reason"] === SERVED;
-      if (isLive || isOthers) this.#tryAgain(address, error);
+      if (isLive || isOthers) this.#tryAgain(address, error, RETRY_MS);
+      else if (this.#mayBeFreeSoon(dir, error)) this.#tryAgain(address, error, HOLDER_PAUSE_MS);
       else await this.#refuse(address, error);
     });
   }
@@ -139,13 +161,25 @@ export class BackendWatch {
     return parseXenbusState(await this.#xenstore.tryRead(`${frontendDir(address)}/state`).catch(() => null));
   }
 
-  /** A guest that has a ring waits for its next server, and another server's device is its own: nothing is touched. */
-  #tryAgain(address: DeviceAddress, error: unknown): void {
+  /** Whether the image is held by somebody that may yet let go in time. */
+  #mayBeFreeSoon(dir: string, error: unknown): boolean {
+    if (!(error instanceof XentoolError) || error.context["reason"] !== HELD) return false;
+    const patienceMs = error.context["own"] === true ? OWN_PATIENCE_MS : HOLDER_PATIENCE_MS;
+    return performance.now() - (this.#retries.get(dir)?.sinceMs ?? performance.now()) < patienceMs;
+  }
+
+  /**
+   * Looks again in a while. A guest that has a ring waits for its next server, another server's device is its own,
+   * and a new device's image may become free: nothing is touched.
+   */
+  #tryAgain(address: DeviceAddress, error: unknown, pauseMs: number): void {
+    if (this.#stopped) return;
     const dir = backendDir(address);
+    const before = this.#retries.get(dir);
     const reason = escapeControls(describeError(error));
-    if (!this.#retries.has(dir))
-      logger.error(`${describeDevice(address)}: ${reason}; it is tried again every ${RETRY_MS / 1000} s`);
-    clearTimeout(this.#retries.get(dir));
+    if (before === undefined)
+      logger.error(`${describeDevice(address)}: ${reason}; it is tried again every ${pauseMs / 1000} s`);
+    clearTimeout(before?.timer);
     const again = async (): Promise<void> => {
       try {
         await this.#look(String(address.frontend), String(address.devid));
@@ -153,10 +187,10 @@ export class BackendWatch {
         logger.error(`${describeDevice(address)}: ${describeError(failure)}`);
       }
       // Served, or nobody's to serve any more; else there is another timer by now.
-      if (this.#retries.get(dir) === timer) this.#retries.delete(dir);
+      if (this.#retries.get(dir)?.timer === timer) this.#retries.delete(dir);
     };
-    const timer = setTimeout(() => void again(), RETRY_MS);
-    this.#retries.set(dir, timer);
+    const timer = setTimeout(() => void again(), pauseMs);
+    this.#retries.set(dir, { timer, sinceMs: before?.sinceMs ?? performance.now() });
   }
 
   async #isOurs(dir: string): Promise<boolean> {
@@ -165,24 +199,38 @@ export class BackendWatch {
     return script !== null && script.endsWith(`/${HOTPLUG_SCRIPT}`);
   }
 
+  async #openImage(address: DeviceAddress, isCdrom: boolean): Promise<Image> {
+    const dir = backendDir(address);
+    const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
+    const { path, shared, format } = parseTarget(await read("params"), await read("mode"));
+    const readOnly = isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
+    const isKnown = await hasServedRaw(this.#xenstore, address, path);
+    if (!shared && !isKnown) await refuseOthersDevice(this.#xenstore, address, path, readOnly);
+    const how = {
+      readOnly,
+      shared: shared && !readOnly,
+      direct: this.#options.direct,
+      sectorSizeBytes: this.#options.offer.logicalSectorBytes,
+      discard: (await read("discard-enable")) !== "0",
+      format: isKnown ? "raw" : (format ?? this.#options.format),
+      user: describeDevice(address),
+      ways: TARGET_WAYS,
+    } as const;
+    return openImage(path, how);
+  }
+
   async #serve(address: DeviceAddress): Promise<void> {
     const dir = backendDir(address);
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
-    const { offer, direct, ...rest } = this.#options;
+    const { offer, ...rest } = this.#options;
     using held = new DisposableStack();
     const lock = lockDevice(rest.statsDir, address);
     held.defer(() => lock.release());
     releaseFromKernel(address);
     const deviceType = (await read("device-type")) === "cdrom" ? "cdrom" : "disk";
-    const mode = await read("mode");
-    const image = openImage(imagePath(await read("params")), {
-      readOnly: mode !== "w" || deviceType === "cdrom",
-      shared: false,
-      direct,
-      sectorSizeBytes: offer.logicalSectorBytes,
-      discard: (await read("discard-enable")) !== "0",
-    });
+    const image = await this.#openImage(address, deviceType === "cdrom");
     held.defer(() => closeImage(image));
+    await announceImage(this.#xenstore, address, image);
     const device = await BlkbackDevice.start(
       this.#platform,
       this.#xenstore,
@@ -231,14 +279,6 @@ export class BackendWatch {
     await this.#xenstore.write(`${dir}/state`, String(XenbusState.Closed));
     if (this.#platform.domid !== 0) await this.#xenstore.rm(dir);
   }
-}
-
-/** The file of a `params` node: a path, which libxl or a user may have given its format's name. */
-function imagePath(params: string | null): string {
-  const path = (params ?? "").replace(/^(aio|raw|file):/, "");
-  if (!path.startsWith("/"))
-    throw new XentoolError("usage", `target "${escapeText(path)}" is no absolute path of a raw image`);
-  return path;
 }
 
 /** Takes the device away from the kernel's blkback, if that was quicker than we. */

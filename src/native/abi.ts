@@ -1,6 +1,6 @@
 // The C shim's interface, written by `npm run abi` from csrc/xentool.h; a test says when it is stale.
 
-export const XT_ABI_VERSION = 4;
+export const XT_ABI_VERSION = 5;
 export const XT_POLL_IN = 1;
 export const XT_POLL_OUT = 4;
 export const XT_POLL_ERROR = 8;
@@ -142,6 +142,8 @@ export const symbols = {
   xt_ring_final_check_responses: { args: ["ptr", "u32"], returns: "u32" },
   xt_file_perform: { args: ["i32", "i32", "ptr"], returns: "i32" },
   xt_file_lock: { args: ["i32", "i32"], returns: "i32" },
+  xt_file_lock_range: { args: ["i32", "u32", "u32"], returns: "i32" },
+  xt_file_range_locked: { args: ["i32", "u32", "u32"], returns: "i32" },
   xt_reactor_open: { args: ["u32", "u32", "u32"], returns: "f64" },
   xt_reactor_add_file: { args: ["ptr", "i32", "i32"], returns: "i32" },
   xt_reactor_watch: { args: ["ptr", "i32", "u32", "u32"], returns: "i32" },

@@ -51,15 +51,34 @@ function checkVersion(loaded: Shim): Shim {
 /** Every function of csrc/xentool.h, loaded once per thread. */
 export const shim = checkVersion(loadLibrary());
 
+/** What Node has no words for, and an image's file system or device may well answer. */
+const MORE_ERRNOS: ReadonlyMap<number, readonly [string, string]> = new Map([
+  [35, ["EDEADLK", "resource deadlock avoided"]],
+  [37, ["ENOLCK", "no locks available"]],
+  [61, ["ENODATA", "no data available"]],
+  [62, ["ETIME", "timer expired"]],
+  [74, ["EBADMSG", "bad message"]],
+  [84, ["EILSEQ", "invalid or incomplete multibyte or wide character"]],
+  [116, ["ESTALE", "stale file handle"]],
+  [117, ["EUCLEAN", "structure needs cleaning"]],
+  [121, ["EREMOTEIO", "remote I/O error"]],
+  [122, ["EDQUOT", "disk quota exceeded"]],
+  [123, ["ENOMEDIUM", "no medium found"]],
+  [124, ["EMEDIUMTYPE", "wrong medium type"]],
+]);
+
+function errnoWords(errno: number): readonly [string, string] | undefined {
+  return getSystemErrorMap().get(-Math.abs(errno)) ?? MORE_ERRNOS.get(Math.abs(errno));
+}
+
 /** "ENOENT: no such file or directory" for -2 (or 2). */
 export function errnoText(errno: number): string {
-  const entry = getSystemErrorMap().get(-Math.abs(errno));
-  return entry === undefined ? `errno ${Math.abs(errno)}` : `${entry[0]}: ${entry[1]}`;
+  return errnoWords(errno)?.join(": ") ?? `errno ${Math.abs(errno)}`;
 }
 
 /** The name alone: "ENOENT". */
 export function errnoName(errno: number): string {
-  return getSystemErrorMap().get(-Math.abs(errno))?.[0] ?? `errno ${Math.abs(errno)}`;
+  return errnoWords(errno)?.[0] ?? `errno ${Math.abs(errno)}`;
 }
 
 /** `result` of a shim function when it is no error; otherwise throws `io` (or `kind`): "cannot WHAT: ENOENT: …". */

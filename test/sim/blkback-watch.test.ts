@@ -15,6 +15,7 @@ import type { SimPlatform } from "../../src/platform/sim.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { HandmadeGuest } from "./blk-guest.ts";
+import { HostDevices } from "../e2e/host-devices.ts";
 import { pattern } from "./blk-harness.ts";
 
 const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
@@ -186,6 +187,104 @@ test("an image that another device writes is refused", async () => {
   await until(address(2), "hotplug-status", "error");
   expect(await xenstore.read(`${backendDir(address(2))}/hotplug-error`)).toContain("in use");
 });
+
+test("an image whose disk is just being detached is waited for", async () => {
+  await startWatch();
+  const [one, two] = [address(1), address(2)];
+  await attach(one, join(dir, "a.img"));
+  await until(one, "hotplug-status", "connected");
+  const guest = await guestOf(one);
+  await guest.connect();
+  await closeDevice(xenstore, one);
+  await attach(two, join(dir, "a.img"));
+  await guest.untilBackend(5);
+  expect(await xenstore.tryRead(`${backendDir(two)}/state`)).toBe("1");
+  await guest.setState(6);
+  await until(two, "hotplug-status", "connected");
+});
+
+describe("an image that looks like another format", () => {
+  const at = address(1);
+  const qcow2 = (name: string): void => {
+    const bytes = Buffer.from(readFileSync(join(dir, name)));
+    bytes.write("QFI\xfb", 0, "latin1");
+    writeFileSync(join(dir, name), bytes);
+  };
+
+  test.each(["", "aio:", "file:"])(
+    "is refused as target=%s…: libxl says raw of each disk with a script",
+    async (word) => {
+      qcow2("a.img");
+      await startWatch();
+      await attach(at, `${word}${join(dir, "a.img")}`);
+      await until(at, "hotplug-status", "error");
+      const reason = await xenstore.read(`${backendDir(at)}/hotplug-error`);
+      expect(reason).toMatch(/looks like a qcow2 image, .*target=raw:PATH serves its bytes as they are/);
+    },
+  );
+
+  test.each(["raw:", "w!:", "w!:raw:"])("is served as target=%s…", async (word) => {
+    qcow2("a.img");
+    await startWatch();
+    await attach(at, `${word}${join(dir, "a.img")}`);
+    await until(at, "hotplug-status", "connected");
+  });
+
+  test("stays the disk of the guest that made it look so: over a restart, and over a reboot", async () => {
+    await attach(at, join(dir, "a.img"));
+    await startWatch();
+    const guest = await guestOf(at);
+    await guest.connect();
+    await watch?.stop();
+    qcow2("a.img");
+    const pending = guest.read(8);
+    await startWatch();
+    expect(await pending).toBeInstanceOf(Uint8Array);
+    // Nobody serves it while the guest starts over: it has no ring then.
+    await watch?.stop();
+    await guest.setState(6);
+    await startWatch();
+    await until(at, "state", "6");
+    await guest.setState(1);
+    await until(at, "state", "2");
+    // And in a domain of its own, as xl reboots it.
+    await destroyDevice(xenstore, at);
+    await attach(address(2), join(dir, "a.img"));
+    await until(address(2), "hotplug-status", "connected");
+  });
+});
+
+test.each([
+  ["w", true],
+  ["r", false],
+])(
+  "a device that another backend shows to a guest with mode %s, to be read by ours: refused %p",
+  async (mode, isRefused) => {
+    const devices = new HostDevices();
+    try {
+      const loop = devices.loop(join(dir, "a.img"));
+      const [others, at] = [address(2), address(1)];
+      await attach(others, loop, "block");
+      await xenstore.write(`${backendDir(others)}/mode`, mode);
+      await xenstore.write(
+        `${backendDir(others)}/physical-device`,
+        spawnSync("stat", ["-c", "%t:%T", loop], { encoding: "utf8" }).stdout.trim(),
+      );
+      await startWatch();
+      await createDevice(xenstore, { address: at, readOnly: true, deviceType: "disk", params: loop });
+      await xenstore.rm(`${backendDir(at)}/hotplug-status`);
+      await xenstore.write(`${backendDir(at)}/script`, "/etc/xen/scripts/block-xentool");
+      await until(at, "hotplug-status", isRefused ? "error" : "connected");
+      if (isRefused)
+        expect(await xenstore.read(`${backendDir(at)}/hotplug-error`)).toBe(
+          `${loop} is in use: it is xvdb of domain 2 (vbd)`,
+        );
+      await watch?.stop();
+    } finally {
+      devices.remove();
+    }
+  },
+);
 
 test("detach: closed when the guest lets go, and gone from the daemon's list", async () => {
   const at = address(1);

@@ -31,7 +31,7 @@ wait_xs "$ours/state" 4
 wait_disk g xvdb
 assert_eq "$(on g 'cat /sys/block/xvdb/size /sys/block/xvdb/ro | paste -sd" "')" '131072 0' 'size and read-only flag'
 on g '/sbin/mke2fs -q -t ext4 /dev/xvdb && mount /dev/xvdb /mnt && cp /bin/busybox /mnt/ && sync && umount /mnt'
-assert_fails 'in use by another process' xl block-attach g "$(xl_disk xvdc "$WORK/disk")"
+assert_fails "in use: xvdb of domain $id, served by this process" xl block-attach g "$(xl_disk xvdc "$WORK/disk")"
 xl block-detach g xvdc
 [ ! -e "/sys/bus/xen-backend/devices/vbd-$id-$number/driver" ] || fail "the kernel's blkback has taken our disk"
 

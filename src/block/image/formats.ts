@@ -1,0 +1,52 @@
+// What an image is, when it is not the disk itself but a container with a disk in it: told by the magic numbers
+// that each format begins (or, VHD, ends) with. Served as if it were raw, the guest's first write would destroy it.
+
+export interface ImageFormat {
+  /** As in "it looks like a qcow2 image". */
+  readonly name: string;
+  /** What to do instead. */
+  readonly advice: string;
+}
+
+interface Magic extends ImageFormat {
+  /** From the beginning, or if negative from the end. */
+  readonly at: number;
+  /** Bytes, one character each. */
+  readonly bytes: string;
+}
+
+const CONVERT = "convert it (qemu-img convert -O raw), or serve the device that qemu-nbd makes of it";
+const UNLOCK = "open it with cryptsetup, and serve the device in /dev/mapper";
+const UNPACK = "unpack it";
+
+const MAGICS: readonly Magic[] = [
+  { name: "a qcow2 image", at: 0, bytes: "QFI\xfb", advice: CONVERT },
+  { name: "a QED image", at: 0, bytes: "QED\0", advice: CONVERT },
+  { name: "a VHD image", at: 0, bytes: "conectix", advice: CONVERT },
+  { name: "a VHD image", at: -512, bytes: "conectix", advice: CONVERT },
+  { name: "a VHDX image", at: 0, bytes: "vhdxfile", advice: CONVERT },
+  { name: "a VMDK image", at: 0, bytes: "KDMV", advice: CONVERT },
+  { name: "a VMDK image", at: 0, bytes: "COWD", advice: CONVERT },
+  { name: "a VMDK image", at: 0, bytes: "# Disk DescriptorFile", advice: CONVERT },
+  { name: "a VDI image", at: 64, bytes: "\x7f\x10\xda\xbe", advice: CONVERT },
+  { name: "a Parallels image", at: 0, bytes: "WithoutFreeSpace", advice: CONVERT },
+  { name: "a Parallels image", at: 0, bytes: "WithouFreSpacExt", advice: CONVERT },
+  { name: "a Bochs image", at: 0, bytes: "Bochs Virtual HD Image", advice: CONVERT },
+  { name: "a DMG image", at: -512, bytes: "koly", advice: CONVERT },
+  { name: "a LUKS volume", at: 0, bytes: "LUKS\xba\xbe", advice: UNLOCK },
+  { name: "a gzip file", at: 0, bytes: "\x1f\x8b\x08", advice: UNPACK },
+  { name: "an xz file", at: 0, bytes: "\xfd7zXZ\0", advice: UNPACK },
+  { name: "a zstd file", at: 0, bytes: "\x28\xb5\x2f\xfd", advice: UNPACK },
+];
+
+/** As many bytes of the beginning, and of the end, as the magic numbers need. */
+export const HEAD_BYTES = 512;
+export const TAIL_BYTES = 512;
+
+/** The format of an image that begins and ends like this; undefined: it may well be a disk. */
+export function recogniseFormat(head: Buffer, tail: Buffer): ImageFormat | undefined {
+  return MAGICS.find(({ at, bytes }) => {
+    const [part, from] = at < 0 ? [tail, tail.length + at] : [head, at];
+    return from >= 0 && part.toString("latin1", from, from + bytes.length) === bytes;
+  });
+}

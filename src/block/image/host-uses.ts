@@ -1,0 +1,193 @@
+// What this host itself makes of an image: mounts, swap, loop devices, device-mapper, md, partitions. Read from
+// /proc and /sys, which is where the kernel names those that its EBUSY only hints at.
+import { existsSync, readFileSync, readdirSync, realpathSync, statSync, type Stats } from "node:fs";
+import { basename, dirname, join } from "node:path";
+
+/** One use of an image, which lasts until somebody undoes it. */
+export interface HostUse {
+  /** As in "it is in use: mounted at /mnt". */
+  readonly what: string;
+  readonly writes: boolean;
+}
+
+/** Where /proc and /sys are: elsewhere in tests. */
+export interface HostFiles {
+  readonly proc: string;
+  readonly sys: string;
+}
+
+export const THIS_HOST: HostFiles = { proc: "/proc", sys: "/sys" };
+
+/** What tells one file, or one block device, from all others. */
+export type Identity = Pick<Stats, "dev" | "ino" | "rdev"> & { isBlockDevice(): boolean };
+
+/** Who uses the file or device on this host, processes aside. */
+export function hostUses(image: Identity, host: HostFiles = THIS_HOST): HostUse[] {
+  const isIt = (path: string): boolean => isSame(image, path);
+  const device = image.isBlockDevice() ? deviceDir(deviceNumber(image.rdev), host) : undefined;
+  return [
+    ...(device === undefined ? [] : [...usesOfDevice(device, host), ...usesOfBackingFile(device, host)]),
+    ...swaps(host, isIt),
+    ...loopDevices(host, isIt),
+  ];
+}
+
+/** The file that a loop device shows, undefined for any other device. */
+export function backingFile(device: Identity, host: HostFiles = THIS_HOST): string | undefined {
+  const dir = device.isBlockDevice() ? deviceDir(deviceNumber(device.rdev), host) : undefined;
+  return dir === undefined ? undefined : readLine(`${dir}/loop/backing_file`);
+}
+
+/** "8:1", as the kernel writes it in sysfs. */
+export function deviceNumber(rdev: number): string {
+  const [major, minor] = majorMinor(rdev);
+  return `${major}:${minor}`;
+}
+
+export function majorMinor(rdev: number): readonly [major: number, minor: number] {
+  return [(rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & 0xfff00)];
+}
+
+export function isSame(image: Identity, path: string): boolean {
+  const other = statSync(path, { throwIfNoEntry: false });
+  if (other === undefined || image.isBlockDevice() !== other.isBlockDevice()) return false;
+  return image.isBlockDevice()
+    ? image.rdev === other.rdev
+    : image.dev === other.dev && image.ino === other.ino;
+}
+
+/** A device's own directory in sysfs: its partitions are in there, its whole device above. */
+function deviceDir(number: string, host: HostFiles): string | undefined {
+  const link = `${host.sys}/dev/block/${number}`;
+  return existsSync(link) ? realpathSync(link) : undefined;
+}
+
+/** The uses of a device, of its partitions, and of the device that it is a partition of. */
+function usesOfDevice(dir: string, host: HostFiles): HostUse[] {
+  const partitions = names(dir).filter((name) => existsSync(`${dir}/${name}/partition`));
+  return [
+    ...directUses(dir, host),
+    ...partitions.flatMap((name) =>
+      within(`its partition /dev/${name} is`, directUses(join(dir, name), host)),
+    ),
+    ...(existsSync(`${dir}/partition`)
+      ? within(`/dev/${basename(dirname(dir))}, which it is part of, is`, directUses(dirname(dir), host))
+      : []),
+  ];
+}
+
+function directUses(dir: string, host: HostFiles): HostUse[] {
+  return [
+    ...mounts(readLine(`${dir}/dev`) ?? "", host),
+    ...names(`${dir}/holders`).map((name) =>
+      layer(holderName(`${dir}/holders/${name}`, name), `${dir}/holders/${name}`, host),
+    ),
+  ];
+}
+
+/** Another loop device, say, over the file that this loop device shows. */
+function usesOfBackingFile(dir: string, host: HostFiles): HostUse[] {
+  const path = readLine(`${dir}/loop/backing_file`);
+  const file = path === undefined ? undefined : statSync(path, { throwIfNoEntry: false });
+  if (file === undefined) return [];
+  const isIt = (other: string): boolean => isSame(file, other);
+  const uses = [...swaps(host, isIt), ...loopDevices(host, isIt, basename(dir))];
+  return within(`${path}, which it shows, is used:`, uses);
+}
+
+/** What lies over the image, and in brackets what lies over that in turn. */
+function layer(name: string, dir: string, host: HostFiles): HostUse {
+  const uses = existsSync(dir) ? usesOfDevice(realpathSync(dir), host) : [];
+  const further = uses.length === 0 ? "" : ` (${listUses(uses)})`;
+  return { what: `${name} lies over it${further}`, writes: readLine(`${dir}/ro`) !== "1" };
+}
+
+/** device-mapper's devices go by names of their own. */
+function holderName(dir: string, name: string): string {
+  const mapped = readLine(`${dir}/dm/name`);
+  return mapped === undefined ? `/dev/${name}` : `/dev/mapper/${mapped}`;
+}
+
+function loopDevices(host: HostFiles, isIt: (path: string) => boolean, except?: string): HostUse[] {
+  return names(`${host.sys}/block`)
+    .filter((name) => name.startsWith("loop") && name !== except)
+    .filter((name) => {
+      const path = readLine(`${host.sys}/block/${name}/loop/backing_file`);
+      return path !== undefined && isIt(path);
+    })
+    .map((name) => layer(`/dev/${name}`, `${host.sys}/block/${name}`, host));
+}
+
+/** proc(5): ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [FIELDS] - TYPE SOURCE SUPEROPTIONS */
+function mounts(number: string, host: HostFiles): HostUse[] {
+  const found = new Map<string, HostUse>();
+  for (const process of ["self", "1"])
+    for (const line of lines(`${host.proc}/${process}/mountinfo`)) {
+      const [mount = "", device = ""] = line.split(" - ");
+      const [, , mounted = "", , point = ""] = mount.split(" ");
+      const [, source = "", options = ""] = device.split(" ");
+      if (mounted !== number && !(mounted.startsWith("0:") && isDeviceFile(source, number))) continue;
+      const what = `mounted at ${unescape(point)}`;
+      found.set(what, { what, writes: !options.split(",").includes("ro") });
+    }
+  return [...found.values()];
+}
+
+/** btrfs mounts have a number of their own, and name the device. */
+function isDeviceFile(source: string, number: string): boolean {
+  if (!source.startsWith("/dev/")) return false;
+  const stat = statSync(unescape(source), { throwIfNoEntry: false });
+  return stat?.isBlockDevice() === true && deviceNumber(stat.rdev) === number;
+}
+
+function swaps(host: HostFiles, isIt: (path: string) => boolean): HostUse[] {
+  return lines(`${host.proc}/swaps`)
+    .slice(1)
+    .map((line) => unescape(line.split(/[ \t]/, 1)[0] ?? ""))
+    .filter((path) => path.startsWith("/") && isIt(path))
+    .map(() => ({ what: "swap space of this host", writes: true }));
+}
+
+function within(where: string, uses: readonly HostUse[]): HostUse[] {
+  return uses.map(({ what, writes }) => ({ what: `${where} ${what}`, writes }));
+}
+
+const NAMED_MAX = 4;
+
+/** All of them in words, unless there are very many. */
+export function listUses(uses: readonly Pick<HostUse, "what">[]): string {
+  const more = uses.length > NAMED_MAX ? ` and ${uses.length - NAMED_MAX} more` : "";
+  return (
+    uses
+      .slice(0, NAMED_MAX)
+      .map(({ what }) => what)
+      .join(", ") + more
+  );
+}
+
+/** Blanks and the like are octal in the kernel's tables. */
+function unescape(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_, digits: string) =>
+    String.fromCharCode(Number.parseInt(digits, 8)),
+  );
+}
+
+function names(dir: string): string[] {
+  try {
+    return readdirSync(dir).sort();
+  } catch {
+    return [];
+  }
+}
+
+function lines(path: string): string[] {
+  try {
+    return readFileSync(path, "utf8").split("\n");
+  } catch {
+    return [];
+  }
+}
+
+function readLine(path: string): string | undefined {
+  return lines(path)[0];
+}

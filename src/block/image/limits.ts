@@ -1,0 +1,82 @@
+// What a file or block device can do, measured: its size, sectors, whether it discards.
+import { readFileSync, statfsSync, type Stats } from "node:fs";
+import { XentoolError } from "../../core/errors.ts";
+import { allocateMemory } from "../../native/memory.ts";
+import { IO_DISCARD, IO_READ, performIo } from "../../native/reactor.ts";
+import type { TargetInfo } from "../target.ts";
+import { deviceNumber } from "./host-uses.ts";
+
+type Limits = Omit<TargetInfo, "sizeBytes" | "readOnly">;
+
+export function sizeOf(stat: Stats): number {
+  return stat.isBlockDevice() ? readDeviceNumber(stat, "size", 0) * 512 : stat.size;
+}
+
+/** `blockdev --setro`, a read-only loop device, a write-protected disk: it opens for writing, and no write succeeds. */
+export function isReadOnlyDevice(stat: Stats): boolean {
+  return stat.isBlockDevice() && readDeviceNumber(stat, "ro", 0) !== 0;
+}
+
+export function checkSize(path: string, sizeBytes: number, sectorSizeBytes: number): void {
+  if (sizeBytes === 0) throw new XentoolError("usage", `${path} is empty: a disk needs at least one sector`);
+  if (sizeBytes % sectorSizeBytes !== 0)
+    throw new XentoolError(
+      "usage",
+      `${path}: its size, ${sizeBytes}, is no multiple of ${sectorSizeBytes} bytes`,
+    );
+  if (sizeBytes > Number.MAX_SAFE_INTEGER)
+    throw new XentoolError("usage", `${path}: ${sizeBytes} bytes are more than a disk can have here`);
+}
+
+/** Direct I/O wants aligned requests; a guest told of smaller sectors would get errors. */
+export function checkDirectAlignment(fd: number, path: string, sectorSizeBytes: number): void {
+  using page = allocateMemory(4096);
+  if (performIo(fd, false, IO_READ, 0, sectorSizeBytes, page.address) < 0)
+    throw new XentoolError(
+      "environment",
+      `${path}: direct I/O needs larger sectors here; use --sector-size 4096 or drop --direct`,
+    );
+}
+
+/** A hole punched past the end changes nothing and tells whether the file system can punch holes. */
+export function fileLimits(fd: number, path: string, sizeBytes: number, readOnly: boolean): Limits {
+  const blockBytes = Math.min(4096, statfsSync(path).bsize);
+  if (readOnly)
+    return {
+      canDiscard: false,
+      canSecureDiscard: false,
+      discardGranularityBytes: 512,
+      physicalSectorBytes: 512,
+    };
+  const canDiscard = performIo(fd, false, IO_DISCARD, Math.ceil(sizeBytes / 4096) * 4096, 4096, 0) === 0;
+  return {
+    canDiscard,
+    canSecureDiscard: false,
+    discardGranularityBytes: Math.max(512, blockBytes),
+    physicalSectorBytes: Math.max(512, blockBytes),
+  };
+}
+
+export function blockDeviceLimits(stat: Stats): Limits {
+  const granularity = readDeviceNumber(stat, "queue/discard_granularity", 0);
+  return {
+    canDiscard: granularity > 0 && readDeviceNumber(stat, "queue/discard_max_bytes", 0) > 0,
+    // Not in sysfs; the first secure discard that a device refuses is answered EOPNOTSUPP, as any other's.
+    canSecureDiscard: false,
+    discardGranularityBytes: Math.max(512, granularity),
+    physicalSectorBytes: readDeviceNumber(stat, "queue/physical_block_size", 512),
+  };
+}
+
+/** A number of the device's directory in sysfs; a partition has its `queue` one level up. */
+function readDeviceNumber(stat: Stats, name: string, fallback: number): number {
+  const device = `/sys/dev/block/${deviceNumber(stat.rdev)}`;
+  for (const path of [`${device}/${name}`, `${device}/../${name}`]) {
+    try {
+      return Number(readFileSync(path, "utf8"));
+    } catch {
+      continue;
+    }
+  }
+  return fallback;
+}

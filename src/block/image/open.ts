@@ -1,0 +1,162 @@
+// Opens an image so that nobody else uses it meanwhile, or says who does.
+import { closeSync, constants, fstatSync, openSync, readSync, statSync, type Stats } from "node:fs";
+import { XentoolError } from "../../core/errors.ts";
+import { takeLocks, type Claim } from "./claim.ts";
+import { HEAD_BYTES, recogniseFormat, TAIL_BYTES } from "./formats.ts";
+import { backingFile, hostUses, listUses, type HostUse, type Identity } from "./host-uses.ts";
+import { isAsServed, userOf } from "./known.ts";
+import { isReadOnlyDevice } from "./limits.ts";
+import { processesWith } from "./processes.ts";
+
+/** In the context of the error when a process has the image, which may let go; `own`: it is this process. */
+export const HELD = "held";
+
+/** How whoever asked insists, in the words of the interface that he uses. */
+export interface Ways {
+  /** To share the image with others that write it. */
+  readonly shared: string;
+  /** To serve a container's bytes as they are. */
+  readonly raw: string;
+  readonly readOnly: string;
+}
+
+export const COMMAND_WAYS: Ways = { shared: "--mode w!", raw: "--format raw", readOnly: "--mode r" };
+
+/** The image's descriptor, and those of what it lies on, which are held for their locks. */
+export interface Opened {
+  readonly fd: number;
+  readonly alsoHeld: readonly number[];
+}
+
+export function openClaimed(path: string, claim: Claim, direct: boolean, ways: Ways): Opened {
+  using undo = new DisposableStack();
+  const opened = (fd: number): number => undo.adopt(fd, closeSync);
+  const seen = lookAt(path);
+  if (claim !== "read" && isReadOnlyDevice(seen))
+    throw new XentoolError("environment", `${path} is a read-only device; ${ways.readOnly} serves it`);
+  const fd = opened(openDevice(path, seen, claim, direct, ways));
+  const stat = fstatSync(fd);
+  if (claim !== "shared") refuseUses(path, stat, claim, ways);
+  if (!takeLocks(fd, path, claim, ways.shared)) throw held(path, stat, ways);
+  const alsoHeld: number[] = [];
+  const file = claim === "shared" ? undefined : backingFile(stat);
+  if (file !== undefined && statSync(file, { throwIfNoEntry: false }) !== undefined) {
+    const below = opened(openSync(file, constants.O_RDONLY));
+    if (!takeLocks(below, file, claim, ways.shared)) throw held(file, fstatSync(below), ways);
+    alsoHeld.push(below);
+  }
+  undo.move();
+  return { fd, alsoHeld };
+}
+
+/** Looked at first: opening a pipe would wait for its other end. */
+function lookAt(path: string): Stats {
+  let stat: Stats;
+  try {
+    stat = statSync(path);
+  } catch (error) {
+    throw new XentoolError("io", `cannot open ${path}`, { path }, error);
+  }
+  if (!stat.isFile() && !stat.isBlockDevice())
+    throw new XentoolError("usage", `${path} is neither a file nor a block device`);
+  return stat;
+}
+
+/**
+ * With O_EXCL a block device is ours alone: mounts, swap, device-mapper and md are kept out, or are there and the
+ * kernel says so. Readers only ask, so that there can be several.
+ */
+function openDevice(path: string, seen: Stats, claim: Claim, direct: boolean, ways: Ways): number {
+  const access =
+    (claim === "read" ? constants.O_RDONLY : constants.O_RDWR) | (direct ? constants.O_DIRECT : 0);
+  const exclusive = seen.isBlockDevice() && claim !== "shared" ? constants.O_EXCL : 0;
+  try {
+    if (claim !== "read" || exclusive === 0) return openSync(path, access | exclusive);
+    try {
+      closeSync(openSync(path, access | exclusive));
+    } catch (error) {
+      if (codeOf(error) !== "EBUSY" || hostUses(seen).length === 0) throw error;
+    }
+    return openSync(path, access);
+  } catch (error) {
+    throw explain(error, path, seen, claim, direct, ways);
+  }
+}
+
+function explain(
+  error: unknown,
+  path: string,
+  seen: Stats,
+  claim: Claim,
+  direct: boolean,
+  ways: Ways,
+): XentoolError {
+  const code = codeOf(error);
+  if (code === "EBUSY") {
+    const uses = hostUses(seen);
+    return uses.length > 0 ? used(path, uses, ways) : held(path, seen, ways);
+  }
+  if (code === "EROFS" && claim !== "read")
+    return new XentoolError(
+      "environment",
+      `${path} is on a read-only file system; ${ways.readOnly} serves it`,
+    );
+  if (code === "EINVAL" && direct)
+    return new XentoolError("environment", `${path}: its file system has no direct I/O; drop --direct`);
+  return new XentoolError("io", `cannot open ${path}`, { path }, error);
+}
+
+function codeOf(error: unknown): string | undefined {
+  return (error as NodeJS.ErrnoException).code;
+}
+
+/** A reader does not mind others that only read. */
+function refuseUses(path: string, stat: Stats, claim: Claim, ways: Ways): void {
+  const uses = hostUses(stat).filter(({ writes }) => writes || claim === "write");
+  if (uses.length > 0) throw used(path, uses, ways);
+}
+
+function used(path: string, uses: readonly HostUse[], ways: Ways): XentoolError {
+  return new XentoolError("environment", `${path} is in use: ${listUses(uses)}; ${insistOn(ways)}`);
+}
+
+function held(path: string, image: Identity, ways: Ways): XentoolError {
+  const all = processesWith(image, path);
+  const holders = all.some(({ locks }) => locks) ? all.filter(({ locks }) => locks) : all;
+  const who = holders.flatMap(({ pid, name, fds }) => {
+    if (pid !== process.pid) return [`process ${pid}, ${name}`];
+    const disks = fds.map(userOf).filter((user) => user !== undefined);
+    return disks.map((disk) => `${disk}, served by this process`);
+  });
+  const own = who.length > 0 && holders.every(({ pid }) => pid === process.pid);
+  const words =
+    who.length > 0 ? who.map((what) => ({ what })) : [{ what: "by somebody who cannot be seen from here" }];
+  return new XentoolError("environment", `${path} is in use: ${listUses(words)}; ${insistOn(ways)}`, {
+    reason: HELD,
+    own,
+  });
+}
+
+function insistOn(ways: Ways): string {
+  return `${ways.shared} shares it all the same`;
+}
+
+/** Throws when the image is a container with a disk in it. */
+export function refuseContainer(fd: number, path: string, sizeBytes: number, ways: Ways): void {
+  // Not through `fd`, which may want its reads aligned.
+  const reader = openSync(`/proc/self/fd/${fd}`, constants.O_RDONLY);
+  try {
+    const [head, tail] = [Buffer.alloc(HEAD_BYTES), Buffer.alloc(TAIL_BYTES)];
+    readSync(reader, head, 0, HEAD_BYTES, 0);
+    readSync(reader, tail, 0, TAIL_BYTES, sizeBytes - TAIL_BYTES);
+    const format = recogniseFormat(head, tail);
+    if (format === undefined || isAsServed(fd)) return;
+    throw new XentoolError(
+      "usage",
+      `${path} looks like ${format.name}, of which a guest would see, and destroy, the container instead of what is ` +
+        `in it: ${format.advice}; ${ways.raw} serves its bytes as they are`,
+    );
+  } finally {
+    closeSync(reader);
+  }
+}

@@ -1,0 +1,30 @@
+// Waits for an image whose holder may be about to let go: udev looks at a device for a moment after it has
+// appeared, the server of a disk that was just detached still closes it, a killed process is not quite gone.
+import { setTimeout as delay } from "node:timers/promises";
+import { describeError, XentoolError } from "../../core/errors.ts";
+import { moduleLogger } from "../../core/log.ts";
+import { openImage, type Image, type ImageOptions } from "../image.ts";
+import { HELD } from "./open.ts";
+
+const logger = moduleLogger("block");
+
+const PAUSE_MS = 100;
+
+/** `openImage`, again and again while it is held and `mayWait` says so: after how long, and whether by this process. */
+export async function openImageWhenFree(
+  path: string,
+  options: ImageOptions,
+  mayWait: (waitedMs: number, own: boolean) => boolean | Promise<boolean>,
+): Promise<Image> {
+  const since = performance.now();
+  for (let said = false; ; said = true) {
+    try {
+      return openImage(path, options);
+    } catch (error) {
+      if (!(error instanceof XentoolError) || error.context["reason"] !== HELD) throw error;
+      if (!(await mayWait(performance.now() - since, error.context["own"] === true))) throw error;
+      if (!said) logger.info(`waiting: ${describeError(error)}`);
+    }
+    await delay(PAUSE_MS);
+  }
+}

@@ -1,0 +1,143 @@
+// Claims to an image: on a file system without locks, and the formats that are told from a disk.
+import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
+import { closeSync, mkdtempSync, openSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { closeImage, openImage } from "../../src/block/image.ts";
+import { takeLocks, type LockCalls } from "../../src/block/image/claim.ts";
+import { errnoText } from "../../src/native/shim.ts";
+
+const HOW = { readOnly: false, direct: false, sectorSizeBytes: 512 } as const;
+
+let dir: string;
+let file: string;
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  file = join(dir, "disk.img");
+});
+afterEach(() => rmSync(dir, { recursive: true }));
+
+/** What flock and fcntl answer on NFS without lockd, Lustre without -o flock, some FUSE file systems. */
+const withoutLocks = (errno: number): LockCalls => ({
+  xt_file_lock: () => -errno,
+  xt_file_lock_range: () => -errno,
+  xt_file_range_locked: () => -errno,
+});
+
+describe("a file system without locks", () => {
+  let fd: number;
+  beforeEach(() => {
+    writeFileSync(file, "");
+    fd = openSync(file, "r+");
+  });
+  afterEach(() => closeSync(fd));
+
+  test.each([
+    [37, "ENOLCK: no locks available"],
+    [38, "ENOSYS: function not implemented"],
+  ])("errno %p: a writer is refused, and told how to insist", (errno, words) => {
+    expect(() => takeLocks(fd, file, "write", "--mode w!", withoutLocks(errno))).toThrow(
+      `${file}: its file system has no locks (${words}), so nobody can tell who else uses it; ` +
+        "--mode w! serves it all the same",
+    );
+  });
+
+  test("a reader harms nobody: it is warned", () => {
+    const stderr = spyOn(process.stderr, "write").mockImplementation(() => true);
+    try {
+      expect(takeLocks(fd, file, "read", "--mode w!", withoutLocks(37))).toBe(true);
+    } finally {
+      stderr.mockRestore();
+    }
+  });
+
+  test("whoever shares needs none", () => {
+    expect(takeLocks(fd, file, "shared", "--mode w!", withoutLocks(37))).toBe(true);
+  });
+
+  test("locks of QEMU's kind may be missing where flock is not", () => {
+    expect(takeLocks(fd, file, "write", "--mode w!", { ...withoutLocks(37), xt_file_lock: () => 0 })).toBe(
+      true,
+    );
+  });
+});
+
+test("errors that Node has no words for are named", () => {
+  expect([errnoText(-37), errnoText(-116), errnoText(-2), errnoText(-4000)]).toEqual([
+    "ENOLCK: no locks available",
+    "ESTALE: stale file handle",
+    "ENOENT: no such file or directory",
+    "errno 4000",
+  ]);
+});
+
+/** A disk's worth of bytes with `magic` at `at`, or if negative that far from the end. */
+function write(magic: string, at: number): void {
+  const bytes = Buffer.alloc(64 << 10, 0x5a);
+  bytes.write(magic, at < 0 ? bytes.length + at : at, "latin1");
+  writeFileSync(file, bytes);
+}
+
+describe("a container with a disk in it", () => {
+  test.each([
+    ["a qcow2 image", "QFI\xfb\0\0\0\x03", 0],
+    ["a QED image", "QED\0", 0],
+    ["a VHD image", "conectix", 0],
+    ["a VHD image", "conectix", -512],
+    ["a VHDX image", "vhdxfile", 0],
+    ["a VMDK image", "KDMV", 0],
+    ["a VMDK image", "COWD", 0],
+    ["a VMDK image", "# Disk DescriptorFile\nversion=1\n", 0],
+    ["a VDI image", "\x7f\x10\xda\xbe", 64],
+    ["a Parallels image", "WithoutFreeSpace", 0],
+    ["a Parallels image", "WithouFreSpacExt", 0],
+    ["a Bochs image", "Bochs Virtual HD Image", 0],
+    ["a DMG image", "koly", -512],
+    ["a LUKS volume", "LUKS\xba\xbe\0\x02", 0],
+    ["a gzip file", "\x1f\x8b\x08", 0],
+    ["an xz file", "\xfd7zXZ\0", 0],
+    ["a zstd file", "\x28\xb5\x2f\xfd", 0],
+  ])("%s (%j at %p) is refused, and served as raw when that is insisted on", (name, magic, at) => {
+    write(magic, at);
+    for (const readOnly of [false, true])
+      expect(() => openImage(file, { ...HOW, readOnly })).toThrow(`${file} looks like ${name}, `);
+    closeImage(openImage(file, { ...HOW, format: "raw" }));
+  });
+
+  test("as QEMU makes it is recognised", () => {
+    for (const format of ["qcow2", "qed", "vpc", "vhdx", "vmdk", "vdi", "parallels"]) {
+      const path = join(dir, format);
+      expect(Bun.spawnSync(["qemu-img", "create", "-q", "-f", format, path, "4M"]).exitCode).toBe(0);
+      const size = Bun.file(path).size;
+      if (size % 512 !== 0) writeFileSync(path, new Uint8Array(512 - (size % 512)), { flag: "a" });
+      expect([format, refusal(path)]).toEqual([format, expect.stringContaining("looks like")]);
+    }
+  });
+
+  test("is what a guest of ours has made of its disk: the guest keeps it; what is put there later is refused", () => {
+    write("", 0);
+    const image = openImage(file, HOW);
+    write("QFI\xfb", 0);
+    closeImage(image);
+    closeImage(openImage(file, HOW));
+    write("QFI\xfb", 0);
+    utimesSync(file, 1, 1);
+    expect(refusal(file)).toContain("looks like a qcow2 image");
+  });
+});
+
+function refusal(path: string): string {
+  try {
+    closeImage(openImage(path, HOW));
+    return "";
+  } catch (error) {
+    return String(error);
+  }
+}
+
+test("the smallest disk, and one with the magic number elsewhere, are disks", () => {
+  writeFileSync(file, new Uint8Array(512));
+  closeImage(openImage(file, HOW));
+  write("QFI\xfb", 512);
+  closeImage(openImage(file, HOW));
+});
