@@ -25,6 +25,7 @@ export type ConnectionState = typeof HANDSHAKE | typeof READY | typeof FINISHING
 
 export class NbdConnection {
   readonly fd: number;
+  readonly sinceMs = performance.now();
   readonly input = new ByteQueue(INPUT_BYTES);
   state: ConnectionState = HANDSHAKE;
   /** The client will send no more. */

@@ -23,6 +23,7 @@ import {
   NBD_OPT_STRUCTURED_REPLY,
   NBD_REP_ACK,
   NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_TOO_BIG,
   NBD_REP_ERR_UNKNOWN,
   NBD_REP_ERR_UNSUP,
   NBD_REP_INFO,
@@ -33,6 +34,8 @@ import {
 
 /** More than any client has to say in one option; NBD allows names of 4096 bytes. */
 const MAX_OPTION_BYTES = 8192;
+/** A larger option is skipped and refused; from here on, as with QEMU's server, it ends the connection. */
+const MAX_SKIPPED_BYTES = 32 << 20;
 /** What the reply to one option takes at most: names and descriptions are ours. */
 export const MAX_REPLY_BYTES = 1024;
 
@@ -54,20 +57,26 @@ export class NbdHandshake {
   readonly #exported: () => NbdExport;
   #flagsSeen = false;
   #noZeroes = false;
+  /** Bytes of a refused option that are still to come. */
+  #skip = 0;
 
   /** `exported` is asked each time, because a disk may be resized. */
   constructor(exported: () => NbdExport) {
     this.#exported = exported;
   }
 
-  /** Takes the client flags or one option from the start of `bytes`; consumes nothing when it is not all there. */
+  /**
+   * Takes the client flags or one option from the start of `bytes`; consumes nothing when it is not all there. An
+   * option that is too big is skipped as it comes.
+   */
   step(bytes: Uint8Array): HandshakeStep {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     if (!this.#flagsSeen) return this.#takeFlags(view);
+    if (this.#skip > 0) return this.#skipBytes(bytes.length);
     if (bytes.length < OPTION_HEADER_BYTES) return more(0);
     const length = view.getUint32(12);
     if (view.getUint32(0) !== IHAVEOPT_HIGH || view.getUint32(4) !== IHAVEOPT_LOW) return end();
-    if (length > MAX_OPTION_BYTES) return end();
+    if (length > MAX_OPTION_BYTES) return this.#refuse(view.getUint32(8), length);
     const whole = OPTION_HEADER_BYTES + length;
     if (bytes.length < whole) return more(0);
     return this.#answer(view.getUint32(8), bytes.subarray(OPTION_HEADER_BYTES, whole), whole);
@@ -81,6 +90,19 @@ export class NbdHandshake {
     this.#flagsSeen = true;
     this.#noZeroes = (flags & NBD_FLAG_NO_ZEROES) !== 0;
     return more(4);
+  }
+
+  /** A name to export cannot be refused: there is no reply to EXPORT_NAME but the export. */
+  #refuse(option: number, length: number): HandshakeStep {
+    if (option === NBD_OPT_EXPORT_NAME || length > MAX_SKIPPED_BYTES) return end();
+    this.#skip = length;
+    return more(OPTION_HEADER_BYTES, encodeOptionReply(option, NBD_REP_ERR_TOO_BIG));
+  }
+
+  #skipBytes(available: number): HandshakeStep {
+    const skipped = Math.min(this.#skip, available);
+    this.#skip -= skipped;
+    return more(skipped);
   }
 
   #answer(option: number, data: Uint8Array, consumed: number): HandshakeStep {

@@ -1,7 +1,8 @@
 // The NBD server's one loop: ring, clients' sockets and orders from the main thread, all without waiting
-// except in one place. Clients take turns at being first, and none can hold what the others need.
-import { closeSync } from "node:fs";
-import { shim } from "../native/shim.ts";
+// except in one place. Clients take turns at being first, and none can hold what the others need. A client that has
+// the disk keeps it however long it is idle, because a mounted file system may be; one that is still haggling makes
+// place for others when there is none.
+import { errnoName, shim } from "../native/shim.ts";
 import { COMMAND_RELEASE, COMMAND_RUN, type FrontControl } from "./control.ts";
 import { NbdCommands } from "./nbd-commands.ts";
 import { DEAD, HANDSHAKE, NbdConnection, READY } from "./nbd-connection.ts";
@@ -9,7 +10,13 @@ import { exportOf } from "./nbd-export.ts";
 import { POLL_GONE, POLLIN, POLLOUT, PollSet } from "./poll-set.ts";
 import type { FrontQueue } from "./queue.ts";
 
-const MAX_CONNECTIONS = 64;
+/** Each has up to 2.5 MiB for what is under way, and next to nothing while it is idle. */
+const MAX_CONNECTIONS = 1024;
+/** A handshake takes milliseconds. One that has taken so long makes place for others, if there is none. */
+const HANDSHAKE_MS = 3000;
+/** Without a place for the next client it is tried again when one has left, and after this time. */
+const ACCEPT_AGAIN_MS = 500;
+const SHORTAGES: ReadonlySet<string> = new Set(["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"]);
 /** Short, because clients wait meanwhile, and need the processor. */
 const MAX_POLL_US = 50;
 const ACCEPTS_AT_ONCE = 16;
@@ -19,6 +26,7 @@ const AT_CONTROL = 1;
 const AT_LISTENER = 2;
 const AT_CONNECTIONS = 3;
 const UNUSED_FD = -1;
+const NO_PLACE = -1;
 
 export class NbdServer {
   readonly #queue: FrontQueue;
@@ -29,6 +37,8 @@ export class NbdServer {
   readonly #connections: NbdConnection[] = [];
   readonly #polled = new PollSet(AT_CONNECTIONS + MAX_CONNECTIONS);
   #turn = 0;
+  /** There was no place for the next client, which waits in the listener's queue until then. */
+  #acceptAgainAtMs = 0;
 
   /** Serves the disk of `queue`, whose tags are `tags`, as the export `name` to who connects to `listener`. */
   constructor(queue: FrontQueue, tags: number, control: FrontControl, listener: number, name: string) {
@@ -92,6 +102,7 @@ export class NbdServer {
       if (connection.state !== DEAD || !this.#commands.abandon(connection)) continue;
       connection.close();
       connections.splice(index, 1);
+      this.#acceptAgainAtMs = 0;
     }
   }
 
@@ -102,7 +113,8 @@ export class NbdServer {
     polled.clear();
     polled.add(sleeper.fd, POLLIN);
     polled.add(this.#control.wakeFd, POLLIN);
-    polled.add(stopping ? UNUSED_FD : this.#listener, POLLIN);
+    const isCrowded = this.#acceptAgainAtMs > performance.now();
+    polled.add(stopping || isCrowded ? UNUSED_FD : this.#listener, POLLIN);
     const count = connections.length;
     for (let index = 0; index < count; index++) {
       const connection = connections[index] as NbdConnection;
@@ -110,7 +122,7 @@ export class NbdServer {
       const sends = connection.wantsToSend ? POLLOUT : 0;
       polled.add(connection.state === DEAD ? UNUSED_FD : connection.fd, receives | sends);
     }
-    const ready = polled.wait(timeoutMs);
+    const ready = polled.wait(timeoutMs < 0 && isCrowded ? ACCEPT_AGAIN_MS : timeoutMs);
     sleeper.woke(polled.seen(AT_RING) !== 0);
     if (!ready) return;
     if (polled.seen(AT_CONTROL) !== 0) this.#takeOrders();
@@ -131,19 +143,24 @@ export class NbdServer {
 
   #accept(): void {
     for (let count = 0; count < ACCEPTS_AT_ONCE; count++) {
-      const fd = shim.xt_stream_accept(this.#listener);
-      if (fd < 0) return;
-      if (this.#connections.length === MAX_CONNECTIONS && !this.#makePlace()) closeSync(fd);
-      else this.#connections.push(new NbdConnection(fd, () => exportOf(this.#commands.disk, this.#name)));
+      const isFull = this.#connections.length === MAX_CONNECTIONS;
+      const fd = isFull ? NO_PLACE : shim.xt_stream_accept(this.#listener);
+      if (fd >= 0)
+        this.#connections.push(new NbdConnection(fd, () => exportOf(this.#commands.disk, this.#name)));
+      else if (!isFull && !SHORTAGES.has(errnoName(fd))) return;
+      else if (!this.#makePlace()) {
+        this.#acceptAgainAtMs = performance.now() + ACCEPT_AGAIN_MS;
+        return;
+      }
     }
   }
 
-  /** Drops the client that has been haggling longest, if there is one: it may have no intention to end. */
+  /** Drops the client that has been haggling longest, if that is long: it may have no intention to end. */
   #makePlace(): boolean {
-    const index = this.#connections.findIndex((it) => it.state === HANDSHAKE);
-    if (index < 0) return false;
-    this.#connections[index]?.close();
-    this.#connections.splice(index, 1);
+    const oldest = this.#connections.find((it) => it.state === HANDSHAKE);
+    if (oldest === undefined || performance.now() - oldest.sinceMs < HANDSHAKE_MS) return false;
+    oldest.close();
+    this.#connections.splice(this.#connections.indexOf(oldest), 1);
     return true;
   }
 }

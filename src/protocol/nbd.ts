@@ -22,6 +22,7 @@ export const NBD_REP_INFO = 3;
 export const NBD_REP_ERR_UNSUP = 0x8000_0001;
 export const NBD_REP_ERR_INVALID = 0x8000_0003;
 export const NBD_REP_ERR_UNKNOWN = 0x8000_0006;
+export const NBD_REP_ERR_TOO_BIG = 0x8000_0009;
 
 export const NBD_INFO_EXPORT = 0;
 export const NBD_INFO_NAME = 1;

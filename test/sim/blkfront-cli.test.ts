@@ -1,6 +1,6 @@
 // `xentool blkfront` as people type it: exit codes, JSON, signals, and what a killed one leaves (nothing).
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { ServedDisk, type DiskOptions } from "./blkfront-harness.ts";
 import { RawClient, READ } from "./nbd-raw-client.ts";
@@ -153,6 +153,43 @@ describe("nbd", () => {
     next.kill("SIGTERM");
     expect(await next.exited).toBe(143);
     expect(existsSync(socket)).toBe(false);
+  });
+
+  test("no descriptor for the next client: those that are there go on, and it is served when one leaves", async () => {
+    const socket = join(disk.dir, "cli.sock");
+    const line = `ulimit -Sn 60; ulimit -Hn 60; exec "$0" "$@"`;
+    const child = Bun.spawn(
+      ["sh", "-c", line, process.execPath, XENTOOL, "blkfront", "nbd", "--vdev", "xvdb", "--socket", socket],
+      {
+        stdin: "ignore",
+        stdout: "pipe",
+        stderr: "pipe",
+        env: { ...process.env, XENTOOL_SIM: disk.host.dir, XENTOOL_DOMID: "1", NO_COLOR: "1" },
+      },
+    );
+    children.push(child);
+    await untilSaid(child, "serving");
+    const first = await RawClient.open(socket, false);
+    const expectFirstServed = async (): Promise<void> => {
+      first.request(READ, 1n, 0, 4096);
+      expect(await first.reply()).toMatchObject({ error: 0, data: disk.image().subarray(0, 4096) });
+    };
+    // Silent ones make place for those that talk, but only after a while; those that talk are never cut off.
+    const silent = await Promise.all(Array.from({ length: 20 }, () => RawClient.connect(socket)));
+    const opened: RawClient[] = [];
+    const opening = Array.from({ length: 60 }, async () => {
+      opened.push(await RawClient.open(socket, false));
+    });
+    const descriptors = `/proc/${child.pid}/fd`;
+    while (readdirSync(descriptors).length < 60 || silent.some((it) => !it.ended)) await expectFirstServed();
+    expect(opened.every((it) => !it.ended)).toBe(true);
+    const all = Promise.all(opening).then(() => "opened");
+    while ((await Promise.race([all, Bun.sleep(1)])) !== "opened")
+      for (const it of opened.splice(0)) it.close();
+    for (const it of opened) it.close();
+    await expectFirstServed();
+    child.kill("SIGTERM");
+    expect(await child.exited).toBe(143);
   });
 
   test("a socket in use, and a place where there can be none", async () => {

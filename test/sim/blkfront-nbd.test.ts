@@ -266,6 +266,18 @@ describe("clients that are no good", () => {
   });
 });
 
+describe("many clients", () => {
+  beforeEach(() => serve());
+
+  test("those that have the disk and are idle keep it, and shut nobody out", async () => {
+    for (let index = 0; index < 200; index++) await open(index % 2 === 0);
+    await expectServed();
+    const first = clients[0] as RawClient;
+    first.request(READ, cookieFor(16, 1), 8192, 4096);
+    expect((await first.reply()).error).toBe(0);
+  });
+});
+
 describe("the disk's life", () => {
   beforeEach(() => serve());
 

@@ -66,6 +66,7 @@ const INFO = 3;
 const ERR_UNSUP = 0x80000001;
 const ERR_INVALID = 0x80000003;
 const ERR_UNKNOWN = 0x80000006;
+const ERR_TOO_BIG = 0x80000009;
 const NAME = Buffer.from("xvdb").toString("hex");
 
 test("the greeting", () => {
@@ -148,10 +149,23 @@ test.each([
   ["flags that nobody defined", "00000007"],
   ["a wrong magic", FLAGS + "4948415645004654" + u32(7) + u32(0)],
   ["an option of 4 GiB", FLAGS + IHAVEOPT + u32(7) + "ffffffff"],
-  ["an option of 8193 bytes", FLAGS + IHAVEOPT + u32(7) + u32(8193)],
+  ["an option of more than 32 MiB", FLAGS + IHAVEOPT + u32(7) + u32((32 << 20) + 1)],
+  ["a name to export that is too long", FLAGS + IHAVEOPT + u32(1) + u32(8193)],
 ])("%s ends it", (_name, hex) => {
   expect(say(hex)).toMatchObject({ reply: "", outcome: "end" });
 });
+
+test.each([Infinity, 4000])(
+  "an option of 8193 bytes is too big, and the next one is not, %d bytes at a time",
+  (size) => {
+    const talk = say(
+      FLAGS + option(7, "ff".repeat(8193)) + option(99, "ff".repeat(20_000)) + option(8),
+      size,
+    );
+    expect(talk.reply).toBe(reply(7, ERR_TOO_BIG) + reply(99, ERR_TOO_BIG) + reply(8, ACK));
+    expect(talk.outcome).toBe("more");
+  },
+);
 
 test("what a disk can do decides the flags", () => {
   const flags = (changes: object): string =>
