@@ -20,6 +20,11 @@ export function backendDir(address: DeviceAddress): string {
   return backendPath(address.backend, address.kind, address.frontend, address.devid);
 }
 
+/** Where backends put the reason why they do not serve a device. */
+export function errorDir(address: DeviceAddress): string {
+  return `/local/domain/${address.backend}/error/backend/${address.kind}/${address.frontend}/${address.devid}`;
+}
+
 export function frontendDir(address: DeviceAddress): string {
   return frontendPath(address.frontend, "vbd", address.devid);
 }

@@ -14,15 +14,16 @@ import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+import { BackendDirectory, type Keys } from "./backend-directory.ts";
 import { QueueConnection } from "./connection.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
-import { isDevice, writeKeys } from "./device-keys.ts";
 import { diskKeys, diskLimits, promises, ringKeys, type Offer } from "./features.ts";
 import type { DiskLimits } from "./requests.ts";
 import { STOP_CLOSE, STOP_LEAVE, type StopOrder } from "./worker.ts";
 import { journalPath, removeJournal } from "./journal.ts";
+import { ReconnectPause } from "./reconnect-pause.ts";
 import { readRingParameters } from "./ring-parameters.ts";
-import { answerResize, describeResize, resizeAsked } from "./resize.ts";
+import { answerToResize, describeResize, resizeAsked } from "./resize.ts";
 import { StatsPage } from "./stats.ts";
 
 const logger = moduleLogger("blkback");
@@ -38,20 +39,13 @@ export interface DeviceOptions {
   readonly verbosity: number;
 }
 
-/**
- * A guest that reconnects in a loop is connected this often at most; one that is refused each time, more and more
- * seldom, because each refusal is a line of the log. After a while without trouble it is as if new.
- */
-const RECONNECT_PAUSE_MS = 100;
-const RECONNECT_PAUSE_MAX_MS = 2000;
-const FORGIVEN_AFTER_MS = 30_000;
-
 export class BlkbackDevice {
   readonly address: DeviceAddress;
   /** Resolves when the device is over; rejects when xenstored is gone or we failed. */
   readonly ended: Promise<DeviceEnd>;
   readonly #platform: Platform;
   readonly #xenstore: Xenstore;
+  readonly #directory: BackendDirectory;
   readonly #image: Image;
   readonly #options: DeviceOptions;
   readonly #spawnWorker: SpawnWorker;
@@ -63,10 +57,9 @@ export class BlkbackDevice {
   #connection: QueueConnection | undefined;
   #stopping: Promise<void> | undefined;
   #lost: string | undefined;
-  #connectedAtMs = -Infinity;
-  #pauseMs = RECONNECT_PAUSE_MS;
+  readonly #pause = new ReconnectPause();
   /** Looks again when the pause is over. */
-  #pause: ReturnType<typeof setTimeout> | undefined;
+  #pauseTimer: ReturnType<typeof setTimeout> | undefined;
   /** Set after a failure: the guest must offer another ring before it is served again. */
   #refused = false;
   /** The ring is one in use, whose former server may have waited for the guest to let go. */
@@ -83,6 +76,7 @@ export class BlkbackDevice {
     platform: Platform,
     xenstore: Xenstore,
     address: DeviceAddress,
+    directory: BackendDirectory,
     image: Image,
     options: DeviceOptions,
     spawnWorker: SpawnWorker,
@@ -90,6 +84,7 @@ export class BlkbackDevice {
     this.#platform = platform;
     this.#xenstore = xenstore;
     this.address = address;
+    this.#directory = directory;
     this.#image = image;
     this.#options = options;
     this.#spawnWorker = spawnWorker;
@@ -102,6 +97,7 @@ export class BlkbackDevice {
   /**
    * Offers `image` as the device at `address`, whose directories exist, and serves it from then on. Takes
    * over a device whose former server died: both ends are still Connected then, or the guest is, asked to let go.
+   * `claimed`: its directory, by whoever has read there which image it is.
    */
   static async start(
     platform: Platform,
@@ -110,8 +106,10 @@ export class BlkbackDevice {
     image: Image,
     options: DeviceOptions,
     spawnWorker: SpawnWorker,
+    claimed?: BackendDirectory,
   ): Promise<BlkbackDevice> {
-    const device = new BlkbackDevice(platform, xenstore, address, image, options, spawnWorker);
+    const directory = claimed ?? (await BackendDirectory.claim(xenstore, address));
+    const device = new BlkbackDevice(platform, xenstore, address, directory, image, options, spawnWorker);
     try {
       await device.#begin();
       await device.#watch();
@@ -132,7 +130,7 @@ export class BlkbackDevice {
    * then the device goes on as before.
    */
   async detach(timeoutMs: number, signal?: AbortSignal): Promise<boolean> {
-    await writeKeys(this.#xenstore, this.address, { online: 0, state: XenbusState.Closing });
+    await this.#directory.write({ online: 0, state: XenbusState.Closing });
     const timer = new AbortController();
     const expired = delay(timeoutMs, false, { signal: timer.signal }).catch(() => false);
     const aborted = new Promise<false>((resolve) => signal?.addEventListener("abort", () => resolve(false)));
@@ -225,11 +223,12 @@ export class BlkbackDevice {
   }
 
   async #see(): Promise<Seen> {
-    const [exists, backend, online, frontend] = await Promise.all([
-      isDevice(this.#xenstore, this.address),
+    // Whether it is there comes last: then all that was read before is of this device.
+    const [backend, online, frontend, isThere] = await Promise.all([
       this.#readBackendState(),
       this.#xenstore.tryRead(`${backendDir(this.address)}/online`),
       this.#readFrontendState(),
+      this.#directory.isThere(),
     ]);
     this.#anew ||= offersAnew(this.#frontend, frontend);
     this.#frontend = frontend;
@@ -238,7 +237,7 @@ export class BlkbackDevice {
     if (backend === XenbusState.Closing && !isClosing) this.#entered(XenbusState.Closing);
     await this.#resizeIfAsked();
     return {
-      removed: !exists,
+      removed: !isThere,
       frontend,
       online: online === "1",
       own: this.#state,
@@ -256,22 +255,17 @@ export class BlkbackDevice {
     if (end !== undefined) this.#finishOnce(end);
   }
 
-  /** True while the last connection is too recent for another one; we look again when it is not. */
-  #mustPause(): boolean {
-    const since = performance.now() - this.#connectedAtMs;
-    if (since > FORGIVEN_AFTER_MS) this.#pauseMs = RECONNECT_PAUSE_MS;
-    if (since >= this.#pauseMs) return false;
-    clearTimeout(this.#pause);
-    this.#pause = setTimeout(() => void this.#look(), this.#pauseMs - since);
-    return true;
-  }
-
   /** Connects to the ring that the frontend offers, instead of the one that is served, and says `say` then. */
   async #connect(say: XenbusState): Promise<void> {
     await this.#stopServing(STOP_CLOSE);
-    if (this.#mustPause()) return;
+    const pauseMs = this.#pause.remainingMs();
+    if (pauseMs > 0) {
+      clearTimeout(this.#pauseTimer);
+      this.#pauseTimer = setTimeout(() => void this.#look(), pauseMs);
+      return;
+    }
+    this.#pause.connecting();
     let connection: QueueConnection;
-    this.#connectedAtMs = performance.now();
     // Before its keys are read: what is written after that is another one.
     this.#anew = false;
     try {
@@ -281,8 +275,10 @@ export class BlkbackDevice {
         frontendDir(this.address),
         offer.maxRingPageOrder,
       );
-      // Who abandoned the device meanwhile found no worker to stop, and has closed the image.
-      if (this.#over) return;
+      // Else the ring may be that of another device under the same name, and the next look tells that ours is gone.
+      const isThere = await this.#directory.isThere();
+      // Whoever abandoned the device meanwhile found no worker to stop, and has closed the image.
+      if (this.#over || !isThere) return;
       const { grantMode, engine, filters, verbosity } = this.#options;
       connection = new QueueConnection(this.#spawnWorker, {
         kind: "blkback",
@@ -347,10 +343,9 @@ export class BlkbackDevice {
     const reason = describeError(error);
     logger.error(`${this.#name}: ${reason}`);
     this.#refused = true;
-    this.#pauseMs = Math.min(RECONNECT_PAUSE_MAX_MS, this.#pauseMs * 2);
+    this.#pause.refused();
     try {
-      const node = backendDir(this.address).replace(/^\/local\/domain\/[0-9]+/, (own) => `${own}/error`);
-      await this.#write({ state: XenbusState.Closing }, { [`${node}/error`]: escapeControls(reason) });
+      await this.#write({ state: XenbusState.Closing }, escapeControls(reason));
       this.#entered(XenbusState.Closing);
     } catch (failure) {
       this.#fail(failure);
@@ -370,7 +365,7 @@ export class BlkbackDevice {
     }
     const { text, warns } = describeResize({ before, after });
     logger[warns ? "warn" : "info"](`${this.#name}: ${text}`);
-    await answerResize(this.#xenstore, this.address, word, { before, after });
+    await this.#write(answerToResize(word, { before, after }));
   }
 
   /** What a state promises is there with it, at the latest. */
@@ -386,11 +381,8 @@ export class BlkbackDevice {
   }
 
   /** Of a device that is gone the next look will tell. */
-  async #write(
-    keys: Readonly<Record<string, string | number>>,
-    others?: Readonly<Record<string, string>>,
-  ): Promise<void> {
-    if (!(await writeKeys(this.#xenstore, this.address, keys, others))) this.#lookAgain = true;
+  async #write(keys: Keys, error?: string): Promise<void> {
+    if (!(await this.#directory.write(keys, error))) this.#lookAgain = true;
   }
 
   #entered(state: XenbusState): void {
@@ -416,7 +408,7 @@ export class BlkbackDevice {
 
   async #finish(): Promise<void> {
     this.#over = true;
-    clearTimeout(this.#pause);
+    clearTimeout(this.#pauseTimer);
     for (const unwatch of this.#unwatch.splice(0)) await unwatch().catch(() => {});
     try {
       this.#stats.remove();

@@ -28,7 +28,8 @@ while [ $i -lt 300 ]; do
   sleep 0.1
   i=$((i + 1))
 done
-xenstore-write "$XENBUS_PATH/hotplug-error" \\
+# A write below a device that is gone would make half of one.
+xenstore-exists "$XENBUS_PATH/frontend" && xenstore-write "$XENBUS_PATH/hotplug-error" \\
   "xentool blkback watch does not answer; see: systemctl status xentool-blkback" \\
   "$XENBUS_PATH/hotplug-status" error
 exit 1
@@ -40,8 +41,10 @@ const helper = `#!/bin/sh
 # off: disks of xentool are left alone, everything else gets its driver as before.
 case $(xenstore-read "$XENBUS_PATH/script" 2>/dev/null) in
   */${HOTPLUG_SCRIPT})
-    # Without the daemon nobody would set state 2, and libxl would never ask the script why.
-    kill -0 "$(cat /run/xentool/watching)" 2>/dev/null || xenstore-write "$XENBUS_PATH/state" 2
+    # Without the daemon nobody would set state 2, and libxl would never ask the script why. A write below a device
+    # that is gone would make half of one.
+    kill -0 "$(cat /run/xentool/watching)" 2>/dev/null ||
+      { xenstore-exists "$XENBUS_PATH/frontend" && xenstore-write "$XENBUS_PATH/state" 2; }
     ;;
   *) echo "\${DEVPATH##*/}" >/sys/bus/xen-backend/drivers_probe ;;
 esac

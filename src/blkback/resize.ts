@@ -5,7 +5,8 @@ import { XentoolError } from "../core/errors.ts";
 import { parseDecimal } from "../core/types.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
-import { requireDevice } from "./toolstack.ts";
+import type { Keys } from "./backend-directory.ts";
+import { requireWritten } from "./toolstack.ts";
 
 /** Written by whoever asks, with a word that the answer repeats. */
 const ASKED_KEY = "xentool-resize";
@@ -25,10 +26,9 @@ export async function resizeDevice(
   address: DeviceAddress,
   wait: WaitOptions = {},
 ): Promise<Resize> {
-  await requireDevice(xenstore, address);
   const dir = backendDir(address);
   const word = randomUUID();
-  await xenstore.write(`${dir}/${ASKED_KEY}`, word);
+  await requireWritten(xenstore, address, { [ASKED_KEY]: word });
   const isAnswer = (text: string | null): boolean => parseAnswer(text, word) !== undefined;
   try {
     return parseAnswer(await xenstore.waitFor(`${dir}/${ANSWER_KEY}`, isAnswer, wait), word) as Resize;
@@ -52,18 +52,9 @@ export function resizeAsked(xenstore: Xenstore, address: DeviceAddress): Promise
   return xenstore.tryRead(`${backendDir(address)}/${ASKED_KEY}`);
 }
 
-/** Tells whoever asked with `word` what was done, unless the device is gone meanwhile. */
-export async function answerResize(
-  xenstore: Xenstore,
-  address: DeviceAddress,
-  word: string,
-  { before, after }: Resize,
-): Promise<void> {
-  const dir = backendDir(address);
-  await xenstore.transaction(async (tx) => {
-    if (await tx.exists(`${dir}/${ASKED_KEY}`))
-      await tx.write(`${dir}/${ANSWER_KEY}`, `${word} ${before} ${after}`);
-  });
+/** What tells whoever asked with `word` what was done. */
+export function answerToResize(word: string, { before, after }: Resize): Keys {
+  return { [ANSWER_KEY]: `${word} ${before} ${after}` };
 }
 
 /** What was done, in words, and whether the guest may miss something. */

@@ -10,6 +10,7 @@ import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { parseXenbusState } from "../protocol/xenbus.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+import { isDevice, writeKeys } from "./backend-directory.ts";
 import { isInUse, type DeviceEnd } from "./decide.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
@@ -115,7 +116,7 @@ type Origin = "made" | "serve" | "toolstack";
 async function ensureDevice(xenstore: Xenstore, options: ServeOptions): Promise<Origin> {
   const { address, readOnly, offer, path } = options;
   const dir = backendDir(address);
-  if (!(await xenstore.exists(dir))) {
+  if (!(await isDevice(xenstore, address))) {
     const { deviceType } = offer;
     await createDevice(xenstore, { address, readOnly, deviceType, params: resolve(path), temporary: true });
     return "made";
@@ -133,8 +134,7 @@ async function ensureDevice(xenstore: Xenstore, options: ServeOptions): Promise<
 
 /** Under a guest that uses it a disk must not become another one because of a mistyped name. */
 async function expectSameImage(xenstore: Xenstore, { address, path }: ServeOptions): Promise<void> {
-  const params = `${backendDir(address)}/params`;
-  const before = await xenstore.tryRead(params);
+  const before = await xenstore.tryRead(`${backendDir(address)}/params`);
   if (before === null || before === resolve(path)) return;
   const [back, front] = [backendDir(address), frontendDir(address)].map((dir) =>
     xenstore.tryRead(`${dir}/state`),
@@ -144,5 +144,5 @@ async function expectSameImage(xenstore: Xenstore, { address, path }: ServeOptio
       "usage",
       `${describeDevice(address)} is in use with the image ${before}: serve that one`,
     );
-  await xenstore.write(params, resolve(path));
+  await writeKeys(xenstore, address, { params: resolve(path) });
 }

@@ -9,6 +9,7 @@ import { XentoolError } from "../core/errors.ts";
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, frontendDir, type DeviceAddress } from "./address.ts";
+import { isDevice } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
 
 /** Which file or device was served here as a raw disk: the guest may have written anything to it since. */
@@ -21,7 +22,7 @@ export async function announceImage(xenstore: Xenstore, address: DeviceAddress, 
   const device = image.isBlockDevice ? physicalDevice(image.path) : undefined;
   const identity = identityOf(image.path) ?? "gone";
   await xenstore.transaction(async (tx) => {
-    if (!(await tx.exists(dir))) return;
+    if (!(await isDevice(tx, address))) return;
     await tx.write(`${dir}/${RAW_KEY}`, identity);
     if (device !== undefined) await tx.write(`${dir}/${DEVICE_KEY}`, device);
     else if (await tx.exists(`${dir}/${DEVICE_KEY}`)) await tx.rm(`${dir}/${DEVICE_KEY}`);

@@ -5,6 +5,8 @@ import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts
 import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import { vdevName } from "../protocol/blkif.ts";
 import type { Xenstore } from "../xenstore/client.ts";
+import { errnoOf } from "../xenstore/errors.ts";
+import { isDevice, removeBackend, writeKeys, type Keys } from "./backend-directory.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 
 export interface NewDevice {
@@ -31,7 +33,10 @@ export async function createDevice(xenstore: Xenstore, device: NewDevice): Promi
   if (!(await xenstore.exists(`/local/domain/${address.frontend}`)))
     throw new XentoolError("usage", `there is no domain ${address.frontend}`);
   await xenstore.transaction(async (tx) => {
-    if (await tx.exists(front)) throw new XentoolError("usage", `${describeDevice(address)} exists already`);
+    if ((await tx.exists(front)) || (await isDevice(tx, address)))
+      throw new XentoolError("usage", `${describeDevice(address)} exists already`);
+    // What somebody's late write has left of an earlier one.
+    if (await tx.exists(back)) await tx.rm(back);
     await tx.mkdir(back);
     await tx.setPerms(back, [
       { domid: address.backend, access: "none" },
@@ -70,26 +75,17 @@ export async function createDevice(xenstore: Xenstore, device: NewDevice): Promi
 }
 
 /**
- * Removes both directories, whatever state they are in and whichever of them is there. Not in a transaction:
- * a guest that writes to its directory all the time could make each one fail.
+ * Removes both directories, whatever state they are in and whichever of them is there. The frontend's not in a
+ * transaction: a guest that writes to its directory all the time could make each one fail.
  */
 export async function destroyDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
-  for (const dir of [backendDir(address), frontendDir(address)])
-    if (await xenstore.exists(dir)) await xenstore.rm(dir);
-  await xenstore.transaction(async (tx) => {
-    // The backend's directory for this frontend, when this was its last device.
-    const parent = backendDir(address).replace(/\/[^/]*$/, "");
-    if ((await tx.exists(parent)) && (await tx.directory(parent)).length === 0) await tx.rm(parent);
-  });
+  await removeBackend(xenstore, address, false);
+  if (await xenstore.exists(frontendDir(address))) await xenstore.rm(frontendDir(address));
 }
 
 /** Hot-unplug: asks the backend to close, which asks the guest. The guest decides when. */
 export async function closeDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
-  await requireDevice(xenstore, address);
-  await xenstore.transaction(async (tx) => {
-    await tx.write(`${backendDir(address)}/online`, "0");
-    await tx.write(`${backendDir(address)}/state`, String(XenbusState.Closing));
-  });
+  await requireWritten(xenstore, address, { online: 0, state: XenbusState.Closing });
 }
 
 /**
@@ -97,16 +93,21 @@ export async function closeDevice(xenstore: Xenstore, address: DeviceAddress): P
  * has not written to the disk yet is lost.
  */
 export async function forceCloseDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
-  await requireDevice(xenstore, address);
+  await requireWritten(xenstore, address, { online: 0 });
   const state = `${frontendDir(address)}/state`;
-  await xenstore.write(`${backendDir(address)}/online`, "0");
-  await xenstore.write(state, String(XenbusState.Closed));
-  await xenstore.setPerms(state, [
-    { domid: 0, access: "none" },
-    { domid: address.frontend, access: "read" },
-    { domid: address.backend, access: "read" },
-  ]);
-  await xenstore.write(state, String(XenbusState.Closed));
+  try {
+    await xenstore.setPerms(state, [
+      { domid: 0, access: "none" },
+      { domid: address.frontend, access: "read" },
+      { domid: address.backend, access: "read" },
+    ]);
+  } catch (error) {
+    if (errnoOf(error) !== "ENOENT") throw error;
+  }
+  // Not before: a guest that writes it all the time could make each transaction fail.
+  await xenstore.transaction(async (tx) => {
+    if (await tx.exists(state)) await tx.write(state, String(XenbusState.Closed));
+  });
 }
 
 /** Waits until the backend has closed or the device is gone; fails with `timeout` and the reason `late` otherwise. */
@@ -127,9 +128,9 @@ export async function waitUntilClosed(
   }
 }
 
-/** Fails with `usage` where there is no such device. */
-export async function requireDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
-  if (!(await xenstore.exists(backendDir(address))))
+/** Writes `keys` into the backend's directory; fails with `usage` where there is no such device. */
+export async function requireWritten(xenstore: Xenstore, address: DeviceAddress, keys: Keys): Promise<void> {
+  if (!(await writeKeys(xenstore, address, keys)))
     throw new XentoolError(
       "usage",
       `there is no ${describeDevice(address)} with a backend of kind ${address.kind}`,

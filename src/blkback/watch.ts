@@ -13,6 +13,7 @@ import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 import { lockDevice, SERVED } from "./device-lock.ts";
+import { BackendDirectory, removeBackend, writeKeys } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer } from "./features.ts";
@@ -44,6 +45,9 @@ export interface WatchOptions extends Omit<DeviceOptions, "offer"> {
   readonly anyScript: boolean;
 }
 
+/** A device, and the keys of it that a toolstack may write last. Not our own, which would have us look for ever. */
+const LOOKED_AT = /^\/([0-9]+)\/([0-9]+)(?:\/(?:frontend|params|mode|script|state))?$/;
+
 interface Served {
   readonly device: BlkbackDevice;
   /** Resolves when nothing of the device is left, its image closed. */
@@ -68,6 +72,8 @@ export class BackendWatch {
   readonly #root: string;
   /** By path of the backend's directory: what could not be served and is to be tried again. */
   readonly #retries = new Map<string, Retry>();
+  /** Devices that are being started. */
+  readonly #starting = new Set<Promise<void>>();
   #unwatch: Unwatch | undefined;
   #stopped = false;
 
@@ -110,6 +116,7 @@ export class BackendWatch {
   async stop(): Promise<void> {
     this.#stopped = true;
     await this.#unwatch?.();
+    await Promise.all(this.#starting);
     for (const { timer } of this.#retries.values()) clearTimeout(timer);
     const served = [...this.#served.values()].filter((it) => it !== undefined);
     await Promise.all(served.map((it) => it.device.abandon()));
@@ -117,7 +124,7 @@ export class BackendWatch {
   }
 
   async #changed(path: string): Promise<void> {
-    const match = /\/([0-9]+)\/([0-9]+)(\/(?:state|script))?$/.exec(path.slice(this.#root.length));
+    const match = LOOKED_AT.exec(path.slice(this.#root.length));
     if (match !== null) await this.#look(match[1] as string, match[2] as string);
     else if (path === this.#root) await this.#lookAtAll();
   }
@@ -136,7 +143,10 @@ export class BackendWatch {
     const devid = parseDecimal(devidName, 2 ** 29);
     if (frontend === undefined || devid === undefined) return;
     const { kind } = this.#options;
-    const address = { backend: this.#platform.domid, kind, frontend: frontend as Domid, devid };
+    await this.#lookAt({ backend: this.#platform.domid, kind, frontend: frontend as Domid, devid });
+  }
+
+  async #lookAt(address: DeviceAddress): Promise<void> {
     const dir = backendDir(address);
     if (this.#served.has(dir) || !(await this.#isOurs(dir))) return;
     const state = parseXenbusState(await this.#xenstore.tryRead(`${dir}/state`));
@@ -146,15 +156,38 @@ export class BackendWatch {
       if (state === XenbusState.Unknown || state === XenbusState.Closed) return;
       if ((await this.#xenstore.tryRead(`${dir}/hotplug-status`)) === "error") return;
     }
-    if (this.#served.has(dir)) return; // since we began to look
+    // Stopped, or served since we began to look.
+    if (this.#stopped || this.#served.has(dir)) return;
     this.#served.set(dir, undefined);
-    await this.#serve(address).catch(async (error: unknown) => {
+    const starting = this.#start(address, isLive);
+    this.#starting.add(starting);
+    await starting;
+    this.#starting.delete(starting);
+  }
+
+  /** Serves the device, or says why not. */
+  async #start(address: DeviceAddress, isLive: boolean): Promise<void> {
+    const dir = backendDir(address);
+    let directory: BackendDirectory | undefined;
+    try {
+      using held = new DisposableStack();
+      const lock = lockDevice(this.#options.statsDir, address);
+      held.defer(() => lock.release());
+      // Before it is read: what is read is of the device that is served then.
+      directory = await BackendDirectory.claim(this.#xenstore, address);
+      const device = await this.#serve(address, directory, held);
+      const kept = held.move();
+      const over = device.ended
+        .catch((error: unknown) => this.#tryAgain(address, error, RETRY_MS))
+        .then(() => this.#ended(address, kept));
+      this.#served.set(dir, { device, over });
+    } catch (error) {
       this.#served.delete(dir);
       const isOthers = error instanceof XentoolError && error.context["reason"] === SERVED;
       if (isLive || isOthers) this.#tryAgain(address, error, RETRY_MS);
       else if (this.#mayBeFreeSoon(dir, error)) this.#tryAgain(address, error, HOLDER_PAUSE_MS);
-      else await this.#refuse(address, error);
-    });
+      else await this.#refuse(address, directory, error);
+    }
   }
 
   async #frontendState(address: DeviceAddress): Promise<XenbusState> {
@@ -177,12 +210,13 @@ export class BackendWatch {
     const dir = backendDir(address);
     const before = this.#retries.get(dir);
     const reason = escapeControls(describeError(error));
+    if (this.#xenstore.failure !== undefined) return logger.error(`${describeDevice(address)}: ${reason}`);
     if (before === undefined)
       logger.error(`${describeDevice(address)}: ${reason}; it is tried again every ${pauseMs / 1000} s`);
     clearTimeout(before?.timer);
     const again = async (): Promise<void> => {
       try {
-        await this.#look(String(address.frontend), String(address.devid));
+        await this.#lookAt(address);
       } catch (failure) {
         logger.error(`${describeDevice(address)}: ${describeError(failure)}`);
       }
@@ -193,8 +227,11 @@ export class BackendWatch {
     this.#retries.set(dir, { timer, sinceMs: before?.sinceMs ?? performance.now() });
   }
 
+  /** A toolstack may write keys one by one: one that lacks what says which disk it is will be looked at again. */
   async #isOurs(dir: string): Promise<boolean> {
-    if (this.#options.anyScript) return this.#xenstore.exists(`${dir}/frontend`);
+    const needed = ["frontend", "params", "mode"].map((key) => this.#xenstore.exists(`${dir}/${key}`));
+    if ((await Promise.all(needed)).includes(false)) return false;
+    if (this.#options.anyScript) return true;
     const script = await this.#xenstore.tryRead(`${dir}/script`);
     return script !== null && script.endsWith(`/${HOTPLUG_SCRIPT}`);
   }
@@ -219,65 +256,65 @@ export class BackendWatch {
     return openImage(path, how);
   }
 
-  async #serve(address: DeviceAddress): Promise<void> {
+  async #serve(
+    address: DeviceAddress,
+    directory: BackendDirectory,
+    held: DisposableStack,
+  ): Promise<BlkbackDevice> {
     const dir = backendDir(address);
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
     const { offer, ...rest } = this.#options;
-    using held = new DisposableStack();
-    const lock = lockDevice(rest.statsDir, address);
-    held.defer(() => lock.release());
     releaseFromKernel(address);
     const deviceType = (await read("device-type")) === "cdrom" ? "cdrom" : "disk";
     const image = await this.#openImage(address, deviceType === "cdrom");
     held.defer(() => closeImage(image));
     await announceImage(this.#xenstore, address, image);
-    const device = await BlkbackDevice.start(
+    return BlkbackDevice.start(
       this.#platform,
       this.#xenstore,
       address,
       image,
       { ...rest, offer: { ...offer, deviceType } },
       this.#spawnWorker,
+      directory,
     );
-    const kept = held.move();
-    const over = device.ended
-      .catch((error: unknown) => logger.error(`${describeDevice(address)}: ${describeError(error)}`))
-      .then(() => this.#ended(address, kept));
-    this.#served.set(dir, { device, over });
   }
 
-  /** In a driver domain nobody else removes the directory, and the toolstack waits for that. */
+  /** By now there may be another device under the same name, whose events were taken for those of this one. */
   async #ended(address: DeviceAddress, held: DisposableStack): Promise<void> {
-    const dir = backendDir(address);
     held.dispose();
-    this.#served.delete(dir);
+    this.#served.delete(backendDir(address));
+    if (this.#xenstore.failure !== undefined || this.#stopped) return;
     try {
-      if (this.#xenstore.failure !== undefined || (await this.#xenstore.tryRead(`${dir}/online`)) !== "0")
-        return;
-      if (this.#platform.domid !== 0) await this.#xenstore.rm(dir);
+      await this.#tidyUp(address);
+      if (!this.#retries.has(backendDir(address))) await this.#lookAt(address);
     } catch (error) {
       logger.warn(`${describeDevice(address)}: ${describeError(error)}`);
     }
   }
 
+  /** In a driver domain nobody else removes the directory, and the toolstack waits for that. */
+  async #tidyUp(address: DeviceAddress): Promise<void> {
+    if (this.#platform.domid !== 0) await removeBackend(this.#xenstore, address, true);
+  }
+
   /** The reason, where libxl prints it from; state 2, because without it libxl would not look. */
-  async #refuse(address: DeviceAddress, error: unknown): Promise<void> {
+  async #refuse(
+    address: DeviceAddress,
+    directory: BackendDirectory | undefined,
+    error: unknown,
+  ): Promise<void> {
     const reason = escapeControls(describeError(error));
-    const dir = backendDir(address);
     logger.error(`${describeDevice(address)}: ${reason}`);
-    await this.#xenstore.transaction(async (tx) => {
-      if (!(await tx.exists(dir))) return;
-      await tx.write(`${dir}/hotplug-error`, reason);
-      await tx.write(`${dir}/hotplug-status`, "error");
-      await tx.write(`${dir}/state`, String(XenbusState.InitWait));
-    });
+    const keys = { "hotplug-error": reason, "hotplug-status": "error", state: XenbusState.InitWait };
+    const isTold = await (directory?.write(keys) ?? writeKeys(this.#xenstore, address, keys));
+    if (!isTold) await this.#lookAt(address);
   }
 
   /** A device that is not served, e.g. a refused one, and is to go. */
   async #answerClose(address: DeviceAddress): Promise<void> {
-    const dir = backendDir(address);
-    await this.#xenstore.write(`${dir}/state`, String(XenbusState.Closed));
-    if (this.#platform.domid !== 0) await this.#xenstore.rm(dir);
+    await writeKeys(this.#xenstore, address, { state: XenbusState.Closed });
+    await this.#tidyUp(address);
   }
 }
 

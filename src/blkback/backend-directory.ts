@@ -1,0 +1,100 @@
+// The backend's directory of a device: written to only in a transaction that finds the device there. xenstore makes
+// the directories of what is written, so a word that comes after the toolstack has removed a device would leave half
+// of one there. And a server knows the device that it serves by a mark, because a toolstack may remove one and make
+// another under the same name, for another image, before the server looks.
+import type { Xenstore } from "../xenstore/client.ts";
+import { errnoOf } from "../xenstore/errors.ts";
+import type { XenstoreOperations } from "../xenstore/operations.ts";
+import { backendDir, errorDir, type DeviceAddress } from "./address.ts";
+
+/** Holds the mark of the server. */
+const MARK_KEY = "xentool-served-by";
+
+export type Keys = Readonly<Record<string, string | number>>;
+
+/** Whether there is a device, and not what somebody's late write has left of one. */
+export function isDevice(xenstore: XenstoreOperations, address: DeviceAddress): Promise<boolean> {
+  return xenstore.exists(`${backendDir(address)}/frontend`);
+}
+
+/** Writes `keys` for the toolstack, whoever serves the device; false: there is none. */
+export function writeKeys(xenstore: Xenstore, address: DeviceAddress, keys: Keys): Promise<boolean> {
+  return writeWhere(xenstore, (tx) => isDevice(tx, address), inside(address, keys));
+}
+
+/**
+ * Removes the backend's directory, and what would be empty or meaningless without it. `onlyOffline`: unless the
+ * toolstack wants the device to stay, or has made another one.
+ */
+export function removeBackend(
+  xenstore: Xenstore,
+  address: DeviceAddress,
+  onlyOffline: boolean,
+): Promise<void> {
+  return xenstore.transaction(async (tx) => {
+    const dir = backendDir(address);
+    const exists = await tx.exists(dir);
+    if (exists && onlyOffline && (await tx.tryRead(`${dir}/online`)) !== "0") return;
+    if (exists) await tx.rm(dir);
+    await removeEmptyParent(tx, dir);
+    if (await tx.exists(errorDir(address))) await tx.rm(errorDir(address));
+    await removeEmptyParent(tx, errorDir(address));
+  });
+}
+
+/** Of a driver domain's directories some may be the toolstack's, where we may not even look. */
+async function removeEmptyParent(tx: XenstoreOperations, dir: string): Promise<void> {
+  const parent = dir.replace(/\/[^/]*$/, "");
+  try {
+    if ((await tx.exists(parent)) && (await tx.directory(parent)).length === 0) await tx.rm(parent);
+  } catch (error) {
+    if (errnoOf(error) !== "EACCES") throw error;
+  }
+}
+
+/** The directory as one server sees it, which has claimed the device. */
+export class BackendDirectory {
+  readonly #xenstore: Xenstore;
+  readonly #address: DeviceAddress;
+  readonly #mark = `${process.pid}-${crypto.randomUUID()}`;
+
+  private constructor(xenstore: Xenstore, address: DeviceAddress) {
+    this.#xenstore = xenstore;
+    this.#address = address;
+  }
+
+  /** Marks the device, if there is one. */
+  static async claim(xenstore: Xenstore, address: DeviceAddress): Promise<BackendDirectory> {
+    const directory = new BackendDirectory(xenstore, address);
+    await writeKeys(xenstore, address, { [MARK_KEY]: directory.#mark });
+    return directory;
+  }
+
+  /** Whether the device is still there, and the one that was claimed. */
+  async isThere(xenstore: XenstoreOperations = this.#xenstore): Promise<boolean> {
+    return (await xenstore.tryRead(`${backendDir(this.#address)}/${MARK_KEY}`)) === this.#mark;
+  }
+
+  /** Writes `keys` there, and `error` to the device's error node; false: nothing was, because the device is gone. */
+  write(keys: Keys, error?: string): Promise<boolean> {
+    const nodes = inside(this.#address, keys);
+    if (error !== undefined) nodes.push([`${errorDir(this.#address)}/error`, error]);
+    return writeWhere(this.#xenstore, (tx) => this.isThere(tx), nodes);
+  }
+}
+
+function inside(address: DeviceAddress, keys: Keys): [string, string][] {
+  return Object.entries(keys).map(([key, value]) => [`${backendDir(address)}/${key}`, String(value)]);
+}
+
+function writeWhere(
+  xenstore: Xenstore,
+  isThere: (tx: XenstoreOperations) => Promise<boolean>,
+  nodes: readonly (readonly [path: string, value: string])[],
+): Promise<boolean> {
+  return xenstore.transaction(async (tx) => {
+    if (!(await isThere(tx))) return false;
+    for (const [path, value] of nodes) await tx.write(path, value);
+    return true;
+  });
+}
