@@ -81,10 +81,17 @@ export class StatsPage {
     this.counters = new Float64Array(mapping.bytes.buffer);
   }
 
-  /** Makes the statistics file of a device served by this process. */
+  /** Makes the statistics file of a device served by this process. Fails with `environment`, and leaves none. */
   static create(runDir: string, domid: number, devid: number): StatsPage {
-    mkdirSync(runDir, { recursive: true, mode: 0o755 });
-    const page = StatsPage.#map(statsPath(runDir, domid, devid), "w+", true);
+    const path = statsPath(runDir, domid, devid);
+    let page: StatsPage;
+    try {
+      mkdirSync(runDir, { recursive: true, mode: 0o755 });
+      page = StatsPage.#map(path, "w+", true);
+    } catch (error) {
+      rmSync(path, { force: true });
+      throw new XentoolError("environment", `cannot make ${path} for statistics`, { path }, error);
+    }
     page.counters.fill(0);
     page.counters[STAT.pid] = process.pid;
     page.counters[STAT.startedAtMs] = Date.now();

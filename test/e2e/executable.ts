@@ -36,7 +36,7 @@ export function spawnXentool(args: readonly string[], options: RunOptions = {}) 
 }
 
 /** Runs a program to its end. */
-async function outcomeOf(child: Bun.Subprocess<"ignore", "pipe", "pipe">): Promise<Outcome> {
+export async function outcomeOf(child: Bun.Subprocess<"ignore", "pipe", "pipe">): Promise<Outcome> {
   const [stdout, stderr, status] = await Promise.all([
     child.stdout.text(),
     child.stderr.text(),

@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SimHost } from "../../src/sim/host.ts";
-import { executable } from "./executable.ts";
+import { executable, readUntil, spawnXentool } from "./executable.ts";
 
 /** With fewer Bun itself does not start, or cannot be told from one that does not. */
 const FEWEST = 8;
@@ -81,6 +81,28 @@ describe("with too few descriptors", () => {
         expect(limit).toBeLessThan(MORE_THAN_ENOUGH);
         if (args[0] === "doctor") expect(stderr).toBe("");
         else expect(stderr).toMatch(/^xentool: [^\n]*\n$/);
+      }
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    "for another worker: serve says so when a guest comes, and goes on",
+    async () => {
+      for (let limit = FEWEST; ; limit++) {
+        expect(limit).toBeLessThan(MORE_THAN_ENOUGH);
+        const server = start(["blkback", "serve", "disk", ...disk], limit);
+        const said = readUntil(server.stderr, "offering").catch(() => undefined);
+        if ((await said) === undefined) continue;
+        const frontend = spawnXentool(["blkfront", "bench", "--vdev", "xvdb", "--timeout", "10"], {
+          env: { XENTOOL_SIM: host.dir, XENTOOL_DOMID: "1" },
+        });
+        await readUntil(server.stderr, "cannot start a worker: EMFILE");
+        server.kill("SIGTERM");
+        expect(await server.exited).toBe(143);
+        frontend.kill("SIGKILL");
+        await frontend.exited;
+        break;
       }
     },
     TIMEOUT_MS,

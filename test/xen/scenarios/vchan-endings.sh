@@ -64,22 +64,6 @@ at_once g "vchan-peer server 0 $(keys "$id" 0 linger) 65536 65536 stream 5000000
 at_once g "vchan-peer client 0 $(keys 0 "$id" linger) stream 5000000 1 5000000 2 wait" \
   "$(relayed "listen $id linger --linger 1" 5000000 2 5000000 1)"
 
-note 'a program that reads until the end, which it can only see when xentool closes: by itself, and at once with --send'
-for how in '' --send; do
-  name=untold$how
-  at_once g "vchan-peer server 0 $(keys "$id" 0 "$name") 65536 65536 stream 0 1 5000000 2 wait" \
-    "vchan-peer pattern 5000000 2 | xentool vchan connect $id $name --wait $how"
-  assert_eq "$(grep -c 'sent nothing for 5 s' at_once)" $([ -z "$how" ] && echo 1 || echo 0) "what connect $how says"
-  at_once g "vchan-peer client 0 $(keys 0 "$id" "$name") stream 0 1 5000000 2 wait" \
-    "vchan-peer pattern 5000000 2 | xentool vchan listen $id $name $how"
-  assert_eq "$(grep -c 'sent nothing for 5 s' at_once)" $([ -z "$how" ] && echo 1 || echo 0) "what listen $how says"
-done
-note 'xentool only receives, however long its own input stays open'
-at_once g "vchan-peer server 0 $(keys "$id" 0 received) 65536 65536 stream 5000000 1 0 2" \
-  "mkfifo silent; xentool vchan connect $id received --wait --receive <>silent | vchan-peer check 5000000 1"
-at_once g "vchan-peer client 0 $(keys 0 "$id" received) stream 5000000 1 0 2" \
-  "xentool vchan listen $id received --receive <>silent | vchan-peer check 5000000 1"
-
 note "packets through a command at xentool's end"
 at_once g "vchan-peer server 0 $(keys "$id" 0 packets) 4096 1024 packets 300" "xentool vchan connect $id packets --wait -- cat"
 at_once g "xentool vchan listen 0 packets2 --read-size 0 --write-size 0 -- cat" \
