@@ -286,6 +286,11 @@ export function joinPath(path: string, name: string): string {
   return path === "/" ? `/${name}` : `${path}/${name}`;
 }
 
+/** The names on the way from "/" to `path`. */
+export function nodeNames(path: string): string[] {
+  return path === "/" ? [] : path.slice(1).split("/");
+}
+
 /** Whether `path` is `ancestor` or below it. */
 export function isWithin(path: string, ancestor: string): boolean {
   return ancestor === "/" ? path.startsWith("/") : path === ancestor || path.startsWith(`${ancestor}/`);

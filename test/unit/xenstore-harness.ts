@@ -98,6 +98,14 @@ export class ServerFixture {
     return client;
   }
 
+  /** `close`, and waits until what transactions held is free: their events may take some turns. */
+  async settle(): Promise<void> {
+    this.close();
+    const { domains, snapshots } = this.server;
+    const held = (): number => domains.values().reduce((sum, domain) => sum + domain.transactionBytes, 0);
+    while (held() + snapshots.count > 0) await new Promise(setImmediate);
+  }
+
   /** Closes all and checks that the server holds nothing of them. */
   close(): void {
     for (const client of this.#clients) client.close();

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import fc from "fast-check";
 import * as xs from "../../src/protocol/xs-wire.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
+import type { Connection } from "../../src/xenstore/server/connection.ts";
 import { PERSONALITY_NAMES, type PersonalityName } from "../../src/xenstore/server/personality.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { openTransport } from "../../src/xenstore/transport.ts";
@@ -225,12 +226,13 @@ describe("floods", () => {
     await start("xenstored-4.22");
     const client = await raw();
     const id = Number.parseInt(await client.ask(xs.XS_TRANSACTION_START, [""]), 10);
-    const transaction = [...(server.domains.get(1)?.connections ?? [])][0]?.transactions.get(id);
+    const connection = [...(server.domains.get(1)?.connections ?? [])][0] as Connection;
+    const transaction = connection.session.transaction(id);
     for (let i = 0; i < 200; i++) {
       expect(await client.ask(xs.XS_WRITE, w("data/a", String(i)), id)).toBe("OK|");
       expect(await client.ask(xs.XS_RM, ["data/a"], id)).toBe("OK|");
     }
-    expect(transaction?.changes.length).toBe(1);
+    expect(transaction.changes.length).toBe(1);
     expect(await client.ask(xs.XS_WATCH, ["data", "t"])).toBe("OK|");
     expect(await client.ask(xs.XS_TRANSACTION_END, ["T"], id)).toBe("OK|");
     await turns(5);

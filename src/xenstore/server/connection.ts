@@ -10,11 +10,10 @@ import {
   type OverlongPolicy,
   type XsPacket,
 } from "../../protocol/xs-wire.ts";
-import type { Domain } from "./domain.ts";
+import type { Domain, DomainClient } from "./domain.ts";
 import { OutputQueue } from "./output-queue.ts";
-import type { Transaction } from "./transaction.ts";
+import { Session, type SessionHost, type SessionOutput } from "./session.ts";
 import type { Waiter } from "./turns.ts";
-import type { Watch } from "./watch.ts";
 
 /** What carries a connection: a socket, a ring page, or a call in this process. */
 export interface Channel {
@@ -29,23 +28,19 @@ export interface Channel {
 }
 
 /** What a connection needs of its server. */
-export interface ConnectionOwner {
-  /** Answers one request through `connection.sendReply`. */
+export interface ConnectionOwner extends SessionHost {
+  /** Answers one request through `connection.session`, now or in one of the domain's next turns. */
   handle(connection: Connection, packet: XsPacket): void;
-  /** Drops the watches and transactions of the connection. */
-  dropState(connection: Connection): void;
   now(): number;
 }
 
-export class Connection implements Waiter {
+export class Connection implements Waiter, DomainClient, SessionOutput {
   readonly domain: Domain;
-  readonly watches = new Map<string, Watch>();
-  readonly transactions = new Map<number, Transaction>();
   readonly #owner: ConnectionOwner;
   readonly #channel: Channel;
   readonly #parser: XsPacketParser;
   readonly #output: OutputQueue;
-  #lastTransaction = 0;
+  #session: Session;
   #closed = false;
   #pumping = false;
 
@@ -55,20 +50,23 @@ export class Connection implements Waiter {
     this.#channel = channel;
     this.#parser = new XsPacketParser(overlong);
     this.#output = new OutputQueue(() => owner.now(), domain.backlog);
+    this.#session = new Session(domain, owner, this);
     domain.connections.add(this);
   }
 
-  /** Replies that the client has not taken. */
+  /** What the client has with the server. Another one after a reset. */
+  get session(): Session {
+    return this.#session;
+  }
+
   get unreadReplies(): number {
     return this.#output.replyCount;
   }
 
-  /** Watch events that the client has not taken. */
   get unreadEvents(): number {
     return this.#output.eventCount;
   }
 
-  /** Watch events that the client lost because it did not read them. */
   get droppedEvents(): number {
     return this.#output.droppedEvents;
   }
@@ -88,6 +86,7 @@ export class Connection implements Waiter {
   sendReply(type: number, request: XsPacket, payload: Uint8Array): void {
     if (this.#closed) return;
     this.#output.pushReply(encodePacket(type, request.reqId, request.txId, payload));
+    if (!this.#pumping) this.#flush();
   }
 
   /**
@@ -103,20 +102,14 @@ export class Connection implements Waiter {
     if (!this.#pumping) this.#flush();
   }
 
-  /** An id for a new transaction: not 0, and not one that is in use. */
-  takeTransactionId(): number {
-    do this.#lastTransaction = (this.#lastTransaction % 0x7fff_ffff) + 1;
-    while (this.transactions.has(this.#lastTransaction));
-    return this.#lastTransaction;
-  }
-
   /** As if it had just been opened: no partial packets, queued output, watches or transactions are left. */
   reset(): void {
     this.domain.turns.leave(this);
     this.domain.backlog.leave(this);
     this.#parser.reset();
     this.#output.clear();
-    this.#owner.dropState(this);
+    this.#session.close();
+    this.#session = new Session(this.domain, this.#owner, this);
   }
 
   /** Ends the connection. The channel is closed too. */
@@ -149,7 +142,8 @@ export class Connection implements Waiter {
   /** Serves what is complete, until that is done or something else has to happen first. */
   #serve(): "idle" | "turn-over" | "unread-replies" | "backlog" | "violation" {
     const { turns, backlog } = this.domain;
-    for (let before = this.#owner.now(); ;) {
+    turns.begin();
+    for (;;) {
       this.#flush();
       if (this.#output.replyCount >= this.domain.quotas.outstanding) return "unread-replies";
       if (backlog.full) return "backlog";
@@ -157,9 +151,6 @@ export class Connection implements Waiter {
       const packet = this.#closed ? undefined : this.#parser.next();
       if (packet === undefined) return this.#parser.violation === undefined ? "idle" : "violation";
       this.#owner.handle(this, packet);
-      const now = this.#owner.now();
-      turns.spend(now - before);
-      before = now;
     }
   }
 

@@ -30,18 +30,29 @@ import {
   XS_WRITE,
   type XsPacket,
 } from "../../protocol/xs-wire.ts";
-import type { Connection } from "./connection.ts";
 import * as domains from "./domain-requests.ts";
 import * as nodes from "./node-requests.ts";
-import { RequestFailure } from "./quota.ts";
-import { fail, type Handler, type Request, type ServerState } from "./request.ts";
-import * as session from "./session-requests.ts";
+import { fail, RequestFailure } from "./quota.ts";
+import type { Handler, NodeHandler, Request, ServerState } from "./request.ts";
+import type { Session } from "./session.ts";
+import * as sessions from "./session-requests.ts";
 import { PlainWorkspace, type LoggedRequest, type Workspace } from "./transaction.ts";
+import type { Change } from "./watch.ts";
+
+/** Those that work on nodes: what a transaction records. */
+const NODE_OPERATIONS: ReadonlyMap<number, NodeHandler> = new Map<number, NodeHandler>([
+  [XS_DIRECTORY, nodes.directory],
+  [XS_DIRECTORY_PART, nodes.directoryPart],
+  [XS_READ, nodes.read],
+  [XS_GET_PERMS, nodes.getPermissions],
+  [XS_WRITE, nodes.write],
+  [XS_MKDIR, nodes.mkdir],
+  [XS_RM, nodes.remove],
+  [XS_SET_PERMS, nodes.setPermissions],
+]);
 
 interface Operation {
   readonly handler: Handler;
-  /** Works on nodes: what a transaction records. */
-  readonly onNodes?: true;
   /** Only dom0 may. */
   readonly privileged?: true;
   /** The transaction id of the request means nothing. */
@@ -49,21 +60,14 @@ interface Operation {
 }
 
 const OPERATIONS: ReadonlyMap<number, Operation> = new Map<number, Operation>([
-  [XS_DIRECTORY, { handler: nodes.directory, onNodes: true }],
-  [XS_DIRECTORY_PART, { handler: nodes.directoryPart, onNodes: true }],
-  [XS_READ, { handler: nodes.read, onNodes: true }],
-  [XS_GET_PERMS, { handler: nodes.getPermissions, onNodes: true }],
-  [XS_WRITE, { handler: nodes.write, onNodes: true }],
-  [XS_MKDIR, { handler: nodes.mkdir, onNodes: true }],
-  [XS_RM, { handler: nodes.remove, onNodes: true }],
-  [XS_SET_PERMS, { handler: nodes.setPermissions, onNodes: true }],
-  [XS_WATCH, { handler: session.watch, outsideTransactions: true }],
-  [XS_UNWATCH, { handler: session.unwatch, outsideTransactions: true }],
-  [XS_RESET_WATCHES, { handler: session.resetWatches }],
-  [XS_TRANSACTION_START, { handler: session.startTransaction }],
-  [XS_TRANSACTION_END, { handler: session.endTransaction }],
-  [XS_GET_DOMAIN_PATH, { handler: session.getDomainPath }],
-  [XS_GET_FEATURE, { handler: session.getFeature }],
+  ...[...NODE_OPERATIONS].map(([type, handler]): [number, Operation] => [type, { handler }]),
+  [XS_WATCH, { handler: sessions.watch, outsideTransactions: true }],
+  [XS_UNWATCH, { handler: sessions.unwatch, outsideTransactions: true }],
+  [XS_RESET_WATCHES, { handler: sessions.resetWatches }],
+  [XS_TRANSACTION_START, { handler: sessions.startTransaction }],
+  [XS_TRANSACTION_END, { handler: sessions.endTransaction }],
+  [XS_GET_DOMAIN_PATH, { handler: sessions.getDomainPath }],
+  [XS_GET_FEATURE, { handler: sessions.getFeature }],
   [XS_CONTROL, { handler: domains.control, privileged: true }],
   [XS_INTRODUCE, { handler: domains.introduce, privileged: true }],
   [XS_RELEASE, { handler: domains.release, privileged: true }],
@@ -80,63 +84,97 @@ interface Reply {
   readonly payload: Uint8Array;
 }
 
-/** Answers one request, then lets its events go. */
-export function handleRequest(server: ServerState, connection: Connection, packet: XsPacket): void {
-  const later: (() => void)[] = [];
+/** Answers one request, then lets its events go. Most requests are one step. */
+export function* handleRequest(
+  server: ServerState,
+  session: Session,
+  packet: XsPacket,
+): Generator<void, void> {
   const outside = new PlainWorkspace(server.tree);
-  const reply = replyTo(() => run(server, connection, packet, outside, (action) => later.push(action)));
-  connection.sendReply(reply.type, packet, reply.payload);
-  server.fire(outside.changes);
+  let changes: readonly Change[] = outside.changes;
+  const later: (() => void)[] = [];
+  const reply = yield* answer({
+    server,
+    session,
+    domain: session.domain,
+    packet,
+    inTransaction: false,
+    work: outside,
+    report: (reported) => {
+      changes = reported;
+    },
+    after: (action) => later.push(action),
+  });
+  session.sendReply(reply.type, packet, reply.payload);
+  server.snapshots.trim(server.tree.turnover);
+  for (const [index, change] of changes.entries()) {
+    if (index > 0) yield;
+    server.watches.fire(change, server.tree);
+  }
   for (const action of later) action();
 }
 
-/** Does the node requests of a transaction again; false when one gets another reply than it had. */
-export function replayRequests(
+/** Does a request of a transaction again, in `work`; false when it gets another reply than it had. */
+export function repeatRequest(
   server: ServerState,
-  connection: Connection,
-  requests: readonly LoggedRequest[],
+  session: Session,
+  { packet, reply: before }: LoggedRequest,
   work: Workspace,
 ): boolean {
-  return requests.every(({ packet, reply: before }) => {
-    const operation = OPERATIONS.get(packet.type);
-    const { domain } = connection;
-    const request = { server, connection, domain, packet, transaction: undefined, work, after: () => {} };
-    const reply = replyTo(() => checkedLength(server, packet, operation?.handler(request) ?? fail("ENOSYS")));
-    return reply.type === before.type && Buffer.compare(reply.payload, before.payload) === 0;
+  const handler = NODE_OPERATIONS.get(packet.type);
+  if (handler === undefined) return false;
+  const { domain } = session;
+  const nothing = (): void => {};
+  const reply = replyOfNodes(handler, {
+    server,
+    session,
+    domain,
+    packet,
+    inTransaction: true,
+    work,
+    report: nothing,
+    after: nothing,
   });
+  return reply.type === before.type && Buffer.compare(reply.payload, before.payload) === 0;
 }
 
-function run(
-  server: ServerState,
-  connection: Connection,
-  packet: XsPacket,
-  outside: Workspace,
-  after: Request["after"],
-): Reply {
-  const operation = OPERATIONS.get(packet.type) ?? fail("ENOSYS");
-  const { domain } = connection;
-  const id = operation.outsideTransactions === true ? 0 : packet.txId;
-  const transaction = id === 0 ? undefined : (connection.transactions.get(id) ?? fail("ENOENT"));
-  if (operation.privileged === true && !domain.privileged) fail("EACCES");
-  const recorded = operation.onNodes === true ? transaction : undefined;
-  recorded?.admitRequest();
-  const request = { server, connection, domain, packet, transaction, work: recorded ?? outside, after };
-  const reply = replyTo(() => checkedLength(server, packet, operation.handler(request)));
-  recorded?.logRequest({ packet, reply });
-  return reply;
-}
-
-/** What `handler` gives, or the error reply for the failure that it throws. */
-function replyTo(handler: () => Reply): Reply {
+function* answer(request: Request): Generator<void, Reply> {
+  const { session, domain, packet } = request;
   try {
-    return handler();
+    const operation = OPERATIONS.get(packet.type) ?? fail("ENOSYS");
+    const id = operation.outsideTransactions === true ? 0 : packet.txId;
+    const transaction = id === 0 ? undefined : session.transaction(id);
+    if (operation.privileged === true && !domain.privileged) fail("EACCES");
+    const inTransaction = transaction !== undefined;
+    const onNodes = NODE_OPERATIONS.get(packet.type);
+    if (onNodes === undefined || transaction === undefined) {
+      const outcome = operation.handler({ ...request, inTransaction });
+      return checked(request, outcome instanceof Uint8Array ? outcome : yield* outcome);
+    }
+    transaction.admitRequest();
+    const reply = replyOfNodes(onNodes, { ...request, inTransaction, work: transaction });
+    transaction.logRequest({ packet, reply });
+    return reply;
   } catch (error) {
-    if (error instanceof RequestFailure) return { type: XS_ERROR, payload: encodeStrings(error.errno) };
-    throw error;
+    return errorReply(error);
   }
 }
 
-function checkedLength(server: ServerState, packet: XsPacket, payload: Uint8Array): Reply {
+function replyOfNodes(handler: NodeHandler, request: Request): Reply {
+  try {
+    return checked(request, handler(request));
+  } catch (error) {
+    return errorReply(error);
+  }
+}
+
+/** The error reply for the failure that a handler threw. */
+function errorReply(error: unknown): Reply {
+  if (error instanceof RequestFailure) return { type: XS_ERROR, payload: encodeStrings(error.errno) };
+  throw error;
+}
+
+function checked({ server, packet }: Request, payload: Uint8Array): Reply {
   const tooLong = payload.length > XS_PAYLOAD_MAX && server.personality.oversizeReply === "E2BIG";
   return tooLong ? fail("E2BIG") : { type: packet.type, payload };
 }

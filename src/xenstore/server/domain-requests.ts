@@ -1,8 +1,8 @@
 // The requests that only dom0 may make: domains come and go, get targets, features and quotas, and the
 // server's own control commands.
 import { encodeStrings } from "../../protocol/xs-wire.ts";
-import { QUOTA_WIRE_NAMES, type Quotas } from "./quota.ts";
-import { domidOf, fail, knownDomain, number, OK, strings, type Request } from "./request.ts";
+import { fail, QUOTA_WIRE_NAMES, type Quotas } from "./quota.ts";
+import { domidOf, knownDomain, number, OK, strings, type Request } from "./request.ts";
 
 export function introduce(request: Request): Uint8Array {
   const [domid, gfn, port] = strings(request, 3);

@@ -2,8 +2,18 @@
 import { Backlog } from "./backlog.ts";
 import type { Actor } from "./permissions.ts";
 import { PRIVILEGED_QUOTAS, type Quotas } from "./quota.ts";
-import type { Connection } from "./connection.ts";
 import { Turns } from "./turns.ts";
+
+/** What a domain knows of its connections. */
+export interface DomainClient {
+  /** Replies that the client has not taken. */
+  readonly unreadReplies: number;
+  /** Watch events that the client has not taken. */
+  readonly unreadEvents: number;
+  /** Watch events that the client lost because it did not read them. */
+  readonly droppedEvents: number;
+  close(): void;
+}
 
 export class Domain implements Actor {
   readonly domid: number;
@@ -15,16 +25,21 @@ export class Domain implements Actor {
   features: number | undefined;
   /** The limits it is held to. */
   quotas: Quotas;
-  readonly connections = new Set<Connection>();
-  readonly turns = new Turns();
-  readonly backlog = new Backlog(() => this.quotas.unreadBytes, this.turns);
+  readonly connections = new Set<DomainClient>();
+  readonly turns: Turns;
+  readonly backlog: Backlog;
   watchCount = 0;
   transactionCount = 0;
+  /** What its transactions hold, also those whose events are not out yet. */
+  transactionBytes = 0;
 
-  constructor(domid: number, quotas: Quotas) {
+  /** `now` gives milliseconds of a clock that only goes forward. */
+  constructor(domid: number, quotas: Quotas, now: () => number) {
     this.domid = domid;
     this.privileged = domid === 0;
     this.quotas = this.privileged ? PRIVILEGED_QUOTAS : quotas;
+    this.turns = new Turns(now);
+    this.backlog = new Backlog(() => this.quotas.unreadBytes, this.turns);
   }
 
   get path(): string {

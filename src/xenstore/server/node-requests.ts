@@ -4,14 +4,16 @@ import {
   encodeStrings,
   formatPermission,
   isSpecialPath,
+  nodeNames,
   parentPath,
   parsePermission,
   XS_PAYLOAD_MAX,
 } from "../../protocol/xs-wire.ts";
 import { ALLOW_OWNER, ALLOW_READ, ALLOW_WRITE, allows, inherit, type Permissions } from "./permissions.ts";
-import { enforce } from "./quota.ts";
-import { fail, nodePath, number, OK, splitFirst, strings, watchablePath, type Request } from "./request.ts";
-import { descendants, pathsBetween, type StoreNode } from "./store.ts";
+import { enforce } from "./personality.ts";
+import { fail } from "./quota.ts";
+import { nodePath, number, OK, splitFirst, strings, watchablePath, type Request } from "./request.ts";
+import type { StoreNode } from "./store.ts";
 
 /** Bytes of a node's own bookkeeping, and of each permission, where they count towards its size. */
 const NODE_HEADER_BYTES = 20;
@@ -24,7 +26,10 @@ export function read(request: Request): Uint8Array {
 
 export function directory(request: Request): Uint8Array {
   const [text] = strings(request, 1) as [string];
-  return encodeStrings(...lookUp(request, nodePath(request, text), ALLOW_READ).children.keys());
+  const node = lookUp(request, nodePath(request, text), ALLOW_READ);
+  if (node.childNameBytes > XS_PAYLOAD_MAX && request.server.personality.oversizeReply === "E2BIG")
+    fail("E2BIG"); // before all the names are put together
+  return encodeStrings(...node.children.keys());
 }
 
 /** `<generation>\0<names…>`: whole names from the offset on, and one more NUL after the very last. */
@@ -36,14 +41,33 @@ export function directoryPart(request: Request): Uint8Array {
   const offset = number(offsetText);
   const node = lookUp(request, nodePath(request, text), ALLOW_READ);
   const generation = encodeStrings(String(node.generation));
-  const rest = encodeStrings(...node.children.keys()).subarray(Math.min(offset, node.childNameBytes));
-  const room = XS_PAYLOAD_MAX - generation.length - 1;
-  const last = rest.length <= room;
-  const names = last ? rest : rest.subarray(0, rest.lastIndexOf(0, room - 1) + 1);
+  const { names, last } = namesFrom(node, offset, XS_PAYLOAD_MAX - generation.length - 1);
   const reply = new Uint8Array(generation.length + names.length + (last ? 1 : 0));
   reply.set(generation);
   reply.set(names, generation.length);
   return reply;
+}
+
+/** The children's names, each with its NUL, from the byte `offset` on: what is whole of them in `room` bytes. */
+function namesFrom(
+  node: StoreNode,
+  offset: number,
+  room: number,
+): { readonly names: Uint8Array; readonly last: boolean } {
+  const start = Math.min(offset, node.childNameBytes);
+  const parts: string[] = [];
+  let at = 0;
+  let end = start;
+  for (const name of node.children.keys()) {
+    const next = at + name.length + 1;
+    if (next > start + room) break;
+    if (next > start) {
+      parts.push(name.slice(Math.max(0, start - at)));
+      end = next;
+    }
+    at = next;
+  }
+  return { names: encodeStrings(...parts), last: end === node.childNameBytes };
 }
 
 export function write(request: Request): Uint8Array {
@@ -51,7 +75,7 @@ export function write(request: Request): Uint8Array {
   const path = nodePath(request, first);
   const old = prepare(request, path, value);
   request.work.tree.setValue(path, value);
-  request.work.modify(path);
+  request.work.footprint?.modify(path);
   request.work.note({ path, oldPermissions: old?.permissions, removed: undefined });
   return OK;
 }
@@ -75,8 +99,8 @@ export function remove(request: Request): Uint8Array {
     return OK;
   }
   const found = work.tree.nearest(path);
-  work.touch(path);
-  work.touch(parentPath(path));
+  touch(request, path, found.path);
+  touch(request, parentPath(path), found.path);
   if (!allows(domain, found.node.permissions, ALLOW_WRITE)) fail("EACCES");
   if (found.path === path) removeSubtree(request, path);
   else if (found.path !== parentPath(path)) fail("ENOENT");
@@ -103,7 +127,7 @@ export function setPermissions(request: Request): Uint8Array {
     return OK;
   }
   work.tree.setPermissions(path, permissions);
-  work.modify(path);
+  work.footprint?.modify(path);
   work.note({ path, oldPermissions: old, removed: undefined });
   return OK;
 }
@@ -114,9 +138,18 @@ export function setPermissions(request: Request): Uint8Array {
  */
 function lookUp(request: Request, path: string, wanted: number): StoreNode {
   const found = request.work.tree.nearest(path);
-  request.work.touch(path);
+  touch(request, path, found.path);
   if (!allows(request.domain, found.node.permissions, wanted)) fail("EACCES");
   return found.path === path ? found.node : fail("ENOENT");
+}
+
+/**
+ * Notes that the reply depends on the node at `path`, or on its absence. oxenstored's also depends on `found`, the
+ * nearest node that exists; C xenstored does not look whether that has changed.
+ */
+function touch({ work, server }: Request, path: string, found: string): void {
+  work.footprint?.touch(path);
+  if (found !== path && server.personality.conflicts === "replay") work.footprint?.touch(found);
 }
 
 function permissionsFor(request: Request, path: string, wanted: number): Permissions {
@@ -132,24 +165,21 @@ function permissionsFor(request: Request, path: string, wanted: number): Permiss
 function prepare(request: Request, path: string, value: Uint8Array | undefined): StoreNode | undefined {
   const { work, domain, server } = request;
   const { path: reached, node } = work.tree.nearest(path);
-  work.touch(path);
+  touch(request, path, reached);
   if (!allows(domain, node.permissions, ALLOW_WRITE)) fail("EACCES");
   if (reached === path) {
     if (value !== undefined) checkSize(request, node, value.length - node.value.length);
     return node;
   }
-  const missing = pathsBetween(reached, path);
+  const missing = nodeNames(path).slice(nodeNames(reached).length);
   const permissions = inherit(domain, node.permissions);
-  checkSize(request, node, (missing[0] as string).length - reached.length);
+  checkSize(request, node, (missing[0]?.length ?? 0) + 1);
   checkSize(request, { permissions, childNameBytes: 0 }, value?.length ?? 0);
   if (permissions[0]?.domid === domain.domid)
     enforce(server.personality, domain.quotas, "nodes", work.tree.ownedBy(domain.domid) + missing.length);
-  work.touch(reached);
-  for (const each of missing) work.touch(each);
-  for (const each of missing) {
-    work.tree.create(each, permissions);
-    work.modify(each);
-  }
+  work.footprint?.touchDown(reached, path);
+  work.tree.create(path, permissions);
+  work.footprint?.modifyDown(reached, path);
   return undefined;
 }
 
@@ -168,10 +198,9 @@ function checkSize(
 function removeSubtree(request: Request, path: string): void {
   const { work } = request;
   const node = work.tree.get(path) as StoreNode;
-  const paths = [...descendants(path, node)].map(([each]) => each);
-  for (const each of paths) work.touch(each);
+  work.footprint?.touchTree(path, node);
   const removed = work.tree.remove(path);
-  for (const each of paths) work.modify(each);
+  work.footprint?.modifyTree(path, removed);
   work.note({ path, oldPermissions: removed.permissions, removed });
 }
 

@@ -1,7 +1,7 @@
 // How real xenstore servers differ where a client can see it. One record a server; the code asks the
 // record, never the name. Facts: Xen 4.17 and 4.22 C xenstored, oxenstored, the ring-close RFC of 2014-06.
 import type { XsErrno } from "../../protocol/xs-wire.ts";
-import type { Quotas } from "./quota.ts";
+import { fail, type Quotas } from "./quota.ts";
 
 export const PERSONALITY_NAMES = ["xenstored-4.17", "xenstored-4.22", "oxenstored", "rfc-2014"] as const;
 export type PersonalityName = (typeof PERSONALITY_NAMES)[number];
@@ -56,6 +56,7 @@ const C_QUOTAS: Quotas = {
   watches: 128,
   transactions: 10,
   transactionNodes: 1024,
+  transactionBytes: 2.5 * 1024 * 1024, // C xenstored's limit of all memory of a domain
   permissions: 5,
   nodeBytes: 2048,
   pathBytes: 2048,
@@ -91,6 +92,7 @@ const XENSTORED_417: Personality = {
     watches: "E2BIG",
     transactions: "ENOSPC",
     transactionNodes: "ENOSPC",
+    transactionBytes: "ENOMEM",
     permissions: "ENOSPC",
     nodeBytes: "ENOSPC",
     pathBytes: "EINVAL",
@@ -137,6 +139,7 @@ const OXENSTORED: Personality = {
     watches: "EQUOTA",
     transactions: "EQUOTA",
     transactionNodes: "EQUOTA",
+    transactionBytes: "EQUOTA",
     permissions: "EINVAL",
     nodeBytes: "E2BIG",
     pathBytes: "EINVAL",
@@ -162,3 +165,8 @@ export const PERSONALITIES: Readonly<Record<PersonalityName, Personality>> = {
   oxenstored: OXENSTORED,
   "rfc-2014": RFC_2014,
 };
+
+/** Ends the request as the personality does when `limit` is used up, unless `amount` is within it. */
+export function enforce(personality: Personality, quotas: Quotas, limit: keyof Quotas, amount: number): void {
+  if (amount > quotas[limit]) fail(personality.quotaErrno[limit]);
+}

@@ -1,6 +1,5 @@
 // The limits that a domain without privileges is held to, and the failure that requests end with.
 import type { XsErrno } from "../../protocol/xs-wire.ts";
-import type { Personality } from "./personality.ts";
 
 export interface Quotas {
   /** Nodes that a domain owns. */
@@ -10,6 +9,8 @@ export interface Quotas {
   readonly transactions: number;
   /** Nodes that one transaction touches; requests in one, where conflicts are found by replaying. */
   readonly transactionNodes: number;
+  /** Bytes that all its transactions hold, with hundreds for each node they looked at, changed or removed. */
+  readonly transactionBytes: number;
   /** Entries of a node's permissions. */
   readonly permissions: number;
   readonly nodeBytes: number;
@@ -42,6 +43,7 @@ export const PRIVILEGED_QUOTAS: Quotas = {
   watches: Infinity,
   transactions: Infinity,
   transactionNodes: Infinity,
+  transactionBytes: Infinity,
   permissions: Infinity,
   nodeBytes: Infinity,
   pathBytes: Infinity,
@@ -61,7 +63,7 @@ export class RequestFailure extends Error {
   }
 }
 
-/** Ends the request as the personality does when `limit` is used up, unless `amount` is within it. */
-export function enforce(personality: Personality, quotas: Quotas, limit: keyof Quotas, amount: number): void {
-  if (amount > quotas[limit]) throw new RequestFailure(personality.quotaErrno[limit]);
+/** Ends a request with an error reply. */
+export function fail(errno: XsErrno): never {
+  throw new RequestFailure(errno);
 }

@@ -8,21 +8,20 @@ import {
   XS_ABS_PATH_MAX,
   type XsPacket,
 } from "../../protocol/xs-wire.ts";
-import type { Connection } from "./connection.ts";
 import type { Domain } from "./domain.ts";
-import type { Personality } from "./personality.ts";
+import { enforce, type Personality } from "./personality.ts";
 import type { Permissions } from "./permissions.ts";
-import { enforce, RequestFailure, type Quotas } from "./quota.ts";
+import { fail, type Quotas } from "./quota.ts";
+import type { Session, SessionHost } from "./session.ts";
 import type { StoreTree } from "./store.ts";
-import type { LoggedRequest, Transaction, Workspace } from "./transaction.ts";
-import type { Change, WatchRegistry } from "./watch.ts";
+import type { LoggedRequest, Workspace } from "./transaction.ts";
+import type { Change } from "./watch.ts";
 
 /** What requests may use of the server. */
-export interface ServerState {
+export interface ServerState extends SessionHost {
   readonly personality: Personality;
   /** The present tree. A commit replaces it. */
   tree: StoreTree;
-  readonly watches: WatchRegistry;
   readonly domains: ReadonlyMap<number, Domain>;
   /** Limits that domains introduced from now on are held to. */
   quotas: Quotas;
@@ -35,50 +34,55 @@ export interface ServerState {
   introduceByRequest(domid: number, gfn: number, port: number): void;
   release(domid: number): void;
   ringFrame(domid: number): number | undefined;
-  /** Runs a transaction's requests again; false when a reply is another one now. */
-  replay(connection: Connection, requests: readonly LoggedRequest[], workspace: Workspace): boolean;
-  fire(changes: readonly Change[]): void;
+  /** Does a request of a transaction again, in `work`; false when it gets another reply than it had. */
+  repeat(session: Session, request: LoggedRequest, work: Workspace): boolean;
 }
 
 export interface Request {
   readonly server: ServerState;
-  readonly connection: Connection;
+  readonly session: Session;
   readonly domain: Domain;
   readonly packet: XsPacket;
-  /** The transaction that it is part of. */
-  readonly transaction: Transaction | undefined;
+  /** Whether it is part of a transaction, the one that its packet names. */
+  readonly inTransaction: boolean;
   readonly work: Workspace;
-  /** Has `action` run when the reply is on its way: events come after it. */
+  /** Has `changes` reported when the reply is on its way. */
+  report(changes: readonly Change[]): void;
+  /** Has `action` run when that is done. */
   after(action: () => void): void;
 }
 
-export type Handler = (request: Request) => Uint8Array;
+/** A reply's payload, or a request of many steps that ends with one. */
+export type Outcome = Uint8Array | Generator<void, Uint8Array>;
+
+export type Handler = (request: Request) => Outcome;
+/** What works on nodes is never long. */
+export type NodeHandler = (request: Request) => Uint8Array;
 
 export const OK = encodeStrings("OK");
 
-export function fail(errno: RequestFailure["errno"]): never {
-  throw new RequestFailure(errno);
-}
-
-/** One character for each byte, as `Connection.sendEvent` has it: tokens are any bytes, all else is ASCII. */
-function decodeBytes(bytes: Uint8Array): string {
-  return Buffer.prototype.latin1Slice.call(bytes, 0, bytes.length); // without a Buffer around each
+/**
+ * The bytes before `end`, one character for each, as `Connection.sendEvent` has it: tokens are any bytes, all else
+ * is ASCII. Without a view of the payload, which would take it as long to be collected as all else that has one.
+ */
+function decodeBytes(bytes: Uint8Array, end: number): string {
+  return Buffer.prototype.latin1Slice.call(bytes, 0, end);
 }
 
 /** The payload's strings: at least `min`, at most `max`, the last with its NUL too. EINVAL otherwise. */
 export function strings(request: Request, min: number, max = min): string[] {
   const { payload } = request.packet;
   const ended = payload.length === 0 || payload[payload.length - 1] === 0;
-  const parts = payload.length === 0 ? [] : decodeBytes(payload.subarray(0, -1)).split("\0");
+  const parts = payload.length === 0 ? [] : decodeBytes(payload, payload.length - 1).split("\0");
   if (!ended || parts.length < min || parts.length > max) fail("EINVAL");
   return parts;
 }
 
-/** The first string of a payload, and the bytes after its NUL. */
+/** The first string of a payload, and a copy of the bytes after its NUL. */
 export function splitFirst(payload: Uint8Array): { readonly first: string; readonly rest: Uint8Array } {
   const end = payload.indexOf(0);
   if (end < 0) fail("EINVAL");
-  return { first: decodeBytes(payload.subarray(0, end)), rest: payload.subarray(end + 1) };
+  return { first: decodeBytes(payload, end), rest: payload.slice(end + 1) };
 }
 
 /** A whole number in decimal. EINVAL otherwise. */

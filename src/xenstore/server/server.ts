@@ -5,21 +5,28 @@ import { isWithin, type XsPacket } from "../../protocol/xs-wire.ts";
 import type { XenstoreTransport } from "../transport.ts";
 import { Connection, type Channel, type ConnectionOwner } from "./connection.ts";
 import { connectDirectly } from "./direct-channel.ts";
-import { handleRequest, replayRequests } from "./dispatcher.ts";
+import { handleRequest, repeatRequest } from "./dispatcher.ts";
 import { Domain } from "./domain.ts";
 import { PERSONALITIES, type Personality, type PersonalityName } from "./personality.ts";
 import type { Permissions } from "./permissions.ts";
-import type { Quotas } from "./quota.ts";
-import { fail, type ServerState } from "./request.ts";
+import { fail, type Quotas } from "./quota.ts";
+import type { ServerState } from "./request.ts";
 import { RingChannel, type Ring } from "./ring-channel.ts";
 import { seedDomain, seedServer } from "./seed.ts";
-import { dropWatches } from "./session-requests.ts";
+import { Snapshots } from "./snapshots.ts";
 import { listenOnSocket, type SocketListener } from "./socket-listener.ts";
-import { descendants, StoreTree } from "./store.ts";
-import { WatchRegistry, type Change } from "./watch.ts";
+import { StoreTree, type Removed } from "./store.ts";
+import type { Job } from "./turns.ts";
+import { WatchRegistry } from "./watch.ts";
 
 const INTRODUCE_DOMAIN = "@introduceDomain";
 const RELEASE_DOMAIN = "@releaseDomain";
+
+/**
+ * After requests with so many bytes what they left behind is collected. By itself that begins when there is several
+ * times as much as what lives, and a flood of large values is much faster than it.
+ */
+const COLLECT_BYTES = 16 * 1024 * 1024;
 
 export interface XenstoreServerOptions {
   readonly personality: PersonalityName;
@@ -46,11 +53,14 @@ export interface XenstoreServerStatistics {
 export class XenstoreServer implements ServerState, ConnectionOwner {
   readonly personality: Personality;
   readonly watches = new WatchRegistry();
+  readonly snapshots = new Snapshots();
   readonly domains = new Map<number, Domain>();
   readonly now: () => number;
   tree = StoreTree.empty();
   quotas: Quotas;
   defaultFeatures: number | undefined;
+  /** Of the requests since the last collection. */
+  #payloadBytes = 0;
   readonly #openRing: XenstoreServerOptions["openRing"];
   readonly #listeners = new Map<number, SocketListener[]>();
   readonly #rings = new Map<number, RingChannel>();
@@ -70,20 +80,19 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
 
   get statistics(): XenstoreServerStatistics {
     const domains = [...this.domains.values()];
-    const root = this.tree.get("/");
     return {
       domains: domains.length,
       connections: domains.reduce((sum, domain) => sum + domain.connections.size, 0),
       watches: this.watches.count,
       transactions: domains.reduce((sum, domain) => sum + domain.transactionCount, 0),
-      nodes: root === undefined ? 0 : [...descendants("/", root)].length,
+      nodes: this.tree.size,
     };
   }
 
   /** Makes a domain as a toolstack does: its directory with libxl's permissions, then its introduction. */
   createDomain(domid: number, name: string): void {
-    const made = seedDomain(this.tree, domid, name);
-    this.fire(made.map((path) => ({ path, oldPermissions: undefined, removed: undefined })));
+    for (const path of seedDomain(this.tree, domid, name))
+      this.watches.fire({ path, oldPermissions: undefined, removed: undefined }, this.tree);
     this.introduce(domid);
   }
 
@@ -138,10 +147,12 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
     for (const connection of domain.connections) connection.close();
     this.#rings.delete(domid);
     for (const other of this.domains.values()) if (other.target === domid) other.target = undefined;
-    this.#removeNodesOf(domid);
-    this.#fireSpecial(RELEASE_DOMAIN, domid);
-    for (const special of this.#specialPermissions.keys())
-      if (special.endsWith(`/${domid}`)) this.#specialPermissions.delete(special);
+    const removed = this.tree.removeDomain(domid);
+    // What a dead domain's turns were to do, and to report that it died, is dom0's work.
+    const { turns } = this.#domain(0);
+    turns.begin();
+    for (const job of domain.turns.surrender()) turns.run(job);
+    turns.run(this.#reportRelease(domid, removed));
   }
 
   /** The ring of a domain, to be pumped. */
@@ -160,23 +171,17 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
 
   // What requests use (ServerState), and connections (ConnectionOwner).
 
-  handle(connection: Connection, packet: XsPacket): void {
-    handleRequest(this, connection, packet);
+  handle({ domain, session }: Connection, packet: XsPacket): void {
+    this.#payloadBytes += packet.payload.length;
+    if (this.#payloadBytes >= COLLECT_BYTES) {
+      this.#payloadBytes = 0;
+      Bun.gc(true);
+    }
+    domain.turns.run(handleRequest(this, session, packet));
   }
 
-  replay(...args: Parameters<ServerState["replay"]>): boolean {
-    return replayRequests(this, ...args);
-  }
-
-  dropState(connection: Connection): void {
-    const { domain } = connection;
-    dropWatches({ server: this, connection, domain });
-    domain.transactionCount -= connection.transactions.size;
-    connection.transactions.clear();
-  }
-
-  fire(changes: readonly Change[]): void {
-    for (const change of changes) this.watches.fire(change, this.tree);
+  repeat(...args: Parameters<ServerState["repeat"]>): boolean {
+    return repeatRequest(this, ...args);
   }
 
   specialPermissions(path: string): Permissions {
@@ -215,7 +220,7 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
   #domain(domid: number): Domain {
     let domain = this.domains.get(domid);
     if (domain === undefined) {
-      domain = new Domain(domid, this.quotas);
+      domain = new Domain(domid, this.quotas, this.now);
       this.domains.set(domid, domain);
     }
     return domain;
@@ -241,24 +246,13 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
     this.watches.fireSpecial(base, domid, (path) => this.specialPermissions(path));
   }
 
-  /** Removes the nodes that a dead domain owned, and its name from the permissions of all others. */
-  #removeNodesOf(domid: number): void {
-    const root = this.tree.get("/");
-    if (root === undefined) return;
-    const changes: Change[] = [];
-    for (const [path, node] of descendants("/", root)) {
-      if (this.tree.get(path) === undefined) continue;
-      const { permissions } = node;
-      if (path !== "/" && permissions[0]?.domid === domid)
-        changes.push({ path, oldPermissions: permissions, removed: this.tree.remove(path) });
-      else if (permissions.some((each) => each.domid === domid))
-        this.tree.setPermissions(path, withoutDomain(permissions, domid));
+  *#reportRelease(domid: number, removed: readonly Removed[]): Job {
+    for (const { path, node } of removed) {
+      this.watches.fire({ path, oldPermissions: node.permissions, removed: node }, this.tree);
+      yield;
     }
-    this.fire(changes);
+    this.#fireSpecial(RELEASE_DOMAIN, domid);
+    for (const special of this.#specialPermissions.keys())
+      if (special.endsWith(`/${domid}`)) this.#specialPermissions.delete(special);
   }
-}
-
-/** `permissions` without the entries of `domid`. The owner's stays in any case. */
-function withoutDomain(permissions: Permissions, domid: number): Permissions {
-  return permissions.filter((permission, index) => index === 0 || permission.domid !== domid);
 }

@@ -1,83 +1,97 @@
 // The requests about the client's own session: watches, transactions, its path and its features.
 import { encodeStrings } from "../../protocol/xs-wire.ts";
-import { enforce } from "./quota.ts";
-import { domidOf, fail, knownDomain, number, OK, strings, watchablePath, type Request } from "./request.ts";
-import { Transaction } from "./transaction.ts";
+import { fail } from "./quota.ts";
+import {
+  domidOf,
+  knownDomain,
+  number,
+  OK,
+  strings,
+  watchablePath,
+  type Outcome,
+  type Request,
+} from "./request.ts";
+import type { CommitResult, Transaction } from "./transaction.ts";
+
+/** How often a transaction is done again because others came in between even then. */
+const REPLAYS_MAX = 4;
 
 export function watch(request: Request): Uint8Array {
-  const { server, connection, domain } = request;
-  const [givenPath, token, depth] = strings(request, 2, server.personality.watchDepth ? 3 : 2) as [
+  const { server, session } = request;
+  const [givenPath, token, depthText] = strings(request, 2, server.personality.watchDepth ? 3 : 2) as [
     string,
     string,
     string?,
   ];
   const path = watchablePath(request, givenPath);
-  const key = watchKey(path, token);
-  if (connection.watches.has(key)) fail("EEXIST");
-  enforce(server.personality, domain.quotas, "watches", domain.watchCount + 1);
-  const added = {
-    connection,
-    path,
-    givenPath,
-    token,
-    depth: depth === undefined ? undefined : number(depth),
-  };
-  connection.watches.set(key, added);
-  domain.watchCount++;
-  server.watches.add(added);
-  request.after(() => connection.sendEvent(givenPath, token));
+  const depth = depthText === undefined ? undefined : number(depthText);
+  session.addWatch({ path, givenPath, token, depth });
+  request.after(() => session.sendEvent(givenPath, token));
   return OK;
 }
 
 export function unwatch(request: Request): Uint8Array {
-  const { server, connection, domain } = request;
   const [givenPath, token] = strings(request, 2) as [string, string];
-  const key = watchKey(watchablePath(request, givenPath), token);
-  const removed = connection.watches.get(key) ?? fail("ENOENT");
-  connection.watches.delete(key);
-  domain.watchCount--;
-  server.watches.remove(removed);
+  request.session.removeWatch(watchablePath(request, givenPath), token);
   return OK;
 }
 
-/** Also what the end of a connection does. */
-export function dropWatches({
-  server,
-  connection,
-  domain,
-}: Pick<Request, "server" | "connection" | "domain">): void {
-  for (const each of connection.watches.values()) server.watches.remove(each);
-  domain.watchCount -= connection.watches.size;
-  connection.watches.clear();
-}
-
-export function resetWatches(request: Request): Uint8Array {
-  dropWatches(request);
+export function resetWatches({ session }: Request): Uint8Array {
+  session.dropWatches();
   return OK;
 }
 
 export function startTransaction(request: Request): Uint8Array {
-  const { server, connection, domain } = request;
-  if (request.transaction !== undefined) fail("EBUSY");
-  enforce(server.personality, domain.quotas, "transactions", domain.transactionCount + 1);
-  const id = connection.takeTransactionId();
-  connection.transactions.set(id, new Transaction(id, domain, server.personality, () => server.tree));
-  domain.transactionCount++;
-  return encodeStrings(String(id));
+  if (request.inTransaction) fail("EBUSY");
+  return encodeStrings(String(request.session.startTransaction().id));
 }
 
-export function endTransaction(request: Request): Uint8Array {
-  const { server, connection, domain, transaction } = request;
+export function endTransaction(request: Request): Outcome {
   const [verdict] = strings(request, 1);
   if (verdict !== "T" && verdict !== "F") fail("EINVAL");
-  if (transaction === undefined) fail("ENOENT");
-  connection.transactions.delete(transaction.id);
-  domain.transactionCount--;
-  if (verdict === "F") return OK;
-  const result = transaction.commit((requests, workspace) => server.replay(connection, requests, workspace));
-  server.tree = result.tree;
-  request.after(() => server.fire(result.changes));
+  if (!request.inTransaction) fail("ENOENT");
+  const transaction = request.session.takeTransaction(request.packet.txId);
+  if (verdict === "T") return commit(request, transaction);
+  transaction.release();
   return OK;
+}
+
+/** What the transaction holds is counted until its events are out. */
+function* commit(request: Request, transaction: Transaction): Generator<void, Uint8Array> {
+  const { server } = request;
+  try {
+    const result = transaction.commit() ?? (yield* replay(request, transaction));
+    server.tree = result.tree;
+    request.report(result.changes);
+  } catch (error) {
+    transaction.release();
+    throw error;
+  }
+  request.after(() => transaction.release());
+  return OK;
+}
+
+/**
+ * Does all requests of the transaction again, a step each. Others may come in between, then what this leads to is
+ * merged, or done once more. Fails with EAGAIN when a reply is another one now, or when that happens too often.
+ */
+function* replay(request: Request, transaction: Transaction): Generator<void, CommitResult> {
+  const { server, session } = request;
+  transaction.forgetResult();
+  for (let attempt = 0; attempt < REPLAYS_MAX; attempt++) {
+    const again = transaction.again();
+    try {
+      for (const each of transaction.log) {
+        if (session.closed || !server.repeat(session, each, again)) fail("EAGAIN");
+        if (each !== transaction.log.at(-1)) yield;
+      }
+      const result = again.commit();
+      if (result !== undefined) return result;
+    } finally {
+      again.forgetResult();
+    }
+  }
+  return fail("EAGAIN");
 }
 
 export function getDomainPath(request: Request): Uint8Array {
@@ -93,8 +107,4 @@ export function getFeature(request: Request): Uint8Array {
   if (!domain.privileged && (text === undefined || domidOf(text) !== domain.domid)) fail("EACCES");
   const features = text === undefined ? server.defaultFeatures : knownDomain(request, text).features;
   return encodeStrings(String(features ?? server.personality.serverFeatures));
-}
-
-function watchKey(path: string, token: string): string {
-  return `${path}\0${token}`;
 }

@@ -1,7 +1,8 @@
 // The tree of nodes. Forking it is cheap and gives a snapshot: nodes are shared, and a tree copies a node
 // before it changes it unless it made that copy itself (each tree has a mark, and so have its own nodes).
-import { isWithin, joinPath, parentPath } from "../../protocol/xs-wire.ts";
+import { joinPath, nodeNames, parentPath } from "../../protocol/xs-wire.ts";
 import { assert } from "../../core/errors.ts";
+import type { Footprint, Mark } from "./footprint.ts";
 import type { Permissions } from "./permissions.ts";
 
 export interface StoreNode {
@@ -24,7 +25,19 @@ interface OwnNode {
   mark: object;
 }
 
+/** A node that was removed, with all that was below it. */
+export interface Removed {
+  readonly path: string;
+  readonly node: StoreNode;
+}
+
+/** About what a node takes beside its value, and what each child adds to that. */
+const NODE_BYTES = 400;
+const CHILD_BYTES = 64;
+
 const NO_BYTES = new Uint8Array(0);
+/** The children of every node that has none. Never changed. */
+const NO_CHILDREN = new Map<string, OwnNode>();
 /** Generations are never used twice, in any tree of this process. */
 let lastGeneration = 0;
 
@@ -34,22 +47,24 @@ export class StoreTree {
   /** How many nodes each domain owns; zero is absent. */
   readonly #owned: Map<number, number>;
   #version: number;
+  #turnover: number;
 
-  private constructor(root: OwnNode | undefined, owned: Map<number, number>, version: number) {
-    this.#owned = owned;
-    this.#version = version;
-    this.#root = root ?? this.#newNode([{ domid: 0, access: "none" }]);
+  private constructor(from: StoreTree | undefined) {
+    this.#owned = new Map(from === undefined ? [] : from.#owned);
+    this.#version = from === undefined ? 0 : from.#version;
+    this.#turnover = from === undefined ? 0 : from.#turnover;
+    this.#root = from === undefined ? this.#newNode([{ domid: 0, access: "none" }]) : from.#root;
   }
 
   /** A tree of one node, "/", that belongs to domain 0. */
   static empty(): StoreTree {
-    return new StoreTree(undefined, new Map(), 0);
+    return new StoreTree(undefined);
   }
 
   /** A tree with the same nodes; from here on the two change apart. */
   fork(): StoreTree {
     this.#mark = {};
-    return new StoreTree(this.#root, new Map(this.#owned), this.#version);
+    return new StoreTree(this);
   }
 
   /** Equal to another tree's exactly when the two hold the same nodes. */
@@ -57,13 +72,26 @@ export class StoreTree {
     return this.#version;
   }
 
+  /**
+   * Grows with each node that is made, copied, changed or removed by about the bytes it takes. What this
+   * tree and a fork do not share is less than what it grew by since.
+   */
+  get turnover(): number {
+    return this.#turnover;
+  }
+
   ownedBy(domid: number): number {
     return this.#owned.get(domid) ?? 0;
   }
 
+  /** How many nodes there are. */
+  get size(): number {
+    return this.#owned.values().reduce((sum, count) => sum + count, 0);
+  }
+
   get(path: string): StoreNode | undefined {
     let node: OwnNode | undefined = this.#root;
-    for (const name of components(path)) {
+    for (const name of nodeNames(path)) {
       node = node.children.get(name);
       if (node === undefined) return undefined;
     }
@@ -73,81 +101,180 @@ export class StoreTree {
   /** The node at `path`, or the nearest one above it that exists. */
   nearest(path: string): { readonly path: string; readonly node: StoreNode } {
     let node = this.#root;
-    let reached = "/";
-    for (const name of components(path)) {
+    let length = 0;
+    for (const name of nodeNames(path)) {
       const child = node.children.get(name);
       if (child === undefined) break;
       node = child;
-      reached = joinPath(reached, name);
+      length += 1 + name.length;
     }
-    return { path: reached, node };
+    return { path: length === 0 ? "/" : path.slice(0, length), node };
   }
 
-  /** Makes an empty node; its parent exists and it does not. */
+  /** Makes an empty node where there is none, and those above it that are missing, with these permissions. */
   create(path: string, permissions: Permissions): void {
-    const parent = this.#editable(parentPath(path));
-    const name = nameOf(path);
-    assert(!parent.children.has(name), "a node is created once");
-    parent.children.set(name, this.#newNode(permissions));
-    parent.childNameBytes += name.length + 1;
-    this.#touch(parent);
+    let node = (this.#root = this.#own(this.#root));
+    let made = false;
+    for (const name of nodeNames(path)) {
+      const child = node.children.get(name);
+      made = child === undefined;
+      node =
+        child === undefined ? this.#addChild(node, name, permissions) : this.#ownChild(node, name, child);
+    }
+    assert(made, "a node is created once");
   }
 
   setValue(path: string, value: Uint8Array): void {
-    const node = this.#editable(path);
-    node.value = value;
-    this.#touch(node);
+    this.#setValue(this.#editable(path), value);
   }
 
   setPermissions(path: string, permissions: Permissions): void {
-    const node = this.#editable(path);
-    this.#count(node.permissions, -1);
-    this.#count(permissions, 1);
-    node.permissions = permissions;
-    this.#touch(node);
+    this.#setPermissions(this.#editable(path), permissions);
   }
 
   /** Removes an existing node other than "/" with all below it, and gives what was removed. */
   remove(path: string): StoreNode {
     const parent = this.#editable(parentPath(path));
-    const name = nameOf(path);
+    const name = path.slice(path.lastIndexOf("/") + 1);
     const removed = parent.children.get(name);
     assert(removed !== undefined, "only an existing node is removed");
-    parent.children.delete(name);
-    parent.childNameBytes -= name.length + 1;
-    this.#touch(parent);
-    for (const [, node] of descendants(path, removed)) this.#count(node.permissions, -1);
+    this.#dropChild(parent, name, removed);
     return removed;
+  }
+
+  /** Removes the nodes that a domain owns, with all below them, and its name from the permissions of others. */
+  removeDomain(domid: number): Removed[] {
+    const removed: Removed[] = [];
+    this.#root = this.#withoutDomain(domid, "/", this.#root, removed);
+    return removed;
+  }
+
+  /** Whether all that `footprint` touched is the same here and in `other`, a tree of the same origin. */
+  agreesWith(other: StoreTree, footprint: Footprint): boolean {
+    return agree(this.#root, other.#root, footprint.root);
+  }
+
+  /** Makes what `footprint` says was modified as it is in `source`. */
+  graft(source: StoreTree, footprint: Footprint): void {
+    this.#root = this.#own(this.#root);
+    this.#graft(this.#root, source.#root, footprint.root);
+  }
+
+  #graft(node: OwnNode, source: OwnNode, mark: Mark): void {
+    if (mark.modified) {
+      this.#setPermissions(node, source.permissions);
+      this.#setValue(node, source.value);
+    }
+    const made = new Set<string>();
+    for (const [name, below] of mark.below) {
+      if (!below.dirty) continue;
+      const child = node.children.get(name);
+      const wanted = source.children.get(name);
+      if (wanted === undefined) {
+        if (child !== undefined && below.modified) this.#dropChild(node, name, child);
+      } else if (child === undefined) made.add(name);
+      else this.#graft(this.#ownChild(node, name, child), wanted, below);
+    }
+    if (made.size === 0) return;
+    // In the order in which they were made, which DIRECTORY shows.
+    for (const [name, wanted] of source.children) {
+      const below = made.has(name) ? mark.get(name) : undefined;
+      if (below !== undefined) this.#graft(this.#addChild(node, name, wanted.permissions), wanted, below);
+    }
+  }
+
+  #withoutDomain(domid: number, path: string, node: OwnNode, removed: Removed[]): OwnNode {
+    let result = node;
+    if (node.permissions.some((each, index) => index > 0 && each.domid === domid)) {
+      result = this.#own(node);
+      const others = node.permissions.filter((each, index) => index === 0 || each.domid !== domid);
+      this.#setPermissions(result, others);
+    }
+    for (const [name, child] of node.children) {
+      const below = joinPath(path, name);
+      const isTheirs = child.permissions[0]?.domid === domid;
+      const kept = isTheirs ? undefined : this.#withoutDomain(domid, below, child, removed);
+      if (kept === child) continue;
+      result = this.#own(result);
+      if (kept !== undefined) result.children.set(name, kept);
+      else {
+        this.#dropChild(result, name, child);
+        removed.push({ path: below, node: child });
+      }
+    }
+    return result;
   }
 
   #newNode(permissions: Permissions): OwnNode {
     this.#count(permissions, 1);
+    this.#turnover += NODE_BYTES;
     const generation = (this.#version = ++lastGeneration);
     return {
       value: NO_BYTES,
       permissions,
-      children: new Map(),
+      children: NO_CHILDREN,
       childNameBytes: 0,
       generation,
       mark: this.#mark,
     };
   }
 
+  #addChild(parent: OwnNode, name: string, permissions: Permissions): OwnNode {
+    const child = this.#newNode(permissions);
+    if (parent.children === NO_CHILDREN) parent.children = new Map();
+    parent.children.set(name, child);
+    parent.childNameBytes += name.length + 1;
+    this.#touch(parent);
+    return child;
+  }
+
+  #dropChild(parent: OwnNode, name: string, child: OwnNode): void {
+    parent.children.delete(name);
+    parent.childNameBytes -= name.length + 1;
+    this.#touch(parent);
+    const waiting = [child];
+    for (let node = waiting.pop(); node !== undefined; node = waiting.pop()) {
+      this.#count(node.permissions, -1);
+      this.#turnover += bytesOf(node);
+      for (const below of node.children.values()) waiting.push(below);
+    }
+  }
+
+  #setValue(node: OwnNode, value: Uint8Array): void {
+    node.value = value;
+    this.#turnover += value.length;
+    this.#touch(node);
+  }
+
+  #setPermissions(node: OwnNode, permissions: Permissions): void {
+    this.#count(node.permissions, -1);
+    this.#count(permissions, 1);
+    node.permissions = permissions;
+    this.#touch(node);
+  }
+
   /** The node at an existing path, as an object of this tree alone. */
   #editable(path: string): OwnNode {
     let node = (this.#root = this.#own(this.#root));
-    for (const name of components(path)) {
+    for (const name of nodeNames(path)) {
       const child = node.children.get(name);
       assert(child !== undefined, "only an existing node is changed");
-      const own = this.#own(child);
-      if (own !== child) node.children.set(name, own);
-      node = own;
+      node = this.#ownChild(node, name, child);
     }
     return node;
   }
 
+  #ownChild(parent: OwnNode, name: string, child: OwnNode): OwnNode {
+    const own = this.#own(child);
+    if (own !== child) parent.children.set(name, own);
+    return own;
+  }
+
   #own(node: OwnNode): OwnNode {
-    return node.mark === this.#mark ? node : { ...node, children: new Map(node.children), mark: this.#mark };
+    if (node.mark === this.#mark) return node;
+    this.#turnover += bytesOf(node);
+    const children = node.children.size === 0 ? NO_CHILDREN : new Map(node.children);
+    return { ...node, children, mark: this.#mark };
   }
 
   #touch(node: OwnNode): void {
@@ -162,6 +289,18 @@ export class StoreTree {
   }
 }
 
+function bytesOf(node: OwnNode): number {
+  return NODE_BYTES + node.value.length + CHILD_BYTES * node.children.size;
+}
+
+function agree(one: OwnNode | undefined, other: OwnNode | undefined, mark: Mark): boolean {
+  if (one === other) return true; // shared, with all below
+  if (mark.touched && one?.generation !== other?.generation) return false;
+  for (const [name, below] of mark.below)
+    if (!agree(one?.children.get(name), other?.children.get(name), below)) return false;
+  return true;
+}
+
 /** `node`, which is at `path`, and all below it: parents before their children. */
 export function* descendants(path: string, node: StoreNode): Generator<[path: string, node: StoreNode]> {
   const waiting: [string, StoreNode][] = [[path, node]];
@@ -169,19 +308,4 @@ export function* descendants(path: string, node: StoreNode): Generator<[path: st
     yield entry;
     for (const [name, child] of entry[1].children) waiting.push([joinPath(entry[0], name), child]);
   }
-}
-
-/** The paths from right below `ancestor` down to `path`. */
-export function pathsBetween(ancestor: string, path: string): string[] {
-  const paths: string[] = [];
-  for (let at = path; at !== ancestor && isWithin(at, ancestor); at = parentPath(at)) paths.unshift(at);
-  return paths;
-}
-
-function components(path: string): string[] {
-  return path === "/" ? [] : path.slice(1).split("/");
-}
-
-function nameOf(path: string): string {
-  return path.slice(path.lastIndexOf("/") + 1);
 }

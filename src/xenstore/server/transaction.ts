@@ -1,6 +1,6 @@
 // A transaction: a fork of the tree, what was done to it, and how its end finds out whether it may still
-// happen. C xenstored compares the generation of every node the transaction touched; oxenstored does all
-// its requests again on the present tree and insists on the same replies.
+// happen. When nothing that it looked at has changed since, its changes are made in the present tree. Otherwise
+// C xenstored refuses, and oxenstored does all its requests again and insists on the same replies.
 import {
   XS_DIRECTORY,
   XS_DIRECTORY_PART,
@@ -8,14 +8,18 @@ import {
   XS_READ,
   type XsPacket,
 } from "../../protocol/xs-wire.ts";
-import { enforce, RequestFailure } from "./quota.ts";
 import type { Domain } from "./domain.ts";
-import type { Personality } from "./personality.ts";
+import { Footprint } from "./footprint.ts";
+import { enforce, type Personality } from "./personality.ts";
+import { fail } from "./quota.ts";
+import type { Snapshot, Snapshots } from "./snapshots.ts";
 import type { StoreTree } from "./store.ts";
 import type { Change } from "./watch.ts";
 
 /** Requests that change nothing: a transaction of these alone is never in anyone's way where it is replayed. */
 const READING: ReadonlySet<number> = new Set([XS_DIRECTORY, XS_DIRECTORY_PART, XS_GET_PERMS, XS_READ]);
+/** About what a logged request and a noted change take beside their bytes. */
+const ENTRY_BYTES = 256;
 
 /** A request of a transaction and the reply it got. */
 export interface LoggedRequest {
@@ -23,40 +27,53 @@ export interface LoggedRequest {
   readonly reply: { readonly type: number; readonly payload: Uint8Array };
 }
 
-/** What node requests work on: the tree, and a place for what they did to it. */
+/** What node requests work on: the tree, and places for what they saw of it and did to it. */
 export interface Workspace {
   readonly tree: StoreTree;
-  /** Events to be fired, in order. */
-  readonly changes: readonly Change[];
-  /** Adds one. */
+  /** Undefined where nobody asks later. */
+  readonly footprint: Footprint | undefined;
+  /** Notes an event to be fired. */
   note(change: Change): void;
-  /** Notes that a request depends on the node at `path`, also on its absence. Fails when it is one too many. */
-  touch(path: string): void;
-  /** Notes that the node at `path` was made, changed or removed. Parents before children. */
-  modify(path: string): void;
 }
 
-export class Transaction implements Workspace {
+/** Where transactions begin and end. */
+export interface TransactionHost {
+  readonly personality: Personality;
+  /** The present tree. */
+  readonly tree: StoreTree;
+  readonly snapshots: Snapshots;
+}
+
+/** What a transaction leads to. */
+export interface CommitResult {
+  readonly tree: StoreTree;
+  readonly changes: readonly Change[];
+}
+
+export class Transaction implements Workspace, Snapshot {
   readonly id: number;
-  readonly changes: Change[] = [];
-  readonly log: LoggedRequest[] = [];
-  readonly #domain: Domain;
-  readonly #personality: Personality;
-  readonly #current: () => StoreTree;
+  readonly domain: Domain;
+  #footprint: Footprint;
+  readonly #host: TransactionHost;
+  readonly #replays: boolean;
   #base: StoreTree | undefined;
   #tree: StoreTree | undefined;
+  #changes: Change[] = [];
   /** Where in `changes` each path is. */
   readonly #places = new Map<string, number>();
-  readonly #touched = new Set<string>();
-  readonly #modified = new Set<string>();
+  #log: LoggedRequest[] = [];
+  /** Of the changes and the log. */
+  #entryBytes = 0;
+  #chargedBytes = 0;
+  #expired = false;
 
-  /** `current` gives the present tree of the server. */
-  constructor(id: number, domain: Domain, personality: Personality, current: () => StoreTree) {
+  constructor(id: number, domain: Domain, host: TransactionHost) {
     this.id = id;
-    this.#domain = domain;
-    this.#personality = personality;
-    this.#current = current;
-    if (personality.conflicts === "replay") this.#fork();
+    this.domain = domain;
+    this.#host = host;
+    this.#replays = host.personality.conflicts === "replay";
+    this.#footprint = this.#newFootprint();
+    if (this.#replays) this.#fork();
   }
 
   /** Its own tree. C xenstored reads a node when it is first asked for, so the fork comes no earlier. */
@@ -64,100 +81,143 @@ export class Transaction implements Workspace {
     return this.#tree ?? this.#fork();
   }
 
-  touch(path: string): void {
-    if (this.#personality.conflicts !== "generations" || this.#touched.has(path)) return;
-    enforce(this.#personality, this.#domain.quotas, "transactionNodes", this.#touched.size + 1);
-    this.#touched.add(path);
+  get footprint(): Footprint {
+    return this.#footprint;
   }
 
-  modify(path: string): void {
-    this.#modified.add(path);
+  get changes(): readonly Change[] {
+    return this.#changes;
+  }
+
+  /** Its requests so far, where they may have to be done again. */
+  get log(): readonly LoggedRequest[] {
+    return this.#log;
+  }
+
+  get turnover(): number {
+    return this.#base?.turnover ?? 0;
   }
 
   /** Merged at once where events are: who changes one node for ever must not fill the memory. */
   note(change: Change): void {
     const { path } = change;
-    const place = this.#personality.mergesTransactionEvents ? this.#places.get(path) : undefined;
+    const place = this.#host.personality.mergesTransactionEvents ? this.#places.get(path) : undefined;
     if (place === undefined) {
-      this.#places.set(path, this.changes.push(change) - 1);
+      this.#places.set(path, this.#changes.push(change) - 1);
+      this.#entryBytes += ENTRY_BYTES + path.length;
       return;
     }
-    const { removed, oldPermissions } = this.changes[place] as Change;
-    this.changes[place] = { path, removed: change.removed ?? removed, oldPermissions };
+    const { removed, oldPermissions } = this.#changes[place] as Change;
+    this.#changes[place] = { path, removed: change.removed ?? removed, oldPermissions };
   }
 
-  /** Makes room for one request more in the log. */
+  /** Fails when there may be no further request. */
   admitRequest(): void {
-    if (this.#personality.conflicts === "replay")
-      enforce(this.#personality, this.#domain.quotas, "transactionNodes", this.log.length + 1);
+    const { personality } = this.#host;
+    const { quotas, transactionBytes } = this.domain;
+    if (this.#replays) enforce(personality, quotas, "transactionNodes", this.#log.length + 1);
+    enforce(personality, quotas, "transactionBytes", transactionBytes);
   }
 
+  /** A request was done, and got this reply. */
   logRequest(request: LoggedRequest): void {
-    if (this.#personality.conflicts === "replay") this.log.push(request);
+    if (this.#replays) {
+      this.#log.push(request);
+      this.#entryBytes += ENTRY_BYTES + request.packet.payload.length + request.reply.payload.length;
+    }
+    this.#charge();
   }
 
   /**
-   * The tree and the events that the transaction leads to. `replay` does its requests again in a workspace
-   * and says whether the replies are the same. Fails with EAGAIN when another client came in between.
+   * The tree and the events that the transaction leads to; undefined when its requests have to be done again,
+   * in `again`. Fails with EAGAIN when another client came in between.
    */
-  commit(replay: (requests: readonly LoggedRequest[], workspace: Workspace) => boolean): CommitResult {
-    const current = this.#current();
-    const unchanged = this.#modified.size === 0;
-    if (this.#tree === undefined || this.#base?.version === current.version)
-      return unchanged ? { tree: current, changes: [] } : { tree: this.tree, changes: this.changes };
-    if (this.#personality.conflicts === "generations") {
-      if (!this.#stillHolds(current)) throw new RequestFailure("EAGAIN");
-      return unchanged
-        ? { tree: current, changes: [] }
-        : { tree: this.#merge(current), changes: this.changes };
-    }
-    if (this.log.every(({ packet }) => READING.has(packet.type))) return { tree: current, changes: [] };
-    const workspace = new PlainWorkspace(current.fork());
-    if (!replay(this.log, workspace)) throw new RequestFailure("EAGAIN");
-    return workspace;
+  commit(): CommitResult | undefined {
+    const { tree: current } = this.#host;
+    if (this.#expired) fail("EAGAIN");
+    const unchanged = { tree: current, changes: [] };
+    const changesNothing = !this.#footprint.root.dirty;
+    const [base, tree] = [this.#base, this.#tree];
+    if (base === undefined || tree === undefined) return unchanged;
+    if (base.version === current.version)
+      return changesNothing ? unchanged : { tree, changes: this.#changes };
+    if (this.#replays && this.#log.every(({ packet }) => READING.has(packet.type))) return unchanged;
+    if (!base.agreesWith(current, this.#footprint) || (this.#replays && this.#quotaMoved(base, current)))
+      return this.#replays ? undefined : fail("EAGAIN");
+    return changesNothing ? unchanged : { tree: this.#merge(tree, current), changes: this.#changes };
+  }
+
+  /** One that begins now, to do the requests of this one in. It is not counted: it lives as long as one request. */
+  again(): Transaction {
+    const again = new Transaction(this.id, this.domain, this.#host);
+    again.#log = this.#log;
+    return again;
+  }
+
+  /** Forgets all but the log: nothing else of it is needed to do it again. */
+  forgetResult(): void {
+    this.#host.snapshots.delete(this);
+    this.#base = this.#tree = undefined;
+    this.#changes = [];
+    this.#places.clear();
+    this.#footprint = this.#newFootprint();
+  }
+
+  /** It holds nothing any more. */
+  release(): void {
+    this.forgetResult();
+    this.#log = [];
+    this.#entryBytes = 0;
+    this.#charge();
+  }
+
+  expire(): void {
+    this.release();
+    this.#expired = true;
   }
 
   #fork(): StoreTree {
-    this.#base = this.#current().fork();
+    this.#base = this.#host.tree.fork();
     this.#tree = this.#base.fork();
+    if (!this.domain.privileged) this.#host.snapshots.add(this);
     return this.#tree;
   }
 
-  #stillHolds(current: StoreTree): boolean {
-    for (const path of this.#touched)
-      if (this.#base?.get(path)?.generation !== current.get(path)?.generation) return false;
-    return true;
+  #newFootprint(): Footprint {
+    const { personality } = this.#host;
+    return new Footprint((touched) => {
+      if (!this.#replays) enforce(personality, this.domain.quotas, "transactionNodes", touched);
+    });
+  }
+
+  #charge(): void {
+    const grown = this.#tree === undefined ? 0 : this.#tree.turnover - this.turnover;
+    const bytes = grown + this.#footprint.bytes + this.#entryBytes;
+    this.domain.transactionBytes += bytes - this.#chargedBytes;
+    this.#chargedBytes = bytes;
+  }
+
+  /** Whether a request might be refused for its quota now that was not before, or the other way round. */
+  #quotaMoved(base: StoreTree, current: StoreTree): boolean {
+    const { domid, privileged } = this.domain;
+    return !privileged && base.ownedBy(domid) !== current.ownedBy(domid);
   }
 
   /** The present tree with the nodes that this transaction changed. */
-  #merge(current: StoreTree): StoreTree {
+  #merge(tree: StoreTree, current: StoreTree): StoreTree {
     const merged = current.fork();
-    for (const path of this.#modified) {
-      const node = this.tree.get(path);
-      const present = merged.get(path);
-      if (node === undefined) {
-        if (present !== undefined) merged.remove(path);
-        continue;
-      }
-      if (present === undefined) merged.create(path, node.permissions);
-      else merged.setPermissions(path, node.permissions);
-      merged.setValue(path, node.value);
-    }
-    const { domid, quotas } = this.#domain;
+    merged.graft(tree, this.#footprint);
+    const { domid, quotas } = this.domain;
     if (merged.ownedBy(domid) > current.ownedBy(domid))
-      enforce(this.#personality, quotas, "nodes", merged.ownedBy(domid));
+      enforce(this.#host.personality, quotas, "nodes", merged.ownedBy(domid));
     return merged;
   }
-}
-
-export interface CommitResult {
-  readonly tree: StoreTree;
-  readonly changes: readonly Change[];
 }
 
 /** Work on a tree outside of any transaction. */
 export class PlainWorkspace implements Workspace {
   readonly tree: StoreTree;
+  readonly footprint: undefined;
   readonly changes: Change[] = [];
 
   constructor(tree: StoreTree) {
@@ -167,8 +227,4 @@ export class PlainWorkspace implements Workspace {
   note(change: Change): void {
     this.changes.push(change);
   }
-
-  touch(): void {}
-
-  modify(): void {}
 }

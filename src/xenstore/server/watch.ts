@@ -2,12 +2,18 @@
 // of its path and of every path above; a removal also to those of the removed nodes below, each with its
 // own path. Only those hear of it who may read the node, its parent, or the node as it was.
 import { isSpecialPath, joinPath, parentPath } from "../../protocol/xs-wire.ts";
-import type { Connection } from "./connection.ts";
+import { hashBelow, hashesDownTo, ROOT_HASH } from "./path-hash.ts";
 import { ALLOW_READ, allows, type Actor, type Permissions } from "./permissions.ts";
-import { descendants, type StoreNode, type StoreTree } from "./store.ts";
+import type { StoreNode, StoreTree } from "./store.ts";
+
+/** Whom a watch is for. */
+export interface Watcher {
+  readonly domain: Actor & { readonly path: string };
+  sendEvent(path: string, token: string): void;
+}
 
 export interface Watch {
-  readonly connection: Connection;
+  readonly watcher: Watcher;
   /** Absolute, or special. */
   readonly path: string;
   /** As the client wrote it. Events name paths the same way. */
@@ -27,7 +33,8 @@ export interface Change {
 }
 
 export class WatchRegistry {
-  readonly #byPath = new Map<string, Set<Watch>>();
+  /** By the path's number. */
+  readonly #watches = new Map<number, Set<Watch>>();
   #count = 0;
 
   get count(): number {
@@ -35,33 +42,42 @@ export class WatchRegistry {
   }
 
   add(watch: Watch): void {
-    const watches = this.#byPath.get(watch.path);
-    if (watches === undefined) this.#byPath.set(watch.path, new Set([watch]));
+    const hash = hashOf(watch.path);
+    const watches = this.#watches.get(hash);
+    if (watches === undefined) this.#watches.set(hash, new Set([watch]));
     else watches.add(watch);
     this.#count++;
   }
 
   remove(watch: Watch): void {
-    const watches = this.#byPath.get(watch.path);
+    const hash = hashOf(watch.path);
+    const watches = this.#watches.get(hash);
     if (watches?.delete(watch) !== true) return;
     this.#count--;
-    if (watches.size === 0) this.#byPath.delete(watch.path);
+    if (watches.size === 0) this.#watches.delete(hash);
   }
 
   /** Reports `change`; `tree` is the tree after it. */
   fire(change: Change, tree: StoreTree): void {
+    if (this.#count === 0) return;
     const { path, oldPermissions, removed } = change;
-    const sight = new Sight(path, oldPermissions, tree);
-    let levels = 0;
-    for (let at = path; ; at = parentPath(at), levels++) {
-      const watches = this.#byPath.get(at);
-      if (watches !== undefined) report(watches, levels, sight);
-      if (at === "/") break;
+    const view = new ChangedNode(path, oldPermissions, tree);
+    const above = [...hashesDownTo(path)];
+    for (const [levels, [hash, length]] of above.toReversed().entries()) {
+      const watches = this.#watches.get(hash);
+      if (watches !== undefined) report(watches, path.slice(0, length), levels, view);
     }
-    if (removed === undefined) return;
-    for (const [below, node] of descendants(path, removed)) {
-      const watches = below === path ? undefined : this.#byPath.get(below);
-      if (watches !== undefined) report(watches, 0, new Sight(below, node.permissions, tree));
+    if (removed !== undefined) this.#fireBelow(path, removed, tree);
+  }
+
+  #fireBelow(path: string, removed: StoreNode, tree: StoreTree): void {
+    const waiting: [path: string, hash: number, node: StoreNode][] = [[path, hashOf(path), removed]];
+    for (let next = waiting.pop(); next !== undefined; next = waiting.pop()) {
+      const [at, hash, node] = next;
+      const watches = node === removed ? undefined : this.#watches.get(hash);
+      if (watches !== undefined) report(watches, at, 0, new ChangedNode(at, node.permissions, tree));
+      for (const [name, child] of node.children)
+        waiting.push([joinPath(at, name), hashBelow(hash, name), child]);
     }
   }
 
@@ -72,14 +88,14 @@ export class WatchRegistry {
   fireSpecial(base: string, domid: number, permissionsOf: (path: string) => Permissions): void {
     const exact = joinPath(base, String(domid));
     for (const watched of [base, exact])
-      for (const watch of this.#byPath.get(watched) ?? [])
-        if (allows(watch.connection.domain, permissionsOf(exact), ALLOW_READ))
-          watch.connection.sendEvent((watch.depth ?? 0) >= 1 ? exact : watched, watch.token);
+      for (const watch of this.#watches.get(hashOf(watched)) ?? [])
+        if (watch.path === watched && allows(watch.watcher.domain, permissionsOf(exact), ALLOW_READ))
+          watch.watcher.sendEvent((watch.depth ?? 0) >= 1 ? exact : watched, watch.token);
   }
 }
 
 /** A changed node, for those who watch it. The tree is looked at once, however many they are. */
-class Sight {
+class ChangedNode {
   readonly path: string;
   readonly #old: Permissions | undefined;
   readonly #tree: StoreTree;
@@ -91,7 +107,7 @@ class Sight {
     this.#tree = tree;
   }
 
-  isFor(actor: Actor): boolean {
+  isVisibleTo(actor: Actor): boolean {
     if (actor.privileged) return true;
     this.#permissions ??= [
       this.#tree.get(this.path)?.permissions,
@@ -102,14 +118,26 @@ class Sight {
   }
 }
 
-function report(watches: ReadonlySet<Watch>, levels: number, sight: Sight): void {
+/** Reports a change `levels` below `watched` to those of `watches` who watch exactly that path. */
+function report(watches: ReadonlySet<Watch>, watched: string, levels: number, changed: ChangedNode): void {
   for (const watch of watches)
-    if (levels <= (watch.depth ?? levels) && sight.isFor(watch.connection.domain))
-      watch.connection.sendEvent(eventPath(watch, sight.path), watch.token);
+    if (
+      watch.path === watched &&
+      levels <= (watch.depth ?? levels) &&
+      changed.isVisibleTo(watch.watcher.domain)
+    )
+      watch.watcher.sendEvent(eventPath(watch, changed.path), watch.token);
 }
 
 /** `path` as the watch's owner names paths: relative to its directory when it watches a relative one. */
 function eventPath(watch: Watch, path: string): string {
   const relative = !watch.givenPath.startsWith("/") && !isSpecialPath(watch.givenPath);
-  return relative ? path.slice(watch.connection.domain.path.length + 1) : path;
+  return relative ? path.slice(watch.watcher.domain.path.length + 1) : path;
+}
+
+/** A special path's is that of its text. */
+function hashOf(path: string): number {
+  let last = ROOT_HASH;
+  for (const [hash] of hashesDownTo(path)) last = hash;
+  return last;
 }

@@ -1,0 +1,133 @@
+// What a transaction looked at and changed: a tree of names with a mark for each node. It costs a path its
+// depth, and comparing it with a tree costs what was marked, however large the tree is.
+import { nodeNames } from "../../protocol/xs-wire.ts";
+
+/** The marks of one node. */
+export class Mark {
+  /** Something depends on the node as it is, also on its absence. */
+  touched = false;
+  /** The node was made, changed or removed. */
+  modified = false;
+  /** It was, or a node below it was. */
+  dirty = false;
+  #below: Map<string, Mark> | undefined;
+
+  get below(): Iterable<[name: string, mark: Mark]> {
+    return this.#below ?? [];
+  }
+
+  get(name: string): Mark | undefined {
+    return this.#below?.get(name);
+  }
+
+  add(name: string): Mark {
+    const mark = new Mark();
+    this.#below ??= new Map();
+    this.#below.set(name, mark);
+    return mark;
+  }
+}
+
+/** As much of a node as is needed to mark all below it. */
+interface Branch {
+  readonly children: ReadonlyMap<string, Branch>;
+}
+
+/** About what a mark takes. */
+const MARK_BYTES = 400;
+
+export class Footprint {
+  readonly root = new Mark();
+  readonly #admit: (touched: number) => void;
+  #touched = 0;
+  #bytes = 0;
+
+  /** `admit` gets the number of touched nodes before there is one more, and throws when that is too many. */
+  constructor(admit: (touched: number) => void) {
+    this.#admit = admit;
+  }
+
+  /** About what all of it takes. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  touch(path: string): void {
+    this.touchDown(path, path);
+  }
+
+  /** Touches every node from `top` down to `path`. */
+  touchDown(top: string, path: string): void {
+    const first = nodeNames(top).length;
+    this.#walk(path, (mark, level) => {
+      if (level >= first) this.#touch(mark);
+    });
+  }
+
+  /** Touches `node`, which is at `path`, and all below it. */
+  touchTree(path: string, node: Branch): void {
+    this.#walkTree(path, node, (mark) => this.#touch(mark));
+  }
+
+  modify(path: string): void {
+    this.#walk(path, markDirty).modified = true;
+  }
+
+  /** Modifies every node below `top` down to `path`. */
+  modifyDown(top: string, path: string): void {
+    const last = nodeNames(top).length;
+    this.#walk(path, (mark, level) => {
+      markDirty(mark);
+      if (level > last) mark.modified = true;
+    });
+  }
+
+  /** Modifies `node`, which was at `path`, and all below it. */
+  modifyTree(path: string, node: Branch): void {
+    this.modify(path);
+    this.#walkTree(path, node, (mark) => {
+      mark.modified = mark.dirty = true;
+    });
+  }
+
+  /** Visits the marks from "/", which is level 0, down to `path`, and gives that one. */
+  #walk(path: string, visit: (mark: Mark, level: number) => void): Mark {
+    const before = this.#bytes;
+    let mark = this.root;
+    let level = 0;
+    visit(mark, level);
+    for (const name of nodeNames(path)) {
+      mark = this.#below(mark, name);
+      visit(mark, ++level);
+    }
+    if (this.#bytes > before) this.#bytes += path.length; // names are parts of it and keep it
+    return mark;
+  }
+
+  #walkTree(path: string, node: Branch, visit: (mark: Mark) => void): void {
+    const waiting: [Mark, Branch][] = [[this.#walk(path, () => {}), node]];
+    for (let next = waiting.pop(); next !== undefined; next = waiting.pop()) {
+      const [mark, branch] = next;
+      visit(mark);
+      for (const [name, child] of branch.children) waiting.push([this.#below(mark, name), child]);
+    }
+  }
+
+  #touch(mark: Mark): void {
+    if (mark.touched) return;
+    this.#admit(this.#touched + 1); // may throw
+    this.#touched++;
+    mark.touched = true;
+  }
+
+  #below(mark: Mark, name: string): Mark {
+    const present = mark.get(name);
+    if (present !== undefined) return present;
+    this.#bytes += MARK_BYTES;
+    return mark.add(name);
+  }
+}
+
+function markDirty(mark: Mark): void {
+  mark.dirty = true;
+}
