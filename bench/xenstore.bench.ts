@@ -4,7 +4,7 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { openTransport } from "../src/xenstore/transport.ts";
+import { openTransport } from "../src/xenstore/open.ts";
 import { XenstoreServer } from "../src/xenstore/server/server.ts";
 import type { PersonalityName } from "../src/xenstore/server/personality.ts";
 import * as xs from "../src/protocol/xs-wire.ts";

@@ -5,7 +5,7 @@ import { toDomid } from "../src/core/types.ts";
 import { SimHost } from "../src/sim/host.ts";
 import { openPlatform } from "../src/platform/open.ts";
 import { Xenstore } from "../src/xenstore/client.ts";
-import { RingTransport } from "../src/xenstore/ring-transport.ts";
+import { RingTransport } from "../src/xenstore/transports/ring.ts";
 import { inspectRing } from "../src/xsring/report.ts";
 import { openDomainRing } from "../src/xsring/source.ts";
 import { GuestRing } from "../test/sim/xsring-harness.ts";

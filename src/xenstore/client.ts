@@ -21,7 +21,8 @@ import {
 import { XenstoreConnection } from "./connection.ts";
 import { errnoOf } from "./errors.ts";
 import { malformedReply, replyStrings, XenstoreOperations } from "./operations.ts";
-import { openTransport, type XenstoreTransport } from "./transport.ts";
+import { openTransport } from "./open.ts";
+import type { XenstoreTransport } from "./transport.ts";
 import { XenstoreTransaction } from "./transaction.ts";
 import { WatchEvents, type WatchCallback } from "./watch-events.ts";
 

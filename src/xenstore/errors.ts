@@ -36,6 +36,11 @@ export function errnoOf(error: unknown): string | undefined {
   return typeof errno === "string" ? errno : undefined;
 }
 
+/** The error of a xenstore that there is no way to. */
+export function cannotConnect(path: string, cause: unknown): XentoolError {
+  return new XentoolError("environment", `cannot connect to xenstore at ${path}`, { path }, cause);
+}
+
 /** The error of a connection that the other side ended. */
 export function connectionLost(where: string, cause?: unknown): XentoolError {
   return new XentoolError("io", `xenstored at ${where} went away; is it still running?`, { where }, cause);

@@ -14,7 +14,7 @@ import {
 } from "../../src/protocol/xs-wire.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
-import { RingTransport } from "../../src/xenstore/ring-transport.ts";
+import { RingTransport } from "../../src/xenstore/transports/ring.ts";
 import { PERSONALITIES } from "../../src/xenstore/server/personality.ts";
 import { RingChannel } from "../../src/xenstore/server/ring-channel.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";

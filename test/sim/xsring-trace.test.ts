@@ -16,7 +16,7 @@ import {
 import { SimHost } from "../../src/sim/host.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
-import { RingTransport } from "../../src/xenstore/ring-transport.ts";
+import { RingTransport } from "../../src/xenstore/transports/ring.ts";
 import type { XenstoreTransport } from "../../src/xenstore/transport.ts";
 import { inspectSettled } from "../../src/xsring/report.ts";
 import type { TraceRecord } from "../../src/xsring/ring-follower.ts";

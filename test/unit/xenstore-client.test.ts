@@ -8,7 +8,8 @@ import * as xs from "../../src/protocol/xs-wire.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { errnoOf } from "../../src/xenstore/errors.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
-import { openTransport, type XenstoreTransport } from "../../src/xenstore/transport.ts";
+import { openTransport } from "../../src/xenstore/open.ts";
+import type { XenstoreTransport } from "../../src/xenstore/transport.ts";
 import { WatchEvents } from "../../src/xenstore/watch-events.ts";
 
 let dir: string;

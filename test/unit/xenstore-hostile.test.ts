@@ -9,7 +9,7 @@ import { Xenstore } from "../../src/xenstore/client.ts";
 import type { Connection } from "../../src/xenstore/server/connection.ts";
 import { PERSONALITY_NAMES, type PersonalityName } from "../../src/xenstore/server/personality.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
-import { openTransport } from "../../src/xenstore/transport.ts";
+import { openTransport } from "../../src/xenstore/open.ts";
 import { RawClient } from "./xenstore-harness.ts";
 
 const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);

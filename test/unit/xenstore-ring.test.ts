@@ -13,7 +13,7 @@ import {
   XsPacketParser,
 } from "../../src/protocol/xs-wire.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
-import { RingTransport } from "../../src/xenstore/ring-transport.ts";
+import { RingTransport } from "../../src/xenstore/transports/ring.ts";
 import { PERSONALITY_NAMES, type PersonalityName } from "../../src/xenstore/server/personality.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { TestRing } from "./xenstore-ring-page.ts";

@@ -1,8 +1,8 @@
 // A client over a xenstore ring page: the guest's side. A predecessor may have left the ring in use (a boot
 // loader, a crashed kernel), so it is first brought to a packet boundary, by the close handshake where the
 // server knows it, else as Linux does: wait until the requests are taken, and skip the replies.
-import { XentoolError } from "../core/errors.ts";
-import type { StoreRing } from "../platform/platform.ts";
+import { XentoolError } from "../../core/errors.ts";
+import type { StoreRing } from "../../platform/platform.ts";
 import {
   loadRingWord,
   storeRingWord,
@@ -19,9 +19,9 @@ import {
   XS_RING_SERVER_FEATURES,
   XsRingStream,
   type XsRingPage,
-} from "../protocol/xs-ring.ts";
-import { XS_PAYLOAD_MAX } from "../protocol/xs-wire.ts";
-import type { XenstoreTransport } from "./transport.ts";
+} from "../../protocol/xs-ring.ts";
+import { XS_PAYLOAD_MAX } from "../../protocol/xs-wire.ts";
+import type { XenstoreTransport } from "../transport.ts";
 
 const ignore = (): void => {};
 
@@ -45,20 +45,17 @@ export class RingTransport implements XenstoreTransport {
   }
 
   /**
-   * Takes the ring over, within `timeoutMs`: `timeout` when the server does not answer. Closing the transport
-   * closes the ring.
+   * Takes the ring over, within `timeoutMs`: `timeout` when the server does not answer. The ring is closed when that
+   * fails, and with the transport.
    */
   static async connect(ring: StoreRing, timeoutMs: number): Promise<RingTransport> {
-    const { page } = ring;
-    if (!isFresh(page)) {
-      const canClose =
-        (loadRingWord(page, XS_RING_SERVER_FEATURES) & XENSTORE_SERVER_FEATURE_RECONNECTION) !== 0;
-      if (canClose) storeRingWord(page, XS_RING_CONNECTION, XENSTORE_RECONNECT);
-      ring.events.notify(ring.port);
-      await until(ring, timeoutMs, () => (canClose ? isConnected(page) : requestsTaken(page)));
-      if (!canClose) XsRingStream.responses(page).skip();
+    try {
+      if (!isFresh(ring.page)) await clear(ring, timeoutMs);
+      return new RingTransport(ring);
+    } catch (error) {
+      ring.close?.();
+      throw error;
     }
-    return new RingTransport(ring);
   }
 
   write(packet: Uint8Array): void {
@@ -112,6 +109,16 @@ export class RingTransport implements XenstoreTransport {
     this.close();
     this.onClose(new XentoolError("protocol", `the xenstore ring is broken: ${reason}`, { error }));
   }
+}
+
+/** Brings a ring that others have used to a packet boundary. */
+async function clear(ring: StoreRing, timeoutMs: number): Promise<void> {
+  const { page } = ring;
+  const canClose = (loadRingWord(page, XS_RING_SERVER_FEATURES) & XENSTORE_SERVER_FEATURE_RECONNECTION) !== 0;
+  if (canClose) storeRingWord(page, XS_RING_CONNECTION, XENSTORE_RECONNECT);
+  ring.events.notify(ring.port);
+  await until(ring, timeoutMs, () => (canClose ? isConnected(page) : requestsTaken(page)));
+  if (!canClose) XsRingStream.responses(page).skip();
 }
 
 function isConnected(page: XsRingPage): boolean {

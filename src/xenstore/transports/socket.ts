@@ -1,0 +1,71 @@
+// A client over an AF_UNIX socket, as xenstored and the simulated host offer it.
+import type { XentoolError } from "../../core/errors.ts";
+import { XS_PAYLOAD_MAX } from "../../protocol/xs-wire.ts";
+import { cannotConnect, connectionLost } from "../errors.ts";
+import type { XenstoreTransport } from "../transport.ts";
+
+const ignore = (): void => {};
+
+export async function openSocket(path: string): Promise<XenstoreTransport> {
+  const transport = new SocketTransport(path);
+  try {
+    transport.socket = await Bun.connect({
+      unix: path,
+      socket: {
+        data: (_socket, bytes) => transport.onData(bytes),
+        drain: () => transport.flush(),
+        close: (_socket, error) => transport.lose(error),
+        error: (_socket, error) => transport.lose(error),
+      },
+    });
+  } catch (error) {
+    throw cannotConnect(path, error);
+  }
+  return transport;
+}
+
+class SocketTransport implements XenstoreTransport {
+  readonly name: string;
+  readonly payloadBytesMax = XS_PAYLOAD_MAX;
+  socket: Bun.Socket | undefined;
+  onData: (bytes: Uint8Array) => void = ignore;
+  onClose: (error: XentoolError) => void = ignore;
+  #unsent: Uint8Array[] = [];
+  #closed = false;
+
+  constructor(path: string) {
+    this.name = path;
+  }
+
+  write(packet: Uint8Array): void {
+    if (this.#closed) return;
+    this.#unsent.push(packet);
+    if (this.#unsent.length === 1) this.flush();
+  }
+
+  /** Sends what the socket takes; the rest goes out when it drains. */
+  flush(): void {
+    while (this.#unsent.length > 0) {
+      const head = this.#unsent[0] as Uint8Array;
+      const sent = Math.max(0, this.socket?.write(head) ?? 0);
+      if (sent < head.length) {
+        this.#unsent[0] = head.subarray(sent);
+        return;
+      }
+      this.#unsent.shift();
+    }
+  }
+
+  lose(cause?: unknown): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#unsent = [];
+    this.onClose(connectionLost(this.name, cause));
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#unsent = [];
+    this.socket?.terminate();
+  }
+}
