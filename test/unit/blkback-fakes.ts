@@ -1,0 +1,165 @@
+// What the tests of blkback's core put in the place of guest, grants and data: a guest's pages in memory of the test's,
+// a data path that only counts, and choices that a test makes in every possible way.
+import { PAGE_SIZE, toDomid, type Domid } from "../../src/core/types.ts";
+import type { GrantPath } from "../../src/blkback/grants.ts";
+import { XentoolError } from "../../src/core/errors.ts";
+import {
+  XT_COPY_DEST_GREF,
+  XT_COPY_FOREIGN,
+  XT_COPY_SEGMENT,
+  XT_COPY_SIDE,
+  XT_COPY_SOURCE_GREF,
+} from "../../src/native/abi.ts";
+import type { GrantCopyBatch } from "../../src/native/grant-copy.ts";
+import { allocateMemory, Mapping } from "../../src/native/memory.ts";
+import type { Access, GrantTable } from "../../src/platform/platform.ts";
+
+export const GUEST = toDomid(7);
+
+/** Runs `body` once for every way in which its calls of `choose` can come out. How many there were. */
+export function inEveryWay(body: (choose: (count: number) => number) => void): number {
+  const taken: number[] = [];
+  const limits: number[] = [];
+  for (let ways = 1; ; ways++) {
+    let depth = 0;
+    const choose = (count: number): number => {
+      if (depth === taken.length) taken.push(0);
+      limits[depth] = count;
+      return taken[depth++] as number;
+    };
+    try {
+      body(choose);
+    } catch (error) {
+      throw new Error(`with the choices ${taken.join(", ")}`, { cause: error });
+    }
+    taken.length = depth;
+    while (taken.length > 0 && (taken.at(-1) as number) + 1 === limits[taken.length - 1]) taken.pop();
+    if (taken.length === 0) return ways;
+    taken[taken.length - 1]! += 1;
+  }
+}
+
+/** Memory at `address` for a moment, as bytes. */
+function withBytes<T>(address: number, length: number, work: (bytes: Uint8Array) => T): T {
+  const view = new Mapping(address, Math.ceil(length / 4) * 4, () => {});
+  try {
+    return work(view.bytes.subarray(0, length));
+  } finally {
+    view.close();
+  }
+}
+
+/** Grants of GUEST: references 100, 101, … of pages that the test sees in `pages`. */
+export class FakeGrants implements GrantTable {
+  readonly pages: Uint8Array;
+  /** References that fail. */
+  readonly revoked = new Set<number>();
+  /** Mappings that are open. */
+  mapped = 0;
+  /** Makes every copy as a whole fail. */
+  copyErrno = 0;
+  copyCalls = 0;
+
+  constructor(pageCount: number) {
+    this.pages = new Uint8Array(pageCount * PAGE_SIZE);
+  }
+
+  ref(page: number): number {
+    return 100 + page;
+  }
+
+  page(ref: number): Uint8Array | undefined {
+    const at = (ref - 100) * PAGE_SIZE;
+    if (this.revoked.has(ref) || at < 0 || at >= this.pages.length) return undefined;
+    return this.pages.subarray(at, at + PAGE_SIZE);
+  }
+
+  copy(batch: GrantCopyBatch): number {
+    this.copyCalls++;
+    if (this.copyErrno !== 0) return this.copyErrno;
+    const view = new DataView(batch.memory.bytes.buffer);
+    for (let i = 0; i < batch.count; i++) this.#copyOne(view, i * XT_COPY_SEGMENT.bytes);
+    return 0;
+  }
+
+  #copyOne(view: DataView, at: number): void {
+    const flags = view.getUint16(at + XT_COPY_SEGMENT.flags, true);
+    const length = view.getUint16(at + XT_COPY_SEGMENT.length, true);
+    const [foreign, own] =
+      flags === XT_COPY_SOURCE_GREF
+        ? [at + XT_COPY_SEGMENT.source, at + XT_COPY_SEGMENT.dest]
+        : [at + XT_COPY_SEGMENT.dest, at + XT_COPY_SEGMENT.source];
+    const side = foreign + XT_COPY_SIDE.foreign;
+    const offset = view.getUint16(side + XT_COPY_FOREIGN.offset, true);
+    if (flags !== XT_COPY_SOURCE_GREF && flags !== XT_COPY_DEST_GREF) throw new Error(`flags ${flags}`);
+    if (offset + length > PAGE_SIZE) throw new Error(`${length} bytes at ${offset} are no part of a page`);
+    if (view.getUint16(side + XT_COPY_FOREIGN.domid, true) !== GUEST) throw new Error("another domain");
+    const page = this.page(view.getUint32(side + XT_COPY_FOREIGN.ref, true));
+    view.setInt16(at + XT_COPY_SEGMENT.status, page === undefined ? -3 : 0, true);
+    const part = page?.subarray(offset, offset + length);
+    withBytes(Number(view.getBigUint64(own + XT_COPY_SIDE.address, true)), length, (bytes) => {
+      if (part === undefined) return;
+      if (flags === XT_COPY_SOURCE_GREF) bytes.set(part);
+      else part.set(bytes);
+    });
+  }
+
+  /** A copy of the pages, which goes back to them when it is closed. */
+  map(domid: Domid, refs: ArrayLike<number>, access: Access): Mapping {
+    if (domid !== GUEST) throw new Error("another domain");
+    const pages = Array.from(refs, (ref) => this.page(ref));
+    if (pages.includes(undefined)) throw new XentoolError("io", "no such grant");
+    const memory = allocateMemory(pages.length * PAGE_SIZE);
+    pages.forEach((page, index) => memory.bytes.set(page as Uint8Array, index * PAGE_SIZE));
+    this.mapped++;
+    return new Mapping(memory.address, memory.sizeBytes, () => {
+      this.mapped--;
+      if (access === "rw")
+        pages.forEach((page, index) =>
+          page?.set(memory.bytes.subarray(index * PAGE_SIZE, (index + 1) * PAGE_SIZE)),
+        );
+      memory.close();
+    });
+  }
+
+  close(): void {}
+}
+
+/** A data path without data: room for `room` operations with data at once, and `joins` says what may be merged. */
+export class FakePath implements GrantPath {
+  readonly begun = new Set<number>();
+  readonly #room: number;
+  readonly #joins: boolean;
+
+  constructor(room: number, joins: boolean) {
+    this.#room = room;
+    this.#joins = joins;
+  }
+
+  begin(op: number): boolean {
+    if (this.begun.size >= this.#room) return false;
+    this.begun.add(op);
+    return true;
+  }
+
+  extend(): boolean {
+    return this.#joins;
+  }
+
+  end(op: number): void {
+    this.begun.delete(op);
+  }
+
+  fetch(): void {}
+  finish(): void {}
+  deliver(): void {}
+  close(): void {}
+
+  vectors(): number {
+    return 0;
+  }
+
+  vectorAddress(): number {
+    return 0;
+  }
+}

@@ -1,0 +1,334 @@
+// From a slot's bytes to a verdict: every combination of operations, counts, sectors and sizes at the edges of what is
+// allowed, against the protocol's rules written down a second time, in whole numbers without bounds.
+import { describe, expect, test } from "bun:test";
+import { RequestCopies } from "../../src/blkback/grants.ts";
+import { ADMITTED, RequestParser } from "../../src/blkback/parse.ts";
+import {
+  KIND_BARRIER,
+  KIND_DISCARD,
+  KIND_FLUSH,
+  KIND_READ,
+  KIND_SECURE_DISCARD,
+  KIND_WRITE,
+  RequestTable,
+  type DiskLimits,
+} from "../../src/blkback/requests.ts";
+import { allocateMemory } from "../../src/native/memory.ts";
+import { FakeGrants, GUEST } from "./blkback-fakes.ts";
+
+const OKAY = 0;
+const ERROR = -1;
+const EOPNOTSUPP = -2;
+const SECTORS = 64;
+const SIZE = 16;
+const LIMITS: DiskLimits = {
+  sectors512: SECTORS,
+  readOnly: false,
+  logicalSectorBytes: 512,
+  canDiscard: true,
+  canSecureDiscard: false,
+  maxIndirectSegments: 600,
+};
+const DISKS: readonly DiskLimits[] = [
+  LIMITS,
+  { ...LIMITS, readOnly: true },
+  { ...LIMITS, logicalSectorBytes: 4096 },
+  { ...LIMITS, canDiscard: false },
+  { ...LIMITS, canSecureDiscard: true },
+  { ...LIMITS, maxIndirectSegments: 0 },
+];
+/** Sector numbers at which something could overflow. */
+const EDGES: readonly bigint[] = [
+  0n,
+  1n,
+  8n,
+  BigInt(SECTORS) - 8n,
+  BigInt(SECTORS) - 1n,
+  BigInt(SECTORS),
+  (1n << 32n) - 1n,
+  1n << 32n,
+  (1n << 53n) - 1n,
+  1n << 53n,
+  1n << 55n,
+  1n << 63n,
+  (1n << 64n) - 1n,
+];
+
+interface Verdict {
+  readonly status: number;
+  readonly echo: number;
+  /** When admitted. */
+  readonly kind?: number;
+  readonly start?: number;
+  readonly length?: number;
+}
+
+/** A parser over slots of the test's own. */
+class Bench {
+  readonly grants = new FakeGrants(4);
+  readonly slots = allocateMemory(SIZE * 112);
+  readonly view = new DataView(this.slots.bytes.buffer);
+  readonly requests: RequestTable;
+  readonly parser: RequestParser;
+  readonly #copies: RequestCopies;
+
+  constructor(limits: DiskLimits) {
+    this.requests = new RequestTable(SIZE, limits.maxIndirectSegments);
+    this.#copies = new RequestCopies(this.grants, this.requests.failed);
+    this.parser = new RequestParser(GUEST, SIZE, this.requests, this.slots, limits, this.#copies);
+  }
+
+  /** Has `write` fill slot 0, parses it, and checks the verdict; its row is free again then. */
+  expect(write: (view: DataView) => void, wanted: Verdict): void {
+    this.slots.bytes.fill(0, 0, 112);
+    this.view.setBigUint64(8, 0xfedc_ba98_7654_3210n, true);
+    write(this.view);
+    this.parser.admit(1, 5);
+    const { requests, parser } = this;
+    const row = parser.rows[0] as number;
+    const got = {
+      status: parser.verdicts[0] === ADMITTED ? "admitted" : parser.verdicts[0],
+      echo: requests.echo[row],
+      ...(parser.verdicts[0] === ADMITTED && {
+        kind: requests.kind[row],
+        start: requests.start[row],
+        length: requests.length[row],
+      }),
+    };
+    const admitted = wanted.kind !== undefined;
+    const matches =
+      got.status === (admitted ? "admitted" : wanted.status) &&
+      got.echo === wanted.echo &&
+      got.kind === wanted.kind &&
+      got.start === wanted.start &&
+      got.length === wanted.length &&
+      requests.idLow[row] === 0x7654_3210 &&
+      requests.idHigh[row] === 0xfedc_ba98 &&
+      parser.bad === (admitted || wanted.status === OKAY ? 0 : 1);
+    if (!matches)
+      expect({ slot: Buffer.from(this.slots.bytes.subarray(0, 112)).toString("hex"), ...got }).toEqual({
+        slot: "",
+        ...wanted,
+      } as never);
+    requests.release(row);
+  }
+
+  close(): void {
+    this.#copies.close();
+    this.requests.close();
+    this.slots.close();
+  }
+}
+
+interface Part {
+  readonly first: number;
+  readonly last: number;
+}
+
+/** The rules of the protocol for a transfer of these parts of pages. */
+function judgeTransfer(
+  limits: DiskLimits,
+  echo: number,
+  kind: number,
+  sector: bigint,
+  parts: readonly Part[],
+): Verdict {
+  const refused = { status: ERROR, echo };
+  if (parts.some(({ first, last }) => first > last || last > 7)) return refused;
+  if (limits.readOnly && kind !== KIND_READ) return refused;
+  const sectors = parts.reduce((sum, { first, last }) => sum + last - first + 1, 0);
+  if (sector + BigInt(sectors) > BigInt(limits.sectors512)) return refused;
+  const unit = limits.logicalSectorBytes / 512;
+  if (Number(sector) % unit !== 0 || sectors % unit !== 0) return refused;
+  return { status: OKAY, echo, kind, start: Number(sector) * 512, length: sectors * 512 };
+}
+
+const PART_SETS: readonly (readonly Part[])[] = [
+  ...Array.from({ length: 81 }, (_, at) => [{ first: at % 9, last: Math.floor(at / 9) }]),
+  [{ first: 255, last: 255 }],
+  [{ first: 0, last: 255 }],
+  [
+    { first: 0, last: 7 },
+    { first: 0, last: 7 },
+  ],
+  [
+    { first: 0, last: 3 },
+    { first: 4, last: 7 },
+  ],
+  [
+    { first: 0, last: 7 },
+    { first: 7, last: 6 },
+  ],
+  Array.from({ length: 11 }, () => ({ first: 0, last: 0 })),
+  Array.from({ length: 11 }, () => ({ first: 0, last: 7 })),
+];
+
+describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))("%s", (_name, limits) => {
+  test("every operation with every count of segments", () => {
+    const bench = new Bench(limits);
+    for (let operation = 0; operation < 256; operation++) {
+      if (operation === 5 || operation === 6) continue;
+      for (let count = 0; count < 256; count++) {
+        const parts = Array.from({ length: Math.min(count, 11) }, () => ({ first: 0, last: 7 }));
+        const refused = { status: ERROR, echo: operation };
+        const isFlush = operation === 3;
+        const kind = operation === 0 ? KIND_READ : operation === 1 ? KIND_WRITE : KIND_BARRIER;
+        let wanted: Verdict;
+        if (operation > 3) wanted = { status: EOPNOTSUPP, echo: operation };
+        else if (count === 0 && operation < 2) wanted = refused;
+        else if (count === 0)
+          wanted = {
+            status: OKAY,
+            echo: operation,
+            kind: isFlush ? KIND_FLUSH : KIND_BARRIER,
+            start: 0,
+            length: 0,
+          };
+        else if (count > 11) wanted = refused;
+        else wanted = judgeTransfer({ ...limits, sectors512: 88 }, operation, kind, 0n, parts);
+        // 11 whole pages do not fit on the disk.
+        if (count > 0 && count <= 11 && count * 8 > SECTORS && operation < 4) wanted = refused;
+        bench.expect((view) => {
+          view.setUint8(0, operation);
+          view.setUint8(1, count);
+          parts.forEach((_, index) => view.setUint8(24 + index * 8 + 5, 7));
+        }, wanted);
+      }
+    }
+    bench.close();
+  });
+
+  test("every part of a page, at every edge of the disk and of numbers", () => {
+    const bench = new Bench(limits);
+    for (const operation of [0, 1, 2, 3])
+      for (const sector of EDGES)
+        for (const parts of PART_SETS) {
+          const kind = operation === 0 ? KIND_READ : operation === 1 ? KIND_WRITE : KIND_BARRIER;
+          bench.expect(
+            (view) => {
+              view.setUint8(0, operation);
+              view.setUint8(1, parts.length);
+              view.setBigUint64(16, sector, true);
+              for (const [index, { first, last }] of parts.entries()) {
+                view.setUint8(24 + index * 8 + 4, first);
+                view.setUint8(24 + index * 8 + 5, last);
+              }
+            },
+            judgeTransfer(limits, operation, kind, sector, parts),
+          );
+        }
+    bench.close();
+  });
+
+  test("discards", () => {
+    const bench = new Bench(limits);
+    for (const sector of EDGES)
+      for (const count of EDGES)
+        for (const flag of [0, 1, 2, 255]) {
+          const secure = (flag & 1) !== 0;
+          const end = sector + count;
+          const unit = limits.logicalSectorBytes / 512;
+          let status = OKAY;
+          if (limits.readOnly) status = ERROR;
+          else if (!limits.canDiscard || (secure && !limits.canSecureDiscard)) status = EOPNOTSUPP;
+          else if (end > BigInt(SECTORS)) status = ERROR;
+          else if (count > 0n && (Number(sector) % unit !== 0 || Number(count) % unit !== 0)) status = ERROR;
+          const kind = secure ? KIND_SECURE_DISCARD : KIND_DISCARD;
+          const admitted = { kind, start: Number(sector) * 512, length: Number(count) * 512 };
+          bench.expect(
+            (view) => {
+              view.setUint8(0, 5);
+              view.setUint8(1, flag);
+              view.setBigUint64(16, sector, true);
+              view.setBigUint64(24, count, true);
+            },
+            { status, echo: 5, ...(status === OKAY && count > 0n && admitted) },
+          );
+        }
+    bench.close();
+  });
+
+  test("indirect requests: every inner operation, counts around every limit, and a bad part at every place", () => {
+    const bench = new Bench(limits);
+    const { grants } = bench;
+    const pages = new DataView(grants.pages.buffer);
+    for (let inner = 0; inner < 256; inner += inner < 8 ? 1 : 31)
+      for (const count of [0, 1, 11, 12, 511, 512, 513, 599, 600, 601, 4096, 65_535])
+        for (const bad of [-1, 0, 511, 512, count - 1])
+          for (const sector of [0n, BigInt(SECTORS) - 1n, 1n << 53n]) {
+            const isFair = inner < 2 && count > 0 && count <= limits.maxIndirectSegments;
+            const parts = isFair
+              ? Array.from({ length: count }, (_, at) => ({ first: at % 8, last: at === bad ? 8 : at % 8 }))
+              : [];
+            for (const [index, { first, last }] of parts.entries()) {
+              pages.setUint8(index * 8 + 4, first);
+              pages.setUint8(index * 8 + 5, last);
+            }
+            const kind = inner === 0 ? KIND_READ : KIND_WRITE;
+            bench.expect(
+              (view) => {
+                view.setUint8(0, 6);
+                view.setUint8(1, inner);
+                view.setUint16(2, count, true);
+                view.setBigUint64(16, sector, true);
+                view.setUint32(28, grants.ref(0), true);
+                view.setUint32(32, grants.ref(1), true);
+              },
+              isFair ? judgeTransfer(limits, inner, kind, sector, parts) : { status: ERROR, echo: inner },
+            );
+          }
+    bench.close();
+  });
+});
+
+describe("a batch", () => {
+  /** Puts an indirect read of `count` segments, a sector each, whose pages are `refs`, into slot `slot`. */
+  function putIndirect(bench: Bench, slot: number, count: number, refs: readonly number[]): void {
+    const at = slot * 112;
+    bench.view.setUint8(at, 6);
+    bench.view.setUint16(at + 2, count, true);
+    for (const [index, ref] of refs.entries()) bench.view.setUint32(at + 28 + index * 4, ref, true);
+  }
+
+  test("fetches the indirect pages of all its requests in one call, and a bad one fails only its own", () => {
+    const bench = new Bench({ ...LIMITS, sectors512: 10_000 });
+    const { grants, parser, requests } = bench;
+    const pages = new DataView(grants.pages.buffer);
+    for (let index = 0; index < 2048; index++) pages.setUint32(index * 8, 5000 + index, true);
+    putIndirect(bench, 0, 600, [grants.ref(0), grants.ref(1)]);
+    putIndirect(bench, 1, 600, [grants.ref(2), 9999]);
+    putIndirect(bench, 2, 10, [grants.ref(3)]);
+    parser.admit(3, 0);
+    expect([...parser.verdicts.subarray(0, 3)]).toEqual([ADMITTED, ERROR, ADMITTED]);
+    expect([grants.copyCalls, parser.indirect, parser.bad]).toEqual([1, 3, 1]);
+    const [first, , third] = parser.rows;
+    expect([0, 511, 512, 599].map((index) => requests.gref(first as number, index))).toEqual([
+      5000, 5511, 5512, 5599,
+    ]);
+    expect(requests.gref(third as number, 9)).toBe(5000 + 3 * 512 + 9);
+    bench.close();
+  });
+
+  test("whose fetch fails as a whole loses its indirect requests, and no others", () => {
+    const bench = new Bench(LIMITS);
+    putIndirect(bench, 0, 4, [bench.grants.ref(0)]);
+    bench.view.setUint8(112, 3);
+    bench.grants.copyErrno = -14;
+    bench.parser.admit(2, 0);
+    expect([...bench.parser.verdicts.subarray(0, 2)]).toEqual([ERROR, ADMITTED]);
+    bench.close();
+  });
+
+  test("is judged from what was copied: what changes on the pages afterwards is not seen", () => {
+    const bench = new Bench(LIMITS);
+    putIndirect(bench, 0, 4, [bench.grants.ref(0)]);
+    bench.parser.admit(1, 0);
+    bench.grants.pages.fill(0xff);
+    bench.slots.bytes.fill(0xff);
+    const row = bench.parser.rows[0] as number;
+    for (let index = 0; index < 4; index++)
+      expect([bench.requests.gref(row, index), bench.requests.sectCount(row, index)]).toEqual([0, 1]);
+    expect([bench.requests.kind[row], bench.requests.length[row]]).toEqual([KIND_READ, 4 * 512]);
+    bench.close();
+  });
+});

@@ -1,0 +1,219 @@
+// When a data plane may sleep, policy by policy; and through every short history the one thing that must hold: whoever
+// sleeps without a bound will be woken by the next request.
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { BackRing } from "../../src/blkback/back-ring.ts";
+import { Sleeper } from "../../src/blkback/sleeper.ts";
+import { STAT } from "../../src/blkback/stats.ts";
+import { PAGE_SIZE, type EvtchnPort } from "../../src/core/types.ts";
+import { allocateMemory, type Mapping } from "../../src/native/memory.ts";
+import type { EventChannels } from "../../src/platform/platform.ts";
+import { ABI_X86_64 } from "../../src/protocol/blkif.ts";
+import { RING_REQ_EVENT, RING_REQ_PROD } from "../../src/protocol/ring.ts";
+import { inEveryWay } from "./blkback-fakes.ts";
+
+const PORT = 3 as EvtchnPort;
+
+/** One port that the frontend fires: masked from its delivery until it is unmasked, as on Xen. */
+class FakeChannels implements EventChannels {
+  readonly fd = -1;
+  masked = false;
+  #fired = false;
+
+  /** The frontend's event. */
+  fire(): void {
+    this.#fired = true;
+  }
+
+  /** Whether a sleeper would be woken now. */
+  get isDelivered(): boolean {
+    return this.#fired && !this.masked;
+  }
+
+  pending(ports: Uint32Array): number {
+    if (!this.isDelivered) return 0;
+    ports[0] = PORT;
+    this.#fired = false;
+    this.masked = true;
+    return 1;
+  }
+
+  unmask(): number {
+    this.masked = false;
+    return 0;
+  }
+
+  bindInterdomain = (): EvtchnPort => PORT;
+  bindUnbound = (): EvtchnPort => PORT;
+  notify = (): number => 0;
+  unbind(): void {}
+  restrict = (): boolean => true;
+  close(): void {}
+}
+
+class Bench {
+  readonly channels = new FakeChannels();
+  readonly counters = new Float64Array(64);
+  readonly sleeper: Sleeper;
+  readonly #ring: BackRing;
+  readonly #words: Uint32Array;
+  nowMs = 1000;
+
+  constructor(shared: Mapping) {
+    shared.bytes.fill(0);
+    this.#words = shared.words;
+    this.#words[RING_REQ_EVENT] = 1;
+    this.#ring = new BackRing(shared, ABI_X86_64);
+    this.sleeper = new Sleeper(this.#ring, this.channels, PORT, this.counters);
+  }
+
+  /** The frontend's push of one request: it sends an event when it is asked to. */
+  request(): void {
+    const before = Atomics.load(this.#words, RING_REQ_PROD);
+    Atomics.store(this.#words, RING_REQ_PROD, before + 1);
+    if (Atomics.load(this.#words, RING_REQ_EVENT) === before + 1) this.channels.fire();
+  }
+
+  /** Takes what is on the ring and answers it, so that there is room. */
+  fetch(): number {
+    const count = this.#ring.fetch();
+    this.#ring.push(count);
+    return count;
+  }
+
+  mayWait(fetched: number, submitted = 0, active = 0, penaltyUs = 0): boolean {
+    return this.sleeper.mayWait(fetched, submitted, active, penaltyUs, this.nowMs);
+  }
+
+  close(): void {
+    this.#ring.close();
+  }
+}
+
+/** Operations in flight, submitted in this round, and completed in it. */
+type Round = readonly [active: number, submitted: number, completed: number];
+const IDLE: Round = [0, 0, 0];
+const MUCH: Round = [5, 0, 0];
+const WORK: readonly Round[] = [IDLE, [1, 0, 0], [1, 1, 0], [1, 1, 1], MUCH, [5, 0, 1]];
+
+let shared: Mapping;
+let bench: Bench;
+beforeEach(() => {
+  shared = allocateMemory(PAGE_SIZE);
+  bench = new Bench(shared);
+});
+afterEach(() => {
+  bench.close();
+  shared.close();
+});
+
+test("every history: whoever may sleep without a bound is woken by the next request, and sees those before", () => {
+  const ways = inEveryWay((choose) => {
+    const it = new Bench(shared);
+    for (const [index, rounds] of [WORK, WORK, [IDLE, MUCH]].entries()) {
+      if (choose(2) === 1) it.request();
+      if (choose(2) === 1) it.sleeper.takeEvents();
+      const fetched = choose(2) === 1 ? it.fetch() : 0;
+      const [active, submitted, completed] = rounds[choose(rounds.length)] as Round;
+      const penaltyUs = index === 1 ? choose(2) * 700 : 0;
+      const wait = it.mayWait(fetched, submitted, active, penaltyUs);
+      if (wait && it.sleeper.timeoutUs < 0) {
+        expect(it.fetch()).toBe(0);
+        it.request();
+        expect(it.channels.isDelivered).toBe(true);
+      } else if (wait) expect([100, 700, 1000]).toContain(it.sleeper.timeoutUs);
+      it.nowMs += 10;
+      it.sleeper.completed(submitted, completed, wait ? 1 : 0, it.nowMs);
+    }
+    it.close();
+  });
+  expect(ways).toBe(8 * 6 * (8 * 6 * 2) * (8 * 2));
+});
+
+describe("events", () => {
+  test("the port stays masked while there is work, and is unmasked for the sleep only", () => {
+    bench.request();
+    bench.sleeper.takeEvents();
+    expect([bench.channels.masked, bench.counters[STAT.wakeups]]).toEqual([true, 1]);
+    expect(bench.fetch()).toBe(1);
+    bench.request();
+    expect([bench.mayWait(1), bench.channels.masked]).toEqual([false, true]);
+    expect(bench.fetch()).toBe(1);
+    expect([bench.mayWait(1), bench.channels.masked]).toEqual([true, false]);
+  });
+
+  test("a storm of events that bring nothing is heard at most once a millisecond", () => {
+    for (let event = 1; event <= 17; event++) {
+      bench.channels.fire();
+      bench.sleeper.takeEvents();
+      expect([bench.mayWait(0), bench.sleeper.timeoutUs, bench.channels.masked]).toEqual(
+        event === 17 ? [true, 1000, true] : [true, -1, false],
+      );
+    }
+    expect(bench.counters[STAT.spuriousWakeups]).toBe(17);
+    // One that brings something begins the count anew.
+    expect([bench.mayWait(1), bench.sleeper.timeoutUs]).toEqual([true, -1]);
+  });
+
+  test("a wake-up without an event is no empty event", () => {
+    for (let round = 0; round < 40; round++) {
+      bench.sleeper.takeEvents();
+      expect([bench.mayWait(0), bench.sleeper.timeoutUs]).toEqual([true, -1]);
+    }
+    expect([bench.counters[STAT.wakeups], bench.counters[STAT.spuriousWakeups]]).toEqual([0, 0]);
+  });
+});
+
+test("a guest that misbehaves waits, and its events do", () => {
+  expect([bench.mayWait(1, 0, 0, 1000), bench.sleeper.timeoutUs]).toEqual([true, 1000]);
+  expect(shared.words[RING_REQ_EVENT]).toBe(1);
+  expect([bench.mayWait(0), bench.sleeper.timeoutUs]).toEqual([true, -1]);
+});
+
+describe("with much in flight", () => {
+  test("completions are waited for a moment without asking for an event; once none came, one is asked for", () => {
+    expect([bench.mayWait(0, 0, 4), bench.sleeper.timeoutUs]).toEqual([true, 100]);
+    bench.sleeper.completed(0, 1, 1, bench.nowMs);
+    expect([bench.mayWait(0, 0, 4), bench.sleeper.timeoutUs]).toEqual([true, 100]);
+    bench.sleeper.completed(0, 0, 1, bench.nowMs);
+    expect([bench.mayWait(0, 0, 4), bench.sleeper.timeoutUs]).toEqual([true, -1]);
+    bench.sleeper.completed(0, 1, 1, bench.nowMs);
+    expect([bench.mayWait(0, 0, 4), bench.sleeper.timeoutUs]).toEqual([true, 100]);
+  });
+
+  test("a request on the ring is seen before that wait", () => {
+    bench.request();
+    expect(bench.mayWait(0, 0, 4)).toBe(false);
+  });
+
+  test("little in flight waits for either, at once", () =>
+    expect([bench.mayWait(0, 0, 3), bench.sleeper.timeoutUs]).toEqual([true, -1]));
+});
+
+describe("what was submitted", () => {
+  test("is waited for in the same call once eight in turn did not complete at once", () => {
+    for (let round = 0; round < 8; round++) {
+      expect(bench.mayWait(1, 1, 1)).toBe(false);
+      bench.sleeper.completed(1, 0, 0, bench.nowMs);
+    }
+    expect(bench.mayWait(1, 1, 1)).toBe(true);
+  });
+
+  test("one that does gives back the whole trust", () => {
+    for (let round = 0; round < 30; round++) {
+      expect(bench.mayWait(1, 1, 1)).toBe(false);
+      bench.sleeper.completed(1, round % 8 === 7 ? 1 : 0, 0, bench.nowMs);
+    }
+  });
+
+  test("without trust it is tried again after 256 waits", () => {
+    for (let round = 0; round < 8; round++) {
+      bench.mayWait(1, 1, 1);
+      bench.sleeper.completed(1, 0, 0, bench.nowMs);
+    }
+    for (let round = 0; round < 256; round++) {
+      expect(bench.mayWait(1, 1, 1)).toBe(true);
+      bench.sleeper.completed(1, 1, 1, bench.nowMs);
+    }
+    expect(bench.mayWait(1, 1, 1)).toBe(false);
+  });
+});
