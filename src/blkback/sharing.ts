@@ -9,20 +9,25 @@ import { XentoolError } from "../core/errors.ts";
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, frontendDir, type DeviceAddress } from "./address.ts";
-import { isDevice } from "./backend-directory.ts";
+import { isDevice, type BackendDirectory } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
 
 /** Which file or device was served here as a raw disk: the guest may have written anything to it since. */
 const RAW_KEY = "xentool-raw";
 const DEVICE_KEY = "physical-device";
 
-/** Says that the device shows `image`. */
-export async function announceImage(xenstore: Xenstore, address: DeviceAddress, image: Image): Promise<void> {
+/** Says that the device shows `image`; `claimed`: its directory, if it has been claimed already. */
+export async function announceImage(
+  xenstore: Xenstore,
+  address: DeviceAddress,
+  image: Image,
+  claimed?: BackendDirectory,
+): Promise<void> {
   const dir = backendDir(address);
   const device = image.isBlockDevice ? physicalDevice(image.path) : undefined;
   const identity = identityOf(image.path) ?? "gone";
   await xenstore.transaction(async (tx) => {
-    if (!(await isDevice(tx, address))) return;
+    if (!(await (claimed?.isThere(tx) ?? isDevice(tx, address)))) return;
     await tx.write(`${dir}/${RAW_KEY}`, identity);
     if (device !== undefined) await tx.write(`${dir}/${DEVICE_KEY}`, device);
     else if (await tx.exists(`${dir}/${DEVICE_KEY}`)) await tx.rm(`${dir}/${DEVICE_KEY}`);

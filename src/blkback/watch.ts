@@ -16,7 +16,7 @@ import { lockDevice, SERVED } from "./device-lock.ts";
 import { BackendDirectory, removeBackend, writeKeys } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
-import { checkOffer } from "./features.ts";
+import { checkOffer, ringKeys } from "./features.ts";
 import { HOTPLUG_SCRIPT } from "./install.ts";
 import { announceImage, hasServedRaw, refuseOthersDevice } from "./sharing.ts";
 import { parseTarget, TARGET_WAYS } from "./target-words.ts";
@@ -151,22 +151,25 @@ export class BackendWatch {
     if (this.#served.has(dir) || !(await this.#isOurs(dir))) return;
     const state = parseXenbusState(await this.#xenstore.tryRead(`${dir}/state`));
     const isLive = isInUse(state, await this.#frontendState(address));
+    const hotplug = await this.#xenstore.tryRead(`${dir}/hotplug-status`);
     if (!isLive) {
       if (state === XenbusState.Closing) return this.#answerClose(address);
       if (state === XenbusState.Unknown || state === XenbusState.Closed) return;
-      if ((await this.#xenstore.tryRead(`${dir}/hotplug-status`)) === "error") return;
+      if (hotplug === "error") return;
     }
     // Stopped, or served since we began to look.
     if (this.#stopped || this.#served.has(dir)) return;
+    // libxl asks but once whether a device is connected, and a guest may have begun to.
+    const isOffered = isLive || (state === XenbusState.InitWait && hotplug === "connected");
     this.#served.set(dir, undefined);
-    const starting = this.#start(address, isLive);
+    const starting = this.#start(address, isOffered);
     this.#starting.add(starting);
     await starting;
     this.#starting.delete(starting);
   }
 
-  /** Serves the device, or says why not. */
-  async #start(address: DeviceAddress, isLive: boolean): Promise<void> {
+  /** Serves the device, or says why not; of one that was offered before, nobody would be told. */
+  async #start(address: DeviceAddress, isOffered: boolean): Promise<void> {
     const dir = backendDir(address);
     let directory: BackendDirectory | undefined;
     try {
@@ -183,9 +186,13 @@ export class BackendWatch {
       this.#served.set(dir, { device, over });
     } catch (error) {
       this.#served.delete(dir);
-      const isOthers = error instanceof XentoolError && error.context["reason"] === SERVED;
-      if (isLive || isOthers) this.#tryAgain(address, error, RETRY_MS);
-      else if (this.#mayBeFreeSoon(dir, error)) this.#tryAgain(address, error, HOLDER_PAUSE_MS);
+      const reason = error instanceof XentoolError ? error.context["reason"] : undefined;
+      if (
+        reason === HELD &&
+        (isOffered || (await this.#offerToMigrated(address)) || this.#mayBeFreeSoon(dir, error))
+      )
+        this.#tryAgain(address, error, HOLDER_PAUSE_MS);
+      else if (isOffered || reason === SERVED) this.#tryAgain(address, error, RETRY_MS);
       else await this.#refuse(address, directory, error);
     }
   }
@@ -194,11 +201,30 @@ export class BackendWatch {
     return parseXenbusState(await this.#xenstore.tryRead(`${frontendDir(address)}/state`).catch(() => null));
   }
 
-  /** Whether the image is held by somebody that may yet let go in time. */
+  /** Whether whoever holds the image of a new device may yet let go in time. */
   #mayBeFreeSoon(dir: string, error: unknown): boolean {
-    if (!(error instanceof XentoolError) || error.context["reason"] !== HELD) return false;
-    const patienceMs = error.context["own"] === true ? OWN_PATIENCE_MS : HOLDER_PATIENCE_MS;
-    return performance.now() - (this.#retries.get(dir)?.sinceMs ?? performance.now()) < patienceMs;
+    const isOwn = error instanceof XentoolError && error.context["own"] === true;
+    const since = this.#retries.get(dir)?.sinceMs ?? performance.now();
+    return performance.now() - since < (isOwn ? OWN_PATIENCE_MS : HOLDER_PATIENCE_MS);
+  }
+
+  /**
+   * A guest that is being migrated has its disks at both ends: xl destroys the source only after the destination
+   * has all of its own. So libxl is told at once that the device is there; the guest waits for the source to let go
+   * of the image. False: this is no such guest. xl calls it NAME--incoming while it arrives.
+   */
+  async #offerToMigrated(address: DeviceAddress): Promise<boolean> {
+    const name = `/local/domain/${address.frontend}/name`;
+    if (!(await this.#xenstore.tryRead(name).catch(() => null))?.endsWith("--incoming")) return false;
+    logger.info(
+      `${describeDevice(address)}: offered to a guest that arrives; its image is still at the source's`,
+    );
+    const keys = ringKeys({ ...this.#options.offer, deviceType: "disk" });
+    return writeKeys(this.#xenstore, address, {
+      ...keys,
+      "hotplug-status": "connected",
+      state: XenbusState.InitWait,
+    });
   }
 
   /**
@@ -268,7 +294,7 @@ export class BackendWatch {
     const deviceType = (await read("device-type")) === "cdrom" ? "cdrom" : "disk";
     const image = await this.#openImage(address, deviceType === "cdrom");
     held.defer(() => closeImage(image));
-    await announceImage(this.#xenstore, address, image);
+    await announceImage(this.#xenstore, address, image, directory);
     return BlkbackDevice.start(
       this.#platform,
       this.#xenstore,

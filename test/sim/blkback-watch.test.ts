@@ -203,6 +203,29 @@ test("an image whose disk is just being detached is waited for", async () => {
   await until(two, "hotplug-status", "connected");
 });
 
+test("a guest that is being migrated has its disk at both ends until the source lets go", async () => {
+  await startWatch();
+  const [source, destination] = [address(1), address(2)];
+  await attach(source, join(dir, "a.img"));
+  await until(source, "hotplug-status", "connected");
+  const before = await guestOf(source);
+  await before.connect();
+  // As libxl goes about it: docs/xen-hosts.md.
+  await xenstore.write("/local/domain/2/name", "g--incoming");
+  await attach(destination, join(dir, "a.img"));
+  await until(destination, "hotplug-status", "connected");
+  await until(destination, "state", "2");
+  await xenstore.write("/local/domain/2/name", "g");
+  const after = await guestOf(destination);
+  const connected = after.connect();
+  expect(await before.read(8)).toBeInstanceOf(Uint8Array);
+  expect(await xenstore.read(`${backendDir(destination)}/state`)).toBe("2");
+  await before.setState(6);
+  await destroyDevice(xenstore, source);
+  await connected;
+  expect(await after.read(8)).toBeInstanceOf(Uint8Array);
+});
+
 describe("an image that looks like another format", () => {
   const at = address(1);
   const qcow2 = (name: string): void => {

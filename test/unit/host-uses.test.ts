@@ -104,7 +104,7 @@ test("loop devices over a file, also over one whose name ends oddly, and swap in
 
 test("nothing is known where there is neither /proc nor /sys", () => {
   expect(hostUses(block(8, 0), host)).toEqual([]);
-  expect(processesWith(block(8, 0), "/dev/sda", host)).toEqual([]);
+  expect(processesWith(block(8, 0), "/dev/sda", undefined, host)).toEqual([]);
 });
 
 test("processes: whoever holds a lock comes before whoever has the file open", () => {
@@ -120,8 +120,16 @@ test("processes: whoever holds a lock comes before whoever has the file open", (
   process(11, "cat", file, "pos:\t0\n");
   process(12, "qemu-nbd", file, `pos:\t0\nlock:\t1: OFDLCK ADVISORY  READ -1 fe:00:${ino} 100 101\n`);
   process(13, "other", join(dir, "proc/11/comm"), `lock:\t1: FLOCK  ADVISORY  WRITE 13 fe:01:${ino} 0 EOF\n`);
-  expect(processesWith(statSync(file), file, host)).toEqual([
+  expect(processesWith(statSync(file), file, undefined, host)).toEqual([
     { pid: 12, name: "qemu-nbd", locks: true, fds: [4] },
     { pid: 11, name: "cat", locks: false, fds: [4] },
   ]);
+  // Whom flock tells of is found at once; whoever took the lock may have left it to a child.
+  put(
+    "proc/locks",
+    `1: FLOCK  ADVISORY  WRITE 11 fe:00:${ino} 0 EOF\n2: OFDLCK ADVISORY  READ -1 fe:00:${ino} 100 101\n`,
+  );
+  expect(processesWith(statSync(file), file, undefined, host).map(({ pid }) => pid)).toEqual([11]);
+  put("proc/locks", `1: FLOCK  ADVISORY  WRITE 99 fe:00:${ino} 0 EOF\n`);
+  expect(processesWith(statSync(file), file, undefined, host).map(({ pid }) => pid)).toEqual([12, 11]);
 });

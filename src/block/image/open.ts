@@ -37,16 +37,27 @@ export function openClaimed(path: string, claim: Claim, direct: boolean, ways: W
   const fd = opened(openDevice(path, seen, claim, direct, ways));
   const stat = fstatSync(fd);
   if (claim !== "shared") refuseUses(path, stat, claim, ways);
-  if (!takeLocks(fd, path, claim, ways.shared)) throw held(path, stat, ways);
+  if (!takeLocks(fd, path, claim, ways.shared)) throw held(path, stat, ways, fd);
   const alsoHeld: number[] = [];
-  const file = claim === "shared" ? undefined : backingFile(stat);
-  if (file !== undefined && statSync(file, { throwIfNoEntry: false }) !== undefined) {
-    const below = opened(openSync(file, constants.O_RDONLY));
-    if (!takeLocks(below, file, claim, ways.shared)) throw held(file, fstatSync(below), ways);
-    alsoHeld.push(below);
+  const file = claim === "shared" ? undefined : openBackingFile(stat);
+  if (file !== undefined) {
+    alsoHeld.push(opened(file.fd));
+    if (!takeLocks(file.fd, file.path, claim, ways.shared))
+      throw held(file.path, fstatSync(file.fd), ways, file.fd);
   }
   undo.move();
   return { fd, alsoHeld };
+}
+
+/** The file under a loop device, if it is to be had: it may have been removed, or be another's to read. */
+function openBackingFile(device: Stats): { fd: number; path: string } | undefined {
+  const path = backingFile(device);
+  if (path === undefined) return undefined;
+  try {
+    return { fd: openSync(path, constants.O_RDONLY), path };
+  } catch {
+    return undefined;
+  }
 }
 
 /** Looked at first: opening a pipe would wait for its other end. */
@@ -120,8 +131,8 @@ function used(path: string, uses: readonly HostUse[], ways: Ways): XentoolError 
   return new XentoolError("environment", `${path} is in use: ${listUses(uses)}; ${insistOn(ways)}`);
 }
 
-function held(path: string, image: Identity, ways: Ways): XentoolError {
-  const all = processesWith(image, path);
+function held(path: string, image: Identity, ways: Ways, ours?: number): XentoolError {
+  const all = processesWith(image, path, ours);
   const holders = all.some(({ locks }) => locks) ? all.filter(({ locks }) => locks) : all;
   const who = holders.flatMap(({ pid, name, fds }) => {
     if (pid !== process.pid) return [`process ${pid}, ${name}`];
@@ -129,12 +140,12 @@ function held(path: string, image: Identity, ways: Ways): XentoolError {
     return disks.map((disk) => `${disk}, served by this process`);
   });
   const own = who.length > 0 && holders.every(({ pid }) => pid === process.pid);
-  const words =
-    who.length > 0 ? who.map((what) => ({ what })) : [{ what: "by somebody who cannot be seen from here" }];
-  return new XentoolError("environment", `${path} is in use: ${listUses(words)}; ${insistOn(ways)}`, {
-    reason: HELD,
-    own,
-  });
+  const by =
+    who.length > 0
+      ? `: ${listUses(who.map((what) => ({ what })))}`
+      : " by somebody who cannot be seen from here";
+  const text = `${path} is in use${by}; ${insistOn(ways)}`;
+  return new XentoolError("environment", text, { reason: HELD, own });
 }
 
 function insistOn(ways: Ways): string {

@@ -11,26 +11,60 @@ export interface ImageProcess {
   readonly fds: readonly number[];
 }
 
-/** Those that hold a lock come first. Processes that we may not look into are left out. */
-export function processesWith(image: Identity, path: string, host: HostFiles = THIS_HOST): ImageProcess[] {
+/**
+ * Those that hold a lock come first. Processes that we may not look into are left out, and so is our own `except`, by
+ * which we have just tried for the lock.
+ */
+export function processesWith(
+  image: Identity,
+  path: string,
+  except: number | undefined,
+  host: HostFiles = THIS_HOST,
+): readonly ImageProcess[] {
   const real = attempt(() => realpathSync(path));
-  const found: ImageProcess[] = [];
-  for (const pid of (attempt(() => readdirSync(host.proc)) ?? []).filter((name) => /^[0-9]+$/.test(name))) {
-    const dir = `${host.proc}/${pid}`;
-    const open = (attempt(() => readdirSync(`${dir}/fd`)) ?? []).map((fd) => ({
-      fd,
-      locks: hasLock(dir, fd, image),
-    }));
-    // Only what may be it is looked at closely: other files may be on a server that is gone.
-    const its = open
-      .filter(({ fd, locks }) => locks || attempt(() => readlinkSync(`${dir}/fd/${fd}`)) === real)
-      .filter(({ fd }) => attempt(() => isSame(image, `${dir}/fd/${fd}`)) === true);
-    if (its.length === 0) continue;
-    const name = attempt(() => readFileSync(`${dir}/comm`, "utf8").trimEnd()) ?? "?";
-    const locks = its.some((it) => it.locks);
-    found.push({ pid: Number(pid), name, locks, fds: its.map(({ fd }) => Number(fd)) });
-  }
+  const among = (pids: readonly string[]): ImageProcess[] =>
+    pids.flatMap((pid) => lookInto(pid, image, real, except, host) ?? []);
+  const owners = among(lockOwners(image, host));
+  const found = owners.length > 0 ? owners : among(allProcesses(host));
   return found.sort((a, b) => Number(b.locks) - Number(a.locks));
+}
+
+function lookInto(
+  pid: string,
+  image: Identity,
+  path: string | undefined,
+  except: number | undefined,
+  host: HostFiles,
+): ImageProcess | undefined {
+  const dir = `${host.proc}/${pid}`;
+  const own = Number(pid) === process.pid ? String(except) : undefined;
+  const open = (attempt(() => readdirSync(`${dir}/fd`)) ?? [])
+    .filter((fd) => fd !== own)
+    .map((fd) => ({ fd, locks: hasLock(dir, fd, image) }));
+  // Only what may be it is looked at closely: other files may be on a server that is gone.
+  const its = open
+    .filter(({ fd, locks }) => locks || attempt(() => readlinkSync(`${dir}/fd/${fd}`)) === path)
+    .filter(({ fd }) => attempt(() => isSame(image, `${dir}/fd/${fd}`)) === true);
+  if (its.length === 0) return undefined;
+  return {
+    pid: Number(pid),
+    name: attempt(() => readFileSync(`${dir}/comm`, "utf8").trimEnd()) ?? "?",
+    locks: its.some((it) => it.locks),
+    fds: its.map(({ fd }) => Number(fd)),
+  };
+}
+
+function allProcesses(host: HostFiles): string[] {
+  return (attempt(() => readdirSync(host.proc)) ?? []).filter((name) => /^[0-9]+$/.test(name));
+}
+
+/** Whose locks on the file the kernel's table knows: those by flock, which spares a look into every process. */
+function lockOwners(image: Identity, host: HostFiles): string[] {
+  const table = attempt(() => readFileSync(`${host.proc}/locks`, "utf8")) ?? "";
+  const owners = [...table.matchAll(/ ([0-9]+) [0-9a-f]+:[0-9a-f]+:([0-9]+) [0-9]+ [0-9A-Z]+$/gm)]
+    .filter(([, , ino]) => Number(ino) === image.ino)
+    .map(([, pid = ""]) => pid);
+  return [...new Set(owners)];
 }
 
 /** "lock:  1: OFDLCK ADVISORY  READ -1 fe:00:2147023 100 101" */
