@@ -151,6 +151,20 @@ describe("a block device", () => {
     for (const reader of readers) expect(stderr).toContain(reader);
   });
 
+  test("that udev looks at, which holds a shared lock meanwhile, is waited for", async () => {
+    const loop = devices.loop(file);
+    const udev = Bun.spawn(["flock", "--shared", loop, "sh", "-c", "echo locked; cat"], {
+      stdio: ["pipe", "pipe", "inherit"],
+    });
+    await readUntil(udev.stdout, "locked");
+    const server = spawnXentool(["-v", ...serving(loop, "w")], { env });
+    servers.push(server);
+    await readUntil(server.stderr, `waiting: ${loop} is in use: process`);
+    await udev.stdin.end();
+    await readUntil(server.stderr, "offering");
+    await udev.exited;
+  });
+
   test.each(["blockdev --setro", "losetup --read-only"])(
     "made read-only by %s is refused for writing",
     async (how) => {
