@@ -17,7 +17,6 @@ interface Magic extends ImageFormat {
 
 const CONVERT = "convert it (qemu-img convert -O raw), or serve the device that qemu-nbd makes of it";
 const UNLOCK = "open it with cryptsetup, and serve the device in /dev/mapper";
-const UNPACK = "unpack it";
 
 const MAGICS: readonly Magic[] = [
   { name: "a qcow2 image", at: 0, bytes: "QFI\xfb", advice: CONVERT },
@@ -34,9 +33,6 @@ const MAGICS: readonly Magic[] = [
   { name: "a Bochs image", at: 0, bytes: "Bochs Virtual HD Image", advice: CONVERT },
   { name: "a DMG image", at: -512, bytes: "koly", advice: CONVERT },
   { name: "a LUKS volume", at: 0, bytes: "LUKS\xba\xbe", advice: UNLOCK },
-  { name: "a gzip file", at: 0, bytes: "\x1f\x8b\x08", advice: UNPACK },
-  { name: "an xz file", at: 0, bytes: "\xfd7zXZ\0", advice: UNPACK },
-  { name: "a zstd file", at: 0, bytes: "\x28\xb5\x2f\xfd", advice: UNPACK },
 ];
 
 /** As many bytes of the beginning, and of the end, as the magic numbers need. */

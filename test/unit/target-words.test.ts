@@ -1,0 +1,24 @@
+// What a toolstack's `params` and `mode` say of an image: which file, and whether somebody insists.
+import { expect, test } from "bun:test";
+import { parseTarget } from "../../src/blkback/target-words.ts";
+
+test.each([
+  ["/a.img", "w", "/a.img", false, undefined],
+  ["aio:/a.img", "w", "/a.img", false, undefined],
+  ["file:/a.img", "r", "/a.img", false, undefined],
+  ["raw:/a.img", "w", "/a.img", false, "raw"],
+  ["w!:/a.img", "w", "/a.img", true, undefined],
+  ["w!:raw:/a.img", "w", "/a.img", true, "raw"],
+  ["aio:raw:/a.img", "w", "/a.img", false, "raw"],
+  ["/a.img", "w!", "/a.img", true, undefined],
+  ["/dir/raw:/w!:b", "w", "/dir/raw:/w!:b", false, undefined],
+])("params %j with mode %j", (params, mode, path, shared, format) => {
+  expect(parseTarget(params, mode)).toEqual({ path, shared, format: format as "raw" | undefined });
+});
+
+test.each(["qcow2:/a.img", "a.img", "raw:", "", null, "w:/a.img", "raw:./a.img"])(
+  "params %j: refused",
+  (params) => {
+    expect(() => parseTarget(params, "w")).toThrow("is no absolute path of a raw image");
+  },
+);
