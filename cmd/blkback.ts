@@ -57,9 +57,15 @@ const create: CommandModule<GlobalArguments, CreateArguments> = {
           type: "string",
           default: "",
           requiresArg: true,
-          describe: "Noted for people who look",
+          describe: "What the kind's own server is to serve: aio:/a.img for QEMU's qdisk",
         }),
-      [["xentool blkback create --domid 1 --vdev xvdb", "then serve it under the same name"]],
+      [
+        ["xentool blkback create --domid 1 --vdev xvdb", "then serve it under the same name"],
+        [
+          "xentool blkback create --domid 1 --vdev xvdb --params aio:/a.img",
+          "for the guest's QEMU, if it has one",
+        ],
+      ],
     ) as never,
   handler: (argv) =>
     runCommand(argv, (context) =>

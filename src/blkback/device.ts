@@ -17,7 +17,7 @@ import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./a
 import { BackendDirectory, type Keys } from "./backend-directory.ts";
 import { QueueConnection } from "./connection.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
-import { diskKeys, diskLimits, promises, ringKeys, type Offer } from "./features.ts";
+import { diskKeys, diskLimits, offeredKeys, promises, type Offer } from "./features.ts";
 import type { DiskLimits } from "./requests.ts";
 import { STOP_CLOSE, STOP_LEAVE, type StopOrder } from "./worker.ts";
 import { journalPath, removeJournal } from "./journal.ts";
@@ -314,7 +314,8 @@ export class BlkbackDevice {
 
   /** Also how a new size is announced. */
   async #connected(): Promise<void> {
-    await this.#write({ ...this.#diskKeys(), state: XenbusState.Connected });
+    const keys = diskKeys(this.#options.offer, this.#image.info, this.#limits);
+    await this.#write({ ...keys, state: XenbusState.Connected });
     this.#entered(XenbusState.Connected);
   }
 
@@ -371,13 +372,10 @@ export class BlkbackDevice {
   /** What a state promises is there with it, at the latest. */
   async #say(state: XenbusState): Promise<void> {
     if (this.#state === state) return;
-    const offered = { ...ringKeys(this.#options.offer), ...this.#diskKeys(), "hotplug-status": "connected" };
-    await this.#write(state === XenbusState.InitWait ? { ...offered, state } : { state });
+    const offered = offeredKeys(this.#options.offer, this.#image.info, this.#limits);
+    const isOffer = state === XenbusState.InitWait;
+    await this.#write(isOffer ? { ...offered, "hotplug-status": "connected", state } : { state });
     this.#entered(state);
-  }
-
-  #diskKeys(): Readonly<Record<string, number>> {
-    return diskKeys(this.#options.offer, this.#image.info, this.#limits);
   }
 
   /** Of a device that is gone the next look will tell. */

@@ -91,3 +91,8 @@ export function diskKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): 
     }),
   };
 }
+
+/** All that a device says when it is offered: with state 2. */
+export function offeredKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): Keys {
+  return { ...ringKeys(offer), ...diskKeys(offer, target, limits) };
+}

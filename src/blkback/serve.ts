@@ -14,9 +14,9 @@ import { isDevice, writeKeys } from "./backend-directory.ts";
 import { isInUse, type DeviceEnd } from "./decide.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
-import { checkOffer } from "./features.ts";
-import { announceImage, hasServedRaw, refuseOthersDevice } from "./sharing.ts";
-import { createDevice, destroyDevice, SERVE_KEY } from "./toolstack.ts";
+import { checkOffer, diskLimits, offeredKeys } from "./features.ts";
+import { announceImage, hasServedRaw, refuseOthersDevice, refuseOthersOffer } from "./sharing.ts";
+import { createDevice, destroyDevice, expectOurFrontend, SERVE_KEY } from "./toolstack.ts";
 
 const logger = moduleLogger("blkback");
 
@@ -60,7 +60,7 @@ export async function serveImage(
   const image = await openServedImage(xenstore, options, stop);
   let removes = false;
   try {
-    const origin = await ensureDevice(xenstore, options);
+    const origin = await ensureDevice(xenstore, image, options);
     removes = origin === "made";
     await announceImage(xenstore, address, image);
     const device = await BlkbackDevice.start(platform, xenstore, address, image, options, spawnWorker);
@@ -113,21 +113,26 @@ async function openServedImage(xenstore: Xenstore, options: ServeOptions, stop: 
 type Origin = "made" | "serve" | "toolstack";
 
 /** Makes the device when nobody has; a device that is there is served as it is. */
-async function ensureDevice(xenstore: Xenstore, options: ServeOptions): Promise<Origin> {
+async function ensureDevice(xenstore: Xenstore, image: Image, options: ServeOptions): Promise<Origin> {
   const { address, readOnly, offer, path } = options;
   const dir = backendDir(address);
   if (!(await isDevice(xenstore, address))) {
     const { deviceType } = offer;
-    await createDevice(xenstore, { address, readOnly, deviceType, params: resolve(path), temporary: true });
+    const offered = offeredKeys(offer, image.info, diskLimits(offer, image.info));
+    await createDevice(xenstore, { address, readOnly, deviceType, params: resolve(path), offered });
     return "made";
   }
+  await expectOurFrontend(xenstore, address);
   const mode = await xenstore.tryRead(`${dir}/mode`);
   if (mode === "r" && !readOnly)
     throw new XentoolError(
       "usage",
       `${describeDevice(address)} was created read-only: serve it with --mode r`,
     );
-  if ((await xenstore.tryRead(`${dir}/${SERVE_KEY}`)) === null) return "toolstack";
+  if ((await xenstore.tryRead(`${dir}/${SERVE_KEY}`)) === null) {
+    await refuseOthersOffer(xenstore, address);
+    return "toolstack";
+  }
   await expectSameImage(xenstore, options);
   return "serve";
 }

@@ -6,9 +6,9 @@ import { statSync } from "node:fs";
 import type { Image } from "../block/image.ts";
 import { deviceNumber, majorMinor } from "../block/image/host-uses.ts";
 import { XentoolError } from "../core/errors.ts";
-import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
+import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
-import { backendDir, frontendDir, type DeviceAddress } from "./address.ts";
+import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 import { isDevice, type BackendDirectory } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
 
@@ -47,6 +47,22 @@ export async function hasServedRaw(
     xenstore.tryRead(`${end}/state`).catch(() => null),
   );
   return isInUse(parseXenbusState((await backend) ?? null), parseXenbusState((await frontend) ?? null));
+}
+
+/**
+ * Throws when another program has offered the device to its guest, QEMU for example: with two servers on one ring both
+ * lose requests, and which of them has ended we cannot tell.
+ */
+export async function refuseOthersOffer(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  const dir = backendDir(address);
+  const state = parseXenbusState(await xenstore.tryRead(`${dir}/state`));
+  const { Unknown, Initialising, Closed } = XenbusState;
+  if (state === Unknown || state === Initialising || state === Closed) return;
+  if ((await xenstore.tryRead(`${dir}/${RAW_KEY}`)) !== null) return;
+  throw new XentoolError(
+    "environment",
+    `${describeDevice(address)} is ${xenbusStateName(state)}, and not by xentool: another program serves it`,
+  );
 }
 
 /** Throws when another program's backend shows the block device to a guest, and one of us two would write it. */

@@ -13,10 +13,10 @@ export interface NewDevice {
   readonly address: DeviceAddress;
   readonly readOnly: boolean;
   readonly deviceType: "disk" | "cdrom";
-  /** What is served, for people who look. */
+  /** What is to be served; empty: only who is told by its user knows, so no other server may take the device. */
   readonly params: string;
-  /** It is to go with its server's end: see SERVE_KEY. */
-  readonly temporary?: boolean;
+  /** By the server that makes it: its first keys. The device goes with its server's end then; see SERVE_KEY. */
+  readonly offered?: Keys;
 }
 
 /**
@@ -25,7 +25,11 @@ export interface NewDevice {
  */
 export const SERVE_KEY = "xentool-serve";
 
-/** Makes both directories of a device, in state 1, with their owners. Fails with `usage` when it exists. */
+/**
+ * Makes both directories of a device with their owners. Fails with `usage` when it exists. Those who serve all devices
+ * of a kind, QEMU and the kernels of dom0, take what they find in state 1: a device that is offered already begins in
+ * state 2, and one without params has no state until its server is there.
+ */
 export async function createDevice(xenstore: Xenstore, device: NewDevice): Promise<void> {
   const { address } = device;
   const back = backendDir(address);
@@ -59,8 +63,8 @@ export async function createDevice(xenstore: Xenstore, device: NewDevice): Promi
       mode: device.readOnly || device.deviceType === "cdrom" ? "r" : "w",
       "device-type": device.deviceType,
       "hotplug-status": "connected",
-      state: XenbusState.Initialising,
-      ...(device.temporary === true ? { [SERVE_KEY]: 1 } : {}),
+      ...(device.params !== "" && { state: XenbusState.Initialising }),
+      ...(device.offered !== undefined && { [SERVE_KEY]: 1, ...device.offered, state: XenbusState.InitWait }),
     };
     const frontend = {
       backend: back,
@@ -71,16 +75,47 @@ export async function createDevice(xenstore: Xenstore, device: NewDevice): Promi
     };
     for (const [key, value] of Object.entries(backend)) await tx.write(`${back}/${key}`, String(value));
     for (const [key, value] of Object.entries(frontend)) await tx.write(`${front}/${key}`, String(value));
+    if (await isForLibxl(tx, address))
+      for (const [key, value] of Object.entries({ ...backend, backend: back }))
+        await tx.write(`${libxlRecord(address)}/${key}`, String(value));
   });
 }
 
 /**
- * Removes both directories, whatever state they are in and whichever of them is there. The frontend's not in a
- * transaction: a guest that writes to its directory all the time could make each one fail.
+/**
+ * What libxl knows of a device, and goes by: with it `xl block-list` shows the device, `xl block-detach` detaches it,
+ * `xl block-attach` does not put another one in its place, and it goes with its domain though nobody serves it.
+ */
+function libxlRecord({ frontend, devid }: DeviceAddress): string {
+  return `/libxl/${frontend}/device/vbd/${devid}`;
+}
+
+/** Of kinds that libxl knows, this is the one for which it runs no script. */
+async function isForLibxl(tx: Pick<Xenstore, "exists">, { kind, frontend }: DeviceAddress): Promise<boolean> {
+  return kind === "qdisk" && (await tx.exists(`/libxl/${frontend}`));
+}
+
+/**
+ * Removes all directories of the device, whatever state they are in and whichever of them is there; none of another
+ * backend's. The frontend's not in a transaction: a guest that writes to its directory all the time could make each one
+ * fail.
  */
 export async function destroyDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  const [back, front, record] = [backendDir(address), frontendDir(address), libxlRecord(address)];
+  const isOurs = (await otherBackend(xenstore, address)) === undefined;
   await removeBackend(xenstore, address, false);
-  if (await xenstore.exists(frontendDir(address))) await xenstore.rm(frontendDir(address));
+  const isLibxls = (await readIfAllowed(xenstore, `${record}/backend`)) === back;
+  if (isOurs) await removeIfThere(xenstore, front);
+  if (isLibxls) await removeIfThere(xenstore, record);
+}
+
+/** libxl may be removing it, too. */
+async function removeIfThere(xenstore: Xenstore, path: string): Promise<void> {
+  try {
+    if (await xenstore.exists(path)) await xenstore.rm(path);
+  } catch (error) {
+    if (errnoOf(error) !== "ENOENT") throw error;
+  }
 }
 
 /** Hot-unplug: asks the backend to close, which asks the guest. The guest decides when. */
@@ -93,6 +128,7 @@ export async function closeDevice(xenstore: Xenstore, address: DeviceAddress): P
  * has not written to the disk yet is lost.
  */
 export async function forceCloseDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  await expectOurFrontend(xenstore, address);
   await requireWritten(xenstore, address, { online: 0 });
   const state = `${frontendDir(address)}/state`;
   try {
@@ -135,6 +171,34 @@ export async function requireWritten(xenstore: Xenstore, address: DeviceAddress,
       "usage",
       `there is no ${describeDevice(address)} with a backend of kind ${address.kind}`,
     );
+}
+
+/**
+ * Fails with `usage` when the frontend belongs to another backend's device by now: with a mistyped kind somebody
+ * else's disk, in use perhaps, would be meant.
+ */
+export async function expectOurFrontend(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  const other = await otherBackend(xenstore, address);
+  if (other === undefined) return;
+  throw new XentoolError("usage", `${describeDevice(address)} is the device of another backend, ${other}`);
+}
+
+/** The guest names its backend, so it is believed only when it names one that there is for this very device. */
+async function otherBackend(xenstore: Xenstore, address: DeviceAddress): Promise<string | undefined> {
+  const named = await readIfAllowed(xenstore, `${frontendDir(address)}/backend`);
+  if (named === null || named === backendDir(address)) return undefined;
+  const [, owner, kind] = /^\/local\/domain\/([0-9]+)\/backend\/([\w-]+)\//.exec(named) ?? [];
+  const backend = parseDecimal(owner ?? null, DOMID_FIRST_RESERVED - 1);
+  if (backend === undefined || kind === undefined) return undefined;
+  const other = backendDir({ ...address, backend: backend as Domid, kind });
+  return named === other && (await readIfAllowed(xenstore, `${other}/state`)) !== null ? other : undefined;
+}
+
+async function readIfAllowed(xenstore: Xenstore, path: string): Promise<string | null> {
+  return xenstore.tryRead(path).catch((error: unknown) => {
+    if (errnoOf(error) === "EACCES") return null;
+    throw error;
+  });
 }
 
 export interface ListedDevice extends DeviceAddress {

@@ -34,7 +34,7 @@ export class LyingBackend {
     const dom0 = host.platform(0);
     const backend = new LyingBackend(host, dom0, await Xenstore.connect(dom0));
     const { xenstore, address } = backend;
-    await createDevice(xenstore, { address, readOnly: false, deviceType: "disk", params: "" });
+    await createDevice(xenstore, { address, readOnly: false, deviceType: "disk", params: "/a.img" });
     return backend;
   }
 
