@@ -150,7 +150,7 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
   const { XentoolError } = await import("../src/core/errors.ts");
   const { spawnWorker } = await import("./spawn-worker.ts");
   const { platform, xenstore } = session;
-  const address = await addressOf(platform, argv);
+  const address = await addressOf(session, argv);
   const serving = await servingOptionsOf(argv, platform, context);
   const finished = new AbortController();
   const failed = new AbortController();

@@ -29,9 +29,7 @@ function step(
       withExamples(deviceOptions(argv), [[`xentool blkback ${command} --domid 1 --vdev xvdb`, example]]),
     handler: (argv) =>
       runCommand(argv, (context) =>
-        withSession(context, async (session) =>
-          work(session, await addressOf(session.platform, argv), context),
-        ),
+        withSession(context, async (session) => work(session, await addressOf(session, argv), context)),
       ),
   };
 }
@@ -69,11 +67,11 @@ const create: CommandModule<GlobalArguments, CreateArguments> = {
     ) as never,
   handler: (argv) =>
     runCommand(argv, (context) =>
-      withSession(context, async ({ platform, xenstore }) => {
+      withSession(context, async (session) => {
         const { createDevice } = await import("../src/blkback/toolstack.ts");
-        const address = await addressOf(platform, argv);
+        const address = await addressOf(session, argv);
         const { deviceType, params } = argv;
-        await createDevice(xenstore, { address, readOnly: argv.mode === "r", deviceType, params });
+        await createDevice(session.xenstore, { address, readOnly: argv.mode === "r", deviceType, params });
       }),
     ),
 };

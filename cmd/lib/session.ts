@@ -25,7 +25,7 @@ export function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, 
     .option("kind", {
       type: "string",
       requiresArg: true,
-      describe: "Directory name of the backend (default qdisk)",
+      describe: "Directory name of the backend (default: what there is, else qdisk)",
     }) as never;
 }
 
@@ -64,18 +64,23 @@ export async function withSession<T>(
   }
 }
 
-export async function addressOf(platform: Platform, argv: DeviceArguments): Promise<DeviceAddress> {
+export async function addressOf(
+  { platform, xenstore }: Session,
+  argv: DeviceArguments,
+): Promise<DeviceAddress> {
   const { DEFAULT_KIND } = await import("../../src/blkback/address.ts");
+  const { findKind } = await import("../../src/blkback/toolstack.ts");
   const { toDomid } = await import("../../src/core/types.ts");
   const { XentoolError } = await import("../../src/core/errors.ts");
   const { parseVdev } = await import("../../src/protocol/blkif.ts");
   const devid = parseVdev(argv.vdev);
   if (devid === undefined)
     throw new XentoolError("usage", `--vdev: "${argv.vdev}" is no virtual device; try xvdb`);
-  const kind = argv.kind ?? DEFAULT_KIND;
+  const device = { backend: platform.domid, frontend: toDomid(argv.domid, "--domid"), devid };
+  const kind = argv.kind ?? (await findKind(xenstore, device)) ?? DEFAULT_KIND;
   if (!/^[A-Za-z0-9_-]{1,32}$/.test(kind))
     throw new XentoolError("usage", `--kind: "${kind}" is no directory name`);
-  return { backend: platform.domid, kind, frontend: toDomid(argv.domid, "--domid"), devid };
+  return { ...device, kind };
 }
 
 /** How long a guest has to let go of a disk, unless --timeout says otherwise. */

@@ -201,6 +201,22 @@ async function readIfAllowed(xenstore: Xenstore, path: string): Promise<string |
   });
 }
 
+/** The kind of backend that we are of this frontend; undefined: of none. Fails with `usage` when there are several. */
+export async function findKind(
+  xenstore: Xenstore,
+  { backend, frontend, devid }: Omit<DeviceAddress, "kind">,
+): Promise<string | undefined> {
+  const found: string[] = [];
+  for (const kind of await names(xenstore, `/local/domain/${backend}/backend`)) {
+    const address = { backend, kind, frontend, devid };
+    if ((await xenstore.tryRead(`${backendDir(address)}/frontend`)) === frontendDir(address))
+      found.push(kind);
+  }
+  if (found.length < 2) return found[0];
+  const text = `${vdevName(devid)} of domain ${frontend} has several backends: say --kind ${found.toSorted().join(" or ")}`;
+  throw new XentoolError("usage", text);
+}
+
 export interface ListedDevice extends DeviceAddress {
   readonly vdev: string;
   readonly backendState: string;

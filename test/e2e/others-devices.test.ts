@@ -112,7 +112,7 @@ describe("a device of others", () => {
   test("is not destroyed", async () => {
     const back = await foreignDevice("vbd");
     await xenstore.write(`${RECORD}/backend`, back);
-    await run("destroy");
+    await run("destroy", "--kind", "qdisk");
     expect(await xenstore.tryRead(`${FRONT}/state`)).toBe("4");
     expect(await xenstore.tryRead(`${back}/state`)).toBe("4");
     expect(await xenstore.exists(RECORD)).toBe(true);
@@ -126,12 +126,17 @@ describe("a device of others", () => {
     await xenstore.write(`${BACK}/frontend`, FRONT);
     await xenstore.write(`${BACK}/state`, "2");
     const image = action === "serve" ? [join(dir, "a.img")] : [];
-    const { status, stderr } = await run(action, ...image);
+    const { status, stderr } = await run(action, ...image, "--kind", "qdisk");
     expect([status, stderr]).toEqual([2, expect.stringContaining(`the device of another backend, ${back}`)]);
+    expect(await run("destroy")).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining("--kind qdisk or vbd"),
+    });
+    await run("destroy", "--kind", "qdisk");
     expect(await xenstore.tryRead(`${FRONT}/state`)).toBe("4");
+    // The only one by now.
     await run("destroy");
-    expect(await xenstore.tryRead(`${FRONT}/state`)).toBe("4");
-    await run("destroy", "--kind", "vbd");
+    for (const path of [FRONT, back]) expect(await xenstore.exists(path)).toBe(false);
   });
 
   test.each(["2", "4"])(
