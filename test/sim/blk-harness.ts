@@ -11,7 +11,9 @@ import { FileTarget } from "../../src/block/targets/file.ts";
 import { BlockQueue } from "../../src/blkback/queue.ts";
 import { DEFAULT_OFFER, diskLimits } from "../../src/blkback/features.ts";
 import { toDomid, type Domid, type EvtchnPort } from "../../src/core/types.ts";
-import { Reactor, type EngineKind } from "../../src/native/reactor.ts";
+import type { GrantCopyBatch } from "../../src/native/grant-copy.ts";
+import type { BlockTarget } from "../../src/block/target.ts";
+import { Reactor, type EngineKind, type IoOp, type OnEnd } from "../../src/native/reactor.ts";
 import type { Mapping } from "../../src/native/memory.ts";
 import type {
   EventChannels,
@@ -39,6 +41,9 @@ export interface HarnessOptions {
   readonly filters?: readonly string[];
   /** Instead of a fresh file. */
   readonly imagePath?: string;
+  /** Told of each batch of copies before it is run, and of each operation before it starts. */
+  readonly onCopy?: (batch: GrantCopyBatch) => void;
+  readonly onStart?: (op: IoOp, length: number) => void;
 }
 
 export interface Segment {
@@ -112,6 +117,14 @@ export class RingHarness {
     const platform = host.platform(BACK);
     const backChannels = platform.openEventChannels();
     const grants = platform.openGrantTable();
+    const { onCopy, onStart } = options;
+    if (onCopy !== undefined) {
+      const copy = grants.copy.bind(grants);
+      grants.copy = (batch) => {
+        onCopy(batch);
+        return copy(batch);
+      };
+    }
     this.#back = {
       platform,
       channels: backChannels,
@@ -144,8 +157,17 @@ export class RingHarness {
       port: this.#back.port,
       grants,
       reactor,
-      openTarget: (onEnd) =>
-        openFiltered(filters, (innerEnd) => new FileTarget(image, reactor, innerEnd), onEnd, context),
+      openTarget: (onEnd) => {
+        const file = (innerEnd: OnEnd): BlockTarget => new FileTarget(image, reactor, innerEnd);
+        const target = openFiltered(filters, file, onEnd, context);
+        if (onStart === undefined) return target;
+        const start = target.start.bind(target);
+        target.start = (op, tag, offset, length, address) => {
+          onStart(op, length);
+          start(op, tag, offset, length, address);
+        };
+        return target;
+      },
       limits,
       grantMode: options.grantMode ?? "copy",
       counters: this.counters,

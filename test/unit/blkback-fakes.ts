@@ -49,6 +49,39 @@ function withBytes<T>(address: number, length: number, work: (bytes: Uint8Array)
   }
 }
 
+export interface Copy {
+  readonly toGuest: boolean;
+  readonly domid: number;
+  readonly ref: number;
+  readonly offset: number;
+  readonly length: number;
+  /** Of our side. */
+  readonly address: number;
+}
+
+/** What a batch is to copy, as the kernel reads it. */
+export function copiesOf(batch: GrantCopyBatch): Copy[] {
+  const view = new DataView(batch.memory.bytes.buffer);
+  return Array.from({ length: batch.count }, (_, index) => {
+    const at = index * XT_COPY_SEGMENT.bytes;
+    const flags = view.getUint16(at + XT_COPY_SEGMENT.flags, true);
+    if (flags !== XT_COPY_SOURCE_GREF && flags !== XT_COPY_DEST_GREF) throw new Error(`flags ${flags}`);
+    const toGuest = flags === XT_COPY_DEST_GREF;
+    const [guest, own] = toGuest
+      ? [at + XT_COPY_SEGMENT.dest, at + XT_COPY_SEGMENT.source]
+      : [at + XT_COPY_SEGMENT.source, at + XT_COPY_SEGMENT.dest];
+    const foreign = guest + XT_COPY_SIDE.foreign;
+    return {
+      toGuest,
+      domid: view.getUint16(foreign + XT_COPY_FOREIGN.domid, true),
+      ref: view.getUint32(foreign + XT_COPY_FOREIGN.ref, true),
+      offset: view.getUint16(foreign + XT_COPY_FOREIGN.offset, true),
+      length: view.getUint16(at + XT_COPY_SEGMENT.length, true),
+      address: Number(view.getBigUint64(own + XT_COPY_SIDE.address, true)),
+    };
+  });
+}
+
 /** Grants of GUEST: references 100, 101, … of pages that the test sees in `pages`. */
 export class FakeGrants implements GrantTable {
   readonly pages: Uint8Array;
@@ -78,30 +111,21 @@ export class FakeGrants implements GrantTable {
     this.copyCalls++;
     if (this.copyErrno !== 0) return this.copyErrno;
     const view = new DataView(batch.memory.bytes.buffer);
-    for (let i = 0; i < batch.count; i++) this.#copyOne(view, i * XT_COPY_SEGMENT.bytes);
+    for (const [index, copy] of copiesOf(batch).entries()) {
+      const { domid, ref, offset, length, address, toGuest } = copy;
+      if (domid !== GUEST) throw new Error("another domain");
+      if (offset + length > PAGE_SIZE) throw new Error(`${length} bytes at ${offset} are no part of a page`);
+      const page = this.page(ref);
+      const status = index * XT_COPY_SEGMENT.bytes + XT_COPY_SEGMENT.status;
+      view.setInt16(status, page === undefined ? -3 : 0, true);
+      const part = page?.subarray(offset, offset + length);
+      withBytes(address, length, (bytes) => {
+        if (part === undefined) return;
+        if (toGuest) part.set(bytes);
+        else bytes.set(part);
+      });
+    }
     return 0;
-  }
-
-  #copyOne(view: DataView, at: number): void {
-    const flags = view.getUint16(at + XT_COPY_SEGMENT.flags, true);
-    const length = view.getUint16(at + XT_COPY_SEGMENT.length, true);
-    const [foreign, own] =
-      flags === XT_COPY_SOURCE_GREF
-        ? [at + XT_COPY_SEGMENT.source, at + XT_COPY_SEGMENT.dest]
-        : [at + XT_COPY_SEGMENT.dest, at + XT_COPY_SEGMENT.source];
-    const side = foreign + XT_COPY_SIDE.foreign;
-    const offset = view.getUint16(side + XT_COPY_FOREIGN.offset, true);
-    if (flags !== XT_COPY_SOURCE_GREF && flags !== XT_COPY_DEST_GREF) throw new Error(`flags ${flags}`);
-    if (offset + length > PAGE_SIZE) throw new Error(`${length} bytes at ${offset} are no part of a page`);
-    if (view.getUint16(side + XT_COPY_FOREIGN.domid, true) !== GUEST) throw new Error("another domain");
-    const page = this.page(view.getUint32(side + XT_COPY_FOREIGN.ref, true));
-    view.setInt16(at + XT_COPY_SEGMENT.status, page === undefined ? -3 : 0, true);
-    const part = page?.subarray(offset, offset + length);
-    withBytes(Number(view.getBigUint64(own + XT_COPY_SIDE.address, true)), length, (bytes) => {
-      if (part === undefined) return;
-      if (flags === XT_COPY_SOURCE_GREF) bytes.set(part);
-      else part.set(bytes);
-    });
   }
 
   /** A copy of the pages, which goes back to them when it is closed. */
