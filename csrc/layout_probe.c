@@ -2,7 +2,7 @@
  * Prints, as JSON, sizes and offsets of Xen's structures that xentool's protocols use, as a C compiler lays them out.
  * Tests compare src/protocol with this.
  */
-#include "xen_layouts.h"
+#include "xen/layouts.h"
 
 #include <stddef.h>
 #include <stdio.h>

@@ -3,7 +3,7 @@
  * Everything read here may be changed by the other side at any moment, so each word is loaded once and
  * slots are copied out before anyone looks at them.
  */
-#include "xen_layouts.h"
+#include "xen/layouts.h"
 #include "xentool.h"
 
 #include <stddef.h>

@@ -6,7 +6,7 @@
 #define _GNU_SOURCE
 #include "clock.h"
 #include "copy.h"
-#include "xen_layouts.h"
+#include "xen/layouts.h"
 #include "xentool.h"
 
 #include <errno.h>

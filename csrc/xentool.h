@@ -1,6 +1,6 @@
 /*
- * The whole ABI between xentool's TypeScript and its C shim. `npm run abi` writes src/native/abi.ts from it: functions,
- * enums and structures stand here in that script's words, one declaration at a time.
+ * With xen/xen.h the whole ABI between xentool's TypeScript and its C shim. `npm run abi` writes src/native/abi.ts from
+ * the two: functions, enums and structures stand here in that script's words, one declaration at a time.
  *
  * Conventions: a function returns 0 or a count, and -errno when it failed. A function that makes an
  * address or an opaque handle returns it as a double (exact below 2^53), negative: -errno. No function
@@ -16,7 +16,7 @@
 #define XT_API __attribute__((visibility("default")))
 
 /* Raised whenever anything below changes: a shim that was built of another header is noticed. */
-#define XT_ABI_VERSION 5
+#define XT_ABI_VERSION 6
 
 XT_API uint32_t xt_abi_version(void);
 
@@ -200,126 +200,5 @@ XT_API int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_si
                               uint32_t data_size);
 /* poll(2). How many are ready; 0: time is up or a signal came. */
 XT_API int32_t xt_poll(struct xt_poll *fds, uint32_t count, int32_t timeout_ms);
-
-/* ---- grant copy: one segment, the layout of struct gntdev_grant_copy_segment ---- */
-
-enum { XT_COPY_SOURCE_GREF = 1, XT_COPY_DEST_GREF = 2 };
-struct xt_copy_foreign {
-  uint32_t ref;
-  uint16_t offset;
-  uint16_t domid;
-};
-union xt_copy_side {
-  uint64_t address;
-  struct xt_copy_foreign foreign;
-};
-struct xt_copy_segment {
-  union xt_copy_side source, dest;
-  uint16_t length;
-  uint16_t flags;
-  int16_t status; /* GNTST_*: 0 okay, negative an error */
-  uint16_t pad;
-};
-
-/* ---- xen.c: /dev/xen/evtchn, gntdev, gntalloc: one ioctl each; `fd` is the open device ---- */
-
-XT_API int32_t xt_xen_evtchn_bind_interdomain(int32_t fd, uint32_t domid, uint32_t port);
-XT_API int32_t xt_xen_evtchn_bind_unbound(int32_t fd, uint32_t domid);
-XT_API int32_t xt_xen_evtchn_unbind(int32_t fd, uint32_t port);
-XT_API int32_t xt_xen_evtchn_notify(int32_t fd, uint32_t port);
-XT_API int32_t xt_xen_evtchn_unmask(int32_t fd, uint32_t port);
-XT_API int32_t xt_xen_evtchn_restrict(int32_t fd, uint32_t domid);
-/* Both platforms: reads u32 ports from the handle's fd without blocking. Count, 0: none. */
-XT_API int32_t xt_evtchn_pending(int32_t fd, uint32_t *ports, uint32_t max);
-
-/* Maps refs[0..count) of `domid`; *index is what xt_xen_grant_unmap and _notify want. Address or -errno. */
-XT_API double xt_xen_grant_map(int32_t fd, uint32_t domid, const uint32_t *refs, uint32_t count,
-                               int32_t writable, uint64_t *index);
-XT_API int32_t xt_xen_grant_unmap(int32_t fd, void *address, uint64_t index, uint32_t count);
-/* clear_byte: offset in the mapping or -1; port: or -1. */
-XT_API int32_t xt_xen_grant_unmap_notify(int32_t fd, uint64_t index, int64_t clear_byte, int64_t port);
-XT_API int32_t xt_xen_grant_copy(int32_t fd, struct xt_copy_segment *segments, uint32_t count);
-
-/* Shares `count` new pages with `domid`: refs[] and *index are filled in. Address or -errno. */
-XT_API double xt_xen_share(int32_t fd, uint32_t domid, uint32_t count, int32_t writable, uint32_t *refs,
-                           uint64_t *index);
-XT_API int32_t xt_xen_share_notify(int32_t fd, uint64_t index, int64_t clear_byte, int64_t port);
-XT_API int32_t xt_xen_unshare(int32_t fd, void *address, uint64_t index, uint32_t count);
-
-/* ---- sim_*.c: the simulated platform; a `sim` is one process's attachment to a host's directory ---- */
-
-/* How many domains a host has at most; the references below RESERVED are the toolstack's, STORE is that of the
-   xenstore ring. */
-enum { XT_SIM_DOMAINS_MAX = 250, XT_SIM_STORE_GREF = 1, XT_SIM_RESERVED_GREFS = 8 };
-
-struct xt_sim_limits {
-  uint32_t grant_entries; /* references and page frames of a domain */
-  uint32_t share_pages;   /* pages that a domain's processes may share at a time, as gntalloc's limit */
-  uint32_t maptrack;      /* mappings of a domain's pages by all others, in pages */
-  uint32_t ports;         /* event channels of a domain, port 0 is never used */
-  uint32_t handles;       /* open event-channel handles of a domain */
-  uint32_t slots;         /* attached processes */
-};
-
-/* Makes the files of a new host in the empty directory `dir`, or those of one domain of it. A domain gets
-   its xenstore page (XT_SIM_STORE_GREF, granted to domain 0) and port; that port is returned. */
-XT_API int32_t xt_sim_host_create(const char *dir, const struct xt_sim_limits *limits);
-XT_API int32_t xt_sim_domain_create(const char *dir, uint32_t domid);
-/* Reaps every process of `domid` without unmap-notifies, as the death of a domain does, closes its ports
-   and removes its files. Its pages that others map stay memory until unmapped. */
-XT_API int32_t xt_sim_domain_destroy(void *sim, uint32_t domid);
-
-/* Attaches as a process of `domid`. is_host: without a connection to host.sock, which tells of its death. A child of
-   a fork is not attached: to it everything looks as after xt_sim_crash. */
-XT_API double xt_sim_open(const char *dir, uint32_t domid, int32_t is_host);
-/* What is still open through it keeps the attachment alive until it is closed, too. */
-XT_API int32_t xt_sim_close(void *sim);
-/* For tests: as kill -9 would leave things. Closing what is open then changes no table. */
-XT_API int32_t xt_sim_crash(void *sim);
-/* Host. Performs a dead process's unmap-notifies, closes its ports, drops its mappings, ends its shares. Like all of
-   the host's functions that follow it changes nothing when it lacks something (-EMFILE): call it again. */
-XT_API int32_t xt_sim_reap(void *sim, uint32_t slot, uint32_t generation);
-/* Host. Reaps the slots of processes that no longer exist. */
-XT_API int32_t xt_sim_sweep(void *sim);
-/* Host. Sends the events that a process could not send (its notify asks for it). How many it
-   cannot send either. */
-XT_API int32_t xt_sim_deliver(void *sim);
-
-enum { XT_SIM_SLOT = 0, XT_SIM_GRANT = 1, XT_SIM_ORPHAN = 2, XT_SIM_MAP = 3, XT_SIM_PORT = 4, XT_SIM_HANDLE = 5 };
-struct xt_sim_item {
-  uint32_t kind;
-  uint32_t domid;
-  uint32_t id;    /* slot: its number; grant, map: reference; port; handle */
-  uint32_t peer;  /* grant: domain it is for; map: domain that maps; port: remote domain; slot: is_host */
-  uint32_t count; /* grant: pins; map: writable; port: remote port, 0 when unbound; slot: generation */
-  uint32_t slot;  /* the owner's, 0: the domain itself */
-  uint32_t pid;   /* the owner's */
-};
-/* Everything that is in use in the whole host. Returns how many; at most `max` are stored. */
-XT_API int32_t xt_sim_list(void *sim, struct xt_sim_item *items, uint32_t max);
-
-/* An open handle: returns the fd that xt_evtchn_pending reads and stores the handle's number. */
-XT_API int32_t xt_sim_evtchn_open(void *sim, uint32_t *handle);
-XT_API int32_t xt_sim_evtchn_close(void *sim, uint32_t handle, int32_t fd);
-XT_API int32_t xt_sim_evtchn_bind_interdomain(void *sim, uint32_t handle, uint32_t domid, uint32_t port);
-XT_API int32_t xt_sim_evtchn_bind_unbound(void *sim, uint32_t handle, uint32_t domid);
-/* Takes over our domain's xenstore port, which no process owns; returns it. */
-XT_API int32_t xt_sim_evtchn_adopt_store(void *sim, uint32_t handle);
-XT_API int32_t xt_sim_evtchn_unbind(void *sim, uint32_t handle, uint32_t port);
-XT_API int32_t xt_sim_evtchn_notify(void *sim, uint32_t handle, uint32_t port);
-XT_API int32_t xt_sim_evtchn_unmask(void *sim, uint32_t handle, uint32_t port);
-
-/* Maps refs[0..count) of `domid`. clear_byte and port as xt_xen_grant_unmap_notify. Returns a mapping for
-   xt_sim_grant_unmap and stores its address. */
-XT_API double xt_sim_grant_map(void *sim, uint32_t domid, const uint32_t *refs, uint32_t count, int32_t writable,
-                               int64_t clear_byte, int64_t port, double *address);
-XT_API int32_t xt_sim_grant_unmap(void *mapping);
-XT_API int32_t xt_sim_grant_copy(void *sim, struct xt_copy_segment *segments, uint32_t count);
-/* Shares `count` new pages with `domid`. Returns a share for xt_sim_unshare and stores address and refs. */
-XT_API double xt_sim_share(void *sim, uint32_t domid, uint32_t count, int32_t writable, int64_t clear_byte,
-                           int64_t port, uint32_t *refs, double *address);
-XT_API int32_t xt_sim_unshare(void *share);
-/* Our own page behind the reserved reference `ref`, mapped. xt_memory_free unmaps it. */
-XT_API double xt_sim_own_page(void *sim, uint32_t ref);
 
 #endif

@@ -1,4 +1,4 @@
-// What src/native/abi.ts holds: the C interface as csrc/xentool.h declares it, its functions read from there,
+// What src/native/abi.ts holds: the C interface as its two headers declare it, its functions read from there,
 // its constants, sizes and offsets as the compiler has them.
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { CommandFailed, root } from "./lib.ts";
 
 export const ABI_FILE = "src/native/abi.ts";
-const HEADER = "csrc/xentool.h";
+const HEADERS = ["csrc/xentool.h", "csrc/xen/xen.h"];
 
 /** Types of bun:ffi. A function that would need another one is not for JavaScript. */
 const FFI_TYPES: Readonly<Record<string, string>> = {
@@ -27,7 +27,7 @@ interface Interface {
 
 function ffiType(declaration: string): string {
   const type = declaration.includes("*") ? "ptr" : FFI_TYPES[declaration.split(" ")[0] as string];
-  if (type === undefined) throw new CommandFailed(`${HEADER}: JavaScript has no ${declaration}`);
+  if (type === undefined) throw new CommandFailed(`JavaScript has no ${declaration}`);
   return type;
 }
 
@@ -73,7 +73,7 @@ function read(text: string): Interface {
     } else if (list !== null) found.constants.push(...namesIn(String(list[1])));
     else if (struct !== null)
       found.structs.push({ type: String(struct[1]), fields: namesIn(String(struct[2])) });
-    else throw new CommandFailed(`${HEADER}: cannot read: ${declaration}`);
+    else throw new CommandFailed(`cannot read in a header: ${declaration}`);
   }
   return found;
 }
@@ -87,7 +87,7 @@ function evaluate(expressions: readonly string[]): number[] {
   const dir = mkdtempSync(join(tmpdir(), "xentool-abi-"));
   try {
     const lines = expressions.map((expression) => `  printf("%lld\\n", (long long)(${expression}));`);
-    const includes = ["<stddef.h>", "<stdio.h>", '"xentool.h"'].map((name) => `#include ${name}`);
+    const includes = ["<stddef.h>", "<stdio.h>", '"xen/xen.h"'].map((name) => `#include ${name}`);
     const source = [...includes, "int main(void) {", ...lines, "  return 0;", "}", ""].join("\n");
     writeFileSync(join(dir, "values.c"), source);
     const values = join(dir, "values");
@@ -100,7 +100,9 @@ function evaluate(expressions: readonly string[]): number[] {
 
 /** The text that src/native/abi.ts should have. */
 export function generateAbi(): string {
-  const { constants, functions, structs } = read(readFileSync(join(root, HEADER), "utf8"));
+  const { constants, functions, structs } = read(
+    HEADERS.map((header) => readFileSync(join(root, header), "utf8")).join("\n"),
+  );
   const values = evaluate([
     ...constants,
     ...structs.flatMap(({ type, fields }) => [
@@ -110,7 +112,8 @@ export function generateAbi(): string {
   ]);
   const next = (): number => values.shift() as number;
   const lines = [
-    `// The C shim's interface, written by \`npm run abi\` from ${HEADER}; a test says when it is stale.`,
+    `// The C shim's interface, from ${HEADERS.join(" and ")}.`,
+    "// Written by `npm run abi`; a test says when it is stale.",
     "",
     ...constants.map((name) => `export const ${name} = ${next()};`),
     "",

@@ -1,6 +1,7 @@
-// The C shim's interface, written by `npm run abi` from csrc/xentool.h; a test says when it is stale.
+// The C shim's interface, from csrc/xentool.h and csrc/xen/xen.h.
+// Written by `npm run abi`; a test says when it is stale.
 
-export const XT_ABI_VERSION = 5;
+export const XT_ABI_VERSION = 6;
 export const XT_POLL_IN = 1;
 export const XT_POLL_OUT = 4;
 export const XT_POLL_ERROR = 8;
@@ -23,6 +24,8 @@ export const XT_VCHAN_BAD_PROD = 1;
 export const XT_VCHAN_BAD_CONS = 2;
 export const XT_VCHAN_NEWS = 65536;
 export const XT_STREAM_LOCAL = -1;
+export const XT_EVTCHN_NONBLOCK = 1;
+export const XT_EVTCHN_KEEP = 2;
 export const XT_COPY_SOURCE_GREF = 1;
 export const XT_COPY_DEST_GREF = 2;
 export const XT_SIM_DOMAINS_MAX = 250;
@@ -169,42 +172,36 @@ export const symbols = {
   xt_socket_receive: { args: ["i32", "ptr", "u32"], returns: "i32" },
   xt_socket_send: { args: ["i32", "ptr", "u32", "ptr", "u32"], returns: "i32" },
   xt_poll: { args: ["ptr", "u32", "i32"], returns: "i32" },
-  xt_xen_evtchn_bind_interdomain: { args: ["i32", "u32", "u32"], returns: "i32" },
-  xt_xen_evtchn_bind_unbound: { args: ["i32", "u32"], returns: "i32" },
-  xt_xen_evtchn_unbind: { args: ["i32", "u32"], returns: "i32" },
-  xt_xen_evtchn_notify: { args: ["i32", "u32"], returns: "i32" },
-  xt_xen_evtchn_unmask: { args: ["i32", "u32"], returns: "i32" },
-  xt_xen_evtchn_restrict: { args: ["i32", "u32"], returns: "i32" },
-  xt_evtchn_pending: { args: ["i32", "ptr", "u32"], returns: "i32" },
-  xt_xen_grant_map: { args: ["i32", "u32", "ptr", "u32", "i32", "ptr"], returns: "f64" },
-  xt_xen_grant_unmap: { args: ["i32", "ptr", "u64", "u32"], returns: "i32" },
-  xt_xen_grant_unmap_notify: { args: ["i32", "u64", "i64", "i64"], returns: "i32" },
-  xt_xen_grant_copy: { args: ["i32", "ptr", "u32"], returns: "i32" },
-  xt_xen_share: { args: ["i32", "u32", "u32", "i32", "ptr", "ptr"], returns: "f64" },
-  xt_xen_share_notify: { args: ["i32", "u64", "i64", "i64"], returns: "i32" },
-  xt_xen_unshare: { args: ["i32", "ptr", "u64", "u32"], returns: "i32" },
+  xt_linux_open: { args: [], returns: "f64" },
+  xt_platform_close: { args: ["ptr"], returns: "i32" },
+  xt_evtchn_open: { args: ["ptr", "u32"], returns: "f64" },
+  xt_evtchn_close: { args: ["ptr"], returns: "i32" },
+  xt_evtchn_fd: { args: ["ptr"], returns: "i32" },
+  xt_evtchn_bind_interdomain: { args: ["ptr", "u32", "u32"], returns: "i32" },
+  xt_evtchn_bind_unbound: { args: ["ptr", "u32"], returns: "i32" },
+  xt_evtchn_unbind: { args: ["ptr", "u32"], returns: "i32" },
+  xt_evtchn_notify: { args: ["ptr", "u32"], returns: "i32" },
+  xt_evtchn_unmask: { args: ["ptr", "u32"], returns: "i32" },
+  xt_evtchn_restrict: { args: ["ptr", "u32"], returns: "i32" },
+  xt_evtchn_pending: { args: ["ptr", "ptr", "u32"], returns: "i32" },
+  xt_gnttab_open: { args: ["ptr"], returns: "f64" },
+  xt_gnttab_close: { args: ["ptr"], returns: "i32" },
+  xt_gnttab_map: { args: ["ptr", "ptr", "ptr", "u32", "i32", "i64", "i64", "ptr"], returns: "f64" },
+  xt_gnttab_unmap: { args: ["ptr"], returns: "i32" },
+  xt_gnttab_copy: { args: ["ptr", "ptr", "u32"], returns: "i32" },
+  xt_gntshr_open: { args: ["ptr"], returns: "f64" },
+  xt_gntshr_close: { args: ["ptr"], returns: "i32" },
+  xt_gntshr_share: { args: ["ptr", "u32", "u32", "i32", "i64", "i64", "ptr", "ptr"], returns: "f64" },
+  xt_gntshr_unshare: { args: ["ptr"], returns: "i32" },
   xt_sim_host_create: { args: ["ptr", "ptr"], returns: "i32" },
   xt_sim_domain_create: { args: ["ptr", "u32"], returns: "i32" },
   xt_sim_domain_destroy: { args: ["ptr", "u32"], returns: "i32" },
   xt_sim_open: { args: ["ptr", "u32", "i32"], returns: "f64" },
-  xt_sim_close: { args: ["ptr"], returns: "i32" },
   xt_sim_crash: { args: ["ptr"], returns: "i32" },
   xt_sim_reap: { args: ["ptr", "u32", "u32"], returns: "i32" },
   xt_sim_sweep: { args: ["ptr"], returns: "i32" },
   xt_sim_deliver: { args: ["ptr"], returns: "i32" },
   xt_sim_list: { args: ["ptr", "ptr", "u32"], returns: "i32" },
-  xt_sim_evtchn_open: { args: ["ptr", "ptr"], returns: "i32" },
-  xt_sim_evtchn_close: { args: ["ptr", "u32", "i32"], returns: "i32" },
-  xt_sim_evtchn_bind_interdomain: { args: ["ptr", "u32", "u32", "u32"], returns: "i32" },
-  xt_sim_evtchn_bind_unbound: { args: ["ptr", "u32", "u32"], returns: "i32" },
-  xt_sim_evtchn_adopt_store: { args: ["ptr", "u32"], returns: "i32" },
-  xt_sim_evtchn_unbind: { args: ["ptr", "u32", "u32"], returns: "i32" },
-  xt_sim_evtchn_notify: { args: ["ptr", "u32", "u32"], returns: "i32" },
-  xt_sim_evtchn_unmask: { args: ["ptr", "u32", "u32"], returns: "i32" },
-  xt_sim_grant_map: { args: ["ptr", "u32", "ptr", "u32", "i32", "i64", "i64", "ptr"], returns: "f64" },
-  xt_sim_grant_unmap: { args: ["ptr"], returns: "i32" },
-  xt_sim_grant_copy: { args: ["ptr", "ptr", "u32"], returns: "i32" },
-  xt_sim_share: { args: ["ptr", "u32", "u32", "i32", "i64", "i64", "ptr", "ptr"], returns: "f64" },
-  xt_sim_unshare: { args: ["ptr"], returns: "i32" },
+  xt_sim_adopt_store_port: { args: ["ptr"], returns: "i32" },
   xt_sim_own_page: { args: ["ptr", "u32"], returns: "f64" },
 } as const;

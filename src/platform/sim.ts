@@ -1,23 +1,13 @@
-// The simulated platform's adapter: one process's attachment to a host directory (csrc/sim_*.c). What it
-// opens behaves like the devices of a Linux domain on Xen; the suite in test/conformance says how.
+// A simulated host as a platform: one process's attachment to its directory (csrc/xen/sim_*.c), and the domain's
+// xenstore ring, which on a real host belongs to the guest's kernel.
 import { XentoolError } from "../core/errors.ts";
-import { PAGE_SIZE, type Domid, type EvtchnPort, type GrantRef } from "../core/types.ts";
-import type { GrantCopyBatch } from "../native/grant-copy.ts";
+import { PAGE_SIZE, type Domid, type EvtchnPort } from "../core/types.ts";
 import { XT_SIM_STORE_GREF } from "../native/abi.ts";
 import { Mapping } from "../native/memory.ts";
 import { check, checkAddress, errnoName, errnoText, shim, type Pointer } from "../native/shim.ts";
+import { NativePlatform, type DeviceKind, type NativeEventChannels } from "./adapter.ts";
+import type { StoreRing, XenstoreEndpoint } from "./platform.ts";
 import { PortStream } from "./port-stream.ts";
-import type {
-  Access,
-  EventChannels,
-  GrantShare,
-  GrantTable,
-  Platform,
-  SharedPages,
-  StoreRing,
-  UnmapNotify,
-  XenstoreEndpoint,
-} from "./platform.ts";
 
 export interface SimDescriptor {
   readonly name: "sim";
@@ -60,49 +50,48 @@ function attachFailure(dir: string, domid: number, result: number): string {
   return `cannot attach to the simulated host in ${dir}: ${errnoText(result)}`;
 }
 
-export class SimPlatform implements Platform {
+const WHAT: Readonly<Record<DeviceKind, string>> = {
+  evtchn: "an event-channel handle",
+  gntdev: "a grant table",
+  gntalloc: "pages to share",
+};
+
+export class SimPlatform extends NativePlatform {
   readonly name = "sim";
-  readonly domid: Domid;
   readonly descriptor: SimDescriptor;
   readonly xenstore: XenstoreEndpoint;
-  readonly #handle: Pointer;
-  #closed = false;
 
   /** Fails with `environment` when no host runs in the directory or it has no such domain. */
   constructor(descriptor: SimDescriptor, isHost = false) {
+    super(attachSim(descriptor.dir, descriptor.domid, isHost), descriptor.domid);
     this.descriptor = descriptor;
-    this.domid = descriptor.domid;
-    const dir = `${descriptor.dir}/dom${descriptor.domid}`;
     this.xenstore =
       descriptor.xenstore === "ring"
         ? { kind: "ring", path: `the ring of domain ${this.domid}`, open: () => this.#openRing() }
-        : { kind: "socket", path: `${dir}/xenstored` };
-    this.#handle = attachSim(descriptor.dir, descriptor.domid, isHost);
-  }
-
-  openEventChannels(): SimEventChannels {
-    return new SimEventChannels(this.#handle);
-  }
-
-  openGrantTable(): GrantTable {
-    return new SimGrantTable(this.#handle);
-  }
-
-  openGrantShare(): GrantShare {
-    return new SimGrantShare(this.#handle);
+        : { kind: "socket", path: `${descriptor.dir}/dom${descriptor.domid}/xenstored` };
   }
 
   /**
    * The guest's end of this domain's xenstore ring. One holder at a time; closing `channels` gives the
    * port back, closing the page unmaps it. The grant stays.
    */
-  openStoreRing(channels: SimEventChannels): StoreRingEnd {
-    const port = channels.adoptStorePort();
+  openStoreRing(channels: NativeEventChannels): StoreRingEnd {
+    const adopted = shim.xt_sim_adopt_store_port(channels.handle);
+    const port = check(adopted, "take over this domain's xenstore event channel") as EvtchnPort;
     const address = checkAddress(
-      shim.xt_sim_own_page(this.#handle, XT_SIM_STORE_GREF),
+      shim.xt_sim_own_page(this.handle, XT_SIM_STORE_GREF),
       "map this domain's xenstore page",
     );
     return { page: new Mapping(address, PAGE_SIZE, () => shim.xt_memory_free(address, PAGE_SIZE)), port };
+  }
+
+  /** For tests: the host sees this attachment die as with kill -9. What is open must be closed all the same. */
+  crash(): void {
+    shim.xt_sim_crash(this.handle);
+  }
+
+  protected opened(device: DeviceKind, result: number): Pointer {
+    return checkAddress(result, `open ${WHAT[device]}`);
   }
 
   /** The ring with its events on this thread, for a xenstore client. */
@@ -125,141 +114,4 @@ export class SimPlatform implements Platform {
       },
     };
   }
-
-  /** For tests: the host sees this attachment die as with kill -9. What is open must be closed all the same. */
-  crash(): void {
-    shim.xt_sim_crash(this.#handle);
-  }
-
-  close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    shim.xt_sim_close(this.#handle);
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
-  }
-}
-
-export class SimEventChannels implements EventChannels {
-  readonly fd: number;
-  readonly #sim: Pointer;
-  readonly #handle: number;
-  #restrictedTo: Domid | undefined;
-  #closed = false;
-
-  constructor(sim: Pointer) {
-    const handle = new Uint32Array(1);
-    this.#sim = sim;
-    this.fd = check(shim.xt_sim_evtchn_open(sim, handle), "open an event-channel handle");
-    this.#handle = handle[0] as number;
-  }
-
-  bindInterdomain(domid: Domid, remotePort: EvtchnPort): EvtchnPort {
-    this.#checkPeer(domid);
-    const port = shim.xt_sim_evtchn_bind_interdomain(this.#sim, this.#handle, domid, remotePort);
-    return check(port, `bind to event channel ${remotePort} of domain ${domid}`) as EvtchnPort;
-  }
-
-  bindUnbound(domid: Domid): EvtchnPort {
-    this.#checkPeer(domid);
-    const port = shim.xt_sim_evtchn_bind_unbound(this.#sim, this.#handle, domid);
-    return check(port, `make an event channel for domain ${domid}`) as EvtchnPort;
-  }
-
-  adoptStorePort(): EvtchnPort {
-    const port = shim.xt_sim_evtchn_adopt_store(this.#sim, this.#handle);
-    return check(port, "take over this domain's xenstore event channel") as EvtchnPort;
-  }
-
-  notify(port: EvtchnPort): number {
-    return shim.xt_sim_evtchn_notify(this.#sim, this.#handle, port);
-  }
-
-  pending(ports: Uint32Array): number {
-    return shim.xt_evtchn_pending(this.fd, ports, ports.length);
-  }
-
-  unmask(port: EvtchnPort): number {
-    return shim.xt_sim_evtchn_unmask(this.#sim, this.#handle, port);
-  }
-
-  unbind(port: EvtchnPort): void {
-    check(shim.xt_sim_evtchn_unbind(this.#sim, this.#handle, port), `close event channel ${port}`);
-  }
-
-  restrict(domid: Domid): boolean {
-    if (this.#restrictedTo !== undefined) return false;
-    this.#restrictedTo = domid;
-    return true;
-  }
-
-  close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    shim.xt_sim_evtchn_close(this.#sim, this.#handle, this.fd);
-  }
-
-  #checkPeer(domid: Domid): void {
-    if (this.#restrictedTo === undefined || this.#restrictedTo === domid) return;
-    const message = `this event-channel handle is restricted to domain ${this.#restrictedTo}, not ${domid}`;
-    throw new XentoolError("io", message, { errno: "EACCES", domid });
-  }
-}
-
-/** Clear-byte offset and port as the shim takes them: -1 is none. */
-function notifyArguments(notify: UnmapNotify | undefined): [number, number] {
-  return [notify?.clearByteAt ?? -1, notify?.port ?? -1];
-}
-
-class SimGrantTable implements GrantTable {
-  readonly #sim: Pointer;
-
-  constructor(sim: Pointer) {
-    this.#sim = sim;
-  }
-
-  map(domid: Domid, refs: ArrayLike<number>, access: Access, unmapNotify?: UnmapNotify): Mapping {
-    const address = new Float64Array(1);
-    const writable = access === "rw" ? 1 : 0;
-    const [clearByte, port] = notifyArguments(unmapNotify);
-    const list = Uint32Array.from(refs);
-    const handle = checkAddress(
-      shim.xt_sim_grant_map(this.#sim, domid, list, list.length, writable, clearByte, port, address),
-      `map ${list.length} grants of domain ${domid}`,
-    );
-    return new Mapping(address[0] as number, list.length * PAGE_SIZE, () => shim.xt_sim_grant_unmap(handle));
-  }
-
-  copy(batch: GrantCopyBatch): number {
-    return shim.xt_sim_grant_copy(this.#sim, batch.memory.address as Pointer, batch.count);
-  }
-
-  close(): void {}
-}
-
-class SimGrantShare implements GrantShare {
-  readonly #sim: Pointer;
-
-  constructor(sim: Pointer) {
-    this.#sim = sim;
-  }
-
-  share(domid: Domid, pageCount: number, access: Access, unmapNotify?: UnmapNotify): SharedPages {
-    const address = new Float64Array(1);
-    const refs = new Uint32Array(pageCount);
-    const writable = access === "rw" ? 1 : 0;
-    const [clearByte, port] = notifyArguments(unmapNotify);
-    const handle = checkAddress(
-      shim.xt_sim_share(this.#sim, domid, pageCount, writable, clearByte, port, refs, address),
-      `share ${pageCount} pages with domain ${domid}`,
-    );
-    const mapping = new Mapping(address[0] as number, pageCount * PAGE_SIZE, () =>
-      shim.xt_sim_unshare(handle),
-    );
-    return { refs: Array.from(refs) as GrantRef[], mapping };
-  }
-
-  close(): void {}
 }

@@ -222,7 +222,7 @@ export class SimHost {
     await this.#rings?.close();
     this.#dom0?.close();
     clearTimeout(this.#attendLater);
-    if (this.#handle !== undefined) shim.xt_sim_close(this.#handle);
+    if (this.#handle !== undefined) shim.xt_platform_close(this.#handle);
     this.#handle = undefined;
     if (this.#ownsFiles) removeHostFiles(this.dir);
     if (this.#ownsDirectory) removeIfEmpty(this.dir);

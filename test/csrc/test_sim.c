@@ -3,8 +3,7 @@
  * whose owner died in the middle of a change, and many processes at once of which some are killed.
  */
 #define _GNU_SOURCE
-#include "check.h"
-#include "sim.h"
+#include "sim_calls.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -36,7 +35,7 @@ static void remove_host(void) {
     snprintf(name, sizeof name, "%s/dom%u", dir, domid);
     CHECK_EQUAL(rmdir(name), 0);
   }
-  xt_sim_close(sim);
+  xt_platform_close(sim);
   snprintf(name, sizeof name, "%s/host", dir);
   CHECK_EQUAL(unlink(name), 0);
   CHECK_EQUAL(rmdir(dir), 0);
@@ -58,20 +57,7 @@ static void expect_clean(void) {
   xt_sim_sweep(sim);
   uint32_t held = in_use(sim);
   CHECK_EQUAL(held, 1); /* this attachment itself */
-  xt_sim_close(sim);
-}
-
-static void *share(struct sim *sim, uint32_t domid, uint32_t count, int writable, uint32_t *refs, uint8_t **memory) {
-  double address;
-  void *handle = ADDRESS(xt_sim_share(sim, domid, count, writable, -1, -1, refs, &address));
-  *memory = (uint8_t *)(uintptr_t)address;
-  return handle;
-}
-
-static double map(struct sim *sim, uint32_t domid, uint32_t ref, int writable, uint8_t **memory) {
-  double address = 0, handle = xt_sim_grant_map(sim, domid, &ref, 1, writable, -1, -1, &address);
-  *memory = (uint8_t *)(uintptr_t)address;
-  return handle;
+  xt_platform_close(sim);
 }
 
 static struct xt_copy_segment foreign_copy(uint16_t from, uint32_t from_ref, uint16_t to, uint32_t to_ref) {
@@ -87,12 +73,13 @@ static void test_copy_between_domains(void) {
   struct sim *one = attach(1), *two = attach(2), *zero = attach(0);
   uint32_t ref1, ref2;
   uint8_t *memory1, *memory2;
-  void *share1 = share(one, 0, 1, 1, &ref1, &memory1), *share2 = share(two, 0, 1, 1, &ref2, &memory2);
+  void *share1 = ADDRESS(share_pages(one, 0, 1, &ref1, &memory1));
+  void *share2 = ADDRESS(share_pages(two, 0, 1, &ref2, &memory2));
   memset(memory1, 7, 64);
   struct xt_copy_segment segments[3] = {foreign_copy(1, ref1, 2, ref2), foreign_copy(2, ref2, 2, ref2),
                                         foreign_copy(2, 63, 1, ref1)};
   segments[1].dest.foreign.offset = 100;
-  CHECK_EQUAL(xt_sim_grant_copy(zero, segments, 3), 0);
+  CHECK_EQUAL(copy_segments(zero, segments, 3), 0);
   CHECK_EQUAL(segments[0].status, GNTST_OKAY);
   CHECK_EQUAL(segments[1].status, GNTST_OKAY);
   CHECK_EQUAL(segments[2].status, GNTST_GENERAL_ERROR);
@@ -100,15 +87,15 @@ static void test_copy_between_domains(void) {
   CHECK_EQUAL(memory2[64], 0);
   CHECK_EQUAL(memory2[163], 7);
   segments[0].flags = 0;
-  CHECK_EQUAL(xt_sim_grant_copy(zero, segments, 1), -EINVAL);
+  CHECK_EQUAL(copy_segments(zero, segments, 1), -EINVAL);
   segments[0].flags = XT_COPY_SOURCE_GREF | XT_COPY_DEST_GREF;
   segments[0].dest.foreign.offset = PAGE - 63;
-  CHECK_EQUAL(xt_sim_grant_copy(zero, segments, 1), -EINVAL);
-  xt_sim_unshare(share1);
-  xt_sim_unshare(share2);
-  xt_sim_close(one);
-  xt_sim_close(two);
-  xt_sim_close(zero);
+  CHECK_EQUAL(copy_segments(zero, segments, 1), -EINVAL);
+  xt_gntshr_unshare(share1);
+  xt_gntshr_unshare(share2);
+  xt_platform_close(one);
+  xt_platform_close(two);
+  xt_platform_close(zero);
   expect_clean();
 }
 
@@ -117,7 +104,7 @@ static void test_forged_entries(void) {
   struct sim *one = attach(1), *zero = attach(0);
   uint32_t ref;
   uint8_t *memory, *mapped, local[64];
-  void *shared = share(one, 0, 1, 1, &ref, &memory);
+  void *shared = ADDRESS(share_pages(one, 0, 1, &ref, &memory));
   struct grant_entry *entry = &one->own->entries[ref];
   struct grant_entry honest = *entry;
   struct xt_copy_segment segment = {.length = 64, .flags = XT_COPY_SOURCE_GREF};
@@ -126,27 +113,27 @@ static void test_forged_entries(void) {
   segment.dest.address = (uintptr_t)local;
   for (int i = 0; i < 3; i++) {
     entry->frame = (uint32_t[]){64, 0x100000, 0xffffffff}[i];
-    CHECK_EQUAL(map(zero, 1, ref, 1, &mapped), -EINVAL);
-    CHECK_EQUAL(xt_sim_grant_copy(zero, &segment, 1), 0);
+    CHECK_EQUAL(map_one(zero, 1, ref, 1, &mapped), -EINVAL);
+    CHECK_EQUAL(copy_segments(zero, &segment, 1), 0);
     CHECK_EQUAL(segment.status, GNTST_BAD_PAGE);
   }
   entry->frame = honest.frame;
   entry->access = 2; /* accept_transfer */
-  CHECK_EQUAL(map(zero, 1, ref, 1, &mapped), -EINVAL);
+  CHECK_EQUAL(map_one(zero, 1, ref, 1, &mapped), -EINVAL);
   entry->access = GTF_PERMIT_ACCESS | 2u << 16;
-  CHECK_EQUAL(map(zero, 1, ref, 1, &mapped), -EINVAL);
+  CHECK_EQUAL(map_one(zero, 1, ref, 1, &mapped), -EINVAL);
   *entry = honest;
-  void *mapping = ADDRESS(map(zero, 1, ref, 1, &mapped));
+  void *mapping = ADDRESS(map_one(zero, 1, ref, 1, &mapped));
   CHECK_EQUAL(entry->access, (GTF_PERMIT_ACCESS | GTF_READING | GTF_WRITING));
-  xt_sim_grant_unmap(mapping);
+  xt_gnttab_unmap(mapping);
   CHECK_EQUAL(entry->access, GTF_PERMIT_ACCESS);
-  mapping = ADDRESS(map(zero, 1, ref, 0, &mapped));
+  mapping = ADDRESS(map_one(zero, 1, ref, 0, &mapped));
   CHECK_EQUAL(entry->access, (GTF_PERMIT_ACCESS | GTF_READING));
-  xt_sim_grant_unmap(mapping);
-  xt_sim_unshare(shared);
+  xt_gnttab_unmap(mapping);
+  xt_gntshr_unshare(shared);
   CHECK_EQUAL(entry->access, 0);
-  xt_sim_close(one);
-  xt_sim_close(zero);
+  xt_platform_close(one);
+  xt_platform_close(zero);
   expect_clean();
 }
 
@@ -175,35 +162,36 @@ static void test_death_with_the_grant_lock(void) {
   struct sim *one = attach(1), *zero = attach(0);
   uint32_t refs[2];
   uint8_t *memory, *mapped;
-  void *shared = share(one, 0, 2, 1, refs, &memory);
-  void *first = ADDRESS(map(zero, 1, refs[0], 0, &mapped)), *second = ADDRESS(map(zero, 1, refs[0], 1, &mapped));
+  void *shared = ADDRESS(share_pages(one, 0, 2, refs, &memory));
+  void *first = ADDRESS(map_one(zero, 1, refs[0], 0, &mapped));
+  void *second = ADDRESS(map_one(zero, 1, refs[0], 1, &mapped));
   pid_t child = fork();
   if (child == 0) die_within(1, refs[0]);
   wait_for(child);
 
-  void *third = ADDRESS(map(zero, 1, refs[1], 1, &mapped));
+  void *third = ADDRESS(map_one(zero, 1, refs[1], 1, &mapped));
   const struct grant_record *record = &one->own->records[refs[0]];
   CHECK_EQUAL(record->readers, 1);
   CHECK_EQUAL(record->writers, 1);
   CHECK_EQUAL(one->own->header->shared_pages, 2);
   CHECK_EQUAL(one->own->entries[20].access & GTF_READING, 0);
   CHECK_EQUAL(one->own->records[21].state, GRANT_FREE);
-  xt_sim_grant_unmap(second);
+  xt_gnttab_unmap(second);
   CHECK_EQUAL(one->own->entries[refs[0]].access, (GTF_PERMIT_ACCESS | GTF_READING));
-  xt_sim_grant_unmap(first);
-  xt_sim_grant_unmap(third);
-  xt_sim_unshare(shared);
+  xt_gnttab_unmap(first);
+  xt_gnttab_unmap(third);
+  xt_gntshr_unshare(shared);
   for (uint32_t ref = XT_SIM_RESERVED_GREFS; ref < 64; ref++) one->own->entries[ref].access = 0;
-  xt_sim_close(one);
-  xt_sim_close(zero);
+  xt_platform_close(one);
+  xt_platform_close(zero);
   expect_clean();
 }
 
 static void test_death_with_the_evtchn_lock(void) {
   struct sim *one = attach(1), *zero = attach(0);
-  uint32_t handle1, handle0, ports[4];
-  int32_t fd1 = xt_sim_evtchn_open(one, &handle1), fd0 = xt_sim_evtchn_open(zero, &handle0);
-  int32_t port1 = xt_sim_evtchn_bind_unbound(one, handle1, 0);
+  uint32_t ports[4];
+  void *events1 = open_evtchn(one), *events0 = open_evtchn(zero);
+  int32_t port1 = xt_evtchn_bind_unbound(events1, 0);
   pid_t child = fork();
   if (child == 0) {
     /* An end that points to a port which does not point back: a bind that was cut short. */
@@ -214,56 +202,58 @@ static void test_death_with_the_evtchn_lock(void) {
     _exit(0);
   }
   wait_for(child);
-  int32_t port0 = xt_sim_evtchn_bind_interdomain(zero, handle0, 1, (uint32_t)port1);
+  int32_t port0 = xt_evtchn_bind_interdomain(events0, 1, (uint32_t)port1);
   CHECK(port0 > 0);
   CHECK_EQUAL(xt_sim_sweep(zero), 0);
   CHECK_EQUAL(zero->own->ports[30].state, PORT_FREE);
-  CHECK_EQUAL(xt_sim_evtchn_notify(zero, handle0, (uint32_t)port0), 0);
-  CHECK_EQUAL(xt_evtchn_pending(fd1, ports, 4), 1);
+  CHECK_EQUAL(xt_evtchn_notify(events0, (uint32_t)port0), 0);
+  CHECK_EQUAL(xt_evtchn_pending(events1, ports, 4), 1);
   CHECK_EQUAL(ports[0], port1);
-  xt_sim_evtchn_close(one, handle1, fd1);
-  xt_sim_evtchn_close(zero, handle0, fd0);
-  xt_sim_close(one);
-  xt_sim_close(zero);
+  xt_evtchn_close(events1);
+  xt_evtchn_close(events0);
+  xt_platform_close(one);
+  xt_platform_close(zero);
   expect_clean();
 }
 
 /* Shares, maps, copies and notifies at random until it is killed or has done enough. */
 static void live(uint32_t domid, uint32_t rounds) {
   struct sim *sim = attach(domid);
-  uint32_t peer = domid == 1 ? 2 : 1, handle, refs[4], ports[16];
-  int32_t fd = xt_sim_evtchn_open(sim, &handle);
+  uint32_t peer = domid == 1 ? 2 : 1, refs[4], ports[16];
+  void *events = open_evtchn(sim), *gnttab = ADDRESS(xt_gnttab_open(sim)), *gntshr = ADDRESS(xt_gntshr_open(sim));
   uint8_t *memory, *mapped, local[64];
-  for (uint32_t i = 0; fd >= 0 && i < rounds; i++) {
-    double address, shared = xt_sim_share(sim, peer, 1 + random_below(4), 1, 0, -1, refs, &address);
+  for (uint32_t i = 0; i < rounds; i++) {
+    double address, shared = xt_gntshr_share(gntshr, peer, 1 + random_below(4), 1, 0, -1, refs, &address);
     uint32_t ref = XT_SIM_RESERVED_GREFS + random_below(16);
-    double mapping = map(sim, peer, ref, (int)random_below(2), &mapped);
+    double mapping = map_one(sim, peer, ref, (int)random_below(2), &mapped);
     struct xt_copy_segment segment = {.length = 64, .flags = XT_COPY_SOURCE_GREF};
     segment.source.foreign.domid = (uint16_t)peer;
     segment.source.foreign.ref = ref;
     segment.dest.address = (uintptr_t)local;
-    CHECK_EQUAL(xt_sim_grant_copy(sim, &segment, 1), 0);
-    int32_t port = xt_sim_evtchn_bind_interdomain(sim, handle, peer, 2 + random_below(8));
-    int32_t unbound = xt_sim_evtchn_bind_unbound(sim, handle, peer);
-    if (port > 0) CHECK_EQUAL(xt_sim_evtchn_notify(sim, handle, (uint32_t)port), 0);
-    for (int32_t got = xt_evtchn_pending(fd, ports, 16); got > 0; got--)
-      xt_sim_evtchn_unmask(sim, handle, ports[got - 1]);
-    if (unbound > 0 && random_below(2)) xt_sim_evtchn_unbind(sim, handle, (uint32_t)unbound);
-    if (port > 0) CHECK_EQUAL(xt_sim_evtchn_unbind(sim, handle, (uint32_t)port), 0);
-    if (mapping > 0) xt_sim_grant_unmap((void *)(uintptr_t)mapping);
+    CHECK_EQUAL(xt_gnttab_copy(gnttab, &segment, 1), 0);
+    int32_t port = xt_evtchn_bind_interdomain(events, peer, 2 + random_below(8));
+    int32_t unbound = xt_evtchn_bind_unbound(events, peer);
+    if (port > 0) CHECK_EQUAL(xt_evtchn_notify(events, (uint32_t)port), 0);
+    for (int32_t got = xt_evtchn_pending(events, ports, 16); got > 0; got--)
+      xt_evtchn_unmask(events, ports[got - 1]);
+    if (unbound > 0 && random_below(2)) xt_evtchn_unbind(events, (uint32_t)unbound);
+    if (port > 0) CHECK_EQUAL(xt_evtchn_unbind(events, (uint32_t)port), 0);
+    if (mapping > 0) xt_gnttab_unmap((void *)(uintptr_t)mapping);
     if (shared > 0) {
       memory = (uint8_t *)(uintptr_t)address;
       CHECK_EQUAL(memory[1], 0);
       memory[1] = 1;
-      xt_sim_unshare((void *)(uintptr_t)shared);
+      xt_gntshr_unshare((void *)(uintptr_t)shared);
     }
     if (random_below(16) == 0) {
-      xt_sim_evtchn_close(sim, handle, fd);
-      fd = xt_sim_evtchn_open(sim, &handle);
+      xt_evtchn_close(events);
+      events = open_evtchn(sim);
     }
   }
-  if (fd >= 0) xt_sim_evtchn_close(sim, handle, fd);
-  xt_sim_close(sim);
+  xt_evtchn_close(events);
+  xt_gnttab_close(gnttab);
+  xt_gntshr_close(gntshr);
+  xt_platform_close(sim);
 }
 
 static void test_many_processes(void) {
@@ -286,12 +276,13 @@ static void test_many_processes(void) {
     CHECK_EQUAL(xt_sim_sweep(zero), 0);
     CHECK_EQUAL(in_use(zero), 1);
     for (uint32_t domid = 1; domid < 3; domid++) {
-      const struct domain *domain = sim_domain(zero, domid);
+      struct domain *domain = sim_domain_get(zero, domid);
       CHECK_EQUAL(domain->header->shared_pages, 0);
       for (uint32_t ref = XT_SIM_RESERVED_GREFS; ref < 64; ref++) CHECK_EQUAL(domain->entries[ref].access, 0);
+      sim_domain_put(domain);
     }
   }
-  xt_sim_close(zero);
+  xt_platform_close(zero);
   expect_clean();
 }
 

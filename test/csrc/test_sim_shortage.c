@@ -3,8 +3,7 @@
  * process that is killed while its forked child lives.
  */
 #define _GNU_SOURCE
-#include "check.h"
-#include "sim.h"
+#include "sim_calls.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -61,30 +60,30 @@ static struct rlimit use_up_descriptors(void) {
 
 struct pair {
   struct sim *zero, *one;
-  uint32_t handle0, handle1;
-  int32_t fd0, fd1, port0, port1;
+  void *events0, *events1;
+  int32_t port0, port1;
 };
 
 static struct pair connect_two(void) {
   struct pair pair = {.zero = attach(0), .one = attach(1)};
-  pair.fd0 = xt_sim_evtchn_open(pair.zero, &pair.handle0);
-  pair.fd1 = xt_sim_evtchn_open(pair.one, &pair.handle1);
-  pair.port1 = xt_sim_evtchn_bind_unbound(pair.one, pair.handle1, 0);
-  pair.port0 = xt_sim_evtchn_bind_interdomain(pair.zero, pair.handle0, 1, (uint32_t)pair.port1);
-  CHECK(pair.fd0 > 0 && pair.fd1 > 0 && pair.port1 > 0 && pair.port0 > 0);
+  pair.events0 = open_evtchn(pair.zero);
+  pair.events1 = open_evtchn(pair.one);
+  pair.port1 = xt_evtchn_bind_unbound(pair.events1, 0);
+  pair.port0 = xt_evtchn_bind_interdomain(pair.events0, 1, (uint32_t)pair.port1);
+  CHECK(pair.port1 > 0 && pair.port0 > 0);
   return pair;
 }
 
 static void disconnect(const struct pair *pair) {
-  CHECK_EQUAL(xt_sim_evtchn_close(pair->zero, pair->handle0, pair->fd0), 0);
-  CHECK_EQUAL(xt_sim_evtchn_close(pair->one, pair->handle1, pair->fd1), 0);
-  xt_sim_close(pair->zero);
-  xt_sim_close(pair->one);
+  CHECK_EQUAL(xt_evtchn_close(pair->events0), 0);
+  CHECK_EQUAL(xt_evtchn_close(pair->events1), 0);
+  xt_platform_close(pair->zero);
+  xt_platform_close(pair->one);
 }
 
 static int32_t next_port(const struct pair *pair) {
   uint32_t port;
-  return xt_evtchn_pending(pair->fd1, &port, 1) == 1 ? (int32_t)port : 0;
+  return xt_evtchn_pending(pair->events1, &port, 1) == 1 ? (int32_t)port : 0;
 }
 
 /* The event waits for the host, which finds it; once delivered, the port is as after any other event. */
@@ -92,7 +91,7 @@ static void test_no_descriptor_for_an_event(void) {
   make_host("1m", 2, &SMALL);
   struct pair pair = connect_two();
   struct rlimit limit = use_up_descriptors();
-  CHECK_EQUAL(xt_sim_evtchn_notify(pair.zero, pair.handle0, (uint32_t)pair.port0), -EMFILE);
+  CHECK_EQUAL(xt_evtchn_notify(pair.events0, (uint32_t)pair.port0), -EMFILE);
   CHECK_EQUAL(next_port(&pair), 0);
   CHECK_EQUAL(xt_sim_deliver(pair.zero), -EMFILE);
   CHECK_EQUAL(setrlimit(RLIMIT_NOFILE, &limit), 0);
@@ -100,9 +99,9 @@ static void test_no_descriptor_for_an_event(void) {
   CHECK_EQUAL(next_port(&pair), pair.port1);
   CHECK_EQUAL(xt_sim_deliver(pair.zero), 0);
   CHECK_EQUAL(next_port(&pair), 0);
-  CHECK_EQUAL(xt_sim_evtchn_unmask(pair.one, pair.handle1, (uint32_t)pair.port1), 0);
+  CHECK_EQUAL(xt_evtchn_unmask(pair.events1, (uint32_t)pair.port1), 0);
   CHECK_EQUAL(next_port(&pair), 0);
-  CHECK_EQUAL(xt_sim_evtchn_notify(pair.zero, pair.handle0, (uint32_t)pair.port0), 0);
+  CHECK_EQUAL(xt_evtchn_notify(pair.events0, (uint32_t)pair.port0), 0);
   CHECK_EQUAL(next_port(&pair), pair.port1);
   disconnect(&pair);
   remove_host();
@@ -113,10 +112,10 @@ static void test_no_descriptor_for_an_unmask(void) {
   make_host("1m", 2, &SMALL);
   struct pair pair = connect_two();
   for (int i = 0; i < 2; i++)
-    CHECK_EQUAL(xt_sim_evtchn_notify(pair.zero, pair.handle0, (uint32_t)pair.port0), 0);
+    CHECK_EQUAL(xt_evtchn_notify(pair.events0, (uint32_t)pair.port0), 0);
   CHECK_EQUAL(next_port(&pair), pair.port1);
   struct rlimit limit = use_up_descriptors();
-  CHECK_EQUAL(xt_sim_evtchn_unmask(pair.one, pair.handle1, (uint32_t)pair.port1), 0);
+  CHECK_EQUAL(xt_evtchn_unmask(pair.events1, (uint32_t)pair.port1), 0);
   CHECK_EQUAL(next_port(&pair), pair.port1);
   CHECK_EQUAL(setrlimit(RLIMIT_NOFILE, &limit), 0);
   disconnect(&pair);
@@ -129,9 +128,8 @@ static void test_no_descriptor_for_a_burial(void) {
   struct sim *zero = attach(0);
   pid_t child = fork();
   if (child == 0) {
-    uint32_t handle;
-    struct sim *one = attach(1);
-    _exit(xt_sim_evtchn_open(one, &handle) > 0 ? 0 : 1);
+    open_evtchn(attach(1));
+    _exit(0);
   }
   CHECK_EQUAL(waitpid(child, NULL, 0), child);
   struct rlimit limit = use_up_descriptors();
@@ -142,7 +140,7 @@ static void test_no_descriptor_for_a_burial(void) {
   int32_t before = xt_sim_list(zero, items, 64);
   CHECK_EQUAL(xt_sim_sweep(zero), 0);
   CHECK_EQUAL(xt_sim_list(zero, items, 64), before - 2); /* its slot and its handle */
-  xt_sim_close(zero);
+  xt_platform_close(zero);
   remove_host();
 }
 
@@ -151,9 +149,10 @@ static void test_full_fifo(void) {
   struct xt_sim_limits limits = {64, 32, 64, HANDLE_PORTS + 8, 16, 32};
   make_host("2m", 2, &limits);
   struct pair pair = connect_two();
-  CHECK_EQUAL(fcntl(pair.fd1, F_SETPIPE_SZ, 4096), 4096);
-  for (int i = 0; i < 1024; i++) CHECK_EQUAL(write(pair.fd1, &i, sizeof i), sizeof i);
-  CHECK_EQUAL(xt_sim_evtchn_notify(pair.zero, pair.handle0, (uint32_t)pair.port0), -EAGAIN);
+  int fd = xt_evtchn_fd(pair.events1);
+  CHECK_EQUAL(fcntl(fd, F_SETPIPE_SZ, 4096), 4096);
+  for (int i = 0; i < 1024; i++) CHECK_EQUAL(write(fd, &i, sizeof i), sizeof i);
+  CHECK_EQUAL(xt_evtchn_notify(pair.events0, (uint32_t)pair.port0), -EAGAIN);
   CHECK_EQUAL(xt_sim_deliver(pair.zero), 1);
   for (int i = 0; i < 1024; i++) CHECK_EQUAL(next_port(&pair), i);
   CHECK_EQUAL(xt_sim_deliver(pair.zero), 0);
@@ -167,26 +166,27 @@ static void test_full_file_system(void) {
   make_host("256k", 2, &(struct xt_sim_limits){256, 256, 64, 32, 16, 32});
   struct sim *one = attach(1);
   void *shares[256];
-  double address, result = 0;
+  double result = 0;
+  uint8_t *memory;
   uint32_t ref, count = 0;
   for (; count < 256; count++) {
-    result = xt_sim_share(one, 0, 1, 1, -1, -1, &ref, &address);
+    result = share_pages(one, 0, 1, &ref, &memory);
     if (result < 0) break;
     shares[count] = (void *)(uintptr_t)result;
-    memset((void *)(uintptr_t)address, 0xff, PAGE);
+    memset(memory, 0xff, PAGE);
   }
   CHECK_EQUAL(result, -ENOSPC);
   CHECK(count > 4);
   CHECK_EQUAL(xt_sim_domain_create(dir, 2), -ENOSPC);
   CHECK_EQUAL((int)xt_sim_open(dir, 2, 1), -ESRCH);
-  CHECK_EQUAL(xt_sim_unshare(shares[--count]), 0);
-  void *again = ADDRESS(xt_sim_share(one, 0, 1, 1, -1, -1, &ref, &address));
-  CHECK_EQUAL(*(uint8_t *)(uintptr_t)address, 0);
+  CHECK_EQUAL(xt_gntshr_unshare(shares[--count]), 0);
+  void *again = ADDRESS(share_pages(one, 0, 1, &ref, &memory));
+  CHECK_EQUAL(*memory, 0);
   CHECK_EQUAL(one->own->header->shared_pages, count + 1);
-  xt_sim_unshare(again);
-  while (count > 0) xt_sim_unshare(shares[--count]);
+  xt_gntshr_unshare(again);
+  while (count > 0) xt_gntshr_unshare(shares[--count]);
   CHECK_EQUAL(one->own->header->shared_pages, 0);
-  xt_sim_close(one);
+  xt_platform_close(one);
   remove_host();
 }
 
@@ -202,6 +202,13 @@ static void test_full_file_system_for_a_file(void) {
   remove_host();
 }
 
+static uint32_t shared_pages(struct sim *sim, uint32_t domid) {
+  struct domain *domain = sim_domain_get(sim, domid);
+  uint32_t count = domain->header->shared_pages;
+  sim_domain_put(domain);
+  return count;
+}
+
 /* The host learns of a death by the end of a connection, which a child of a fork must not keep open. */
 static void test_forked_child(void) {
   make_host("1m", 2, &SMALL);
@@ -213,15 +220,18 @@ static void test_forked_child(void) {
   CHECK_EQUAL(pipe(alive), 0);
   pid_t parent = fork();
   if (parent == 0) {
-    double address_of_page;
+    double address;
+    uint8_t *memory;
     uint32_t ref;
     struct sim *one = ADDRESS(xt_sim_open(dir, 1, 0));
-    void *shared = ADDRESS(xt_sim_share(one, 0, 1, 1, -1, -1, &ref, &address_of_page));
+    void *gntshr = ADDRESS(xt_gntshr_open(one));
+    void *shared = ADDRESS(share_pages(one, 0, 1, &ref, &memory));
     if (fork() == 0) {
       /* Not attached: nothing it does changes what its parent holds. */
-      CHECK_EQUAL(xt_sim_share(one, 0, 1, 1, -1, -1, &ref, &address_of_page), -ENODEV);
-      CHECK_EQUAL(xt_sim_unshare(shared), 0);
-      xt_sim_close(one);
+      CHECK_EQUAL(xt_gntshr_share(gntshr, 0, 1, 1, -1, -1, &ref, &address), -ENODEV);
+      CHECK_EQUAL(xt_gntshr_unshare(shared), 0);
+      xt_gntshr_close(gntshr);
+      xt_platform_close(one);
       pid_t self = getpid();
       CHECK_EQUAL(write(alive[1], &self, sizeof self), sizeof self);
     }
@@ -235,7 +245,7 @@ static void test_forked_child(void) {
   CHECK_EQUAL(read(alive[0], &child, sizeof child), sizeof child);
   struct sim *zero = attach(0);
   CHECK_EQUAL(zero->host->slots[1].in_use, 1);
-  CHECK_EQUAL(sim_domain(zero, 1)->header->shared_pages, 1);
+  CHECK_EQUAL(shared_pages(zero, 1), 1);
   CHECK_EQUAL(kill(parent, SIGKILL), 0);
   CHECK_EQUAL(waitpid(parent, NULL, 0), parent);
   struct pollfd ended[2] = {{connection, POLLIN, 0}, {alive[0], POLLIN, 0}};
@@ -244,8 +254,8 @@ static void test_forked_child(void) {
   CHECK_EQUAL(poll(ended + 1, 1, 0), 0); /* the child lives */
   CHECK_EQUAL(kill(child, SIGKILL), 0);
   CHECK_EQUAL(xt_sim_reap(zero, 1, zero->host->slots[1].generation), 0);
-  CHECK_EQUAL(sim_domain(zero, 1)->header->shared_pages, 0);
-  xt_sim_close(zero);
+  CHECK_EQUAL(shared_pages(zero, 1), 0);
+  xt_platform_close(zero);
   close(connection);
   close(listener);
   remove_host();

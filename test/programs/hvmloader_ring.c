@@ -10,7 +10,7 @@
  * Exit status: 0; 1 the server broke the protocol; 3 no such host; 6 no answer in time.
  */
 #define _POSIX_C_SOURCE 200809L
-#include "xentool.h"
+#include "xen/xen.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -47,8 +47,8 @@ enum {
 
 static struct xenstore_domain_interface *ring;
 static void *sim;
-static uint32_t handle, port;
-static int32_t events;
+static uint32_t port;
+static void *events;
 static int die_at, timeout_ms = 10000;
 
 static void fail(int status, const char *what) {
@@ -65,7 +65,7 @@ static void step(int number) {
 static uint32_t load(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
 static void store(uint32_t *word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_SEQ_CST); }
 
-static void notify(void) { xt_sim_evtchn_notify(sim, handle, port); }
+static void notify(void) { xt_evtchn_notify(events, port); }
 
 static int64_t now_ms(void) {
   struct timespec now;
@@ -78,9 +78,10 @@ static void sleep_for_event(int64_t deadline) {
   uint32_t ports[8];
   int64_t left = deadline - now_ms();
   if (left <= 0) fail(6, "no answer");
-  xt_wait(&events, 1, (int32_t)left);
+  int32_t fd = xt_evtchn_fd(events);
+  xt_wait(&fd, 1, (int32_t)left);
   int32_t count = xt_evtchn_pending(events, ports, 8);
-  for (int32_t i = 0; i < count; i++) xt_sim_evtchn_unmask(sim, handle, ports[i]);
+  for (int32_t i = 0; i < count; i++) xt_evtchn_unmask(events, ports[i]);
 }
 
 static void check(uint32_t cons, uint32_t prod) {
@@ -205,18 +206,20 @@ static void attach(const char *dir, uint32_t domid) {
   double opened = xt_sim_open(dir, domid, 0);
   if (opened < 0) exit(3);
   sim = (void *)(uintptr_t)opened;
-  events = xt_sim_evtchn_open(sim, &handle);
-  int32_t adopted = xt_sim_evtchn_adopt_store(sim, handle);
-  double page = xt_sim_own_page(sim, 1);
-  if (events < 0 || adopted < 0 || page < 0) exit(3);
+  double channels = xt_evtchn_open(sim, XT_EVTCHN_NONBLOCK);
+  if (channels < 0) exit(3);
+  events = (void *)(uintptr_t)channels;
+  int32_t adopted = xt_sim_adopt_store_port(events);
+  double page = xt_sim_own_page(sim, XT_SIM_STORE_GREF);
+  if (adopted < 0 || page < 0) exit(3);
   port = (uint32_t)adopted;
   ring = (struct xenstore_domain_interface *)(uintptr_t)page;
 }
 
 static void detach(void) {
   xt_memory_free(ring, 4096);
-  xt_sim_evtchn_close(sim, handle, events);
-  xt_sim_close(sim);
+  xt_evtchn_close(events);
+  xt_platform_close(sim);
 }
 
 int main(int argc, char **argv) {

@@ -6,7 +6,7 @@ import { GrantCopyBatch } from "../../src/native/grant-copy.ts";
 import { allocateMemory } from "../../src/native/memory.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
-import { nextPorts, startVictim } from "./platform-harness.ts";
+import { mapGrants, nextPorts, sharePages, startVictim } from "./platform-harness.ts";
 
 const DOM0 = toDomid(0);
 const DOM1 = toDomid(1);
@@ -28,7 +28,7 @@ test("a killed process that shares: byte cleared, event sent, and the grant ends
   const port = channels.bindInterdomain(DOM1, victim.said.port);
   expect(await nextPorts(channels)).toEqual([port]);
   channels.unmask(port);
-  const mapping = back.openGrantTable().map(DOM1, victim.said.refs, "rw");
+  const mapping = mapGrants(back, DOM1, victim.said.refs, "rw");
   expect(mapping.bytes[21]).toBe(0xff);
 
   await victim.kill();
@@ -43,7 +43,7 @@ test("a killed process that shares: byte cleared, event sent, and the grant ends
   expect(orphans()).toBe(2);
   mapping.close();
   expect(orphans()).toBe(0);
-  expect(() => back.openGrantTable().map(DOM1, victim.said.refs, "rw")).toThrow();
+  expect(() => mapGrants(back, DOM1, victim.said.refs, "rw")).toThrow();
   channels.close();
   back.close();
 });
@@ -52,7 +52,7 @@ test("a killed process that maps: the byte is cleared, the event comes, the page
   const front = host.platform(1);
   const channels = front.openEventChannels();
   const port = channels.bindUnbound(DOM0);
-  const { mapping, refs } = front.openGrantShare().share(DOM0, 1, "rw");
+  const { mapping, refs } = sharePages(front, DOM0, 1, "rw");
   mapping.bytes.fill(0xff);
   const victim = await startVictim(host.dir, 0, "map", 1, refs[0] as number, port);
 
@@ -63,7 +63,7 @@ test("a killed process that maps: the byte is cleared, the event comes, the page
   while (host.usage().some((item) => item.kind === "map" && item.slot !== 0 && item.id === refs[0]))
     await Bun.sleep(1);
   mapping.close();
-  const again = front.openGrantShare().share(DOM0, 1, "rw");
+  const again = sharePages(front, DOM0, 1, "rw");
   expect(again.refs).toEqual(refs);
   again.mapping.close();
 
@@ -76,7 +76,7 @@ test("a killed process that maps: the byte is cleared, the event comes, the page
 test("processes killed in the middle of copies, and of changing the tables", async () => {
   const front = host.platform(1);
   const channels = front.openEventChannels();
-  const { mapping, refs } = front.openGrantShare().share(DOM0, 1, "rw");
+  const { mapping, refs } = sharePages(front, DOM0, 1, "rw");
   const ref = refs[0] as number;
   const rounds = Array.from({ length: 4 }, async () => {
     const port = channels.bindUnbound(DOM0);
@@ -92,17 +92,18 @@ test("processes killed in the middle of copies, and of changing the tables", asy
   const local = allocateMemory(PAGE_SIZE);
   mapping.bytes.fill(7);
   batch.fromGrant(1, ref, 0, PAGE_SIZE, local.address);
-  expect(back.openGrantTable().copy(batch)).toBe(0);
+  const table = back.openGrantTable();
+  expect(table.copy(batch)).toBe(0);
   expect(batch.status(0)).toBe(0);
   expect(local.bytes.every((byte) => byte === 7)).toBe(true);
-  for (const each of [batch, local, mapping, channels, back, front]) each.close();
+  for (const each of [batch, local, mapping, channels, table, back, front]) each.close();
 });
 
 test("an attachment that crashes within this process is reaped, and changes nothing afterwards", async () => {
   const front = host.platform(1);
   const back = host.platform(0);
-  const { mapping, refs } = front.openGrantShare().share(DOM0, 3, "rw");
-  const theirs = back.openGrantTable().map(DOM1, refs, "rw");
+  const { mapping, refs } = sharePages(front, DOM0, 3, "rw");
+  const theirs = mapGrants(back, DOM1, refs, "rw");
   const channels = back.openEventChannels();
   channels.bindUnbound(DOM1);
   back.crash();
@@ -117,7 +118,7 @@ test("an attachment that crashes within this process is reaped, and changes noth
 test("a destroyed domain: its pages stay memory for who maps them, all else fails, its number is free", async () => {
   const front = host.platform(1);
   const back = host.platform(0);
-  const { mapping, refs } = front.openGrantShare().share(DOM0, 2, "rw");
+  const { mapping, refs } = sharePages(front, DOM0, 2, "rw");
   const frontChannels = front.openEventChannels();
   const backChannels = back.openEventChannels();
   const backPort = backChannels.bindInterdomain(DOM1, frontChannels.bindUnbound(DOM0));
@@ -136,17 +137,17 @@ test("a destroyed domain: its pages stay memory for who maps them, all else fail
 
   expect(await host.createDomain(1, "again")).toBe(DOM1);
   const reborn = host.platform(1);
-  const shared = reborn.openGrantShare().share(DOM0, 1, "rw");
+  const shared = sharePages(reborn, DOM0, 1, "rw");
   const anew = table.map(DOM1, shared.refs, "rw");
   expect(anew.bytes[0]).toBe(0);
-  for (const each of [anew, shared.mapping, backChannels, reborn, back]) each.close();
+  for (const each of [anew, shared.mapping, backChannels, table, reborn, back]) each.close();
 });
 
 test("a destroyed domain does not run its unmap-notifies, but what it mapped is free", async () => {
   const front = host.platform(0);
   const channels = front.openEventChannels();
   const port = channels.bindUnbound(DOM1);
-  const { mapping, refs } = front.openGrantShare().share(DOM1, 1, "rw");
+  const { mapping, refs } = sharePages(front, DOM1, 1, "rw");
   mapping.bytes.fill(0xff);
   const victim = await startVictim(host.dir, 1, "map", 0, refs[0] as number, port);
   await host.destroyDomain(1);
@@ -154,7 +155,7 @@ test("a destroyed domain does not run its unmap-notifies, but what it mapped is 
   expect(channels.pending(new Uint32Array(4))).toBe(0);
   await victim.kill();
   mapping.close();
-  const again = front.openGrantShare().share(DOM1, 1, "rw");
+  const again = sharePages(front, DOM1, 1, "rw");
   expect(again.refs).toEqual(refs);
   for (const each of [again.mapping, channels, front]) each.close();
 });

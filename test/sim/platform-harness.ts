@@ -1,7 +1,14 @@
 // For tests of the simulated platform: subprocesses that are killed, and events of a handle.
 import { join } from "node:path";
+import type { Mapping } from "../../src/native/memory.ts";
 import { shim } from "../../src/native/shim.ts";
-import type { EventChannels } from "../../src/platform/platform.ts";
+import type {
+  EventChannels,
+  GrantShare,
+  GrantTable,
+  Platform,
+  SharedPages,
+} from "../../src/platform/platform.ts";
 
 const EVENT_WAIT_MS = 5000;
 
@@ -50,5 +57,25 @@ export async function nextPorts(channels: EventChannels): Promise<number[]> {
     if (performance.now() > deadline) throw new Error("no event came");
     shim.xt_wait(new Int32Array([channels.fd]), 1, 1);
     await Bun.sleep(0);
+  }
+}
+
+/** Maps grants through a handle of its own, which the mapping outlives. */
+export function mapGrants(platform: Platform, ...args: Parameters<GrantTable["map"]>): Mapping {
+  const table = platform.openGrantTable();
+  try {
+    return table.map(...args);
+  } finally {
+    table.close();
+  }
+}
+
+/** Shares pages likewise. */
+export function sharePages(platform: Platform, ...args: Parameters<GrantShare["share"]>): SharedPages {
+  const sharer = platform.openGrantShare();
+  try {
+    return sharer.share(...args);
+  } finally {
+    sharer.close();
   }
 }

@@ -5,6 +5,7 @@ import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { choosePlatform, openPlatform, type PlatformOptions } from "../../src/platform/open.ts";
 import { SimHost } from "../../src/sim/host.ts";
+import { mapGrants } from "./platform-harness.ts";
 
 let host: SimHost;
 beforeEach(async () => {
@@ -41,9 +42,10 @@ test("a descriptor opens the same platform in a worker, at once", async () => {
     import { openPlatform } from ${JSON.stringify(join(import.meta.dir, "../../src/platform/open.ts"))};
     self.onmessage = ({ data }) => {
       const platform = openPlatform(data);
-      const { mapping, refs } = platform.openGrantShare().share(0, 1, "rw");
+      const share = platform.openGrantShare();
+      const { mapping, refs } = share.share(0, 1, "rw");
       mapping.bytes[0] = 42;
-      self.onmessage = () => { mapping.close(); platform.close(); postMessage("closed"); };
+      self.onmessage = () => { mapping.close(); share.close(); platform.close(); postMessage("closed"); };
       postMessage(refs[0]);
     };`;
   const url = URL.createObjectURL(new Blob([source], { type: "application/typescript" }));
@@ -54,7 +56,7 @@ test("a descriptor opens the same platform in a worker, at once", async () => {
   worker.postMessage(front.descriptor);
   const ref = (await next()) as number;
   const back = openPlatform({ name: "sim", dir: host.dir, domid: toDomid(0) });
-  const mapping = back.openGrantTable().map(toDomid(1), [ref], "rw");
+  const mapping = mapGrants(back, toDomid(1), [ref], "rw");
   expect(mapping.bytes[0]).toBe(42);
   mapping.close();
   worker.postMessage("close");

@@ -6,7 +6,8 @@ import { toDomid } from "../../src/core/types.ts";
 import type { EvtchnPort } from "../../src/core/types.ts";
 import type { Mapping } from "../../src/native/memory.ts";
 import { PortStream } from "../../src/platform/port-stream.ts";
-import type { SimEventChannels, SimPlatform } from "../../src/platform/sim.ts";
+import type { NativeEventChannels } from "../../src/platform/adapter.ts";
+import type { SimPlatform } from "../../src/platform/sim.ts";
 import { loadRingWord, storeRingWord, XsRingStream } from "../../src/protocol/xs-ring.ts";
 import { XsPacketParser, type XsPacket } from "../../src/protocol/xs-wire.ts";
 import type { SimHost } from "../../src/sim/host.ts";
@@ -102,7 +103,7 @@ export function startXsring(host: SimHost, args: readonly string[]): RunningComm
 export class GuestRing {
   readonly platform: SimPlatform;
   readonly page: Mapping;
-  readonly #channels: SimEventChannels;
+  readonly #channels: NativeEventChannels;
   readonly #port: EvtchnPort;
   readonly #stream: PortStream;
   readonly #listeners = new Set<() => void>();

@@ -1,6 +1,6 @@
 /* The simulated platform's files: making, mapping and locking them. */
 #define _GNU_SOURCE
-#include "reserve.h"
+#include "../reserve.h"
 #include "sim.h"
 
 #include <errno.h>
@@ -92,36 +92,6 @@ int sim_mutex_lock(pthread_mutex_t *mutex) {
   pthread_mutex_consistent(mutex);
   return 1;
 }
-
-void sim_grant_lock(struct domain *domain) {
-  if (sim_mutex_lock(&domain->header->grant_lock)) sim_grant_recount(domain);
-}
-
-void sim_grant_unlock(struct domain *domain) { pthread_mutex_unlock(&domain->header->grant_lock); }
-
-/* Every step of a change of ports leaves tables that later steps can go on from: nothing to recover. */
-static void evtchn_lock(struct domain *domain) { sim_mutex_lock(&domain->header->evtchn_lock); }
-static void evtchn_unlock(struct domain *domain) { pthread_mutex_unlock(&domain->header->evtchn_lock); }
-
-static void lock_two(struct domain *a, struct domain *b, void (*lock)(struct domain *)) {
-  if (a && b && b->domid < a->domid) {
-    struct domain *first = b;
-    b = a;
-    a = first;
-  }
-  if (a) lock(a);
-  if (b && b != a) lock(b);
-}
-
-static void unlock_two(struct domain *a, struct domain *b, void (*unlock)(struct domain *)) {
-  if (a) unlock(a);
-  if (b && b != a) unlock(b);
-}
-
-void sim_grant_lock_two(struct domain *a, struct domain *b) { lock_two(a, b, sim_grant_lock); }
-void sim_grant_unlock_two(struct domain *a, struct domain *b) { unlock_two(a, b, sim_grant_unlock); }
-void sim_evtchn_lock_two(struct domain *a, struct domain *b) { lock_two(a, b, evtchn_lock); }
-void sim_evtchn_unlock_two(struct domain *a, struct domain *b) { unlock_two(a, b, evtchn_unlock); }
 
 /* ---- making files ---- */
 
@@ -215,6 +185,7 @@ struct host_file *sim_map_host(int dir_fd, uint64_t *size) {
 int32_t xt_sim_domain_create(const char *dir, uint32_t domid) {
   char name[64], file[80];
   uint64_t host_size;
+  if (domid >= DOMID_FIRST_RESERVED) return -EINVAL;
   int dir_fd = sim_open_dir(dir);
   if (dir_fd < 0) return -errno;
   struct host_file *host = sim_map_host(dir_fd, &host_size);
@@ -240,7 +211,7 @@ int32_t xt_sim_domain_create(const char *dir, uint32_t domid) {
 
 /* ---- a domain's file in this process ---- */
 
-static struct domain *open_domain(int dir_fd, uint32_t domid) {
+struct domain *sim_domain_open(int dir_fd, uint32_t domid) {
   char file[80];
   snprintf(file, sizeof file, "dom%u/memory", domid);
   int fd = openat(dir_fd, file, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
@@ -287,25 +258,15 @@ fail:;
   return NULL;
 }
 
-void sim_domain_release(struct domain *domain) {
-  if (!domain || --domain->references > 0) return;
+void sim_domain_hold(struct domain *domain) { __atomic_add_fetch(&domain->references, 1, __ATOMIC_RELAXED); }
+
+void sim_domain_put(struct domain *domain) {
+  if (!domain || __atomic_sub_fetch(&domain->references, 1, __ATOMIC_ACQ_REL) > 0) return;
   munmap(domain->header, domain->size);
   close(domain->fd);
   free(domain);
 }
 
-struct domain *sim_domain(struct sim *sim, uint32_t domid) {
-  for (uint32_t i = 0; i < sim->peer_count; i++) {
-    struct domain *domain = sim->peers[i];
-    if (domain->domid != domid) continue;
-    if (!__atomic_load_n(&domain->header->dead, __ATOMIC_ACQUIRE)) return domain;
-    sim_domain_release(domain);
-    sim->peers[i] = sim->peers[--sim->peer_count];
-    break;
-  }
-  errno = ENOSPC;
-  if (sim->peer_count == XT_SIM_DOMAINS_MAX) return NULL;
-  struct domain *domain = open_domain(sim->dir_fd, domid);
-  if (domain) sim->peers[sim->peer_count++] = domain;
-  return domain;
+int sim_domain_is_dead(const struct domain *domain) {
+  return __atomic_load_n(&domain->header->dead, __ATOMIC_ACQUIRE) != 0;
 }

@@ -74,6 +74,9 @@ struct grant_entry_v1 {
   uint32_t frame;
 };
 
+/* The first number that is no domain's (xen.h). */
+enum { DOMID_FIRST_RESERVED = 0x7ff0 };
+
 /* Flags of a grant entry, and statuses of grant operations. */
 enum { GTF_PERMIT_ACCESS = 1, GTF_TYPE_MASK = 3, GTF_READONLY = 4, GTF_READING = 8, GTF_WRITING = 16 };
 enum {

@@ -13,13 +13,6 @@ static int crosses_page(const struct xt_copy_segment *segment) {
   return (segment->flags & XT_COPY_DEST_GREF) && segment->dest.foreign.offset + segment->length > PAGE;
 }
 
-static struct domain *side_domain(struct sim *sim, const union xt_copy_side *side, int is_foreign, int16_t *status) {
-  if (!is_foreign) return NULL;
-  struct domain *domain = sim_domain(sim, side->foreign.domid);
-  if (!domain) *status = GNTST_BAD_DOMAIN;
-  return domain;
-}
-
 /* The memory of one side, or NULL with *status. */
 static uint8_t *side_memory(const struct sim *sim, const union xt_copy_side *side, struct domain *domain, int write,
                             int16_t *status) {
@@ -36,24 +29,41 @@ struct held {
   struct domain *source, *dest;
 };
 
+/* Takes over the references. */
 static void hold(struct held *held, struct domain *source, struct domain *dest) {
   sim_grant_unlock_two(held->source, held->dest);
-  sim_domain_release(held->source);
-  sim_domain_release(held->dest);
+  sim_domain_put(held->source);
+  sim_domain_put(held->dest);
   *held = (struct held){source, dest};
-  if (source) source->references++;
-  if (dest) dest->references++;
   sim_grant_lock_two(source, dest);
 }
 
+static int is_held(const struct domain *held, const union xt_copy_side *side, int is_foreign) {
+  if (!is_foreign) return held == NULL;
+  return held && held->domid == side->foreign.domid && !sim_domain_is_dead(held);
+}
+
+/* Has the granters of this segment held. */
+static int16_t hold_granters(struct sim *sim, const struct xt_copy_segment *segment, struct held *held) {
+  int from_grant = segment->flags & XT_COPY_SOURCE_GREF, to_grant = segment->flags & XT_COPY_DEST_GREF;
+  if (is_held(held->source, &segment->source, from_grant) && is_held(held->dest, &segment->dest, to_grant))
+    return GNTST_OKAY;
+  struct domain *source = from_grant ? sim_domain_get(sim, segment->source.foreign.domid) : NULL;
+  struct domain *dest = to_grant ? sim_domain_get(sim, segment->dest.foreign.domid) : NULL;
+  if ((!from_grant || source) && (!to_grant || dest)) {
+    hold(held, source, dest);
+    return GNTST_OKAY;
+  }
+  sim_domain_put(source);
+  sim_domain_put(dest);
+  return GNTST_BAD_DOMAIN;
+}
+
 static void copy_segment(struct sim *sim, struct xt_copy_segment *segment, struct held *held) {
-  int16_t status = GNTST_OKAY;
-  struct domain *source = side_domain(sim, &segment->source, segment->flags & XT_COPY_SOURCE_GREF, &status);
-  struct domain *dest = side_domain(sim, &segment->dest, segment->flags & XT_COPY_DEST_GREF, &status);
+  int16_t status = hold_granters(sim, segment, held);
   if (status == GNTST_OKAY) {
-    if (source != held->source || dest != held->dest) hold(held, source, dest);
-    const uint8_t *from = side_memory(sim, &segment->source, source, 0, &status);
-    uint8_t *to = from ? side_memory(sim, &segment->dest, dest, 1, &status) : NULL;
+    const uint8_t *from = side_memory(sim, &segment->source, held->source, 0, &status);
+    uint8_t *to = from ? side_memory(sim, &segment->dest, held->dest, 1, &status) : NULL;
     if (to) memmove(to, from, segment->length);
   }
   segment->status = status;
@@ -63,8 +73,8 @@ static void copy_segment(struct sim *sim, struct xt_copy_segment *segment, struc
  * A granter stays locked as long as consecutive segments are its own: a batch from one guest locks once,
  * and a page cannot be revoked and reused while it is being copied.
  */
-int32_t xt_sim_grant_copy(void *opaque, struct xt_copy_segment *segments, uint32_t count) {
-  struct sim *sim = opaque;
+int32_t sim_gnttab_copy(struct gnttab *gnttab, struct xt_copy_segment *segments, uint32_t count) {
+  struct sim *sim = ((struct sim_gnttab *)gnttab)->sim;
   struct held held = {NULL, NULL};
   if (sim_usable(sim)) return -ENODEV;
   for (uint32_t i = 0; i < count; i++)

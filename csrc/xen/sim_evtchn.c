@@ -10,21 +10,30 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* PORTS_OF_XEN: EVTCHN_FIFO_NR_CHANNELS. */
+enum { ANYBODY = UINT16_MAX, PORTS_OF_XEN = 1 << 17 };
+
 static void fifo_name(char *name, size_t size, uint32_t domid, uint32_t handle) {
   snprintf(name, size, "dom%u/evtchn-%u", domid, handle);
 }
 
+/* Our own handles have theirs open already; NULL for others. */
+static const struct sim_evtchn *own_handle(const struct sim *sim, uint32_t domid, uint32_t handle) {
+  const struct sim_evtchn *own = domid == sim->domid ? sim->handles : NULL;
+  while (own && own->id != handle) own = own->next;
+  return own;
+}
+
 /* Handle numbers are never used again, so a cached descriptor is never someone else's. Opened for reading,
-   too: a writer alone would get SIGPIPE when the owner is gone. Our own handles have theirs open already. */
+   too: a writer alone would get SIGPIPE when the owner is gone. */
 static int fifo_fd(struct sim *sim, uint32_t domid, uint32_t handle) {
-  for (const struct own_handle *own = sim->handles; own && domid == sim->domid; own = own->next)
-    if (own->id == handle) return own->fd;
   struct fifo *fifo = &sim->fifos[(handle + domid * 7) % FIFO_CACHE];
   if (fifo->fd >= 0 && fifo->domid == domid && fifo->handle == handle) return fifo->fd;
   char name[64];
@@ -36,11 +45,22 @@ static int fifo_fd(struct sim *sim, uint32_t domid, uint32_t handle) {
   return fifo->fd;
 }
 
+/* A descriptor that blocks would wait for room. */
+static int write_port(int fd, int blocks, uint32_t number) {
+  struct pollfd room = {.fd = fd, .events = POLLOUT};
+  if (blocks && poll(&room, 1, 0) == 0) return -EAGAIN;
+  return write(fd, &number, sizeof number) == (ssize_t)sizeof number ? 0 : -errno;
+}
+
 /* 0, or -errno when the event is not in the FIFO. */
 static int send_port(struct sim *sim, struct domain *domain, struct port *port) {
   uint32_t number = (uint32_t)(port - domain->ports);
-  int fd = fifo_fd(sim, domain->domid, port->handle);
-  if (fd < 0 || write(fd, &number, sizeof number) != (ssize_t)sizeof number) return -errno;
+  pthread_mutex_lock(&sim->lock);
+  const struct sim_evtchn *own = own_handle(sim, domain->domid, port->handle);
+  int fd = own ? own->base.fd : fifo_fd(sim, domain->domid, port->handle);
+  int error = fd < 0 ? -errno : write_port(fd, own && own->blocks, number);
+  pthread_mutex_unlock(&sim->lock);
+  if (error) return error;
   port->masked = 1;
   port->pending = 0;
   return 0;
@@ -59,11 +79,14 @@ static struct port *port_at(struct domain *domain, uint32_t number) {
   return number > 0 && number < domain->header->limits.ports ? &domain->ports[number] : NULL;
 }
 
-/* The port if it is open and belongs to this handle of this process. */
-static struct port *own_port(struct sim *sim, uint32_t handle, uint32_t number) {
-  struct port *port = port_at(sim->own, number);
-  if (!port || port->state == PORT_FREE || port->zombie) return NULL;
-  return port->handle == handle && port->slot == sim->slot ? port : NULL;
+/* Looked at without the lock: what else is in a port that counts is there by then. */
+static int is_open(const struct port *port) { return __atomic_load_n(&port->state, __ATOMIC_ACQUIRE) != PORT_FREE; }
+
+/* The port if it is open and this handle's. */
+static struct port *own_port(const struct sim_evtchn *evtchn, uint32_t number) {
+  struct port *port = port_at(evtchn->sim->own, number);
+  if (!port || !is_open(port) || port->zombie) return NULL;
+  return port->handle == evtchn->id && port->slot == evtchn->sim->slot ? port : NULL;
 }
 
 static struct port *free_port(struct domain *domain) {
@@ -89,13 +112,6 @@ static void open_port(struct port *port, struct port value) {
 
 /* ---- handles ---- */
 
-static struct handle *handle_record(struct sim *sim, uint32_t id) {
-  struct handle *handles = sim->own->handles;
-  for (uint32_t i = 0; id != 0 && i < sim->own->header->limits.handles; i++)
-    if (handles[i].id == id && handles[i].slot == sim->slot) return &handles[i];
-  return NULL;
-}
-
 static struct handle *take_handle(struct sim *sim) {
   struct domain *own = sim->own;
   struct handle *handle = NULL;
@@ -110,37 +126,47 @@ static struct handle *take_handle(struct sim *sim) {
   return handle;
 }
 
-int32_t xt_sim_evtchn_open(void *opaque, uint32_t *id) {
-  struct sim *sim = opaque;
+/* The handle's FIFO, made and opened: its descriptor or -errno. */
+static int open_fifo(const struct sim *sim, uint32_t id, uint32_t flags) {
   char name[64];
+  int mode = O_RDWR | (flags & XT_EVTCHN_NONBLOCK ? O_NONBLOCK : 0) | (flags & XT_EVTCHN_KEEP ? 0 : O_CLOEXEC);
+  fifo_name(name, sizeof name, sim->domid, id);
+  int fd = mkfifoat(sim->dir_fd, name, 0600) ? -1 : openat(sim->dir_fd, name, mode);
+  return fd < 0 ? -errno : fd;
+}
+
+int32_t sim_evtchn_open(struct platform *platform, uint32_t flags, struct evtchn **opened) {
+  struct sim *sim = (struct sim *)platform;
   if (sim_usable(sim)) return -ENODEV;
-  struct own_handle *own = calloc(1, sizeof *own);
-  if (!own) return -ENOMEM;
+  struct sim_evtchn *evtchn = calloc(1, sizeof *evtchn);
+  if (!evtchn) return -ENOMEM;
   struct handle *handle = take_handle(sim);
-  if (!handle) {
-    free(own);
-    return -EMFILE;
-  }
-  *id = handle->id;
-  fifo_name(name, sizeof name, sim->domid, handle->id);
-  int fd = mkfifoat(sim->dir_fd, name, 0600) ? -1 : openat(sim->dir_fd, name, O_RDWR | O_NONBLOCK | O_CLOEXEC);
-  if (fd >= 0) {
-    *own = (struct own_handle){*id, fd, sim->handles};
-    sim->handles = own;
-    sim->live++;
+  uint32_t id = handle ? handle->id : 0;
+  int fd = handle ? open_fifo(sim, id, flags) : -EMFILE;
+  if (fd < 0) {
+    if (handle) sim_handle_close(sim, sim->own, id);
+    free(evtchn);
     return fd;
   }
-  int error = -errno;
-  free(own);
-  sim_handle_close(sim, sim->own, *id);
-  return error;
+  *evtchn = (struct sim_evtchn){.base = {platform->ops, fd},
+                                .sim = sim,
+                                .id = id,
+                                .blocks = !(flags & XT_EVTCHN_NONBLOCK),
+                                .restricted_to = ANYBODY};
+  sim_hold(sim);
+  pthread_mutex_lock(&sim->lock);
+  evtchn->next = sim->handles;
+  sim->handles = evtchn;
+  pthread_mutex_unlock(&sim->lock);
+  *opened = &evtchn->base;
+  return 0;
 }
 
 /* Closes every port of a handle, then the handle. */
 void sim_handle_close(struct sim *sim, struct domain *domain, uint32_t id) {
   char name[64];
   for (uint32_t i = 1; i < domain->header->limits.ports; i++)
-    if (domain->ports[i].state != PORT_FREE && domain->ports[i].handle == id) sim_port_close(sim, domain, i);
+    if (is_open(&domain->ports[i]) && domain->ports[i].handle == id) sim_port_close(sim, domain, i);
   fifo_name(name, sizeof name, domain->domid, id);
   unlinkat(sim->dir_fd, name, 0);
   sim_evtchn_lock_two(domain, NULL);
@@ -149,37 +175,61 @@ void sim_handle_close(struct sim *sim, struct domain *domain, uint32_t id) {
   sim_evtchn_unlock_two(domain, NULL);
 }
 
-static void forget_handle(struct sim *sim, uint32_t id) {
-  for (struct own_handle **link = &sim->handles; *link; link = &(*link)->next) {
-    struct own_handle *own = *link;
-    if (own->id != id) continue;
-    *link = own->next;
-    free(own);
-    return;
-  }
+static void forget_handle(struct sim *sim, const struct sim_evtchn *evtchn) {
+  pthread_mutex_lock(&sim->lock);
+  struct sim_evtchn **link = &sim->handles;
+  while (*link != evtchn) link = &(*link)->next;
+  *link = evtchn->next;
+  pthread_mutex_unlock(&sim->lock);
 }
 
-int32_t xt_sim_evtchn_close(void *opaque, uint32_t id, int32_t fd) {
-  struct sim *sim = opaque;
-  forget_handle(sim, id);
-  if (sim_usable(sim) == 0 && handle_record(sim, id)) sim_handle_close(sim, sim->own, id);
-  int error = close(fd) ? -errno : 0;
-  sim_forget_one(sim);
+int32_t sim_evtchn_close(struct evtchn *base) {
+  struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
+  struct sim *sim = evtchn->sim;
+  forget_handle(sim, evtchn);
+  if (sim_usable(sim) == 0) sim_handle_close(sim, sim->own, evtchn->id);
+  int error = close(base->fd) ? -errno : 0;
+  free(evtchn);
+  sim_put(sim);
   return error;
 }
 
 /* ---- ports ---- */
 
-int32_t xt_sim_evtchn_bind_unbound(void *opaque, uint32_t handle, uint32_t domid) {
-  struct sim *sim = opaque;
-  if (sim_usable(sim)) return -ENODEV;
-  if (!sim_domain(sim, domid)) return -errno;
-  if (!handle_record(sim, handle)) return -EBADF;
+/* Xen's own numbers end here; what is above is no port of anybody's. */
+static int is_no_port(uint32_t number) { return number >= PORTS_OF_XEN; }
+
+/* 0, or why a handle may not bind to `domid`. */
+static int may_bind(const struct sim_evtchn *evtchn, uint32_t domid) {
+  if (sim_usable(evtchn->sim)) return -ENODEV;
+  uint32_t restricted_to = __atomic_load_n(&evtchn->restricted_to, __ATOMIC_ACQUIRE);
+  return restricted_to == ANYBODY || restricted_to == domid ? 0 : -EACCES;
+}
+
+/* As the device: domain 0 is not one to be restricted to. */
+int32_t sim_evtchn_restrict(struct evtchn *base, uint32_t domid) {
+  struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
+  uint32_t anybody = ANYBODY;
+  if (__atomic_load_n(&evtchn->restricted_to, __ATOMIC_ACQUIRE) != ANYBODY) return -EACCES;
+  if (domid == 0 || domid >= DOMID_FIRST_RESERVED) return -EINVAL;
+  return __atomic_compare_exchange_n(&evtchn->restricted_to, &anybody, domid, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+             ? 0
+             : -EACCES;
+}
+
+int32_t sim_evtchn_bind_unbound(struct evtchn *base, uint32_t domid) {
+  struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
+  struct sim *sim = evtchn->sim;
+  int error = may_bind(evtchn, domid);
+  if (error) return error;
+  struct domain *remote = sim_domain_get(sim, domid); /* open from now on: no event will lack a descriptor for it */
+  if (!remote) return -errno;
+  sim_domain_put(remote);
   sim_evtchn_lock_two(sim->own, NULL);
   struct port *port = free_port(sim->own);
   if (port)
     open_port(port, (struct port){
-                        .state = PORT_UNBOUND, .handle = handle, .slot = sim->slot, .remote_domid = domid});
+                        .state = PORT_UNBOUND, .handle = evtchn->id, .slot = sim->slot, .remote_domid = domid});
   sim_evtchn_unlock_two(sim->own, NULL);
   return port ? (int32_t)(port - sim->own->ports) : -ENOSPC;
 }
@@ -202,29 +252,33 @@ static int32_t bind_ends(struct sim *sim, uint32_t handle, struct domain *remote
   return number;
 }
 
-int32_t xt_sim_evtchn_bind_interdomain(void *opaque, uint32_t handle, uint32_t domid, uint32_t port) {
-  struct sim *sim = opaque;
-  if (sim_usable(sim)) return -ENODEV;
-  struct domain *remote = sim_domain(sim, domid);
+int32_t sim_evtchn_bind_interdomain(struct evtchn *base, uint32_t domid, uint32_t port) {
+  struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
+  struct sim *sim = evtchn->sim;
+  int32_t result = may_bind(evtchn, domid);
+  if (result) return result;
+  struct domain *remote = sim_domain_get(sim, domid);
   if (!remote) return -errno;
-  if (!handle_record(sim, handle)) return -EBADF;
   sim_evtchn_lock_two(sim->own, remote);
-  int32_t result = remote->header->dead ? -ESRCH : bind_ends(sim, handle, remote, port);
+  result = remote->header->dead ? -ESRCH : bind_ends(sim, evtchn->id, remote, port);
   sim_evtchn_unlock_two(sim->own, remote);
+  sim_domain_put(remote);
   return result;
 }
 
-int32_t xt_sim_evtchn_adopt_store(void *opaque, uint32_t handle) {
-  struct sim *sim = opaque;
-  if (sim_usable(sim)) return -ENODEV;
-  if (!handle_record(sim, handle)) return -EBADF;
+int32_t sim_evtchn_adopt_store(struct evtchn *base) {
+  struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
+  struct sim *sim = evtchn->sim;
   struct port *port = port_at(sim->own, sim->own->header->store_port);
-  if (!port) return -ENODEV;
-  if (!sim_domain(sim, port->remote_domid)) return -errno; /* a notify must not need to open anything */
-  int32_t result = -EBUSY;
+  int32_t result = port ? may_bind(evtchn, port->remote_domid) : -ENODEV;
+  if (result) return result;
+  struct domain *remote = sim_domain_get(sim, port->remote_domid);
+  if (!remote) return -errno;
+  sim_domain_put(remote);
+  result = -EBUSY;
   sim_evtchn_lock_two(sim->own, NULL);
   if (port->kernel && port->handle == 0) {
-    port->handle = handle;
+    port->handle = evtchn->id;
     port->slot = sim->slot;
     port->masked = 0;
     if (port->pending) deliver(sim, sim->own, port);
@@ -255,20 +309,29 @@ static void close_locked(struct domain *domain, struct port *port, struct domain
   __atomic_store_n(&port->state, PORT_FREE, __ATOMIC_RELEASE);
 }
 
+/* The domain at a port's other end, referenced. */
+static struct domain *remote_domain(struct sim *sim, struct domain *domain, uint32_t domid) {
+  if (domid != domain->domid) return sim_domain_get(sim, domid);
+  sim_domain_hold(domain);
+  return domain;
+}
+
 void sim_port_close(struct sim *sim, struct domain *domain, uint32_t number) {
   struct port *port = &domain->ports[number];
   /* Also of an unbound port: its peer may be binding just now. */
-  struct domain *remote = port->remote_domid == domain->domid ? domain : sim_domain(sim, port->remote_domid);
+  struct domain *remote = remote_domain(sim, domain, port->remote_domid);
   sim_evtchn_lock_two(domain, remote);
   close_locked(domain, port, remote);
   sim_evtchn_unlock_two(domain, remote);
+  sim_domain_put(remote);
 }
 
-int32_t xt_sim_evtchn_unbind(void *opaque, uint32_t handle, uint32_t number) {
-  struct sim *sim = opaque;
-  if (sim_usable(sim)) return -ENODEV;
-  if (!own_port(sim, handle, number)) return -ENOTCONN;
-  sim_port_close(sim, sim->own, number);
+int32_t sim_evtchn_unbind(struct evtchn *base, uint32_t number) {
+  const struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
+  if (sim_usable(evtchn->sim)) return -ENODEV;
+  if (is_no_port(number)) return -EINVAL;
+  if (!own_port(evtchn, number)) return -ENOTCONN;
+  sim_port_close(evtchn->sim, evtchn->sim->own, number);
   return 0;
 }
 
@@ -278,12 +341,13 @@ int sim_port_notify(struct sim *sim, struct domain *domain, uint32_t number) {
   struct port copy = domain->ports[number];
   sim_evtchn_unlock_two(domain, NULL);
   if (copy.state != PORT_INTERDOMAIN) return 0;
-  struct domain *remote = copy.remote_domid == domain->domid ? domain : sim_domain(sim, copy.remote_domid);
+  struct domain *remote = remote_domain(sim, domain, copy.remote_domid);
   if (!remote) return errno == ESRCH ? 0 : -errno;
   sim_evtchn_lock_two(remote, NULL);
   struct port *end = remote_end(remote, domain, &domain->ports[number]);
   int error = end ? deliver(sim, remote, end) : 0;
   sim_evtchn_unlock_two(remote, NULL);
+  sim_domain_put(remote);
   return error;
 }
 
@@ -299,19 +363,21 @@ int32_t sim_deliver_pending(struct sim *sim, struct domain *domain) {
   return left;
 }
 
-int32_t xt_sim_evtchn_notify(void *opaque, uint32_t handle, uint32_t number) {
-  struct sim *sim = opaque;
-  if (sim_usable(sim)) return -ENODEV;
-  if (!own_port(sim, handle, number)) return -ENOTCONN;
-  return sim_port_notify(sim, sim->own, number);
+int32_t sim_evtchn_notify(struct evtchn *base, uint32_t number) {
+  const struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
+  if (sim_usable(evtchn->sim)) return -ENODEV;
+  if (is_no_port(number)) return -EINVAL;
+  if (!own_port(evtchn, number)) return -ENOTCONN;
+  return sim_port_notify(evtchn->sim, evtchn->sim->own, number);
 }
 
 /* As the device: a port that is not ours is ignored. */
-int32_t xt_sim_evtchn_unmask(void *opaque, uint32_t handle, uint32_t number) {
-  struct sim *sim = opaque;
+int32_t sim_evtchn_unmask(struct evtchn *base, uint32_t number) {
+  const struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
+  struct sim *sim = evtchn->sim;
   if (sim_usable(sim)) return -ENODEV;
   sim_evtchn_lock_two(sim->own, NULL);
-  struct port *port = own_port(sim, handle, number);
+  struct port *port = own_port(evtchn, number);
   if (port) {
     port->masked = 0;
     if (port->pending) deliver(sim, sim->own, port);

@@ -13,6 +13,14 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+int32_t xt_sim_crash(void *handle) {
+  struct sim *sim = handle;
+  __atomic_store_n(&sim->crashed, 1, __ATOMIC_RELEASE);
+  if (sim->connection >= 0) close(sim->connection);
+  sim->connection = -1;
+  return 0;
+}
+
 /* ---- forks ---- */
 
 /*
@@ -25,7 +33,10 @@ static struct sim *attachments;
 static void before_fork(void) { pthread_mutex_lock(&attachments_lock); }
 static void after_fork_in_parent(void) { pthread_mutex_unlock(&attachments_lock); }
 static void after_fork_in_child(void) {
-  for (struct sim *sim = attachments; sim; sim = sim->next) xt_sim_crash(sim);
+  for (struct sim *sim = attachments; sim; sim = sim->next) {
+    xt_sim_crash(sim);
+    pthread_mutex_init(&sim->lock, NULL); /* whoever held it is not here */
+  }
   pthread_mutex_unlock(&attachments_lock);
 }
 
@@ -52,7 +63,7 @@ static void remove_attachment(const struct sim *sim) {
 
 int sim_usable(const struct sim *sim) {
   const struct slot *slot = &sim->host->slots[sim->slot];
-  if (sim->crashed || __atomic_load_n(&sim->own->header->dead, __ATOMIC_ACQUIRE)) return -ENODEV;
+  if (__atomic_load_n(&sim->crashed, __ATOMIC_ACQUIRE) || sim_domain_is_dead(sim->own)) return -ENODEV;
   return slot->in_use && slot->generation == sim->generation ? 0 : -ENODEV;
 }
 
@@ -74,6 +85,13 @@ static int take_slot(struct sim *sim, int is_host) {
   }
   pthread_mutex_unlock(&host->lock);
   return result;
+}
+
+static void give_back_slot(const struct sim *sim) {
+  struct slot *slot = &sim->host->slots[sim->slot];
+  sim_mutex_lock(&sim->host->lock);
+  if (slot->generation == sim->generation) slot->in_use = 0;
+  pthread_mutex_unlock(&sim->host->lock);
 }
 
 static int connect_to_host(const char *dir) {
@@ -105,13 +123,14 @@ int sim_ask_to_deliver(const struct sim *sim) {
 
 static void free_sim(struct sim *sim) {
   remove_attachment(sim);
-  for (uint32_t i = 0; i < sim->peer_count; i++) sim_domain_release(sim->peers[i]);
-  sim_domain_release(sim->own);
+  for (uint32_t i = 0; i < sim->peer_count; i++) sim_domain_put(sim->peers[i]);
+  sim_domain_put(sim->own);
   for (uint32_t i = 0; i < FIFO_CACHE; i++)
     if (sim->fifos[i].fd >= 0) close(sim->fifos[i].fd);
   if (sim->host != MAP_FAILED) munmap(sim->host, sim->host_size);
   if (sim->connection >= 0) close(sim->connection);
   if (sim->dir_fd >= 0) close(sim->dir_fd);
+  pthread_mutex_destroy(&sim->lock);
   free(sim);
 }
 
@@ -120,55 +139,64 @@ static int attach(struct sim *sim, const char *dir, int is_host) {
   if (sim->dir_fd < 0) return -errno;
   sim->host = sim_map_host(sim->dir_fd, &sim->host_size);
   if (sim->host == MAP_FAILED) return -errno;
-  sim->own = sim_domain(sim, sim->domid);
+  sim->own = sim_domain_get(sim, sim->domid);
   if (!sim->own) return -errno;
-  sim->own->references++;
   if (!is_host && (sim->connection = connect_to_host(dir)) < 0) return sim->connection;
   int error = take_slot(sim, is_host);
-  return error || is_host ? error : tell_host(sim);
-}
-
-double xt_sim_open(const char *dir, uint32_t domid, int32_t is_host) {
-  struct sim *sim = calloc(1, sizeof *sim);
-  if (!sim) return -ENOMEM;
-  sim->domid = domid;
-  sim->dir_fd = sim->connection = -1;
-  sim->host = MAP_FAILED;
-  for (uint32_t i = 0; i < FIFO_CACHE; i++) sim->fifos[i].fd = -1;
-  add_attachment(sim);
-  int error = attach(sim, dir, is_host);
-  if (error == 0) return (double)(uintptr_t)sim;
-  free_sim(sim);
+  if (error || is_host) return error;
+  error = tell_host(sim);
+  if (error) give_back_slot(sim);
   return error;
 }
 
-static void detach_if_done(struct sim *sim) {
-  if (!sim->closing || sim->live > 0) return;
-  if (!sim->crashed) {
-    struct slot *slot = &sim->host->slots[sim->slot];
-    sim_mutex_lock(&sim->host->lock);
-    if (slot->generation == sim->generation) slot->in_use = 0;
-    pthread_mutex_unlock(&sim->host->lock);
-  }
+int sim_attach(struct sim **attached, const struct platform_ops *ops, const char *dir, uint32_t domid, int is_host) {
+  struct sim *sim = calloc(1, sizeof *sim);
+  if (!sim) return -ENOMEM;
+  sim->base.ops = ops;
+  sim->domid = domid;
+  sim->dir_fd = sim->connection = -1;
+  sim->host = MAP_FAILED;
+  sim->users = 1;
+  pthread_mutex_init(&sim->lock, NULL);
+  for (uint32_t i = 0; i < FIFO_CACHE; i++) sim->fifos[i].fd = -1;
+  add_attachment(sim);
+  int error = attach(sim, dir, is_host);
+  if (error) free_sim(sim);
+  else *attached = sim;
+  return error;
+}
+
+void sim_hold(struct sim *sim) { __atomic_add_fetch(&sim->users, 1, __ATOMIC_RELAXED); }
+
+void sim_put(struct sim *sim) {
+  if (__atomic_sub_fetch(&sim->users, 1, __ATOMIC_ACQ_REL) > 0) return;
+  if (!sim->crashed) give_back_slot(sim);
   free_sim(sim);
 }
 
-void sim_forget_one(struct sim *sim) {
-  sim->live--;
-  detach_if_done(sim);
+/* ---- domains ---- */
+
+/* The lock is held. One that died is forgotten. */
+static struct domain *cached(struct sim *sim, uint32_t domid) {
+  for (uint32_t i = 0; i < sim->peer_count; i++) {
+    struct domain *domain = sim->peers[i];
+    if (domain->domid != domid) continue;
+    if (!sim_domain_is_dead(domain)) return domain;
+    sim_domain_put(domain);
+    sim->peers[i] = sim->peers[--sim->peer_count];
+    break;
+  }
+  return NULL;
 }
 
-int32_t xt_sim_close(void *handle) {
-  struct sim *sim = handle;
-  sim->closing = 1;
-  detach_if_done(sim);
-  return 0;
-}
-
-int32_t xt_sim_crash(void *handle) {
-  struct sim *sim = handle;
-  sim->crashed = 1;
-  if (sim->connection >= 0) close(sim->connection);
-  sim->connection = -1;
-  return 0;
+struct domain *sim_domain_get(struct sim *sim, uint32_t domid) {
+  pthread_mutex_lock(&sim->lock);
+  struct domain *domain = cached(sim, domid);
+  if (!domain && sim->peer_count == XT_SIM_DOMAINS_MAX) errno = ENOSPC;
+  else if (!domain && (domain = sim_domain_open(sim->dir_fd, domid))) sim->peers[sim->peer_count++] = domain;
+  int error = errno;
+  if (domain) sim_domain_hold(domain);
+  pthread_mutex_unlock(&sim->lock);
+  errno = error;
+  return domain;
 }

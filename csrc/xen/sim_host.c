@@ -30,6 +30,29 @@ static int32_t list_domains(const struct sim *sim, uint32_t *domids) {
   return count;
 }
 
+/* All domains, mapped here and referenced: what is done with them then lacks nothing half-way. */
+struct domains {
+  struct domain *all[XT_SIM_DOMAINS_MAX];
+  uint32_t count;
+};
+
+/* 0 or -errno. Put them in any case. */
+static int32_t get_domains(struct sim *sim, struct domains *domains) {
+  uint32_t domids[XT_SIM_DOMAINS_MAX];
+  int32_t count = list_domains(sim, domids);
+  domains->count = 0;
+  for (int32_t i = 0; i < count; i++) {
+    struct domain *domain = sim_domain_get(sim, domids[i]);
+    if (domain) domains->all[domains->count++] = domain;
+    else if (errno != ESRCH) return -errno;
+  }
+  return count < 0 ? count : 0;
+}
+
+static void put_domains(const struct domains *domains) {
+  for (uint32_t i = 0; i < domains->count; i++) sim_domain_put(domains->all[i]);
+}
+
 /* ---- reaping ---- */
 
 static void notify_once(struct sim *sim, struct domain *owner, uint32_t *port) {
@@ -86,34 +109,26 @@ static void free_slot(struct sim *sim, uint32_t slot, uint32_t generation) {
   pthread_mutex_unlock(&sim->host->lock);
 }
 
-/* The same, once each of them is mapped here: what follows then lacks nothing half-way. */
-static int32_t open_domains(struct sim *sim, uint32_t *domids) {
-  int32_t count = list_domains(sim, domids);
-  for (int32_t i = 0; i < count; i++)
-    if (!sim_domain(sim, domids[i]) && errno != ESRCH) return -errno;
-  return count;
-}
-
-static int32_t bury(struct sim *sim, uint32_t slot, int with_notifies) {
-  uint32_t domids[XT_SIM_DOMAINS_MAX];
-  int32_t count = open_domains(sim, domids);
-  if (count < 0) return count;
+static void bury_in(struct sim *sim, const struct domains *domains, uint32_t slot, int with_notifies) {
   uint32_t generation = sim->host->slots[slot].generation;
-  struct domain *owner = sim_domain(sim, sim->host->slots[slot].domid);
-  for (int32_t i = 0; with_notifies && i < count; i++) {
-    struct domain *domain = sim_domain(sim, domids[i]);
-    if (domain) run_notifies(sim, domain, owner, slot);
-  }
+  struct domain *owner = NULL;
+  for (uint32_t i = 0; i < domains->count; i++)
+    if (domains->all[i]->domid == sim->host->slots[slot].domid) owner = domains->all[i];
+  for (uint32_t i = 0; with_notifies && i < domains->count; i++) run_notifies(sim, domains->all[i], owner, slot);
   if (owner) {
     close_handles(sim, owner, slot);
     close_leftover_ports(sim, owner, slot);
   }
-  for (int32_t i = 0; i < count; i++) {
-    struct domain *domain = sim_domain(sim, domids[i]);
-    if (domain) drop_grants(domain, slot);
-  }
+  for (uint32_t i = 0; i < domains->count; i++) drop_grants(domains->all[i], slot);
   free_slot(sim, slot, generation);
-  return 0;
+}
+
+static int32_t bury(struct sim *sim, uint32_t slot, int with_notifies) {
+  struct domains domains;
+  int32_t error = get_domains(sim, &domains);
+  if (error == 0) bury_in(sim, &domains, slot, with_notifies);
+  put_domains(&domains);
+  return error;
 }
 
 int32_t xt_sim_reap(void *opaque, uint32_t slot, uint32_t generation) {
@@ -125,14 +140,11 @@ int32_t xt_sim_reap(void *opaque, uint32_t slot, uint32_t generation) {
 
 int32_t xt_sim_deliver(void *opaque) {
   struct sim *sim = opaque;
-  uint32_t domids[XT_SIM_DOMAINS_MAX];
-  int32_t count = open_domains(sim, domids), left = 0;
-  if (count < 0) return count;
-  for (int32_t i = 0; i < count; i++) {
-    struct domain *domain = sim_domain(sim, domids[i]);
-    if (domain) left += sim_deliver_pending(sim, domain);
-  }
-  return left;
+  struct domains domains;
+  int32_t error = get_domains(sim, &domains), left = 0;
+  for (uint32_t i = 0; error == 0 && i < domains.count; i++) left += sim_deliver_pending(sim, domains.all[i]);
+  put_domains(&domains);
+  return error ? error : left;
 }
 
 int32_t xt_sim_sweep(void *opaque) {
@@ -166,14 +178,13 @@ static void remove_files(const struct sim *sim, uint32_t domid) {
 
 int32_t xt_sim_domain_destroy(void *opaque, uint32_t domid) {
   struct sim *sim = opaque;
-  struct domain *domain = sim_domain(sim, domid);
+  struct domain *domain = sim_domain_get(sim, domid);
   if (!domain) return -errno;
-  domain->references++;
   int32_t error = 0;
   for (uint32_t i = KERNEL_SLOT + 1; error == 0 && i < sim->host->limits.slots; i++)
     if (sim->host->slots[i].in_use && sim->host->slots[i].domid == domid) error = bury(sim, i, 0);
   if (error) {
-    sim_domain_release(domain);
+    sim_domain_put(domain);
     return error;
   }
   mark_dead(domain);
@@ -185,7 +196,7 @@ int32_t xt_sim_domain_destroy(void *opaque, uint32_t domid) {
     sim_port_close(sim, domain, i);
   }
   remove_files(sim, domid);
-  sim_domain_release(domain);
+  sim_domain_put(domain);
   return 0;
 }
 
@@ -253,9 +264,8 @@ static void list_evtchns(struct list *list, struct domain *domain) {
 int32_t xt_sim_list(void *opaque, struct xt_sim_item *items, uint32_t max) {
   struct sim *sim = opaque;
   struct list list = {sim, items, 0, max};
-  uint32_t domids[XT_SIM_DOMAINS_MAX];
-  int32_t count = open_domains(sim, domids);
-  if (count < 0) return count;
+  struct domains domains;
+  int32_t error = get_domains(sim, &domains);
   for (uint32_t i = KERNEL_SLOT + 1; i < sim->host->limits.slots; i++) {
     const struct slot *slot = &sim->host->slots[i];
     if (slot->in_use)
@@ -263,11 +273,10 @@ int32_t xt_sim_list(void *opaque, struct xt_sim_item *items, uint32_t max) {
           (struct xt_sim_item){
               .kind = XT_SIM_SLOT, .domid = slot->domid, .id = i, .peer = slot->is_host, .count = slot->generation});
   }
-  for (int32_t i = 0; i < count; i++) {
-    struct domain *domain = sim_domain(sim, domids[i]);
-    if (!domain) continue;
-    list_grants(&list, domain);
-    list_evtchns(&list, domain);
+  for (uint32_t i = 0; i < domains.count; i++) {
+    list_grants(&list, domains.all[i]);
+    list_evtchns(&list, domains.all[i]);
   }
-  return (int32_t)list.count;
+  put_domains(&domains);
+  return error ? error : (int32_t)list.count;
 }
