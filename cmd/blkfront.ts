@@ -3,7 +3,7 @@ import type { Argv, CommandModule } from "yargs";
 import type { BenchOptions, BenchPattern, BenchResult } from "../src/blkfront/bench.ts";
 import type { Disk } from "../src/blkfront/handshake.ts";
 import type { SessionEnd } from "../src/blkfront/session.ts";
-import type { BlkfrontJob } from "../src/blkfront/worker.ts";
+import type { BlkfrontJob } from "../src/blkfront/blkfront-orders.ts";
 import { actionGroup } from "./lib/action-group.ts";
 import { withExamples } from "./lib/examples.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";

@@ -2,7 +2,7 @@
 // by a URL made in this folder, so this file stays beside xentool.ts and worker.ts.
 import { closeSync, openSync } from "node:fs";
 import { describeError, XentoolError } from "../src/core/errors.ts";
-import type { SpawnWorker } from "../src/core/worker.ts";
+import type { SpawnWorker } from "../src/plane/plane.ts";
 
 /** What a worker and the shim in it open as they start, and some to spare for what starts beside them. */
 const DESCRIPTORS = 12;

@@ -1,39 +1,39 @@
-// Entry point of every data-plane worker: the first message is its order, and what it reports goes back as
-// messages. Nothing else lives here, because coverage cannot see into workers.
+// Entry point of the thread of every data plane: a message is an order, and what is reported and comes of it goes back
+// as messages. Nothing else lives here, because coverage cannot see into workers.
 import "./lib/standard-error.ts";
-import { describeError, kindOf } from "../src/core/errors.ts";
-import type { BlkbackOrder, BlkbackReport } from "../src/blkback/worker.ts";
-import type { BlkfrontOrder, BlkfrontReport } from "../src/blkfront/worker.ts";
-import type { VchanMessage, VchanReply } from "../src/vchan/worker-protocol.ts";
+import type { BlkbackOrder } from "../src/blkback/blkback-orders.ts";
+import type { BlkfrontOrder } from "../src/blkfront/blkfront-orders.ts";
+import { failureOf, type OrderMessage, type PlaneMessage } from "../src/plane/protocol.ts";
+import type { VchanOrder } from "../src/vchan/vchan-orders.ts";
 
 declare const self: Worker;
 
-type Order = BlkbackOrder | BlkfrontOrder | VchanMessage;
-type Report = BlkbackReport | BlkfrontReport | VchanReply;
+type Message =
+  | OrderMessage<"blkback", BlkbackOrder["order"]>
+  | OrderMessage<"blkfront", BlkfrontOrder["order"]>
+  | OrderMessage<"vchan", VchanOrder["order"]>;
 
-function report(message: Report): void {
+function post(message: PlaneMessage): void {
   self.postMessage(message);
 }
 
-/** What the order needs is loaded only now, so that a host which lacks something for it can be reported. */
-async function obey(order: Order): Promise<void> {
-  switch (order.kind) {
+/** What an order needs is loaded only now, so that a host which lacks something for it can be reported. */
+async function obey(data: Message): Promise<void> {
+  const { answerOrder } = await import("../src/plane/answer.ts");
+  switch (data.role) {
     case "blkback":
-      return (await import("../src/blkback/worker.ts")).runBlkbackWorker(order, report);
+      return answerOrder(data, (await import("../src/blkback/blkback-plane.ts")).carryOutBlkbackOrder, post);
     case "blkfront":
-      return (await import("../src/blkfront/worker.ts")).runBlkfrontWorker(order, report);
+      return answerOrder(
+        data,
+        (await import("../src/blkfront/blkfront-plane.ts")).carryOutBlkfrontOrder,
+        post,
+      );
     case "vchan":
-      return (await import("../src/vchan/worker.ts")).runVchanWorker(order, report);
+      return answerOrder(data, (await import("../src/vchan/vchan-plane.ts")).carryOutVchanOrder, post);
   }
 }
 
-function refuse(order: Order, error: unknown): void {
-  const failure = { kind: kindOf(error), message: describeError(error) };
-  if (order.kind === "vchan") report({ kind: "vchan", id: order.id, error: { ...failure, context: {} } });
-  else report({ type: "failed", ...failure });
-  if (order.kind === "blkfront") report({ type: "released" });
-}
-
-self.onmessage = ({ data }: MessageEvent<Order>): void => {
-  obey(data).catch((error: unknown) => refuse(data, error));
+self.onmessage = ({ data }: MessageEvent<Message>): void => {
+  obey(data).catch((error: unknown) => post({ type: "failed", id: data.id, failure: failureOf(error) }));
 };

@@ -1,6 +1,7 @@
 // The bodies of `xentool vchan bench`: the two ends, and the table or JSON that comes out of it.
 import { XentoolError } from "../../src/core/errors.ts";
-import type { SpawnWorker } from "../../src/core/worker.ts";
+import type { SpawnWorker } from "../../src/plane/plane.ts";
+import type { VchanOrder } from "../../src/vchan/vchan-orders.ts";
 import { BENCH_KINDS, type BenchKind, type BenchMeasure } from "../../src/vchan/bench.ts";
 import { VchanSession } from "../../src/vchan/session.ts";
 import type { CommandContext } from "./run-command.ts";
@@ -35,7 +36,9 @@ export async function runBenchListen(
       { platform, place, spawnWorker, signal, force, timeoutMs },
       "server",
     );
-    await session.serve(orders, ({ worker }) => worker.request<"bench-serve">({ op: "bench-serve" }));
+    await session.serve(orders, ({ plane }) =>
+      plane.carryOut<VchanOrder<"bench-serve">>({ op: "bench-serve" }),
+    );
   } finally {
     platform.close();
   }
@@ -55,10 +58,10 @@ export async function runBenchConnect(
       { platform, place, spawnWorker, signal, force, timeoutMs },
       "client",
     );
-    await session.connect(true, async ({ worker, readSize, writeSize }) => {
+    await session.connect(true, async ({ plane, readSize, writeSize }) => {
       const run = (kind: BenchKind, part: number): Promise<BenchMeasure> => {
         const amount = kind === "round-trip" ? amounts.rounds : amounts.bytes;
-        return worker.request<"bench-run">({
+        return plane.carryOut<VchanOrder<"bench-run">>({
           op: "bench-run",
           job: { kind, amount: Math.ceil(amount * part) },
           timeoutMs,

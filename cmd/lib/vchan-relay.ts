@@ -2,7 +2,7 @@
 import { existsSync } from "node:fs";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
-import type { SpawnWorker } from "../../src/core/worker.ts";
+import type { SpawnWorker } from "../../src/plane/plane.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import type { Platform } from "../../src/platform/platform.ts";
 import { chooseOrders, type VchanOrders } from "../../src/protocol/vchan.ts";

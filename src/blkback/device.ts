@@ -7,7 +7,7 @@ import { currentSizeBytes, type Image } from "../block/image.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
 import { parseDecimal } from "../core/types.ts";
-import type { SpawnWorker } from "../core/worker.ts";
+import type { SpawnWorker } from "../plane/plane.ts";
 import type { EngineKind } from "../native/reactor.ts";
 import type { Platform } from "../platform/platform.ts";
 import { SECTOR_SIZE } from "../protocol/blkif.ts";
@@ -19,7 +19,7 @@ import { QueueConnection } from "./connection.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
 import { diskKeys, diskLimits, offeredKeys, promises, type Offer } from "./features.ts";
 import type { DiskLimits } from "./requests.ts";
-import { STOP_CLOSE, STOP_LEAVE, type StopOrder } from "./worker.ts";
+import type { StopOrder } from "./blkback-control.ts";
 import { journalPath, removeJournal } from "./journal.ts";
 import { ReconnectPause } from "./reconnect-pause.ts";
 import { readRingParameters } from "./ring-parameters.ts";
@@ -148,7 +148,7 @@ export class BlkbackDevice {
   async abandon(): Promise<void> {
     if (!this.#over) {
       this.#over = true;
-      await this.#stopServing(STOP_LEAVE);
+      await this.#stopServing("leave");
       await this.#finish();
       this.#end.resolve("abandoned");
     }
@@ -257,7 +257,7 @@ export class BlkbackDevice {
 
   /** Connects to the ring that the frontend offers, instead of the one that is served, and says `say` then. */
   async #connect(say: XenbusState): Promise<void> {
-    await this.#stopServing(STOP_CLOSE);
+    await this.#stopServing("close");
     const pauseMs = this.#pause.remainingMs();
     if (pauseMs > 0) {
       clearTimeout(this.#pauseTimer);
@@ -281,7 +281,6 @@ export class BlkbackDevice {
       if (this.#over || !isThere) return;
       const { grantMode, engine, filters, verbosity } = this.#options;
       connection = new QueueConnection(this.#spawnWorker, {
-        kind: "blkback",
         name: this.#name,
         verbosity,
         platform: this.#platform.descriptor,
@@ -327,7 +326,7 @@ export class BlkbackDevice {
 
   /** The guest has let go of the ring, or is to: nobody will go on there. */
   async #drop(): Promise<void> {
-    await this.#stopServing(STOP_CLOSE);
+    await this.#stopServing("close");
     this.#takeover = this.#refused = false;
     removeJournal(journalPath(this.#stats.path));
   }
@@ -393,7 +392,7 @@ export class BlkbackDevice {
     this.#over = true;
     const connection = this.#connection;
     this.#connection = undefined;
-    void (connection?.stop(STOP_LEAVE) ?? Promise.resolve())
+    void (connection?.stop("leave") ?? Promise.resolve())
       .then(() => this.#finish())
       .then(() => this.#end.reject(error));
   }

@@ -5,7 +5,7 @@ import { closeImage, type Image } from "../block/image.ts";
 import { openImageWhenFree } from "../block/image/wait.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
-import type { SpawnWorker } from "../core/worker.ts";
+import type { SpawnWorker } from "../plane/plane.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { parseXenbusState } from "../protocol/xenbus.ts";

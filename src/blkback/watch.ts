@@ -7,7 +7,7 @@ import { HELD } from "../block/image/open.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
 import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
-import type { SpawnWorker } from "../core/worker.ts";
+import type { SpawnWorker } from "../plane/plane.ts";
 import type { Platform } from "../platform/platform.ts";
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";

@@ -4,7 +4,7 @@ import { PAGE_SIZE } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
 import { shim } from "../native/shim.ts";
 import { BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_RSP_OKAY, SECTOR_SIZE } from "../protocol/blkif.ts";
-import { COMMAND_RELEASE, COMMAND_RUN, type FrontControl } from "./control.ts";
+import type { FrontControl } from "./blkfront-control.ts";
 import type { Disk } from "./handshake.ts";
 import { LatencyHistogram, type LatencySummary } from "./latency.ts";
 import type { FrontQueue } from "./queue.ts";
@@ -88,10 +88,10 @@ export class Bench {
     for (let job = 0; job < this.#jobs; job++) this.#start(job);
     queue.push();
     for (let turn = 0; queue.inFlight > 0 && queue.failure === undefined; turn++) {
-      if (control.command === COMMAND_RELEASE) break;
+      if (control.released) break;
       const responses = this.#turn(control);
       if (!this.#running || (responses > 0 && turn % LOOK_EVERY !== 0)) continue;
-      this.#running = this.#now - started < runtimeMs && control.command === COMMAND_RUN;
+      this.#running = this.#now - started < runtimeMs && control.runs;
     }
     const elapsedMs = performance.now() - started;
     const used = process.cpuUsage(cpu);

@@ -3,7 +3,7 @@
 // the disk keeps it however long it is idle, because a mounted file system may be; one that is still haggling makes
 // place for others when there is none.
 import { errnoName, shim } from "../native/shim.ts";
-import { COMMAND_RELEASE, COMMAND_RUN, type FrontControl } from "./control.ts";
+import type { FrontControl } from "./blkfront-control.ts";
 import { NbdCommands } from "./nbd-commands.ts";
 import { DEAD, HANDSHAKE, NbdConnection, READY } from "./nbd-connection.ts";
 import { exportOf } from "./nbd-export.ts";
@@ -55,9 +55,8 @@ export class NbdServer {
     const queue = this.#queue;
     for (;;) {
       const responses = queue.reap();
-      const command = this.#control.command;
-      const stopping = command !== COMMAND_RUN;
-      if (queue.failure !== undefined || command === COMMAND_RELEASE) return;
+      const stopping = !this.#control.runs;
+      if (queue.failure !== undefined || this.#control.released) return;
       this.#commands.retryFlushes();
       if (!stopping) this.#advance();
       queue.push();

@@ -1,16 +1,17 @@
-// A frontend's life from the main thread: handshake, a worker that has the data plane, what the backend does
+// A frontend's life from the main thread: handshake, a plane that moves the data, what the backend does
 // meanwhile, and letting go in the order that leaves nothing behind.
 import { XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
-import type { SpawnWorker } from "../core/worker.ts";
+import { Plane, type SpawnWorker } from "../plane/plane.ts";
+import { asError } from "../plane/protocol.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
 import type { BenchResult } from "./bench.ts";
-import { COMMAND_RELEASE, COMMAND_RUN, COMMAND_STOP, FrontControl } from "./control.ts";
+import { FrontControl } from "./blkfront-control.ts";
+import type { BlkfrontJob, BlkfrontOrder } from "./blkfront-orders.ts";
 import type { RingAddress } from "./device.ts";
 import { FrontHandshake, type Disk } from "./handshake.ts";
 import { chooseRing, type RingOptions } from "./ring-options.ts";
-import type { BlkfrontJob, BlkfrontOrder, BlkfrontReport } from "./worker.ts";
 
 const logger = moduleLogger("blkfront");
 /** What is under way when we are to stop gets this long. */
@@ -32,7 +33,7 @@ export interface SessionEnd {
 }
 
 /**
- * Connects to the disk, has a worker do `job`, lets go of the disk. `onConnected` runs when the disk can be
+ * Connects to the disk, has a plane do `job`, lets go of the disk. `onConnected` runs when the disk can be
  * used. Fails with `environment` when somebody else uses the disk, `io` when it is taken away from us, `protocol` when
  * the backend breaks the protocol, `timeout` when it does not answer, and as the connection to xenstored does when
  * that is lost.
@@ -50,8 +51,7 @@ export async function runSession(
   using handshake = await FrontHandshake.find(xenstore, platform, options.devid, wait);
   const limits = await handshake.prepare(options.take);
   const { abi, ...ring } = chooseRing(options, limits);
-  await using worker = new FrontWorker(spawnWorker, {
-    kind: "blkfront",
+  await using plane = new FrontPlane(spawnWorker, {
     name: handshake.name,
     verbosity: options.verbosity,
     platform: platform.descriptor,
@@ -63,14 +63,14 @@ export async function runSession(
   });
   let told = false;
   try {
-    const address = await worker.shared;
+    const address = await plane.shared;
     told = true;
     await handshake.offerRing(address, abi, limits);
     const disk = await handshake.awaitDisk();
-    worker.start(disk);
+    plane.start(disk);
     await handshake.connected();
     onConnected(disk);
-    return await supervise(xenstore, handshake, worker, disk, stop);
+    return await supervise(xenstore, handshake, plane, disk, stop);
   } finally {
     if (told) await letGo(handshake);
   }
@@ -79,7 +79,7 @@ export async function runSession(
 async function supervise(
   xenstore: Xenstore,
   handshake: FrontHandshake,
-  worker: FrontWorker,
+  plane: FrontPlane,
   disk: Disk,
   stop: AbortSignal,
 ): Promise<SessionEnd> {
@@ -93,14 +93,14 @@ async function supervise(
     if (event.kind === "closing") return closed.resolve("closed");
     if (event.kind === "lost") return lost.reject(event.error);
     logger.info(`${handshake.name}: ${event.disk.sectors512} sectors from now on`);
-    worker.resize(event.disk);
+    plane.resize(event.disk);
   });
   // Without xenstored we should never learn that the backend is gone.
   const forget = xenstore.onClose(lost.reject);
   try {
-    const finished = worker.finished.then(() => "finished" as const);
+    const finished = plane.finished.then(() => "finished" as const);
     const reason = await Promise.race([finished, stopped, closed.promise, lost.promise]);
-    return { reason, bench: await worker.stop(DRAIN_MS) };
+    return { reason, bench: await plane.stop(DRAIN_MS) };
   } finally {
     forget();
     await unwatch();
@@ -116,54 +116,48 @@ async function letGo(handshake: FrontHandshake): Promise<void> {
   }
 }
 
-/** The main thread's handle of the worker. Disposing of it ends the grants. */
-class FrontWorker {
+/** The control side's handle of the plane. Disposing of it ends the grants. */
+class FrontPlane implements AsyncDisposable {
   /** The ring's numbers, once they are shared. */
   readonly shared: Promise<RingAddress>;
   /** The job's result; rejects when it failed. */
   readonly finished: Promise<BenchResult | undefined>;
-  readonly #worker: Worker;
-  readonly #control = FrontControl.create();
-  readonly #released = Promise.withResolvers<void>();
+  readonly #plane: Plane;
+  readonly #control: FrontControl;
+  /** Resolves when everything is given back. */
+  readonly #released: Promise<void>;
 
-  constructor(spawnWorker: SpawnWorker, order: Omit<BlkfrontOrder, "control">) {
+  constructor(spawnWorker: SpawnWorker, order: BlkfrontOrder["order"]) {
     const shared = Promise.withResolvers<RingAddress>();
     const finished = Promise.withResolvers<BenchResult | undefined>();
-    const fail = (error: XentoolError): void => {
-      shared.reject(error);
-      finished.reject(error);
-    };
     this.shared = shared.promise;
     this.finished = finished.promise;
     this.shared.catch(() => {});
     this.finished.catch(() => {});
-    this.#worker = spawnWorker();
-    this.#worker.onmessage = ({ data }: MessageEvent<BlkfrontReport>): void => {
-      if (data.type === "shared") shared.resolve(data.ring);
-      else if (data.type === "failed") fail(new XentoolError(data.kind, data.message));
-      else if (data.type === "released") this.#released.resolve();
-      else if (data.failure === undefined) finished.resolve(data.bench);
-      else fail(new XentoolError("protocol", data.failure));
-    };
-    this.#worker.onerror = (event) => {
-      fail(new XentoolError("bug", `the data-plane worker died: ${event.message}`));
-      this.#released.resolve();
-    };
-    this.#worker.postMessage({ ...order, control: this.#control.handle } satisfies BlkfrontOrder);
+    this.#plane = new Plane("blkfront", spawnWorker);
+    this.#control = new FrontControl(this.#plane.control);
+    const carriedOut = this.#plane.carryOut<BlkfrontOrder>(order, (report) => {
+      if (report.type === "shared") shared.resolve(report.ring);
+      else if (report.failure === undefined) finished.resolve(report.bench);
+      else finished.reject(asError(report.failure));
+    });
+    this.#released = carriedOut.catch((error: unknown) => {
+      shared.reject(error);
+      finished.reject(error);
+    });
   }
 
   start(disk: Disk): void {
-    this.#control.disk = disk;
-    this.#control.send(COMMAND_RUN);
+    this.#control.start(disk);
   }
 
   resize(disk: Disk): void {
     this.#control.disk = disk;
   }
 
-  /** Has the worker end its job; its result. Fails with `timeout` when the backend does not answer what is left. */
+  /** Has the plane end its job; its result. Fails with `timeout` when the backend does not answer what is left. */
   async stop(timeoutMs: number): Promise<BenchResult | undefined> {
-    this.#control.send(COMMAND_STOP);
+    this.#control.stop();
     const expired = Promise.withResolvers<never>();
     const timer = setTimeout(
       () => expired.reject(new XentoolError("timeout", "the backend does not answer what is under way")),
@@ -177,9 +171,8 @@ class FrontWorker {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#control.send(COMMAND_RELEASE);
-    await this.#released.promise;
-    this.#worker.terminate();
-    this.#control.close();
+    this.#control.release();
+    await this.#released;
+    this.#plane.close();
   }
 }

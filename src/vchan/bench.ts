@@ -1,7 +1,7 @@
 // A benchmark of a vchan with itself at both ends: the connecting end asks for a job, the listening end plays
 // its part. A job is 16 bytes: a magic number, its kind, and as a double how many bytes or rounds.
 import { XentoolError } from "../core/errors.ts";
-import type { VchanControl } from "./control.ts";
+import type { VchanControl } from "./vchan-control.ts";
 import { POLLIN, READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 
 export const BENCH_KINDS = ["send", "receive", "both", "round-trip"] as const;

@@ -19,6 +19,7 @@ import {
 import { Pace } from "./pace.ts";
 import { LINGER_MS, type RelayEnd, type RelayResult } from "./relay.ts";
 import { VchanSession, type VchanConnection, type VchanSessionOptions } from "./session.ts";
+import type { VchanOrder } from "./vchan-orders.ts";
 
 /** What became of one peer: stable names, for JSON. */
 export interface SessionSummary {
@@ -162,15 +163,20 @@ async function relay(
   vchan: VchanConnection,
   opened: OpenedLocal,
 ): Promise<RelayOutcome> {
-  const { worker, role, peer, readSize, writeSize } = vchan;
+  const { plane, control, role, peer, readSize, writeSize } = vchan;
   log.info(`connected to domain ${peer}, reading ${readSize} and writing ${writeSize} bytes at most`);
   const started = performance.now();
-  const ended = options.onRelay?.(() => worker.control.counts());
+  const ended = options.onRelay?.(() => control.counts());
   try {
     const { lingerMs, sendOnly } = options;
-    const result = await worker.request<"relay">({ op: "relay", local: opened.end, lingerMs, sendOnly });
+    const result = await plane.carryOut<VchanOrder<"relay">>({
+      op: "relay",
+      local: opened.end,
+      lingerMs,
+      sendOnly,
+    });
     const seconds = (performance.now() - started) / 1000;
-    const { bytesRead, bytesWritten, eventsSent, eventsReceived } = worker.control.counts();
+    const { bytesRead, bytesWritten, eventsSent, eventsReceived } = control.counts();
     const summary: SessionSummary = {
       role,
       domid: peer,

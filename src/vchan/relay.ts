@@ -8,7 +8,7 @@
 import { shim } from "../native/shim.ts";
 import { POLLIN, POLLOUT, READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 import type { LocalEnd, LocalStream } from "./local.ts";
-import type { VchanControl } from "./control.ts";
+import type { VchanControl } from "./vchan-control.ts";
 
 /**
  * How a relay ended. done: both streams ended and everything arrived. sent: the peer has read everything, and we

@@ -2,8 +2,8 @@
 // vchan`. Asynchronous and always responsive; a worker moves the bytes.
 import { setTimeout as delay } from "node:timers/promises";
 import { XentoolError, type ErrorContext } from "../core/errors.ts";
-import type { SpawnWorker } from "../core/worker.ts";
 import type { Domid } from "../core/types.ts";
+import { Plane, type SpawnWorker } from "../plane/plane.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
 import { Xenstore } from "../xenstore/client.ts";
@@ -21,8 +21,8 @@ import {
   type VchanPlace,
 } from "./rendezvous.ts";
 import { WaitLimit } from "./wait-limit.ts";
-import { VchanWorker } from "./worker-client.ts";
-import type { VchanResults } from "./worker-protocol.ts";
+import { VchanControl } from "./vchan-control.ts";
+import type { VchanOrder, VchanResults } from "./vchan-orders.ts";
 
 export interface VchanSessionOptions {
   readonly platform: Platform;
@@ -30,15 +30,16 @@ export interface VchanSessionOptions {
   readonly spawnWorker: SpawnWorker;
   /** Ends everything in order. */
   readonly signal: AbortSignal;
-  /** Ends the worker, whatever it waits for. */
+  /** Ends the plane, whatever it waits for. */
   readonly force?: AbortSignal;
   /** Bounds each wait for a peer; undefined: for ever. */
   readonly timeoutMs?: number | undefined;
 }
 
-/** A connected vchan. What is done with it happens in the worker. */
+/** A connected vchan. What is done with it happens in the plane. */
 export interface VchanConnection {
-  readonly worker: VchanWorker;
+  readonly plane: Plane;
+  readonly control: VchanControl;
   readonly role: VchanRole;
   readonly peer: Domid;
   readonly readSize: number;
@@ -49,7 +50,8 @@ export interface VchanConnection {
 const RETRY_MS = 1000;
 
 export class VchanSession implements AsyncDisposable {
-  readonly worker: VchanWorker;
+  readonly plane: Plane;
+  readonly control: VchanControl;
   readonly #options: VchanSessionOptions;
   readonly #xenstore: Xenstore;
   readonly #onAbort: () => void;
@@ -57,10 +59,11 @@ export class VchanSession implements AsyncDisposable {
   private constructor(options: VchanSessionOptions, xenstore: Xenstore) {
     this.#options = options;
     this.#xenstore = xenstore;
-    this.worker = new VchanWorker(options.spawnWorker);
-    this.#onAbort = () => this.worker.control.stop();
+    this.plane = new Plane("vchan", options.spawnWorker);
+    this.control = new VchanControl(this.plane.control);
+    this.#onAbort = () => this.control.stop();
     options.signal.addEventListener("abort", this.#onAbort);
-    options.force?.addEventListener("abort", () => this.worker.close(), { once: true });
+    options.force?.addEventListener("abort", () => this.plane.close(), { once: true });
   }
 
   /**
@@ -97,7 +100,7 @@ export class VchanSession implements AsyncDisposable {
     const { platform, place } = this.#options;
     this.#begin();
     const peer = place.client;
-    const served = await this.worker.request<"serve">({
+    const served = await this.plane.carryOut<VchanOrder<"serve">>({
       op: "serve",
       platform: platform.descriptor,
       peer,
@@ -109,11 +112,11 @@ export class VchanSession implements AsyncDisposable {
       ownsDirectory = await publishKeys(this.#xenstore, place, keys);
       if (!(await this.#clientComes(keys))) return undefined;
       return await this.#watched({ role: "server", keys, keepsKeys: true }, () =>
-        body({ ...served, worker: this.worker, role: "server", peer }),
+        body({ ...served, plane: this.plane, control: this.control, role: "server", peer }),
       );
     } finally {
       await withdrawKeys(this.#xenstore, place, keys, ownsDirectory).catch(ignoreLoss);
-      await this.worker.request<"close">({ op: "close" });
+      await this.plane.carryOut<VchanOrder<"close">>({ op: "close" });
     }
   }
 
@@ -128,13 +131,20 @@ export class VchanSession implements AsyncDisposable {
     if (found === undefined) return undefined;
     try {
       const { keys, readSize, writeSize, peerSpeaksOfEnd } = found;
-      const connection = { readSize, writeSize, worker: this.worker, role: "client" as const, peer };
+      const connection = {
+        readSize,
+        writeSize,
+        plane: this.plane,
+        control: this.control,
+        role: "client" as const,
+        peer,
+      };
       // Who speaks of an end is a server of ours.
       return await this.#watched({ role: "client", keys, keepsKeys: peerSpeaksOfEnd }, () =>
         body(connection),
       );
     } finally {
-      await this.worker.request<"close">({ op: "close" });
+      await this.plane.carryOut<VchanOrder<"close">>({ op: "close" });
     }
   }
 
@@ -142,18 +152,20 @@ export class VchanSession implements AsyncDisposable {
   async accept(listener: number, name: string): Promise<number | undefined> {
     this.#begin();
     await using limit = await this.#limitWait(`no connection to ${name}`);
-    return await this.#inWorker(limit, () => this.worker.request<"accept">({ op: "accept", listener }));
+    return await this.#inWorker(limit, () =>
+      this.plane.carryOut<VchanOrder<"accept">>({ op: "accept", listener }),
+    );
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#options.signal.removeEventListener("abort", this.#onAbort);
-    this.worker.close();
+    this.plane.close();
     this.#xenstore.close();
   }
 
   #begin(): void {
-    this.worker.control.reset();
-    if (this.#options.signal.aborted) this.worker.control.stop();
+    this.control.reset();
+    if (this.#options.signal.aborted) this.control.stop();
   }
 
   async #watched<T>(
@@ -161,7 +173,7 @@ export class VchanSession implements AsyncDisposable {
     body: () => Promise<T>,
   ): Promise<T> {
     const { platform, place } = this.#options;
-    const onGone = (): void => this.worker.control.declarePeerDead();
+    const onGone = (): void => this.control.declarePeerDead();
     const watch = await PeerWatch.start({ platform, xenstore: this.#xenstore, place, ...met, onGone });
     try {
       return await body();
@@ -180,8 +192,9 @@ export class VchanSession implements AsyncDisposable {
     };
     limit.onceOver(await watchKeys(this.#xenstore, place, look));
     return (
-      (await this.#inWorker(limit, () => this.worker.request<"await-client">({ op: "await-client" }))) ===
-      true
+      (await this.#inWorker(limit, () =>
+        this.plane.carryOut<VchanOrder<"await-client">>({ op: "await-client" }),
+      )) === true
     );
   }
 
@@ -193,7 +206,7 @@ export class VchanSession implements AsyncDisposable {
 
   /** The worker's waiting, which ends with undefined or false when it is stopped; fails as `limit` says. */
   async #inWorker<T>(limit: WaitLimit, waiting: () => Promise<T>): Promise<T> {
-    const stop = (): void => this.worker.control.stop();
+    const stop = (): void => this.control.stop();
     limit.signal.addEventListener("abort", stop);
     if (limit.signal.aborted) stop();
     const came = await waiting();
@@ -215,7 +228,7 @@ export class VchanSession implements AsyncDisposable {
       try {
         if (keys !== undefined) {
           const peer = place.server;
-          const connected = await this.worker.request<"connect">({
+          const connected = await this.plane.carryOut<VchanOrder<"connect">>({
             op: "connect",
             platform: platform.descriptor,
             peer,

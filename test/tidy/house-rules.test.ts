@@ -10,6 +10,7 @@ const FLOORS: Readonly<Record<string, number>> = {
   "src/protocol": 2,
   "src/platform": 3,
   "src/block": 3,
+  "src/plane": 3,
   "src/xenstore": 4,
   "src/blkback": 5,
   "src/blkfront": 5,

@@ -5,7 +5,7 @@ import { closeSync, openSync } from "node:fs";
 import { XentoolError } from "../../src/core/errors.ts";
 import { shim } from "../../src/native/shim.ts";
 import { VCHAN_CLI_LIVE, VCHAN_END_REACHED, VCHAN_SRV_LIVE } from "../../src/protocol/vchan.ts";
-import type { VchanControl } from "../../src/vchan/control.ts";
+import type { VchanControl } from "../../src/vchan/vchan-control.ts";
 import { openCommand, type LocalEnd } from "../../src/vchan/local.ts";
 import { Relay, type RelayResult } from "../../src/vchan/relay.ts";
 import { VchanPair } from "./vchan-pair.ts";
@@ -27,7 +27,7 @@ beforeEach(() => {
   fixture = new RelayFixture();
   ({ local, control } = fixture);
   stopper = new Worker(new URL("vchan-stop-worker.ts", import.meta.url).href);
-  stopper.postMessage({ handle: control.handle, afterMs: LONG_MS });
+  stopper.postMessage({ handle: control.page.handle, afterMs: LONG_MS });
 });
 afterEach(() => {
   stopper.terminate();

@@ -2,13 +2,13 @@
 import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { shim } from "../../src/native/shim.ts";
-import { VchanControl } from "../../src/vchan/control.ts";
+import { ControlPage } from "../../src/plane/control-page.ts";
+import { VchanControl } from "../../src/vchan/vchan-control.ts";
 import type { LocalEnd } from "../../src/vchan/local.ts";
 
 export class RelayFixture implements Disposable {
   readonly dir = mkdtempSync(join(tmpdir(), "xentool-relay-"));
-  readonly control = VchanControl.create(shim.xt_eventfd());
+  readonly control = new VchanControl(ControlPage.create());
   readonly local: LocalEnd;
   readonly #fds: readonly number[];
 

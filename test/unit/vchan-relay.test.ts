@@ -4,7 +4,7 @@ import { afterEach, beforeEach, expect, spyOn, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { shim } from "../../src/native/shim.ts";
-import type { VchanControl } from "../../src/vchan/control.ts";
+import type { VchanControl } from "../../src/vchan/vchan-control.ts";
 import type { LocalEnd } from "../../src/vchan/local.ts";
 import { Relay, type RelayResult } from "../../src/vchan/relay.ts";
 import { VchanPair } from "./vchan-pair.ts";

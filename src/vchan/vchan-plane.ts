@@ -1,46 +1,38 @@
-// The worker's side of a vchan: it owns the endpoint and does what the main thread asks, blocking in one place
-// while it does. cmd/worker.ts is the entry; everything that moves bytes is callable without a worker too.
-import { describeError, kindOf, XentoolError } from "../core/errors.ts";
+// The plane of a vchan: it owns the endpoint and does what the control side orders, blocking in one place while it
+// does. Everything that moves bytes is callable without a thread of its own, too.
+import { XentoolError } from "../core/errors.ts";
 import { errnoText, shim } from "../native/shim.ts";
+import type { CarryOut } from "../plane/answer.ts";
 import { openPlatform } from "../platform/open.ts";
 import type { Platform, PlatformDescriptor } from "../platform/platform.ts";
 import { runBenchJob, serveBenchJobs } from "./bench.ts";
 import { openVchanClient } from "./client.ts";
-import { VchanControl, type ControlHandle } from "./control.ts";
 import { POLLIN, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 import { Relay } from "./relay.ts";
 import { openVchanServer } from "./server.ts";
-import type { VchanMessage, VchanReply, VchanResults, VchanTask, VchanTaskOf } from "./worker-protocol.ts";
+import { VchanControl } from "./vchan-control.ts";
+import type { VchanOrder, VchanResults, VchanTask } from "./vchan-orders.ts";
 
 const EAGAIN = -11;
 const SLOT_WAKE = 0;
 const LISTENER_READY = 1;
 
-let session: VchanWorkerSession | undefined;
+let session: VchanPlaneSession | undefined;
 
-/** Does the task of one message and reports the reply. */
-export function runVchanWorker(message: VchanMessage, report: (reply: VchanReply) => void): void {
-  session ??= new VchanWorkerSession(message.control);
-  report(reply(session, message));
-}
-
-function reply(worker: VchanWorkerSession, { id, task }: VchanMessage): VchanReply {
-  try {
-    return { kind: "vchan", id, result: worker.run(task) };
-  } catch (error) {
-    const context = error instanceof XentoolError ? error.context : {};
-    return { kind: "vchan", id, error: { kind: kindOf(error), message: describeError(error), context } };
-  }
-}
+/** Carries out one order. What was opened stays open for the next. */
+export const carryOutVchanOrder: CarryOut<VchanOrder> = (task, page) => {
+  session ??= new VchanPlaneSession(new VchanControl(page));
+  return session.run(task);
+};
 
 /** The state between tasks: at most one endpoint at a time. */
-export class VchanWorkerSession {
+export class VchanPlaneSession {
   readonly #control: VchanControl;
   #endpoint: VchanEndpoint | undefined;
   #closePlatform: (() => void) | undefined;
 
-  constructor(control: ControlHandle) {
-    this.#control = new VchanControl(control);
+  constructor(control: VchanControl) {
+    this.#control = control;
   }
 
   run(task: VchanTask): VchanResults[VchanTask["op"]] {
@@ -64,7 +56,7 @@ export class VchanWorkerSession {
     }
   }
 
-  #serve(task: VchanTaskOf<"serve">): VchanResults["serve"] {
+  #serve(task: VchanOrder<"serve">["order"]): VchanResults["serve"] {
     const { endpoint, ringRef, port } = this.#open(task.platform, (platform) =>
       openVchanServer(platform, task),
     );
@@ -72,7 +64,7 @@ export class VchanWorkerSession {
     return { keys: { ringRef, port }, readSize: endpoint.readSize, writeSize: endpoint.writeSize };
   }
 
-  #connect(task: VchanTaskOf<"connect">): VchanResults["connect"] {
+  #connect(task: VchanOrder<"connect">["order"]): VchanResults["connect"] {
     const { peer, keys } = task;
     const endpoint = this.#open(task.platform, (platform) => openVchanClient(platform, { peer, ...keys }));
     this.#endpoint = endpoint;

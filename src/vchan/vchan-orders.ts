@@ -1,11 +1,9 @@
-// What the main thread asks a vchan worker to do, one task at a time, and what it hears back. All of it is
+// What the control side of a vchan orders its plane to do, one order at a time, and what comes of it. All of it is
 // structured-cloneable.
-import type { ErrorContext, ErrorKind } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
 import type { BenchJob, BenchMeasure } from "./bench.ts";
-import type { ControlHandle } from "./control.ts";
 import type { RelayOptions, RelayResult } from "./relay.ts";
 import type { VchanKeys } from "./rendezvous.ts";
 
@@ -50,18 +48,9 @@ export interface VchanResults {
   readonly close: undefined;
 }
 
-export type VchanTaskOf<Op extends VchanTask["op"]> = Extract<VchanTask, { op: Op }>;
-
-export interface VchanMessage {
-  readonly kind: "vchan";
-  readonly id: number;
-  readonly control: ControlHandle;
-  readonly task: VchanTask;
-}
-
-export interface VchanReply {
-  readonly kind: "vchan";
-  readonly id: number;
-  readonly result?: VchanResults[VchanTask["op"]];
-  readonly error?: { readonly kind: ErrorKind; readonly message: string; readonly context: ErrorContext };
+/** The type of the orders with this `op`, for `Plane.carryOut`. They report nothing. */
+export interface VchanOrder<Op extends VchanTask["op"] = VchanTask["op"]> {
+  readonly order: Extract<VchanTask, { op: Op }>;
+  readonly report: never;
+  readonly result: VchanResults[Op];
 }

@@ -1,0 +1,36 @@
+// What the control side of a disk orders its plane to do. All of it is structured-cloneable.
+import type { Image } from "../block/image.ts";
+import type { Domid, EvtchnPort } from "../core/types.ts";
+import type { EngineKind } from "../native/reactor.ts";
+import type { PlatformDescriptor } from "../platform/platform.ts";
+import type { BlkifAbi } from "../protocol/blkif.ts";
+import type { DiskLimits } from "./requests.ts";
+
+/** The type of the order, for `Plane.carryOut`: serve one ring. It reports once, when the ring is served. */
+export interface BlkbackOrder {
+  readonly order: {
+    readonly name: string;
+    readonly verbosity: number;
+    readonly platform: PlatformDescriptor;
+    readonly frontend: Domid;
+    readonly refs: readonly number[];
+    readonly remotePort: EvtchnPort;
+    readonly abi: BlkifAbi["name"];
+    readonly image: Image;
+    readonly engine: EngineKind;
+    /** As `--filter` has them. */
+    readonly filters: readonly string[];
+    readonly limits: DiskLimits;
+    readonly grantMode: "copy" | "map";
+    readonly statsPath: string;
+    readonly journalPath: string;
+  };
+  readonly report: "connected";
+  /** Of a plane that stopped, with everything given back. */
+  readonly result: {
+    /** Why it stopped by itself: the guest broke the protocol. */
+    readonly failure: string | undefined;
+    /** Why what the guest wrote may not be on the disk. */
+    readonly lost: string | undefined;
+  };
+}

@@ -1,0 +1,89 @@
+// The plane of one connected disk: opens what it needs in its own thread, serves the ring until told to stop, and gives
+// everything back.
+import { openFiltered } from "../block/filters/catalogue.ts";
+import { FileTarget } from "../block/targets/file.ts";
+import { configureLogging, moduleLogger } from "../core/log.ts";
+import type { Mapping } from "../native/memory.ts";
+import { errnoText } from "../native/shim.ts";
+import { Reactor } from "../native/reactor.ts";
+import type { CarryOut } from "../plane/answer.ts";
+import { openPlatform } from "../platform/open.ts";
+import { ABI_X86_32, ABI_X86_64, SECTOR_SIZE, type BlkifAbi } from "../protocol/blkif.ts";
+import { RING_MARK, RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
+import { BlkbackControl } from "./blkback-control.ts";
+import type { BlkbackOrder } from "./blkback-orders.ts";
+import { Journal } from "./journal.ts";
+import { BlockQueue } from "./queue.ts";
+import { StatsPage } from "./stats.ts";
+
+/** Connects, serves, disconnects. Everything opened is closed in the reverse order, whatever happens. */
+export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report) => {
+  configureLogging(order.verbosity, `xentool: ${order.name}`);
+  using cleanup = new DisposableStack();
+  const abi = order.abi === "x86_32" ? ABI_X86_32 : ABI_X86_64;
+  const control = new BlkbackControl(page);
+  const platform = cleanup.adopt(openPlatform(order.platform), (it) => it.close());
+  const channels = cleanup.adopt(platform.openEventChannels(), (it) => it.close());
+  channels.restrict(order.frontend);
+  const grants = cleanup.adopt(platform.openGrantTable(), (it) => it.close());
+  const ring = cleanup.adopt(grants.map(order.frontend, order.refs, "rw"), (it) => it.close());
+  const port = channels.bindInterdomain(order.frontend, order.remotePort);
+  cleanup.defer(() => channels.unbind(port));
+  const stats = cleanup.adopt(StatsPage.attach(order.statsPath), (it) => it.close());
+  const limits = { ...order.limits };
+  // Closed in this order: the reactor first, because what it has in flight uses the queue's memory.
+  const closing: { close(): void }[] = [];
+  cleanup.defer(() => closing.forEach((it) => it.close()));
+  const depth = 1024;
+  const reactor = Reactor.open(depth, order.engine);
+  closing.push(reactor);
+  const { name: device } = order;
+  const context = { reactor, device, sizeBytes: () => limits.sectors512 * SECTOR_SIZE };
+  const wasUsed = Atomics.load(ring.words, RING_RSP_PROD) !== 0;
+  const journal = cleanup.adopt(openJournal(order, ring, abi), (it) => it.close());
+  const queue = new BlockQueue({
+    domid: order.frontend,
+    abi,
+    ring,
+    channels,
+    port,
+    grants,
+    reactor,
+    openTarget: (onEnd) =>
+      openFiltered(
+        order.filters,
+        (innerEnd) => new FileTarget(order.image, reactor, innerEnd),
+        onEnd,
+        context,
+      ),
+    limits,
+    grantMode: order.grantMode,
+    counters: stats.counters,
+    journal,
+    refreshLimits: () => {
+      limits.sectors512 = control.sectors512;
+    },
+  });
+  closing.push(queue);
+  report("connected");
+  // The former server may have been killed between an answer and its event.
+  if (wasUsed) channels.notify(port);
+  reactor.watch(control.wakeFd, () => control.drain());
+  queue.run(() => control.stopped);
+  const errno = control.leaves ? 0 : queue.flush();
+  return { failure: queue.failure, lost: errno === 0 ? undefined : errnoText(errno) };
+};
+
+function openJournal(order: BlkbackOrder["order"], ring: Mapping, abi: BlkifAbi): Journal {
+  const state = {
+    slots: ringSlots(order.refs.length, abi.slotBytes),
+    reqProd: Atomics.load(ring.words, RING_REQ_PROD),
+    rspProd: Atomics.load(ring.words, RING_RSP_PROD),
+    mark: Atomics.load(ring.words, RING_MARK),
+  };
+  const setMark = (mark: number): void => void Atomics.store(ring.words, RING_MARK, mark);
+  const journal = Journal.open(order.journalPath, state, setMark);
+  if (state.rspProd !== 0)
+    moduleLogger("blkback").info(`${journal.unansweredCount} requests in flight are carried out again`);
+  return journal;
+}

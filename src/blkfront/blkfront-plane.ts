@@ -1,0 +1,69 @@
+// The plane of a frontend: opens what it shares with the backend, waits for the word that the backend serves it, does
+// its job, and keeps everything until the backend has let go.
+import { XentoolError } from "../core/errors.ts";
+import { configureLogging } from "../core/log.ts";
+import type { CarryOut } from "../plane/answer.ts";
+import { failureOf } from "../plane/protocol.ts";
+import { openPlatform } from "../platform/open.ts";
+import { ABI_X86_32, ABI_X86_64 } from "../protocol/blkif.ts";
+import { Bench, type BenchResult } from "./bench.ts";
+import { FrontControl } from "./blkfront-control.ts";
+import type { BlkfrontJob, BlkfrontOrder, BlkfrontReport } from "./blkfront-orders.ts";
+import { FrontDevice } from "./device.ts";
+import { NbdServer } from "./nbd-server.ts";
+import { FrontQueue } from "./queue.ts";
+
+/** Serves until released. Everything opened is closed in the reverse order, whatever happens. */
+export const carryOutBlkfrontOrder: CarryOut<BlkfrontOrder> = (order, page, report) => {
+  configureLogging(order.verbosity, `xentool: ${order.name}`);
+  using cleanup = new DisposableStack();
+  const abi = order.abi === "x86_32" ? ABI_X86_32 : ABI_X86_64;
+  const control = new FrontControl(page);
+  const platform = cleanup.adopt(openPlatform(order.platform), (it) => it.close());
+  const device = cleanup.adopt(FrontDevice.open(platform, { ...order, abi }), (it) => it.close());
+  report({ type: "shared", ring: device.address });
+  control.awaitDisk();
+  report(perform(order, device, control));
+  control.awaitRelease();
+};
+
+/** Does the job until it is over or `control` says stop, which may have been said already. */
+/** Does the job until it is over or `control` says stop, which may have been said already. */
+function perform(order: BlkfrontOrder["order"], device: FrontDevice, control: FrontControl): BlkfrontReport {
+  try {
+    return { type: "finished", failure: undefined, bench: doJob(order, device, control) };
+  } catch (error) {
+    return { type: "finished", failure: failureOf(error), bench: undefined };
+  }
+}
+
+function doJob(
+  order: BlkfrontOrder["order"],
+  device: FrontDevice,
+  control: FrontControl,
+): BenchResult | undefined {
+  const { ring, pool, channels, address } = device;
+  const { job, devid, maxIndirectSegments } = order;
+  const tags = ring.slots;
+  const { port } = address;
+  const queue = new FrontQueue({ ring, pool, channels, port, handle: devid, maxIndirectSegments, tags });
+  let bench: BenchResult | undefined;
+  if (job.type === "nbd") serveNbd(queue, tags, control, job);
+  else if (control.runs) bench = new Bench(queue, control.disk, job.options).run(control);
+  if (queue.failure !== undefined) throw new XentoolError("protocol", queue.failure);
+  return bench;
+}
+
+function serveNbd(
+  queue: FrontQueue,
+  tags: number,
+  control: FrontControl,
+  job: BlkfrontJob & { readonly type: "nbd" },
+): void {
+  const server = new NbdServer(queue, tags, control, job.listener, job.exportName);
+  try {
+    server.run();
+  } finally {
+    server.close();
+  }
+}

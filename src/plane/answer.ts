@@ -1,0 +1,24 @@
+// A plane's own side: carries out one order, and posts its reports and its result or error.
+import { ControlPage } from "./control-page.ts";
+import { failureOf, type OrderMessage, type OrderType, type PlaneMessage } from "./protocol.ts";
+
+/** Carries out orders of one type. Blocks; what it throws becomes the order's error. */
+export type CarryOut<Type extends OrderType> = (
+  order: Type["order"],
+  control: ControlPage,
+  report: (report: Type["report"]) => void,
+) => Type["result"];
+
+/** Carries out the order of one message. Never throws. */
+export function answerOrder<Type extends OrderType>(
+  { id, control, order }: OrderMessage<string, Type["order"]>,
+  carryOut: CarryOut<Type>,
+  post: (message: PlaneMessage) => void,
+): void {
+  const report = (what: Type["report"]): void => post({ type: "report", id, report: what });
+  try {
+    post({ type: "done", id, result: carryOut(order, new ControlPage(control), report) });
+  } catch (error) {
+    post({ type: "failed", id, failure: failureOf(error) });
+  }
+}

@@ -1,0 +1,93 @@
+// The control side's handle of a plane: a thread that blocks in one place and moves data. Orders go there as messages
+// while it is idle, and through the control page while it blocks; a plane that dies or vanishes fails its order.
+import { XentoolError } from "../core/errors.ts";
+import { ControlPage } from "./control-page.ts";
+import { asError, type OrderMessage, type OrderType, type PlaneMessage } from "./protocol.ts";
+
+/**
+ * Makes the thread of a plane. Its file must be an entry point of the executable, so cmd/ makes it and hands this
+ * function down; the first order's `role` says what the thread becomes.
+ */
+export type SpawnWorker = () => Worker;
+
+interface Pending {
+  readonly onReport: (report: unknown) => void;
+  readonly settle: (result: unknown, error?: XentoolError) => void;
+}
+
+export class Plane implements Disposable {
+  readonly control: ControlPage;
+  readonly #role: string;
+  readonly #worker: Worker;
+  readonly #pending = new Map<number, Pending>();
+  #nextId = 1;
+  #over: XentoolError | undefined;
+
+  /** Throws as `spawnWorker` does, and `io` when there is no descriptor left. */
+  constructor(role: string, spawnWorker: SpawnWorker) {
+    this.#role = role;
+    this.control = ControlPage.create();
+    try {
+      this.#worker = spawnWorker();
+    } catch (error) {
+      this.control.close();
+      throw error;
+    }
+    this.#worker.addEventListener("message", ({ data }: MessageEvent<PlaneMessage>) => this.#receive(data));
+    this.#worker.addEventListener("error", ({ message }) =>
+      this.#end(new XentoolError("bug", `the data plane died: ${message}`)),
+    );
+    this.#worker.addEventListener("close", () =>
+      this.#end(new XentoolError("bug", "the data plane ended without a word")),
+    );
+  }
+
+  /** Has the plane carry out an order; its result. Fails with the error that it met, or `bug` when it died. */
+  async carryOut<Type extends OrderType>(
+    order: Type["order"],
+    onReport: (report: Type["report"]) => void = () => {},
+  ): Promise<Type["result"]> {
+    if (this.#over !== undefined) throw this.#over;
+    const id = this.#nextId++;
+    const { promise, resolve, reject } = Promise.withResolvers<Type["result"]>();
+    const settle = (result: unknown, error?: XentoolError): void =>
+      error === undefined ? resolve(result) : reject(error);
+    this.#pending.set(id, { onReport, settle });
+    const message: OrderMessage = { role: this.#role, id, control: this.control.handle, order };
+    this.#worker.postMessage(message);
+    return await promise;
+  }
+
+  /** Ends the thread, whatever it does: what it held of the platform goes with the process. */
+  close(): void {
+    this.#end(new XentoolError("cancelled", "the data plane was ended"));
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #receive(message: PlaneMessage): void {
+    const pending = this.#pending.get(message.id);
+    if (pending === undefined) return;
+    if (message.type === "report") {
+      pending.onReport(message.report);
+      return;
+    }
+    this.#pending.delete(message.id);
+    if (message.type === "done") {
+      pending.settle(message.result);
+    } else {
+      pending.settle(undefined, asError(message.failure));
+    }
+  }
+
+  #end(error: XentoolError): void {
+    if (this.#over !== undefined) return;
+    this.#over = error;
+    this.#worker.terminate();
+    this.control.close();
+    for (const { settle } of this.#pending.values()) settle(undefined, error);
+    this.#pending.clear();
+  }
+}
