@@ -89,6 +89,8 @@ async function supervise(
     stop.addEventListener("abort", () => resolve("stopped"), { once: true });
   });
   const lost = Promise.withResolvers<never>();
+  // It may be lost before anybody waits for that.
+  lost.promise.catch(() => {});
   const unwatch = await handshake.watch(disk, (event) => {
     if (event.kind === "closing") return closed.resolve("closed");
     if (event.kind === "lost") return lost.reject(event.error);

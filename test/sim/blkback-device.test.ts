@@ -337,7 +337,7 @@ describe("nonsense", () => {
     await serve(at, true, () => {
       const worker = spawnWorker();
       worker.addEventListener("message", ({ data }) => {
-        if (data.type === "stopped") stopped.resolve();
+        if (data.type === "done") stopped.resolve();
       });
       return worker;
     });
@@ -510,7 +510,7 @@ describe("while it runs", () => {
     const starting = serve(at, false, () => {
       const worker = spawnWorker();
       worker.addEventListener("message", ({ data }) => {
-        if (data.type === "stopped") stopped.resolve();
+        if (data.type === "done") stopped.resolve();
       });
       return worker;
     });

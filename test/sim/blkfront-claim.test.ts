@@ -160,7 +160,7 @@ describe("how a disk ends", () => {
     const server = await nbd();
     await end();
     const { status, stderr } = await endOf(server);
-    expect(status).toBe(5);
+    expect([status, stderr]).toEqual([5, stderr]);
     expect(stderr).toContain("xvdb of domain 1 was lost: ");
     expect(await disk.xenstore.exists(frontendDir(disk.address))).toBe(name !== "removed");
   });
