@@ -1,5 +1,5 @@
 // What the control side and a plane share while the plane blocks: flags that are raised, numbers, and an eventfd that
-// wakes the plane. Neither ever waits for the other here. Each service names its flags and numbers in a view of its own.
+// wakes the plane. Neither ever waits for the other. Each service names its flags and numbers in a view of its own.
 import { closeSync } from "node:fs";
 import { check, shim } from "../native/shim.ts";
 

@@ -55,7 +55,7 @@ export class Plane implements Disposable {
     this.#pending.set(id, { onReport, settle });
     const message: OrderMessage = { role: this.#role, id, control: this.control.handle, order };
     this.#worker.postMessage(message);
-    return await promise;
+    return promise;
   }
 
   /** Ends the thread, whatever it does: what it held of the platform goes with the process. */
