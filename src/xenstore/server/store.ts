@@ -165,22 +165,20 @@ export class StoreTree {
       this.#setPermissions(node, source.permissions);
       this.#setValue(node, source.value);
     }
-    const made = new Set<string>();
     for (const [name, below] of mark.below) {
       if (!below.dirty) continue;
       const child = node.children.get(name);
       const wanted = source.children.get(name);
-      if (wanted === undefined) {
-        if (child !== undefined && below.modified) this.#dropChild(node, name, child);
-      } else if (child === undefined) made.add(name);
-      else this.#graft(this.#ownChild(node, name, child), wanted, below);
+      if (wanted !== undefined) {
+        const own =
+          child === undefined
+            ? this.#addChild(node, name, wanted.permissions)
+            : this.#ownChild(node, name, child);
+        this.#graft(own, wanted, below);
+      } else if (child !== undefined && below.modified) this.#dropChild(node, name, child);
     }
-    if (made.size === 0) return;
-    // In the order in which they were made, which DIRECTORY shows.
-    for (const [name, wanted] of source.children) {
-      const below = made.has(name) ? mark.get(name) : undefined;
-      if (below !== undefined) this.#graft(this.#addChild(node, name, wanted.permissions), wanted, below);
-    }
+    // Nobody else made or removed one, then: DIRECTORY shows them in the order in which they were made.
+    if (mark.touched && mark.dirty) node.children = inOrderOf(source.children, node.children);
   }
 
   #withoutDomain(domid: number, path: string, node: OwnNode, removed: Removed[]): OwnNode {
@@ -287,6 +285,20 @@ export class StoreTree {
     if (count === 0) this.#owned.delete(owner);
     else this.#owned.set(owner, count);
   }
+}
+
+/** `children`, in the order of `others`, which has the same names. */
+function inOrderOf(
+  others: ReadonlyMap<string, OwnNode>,
+  children: ReadonlyMap<string, OwnNode>,
+): Map<string, OwnNode> {
+  const ordered = new Map<string, OwnNode>();
+  for (const name of others.keys()) {
+    const child = children.get(name);
+    assert(child !== undefined, "what a transaction touched is as it left it");
+    ordered.set(name, child);
+  }
+  return ordered.size === 0 ? NO_CHILDREN : ordered;
 }
 
 function bytesOf(node: OwnNode): number {
