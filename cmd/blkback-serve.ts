@@ -1,6 +1,7 @@
 // `xentool blkback serve` and `watch`: the two commands that serve disks, one or all of a kind.
 import type { Argv, CommandModule } from "yargs";
 import type { DeviceOptions } from "../src/blkback/device.ts";
+import type { ServeEnd } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";
 import { withExamples } from "./lib/examples.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
@@ -104,6 +105,12 @@ async function servingOptionsOf(
   };
 }
 
+/** Ends that nobody here has asked for, and that are no failure of ours. */
+const UNEXPECTED: Readonly<Partial<Record<ServeEnd, string>>> = {
+  removed: "the device was removed",
+  "frontend-gone": "the guest, or its end of the device, is gone",
+};
+
 interface ServeArguments extends DeviceArguments, ServingArguments {
   readonly image: string;
   readonly mode: "r" | "w" | "w!";
@@ -188,7 +195,9 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
         `the guest did not let go of ${describeDevice(address)}: it stays, unserved, until it is served again or force-closed`,
       );
     const status = await command;
+    const why = UNEXPECTED[end];
     if (context.json) process.stdout.write(`${JSON.stringify({ event: "ended", reason: end })}\n`);
+    else if (why !== undefined) process.stderr.write(`xentool: ${describeDevice(address)}: ${why}\n`);
     return status ?? 0;
   } catch (error) {
     failed.abort();

@@ -155,6 +155,19 @@ describe("a device of others", () => {
     },
   );
 
+  test("what is left of one is not served, in silence, to nobody", async () => {
+    await run("create");
+    await xenstore.rm(FRONT);
+    const { status, stderr } = await run("serve", join(dir, "a.img"));
+    expect([status, stderr]).toEqual([3, expect.stringContaining("has no frontend any more")]);
+    await run("destroy");
+    const server = spawnXentool(...blkback("serve", join(dir, "a.img")));
+    await readUntil(server.stderr, "offering");
+    await run("destroy");
+    await readUntil(server.stderr, "the device was removed");
+    expect(await server.exited).toBe(0);
+  });
+
   test("a guest that names a backend which there is not keeps nothing by that", async () => {
     await run("create");
     await xenstore.write(`${FRONT}/backend`, `${BACKENDS}/vbd/1/51728`);
