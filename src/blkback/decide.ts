@@ -1,5 +1,5 @@
 // What a device does next: a pure function of what both ends say and what is. It is asked again after every change,
-// so each answer must be safe to carry out twice, and no event may matter that the next look does not show.
+// so each answer must be safe to carry out twice.
 import { XenbusState } from "../protocol/xenbus.ts";
 
 /** Why a device is served no longer: the guest or the toolstack let go, the guest is gone, or we left it. */

@@ -73,7 +73,12 @@ export async function serveImage(
     });
     const end = await Promise.race([device.ended, stopped]);
     const closed = end === "stop" ? await device.detach(options.detachTimeoutMs, force) : true;
-    if (closed) return expectKept(device, await device.ended);
+    if (closed) {
+      const how = await device.ended;
+      // By now there may be another one under the same name.
+      if (how === "removed") removes = false;
+      return expectKept(device, how);
+    }
     await device.abandon();
     removes = false;
     return "left";
@@ -116,6 +121,7 @@ type Origin = "made" | "serve" | "toolstack";
 async function ensureDevice(xenstore: Xenstore, image: Image, options: ServeOptions): Promise<Origin> {
   const { address, readOnly, offer, path } = options;
   const dir = backendDir(address);
+  await removeLeftover(xenstore, address);
   if (!(await isDevice(xenstore, address))) {
     const { deviceType } = offer;
     const offered = offeredKeys(offer, image.info, diskLimits(offer, image.info));
@@ -140,6 +146,19 @@ async function ensureDevice(xenstore: Xenstore, image: Image, options: ServeOpti
   }
   await expectSameImage(xenstore, options);
   return "serve";
+}
+
+/** A device whose guest's directory is gone reaches nobody. One that a `serve` has made is removed, others refused. */
+async function removeLeftover(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
+  if (!(await isDevice(xenstore, address))) return;
+  const state = xenstore.tryRead(`${frontendDir(address)}/state`);
+  if ((await state.catch(() => "it may not be read")) !== null) return;
+  if ((await xenstore.tryRead(`${backendDir(address)}/${SERVE_KEY}`)) === null)
+    throw new XentoolError(
+      "usage",
+      `${describeDevice(address)} has lost its guest's directory: remove it first (xentool blkback destroy)`,
+    );
+  await destroyDevice(xenstore, address);
 }
 
 /** Under a guest that uses it a disk must not become another one because of a mistyped name. */

@@ -7,7 +7,14 @@ import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
 import { BlkbackDevice } from "../../src/blkback/device.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
-import { closeDevice, createDevice, destroyDevice, forceCloseDevice } from "../../src/blkback/toolstack.ts";
+import { serveImage } from "../../src/blkback/serve.ts";
+import {
+  closeDevice,
+  createDevice,
+  destroyDevice,
+  forceCloseDevice,
+  SERVE_KEY,
+} from "../../src/blkback/toolstack.ts";
 import { BackendWatch } from "../../src/blkback/watch.ts";
 import { closeImage, openImage } from "../../src/block/image.ts";
 import { toDomid } from "../../src/core/types.ts";
@@ -137,6 +144,61 @@ describe("removed", () => {
   });
 });
 
+describe("serve", () => {
+  const whole = {
+    ...options,
+    offer: DEFAULT_OFFER,
+    address: address(),
+    readOnly: false,
+    shared: false,
+    direct: false,
+    format: "raw",
+    detachTimeoutMs: 5000,
+  } as const;
+
+  function serve(onOffered: () => void, stop = new AbortController().signal): Promise<unknown> {
+    const disk = { ...whole, statsDir: join(dir, "stats"), path: image(1) };
+    return serveImage(dom0, xenstore, disk, spawnWorker, stop, new AbortController().signal, onOffered);
+  }
+
+  test("says why a device that has no guest cannot be served", async () => {
+    const at = address();
+    await attach(at, 1);
+    await xenstore.rm(frontendDir(at));
+    expect(await serve(() => {}).catch(String)).toContain("remove it first");
+  });
+
+  test("replaces one that a killed serve has left to a guest that is gone", async () => {
+    const at = address();
+    await attach(at, 2);
+    await xenstore.write(`${backendDir(at)}/${SERVE_KEY}`, "1");
+    await xenstore.rm(frontendDir(at));
+    const stop = new AbortController();
+    const guest = await guestOf(at);
+    const offered = Promise.withResolvers<void>();
+    const end = serve(offered.resolve, stop.signal);
+    await offered.promise;
+    await guest.connect();
+    expect(await guest.read(0)).toEqual(new Uint8Array(4096).fill(1));
+    stop.abort();
+    await guest.untilBackend(5);
+    await guest.setState(6);
+    expect(await end).toBe("closed");
+    expect(await leftovers(at)).toEqual([]);
+  });
+
+  test("leaves another device alone that has come in place of its own", async () => {
+    const at = address();
+    const offered = Promise.withResolvers<void>();
+    const end = serve(offered.resolve);
+    await offered.promise;
+    await destroyDevice(xenstore, at);
+    await attach(at, 2);
+    expect(await end).toBe("removed");
+    expect(await xenstore.read(`${backendDir(at)}/params`)).toBe(image(2));
+  });
+});
+
 describe("made again within milliseconds", () => {
   test.each([
     ["the guest lets go before", true],
@@ -234,7 +296,8 @@ describe("a driver domain", () => {
     expect(await xenstore.exists("/local/domain/1/backend/vbd")).toBe(true);
   });
 
-  // libxl's are its own: "libxl: cleanup remaining backend xs dirs after driver domain", xen-devel, 2020-11-08.
+  // libxl's are dom0's (QubesOS/qubes-issues#5369; xen-devel 2020-11-08, "libxl: cleanup remaining backend xs dirs
+  // after driver domain").
   test("leaves the toolstack's own directory to the toolstack", async () => {
     const at = address(1);
     await startWatch(1);
