@@ -282,8 +282,21 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
           expect(Buffer.compare(bytes, wanted)).toBe(0);
         }
       }
+      // What it gives back is its own: a neighbour's memory stays the neighbour's.
+      const single = [{ page: 9, first: 0, last: 7 }];
+      const others = [begin(ask(KIND_WRITE, single))];
       end(op);
       rows.forEach((row) => requests.release(row));
+      if (mode === "copy") {
+        path.fetch();
+        for (let page = 1; page < SIZE; page++) others.push(begin(ask(KIND_WRITE, single)));
+        expect(new Set(others.map((other) => operations.address[other])).size).toBe(POOL_PAGES);
+        path.fetch();
+      }
+      for (const other of others) {
+        end(other);
+        requests.release(operations.first[other] as number);
+      }
     });
     expect(ways).toBe(8 * 2 * 8);
   });

@@ -150,8 +150,14 @@ describe("events", () => {
       );
     }
     expect(bench.counters[STAT.spuriousWakeups]).toBe(17);
-    // One that brings something begins the count anew.
-    expect([bench.mayWait(1), bench.sleeper.timeoutUs]).toEqual([true, -1]);
+  });
+
+  test("an event that brings something begins the count of empty ones anew", () => {
+    for (let event = 1; event <= 40; event++) {
+      bench.channels.fire();
+      bench.sleeper.takeEvents();
+      expect([bench.mayWait(event % 16 === 0 ? 1 : 0), bench.sleeper.timeoutUs]).toEqual([true, -1]);
+    }
   });
 
   test("a wake-up without an event is no empty event", () => {
