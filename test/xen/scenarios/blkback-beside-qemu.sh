@@ -51,6 +51,11 @@ truncate -s 16M dd
 first=$SERVER
 attach g xvdd dd
 assert_ours xvdd; works xvdd dd
+
+note "what blkfront --take does to the guest's kernel: its driver has the disk, and lets go of it"
+assert_match "$(on g "readlink /sys/bus/xen/devices/vbd-$(devid xvdd)/driver")" '/drivers/vbd$' 'the driver'
+on g "echo vbd-$(devid xvdd) >/sys/bus/xen/devices/vbd-$(devid xvdd)/driver/unbind; ! [ -e /sys/bus/xen/devices/vbd-$(devid xvdd)/driver ]"
+wait_xs "/local/domain/$id/device/vbd/$(devid xvdd)/state" 6
 xentool blkback close --domid "$id" --vdev xvdd; wait $SERVER
 xentool blkback destroy --domid "$id" --vdev xvdd
 assert_gone g xvdd
