@@ -123,12 +123,17 @@ describe("Linux", () => {
     }
   });
 
-  test("is back from s2idle while nobody serves it", async () => {
+  test.each([
+    ["and waits at Initialised", false, true],
+    ["and is Connected at once", true, true],
+    ["and is Connected at once, with the same numbers", true, false],
+  ])("is back from s2idle while nobody serves it, %s", async (_name, isConnected, another) => {
     await connectAsLinux();
     await expectDisk(1);
     await device.abandon();
-    await guest.writeTogether(guest.makeRing(0, true));
+    await guest.writeTogether(guest.makeRing(0, another));
     await guest.setState(3);
+    if (isConnected) await guest.setState(4);
     const pending = expectDisk(2);
     await serve();
     await pending;

@@ -144,6 +144,33 @@ describe("removed", () => {
   });
 });
 
+test("asked to go while the guest connects: the word is not lost to our Connected", async () => {
+  const at = address();
+  const guest = await guestOf(at);
+  const disk = openImage(image(1), { readOnly: false, direct: false, sectorSizeBytes: 512 });
+  closing.push(() => closeImage(disk));
+  await attach(at, 1);
+  const whole = { ...options, offer: DEFAULT_OFFER, statsDir: join(dir, "stats") };
+  let asked: Promise<void> | undefined;
+  const device = await BlkbackDevice.start(dom0, xenstore, at, disk, whole, () => {
+    const worker = spawnWorker();
+    const transaction = xenstore.transaction.bind(xenstore);
+    // After the ring is served, and before Connected is written.
+    xenstore.transaction = async (body) => {
+      xenstore.transaction = transaction;
+      await (asked ??= closeDevice(xenstore, at));
+      return transaction(body);
+    };
+    return worker;
+  });
+  await guest.untilBackend(2);
+  await guest.offerRing();
+  await guest.untilBackend(5);
+  await guest.setState(6);
+  expect(await device.ended).toBe("closed");
+  expect(asked).toBeDefined();
+});
+
 describe("serve", () => {
   const whole = {
     ...options,
