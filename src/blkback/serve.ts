@@ -128,11 +128,6 @@ async function ensureDevice(xenstore: Xenstore, image: Image, options: ServeOpti
     await createDevice(xenstore, { address, readOnly, deviceType, params: resolve(path), offered });
     return "made";
   }
-  if (!(await xenstore.exists(frontendDir(address))))
-    throw new XentoolError(
-      "environment",
-      `${describeDevice(address)} has no frontend any more: xentool blkback destroy removes what is left of it`,
-    );
   await expectOurFrontend(xenstore, address);
   const mode = await xenstore.tryRead(`${dir}/mode`);
   if (mode === "r" && !readOnly)
