@@ -6,7 +6,6 @@ import { setTimeout as delay } from "node:timers/promises";
 import { currentSizeBytes, type Image } from "../block/image.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
-import { parseDecimal } from "../core/types.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { EngineKind } from "../native/reactor.ts";
 import type { Platform } from "../platform/platform.ts";
@@ -17,10 +16,11 @@ import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./a
 import { BackendDirectory, type Keys } from "./backend-directory.ts";
 import { QueueConnection } from "./connection.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
-import { diskKeys, diskLimits, offeredKeys, promises, type Offer } from "./features.ts";
+import { diskKeys, diskLimits, offeredKeys, type Offer } from "./features.ts";
 import type { DiskLimits } from "./requests.ts";
 import type { StopOrder } from "./blkback-control.ts";
 import { journalPath, removeJournal } from "./journal.ts";
+import { expectPromisesKept } from "./promises.ts";
 import { ReconnectPause } from "./reconnect-pause.ts";
 import { readRingParameters } from "./ring-parameters.ts";
 import { answerToResize, describeResize, resizeAsked } from "./resize.ts";
@@ -160,23 +160,11 @@ export class BlkbackDevice {
   async #begin(): Promise<void> {
     const [backend, frontend] = await Promise.all([this.#readBackendState(), this.#readFrontendState()]);
     if (!isInUse(backend, frontend)) return this.#say(XenbusState.InitWait);
-    await this.#expectPromisesKept();
+    await expectPromisesKept(this.#xenstore, this.address, this.#options.offer);
     logger.info(`${this.#name}: taking over a ring in use`);
     this.#takeover = true;
     this.#state = backend;
     this.#frontend = frontend;
-  }
-
-  async #expectPromisesKept(): Promise<void> {
-    for (const { key, keeps } of promises(this.#options.offer)) {
-      const text = await this.#xenstore.tryRead(`${backendDir(this.address)}/${key}`);
-      const promised = parseDecimal(text, Number.MAX_SAFE_INTEGER);
-      if (promised !== undefined && !keeps(promised))
-        throw new XentoolError(
-          "usage",
-          `${this.#name} is in use with ${key} ${promised}: serve it with the options that it was served with`,
-        );
-    }
   }
 
   async #watch(): Promise<void> {

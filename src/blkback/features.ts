@@ -55,20 +55,6 @@ export function ringKeys(offer: Offer): Keys {
 }
 
 /**
- * The keys that a guest has read and goes by while servers change, and which of `offer` must be in their place: the
- * same sectors, and no less of the others.
- */
-export function promises(
-  offer: Offer,
-): { readonly key: string; readonly keeps: (promised: number) => boolean }[] {
-  return [
-    { key: "sector-size", keeps: (promised) => offer.logicalSectorBytes === promised },
-    { key: "max-ring-page-order", keeps: (promised) => offer.maxRingPageOrder >= promised },
-    { key: "feature-max-indirect-segments", keeps: (promised) => offer.maxIndirectSegments >= promised },
-  ];
-}
-
-/**
  * Written before state 2, because old frontends (Windows' XENVBD) read features as soon as the device is offered, and
  * again with state 4. `sectors` counts 512 bytes whatever the sector size is.
  */
