@@ -190,7 +190,8 @@ export class XsPacketParser {
   /** The next complete packet, with a payload of its own, or undefined. */
   next(): XsPacket | undefined {
     const available = this.bufferedBytes;
-    if (this.violation !== undefined || available < XS_HEADER_BYTES) return undefined;
+    if (this.violation !== undefined) return undefined;
+    if (available < XS_HEADER_BYTES) return this.#waitForMore();
     const at = this.#start;
     const announced = this.#view.getUint32(at + 12, true);
     if (announced > XS_PAYLOAD_MAX && this.#overlong === "violation") {
@@ -198,7 +199,7 @@ export class XsPacketParser {
       return undefined;
     }
     const end = at + XS_HEADER_BYTES + Math.min(announced, XS_PAYLOAD_MAX);
-    if (end > this.#end) return undefined;
+    if (end > this.#end) return this.#waitForMore();
     const packet = {
       type: this.#view.getUint32(at, true),
       reqId: this.#view.getUint32(at + 4, true),
@@ -214,6 +215,15 @@ export class XsPacketParser {
   reset(): void {
     this.violation = undefined;
     this.#release();
+  }
+
+  /** A piece of a packet keeps no large buffer. */
+  #waitForMore(): undefined {
+    if (this.#buffer.length <= KEPT_BUFFER_BYTES || this.#start === 0) return;
+    const rest = this.#buffer.slice(this.#start, this.#end);
+    this.#start = 0;
+    this.#end = rest.length;
+    this.#adopt(rest);
   }
 
   #release(): void {

@@ -75,6 +75,64 @@ describe("turns", () => {
   });
 });
 
+describe("what a domain sends faster than it is served", () => {
+  const WRITE = xs.encodePacket(xs.XS_WRITE, 1, 0, xs.encodePathAndValue("data/x", new Uint8Array(1000)));
+
+  /** A client that sends what it is asked for, as long as it is read. */
+  class Sender {
+    readonly connection: Connection;
+    reading = true;
+    replies = 0;
+    sent = 0;
+
+    constructor({ server }: ServerFixture, domid: number) {
+      const domain = server.domains.get(domid);
+      if (domain === undefined) throw new Error("no such domain");
+      const parser = new xs.XsPacketParser();
+      const write = (bytes: Uint8Array): number => {
+        parser.push(bytes);
+        while (parser.next() !== undefined) this.replies++;
+        return bytes.length;
+      };
+      const setReading = (wanted: boolean): void => {
+        this.reading = wanted;
+      };
+      const channel = { write, setReading, violation: () => {}, close: () => {} };
+      this.connection = new Connection(server, domain, channel, "clamp");
+    }
+
+    send(count: number): void {
+      if (!this.reading) return;
+      this.sent += count;
+      this.connection.receive(Buffer.concat(Array.from({ length: count }, () => WRITE)));
+    }
+  }
+
+  test("is read no further than its limit, in all connections together, and all of it is answered", async () => {
+    const inputBytes = 100_000;
+    const quotas = { ...PERSONALITIES.oxenstored.quotas, inputBytes };
+    const fixture = new ServerFixture("oxenstored", { quotas, now: () => 0 });
+    const senders = Array.from({ length: 200 }, () => new Sender(fixture, 1));
+    const other = new Sender(fixture, 2);
+    let most = 0;
+    for (let round = 0; round < 50; round++) {
+      for (const each of senders) each.send(20);
+      other.send(1);
+      const waiting = senders.reduce((sum, { sent, replies }) => sum + sent - replies, 0);
+      most = Math.max(most, waiting * WRITE.length);
+      await new Promise(setImmediate);
+    }
+    expect(most).toBeGreaterThan(inputBytes / 2);
+    expect(most).toBeLessThan(inputBytes + 20 * WRITE.length);
+    expect(other.replies).toBe(50);
+    while (senders.some(({ sent, replies }) => replies < sent)) await new Promise(setImmediate);
+    expect(senders.every(({ reading }) => reading)).toBe(true);
+    for (const { connection } of [...senders, other]) connection.close();
+    expect(fixture.server.domains.get(1)?.intake.full).toBe(false);
+    fixture.close();
+  });
+});
+
 test("the tree is searched once for a change, however many watch it", async () => {
   const fixture = new ServerFixture("oxenstored");
   const client = fixture.client(1);

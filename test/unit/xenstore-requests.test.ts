@@ -277,6 +277,20 @@ describe("transactions", () => {
   ]);
 });
 
+describe("directories after a commit that was merged", () => {
+  cases("are in order of making, also when a node was removed and made again", ALL, [
+    ["0", "", XS_MKDIR, ["/d/a"], "OK|"],
+    ["0", "", XS_MKDIR, ["/d/b"], "OK|"],
+    ["0", "a", START, [""], ""],
+    ["0", "a", XS_RM, ["/d/a"], "OK|"],
+    ["0", "a", XS_MKDIR, ["/d/c"], "OK|"],
+    ["0", "a", XS_MKDIR, ["/d/a"], "OK|"],
+    ["0:b", "", XS_WRITE, w("/tool/elsewhere", "1"), "OK|"],
+    ["0", "a", END, ["T"], "OK|"],
+    ["0", "", XS_DIRECTORY, ["/d"], "b|c|a|"],
+  ]);
+});
+
 describe("watches", () => {
   cases(
     "one initial event, then one for each change, with the path as it was watched",

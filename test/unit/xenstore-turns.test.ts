@@ -346,3 +346,20 @@ test("making a path costs its depth", () => {
   expect(hundred[0]).toBeLessThanOrEqual(100 * one[0]);
   expect(hundred[1]).toBeLessThanOrEqual(100 * one[1]);
 });
+
+test("the deepest path there can be is made, compared, merged and removed", () => {
+  const path = "/a".repeat(xs.XS_ABS_PATH_MAX / 2);
+  const base = StoreTree.empty();
+  const [mine, current] = [base.fork(), base.fork()];
+  const footprint = new Footprint(() => {});
+  footprint.touchDown("/", path);
+  mine.create(path, [{ domid: 1, access: "none" }]);
+  footprint.modifyDown("/", path);
+  expect(base.agreesWith(current, footprint)).toBe(true);
+  expect(base.agreesWith(mine, footprint)).toBe(false);
+  current.graft(mine, footprint);
+  current.setPermissions("/a", [{ domid: 0, access: "none" }]);
+  expect([current.size, current.ownedBy(1)]).toEqual([1 + path.length / 2, path.length / 2 - 1]);
+  expect(current.removeDomain(1).map((removed) => removed.path)).toEqual(["/a/a"]);
+  expect([current.size, current.ownedBy(1)]).toEqual([2, 0]);
+});

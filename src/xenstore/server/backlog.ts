@@ -1,5 +1,5 @@
-// What a domain has left unread in all its connections together, and who of them waits until it is less.
-// The limits of a connection alone bound nothing much: a domain has hundreds of them.
+// How much of a domain waits in all its connections together, to be read by the domain or by us, and who of them
+// waits until it is less. The limits of a connection alone bound nothing much: a domain has hundreds of them.
 import type { Turns, Waiter } from "./turns.ts";
 
 export class Backlog {
@@ -14,7 +14,7 @@ export class Backlog {
     this.#turns = turns;
   }
 
-  /** Nothing more is answered. */
+  /** Nothing more is taken on. */
   get full(): boolean {
     return this.#bytes >= this.#limit();
   }

@@ -41,6 +41,8 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
   readonly #parser: XsPacketParser;
   readonly #output: OutputQueue;
   #session: Session;
+  /** This connection's part of the domain's intake. */
+  #inputBytes = 0;
   #closed = false;
   #pumping = false;
 
@@ -75,7 +77,16 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
   receive(bytes: Uint8Array): void {
     if (this.#closed) return;
     this.#parser.push(bytes);
+    this.#weighInput();
+    const { intake, connections } = this.domain;
+    if (intake.full) for (const each of connections) each.stopReading();
     this.#pump();
+  }
+
+  /** Until the domain's intake has room again. */
+  stopReading(): void {
+    this.domain.intake.wait(this);
+    this.#channel.setReading(false);
   }
 
   /** The channel can take more output. */
@@ -106,7 +117,9 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
   reset(): void {
     this.domain.turns.leave(this);
     this.domain.backlog.leave(this);
+    this.domain.intake.leave(this);
     this.#parser.reset();
+    this.#weighInput();
     this.#output.clear();
     this.#session.close();
     this.#session = new Session(this.domain, this.#owner, this);
@@ -133,9 +146,11 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
     const outcome = this.#serve();
     this.#pumping = false;
     if (this.#closed) return;
+    this.#weighInput();
     if (outcome === "turn-over") turns.wait(this);
     if (outcome === "backlog") backlog.wait(this);
     if (outcome === "violation") this.#channel.violation();
+    else if (this.domain.intake.full) this.stopReading();
     else this.#channel.setReading(outcome === "idle");
   }
 
@@ -152,6 +167,12 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
       if (packet === undefined) return this.#parser.violation === undefined ? "idle" : "violation";
       this.#owner.handle(this, packet);
     }
+  }
+
+  #weighInput(): void {
+    const before = this.#inputBytes;
+    this.#inputBytes = this.#parser.bufferedBytes;
+    this.domain.intake.change(this.#inputBytes - before);
   }
 
   #flush(): void {

@@ -12,6 +12,8 @@ export interface DomainClient {
   readonly unreadEvents: number;
   /** Watch events that the client lost because it did not read them. */
   readonly droppedEvents: number;
+  /** Until the domain's intake has room again. */
+  stopReading(): void;
   close(): void;
 }
 
@@ -27,7 +29,10 @@ export class Domain implements Actor {
   quotas: Quotas;
   readonly connections = new Set<DomainClient>();
   readonly turns: Turns;
+  /** What its connections have not taken. */
   readonly backlog: Backlog;
+  /** What its connections have sent and nobody has handled. */
+  readonly intake: Backlog;
   watchCount = 0;
   transactionCount = 0;
   /** What its transactions hold, also those whose events are not out yet. */
@@ -40,6 +45,7 @@ export class Domain implements Actor {
     this.quotas = this.privileged ? PRIVILEGED_QUOTAS : quotas;
     this.turns = new Turns(now);
     this.backlog = new Backlog(() => this.quotas.unreadBytes, this.turns);
+    this.intake = new Backlog(() => this.quotas.inputBytes, this.turns);
   }
 
   get path(): string {

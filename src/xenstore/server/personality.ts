@@ -63,6 +63,7 @@ const C_QUOTAS: Quotas = {
   outstanding: 20,
   watchEvents: 1024,
   unreadBytes: 2.5 * 1024 * 1024,
+  inputBytes: 2 * 1024 * 1024,
   connections: 256,
 };
 
@@ -99,6 +100,7 @@ const XENSTORED_417: Personality = {
     outstanding: "ENOSPC",
     watchEvents: "ENOSPC",
     unreadBytes: "ENOSPC",
+    inputBytes: "ENOSPC",
     connections: "ENOSPC",
   },
 };
@@ -146,6 +148,7 @@ const OXENSTORED: Personality = {
     outstanding: "EQUOTA",
     watchEvents: "EQUOTA",
     unreadBytes: "EQUOTA",
+    inputBytes: "EQUOTA",
     connections: "EQUOTA",
   },
 };

@@ -21,6 +21,11 @@ export interface Quotas {
   readonly watchEvents: number;
   /** Bytes that all its connections have not taken; then none is served. At half of it events are lost. */
   readonly unreadBytes: number;
+  /**
+   * Bytes that all its connections have sent and that nobody has handled; then none is read. More than half a packet
+   * of each of them.
+   */
+  readonly inputBytes: number;
   /** Socket connections at a time. */
   readonly connections: number;
 }
@@ -50,6 +55,7 @@ export const PRIVILEGED_QUOTAS: Quotas = {
   outstanding: 1024,
   watchEvents: 65_536,
   unreadBytes: Infinity,
+  inputBytes: Infinity,
   connections: Infinity,
 };
 
