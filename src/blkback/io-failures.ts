@@ -61,9 +61,10 @@ export class IoFailures {
       line.unlogged++;
       return;
     }
-    const others = line.unlogged === 0 ? "" : `, and ${line.unlogged} others since the last such line`;
+    const others =
+      line.unlogged === 0 ? "" : `, and ${count(line.unlogged, "other")} since the last such line`;
     logger.error(
-      `${NAMES[kind]} of ${length / SECTOR_SIZE} sectors at sector ${start / SECTOR_SIZE} failed${others}: ` +
+      `${NAMES[kind]} of ${count(length / SECTOR_SIZE, "sector")} at sector ${start / SECTOR_SIZE} failed${others}: ` +
         errnoText(errno),
     );
     line.loggedAtMs = nowMs;
@@ -88,4 +89,8 @@ export class IoFailures {
     this.#counters.ioFailure(KIND_FLUSH, errno);
     this.#counters.flushFailure(errno);
   }
+}
+
+function count(number: number, noun: string): string {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
