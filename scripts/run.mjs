@@ -32,6 +32,7 @@ const NEEDS = {
   demo: { ...COMPILER, "libnbd-bin": "nbdcopy", e2fsprogs: "e2fsck" },
   fuzz: COMPILER,
   man: COMPILER,
+  soak: COMPILER,
   test: { ...COMPILER, ...JUDGES },
   "test-xen": {
     ...COMPILER,

@@ -46,6 +46,7 @@ export class ModelGuest {
   #prod = 0;
   #cons = 0;
   #id = 0n;
+  #isClosed = false;
 
   static async start(
     host: SimHost,
@@ -136,7 +137,10 @@ export class ModelGuest {
     }
   }
 
+  /** Closing twice is harmless. */
   close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
     if (this.#ring !== undefined) this.#dropRing();
     this.#data.mapping.close();
     this.#share.close();
