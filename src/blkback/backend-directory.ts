@@ -75,6 +75,14 @@ export class BackendDirectory {
     return (await xenstore.tryRead(`${backendDir(this.#address)}/${MARK_KEY}`)) === this.#mark;
   }
 
+  /** What the error node says holds no more. */
+  clearError(): Promise<void> {
+    const node = `${errorDir(this.#address)}/error`;
+    return this.#xenstore.transaction(async (tx) => {
+      if ((await this.isThere(tx)) && (await tx.exists(node))) await tx.rm(node);
+    });
+  }
+
   /** Writes `keys` there, and `error` to the device's error node; false: nothing was, because the device is gone. */
   write(keys: Keys, error?: string): Promise<boolean> {
     const nodes = inside(this.#address, keys);

@@ -2,6 +2,7 @@
 import type { Image } from "../block/image.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import type { EngineKind } from "../native/reactor.ts";
+import type { FailureMessage } from "../plane/protocol.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import type { BlkifAbi } from "../protocol/blkif.ts";
 import type { DiskLimits } from "./requests.ts";
@@ -28,8 +29,8 @@ export interface BlkbackOrder {
   readonly report: "connected";
   /** Of a plane that stopped, with everything given back. */
   readonly result: {
-    /** Why it stopped by itself: the guest broke the protocol. */
-    readonly failure: string | undefined;
+    /** Why it stopped by itself. `protocol`: the guest is at fault; else the host is, or we. */
+    readonly failure: FailureMessage | undefined;
     /** Why what the guest wrote may not be on the disk. */
     readonly lost: string | undefined;
   };

@@ -2,11 +2,13 @@
 // everything back.
 import { openFiltered } from "../block/filters/catalogue.ts";
 import { FileTarget } from "../block/targets/file.ts";
+import { XentoolError } from "../core/errors.ts";
 import { configureLogging, moduleLogger } from "../core/log.ts";
 import type { Mapping } from "../native/memory.ts";
 import { errnoText } from "../native/shim.ts";
 import { Reactor } from "../native/reactor.ts";
 import type { CarryOut } from "../plane/answer.ts";
+import { failureOf } from "../plane/protocol.ts";
 import { openPlatform } from "../platform/open.ts";
 import { ABI_X86_32, ABI_X86_64, SECTOR_SIZE, type BlkifAbi } from "../protocol/blkif.ts";
 import { RING_MARK, RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
@@ -15,6 +17,9 @@ import type { BlkbackOrder } from "./blkback-orders.ts";
 import { Journal } from "./journal.ts";
 import { BlockQueue } from "./queue.ts";
 import { StatsPage } from "./stats.ts";
+
+/** Of every other errno the host is the cause. */
+const NAMED_WRONGLY = new Set(["EINVAL", "ENOENT", "ESRCH"]);
 
 /** Connects, serves, disconnects. Everything opened is closed in the reverse order, whatever happens. */
 export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report) => {
@@ -26,8 +31,9 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   const channels = cleanup.adopt(platform.openEventChannels(), (it) => it.close());
   channels.restrict(order.frontend);
   const grants = cleanup.adopt(platform.openGrantTable(), (it) => it.close());
-  const ring = cleanup.adopt(grants.map(order.frontend, order.refs, "rw"), (it) => it.close());
-  const port = channels.bindInterdomain(order.frontend, order.remotePort);
+  const mapped = openNamed(() => grants.map(order.frontend, order.refs, "rw"));
+  const ring = cleanup.adopt(mapped, (it) => it.close());
+  const port = openNamed(() => channels.bindInterdomain(order.frontend, order.remotePort));
   cleanup.defer(() => channels.unbind(port));
   const stats = cleanup.adopt(StatsPage.attach(order.statsPath), (it) => it.close());
   const limits = { ...order.limits };
@@ -70,9 +76,21 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   if (wasUsed) channels.notify(port);
   reactor.watch(control.wakeFd, () => control.drain());
   queue.run(() => control.stopped);
-  const errno = control.leaves ? 0 : queue.flush();
-  return { failure: queue.failure, lost: errno === 0 ? undefined : errnoText(errno) };
+  const { failure } = queue;
+  const closes = failure === undefined ? !control.leaves : failure.kind === "protocol";
+  const errno = closes ? queue.flush() : 0;
+  return { failure: failure && failureOf(failure), lost: errno === 0 ? undefined : errnoText(errno) };
 };
+
+/** Opens what the guest has named in its keys: what is not there, or not for us, is its fault. */
+function openNamed<T>(open: () => T): T {
+  try {
+    return open();
+  } catch (error) {
+    if (!(error instanceof XentoolError) || !NAMED_WRONGLY.has(String(error.context["errno"]))) throw error;
+    throw new XentoolError("protocol", error.message, error.context);
+  }
+}
 
 function openJournal(order: BlkbackOrder["order"], ring: Mapping, abi: BlkifAbi): Journal {
   const state = {

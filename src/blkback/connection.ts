@@ -2,6 +2,7 @@
 // tells it to stop, and knows when everything is given back.
 import { XentoolError } from "../core/errors.ts";
 import { Plane, type SpawnWorker } from "../plane/plane.ts";
+import { asError } from "../plane/protocol.ts";
 import { BlkbackControl, type StopOrder } from "./blkback-control.ts";
 import type { BlkbackOrder } from "./blkback-orders.ts";
 
@@ -31,7 +32,7 @@ export class QueueConnection {
       .carryOut<BlkbackOrder>(order, () => connected.resolve())
       .then(({ failure, lost }) => {
         this.lost = lost;
-        return end(failure === undefined ? undefined : new XentoolError("protocol", failure));
+        return end(failure && asError(failure));
       }, end);
   }
 

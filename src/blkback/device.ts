@@ -4,7 +4,7 @@
 // and order, and a guest that flaps costs no more than one step at a time.
 import { setTimeout as delay } from "node:timers/promises";
 import { currentSizeBytes, type Image } from "../block/image.ts";
-import { describeError, XentoolError } from "../core/errors.ts";
+import { describeError, kindOf, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { EngineKind } from "../native/reactor.ts";
@@ -17,6 +17,7 @@ import { BackendDirectory, type Keys } from "./backend-directory.ts";
 import { QueueConnection } from "./connection.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
 import { diskKeys, diskLimits, offeredKeys, type Offer } from "./features.ts";
+import { readFrontendState } from "./frontend-state.ts";
 import type { DiskLimits } from "./requests.ts";
 import type { StopOrder } from "./blkback-control.ts";
 import { journalPath, removeJournal } from "./journal.ts";
@@ -24,7 +25,8 @@ import { expectPromisesKept } from "./promises.ts";
 import { ReconnectPause } from "./reconnect-pause.ts";
 import { readRingParameters } from "./ring-parameters.ts";
 import { answerToResize, describeResize, resizeAsked } from "./resize.ts";
-import { StatsPage } from "./stats.ts";
+import { StatsPage, statsPath } from "./stats.ts";
+import { Trouble } from "./trouble.ts";
 
 const logger = moduleLogger("blkback");
 
@@ -50,7 +52,8 @@ export class BlkbackDevice {
   readonly #options: DeviceOptions;
   readonly #spawnWorker: SpawnWorker;
   readonly #limits: DiskLimits;
-  readonly #stats: StatsPage;
+  readonly #statsPath: string;
+  #stats: StatsPage | undefined;
   readonly #end = Promise.withResolvers<DeviceEnd>();
   readonly #unwatch: Unwatch[] = [];
   #state: XenbusState = XenbusState.Initialising;
@@ -64,6 +67,7 @@ export class BlkbackDevice {
   #refused = false;
   /** The ring is one in use, whose former server may have waited for the guest to let go. */
   #takeover = false;
+  readonly #trouble: Trouble;
   /** What the frontend said when it was looked at last, and whether it has offered a ring since the last one. */
   #frontend: XenbusState = XenbusState.Unknown;
   #anew = false;
@@ -89,7 +93,8 @@ export class BlkbackDevice {
     this.#options = options;
     this.#spawnWorker = spawnWorker;
     this.#limits = diskLimits(options.offer, image.info);
-    this.#stats = StatsPage.create(options.statsDir, address.frontend, address.devid);
+    this.#statsPath = statsPath(options.statsDir, address.frontend, address.devid);
+    this.#trouble = new Trouble(describeDevice(address), directory);
     this.ended = this.#end.promise;
     this.ended.catch(() => {});
   }
@@ -158,8 +163,14 @@ export class BlkbackDevice {
   // The steps.
 
   async #begin(): Promise<void> {
-    const [backend, frontend] = await Promise.all([this.#readBackendState(), this.#readFrontendState()]);
-    if (!isInUse(backend, frontend)) return this.#say(XenbusState.InitWait);
+    const [backend, frontend] = await Promise.all([
+      this.#readBackendState(),
+      readFrontendState(this.#xenstore, this.address),
+    ]);
+    if (!isInUse(backend, frontend)) {
+      this.#openStats();
+      return this.#say(XenbusState.InitWait);
+    }
     await expectPromisesKept(this.#xenstore, this.address, this.#options.offer);
     logger.info(`${this.#name}: taking over a ring in use`);
     this.#takeover = true;
@@ -215,7 +226,7 @@ export class BlkbackDevice {
     const [backend, online, frontend, isThere] = await Promise.all([
       this.#readBackendState(),
       this.#xenstore.tryRead(`${backendDir(this.address)}/online`),
-      this.#readFrontendState(),
+      readFrontendState(this.#xenstore, this.address),
       this.#directory.isThere(),
     ]);
     this.#anew ||= offersAnew(this.#frontend, frontend);
@@ -243,15 +254,22 @@ export class BlkbackDevice {
     if (end !== undefined) this.#finishOnce(end);
   }
 
+  /** A ring in use waits where there is no room for them now; nothing else begins without. */
+  #openStats(): void {
+    const { frontend, devid } = this.address;
+    this.#stats ??= StatsPage.create(this.#options.statsDir, frontend, devid);
+  }
+
+  #lookIn(pauseMs: number): void {
+    clearTimeout(this.#pauseTimer);
+    this.#pauseTimer = setTimeout(() => void this.#look(), pauseMs);
+  }
+
   /** Connects to the ring that the frontend offers, instead of the one that is served, and says `say` then. */
   async #connect(say: XenbusState): Promise<void> {
     await this.#stopServing("close");
     const pauseMs = this.#pause.remainingMs();
-    if (pauseMs > 0) {
-      clearTimeout(this.#pauseTimer);
-      this.#pauseTimer = setTimeout(() => void this.#look(), pauseMs);
-      return;
-    }
+    if (pauseMs > 0) return this.#lookIn(pauseMs);
     this.#pause.connecting();
     let connection: QueueConnection;
     // Before its keys are read: what is written after that is another one.
@@ -267,6 +285,7 @@ export class BlkbackDevice {
       const isThere = await this.#directory.isThere();
       // Whoever abandoned the device meanwhile found no worker to stop, and has closed the image.
       if (this.#over || !isThere) return;
+      this.#openStats();
       const { grantMode, engine, filters, verbosity } = this.#options;
       connection = new QueueConnection(this.#spawnWorker, {
         name: this.#name,
@@ -281,8 +300,8 @@ export class BlkbackDevice {
         filters,
         limits: this.#limits,
         grantMode,
-        statsPath: this.#stats.path,
-        journalPath: journalPath(this.#stats.path),
+        statsPath: this.#statsPath,
+        journalPath: journalPath(this.#statsPath),
       });
       this.#connection = connection;
       void connection.stopped.then(() => (this.#lost ??= connection.lost));
@@ -290,9 +309,10 @@ export class BlkbackDevice {
       logger.info(`${this.#name}: ${ring.refs.length} ring page(s), ${ring.abi.protocol}`);
     } catch (error) {
       this.#connection = undefined;
-      return this.#refuse(error);
+      return this.#failed(error);
     }
     this.#refused = this.#takeover = false;
+    await this.#trouble.over();
     if (say === XenbusState.Connected) await this.#connected();
     else await this.#say(say);
     // Not before: a data plane that is gone already is found out here, too.
@@ -316,14 +336,31 @@ export class BlkbackDevice {
   async #drop(): Promise<void> {
     await this.#stopServing("close");
     this.#takeover = this.#refused = false;
-    removeJournal(journalPath(this.#stats.path));
+    removeJournal(journalPath(this.#statsPath));
   }
 
   /** The worker is done: after `stop`, or by itself because the ring or the engine failed. */
   async #stopped(connection: QueueConnection, failure: XentoolError | undefined): Promise<void> {
     if (this.#connection !== connection || this.#over) return;
     this.#connection = undefined;
-    await this.#refuse(failure ?? new XentoolError("bug", "the data plane stopped by itself"));
+    await this.#failed(failure ?? new XentoolError("bug", "the data plane stopped by itself"), true);
+  }
+
+  /**
+   * Only the guest's fault closes its device. What the host lacks is waited out, and the ring, its journal and the keys
+   * stay as they are; so they do for a ring in use, whose keys a server has found right before.
+   */
+  async #failed(error: unknown, wasServed = this.#takeover): Promise<void> {
+    if (this.#over) return;
+    this.#pause.failed();
+    try {
+      if (kindOf(error) === "protocol" && !this.#takeover) return await this.#refuse(error);
+      this.#takeover = wasServed;
+      await this.#trouble.say(error);
+      if (!this.#over) this.#lookIn(this.#pause.remainingMs());
+    } catch (failure) {
+      this.#fail(failure);
+    }
   }
 
   /** Stops this device, and only it, with the reason where Linux backends put it. */
@@ -331,13 +368,8 @@ export class BlkbackDevice {
     const reason = describeError(error);
     logger.error(`${this.#name}: ${reason}`);
     this.#refused = true;
-    this.#pause.refused();
-    try {
-      await this.#write({ state: XenbusState.Closing }, escapeControls(reason));
-      this.#entered(XenbusState.Closing);
-    } catch (failure) {
-      this.#fail(failure);
-    }
+    await this.#write({ state: XenbusState.Closing }, escapeControls(reason));
+    this.#entered(XenbusState.Closing);
   }
 
   async #resizeIfAsked(): Promise<void> {
@@ -396,7 +428,7 @@ export class BlkbackDevice {
     clearTimeout(this.#pauseTimer);
     for (const unwatch of this.#unwatch.splice(0)) await unwatch().catch(() => {});
     try {
-      this.#stats.remove();
+      this.#stats?.remove();
     } catch (error) {
       logger.warn(`${this.#name}: ${describeError(error)}`);
     }
@@ -404,16 +436,6 @@ export class BlkbackDevice {
 
   async #readBackendState(): Promise<XenbusState> {
     return parseXenbusState(await this.#xenstore.tryRead(`${backendDir(this.address)}/state`));
-  }
-
-  /** Unknown: the guest, or its directory, is gone. A driver domain may lose the right to look then. */
-  async #readFrontendState(): Promise<XenbusState> {
-    const state = this.#xenstore.tryRead(`${frontendDir(this.address)}/state`);
-    const text = await state.catch((error: unknown) => {
-      if (error instanceof XentoolError && error.context["errno"] === "EACCES") return null;
-      throw error;
-    });
-    return parseXenbusState(text);
   }
 
   get #name(): string {

@@ -7,7 +7,8 @@
 // frontends clear when they make a ring (RING_MARK), so a journal is never taken for that of a later ring, however
 // alike its keys are.
 import { closeSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { XentoolError } from "../core/errors.ts";
+import { describeError, XentoolError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
 import { REQUEST } from "../protocol/blkif.ts";
 
@@ -155,9 +156,14 @@ export function journalPath(statsPath: string): string {
   return statsPath.replace(/\.stats$/, ".journal");
 }
 
-/** The guest has let go: nobody will go on there. */
+/** The guest has let go: nobody will go on there. A file that cannot be removed does no harm, no ring has its mark. */
 export function removeJournal(path: string): void {
-  for (const file of [path, `${path}.new`]) rmSync(file, { force: true });
+  for (const file of [path, `${path}.new`])
+    try {
+      rmSync(file, { force: true });
+    } catch (error) {
+      moduleLogger("blkback").warn(describeError(error));
+    }
 }
 
 /** A random number but 0. */

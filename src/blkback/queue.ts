@@ -2,6 +2,7 @@
 // take completions, answer, sleep. Synchronous; nothing here awaits, allocates or throws per request. A
 // worker drives it with `run`; a test can drive it step by step with `step`.
 import type { Domid, EvtchnPort } from "../core/types.ts";
+import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import type { BlockTarget, OpenTarget } from "../block/target.ts";
 import type { Mapping } from "../native/memory.ts";
@@ -55,7 +56,7 @@ export interface QueueOptions {
 
 export class BlockQueue {
   /** Why the queue stopped serving by itself, e.g. a ring that lies. */
-  failure: string | undefined;
+  failure: XentoolError | undefined;
   readonly limits: DiskLimits;
   readonly #ring: BackRing;
   readonly #requests: RequestTable;
@@ -183,7 +184,8 @@ export class BlockQueue {
     const count = this.#ring.fetch();
     if (count === 0) return 0;
     if (count === RING_LIES) {
-      this.failure = `the ring's indices cannot be true: ${this.#ring.describe()}`;
+      const reason = `the ring's indices cannot be true: ${this.#ring.describe()}`;
+      this.failure = new XentoolError("protocol", reason);
       return 0;
     }
     this.#counters.fetched(count);
@@ -254,7 +256,7 @@ export class BlockQueue {
     this.#executor.submitted = this.#completions = 0;
     const error = reactor.wait(wait, this.#sleeper.timeoutUs);
     if (error < 0) {
-      this.failure ??= `the I/O engine failed: ${errnoText(error)}`;
+      this.failure ??= new XentoolError("environment", `the I/O engine failed: ${errnoText(error)}`);
       this.#engineFailed = true;
       return;
     }

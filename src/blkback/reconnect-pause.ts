@@ -1,5 +1,5 @@
-// How often a guest that reconnects in a loop is connected. One that is refused each time is connected more and more
-// seldom, because each refusal is a line of the log. After a while without trouble it is as if new.
+// How often a guest that reconnects in a loop is connected. After a failure, whoever's fault, it is tried more and more
+// seldom. After a while without trouble it is as if new.
 const FIRST_MS = 100;
 const LONGEST_MS = 2000;
 const FORGIVEN_AFTER_MS = 30_000;
@@ -15,12 +15,12 @@ export class ReconnectPause {
     return Math.max(0, this.#pauseMs - since);
   }
 
-  /** The guest is connected now, or refused soon. */
+  /** The guest is connected now, or that fails soon. */
   connecting(): void {
     this.#connectedAtMs = performance.now();
   }
 
-  refused(): void {
+  failed(): void {
     this.#pauseMs = Math.min(LONGEST_MS, this.#pauseMs * 2);
   }
 }

@@ -64,8 +64,8 @@ export async function serveImage(
     removes = origin === "made";
     await announceImage(xenstore, address, image);
     const device = await BlkbackDevice.start(platform, xenstore, address, image, options, spawnWorker);
-    // Not before: a device that was there, and that we could not serve, may be in use.
-    removes = origin !== "toolstack";
+    // A guest may use it from now on, whatever becomes of us, until it has let go.
+    removes = false;
     onOffered();
     const stopped = new Promise<"stop">((resolve) => {
       if (stop.aborted) resolve("stop");
@@ -73,15 +73,14 @@ export async function serveImage(
     });
     const end = await Promise.race([device.ended, stopped]);
     const closed = end === "stop" ? await device.detach(options.detachTimeoutMs, force) : true;
-    if (closed) {
-      const how = await device.ended;
-      // By now there may be another one under the same name.
-      if (how === "removed") removes = false;
-      return expectKept(device, how);
+    if (!closed) {
+      await device.abandon();
+      return "left";
     }
-    await device.abandon();
-    removes = false;
-    return "left";
+    const how = await device.ended;
+    // Of one that was removed there may be another by now, under the same name.
+    removes = origin !== "toolstack" && how !== "removed";
+    return expectKept(device, how);
   } finally {
     if (removes && xenstore.failure === undefined)
       await destroyDevice(xenstore, address).catch((error: unknown) => logger.error(describeError(error)));

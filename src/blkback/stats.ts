@@ -135,7 +135,8 @@ export function statsDir(platform: PlatformDescriptor): string {
   return platform.name === "sim" ? join(platform.dir, "blkback") : "/run/xentool/blkback";
 }
 
-function statsPath(runDir: string, domid: number, devid: number): string {
+/** The statistics file of a device. */
+export function statsPath(runDir: string, domid: number, devid: number): string {
   return join(runDir, `${domid}-${devid}.stats`);
 }
 

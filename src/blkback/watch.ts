@@ -11,10 +11,11 @@ import type { SpawnWorker } from "../plane/plane.ts";
 import type { Platform } from "../platform/platform.ts";
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
-import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { lockDevice, SERVED } from "./device-lock.ts";
 import { BackendDirectory, removeBackend, writeKeys } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
+import { readFrontendState } from "./frontend-state.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer, ringKeys } from "./features.ts";
 import { HOTPLUG_SCRIPT } from "./install.ts";
@@ -149,18 +150,23 @@ export class BackendWatch {
   async #lookAt(address: DeviceAddress): Promise<void> {
     const dir = backendDir(address);
     if (this.#served.has(dir) || !(await this.#isOurs(dir))) return;
-    const state = parseXenbusState(await this.#xenstore.tryRead(`${dir}/state`));
-    const isLive = isInUse(state, await this.#frontendState(address));
-    const hotplug = await this.#xenstore.tryRead(`${dir}/hotplug-status`);
+    const [stateText, online, hotplug] = await Promise.all(
+      ["state", "online", "hotplug-status"].map((key) => this.#xenstore.tryRead(`${dir}/${key}`)),
+    );
+    const state = parseXenbusState(stateText ?? null);
+    const frontend = await readFrontendState(this.#xenstore, address);
+    const isLive = isInUse(state, frontend);
+    // Such a guest comes back, and its last server may have died while it closed.
+    const mayComeBack = online === "1" && frontend !== XenbusState.Unknown;
     if (!isLive) {
-      if (state === XenbusState.Closing) return this.#answerClose(address);
-      if (state === XenbusState.Unknown || state === XenbusState.Closed) return;
-      if (hotplug === "error") return;
+      if (!mayComeBack && state === XenbusState.Closing) return this.#answerClose(address);
+      if (!mayComeBack && state === XenbusState.Closed) return;
+      if (state === XenbusState.Unknown || hotplug === "error") return;
     }
     // Stopped, or served since we began to look.
     if (this.#stopped || this.#served.has(dir)) return;
     // libxl asks but once whether a device is connected, and a guest may have begun to.
-    const isOffered = isLive || (state === XenbusState.InitWait && hotplug === "connected");
+    const isOffered = isLive || (state !== XenbusState.Initialising && hotplug === "connected");
     this.#served.set(dir, undefined);
     const starting = this.#start(address, isOffered);
     this.#starting.add(starting);
@@ -197,10 +203,6 @@ export class BackendWatch {
     }
   }
 
-  async #frontendState(address: DeviceAddress): Promise<XenbusState> {
-    return parseXenbusState(await this.#xenstore.tryRead(`${frontendDir(address)}/state`).catch(() => null));
-  }
-
   /** Whether whoever holds the image of a new device may yet let go in time. */
   #mayBeFreeSoon(dir: string, error: unknown): boolean {
     const isOwn = error instanceof XentoolError && error.context["own"] === true;
@@ -228,8 +230,8 @@ export class BackendWatch {
   }
 
   /**
-   * Looks again in a while. A guest that has a ring waits for its next server, another server's device is its own,
-   * and a new device's image may become free: nothing is touched.
+   * Looks again in a while. A guest that was offered its disk waits for the next server, another server's device is
+   * its own, and a new device's image may become free: nothing is touched.
    */
   #tryAgain(address: DeviceAddress, error: unknown, pauseMs: number): void {
     if (this.#stopped) return;

@@ -1,7 +1,7 @@
 // The life of a device: handshake, reconnect, hot-unplug, force-close, loss of the guest, guests that write
 // nonsense, growth, and a second server that takes over. Each with real workers, and nothing left at the end.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
-import { mkdtempSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
@@ -476,23 +476,6 @@ describe("while it runs", () => {
     expect(await guest.backendKey("state")).toBe("6");
   });
 
-  test("a takeover that is refused is over when the guest starts anew, whatever its new ring holds", async () => {
-    const at = address(1);
-    const first = await serve(at);
-    const guest = await guestOf(at);
-    await guest.connect();
-    expectPage(await guest.read(8), 8);
-    await first.abandon();
-    for (const name of readdirSync(options.statsDir)) rmSync(join(options.statsDir, name));
-    guest.lie(2);
-    await serve(at, false);
-    await guest.untilBackend(5);
-    await guest.setState(1);
-    await guest.untilBackend(2);
-    await guest.offerRing({}, 1);
-    await guest.untilBackend(4);
-  });
-
   test("a server that fails while it takes over leaves no data plane behind", async () => {
     const at = address(1);
     const first = await serve(at);
@@ -516,24 +499,5 @@ describe("while it runs", () => {
     });
     expect(await starting.catch(String)).toContain("no more watches");
     await stopped.promise;
-  });
-
-  test("no thread for the data plane: the device is refused, and nothing stays open", async () => {
-    const at = address(1);
-    await serve(at, true, () => {
-      throw new Error("no more threads");
-    });
-    const guest = await guestOf(at);
-    const isRefused = async (): Promise<number> => {
-      await guest.untilBackend(2);
-      await guest.offerRing();
-      await guest.untilBackend(5);
-      await guest.setState(1);
-      return readdirSync("/proc/self/fd").length;
-    };
-    const afterOne = await isRefused();
-    await isRefused();
-    // Fewer, when the worker of an earlier test was still closing its own.
-    expect(await isRefused()).toBeLessThanOrEqual(afterOne);
   });
 });

@@ -168,6 +168,37 @@ describe("a guest with a ring keeps its device", () => {
     expect(await pending).toBeInstanceOf(Uint8Array);
   });
 
+  test.each([5, 6])(
+    "and comes back, when it was at %i and its server died while it closed",
+    async (state) => {
+      await watch?.stop();
+      // What the server has said as its last word.
+      await xenstore.write(`${backendDir(at)}/state`, String(state));
+      await guest.setState(6);
+      await startWatch();
+      await until(at, "state", "6");
+      await guest.setState(1);
+      await guest.connect();
+      expect(await guest.read(8)).toBeInstanceOf(Uint8Array);
+    },
+  );
+
+  test("when a server has offered it, and it was about to connect while its image was not there", async () => {
+    await guest.setState(6);
+    await until(at, "state", "6");
+    await guest.setState(1);
+    await until(at, "state", "2");
+    await watch?.stop();
+    await guest.offerRing();
+    renameSync(join(dir, "a.img"), join(dir, "away.img"));
+    await startWatch();
+    await Bun.sleep(100);
+    expect(await xenstore.tryRead(`${backendDir(at)}/hotplug-status`)).toBe("connected");
+    renameSync(join(dir, "away.img"), join(dir, "a.img"));
+    await until(at, "state", "4");
+    expect(await guest.read(8)).toBeInstanceOf(Uint8Array);
+  });
+
   test("until it lets go, also when it has been asked to before a watch begins", async () => {
     await watch?.stop();
     await closeDevice(xenstore, at);
