@@ -40,6 +40,6 @@ try {
   leaks = await world.close();
 }
 say();
-if (failure !== undefined) throw failure;
+if (failure !== undefined) throw new Error("not clean", { cause: failure });
 if (leaks.length > 0) throw new Error(`left: ${leaks.join("; ")}`);
 console.log("all of it was clean");
