@@ -228,16 +228,16 @@ export class FrontHandshake {
 
   /** Whether the disk is at its end: asked back by who gave it, or taken away. */
   async #endOf(): Promise<BackendEvent | undefined> {
-    const { Connected, Closing, Unknown } = XenbusState;
+    const { Connected, Closing, Closed, Unknown } = XenbusState;
     if (!(await this.#isOurs(this.#xenstore)))
       return { kind: "lost", error: this.#lost("somebody else has taken it, or it was removed by force") };
     const state = await this.#backendState();
     if (state === Connected) return undefined;
     logger.info(`${this.#name}: backend ${xenbusStateName(state)}`);
     if (state === Unknown) return { kind: "lost", error: this.#lost("its backend is gone") };
-    // A toolstack that unplugs a disk says first that it is not to come back.
+    // A toolstack that unplugs a disk says first that it is not to come back; a backend that failed closes it online.
     const online = await this.#xenstore.tryRead(`${this.#back}/online`);
-    if (state === Closing && online === "0") return { kind: "closing" };
+    if (online !== "1" && (state === Closing || state === Closed)) return { kind: "closing" };
     const reason = await this.#backendError();
     return { kind: "lost", error: this.#lost(`its backend is ${xenbusStateName(state)}${reason}`) };
   }
