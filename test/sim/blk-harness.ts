@@ -41,6 +41,8 @@ export interface HarnessOptions {
   readonly filters?: readonly string[];
   /** Instead of a fresh file. */
   readonly imagePath?: string;
+  /** What holds the bytes, instead of the image. */
+  readonly openDisk?: (onEnd: OnEnd, reactor: Reactor) => BlockTarget;
   /** Told of each batch of copies before it is run, and of each operation before it starts. */
   readonly onCopy?: (batch: GrantCopyBatch) => void;
   readonly onStart?: (op: IoOp, length: number) => void;
@@ -158,8 +160,9 @@ export class RingHarness {
       grants,
       reactor,
       openTarget: (onEnd) => {
-        const file = (innerEnd: OnEnd): BlockTarget => new FileTarget(image, reactor, innerEnd);
-        const target = openFiltered(filters, file, onEnd, context);
+        const openDisk = (innerEnd: OnEnd): BlockTarget =>
+          options.openDisk?.(innerEnd, reactor) ?? new FileTarget(image, reactor, innerEnd);
+        const target = openFiltered(filters, openDisk, onEnd, context);
         if (onStart === undefined) return target;
         const start = target.start.bind(target);
         target.start = (op, tag, offset, length, address) => {
