@@ -1,7 +1,6 @@
 // `xentool blkback watch`: serves every device of one kind as the toolstack creates them. Ours are those
 // whose `script` is our hotplug script, or all of them in a driver domain. What libxl expects in return, and
 // when, is in docs/xen-notes.md; above all it never waits without learning why.
-import { existsSync, writeFileSync } from "node:fs";
 import { closeImage, openImage, type Image } from "../block/image.ts";
 import { HELD } from "../block/image/open.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
@@ -12,6 +11,7 @@ import type { Platform } from "../platform/platform.ts";
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
+import { releaseFromKernel } from "./kernel-blkback.ts";
 import { lockDevice, SERVED } from "./device-lock.ts";
 import { BackendDirectory, removeBackend, writeKeys } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
@@ -44,6 +44,8 @@ export interface WatchOptions extends Omit<DeviceOptions, "offer"> {
   readonly format?: "raw" | undefined;
   /** Serve every device of the kind, whatever its script: in a driver domain. */
   readonly anyScript: boolean;
+  /** Where the kernel says which devices it has; tests put their own there. */
+  readonly sysfs?: string;
 }
 
 /** A device, and the keys of it that a toolstack may write last. Not our own, which would have us look for ever. */
@@ -284,6 +286,11 @@ export class BackendWatch {
     return openImage(path, how);
   }
 
+  async #isLive(address: DeviceAddress): Promise<boolean> {
+    const state = parseXenbusState(await this.#xenstore.tryRead(`${backendDir(address)}/state`));
+    return isInUse(state, await readFrontendState(this.#xenstore, address));
+  }
+
   async #serve(
     address: DeviceAddress,
     directory: BackendDirectory,
@@ -292,7 +299,7 @@ export class BackendWatch {
     const dir = backendDir(address);
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
     const { offer, ...rest } = this.#options;
-    releaseFromKernel(address);
+    releaseFromKernel(address, await this.#isLive(address), this.#options.sysfs);
     const deviceType = (await read("device-type")) === "cdrom" ? "cdrom" : "disk";
     const image = await this.#openImage(address, deviceType === "cdrom");
     held.defer(() => closeImage(image));
@@ -344,11 +351,4 @@ export class BackendWatch {
     await writeKeys(this.#xenstore, address, { state: XenbusState.Closed });
     await this.#tidyUp(address);
   }
-}
-
-/** Takes the device away from the kernel's blkback, if that was quicker than we. */
-function releaseFromKernel(address: DeviceAddress): void {
-  const name = `vbd-${address.frontend}-${address.devid}`;
-  const driver = "/sys/bus/xen-backend/drivers/vbd";
-  if (address.kind === "vbd" && existsSync(`${driver}/${name}`)) writeFileSync(`${driver}/unbind`, name);
 }

@@ -2,10 +2,19 @@
 // the next daemon. And what `install` puts on a host.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { backendDir, type DeviceAddress } from "../../src/blkback/address.ts";
+import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { install, uninstall } from "../../src/blkback/install.ts";
 import { closeDevice, createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
@@ -59,13 +68,14 @@ async function attach(at: DeviceAddress, target: string, script = "block-xentool
   await xenstore.write(`${back}/script`, `/etc/xen/scripts/${script}`);
 }
 
-async function startWatch(anyScript = false): Promise<BackendWatch> {
+async function startWatch(anyScript = false, sysfs = "/sys"): Promise<BackendWatch> {
   const { deviceType: _, ...offer } = DEFAULT_OFFER;
   const options = {
     kind: "vbd",
     offer,
     direct: false,
     anyScript,
+    sysfs,
     grantMode: "copy",
     engine: "uring",
     filters: [],
@@ -104,6 +114,22 @@ test("devices that were there and devices that come are served, those of others 
   }
   expect(watch?.deviceCount).toBe(2);
   expect(await xenstore.read(`${backendDir(others)}/state`)).toBe("1");
+});
+
+test("the kernel's blkback is relieved of what it only found first, and keeps what a guest uses", async () => {
+  const [found, used] = [address(1), address(2)];
+  const driver = join(dir, "bus/xen-backend/drivers/vbd");
+  for (const at of [found, used]) {
+    await attach(at, join(dir, at === found ? "a.img" : "b.img"), "block");
+    mkdirSync(join(driver, `vbd-${at.frontend}-${at.devid}`), { recursive: true });
+  }
+  for (const end of [backendDir(used), frontendDir(used)]) await xenstore.write(`${end}/state`, "4");
+  await startWatch(true, dir);
+  await until(found, "hotplug-status", "connected");
+  expect(readFileSync(join(driver, "unbind"), "utf8")).toBe(`vbd-${found.frontend}-${found.devid}`);
+  for (const end of [backendDir(used), frontendDir(used)])
+    expect(await xenstore.read(`${end}/state`)).toBe("4");
+  expect(watch?.deviceCount).toBe(1);
 });
 
 test.each([
