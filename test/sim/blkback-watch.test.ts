@@ -93,7 +93,7 @@ async function guestOf(at: DeviceAddress): Promise<HandmadeGuest> {
 }
 
 async function until(at: DeviceAddress, key: string, value: string | null): Promise<void> {
-  await xenstore.waitFor(`${backendDir(at)}/${key}`, (it) => it === value, { timeoutMs: 10_000 });
+  await xenstore.waitFor(`${backendDir(at)}/${key}`, (it) => it === value, { timeoutMs: 25_000 });
 }
 
 test("devices that were there and devices that come are served, those of others are not", async () => {
