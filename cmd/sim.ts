@@ -1,6 +1,7 @@
 // `xentool sim`: an embedded Xen platform, for one command or in the background.
 import type { Argv, CommandModule } from "yargs";
 import { XentoolError } from "../src/core/errors.ts";
+import { toDomid } from "../src/core/types.ts";
 import type { SimHostOptions, SimStatus } from "../src/sim/host.ts";
 import { DEFAULT_LIMITS_TEXT, parseLimits } from "../src/sim/limits.ts";
 import { PERSONALITY_NAMES, type PersonalityName } from "../src/xenstore/server/personality.ts";
@@ -138,7 +139,18 @@ async function startInBackground(argv: StartArguments): Promise<void> {
   ];
   const ready = await startDaemon([...selfCommand(), "sim", "start", ...flags], argv.dir);
   if (argv.json) printJson(ready);
-  else print(`export XENTOOL_SIM=${shellQuote(ready.dir)}`);
+  else for (const line of await exportsFor(ready.dir)) print(line);
+}
+
+/** What a shell evaluates to use the host: ours, and what Xen's own programs need. */
+async function exportsFor(dir: string): Promise<string[]> {
+  const { programEnvironment } = await import("../src/sim/programs.ts");
+  const { XENTOOL_SIM, XENSTORED_PATH, LD_LIBRARY_PATH } = programEnvironment(dir, 0);
+  return [
+    `export XENTOOL_SIM=${shellQuote(String(XENTOOL_SIM))}`,
+    `export XENSTORED_PATH=${shellQuote(String(XENSTORED_PATH))}`,
+    `export LD_LIBRARY_PATH=${shellQuote(String(LD_LIBRARY_PATH))}\${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}`,
+  ];
 }
 
 function shellQuote(text: string): string {
@@ -204,10 +216,42 @@ const stop: CommandModule<GlobalArguments, DirArguments> = {
     }),
 };
 
+interface ExecArguments extends DirArguments {
+  readonly domain: number;
+  readonly "--"?: readonly string[];
+}
+
+const exec: CommandModule<GlobalArguments, ExecArguments> = {
+  command: "exec <domain>",
+  describe: "Run a command as a domain of a simulated host",
+  builder: (argv) =>
+    withExamples(
+      dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names")
+        .positional("domain", { type: "number", demandOption: true, describe: "The domain's number" })
+        .usage(
+          "$0 sim exec <domain> [options] -- COMMAND [ARGUMENTS]\n\nRun a command as a domain of a simulated host",
+        ),
+      [
+        ["xentool sim exec 1 -- xenstore-ls", "what domain 1 sees of xenstore"],
+        ["xentool sim exec 2 -- ./my-vchan-server", "a program on libxenvchan, in domain 2"],
+      ],
+    ) as never,
+  handler: (argv) =>
+    runCommand(argv, async (context) => {
+      const command = argv["--"] ?? [];
+      if (command.length === 0)
+        throw new XentoolError("usage", "run what? xentool sim exec DOMAIN -- COMMAND");
+      const { runAsDomain } = await import("../src/sim/run.ts");
+      const status = runAsDomain(command, chosenDir(argv), toDomid(argv.domain, "the domain"));
+      context.leaveSignals();
+      return status;
+    }),
+};
+
 export const simCommand = actionGroup(
   "sim",
   "A simulated Xen host, for trying things and for tests",
-  [run, start, status, stop],
+  [run, start, exec, status, stop],
   [
     ["xentool sim run -- sh", "a shell in domain 0 of a host that ends with it"],
     ['eval "$(xentool sim start)"', "start one in the background, and use it in this shell"],

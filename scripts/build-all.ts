@@ -13,6 +13,7 @@ const SOURCES = [
   "package-lock.json",
   "scripts/build-all.ts",
   "build/shim/libxentool.so",
+  "build/shim/libxentool_programs.so",
 ];
 
 const FLAGS = [
@@ -45,5 +46,6 @@ function buildExecutable(): void {
 /** Builds what is older than its sources. */
 export function buildAll(): void {
   cmake("shim", [], "xentool");
+  cmake("shim", [], "xentool_programs");
   if (newestMs(SOURCES) >= newestMs([EXECUTABLE])) buildExecutable();
 }

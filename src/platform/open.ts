@@ -55,7 +55,8 @@ function xenstoreOf(env: Readonly<Record<string, string | undefined>>): { xensto
   throw new XentoolError("usage", `XENTOOL_XENSTORE is socket or ring, not ${escapeText(choice)}`);
 }
 
-function domidFromEnv(env: Readonly<Record<string, string | undefined>>): Domid | undefined {
+/** XENTOOL_DOMID, if it is set. Fails with `usage` when it is no domain's number. */
+export function domidFromEnv(env: Readonly<Record<string, string | undefined>>): Domid | undefined {
   const text = env["XENTOOL_DOMID"];
   if (text === undefined || text === "") return undefined;
   const value = parseDecimal(text, 0xffff);

@@ -14,6 +14,7 @@ import {
   removeIfEmpty,
 } from "./directory.ts";
 import { SimHost, type SimHostOptions, type SimStatus } from "./host.ts";
+import { installLibraries } from "./programs.ts";
 
 const START_TIMEOUT_MS = 15_000;
 const STOP_STEP_MS = 10;
@@ -98,6 +99,12 @@ export async function serveInForeground(
   onReady: (ready: DaemonReady) => void,
 ): Promise<void> {
   const host = await SimHost.start(options);
+  try {
+    installLibraries(host.dir);
+  } catch (error) {
+    await host.stop();
+    throw error;
+  }
   stop.addEventListener("abort", () => void host.stop());
   onReady({ dir: host.dir, pid: process.pid });
   if (stop.aborted) await host.stop();

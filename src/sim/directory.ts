@@ -3,17 +3,19 @@ import {
   chmodSync,
   existsSync,
   fstatSync,
+  lstatSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   realpathSync,
   rmdirSync,
   rmSync,
   statSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 
 export const FORMAT_VERSION = 1;
@@ -23,11 +25,15 @@ export const HOST_MEMORY = "host";
 /** Where a host that runs in the background says what is wrong. */
 export const HOST_LOG = "host.log";
 export const HOST_DESCRIPTION = "host.json";
+/** Xen's libraries for programs (programs.ts), perhaps a link to a temporary directory that is named so. */
+export const HOST_LIBRARIES = "lib";
+export const LIBRARIES_ELSEWHERE = "xentool-sim-lib-";
 const HOST_FILES: ReadonlySet<string> = new Set([
   HOST_MEMORY,
   "host.sock",
   HOST_DESCRIPTION,
   HOST_LOG,
+  HOST_LIBRARIES,
   "blkback", // of those that serve disks
   "blkfront", // of those that use them
 ]);
@@ -81,7 +87,14 @@ export function hostFilesIn(dir: string): string[] {
 
 /** Removes what a host made in its directory: only for one that was a host's. */
 export function removeHostFiles(dir: string): void {
+  removeLibrariesElsewhere(join(dir, HOST_LIBRARIES));
   for (const name of hostFilesIn(dir)) rmSync(join(dir, name), { recursive: true, force: true });
+}
+
+function removeLibrariesElsewhere(link: string): void {
+  if (lstatSync(link, { throwIfNoEntry: false })?.isSymbolicLink() !== true) return;
+  const place = readlinkSync(link);
+  if (basename(place).startsWith(LIBRARIES_ELSEWHERE)) rmSync(place, { recursive: true, force: true });
 }
 
 /** Removes a directory, unless there is something in it. */

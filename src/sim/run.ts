@@ -1,7 +1,11 @@
 // A simulated host for the time of one command: `xentool sim run -- CMD`.
+import { existsSync } from "node:fs";
 import { constants } from "node:os";
+import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
+import { domidFromEnv } from "../platform/open.ts";
 import { SimHost, type SimHostOptions } from "./host.ts";
+import { installLibraries, programEnvironment } from "./programs.ts";
 
 /** Passed on to the command. A terminal sends its SIGINT and SIGQUIT to the command itself. */
 const PASSED_ON = ["SIGTERM", "SIGHUP"] as const;
@@ -35,7 +39,7 @@ class SignalsForCommand {
 }
 
 /**
- * Starts a host, runs `command` with XENTOOL_SIM naming it and our stdio, and stops the host whatever
+ * Starts a host, runs `command` on it (programEnvironment) with our stdio, and stops the host whatever
  * happens; signals are taken care of from the call on. Gives the command's exit status, 128 + N when signal
  * N ended it. Fails with `environment` when the command cannot be started.
  */
@@ -44,11 +48,8 @@ export async function runInHost(command: readonly string[], options: SimHostOpti
   try {
     const host = await SimHost.start(options);
     try {
-      const child = startCommand(command, host.dir);
-      signals.attach(child);
-      await child.exited;
-      const { exitCode, signalCode } = child;
-      return signalCode === null ? (exitCode ?? 0) : 128 + signalNumber(signalCode);
+      installLibraries(host.dir);
+      return await runToEnd(command, host.dir, domidFromEnv(process.env) ?? 0, signals);
     } finally {
       await host.stop();
     }
@@ -57,14 +58,41 @@ export async function runInHost(command: readonly string[], options: SimHostOpti
   }
 }
 
+/** Runs `command` as domain `domid` of the host in `dir`; otherwise as `runInHost`. Fails with `environment`. */
+export async function runAsDomain(command: readonly string[], dir: string, domid: number): Promise<number> {
+  if (!existsSync(join(dir, `dom${domid}`)))
+    throw new XentoolError("environment", `there is no domain ${domid} of a simulated host in ${dir}`, {
+      dir,
+    });
+  const signals = new SignalsForCommand();
+  try {
+    return await runToEnd(command, dir, domid, signals);
+  } finally {
+    signals.close();
+  }
+}
+
+async function runToEnd(
+  command: readonly string[],
+  dir: string,
+  domid: number,
+  signals: SignalsForCommand,
+): Promise<number> {
+  const child = startCommand(command, programEnvironment(dir, domid, process.env));
+  signals.attach(child);
+  await child.exited;
+  const { exitCode, signalCode } = child;
+  return signalCode === null ? (exitCode ?? 0) : 128 + signalNumber(signalCode);
+}
+
 function signalNumber(signal: NodeJS.Signals | number): number {
   return typeof signal === "number" ? signal : constants.signals[signal];
 }
 
-function startCommand(command: readonly string[], dir: string): Bun.Subprocess {
+function startCommand(command: readonly string[], env: Readonly<Record<string, string>>): Bun.Subprocess {
   try {
     return Bun.spawn([...command], {
-      env: { ...process.env, XENTOOL_SIM: dir },
+      env: { ...process.env, ...env },
       stdin: "inherit",
       stdout: "inherit",
       stderr: "inherit",

@@ -14,11 +14,11 @@ describe("mistakes", () => {
     ["a misspelt command", ["doctr"], "unknown command, did you mean doctor? try: xentool --help"],
     ["an unknown option", ["doctor", "--frob"], "unknown option: frob; try: xentool doctor --help"],
     ["an argument too many", ["doctor", "now"], "unknown command: now; try: xentool doctor --help"],
-    ["no action", ["sim"], "which one: run, start, status, stop? try: xentool sim --help"],
+    ["no action", ["sim"], "which one: run, start, exec, status, stop? try: xentool sim --help"],
     [
       "no action before a command",
       ["sim", "--", "sh"],
-      "which one: run, start, status, stop? try: xentool sim --help",
+      "which one: run, start, exec, status, stop? try: xentool sim --help",
     ],
     ["no action of an action", ["vchan", "bench"], "which one: listen, connect? try: xentool vchan --help"],
     [

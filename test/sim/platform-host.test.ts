@@ -46,7 +46,7 @@ test("run gives the command a host, its exit status back, and leaves nothing", a
   const { status, out } = await sim("run", "--domains", "2", "--", "sh", "-c", script);
   expect(status).toBe(7);
   const lines = out.trim().split("\n");
-  expect(lines.slice(0, -1)).toEqual(["dom0", "dom1", "host", "host.json", "host.sock"]);
+  expect(lines.slice(0, -1)).toEqual(["dom0", "dom1", "host", "host.json", "host.sock", "lib"]);
   expect(existsSync(lines.at(-1) as string)).toBe(false);
 });
 
@@ -77,7 +77,12 @@ test("start, status, stop", async () => {
   const dir = join(scratch, "host");
   const limits = ["--limit", "share-pages=5", "--personality", "xenstored-4.22"];
   const started = await sim("start", "--dir", dir, "--domains", "2", ...limits);
-  expect(started).toEqual({ status: 0, out: `export XENTOOL_SIM=${dir}\n`, err: "" });
+  const out0 = [
+    `export XENTOOL_SIM=${dir}\n`,
+    `export XENSTORED_PATH=${dir}/dom0/xenstored\n`,
+    `export LD_LIBRARY_PATH=${dir}/lib\${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n`,
+  ].join("");
+  expect(started).toEqual({ status: 0, out: out0, err: "" });
   const again = await sim("start", "--dir", dir);
   expect(again).toEqual({
     status: 3,

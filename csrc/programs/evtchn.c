@@ -1,0 +1,51 @@
+/* libxenevtchn on a simulated host. Descriptors block, as the device's do: xenevtchn_pending waits. */
+#define _GNU_SOURCE
+#include "attachment.h"
+#include "names.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+enum { NO_CLOEXEC = 1 };
+
+xenevtchn_handle *xenevtchn_open(struct xentoollog_logger *logger, unsigned int flags) {
+  (void)logger;
+  if (flags & ~(unsigned)NO_CLOEXEC) return programs_handle(-EINVAL);
+  void *platform = programs_platform();
+  return platform ? programs_handle(xt_evtchn_open(platform, flags & NO_CLOEXEC ? XT_EVTCHN_KEEP : 0)) : NULL;
+}
+
+xenevtchn_handle *xenevtchn_fdopen(struct xentoollog_logger *logger, int fd, unsigned open_flags) {
+  (void)logger, (void)fd, (void)open_flags;
+  return programs_handle(-ENOSYS);
+}
+
+int xenevtchn_close(xenevtchn_handle *xce) { return xce ? programs_result(xt_evtchn_close(xce)) : 0; }
+int xenevtchn_fd(xenevtchn_handle *xce) { return xt_evtchn_fd(xce); }
+int xenevtchn_notify(xenevtchn_handle *xce, uint32_t port) { return programs_result(xt_evtchn_notify(xce, port)); }
+
+int xenevtchn_bind_unbound_port(xenevtchn_handle *xce, uint32_t domid) {
+  return programs_result(xt_evtchn_bind_unbound(xce, domid));
+}
+
+int xenevtchn_bind_interdomain(xenevtchn_handle *xce, uint32_t domid, uint32_t remote_port) {
+  return programs_result(xt_evtchn_bind_interdomain(xce, domid, remote_port));
+}
+
+int xenevtchn_bind_virq(xenevtchn_handle *xce, unsigned int virq) {
+  (void)xce, (void)virq;
+  return programs_result(-ENOSYS);
+}
+
+int xenevtchn_unbind(xenevtchn_handle *xce, uint32_t port) { return programs_result(xt_evtchn_unbind(xce, port)); }
+int xenevtchn_unmask(xenevtchn_handle *xce, uint32_t port) { return programs_result(xt_evtchn_unmask(xce, port)); }
+
+int xenevtchn_restrict(xenevtchn_handle *xce, uint16_t domid) {
+  return programs_result(xt_evtchn_restrict(xce, domid));
+}
+
+/* A signal, or no event where the program made the descriptor non-blocking, is an error as in the real one. */
+int xenevtchn_pending(xenevtchn_handle *xce) {
+  uint32_t port;
+  return read(xt_evtchn_fd(xce), &port, sizeof port) == (ssize_t)sizeof port ? (int)port : -1;
+}
