@@ -1,5 +1,6 @@
 // `xentool blkback serve` and `watch`: the two commands that serve disks, one or all of a kind.
 import type { Argv, CommandModule } from "yargs";
+import { endsWithin, onAbort, unlessAborted } from "../src/core/deadline.ts";
 import type { DeviceOptions } from "../src/blkback/device.ts";
 import type { ServeEnd } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";
@@ -207,23 +208,14 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
 }
 
 /** Runs a shell command, asks it to end at `stop`, makes it 2 s later or at `force`, and gives its exit status. */
-function startCommand(line: string, stop: AbortSignal, force: AbortSignal): Promise<number> {
+async function startCommand(line: string, stop: AbortSignal, force: AbortSignal): Promise<number> {
   const child = Bun.spawn(["sh", "-c", line], { stdio: ["inherit", "inherit", "inherit"] });
-  const over = new AbortController();
-  let patience: Timer | undefined;
-  const kill = (): void => child.kill("SIGKILL");
-  const ask = (): void => {
+  using _stop = onAbort(stop, async () => {
     child.kill("SIGTERM");
-    patience = setTimeout(kill, COMMAND_EXIT_MS);
-  };
-  stop.addEventListener("abort", ask, { signal: over.signal });
-  force.addEventListener("abort", kill, { signal: over.signal });
-  if (stop.aborted) ask();
-  if (force.aborted) kill();
-  return child.exited.finally(() => {
-    clearTimeout(patience);
-    over.abort();
+    if (!(await endsWithin(COMMAND_EXIT_MS, child.exited))) child.kill("SIGKILL");
   });
+  using _force = onAbort(force, () => child.kill("SIGKILL"));
+  return await child.exited;
 }
 
 interface WatchArguments extends ServingArguments {
@@ -265,12 +257,8 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const options = { ...serving, kind, direct, format, anyScript };
   const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
   process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
-  const stopped = new Promise<void>((resolve) => {
-    if (context.stop.aborted) resolve();
-    context.stop.addEventListener("abort", () => resolve());
-  });
   try {
-    await Promise.race([stopped, watch.failed]);
+    await unlessAborted(watch.failed, context.stop);
   } finally {
     await watch.stop();
   }

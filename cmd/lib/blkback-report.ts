@@ -1,5 +1,5 @@
 // How devices and their statistics look on a terminal.
-import { setTimeout as delay } from "node:timers/promises";
+import { pause } from "../../src/core/deadline.ts";
 import { describeDevice, type DeviceAddress } from "../../src/blkback/address.ts";
 import { describeResize, type Resize } from "../../src/blkback/resize.ts";
 import type { DeviceStats, Latency } from "../../src/blkback/stats.ts";
@@ -117,7 +117,7 @@ export async function showStats(
       else print(formatRates(before.get(keyOf(now)), now));
     }
     before = new Map(all.map((it) => [keyOf(it), it]));
-    await delay(WATCH_INTERVAL_MS, undefined, { signal: stop }).catch(() => {});
+    await pause(WATCH_INTERVAL_MS, stop);
   }
 }
 

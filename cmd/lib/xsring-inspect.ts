@@ -1,4 +1,5 @@
 // The body of `xsring inspect`: one look at a ring, or many, as a drawing, as JSON, and as an exit status.
+import { pause } from "../../src/core/deadline.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
@@ -93,15 +94,4 @@ async function watch(
 function summary({ words, verdict }: RingReport, title: string): string {
   const { reqCons, reqProd, rspCons, rspProd } = words;
   return `${title}: ${verdict.text}; req ${reqCons}/${reqProd}, rsp ${rspCons}/${rspProd}`;
-}
-
-async function pause(durationMs: number, signal: AbortSignal): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = setTimeout(resolve, durationMs);
-  const wake = (): void => resolve();
-  signal.addEventListener("abort", wake);
-  if (signal.aborted) resolve();
-  await promise;
-  clearTimeout(timer);
-  signal.removeEventListener("abort", wake);
 }

@@ -2,7 +2,7 @@
 // or disconnects the data plane accordingly. Every watch event only says "look again"; looking compares
 // what both ends say with what is, and takes the one step that decide.ts names. So events may come in any number
 // and order, and a guest that flaps costs no more than one step at a time.
-import { setTimeout as delay } from "node:timers/promises";
+import { endsWithin } from "../core/deadline.ts";
 import { currentSizeBytes, type Image } from "../block/image.ts";
 import { describeError, kindOf, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
@@ -136,11 +136,7 @@ export class BlkbackDevice {
    */
   async detach(timeoutMs: number, signal?: AbortSignal): Promise<boolean> {
     await this.#directory.write({ online: 0, state: XenbusState.Closing });
-    const timer = new AbortController();
-    const expired = delay(timeoutMs, false, { signal: timer.signal }).catch(() => false);
-    const aborted = new Promise<false>((resolve) => signal?.addEventListener("abort", () => resolve(false)));
-    const done = await Promise.race([this.ended.then(() => true), expired, aborted]);
-    timer.abort();
+    const done = await endsWithin(timeoutMs, this.ended, signal);
     // A guest that has let go is waited for no longer; the image's flush still is.
     const isFlushing = this.#frontend === XenbusState.Closed && signal?.aborted !== true;
     return done || (isFlushing && this.ended.then(() => true));

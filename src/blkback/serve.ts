@@ -3,6 +3,7 @@
 import { resolve } from "node:path";
 import { closeImage, type Image } from "../block/image.ts";
 import { openImageWhenFree } from "../block/image/wait.ts";
+import { unlessAborted } from "../core/deadline.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
@@ -67,12 +68,8 @@ export async function serveImage(
     // A guest may use it from now on, whatever becomes of us, until it has let go.
     removes = false;
     onOffered();
-    const stopped = new Promise<"stop">((resolve) => {
-      if (stop.aborted) resolve("stop");
-      stop.addEventListener("abort", () => resolve("stop"));
-    });
-    const end = await Promise.race([device.ended, stopped]);
-    const closed = end === "stop" ? await device.detach(options.detachTimeoutMs, force) : true;
+    const end = await unlessAborted(device.ended, stop);
+    const closed = end === undefined ? await device.detach(options.detachTimeoutMs, force) : true;
     if (!closed) {
       await device.abandon();
       return "left";

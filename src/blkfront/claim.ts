@@ -3,7 +3,7 @@
 // that is free and names the ring in xenstore is that of a dead one.
 import { existsSync, readlinkSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
-import { setTimeout as delay } from "node:timers/promises";
+import { pause } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { EvtchnPort } from "../core/types.ts";
 import { takeLock, type LockFile } from "../native/lock-file.ts";
@@ -56,9 +56,8 @@ export class FrontClaim {
     while (!this.tryHold()) {
       if (performance.now() >= deadline)
         throw new XentoolError("timeout", "the process that used the disk does not end");
-      await delay(LOOK_AGAIN_MS, undefined, { signal }).catch(() => {
+      if (!(await pause(LOOK_AGAIN_MS, signal)))
         throw new XentoolError("cancelled", "stopped while another process was to let go of the disk");
-      });
     }
   }
 

@@ -229,15 +229,19 @@ export class FrontHandshake {
   /** Whether the disk is at its end: asked back by who gave it, or taken away. */
   async #endOf(): Promise<BackendEvent | undefined> {
     const { Connected, Closing, Closed, Unknown } = XenbusState;
-    if (!(await this.#isOurs(this.#xenstore)))
-      return { kind: "lost", error: this.#lost("somebody else has taken it, or it was removed by force") };
+    const taken = "somebody else has taken it, or it was removed by force";
+    if (!(await this.#isOurs(this.#xenstore))) return { kind: "lost", error: this.#lost(taken) };
     const state = await this.#backendState();
     if (state === Connected) return undefined;
     logger.info(`${this.#name}: backend ${xenbusStateName(state)}`);
     if (state === Unknown) return { kind: "lost", error: this.#lost("its backend is gone") };
     // A toolstack that unplugs a disk says first that it is not to come back; a backend that failed closes it online.
     const online = await this.#xenstore.tryRead(`${this.#back}/online`);
-    if (online !== "1" && (state === Closing || state === Closed)) return { kind: "closing" };
+    if (online !== "1" && (state === Closing || state === Closed)) {
+      // Force changes our side first, perhaps since we looked, and the backend's side follows.
+      if (await this.#isOurs(this.#xenstore)) return { kind: "closing" };
+      return { kind: "lost", error: this.#lost(taken) };
+    }
     const reason = await this.#backendError();
     return { kind: "lost", error: this.#lost(`its backend is ${xenbusStateName(state)}${reason}`) };
   }

@@ -1,5 +1,6 @@
 // A frontend's life from the main thread: handshake, a plane that moves the data, what the backend does
 // meanwhile, and letting go in the order that leaves nothing behind.
+import { unlessAborted, within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { Plane, type SpawnWorker } from "../plane/plane.ts";
@@ -84,10 +85,6 @@ async function supervise(
   stop: AbortSignal,
 ): Promise<SessionEnd> {
   const closed = Promise.withResolvers<"closed">();
-  const stopped = new Promise<"stopped">((resolve) => {
-    if (stop.aborted) resolve("stopped");
-    stop.addEventListener("abort", () => resolve("stopped"), { once: true });
-  });
   const lost = Promise.withResolvers<never>();
   // It may be lost before anybody waits for that.
   lost.promise.catch(() => {});
@@ -101,7 +98,8 @@ async function supervise(
   const forget = xenstore.onClose(lost.reject);
   try {
     const finished = plane.finished.then(() => "finished" as const);
-    const reason = await Promise.race([finished, stopped, closed.promise, lost.promise]);
+    const ended = Promise.race([finished, closed.promise, lost.promise]);
+    const reason = (await unlessAborted(ended, stop)) ?? "stopped";
     return { reason, bench: await plane.stop(DRAIN_MS) };
   } finally {
     forget();
@@ -160,16 +158,11 @@ class FrontPlane implements AsyncDisposable {
   /** Has the plane end its job; its result. Fails with `timeout` when the backend does not answer what is left. */
   async stop(timeoutMs: number): Promise<BenchResult | undefined> {
     this.#control.stop();
-    const expired = Promise.withResolvers<never>();
-    const timer = setTimeout(
-      () => expired.reject(new XentoolError("timeout", "the backend does not answer what is under way")),
+    return within(
       timeoutMs,
+      this.finished,
+      () => new XentoolError("timeout", "the backend does not answer what is under way"),
     );
-    try {
-      return await Promise.race([this.finished, expired.promise]);
-    } finally {
-      clearTimeout(timer);
-    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,5 +1,6 @@
 // Picks and opens a platform: the simulated host that XENTOOL_SIM names, or the Xen that we run on.
 import { open, readFile } from "node:fs/promises";
+import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import { escapeText } from "../core/log.ts";
 import { parseDecimal, toDomid, type Domid } from "../core/types.ts";
@@ -70,7 +71,7 @@ async function ownDomid(env: Readonly<Record<string, string | undefined>>): Prom
   const capabilities = await readFile(CAPABILITIES, "utf8").catch(() => "");
   if (capabilities.includes("control_d")) return toDomid(0);
   const { path } = xenstoreEndpoint(env);
-  const text = await within(DOMID_ANSWER_MS, readOwnDomid(path)).catch((error: unknown) => {
+  const text = await within(DOMID_ANSWER_MS, readOwnDomid(path), noAnswer).catch((error: unknown) => {
     const message = `cannot learn this domain's number from ${path}; set XENTOOL_DOMID`;
     throw new XentoolError("environment", message, { path }, error);
   });
@@ -100,15 +101,6 @@ async function readOwnDomid(device: string): Promise<string> {
   }
 }
 
-async function within<T>(timeoutMs: number, work: Promise<T>): Promise<T> {
-  const { promise, reject } = Promise.withResolvers<never>();
-  const timer = setTimeout(
-    () => reject(new XentoolError("timeout", `no answer within ${timeoutMs} ms`)),
-    timeoutMs,
-  );
-  try {
-    return await Promise.race([work, promise]);
-  } finally {
-    clearTimeout(timer);
-  }
+function noAnswer(): XentoolError {
+  return new XentoolError("timeout", `no answer within ${DOMID_ANSWER_MS} ms`);
 }

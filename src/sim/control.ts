@@ -1,5 +1,6 @@
 // The host's control socket: JSON, one object a line. A process that attaches says so and keeps the
 // connection open; its end tells the host that the process died. Tools ask for status, domains and the end.
+import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 
 const LINE_BYTES_MAX = 4096;
@@ -138,16 +139,12 @@ export async function askHost(
   }).catch((error: unknown) => {
     throw new XentoolError("environment", `no simulated host runs in ${dir}`, { dir }, error);
   });
-  const expired = new XentoolError("timeout", `the simulated host in ${dir} did not answer`, {
-    dir,
-    timeoutMs,
-  });
-  const timer = setTimeout(() => reject(expired), timeoutMs);
+  const late = (): XentoolError =>
+    new XentoolError("timeout", `the simulated host in ${dir} did not answer`, { dir, timeoutMs });
   try {
     socket.write(`${JSON.stringify(request)}\n`);
-    return unwrapReply(await promise, dir);
+    return unwrapReply(await within(timeoutMs, promise, late), dir);
   } finally {
-    clearTimeout(timer);
     socket.end();
   }
 }

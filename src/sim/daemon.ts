@@ -3,6 +3,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { closeSync, openSync, readSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { onAbort } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import { askHost } from "./control.ts";
 import {
@@ -105,9 +106,8 @@ export async function serveInForeground(
     await host.stop();
     throw error;
   }
-  stop.addEventListener("abort", () => void host.stop());
   onReady({ dir: host.dir, pid: process.pid });
-  if (stop.aborted) await host.stop();
+  using _ = onAbort(stop, () => host.stop());
   await host.stopped;
 }
 

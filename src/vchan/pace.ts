@@ -1,6 +1,6 @@
 // A peer that connects and closes in a loop must not make us spawn commands, write to xenstore and log as fast
 // as it can: what it can make happen again and again is held up, longer each time.
-import { setTimeout as delay } from "node:timers/promises";
+import { pause } from "../core/deadline.ts";
 
 export const PAUSE_MIN_MS = 100;
 export const PAUSE_MAX_MS = 1000;
@@ -16,11 +16,8 @@ export class Pace {
   async next(signal: AbortSignal): Promise<boolean> {
     const soon = performance.now() - this.#lastAt < PAUSE_MAX_MS;
     this.#pauseMs = soon ? Math.min(Math.max(2 * this.#pauseMs, PAUSE_MIN_MS), PAUSE_MAX_MS) : 0;
-    if (soon) await delay(this.#pauseMs, undefined, { signal }).catch(ignoreAbort);
+    if (soon) await pause(this.#pauseMs, signal);
     this.#lastAt = performance.now();
     return !signal.aborted;
   }
 }
-
-/** The signal says it, too. */
-function ignoreAbort(): void {}

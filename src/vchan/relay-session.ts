@@ -1,5 +1,6 @@
 // Relays for one peer or for one after another: what `xentool vchan listen` and `connect` do. Each session
 // has a local end of its own and a summary when it is over.
+import { endsWithin } from "../core/deadline.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { errnoName } from "../native/shim.ts";
@@ -221,19 +222,10 @@ async function exitOf(
 ): Promise<{ status: number; wasKilled: boolean } | undefined> {
   if (opened.exited === undefined) return undefined;
   const patienceMs = hurry ? 0 : COMMAND_EXIT_MS;
-  let wasKilled = false;
-  const kill = (signal: NodeJS.Signals): void => {
-    wasKilled = true;
-    opened.kill(signal);
-  };
-  const asking = setTimeout(kill, patienceMs, "SIGTERM");
-  const forcing = setTimeout(kill, patienceMs + COMMAND_EXIT_MS, "SIGKILL");
-  try {
-    return { status: await opened.exited, wasKilled };
-  } finally {
-    clearTimeout(asking);
-    clearTimeout(forcing);
-  }
+  if (await endsWithin(patienceMs, opened.exited)) return { status: await opened.exited, wasKilled: false };
+  opened.kill("SIGTERM");
+  if (!(await endsWithin(COMMAND_EXIT_MS, opened.exited))) opened.kill("SIGKILL");
+  return { status: await opened.exited, wasKilled: true };
 }
 
 /** Why we closed before the peer did, and what would have us wait. */

@@ -1,6 +1,6 @@
 // A vchan from its rendezvous to its end, for as many peers as are asked for: the control plane of `xentool
 // vchan`. Asynchronous and always responsive; a worker moves the bytes.
-import { setTimeout as delay } from "node:timers/promises";
+import { endsWithin, onAbort } from "../core/deadline.ts";
 import { XentoolError, type ErrorContext } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
 import { Plane, type SpawnWorker } from "../plane/plane.ts";
@@ -54,16 +54,15 @@ export class VchanSession implements AsyncDisposable {
   readonly control: VchanControl;
   readonly #options: VchanSessionOptions;
   readonly #xenstore: Xenstore;
-  readonly #onAbort: () => void;
+  readonly #listeners = new DisposableStack();
 
   private constructor(options: VchanSessionOptions, xenstore: Xenstore) {
     this.#options = options;
     this.#xenstore = xenstore;
     this.plane = new Plane("vchan", options.spawnWorker);
     this.control = new VchanControl(this.plane.control);
-    this.#onAbort = () => this.control.stop();
-    options.signal.addEventListener("abort", this.#onAbort);
-    options.force?.addEventListener("abort", () => this.plane.close(), { once: true });
+    this.#listeners.use(onAbort(options.signal, () => this.control.stop()));
+    this.#listeners.use(onAbort(options.force, () => this.plane.close()));
   }
 
   /**
@@ -158,7 +157,7 @@ export class VchanSession implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#options.signal.removeEventListener("abort", this.#onAbort);
+    this.#listeners.dispose();
     this.plane.close();
     this.#xenstore.close();
   }
@@ -206,11 +205,8 @@ export class VchanSession implements AsyncDisposable {
 
   /** The worker's waiting, which ends with undefined or false when it is stopped; fails as `limit` says. */
   async #inWorker<T>(limit: WaitLimit, waiting: () => Promise<T>): Promise<T> {
-    const stop = (): void => this.control.stop();
-    limit.signal.addEventListener("abort", stop);
-    if (limit.signal.aborted) stop();
+    using _ = onAbort(limit.signal, () => this.control.stop());
     const came = await waiting();
-    limit.signal.removeEventListener("abort", stop);
     if (came === undefined || came === false) {
       if (!this.#options.signal.aborted) limit.signal.throwIfAborted();
     } else if (limit.signal.aborted) this.#begin(); // too late: it has come
@@ -221,7 +217,7 @@ export class VchanSession implements AsyncDisposable {
     const { platform, place, signal } = this.#options;
     await using limit = await this.#limitWait(`no vchan server at ${place.path}`, { reason: NO_SERVER });
     const either = AbortSignal.any([signal, limit.signal]);
-    await using changes = await KeyChanges.watch(this.#xenstore, wait ? place : undefined, either);
+    await using changes = await KeyChanges.watch(this.#xenstore, wait ? place : undefined);
     while (!signal.aborted) {
       const keys = await readKeys(this.#xenstore, place);
       if (keys === undefined && !wait) throw noServerAt(place);
@@ -240,7 +236,7 @@ export class VchanSession implements AsyncDisposable {
         if (!wait || !isNoServer(error)) throw error;
       }
       limit.signal.throwIfAborted();
-      await changes.next(keys === undefined ? Infinity : RETRY_MS);
+      await changes.next(keys === undefined ? Infinity : RETRY_MS, either);
     }
     return undefined;
   }
@@ -250,40 +246,24 @@ export class VchanSession implements AsyncDisposable {
 class KeyChanges implements AsyncDisposable {
   #changed = Promise.withResolvers<void>();
   #unwatch: (() => unknown) | undefined;
-  #signal: AbortSignal;
-
-  private constructor(signal: AbortSignal) {
-    this.#signal = signal;
-    signal.addEventListener("abort", this.#wake);
-  }
 
   /** Without a place nothing ever changes. */
-  static async watch(
-    xenstore: Xenstore,
-    place: VchanPlace | undefined,
-    signal: AbortSignal,
-  ): Promise<KeyChanges> {
-    const changes = new KeyChanges(signal);
-    if (place !== undefined) changes.#unwatch = await watchKeys(xenstore, place, changes.#wake);
+  static async watch(xenstore: Xenstore, place: VchanPlace | undefined): Promise<KeyChanges> {
+    const changes = new KeyChanges();
+    if (place !== undefined)
+      changes.#unwatch = await watchKeys(xenstore, place, () => changes.#changed.resolve());
     return changes;
   }
 
-  /** Until something has changed since the last time, or `timeoutMs` has passed. */
-  async next(timeoutMs: number): Promise<void> {
-    const timer = new AbortController();
-    const timeout = timeoutMs === Infinity ? [] : [delay(timeoutMs, undefined, { signal: timer.signal })];
-    await Promise.race([this.#changed.promise, ...timeout]);
-    timer.abort();
-    await Promise.allSettled(timeout);
+  /** Waits until something has changed since the last time, `timeoutMs` has passed, or `signal` fires. */
+  async next(timeoutMs: number, signal: AbortSignal): Promise<void> {
+    await endsWithin(timeoutMs, this.#changed.promise, signal);
     this.#changed = Promise.withResolvers<void>();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#signal.removeEventListener("abort", this.#wake);
     await this.#unwatch?.();
   }
-
-  readonly #wake = (): void => this.#changed.resolve();
 }
 
 function isNoServer(error: unknown): boolean {

@@ -1,6 +1,6 @@
 // The xenstore client: nodes, transactions, watches and domains over one connection, whatever carries it.
 // See docs/misc/xenstore.txt for what each operation means to the server.
-import { setTimeout as delay } from "node:timers/promises";
+import { onAbort, pause, within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import { parseDecimal } from "../core/types.ts";
 import type { Platform, XenstoreEndpoint } from "../platform/platform.ts";
@@ -129,20 +129,12 @@ export class Xenstore extends XenstoreOperations {
     const { timeoutMs, signal } = options;
     const cancelled = (): XentoolError =>
       new XentoolError("cancelled", `waiting for xenstore ${path} was cancelled`);
+    const late = `xenstore ${path} did not change as expected within ${timeoutMs} ms`;
     if (signal?.aborted === true) throw cancelled();
     const { promise, resolve, reject } = Promise.withResolvers<string | null>();
     promise.catch(() => {});
-    const stop: (() => void)[] = [this.onClose(reject)];
-    if (timeoutMs !== undefined) {
-      const message = `xenstore ${path} did not change as expected within ${timeoutMs} ms`;
-      const timer = setTimeout(() => reject(new XentoolError("timeout", message, { path })), timeoutMs);
-      stop.push(() => clearTimeout(timer));
-    }
-    if (signal !== undefined) {
-      const abort = (): void => reject(cancelled());
-      signal.addEventListener("abort", abort);
-      stop.push(() => signal.removeEventListener("abort", abort));
-    }
+    const forget = this.onClose(reject);
+    using _ = onAbort(signal, () => reject(cancelled()));
     const look = async (): Promise<void> => {
       const value = await this.tryRead(path);
       if (predicate(value)) resolve(value);
@@ -150,9 +142,9 @@ export class Xenstore extends XenstoreOperations {
     const watching = this.watch(path, () => look().catch(reject));
     watching.catch(reject);
     try {
-      return await promise;
+      return await within(timeoutMs, promise, () => new XentoolError("timeout", late, { path }));
     } finally {
-      for (const undo of stop) undo();
+      forget();
       // Not awaited: a server that does not answer must not hold up a timeout. Requests keep their order.
       watching.then((unwatch) => unwatch()).catch(() => {});
     }
@@ -168,7 +160,7 @@ export class Xenstore extends XenstoreOperations {
         return await this.#attempt(body);
       } catch (error) {
         if (errnoOf(error) !== "EAGAIN" || attempt >= TRANSACTION_ATTEMPTS) throw error;
-        await delay(Math.random() * Math.min(BACKOFF_MS_MAX, 2 ** Math.min(attempt - 1, 10)));
+        await pause(Math.random() * Math.min(BACKOFF_MS_MAX, 2 ** Math.min(attempt - 1, 10)));
       }
     }
   }
@@ -256,18 +248,7 @@ export class Xenstore extends XenstoreOperations {
   }
 
   async #expectAnswer(timeoutMs: number, where: string): Promise<void> {
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const silence = new Promise<never>((_resolve, reject) => {
-      const error = new XentoolError(
-        "timeout",
-        `xenstored at ${where} did not answer within ${Math.round(timeoutMs)} ms`,
-      );
-      timer = setTimeout(() => reject(error), timeoutMs);
-    });
-    try {
-      await Promise.race([this.getDomainPath(0), silence]);
-    } finally {
-      clearTimeout(timer);
-    }
+    const late = `xenstored at ${where} did not answer within ${Math.round(timeoutMs)} ms`;
+    await within(timeoutMs, this.getDomainPath(0), () => new XentoolError("timeout", late));
   }
 }

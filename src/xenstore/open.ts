@@ -1,4 +1,5 @@
 // Opens the transport that a platform, or the environment, says xenstore is reached by.
+import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { XenstoreEndpoint } from "../platform/platform.ts";
 import type { XenstoreTransport } from "./transport.ts";
@@ -17,23 +18,11 @@ export async function openTransport(
   timeoutMs: number,
 ): Promise<XenstoreTransport> {
   const opening = openEndpoint(endpoint, timeoutMs);
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const timeout = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(() => {
-      opening.then((late) => late.close(), ignore);
-      reject(
-        new XentoolError(
-          "timeout",
-          `${endpoint.path} did not open within ${timeoutMs} ms; does xenstored run?`,
-        ),
-      );
-    }, timeoutMs);
+  return within(timeoutMs, opening, () => {
+    opening.then((late) => late.close(), ignore);
+    const message = `${endpoint.path} did not open within ${timeoutMs} ms; does xenstored run?`;
+    return new XentoolError("timeout", message);
   });
-  try {
-    return await Promise.race([opening, timeout]);
-  } finally {
-    clearTimeout(timer);
-  }
 }
 
 function openEndpoint(endpoint: XenstoreEndpoint, timeoutMs: number): Promise<XenstoreTransport> {

@@ -1,5 +1,7 @@
 // Follows a live ring: looks at it as often as it moves, and gives every record to a sink. Reading a page
 // disturbs nobody: no event is sent, nothing is written, and the server is not asked anything.
+import { setImmediate as untilOthersRan } from "node:timers/promises";
+import { pause } from "../core/deadline.ts";
 import { copyRing } from "../protocol/xs-ring-view.ts";
 import type { XsRingPage } from "../protocol/xs-ring.ts";
 import { RingFollower, type TraceRecord } from "./ring-follower.ts";
@@ -38,23 +40,7 @@ export async function traceRing(page: XsRingPage, options: TraceOptions): Promis
     options.onLook(timeUs);
     if (isLast) return;
     quietLooks = records.length > 0 ? 0 : quietLooks + 1;
-    await pause(quietLooks < BUSY_LOOKS ? 0 : options.intervalMs, options.signal);
+    if (quietLooks < BUSY_LOOKS) await untilOthersRan();
+    else await pause(options.intervalMs, options.signal);
   }
-}
-
-/** Lets everything else run; 0: no longer than that takes. */
-async function pause(durationMs: number, signal: AbortSignal): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  if (durationMs === 0) {
-    setImmediate(resolve);
-    await promise;
-    return;
-  }
-  const timer = setTimeout(resolve, durationMs);
-  const wake = (): void => resolve();
-  signal.addEventListener("abort", wake);
-  if (signal.aborted) resolve();
-  await promise;
-  clearTimeout(timer);
-  signal.removeEventListener("abort", wake);
 }

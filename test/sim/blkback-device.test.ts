@@ -184,6 +184,15 @@ describe("the end", () => {
     await destroyDevice(xenstore, at);
   });
 
+  test("detach waits for nobody when the second signal has come before it", async () => {
+    const at = address(1);
+    const device = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    expect(await device.detach(60_000, AbortSignal.abort())).toBe(false);
+    await device.abandon();
+  });
+
   test("detach gives up on a guest that holds on, and the device goes on", async () => {
     const at = address(1);
     const device = await serve(at);

@@ -1,6 +1,6 @@
 // Waits for an image whose holder may be about to let go: udev looks at a device for a moment after it has
 // appeared, the server of a disk that was just detached still closes it, a killed process is not quite gone.
-import { setTimeout as delay } from "node:timers/promises";
+import { pause } from "../../core/deadline.ts";
 import { describeError, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import { openImage, type Image, type ImageOptions } from "../image.ts";
@@ -25,6 +25,6 @@ export async function openImageWhenFree(
       if (!(await mayWait(performance.now() - since, error.context["own"] === true))) throw error;
       if (!said) logger.info(`waiting: ${describeError(error)}`);
     }
-    await delay(PAUSE_MS);
+    await pause(PAUSE_MS);
   }
 }

@@ -1,6 +1,7 @@
 // A client over a xenstore ring page: the guest's side. A predecessor may have left the ring in use (a boot
 // loader, a crashed kernel), so it is first brought to a packet boundary, by the close handshake where the
 // server knows it, else as Linux does: wait until the requests are taken, and skip the replies.
+import { within } from "../../core/deadline.ts";
 import { XentoolError } from "../../core/errors.ts";
 import type { StoreRing } from "../../platform/platform.ts";
 import {
@@ -138,18 +139,14 @@ function isFresh(page: XsRingPage): boolean {
 /** Waits for `condition`, which is looked at after each event. */
 async function until(ring: StoreRing, timeoutMs: number, condition: () => boolean): Promise<void> {
   if (condition()) return;
-  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const { promise, resolve } = Promise.withResolvers<void>();
   const stopEvents = ring.onEvent(() => {
     if (condition()) resolve();
   });
-  const timer = setTimeout(
-    () => reject(new XentoolError("timeout", `xenstored did not answer on its ring within ${timeoutMs} ms`)),
-    timeoutMs,
-  );
+  const late = `xenstored did not answer on its ring within ${timeoutMs} ms`;
   try {
-    await promise;
+    await within(timeoutMs, promise, () => new XentoolError("timeout", late));
   } finally {
-    clearTimeout(timer);
     stopEvents();
   }
 }
