@@ -1,7 +1,9 @@
 // What ten guests that do their worst within their quotas cost everyone else at the xenstore server: how long
 // another domain waits for a read, and how much memory the server takes. For each pattern of requests and each
-// way to find conflicts. One JSON document on stdout.
+// way to find conflicts. One JSON document on stdout: `lateMs` is what the machine alone adds to any wait, `busyMs` the
+// longest that the server computed without looking at its clients, in CPU time.
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { constants, setPriority } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { openTransport } from "../src/xenstore/open.ts";
@@ -14,6 +16,8 @@ const GUESTS = 10;
 const READER = GUESTS + 1;
 const SECONDS = Number(process.env["BENCH_SECONDS"] ?? 4);
 const PERSONALITIES_USED: readonly PersonalityName[] = ["oxenstored", "xenstored-4.22"];
+/** Between two reads. What the machine wakes us later than that is no fault of the server. */
+const PAUSE_MS = 5;
 const VALUE = new Uint8Array(1900);
 
 type Batch = readonly (readonly [type: number, payload: readonly string[] | Uint8Array, txId?: number])[];
@@ -119,15 +123,33 @@ const PATTERNS: Readonly<Record<string, (guest: Guest) => Promise<void>>> = {
   },
 };
 
+/** Before what else runs on this machine, where we may: its wait for a processor is not the server's doing. */
+function hurry(): void {
+  try {
+    setPriority(constants.priority.PRIORITY_HIGHEST);
+  } catch {
+    console.error("xenstore: without priority, so other programs are in the way");
+  }
+}
+
 async function serve(dir: string, personality: PersonalityName): Promise<void> {
+  hurry();
   const server = new XenstoreServer({ personality });
   for (let domid = 1; domid <= READER; domid++) {
     server.createDomain(domid, `domain-${domid}`);
     await server.listen(join(dir, String(domid)), domid);
   }
+  let longestMs = 0;
+  let before = process.cpuUsage();
+  setInterval(() => {
+    const { user, system } = process.cpuUsage(before);
+    before = process.cpuUsage();
+    longestMs = Math.max(longestMs, (user + system) / 1000);
+  }, 1);
   console.log("ready");
-  await Bun.stdin.text(); // until our parent is gone
-  server.close();
+  await Bun.stdin.text(); // until our parent has seen enough
+  console.log(longestMs);
+  process.exit(0);
 }
 
 async function connect(dir: string, domid: number): Promise<RawClient> {
@@ -136,6 +158,7 @@ async function connect(dir: string, domid: number): Promise<RawClient> {
 
 /** Ten guests of one pattern until killed. */
 async function attack(dir: string, pattern: string): Promise<void> {
+  setPriority(constants.priority.PRIORITY_NORMAL);
   const act = PATTERNS[pattern];
   if (act === undefined) throw new Error(`no pattern is called ${pattern}`);
   console.log("ready");
@@ -152,8 +175,10 @@ async function start(...args: readonly string[]) {
   const child = Bun.spawn([process.execPath, self, ...args], {
     stdio: ["pipe", "pipe", "inherit"],
   });
-  await child.stdout.getReader().read();
-  return child;
+  const output = child.stdout.getReader();
+  const line = async (): Promise<string> => new TextDecoder().decode((await output.read()).value);
+  await line();
+  return { child, line };
 }
 
 function memoryMiB(pid: number): number {
@@ -165,35 +190,44 @@ async function measure(personality: PersonalityName, pattern: string) {
   const dir = mkdtempSync("/tmp/xentool-bench-");
   const server = await start("serve", dir, personality);
   const reader = await connect(dir, READER);
-  const idleMiB = memoryMiB(server.pid);
+  const idleMiB = memoryMiB(server.child.pid);
   const attackers = await start("attack", dir, pattern);
   const waits: number[] = [];
+  const late: number[] = [];
   for (const end = performance.now() + SECONDS * 1000; performance.now() < end;) {
-    const before = performance.now();
+    const asked = performance.now();
     await reader.ask(xs.XS_READ, ["name"]);
-    waits.push(performance.now() - before);
-    await Bun.sleep(5);
+    const answered = performance.now();
+    waits.push(answered - asked);
+    await Bun.sleep(PAUSE_MS);
+    late.push(performance.now() - answered - PAUSE_MS);
   }
-  attackers.kill("SIGKILL");
-  await attackers.exited;
-  const serverMiB = memoryMiB(server.pid);
+  attackers.child.kill("SIGKILL");
+  await attackers.child.exited;
+  const serverMiB = memoryMiB(server.child.pid);
   reader.close();
-  server.kill("SIGKILL");
-  await server.exited;
+  await server.child.stdin.end();
+  const busyMs = Math.round(Number(await server.line()));
+  await server.child.exited;
   rmSync(dir, { recursive: true });
-  waits.sort((a, b) => a - b);
+  const times = { waitMs: summary(waits), lateMs: summary(late), busyMs };
+  const result = { personality, pattern, ...times, serverMiB, idleMiB };
+  console.error(`xenstore: ${JSON.stringify(result)}`);
+  return result;
+}
+
+function summary(times: readonly number[]) {
+  const ordered = times.toSorted((a, b) => a - b);
   const at = (share: number): number =>
-    Math.round((waits[Math.floor((waits.length - 1) * share)] ?? 0) * 10) / 10;
-  console.error(
-    `${personality}, ${pattern}: waits at most ${at(1)} ms, half of it below ${at(0.5)} ms; ${serverMiB} MiB`,
-  );
-  return { personality, pattern, waitMs: { median: at(0.5), p99: at(0.99), max: at(1) }, serverMiB, idleMiB };
+    Math.round((ordered[Math.floor((ordered.length - 1) * share)] ?? 0) * 10) / 10;
+  return { median: at(0.5), p99: at(0.99), max: at(1) };
 }
 
 const [role, dir = "", what = ""] = Bun.argv.slice(2);
 if (role === "serve") await serve(dir, what as PersonalityName);
 else if (role === "attack") await attack(dir, what);
 else {
+  hurry();
   const results = [];
   for (const personality of PERSONALITIES_USED)
     for (const pattern of Object.keys(PATTERNS)) results.push(await measure(personality, pattern));

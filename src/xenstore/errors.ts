@@ -11,6 +11,7 @@ const EXPLANATIONS: Readonly<Record<string, string>> = {
   E2BIG: "too large, or too many",
   ENOSPC: "a quota of this domain is used up",
   EQUOTA: "a quota of this domain is used up",
+  ENOMEM: "the memory that this domain may use is used up",
   EAGAIN: "another client changed the same nodes",
   EBUSY: "busy",
   ENOSYS: "this xenstored does not know the operation",
