@@ -1,4 +1,4 @@
-// Opens the transport that a platform, or the environment, says xenstore is reached by.
+// Opens the transport that leads to a platform's xenstore.
 import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { XenstoreEndpoint } from "../platform/platform.ts";

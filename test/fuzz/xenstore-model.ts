@@ -96,7 +96,7 @@ export class View {
     this.nodes.set(path, { ...present, ...change, generation: this.version });
   }
 
-  /** Removes what is there with all below, and gives the permissions that it had. */
+  /** Removes what is there with all below, and returns the permissions that it had. */
   remove(path: string): Map<string, Permissions> {
     const gone = new Map<string, Permissions>();
     for (const each of [path, ...this.below(path)]) {
@@ -188,7 +188,7 @@ export class View {
     return near === path ? node : fail("ENOENT");
   }
 
-  /** Makes what is missing of a path; gives the permissions that were there. */
+  /** Makes what is missing of a path, and returns the permissions that were there. */
   #make({ domid, path }: NodeRequest): Permissions | undefined {
     const [near, { permissions }] = this.#nearest(path);
     this.touched.add(path);

@@ -12,7 +12,7 @@ test(`random requests are answered as the model answers them (SEED=${seed})`, as
   await run(6_000, seed);
 }, 60_000);
 
-/** Puts `broken` in place of a method; what this gives puts it back. */
+/** Puts `broken` in place of a method, and returns a function that puts the method back. */
 function replace<T extends object, K extends keyof T>(prototype: T, name: K, broken: T[K]): () => void {
   const whole = prototype[name];
   prototype[name] = broken;

@@ -34,7 +34,7 @@ async function begin(client: RawClient): Promise<number> {
 
 const w = (path: string, value: string) => xs.encodePathAndValue(path, xs.encodeText(value));
 
-/** Sends many requests at once and gives the replies' texts. */
+/** Sends many requests at once and returns the replies' texts. */
 async function all(
   client: RawClient,
   requests: readonly (readonly [type: number, strings: readonly string[]])[],

@@ -1,4 +1,4 @@
-// From a request's type to its handler, and from what the handler says to the one reply that each request
+// From a request's type to its handler, and from what the handler returns to the one reply that each request
 // gets. A request that fails changes nothing.
 import {
   encodeStrings,

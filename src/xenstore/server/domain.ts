@@ -38,7 +38,7 @@ export class Domain implements Actor {
   /** What its transactions hold, also those whose events are not out yet. */
   transactionBytes = 0;
 
-  /** `now` gives milliseconds of a clock that only goes forward. */
+  /** `now` returns milliseconds of a clock that only goes forward. */
   constructor(domid: number, quotas: Quotas, now: () => number) {
     this.domid = domid;
     this.privileged = domid === 0;

@@ -1,5 +1,5 @@
-// What a transaction looked at and changed: a tree of names with a mark for each node. It costs a path its
-// depth, and comparing it with a tree costs what was marked, however large the tree is.
+// What a transaction looked at and changed: a tree of names with a mark for each node. Marking a path costs its
+// depth, and a comparison with a tree costs as much as was marked, however large the tree is.
 import { nodeNames } from "../../protocol/xs-wire.ts";
 
 /** The marks of one node. */
@@ -90,7 +90,7 @@ export class Footprint {
     });
   }
 
-  /** Visits the marks from "/", which is level 0, down to `path`, and gives that one. */
+  /** Visits the marks from "/", which is level 0, down to `path`, and returns the last one. */
   #walk(path: string, visit: (mark: Mark, level: number) => void): Mark {
     const before = this.#bytes;
     let mark = this.root;

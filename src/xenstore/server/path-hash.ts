@@ -1,6 +1,6 @@
-// A number for each path that is made from its parent's and its name, so that the numbers of all nodes above a
-// node, or of all below it, cost no more than reading the names once. Equal paths have equal numbers; other paths
-// may have them, too.
+// A number for each path, made from its parent's number and its name. So the numbers of all nodes above a node, or of
+// all nodes below it, cost no more than reading the names once. Equal paths have equal numbers; different paths may
+// have equal numbers, too.
 
 /** The number of "/", and of the path that is empty. FNV-1a, of 32 bits. */
 export const ROOT_HASH = 0x811c_9dc5;

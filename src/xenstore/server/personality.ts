@@ -24,7 +24,7 @@ export interface Personality {
 
   /** How a transaction finds out that it came too late. */
   readonly conflicts: "generations" | "replay";
-  /** Whether one path changed several times in a transaction gives one event. */
+  /** Whether several changes of one path in a transaction become one event. */
   readonly mergesTransactionEvents: boolean;
   /** What removing "/" does. */
   readonly removeRoot: "refuse" | "empty";
@@ -47,7 +47,7 @@ export interface Personality {
   readonly hasControlHelp: boolean;
 
   readonly quotas: Quotas;
-  /** The error that a used-up quota gives. */
+  /** The error that each quota ends with when it is used up. */
   readonly quotaErrno: Readonly<Record<keyof Quotas, XsErrno>>;
 }
 

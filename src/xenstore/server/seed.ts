@@ -16,7 +16,7 @@ export function seedServer(tree: StoreTree): void {
     put(tree, path, DOM0_ONLY);
 }
 
-/** Makes the directory of a domain, and gives the paths it made. A node that is there keeps its value. */
+/** Makes the directory of a domain, and returns the paths it made. A node that is there keeps its value. */
 export function seedDomain(tree: StoreTree, domid: number, name: string): string[] {
   const readable: readonly XsPermission[] = [...DOM0_ONLY, { domid, access: "read" }];
   const own: readonly XsPermission[] = [{ domid, access: "none" }];

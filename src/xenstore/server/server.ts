@@ -23,8 +23,8 @@ const INTRODUCE_DOMAIN = "@introduceDomain";
 const RELEASE_DOMAIN = "@releaseDomain";
 
 /**
- * After requests with so many bytes what they left behind is collected. By itself that begins when there is several
- * times as much as what lives, and a flood of large values is much faster than it.
+ * After requests of this many bytes the garbage that they left is collected. The collector alone waits until there is
+ * several times as much garbage as live data, and a flood of large values fills the memory before that.
  */
 const COLLECT_BYTES = 16 * 1024 * 1024;
 
@@ -116,7 +116,7 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
 
   /**
    * Introduces a domain, which @introduceDomain reports, with or without a ring. The ring is the server's
-   * from now on: call `pump` of what this gives back for each event on its port.
+   * from now on: call `pump` of what this returns for each event on its port.
    */
   introduce(domid: number): undefined;
   introduce(domid: number, ring: Ring): RingChannel;

@@ -2,7 +2,7 @@
 // those that fall too far behind are given up: their transactions have to be done again, as after any conflict.
 // A domain that holds several loses the older ones much earlier than one that holds a single one.
 
-/** What may have been turned over since a snapshot (StoreTree.turnover): since a domain's newest, and any other. */
+/** How much the tree may turn over (StoreTree.turnover) after a domain's newest snapshot, and after its other ones. */
 const NEWEST_LAG_MAX = 32 * 1024 * 1024;
 const LAG_MAX = 8 * 1024 * 1024;
 

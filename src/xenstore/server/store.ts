@@ -1,4 +1,4 @@
-// The tree of nodes. Forking it is cheap and gives a snapshot: nodes are shared, and a tree copies a node
+// The tree of nodes. Forking it is cheap and makes a snapshot: nodes are shared, and a tree copies a node
 // before it changes it unless it made that copy itself (each tree has a mark, and so have its own nodes).
 import { joinPath, nodeNames, parentPath } from "../../protocol/xs-wire.ts";
 import { assert } from "../../core/errors.ts";
@@ -132,7 +132,7 @@ export class StoreTree {
     this.#setPermissions(this.#editable(path), permissions);
   }
 
-  /** Removes an existing node other than "/" with all below it, and gives what was removed. */
+  /** Removes an existing node other than "/" with all below it, and returns what was removed. */
   remove(path: string): StoreNode {
     const parent = this.#editable(parentPath(path));
     const name = path.slice(path.lastIndexOf("/") + 1);

@@ -26,7 +26,7 @@ export class Turns {
   /** Whether the next turn is on its way. */
   #announced = false;
 
-  /** `now` gives milliseconds of a clock that only goes forward. */
+  /** `now` returns milliseconds of a clock that only goes forward. */
   constructor(now: () => number) {
     this.#now = now;
   }
@@ -46,7 +46,7 @@ export class Turns {
     if (this.#jobs.push(job) === 1) this.#work();
   }
 
-  /** Gives the jobs that are not done to whoever does them from now on. */
+  /** Returns the jobs that are not done. The caller has to do them from now on. */
   surrender(): Job[] {
     return this.#jobs.splice(0);
   }
