@@ -79,6 +79,16 @@ test("every symbol of Debian's libraries is there, in its version, and no other"
   expect(symbolsOf(join(root, "build/shim/libxentool_programs.so")).toSorted()).toEqual(theirs.toSorted());
 });
 
+test("a program that calls all of it, by many threads and in a child of a fork", async () => {
+  const calls = join(scratch, "xen_calls");
+  const libraries = ["ctrl", ...LIBRARIES].map((name) => `-lxen${name}`);
+  const source = join(import.meta.dir, "xen_calls.c");
+  ran(["cc", "-std=gnu11", "-Wall", "-Werror", "-o", calls, source, "-pthread", ...libraries]);
+  await withPrograms(async (host) => {
+    await atOnce(host, [[0, calls]]);
+  });
+});
+
 /** Runs shell commands as domains of a host at once; all must succeed, and leave nothing. */
 async function atOnce(
   host: SimHost,
