@@ -268,8 +268,8 @@ export class BlkbackDevice {
     if (pauseMs > 0) return this.#lookIn(pauseMs);
     this.#pause.connecting();
     let connection: QueueConnection;
-    // Before its keys are read: what is written after that is another one.
-    this.#anew = false;
+    // Another ring than the one in use. Before its keys are read: what is written after that is yet another one.
+    if (this.#anew) this.#takeover = this.#anew = false;
     try {
       const { offer } = this.#options;
       const ring = await readRingParameters(

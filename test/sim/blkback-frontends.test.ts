@@ -143,6 +143,21 @@ describe("Linux", () => {
   });
 });
 
+test("a ring in use that cannot be gone on with is waited for, but one that is offered instead is judged", async () => {
+  await connectAsLinux();
+  await expectDisk(1);
+  await device.abandon();
+  await guest.writeTogether({ "ring-ref": "nonsense" });
+  await serve();
+  await xenstore.waitFor("/local/domain/0/error/backend/qdisk/1/51728/error", (it) => it !== null);
+  expect(await guest.backendKey("state")).toBe("4");
+  await guest.writeTogether({ ...guest.makeRing(), protocol: "mips-abi" });
+  await guest.untilBackend(5);
+  await guest.writeTogether(guest.makeRing());
+  await guest.untilBackend(4);
+  await expectDisk(2);
+});
+
 test("Amazon's: after hibernation Closing and Closed, and then Initialised at once", async () => {
   await connectAsLinux();
   await expectDisk(1);
