@@ -227,9 +227,9 @@ export class BlkbackDevice {
     ]);
     this.#anew ||= offersAnew(this.#frontend, frontend);
     this.#frontend = frontend;
-    const isClosing = this.#state === XenbusState.Closing || this.#state === XenbusState.Closed;
-    // The toolstack's word in our place.
-    if (backend === XenbusState.Closing && !isClosing) this.#entered(XenbusState.Closing);
+    // The toolstack's word in our place, also after we have said Closed: then it waits to read that again.
+    if (backend === XenbusState.Closing && this.#state !== XenbusState.Closing)
+      this.#entered(XenbusState.Closing);
     await this.#resizeIfAsked();
     return {
       removed: !isThere,

@@ -16,6 +16,7 @@ import {
   destroyDevice,
   forceCloseDevice,
   listDevices,
+  waitUntilClosed,
 } from "../../src/blkback/toolstack.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
 import { configureLogging } from "../../src/core/log.ts";
@@ -191,6 +192,19 @@ describe("the end", () => {
     await guest.connect();
     expect(await device.detach(60_000, AbortSignal.abort())).toBe(false);
     await device.abandon();
+  });
+
+  test("hot-unplug of a disk that the guest has let go of by itself", async () => {
+    const at = address(1);
+    const device = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await closeDevice(xenstore, at);
+    await waitUntilClosed(xenstore, at, 10_000, new AbortController().signal);
+    expect(await device.ended).toBe("closed");
+    await destroyDevice(xenstore, at);
   });
 
   test("detach gives up on a guest that holds on, and the device goes on", async () => {
