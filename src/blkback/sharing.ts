@@ -2,8 +2,8 @@
 // refuses a device that another backend's `physical-device` and `mode` say is written; we write the one so that it
 // sees us, and read the other so that we see the kernel's blkback, which opens a device without claiming it.
 // `physical-device-path` is left alone: by it libxl would hand the image to QEMU as well, as an emulated disk.
-import { statSync } from "node:fs";
 import type { Image } from "../block/image.ts";
+import { tryStat } from "../block/image/attempt.ts";
 import { deviceNumber, majorMinor } from "../block/image/host-uses.ts";
 import { XentoolError } from "../core/errors.ts";
 import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
@@ -103,7 +103,7 @@ async function isOthersUse(
 
 /** As `stat -L -c %t:%T` has it, which is what the script compares; undefined for a file. */
 function physicalDevice(path: string): string | undefined {
-  const stat = statSync(path, { throwIfNoEntry: false });
+  const stat = tryStat(path);
   if (stat?.isBlockDevice() !== true) return undefined;
   return majorMinor(stat.rdev)
     .map((part) => part.toString(16))
@@ -112,7 +112,7 @@ function physicalDevice(path: string): string | undefined {
 
 /** Another file may come to have the same path. Undefined: there is none. */
 function identityOf(path: string): string | undefined {
-  const stat = statSync(path, { throwIfNoEntry: false });
+  const stat = tryStat(path);
   if (stat === undefined) return undefined;
   return stat.isBlockDevice() ? `device ${deviceNumber(stat.rdev)}` : `file ${stat.dev} ${stat.ino}`;
 }

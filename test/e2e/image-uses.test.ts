@@ -2,12 +2,12 @@
 // and what is read-only. With real devices of this machine, so root is needed.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
-import { readUntil, runXentool, spawnXentool, type Outcome } from "./executable.ts";
+import { executable, readUntil, runXentool, spawnXentool, type Outcome } from "./executable.ts";
 import { HostDevices, run } from "./host-devices.ts";
 
 const IMAGE_BYTES = 4 << 20;
@@ -89,6 +89,24 @@ describe("a file", () => {
     const path = join(dir, "view", "disk.img");
     await expectRefused(path, "w", "is on a read-only file system; --mode r serves it");
     await serve(path, "r");
+  });
+});
+
+describe("a loop device over a file that may not be looked at", () => {
+  test("does not keep a plain user from serving another image", async () => {
+    const hidden = join(dir, "hidden");
+    mkdirSync(hidden);
+    writeFileSync(join(hidden, "other.img"), new Uint8Array(65_536));
+    devices.loop(join(hidden, "other.img"));
+    chmodSync(hidden, 0);
+    // Without capabilities, also when the tests run as root: modes count.
+    const asUser = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"];
+    const server = Bun.spawn([...asUser, executable, ...serving(file, "w")], {
+      env: { PATH: process.env["PATH"] ?? "", ...env },
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    servers.push(server);
+    await readUntil(server.stderr, "offering");
   });
 });
 

@@ -102,6 +102,19 @@ test("loop devices over a file, also over one whose name ends oddly, and swap in
   expect(named(statSync(file))).toBe("swap space of this host, /dev/loop3 lies over it");
 });
 
+test("what cannot be looked at, a loop device's file or what a mount names, is another's", () => {
+  const file = join(dir, "disk.img");
+  writeFileSync(file, "");
+  // Neither there nor missing (ELOOP), as what lies on a dead file server.
+  symlinkSync("odd", join(dir, "odd"));
+  device("loop3", "7:3", { "loop/backing_file": `${dir}/odd\n` });
+  link("sys/block/loop3", "sys/devices/loop3");
+  put("proc/swaps", `Filename Type Size Used Priority\n${dir}/odd file 4092 0 -2\n`);
+  mountinfo("30 25 0:44 / /mnt rw - btrfs /dev/fd/1000000/odd rw");
+  expect(hostUses(statSync(file), host)).toEqual([]);
+  expect(hostUses(block(7, 3), host)).toEqual([]);
+});
+
 test("nothing is known where there is neither /proc nor /sys", () => {
   expect(hostUses(block(8, 0), host)).toEqual([]);
   expect(processesWith(block(8, 0), "/dev/sda", undefined, host)).toEqual([]);

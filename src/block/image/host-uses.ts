@@ -1,7 +1,8 @@
 // What this host itself makes of an image: mounts, swap, loop devices, device-mapper, md, partitions. Read from
 // /proc and /sys, which is where the kernel names those that its EBUSY only hints at.
-import { existsSync, readFileSync, readdirSync, realpathSync, statSync, type Stats } from "node:fs";
+import { existsSync, readFileSync, readdirSync, realpathSync, type Stats } from "node:fs";
 import { basename, dirname, join } from "node:path";
+import { attempt, tryStat } from "./attempt.ts";
 
 /** One use of an image, which lasts until somebody undoes it. */
 export interface HostUse {
@@ -49,7 +50,7 @@ export function majorMinor(rdev: number): readonly [major: number, minor: number
 }
 
 export function isSame(image: Identity, path: string): boolean {
-  const other = statSync(path, { throwIfNoEntry: false });
+  const other = tryStat(path);
   if (other === undefined || image.isBlockDevice() !== other.isBlockDevice()) return false;
   return image.isBlockDevice()
     ? image.rdev === other.rdev
@@ -59,7 +60,7 @@ export function isSame(image: Identity, path: string): boolean {
 /** A device's own directory in sysfs: its partitions are in there, its whole device above. */
 function deviceDir(number: string, host: HostFiles): string | undefined {
   const link = `${host.sys}/dev/block/${number}`;
-  return existsSync(link) ? realpathSync(link) : undefined;
+  return attempt(() => realpathSync(link));
 }
 
 /** The uses of a device, of its partitions, and of the device that it is a partition of. */
@@ -88,7 +89,7 @@ function directUses(dir: string, host: HostFiles): HostUse[] {
 /** Another loop device, say, over the file that this loop device shows. */
 function usesOfBackingFile(dir: string, host: HostFiles): HostUse[] {
   const path = readLine(`${dir}/loop/backing_file`);
-  const file = path === undefined ? undefined : statSync(path, { throwIfNoEntry: false });
+  const file = path === undefined ? undefined : tryStat(path);
   if (file === undefined) return [];
   const isIt = (other: string): boolean => isSame(file, other);
   const uses = [...swaps(host, isIt), ...loopDevices(host, isIt, basename(dir))];
@@ -97,7 +98,8 @@ function usesOfBackingFile(dir: string, host: HostFiles): HostUse[] {
 
 /** What lies over the image, and in brackets what lies over that in turn. */
 function layer(name: string, dir: string, host: HostFiles): HostUse {
-  const uses = existsSync(dir) ? usesOfDevice(realpathSync(dir), host) : [];
+  const real = attempt(() => realpathSync(dir));
+  const uses = real === undefined ? [] : usesOfDevice(real, host);
   const further = uses.length === 0 ? "" : ` (${listUses(uses)})`;
   return { what: `${name} lies over it${further}`, writes: readLine(`${dir}/ro`) !== "1" };
 }
@@ -136,7 +138,7 @@ function mounts(number: string, host: HostFiles): HostUse[] {
 /** btrfs mounts have a number of their own, and name the device. */
 function isDeviceFile(source: string, number: string): boolean {
   if (!source.startsWith("/dev/")) return false;
-  const stat = statSync(unescape(source), { throwIfNoEntry: false });
+  const stat = tryStat(unescape(source));
   return stat?.isBlockDevice() === true && deviceNumber(stat.rdev) === number;
 }
 
@@ -173,19 +175,11 @@ function unescape(text: string): string {
 }
 
 function names(dir: string): string[] {
-  try {
-    return readdirSync(dir).sort();
-  } catch {
-    return [];
-  }
+  return attempt(() => readdirSync(dir).sort()) ?? [];
 }
 
 function lines(path: string): string[] {
-  try {
-    return readFileSync(path, "utf8").split("\n");
-  } catch {
-    return [];
-  }
+  return attempt(() => readFileSync(path, "utf8").split("\n")) ?? [];
 }
 
 function readLine(path: string): string | undefined {

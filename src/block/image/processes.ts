@@ -1,6 +1,7 @@
 // Which processes have an image open: to say who holds the lock that we did not get. The kernel does not tell
 // whose an OFD lock is (its pid is -1), but lists the locks of each open file in /proc/PID/fdinfo.
 import { readFileSync, readdirSync, readlinkSync, realpathSync } from "node:fs";
+import { attempt } from "./attempt.ts";
 import { isSame, THIS_HOST, type HostFiles, type Identity } from "./host-uses.ts";
 
 export interface ImageProcess {
@@ -44,7 +45,7 @@ function lookInto(
   // Only what may be it is looked at closely: other files may be on a server that is gone.
   const its = open
     .filter(({ fd, locks }) => locks || attempt(() => readlinkSync(`${dir}/fd/${fd}`)) === path)
-    .filter(({ fd }) => attempt(() => isSame(image, `${dir}/fd/${fd}`)) === true);
+    .filter(({ fd }) => isSame(image, `${dir}/fd/${fd}`));
   if (its.length === 0) return undefined;
   return {
     pid: Number(pid),
@@ -71,13 +72,4 @@ function lockOwners(image: Identity, host: HostFiles): string[] {
 function hasLock(dir: string, fd: string, image: Identity): boolean {
   const text = attempt(() => readFileSync(`${dir}/fdinfo/${fd}`, "utf8")) ?? "";
   return text.split("\n").some((line) => line.startsWith("lock:") && line.includes(`:${image.ino} `));
-}
-
-/** Processes end, and descriptors are closed, while they are looked at. */
-function attempt<T>(look: () => T): T | undefined {
-  try {
-    return look();
-  } catch {
-    return undefined;
-  }
 }
