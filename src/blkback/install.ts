@@ -70,7 +70,7 @@ RestartSec=1
 # Guests keep their disks while the daemon is away; the next one goes on where it stopped.
 KillMode=mixed
 TimeoutStopSec=30
-ProtectHome=read-only
+# Neither ProtectHome nor ProtectSystem: images may lie anywhere, also in /home and /root, and are written there.
 NoNewPrivileges=yes
 
 [Install]
