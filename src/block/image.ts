@@ -47,8 +47,9 @@ export function openImage(path: string, options: ImageOptions): Image {
     const stat = fstatSync(fd);
     const isBlockDevice = stat.isBlockDevice();
     const sizeBytes = sizeOf(stat);
+    // First: a container may have any size, and is not to be padded.
+    if (options.format !== "raw") refuseContainer(fd, path, sizeBytes, ways);
     checkSize(path, sizeBytes, sectorSizeBytes);
-    if (!shared && options.format !== "raw") refuseContainer(fd, path, sizeBytes, ways);
     if (direct) checkDirectAlignment(fd, path, sectorSizeBytes);
     const limits = isBlockDevice ? blockDeviceLimits(stat) : fileLimits(fd, path, sizeBytes, readOnly);
     const canDiscard = limits.canDiscard && (options.discard ?? true);

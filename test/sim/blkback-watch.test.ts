@@ -291,7 +291,7 @@ describe("an image that looks like another format", () => {
     writeFileSync(join(dir, name), bytes);
   };
 
-  test.each(["", "aio:", "file:"])(
+  test.each(["", "aio:", "file:", "w!:"])(
     "is refused as target=%s…: libxl says raw of each disk with a script",
     async (word) => {
       qcow2("a.img");
@@ -303,7 +303,7 @@ describe("an image that looks like another format", () => {
     },
   );
 
-  test.each(["raw:", "w!:", "w!:raw:"])("is served as target=%s…", async (word) => {
+  test.each(["raw:", "w!:raw:", "raw:w!:"])("is served as target=%s…", async (word) => {
     qcow2("a.img");
     await startWatch();
     await attach(at, `${word}${join(dir, "a.img")}`);
@@ -444,6 +444,8 @@ test("install writes what a host needs, sh accepts it, uninstall removes it", ()
   }
   const unit = readFileSync(join(dir, "etc/systemd/system/xentool-blkback.service"), "utf8");
   expect(unit).toContain("ExecStart=/usr/local/bin/xentool -v blkback watch");
+  // They would make the images in /home, for example, read-only, for the daemon alone.
+  expect(unit).not.toMatch(/^(Protect|ReadOnly|Inaccessible)/m);
   uninstall({ root: dir, executable: "/usr/local/bin/xentool" });
   for (const path of paths) expect(existsSync(join(dir, path))).toBe(false);
 });

@@ -1,6 +1,6 @@
 // Claims to an image: on a file system without locks, and the formats that are told from a disk.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
-import { closeSync, mkdtempSync, openSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, rmSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { closeImage, openImage } from "../../src/block/image.ts";
@@ -105,10 +105,24 @@ describe("a container with a disk in it", () => {
     for (const format of ["qcow2", "qed", "vpc", "vhdx", "vmdk", "vdi", "parallels"]) {
       const path = join(dir, format);
       expect(Bun.spawnSync(["qemu-img", "create", "-q", "-f", format, path, "4M"]).exitCode).toBe(0);
-      const size = Bun.file(path).size;
-      if (size % 512 !== 0) writeFileSync(path, new Uint8Array(512 - (size % 512)), { flag: "a" });
       expect([format, refusal(path)]).toEqual([format, expect.stringContaining("looks like")]);
     }
+  });
+
+  test("of whatever size is told what it is, and not to be padded", () => {
+    write("QFI\xfb", 0);
+    for (const size of [4, 511, 513, 4095]) {
+      truncateSync(file, size);
+      expect(refusal(file)).toContain("looks like a qcow2 image");
+    }
+    truncateSync(file, 0);
+    expect(refusal(file)).toContain("is empty");
+  });
+
+  test("is refused also when others may write it", () => {
+    write("QFI\xfb", 0);
+    expect(() => openImage(file, { ...HOW, shared: true })).toThrow("looks like a qcow2 image");
+    closeImage(openImage(file, { ...HOW, shared: true, format: "raw" }));
   });
 
   test("is what a guest of ours has made of its disk: the guest keeps it; what is put there later is refused", () => {

@@ -159,7 +159,7 @@ export function refuseContainer(fd: number, path: string, sizeBytes: number, way
   try {
     const [head, tail] = [Buffer.alloc(HEAD_BYTES), Buffer.alloc(TAIL_BYTES)];
     readSync(reader, head, 0, HEAD_BYTES, 0);
-    readSync(reader, tail, 0, TAIL_BYTES, sizeBytes - TAIL_BYTES);
+    readSync(reader, tail, 0, TAIL_BYTES, Math.max(0, sizeBytes - TAIL_BYTES));
     const format = recogniseFormat(head, tail);
     if (format === undefined || isAsServed(fd)) return;
     throw new XentoolError(
