@@ -50,7 +50,7 @@ export function decide(seen: Seen): Step {
     case Connected:
       return decideAboutRing(seen);
     case Closing:
-      return { ring: "keep", say: own === Closed ? Closed : Closing };
+      return decideWhileClosing(seen);
     case Closed:
       if (online) return { ring: "drop", say: Closed };
       return { ring: "drop", say: Closed, end: "closed" };
@@ -72,13 +72,23 @@ function decideAboutRing({ own, online, serving, anew, refused, takeover }: Seen
   return { ring: "connect", say: Connected };
 }
 
+/**
+ * A guest that says Closing may go on with its ring: Linux before 5.15 answers hot-unplug of a mounted disk so, until
+ * it is unmounted. Only Closed means that it has let go.
+ */
+function decideWhileClosing({ own, serving, anew, takeover }: Seen): Step {
+  if (own === Closed) return { ring: "keep", say: Closed };
+  return { ring: takeover && !serving && !anew ? "connect" : "keep", say: Closing };
+}
+
 /** Whether a frontend that was at `before` and is at `now` has offered a ring in between. */
 export function offersAnew(before: XenbusState, now: XenbusState): boolean {
   const isFirst = before !== Initialised && before !== Connected;
   return (now === Connected && isFirst) || (now === Initialised && before !== Initialised);
 }
 
-/** Whether a guest goes on with a ring that a server has connected to. */
+/** Whether a guest may go on with a ring that a server has connected to: until it says Closed. */
 export function isInUse(backend: XenbusState, frontend: XenbusState): boolean {
-  return (backend === Connected || backend === Closing) && frontend === Connected;
+  const both = [backend, frontend];
+  return both.every((state) => state === Connected || state === Closing);
 }

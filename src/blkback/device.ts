@@ -10,14 +10,14 @@ import type { SpawnWorker } from "../plane/plane.ts";
 import type { EngineKind } from "../native/reactor.ts";
 import type { Platform } from "../platform/platform.ts";
 import { SECTOR_SIZE } from "../protocol/blkif.ts";
-import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
+import { XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 import { BackendDirectory, type Keys } from "./backend-directory.ts";
 import { QueueConnection } from "./connection.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
 import { diskKeys, diskLimits, offeredKeys, type Offer } from "./features.ts";
-import { readFrontendState } from "./frontend-state.ts";
+import { readBackendState, readFrontendState } from "./end-states.ts";
 import type { DiskLimits } from "./requests.ts";
 import type { StopOrder } from "./blkback-control.ts";
 import { journalPath, removeJournal } from "./journal.ts";
@@ -101,7 +101,7 @@ export class BlkbackDevice {
 
   /**
    * Offers `image` as the device at `address`, whose directories exist, and serves it from then on. Takes
-   * over a device whose former server died: both ends are still Connected then, or the guest is, asked to let go.
+   * over a device whose former server died while the guest used it.
    * `claimed`: its directory, by whoever has read there which image it is.
    */
   static async start(
@@ -160,7 +160,7 @@ export class BlkbackDevice {
 
   async #begin(): Promise<void> {
     const [backend, frontend] = await Promise.all([
-      this.#readBackendState(),
+      readBackendState(this.#xenstore, this.address),
       readFrontendState(this.#xenstore, this.address),
     ]);
     if (!isInUse(backend, frontend)) {
@@ -220,7 +220,7 @@ export class BlkbackDevice {
   async #see(): Promise<Seen> {
     // Whether it is there comes last: then all that was read before is of this device.
     const [backend, online, frontend, isThere] = await Promise.all([
-      this.#readBackendState(),
+      readBackendState(this.#xenstore, this.address),
       this.#xenstore.tryRead(`${backendDir(this.address)}/online`),
       readFrontendState(this.#xenstore, this.address),
       this.#directory.isThere(),
@@ -428,10 +428,6 @@ export class BlkbackDevice {
     } catch (error) {
       logger.warn(`${this.#name}: ${describeError(error)}`);
     }
-  }
-
-  async #readBackendState(): Promise<XenbusState> {
-    return parseXenbusState(await this.#xenstore.tryRead(`${backendDir(this.address)}/state`));
   }
 
   get #name(): string {

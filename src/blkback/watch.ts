@@ -15,7 +15,7 @@ import { releaseFromKernel } from "./kernel-blkback.ts";
 import { lockDevice, SERVED } from "./device-lock.ts";
 import { BackendDirectory, removeBackend, writeKeys } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
-import { readFrontendState } from "./frontend-state.ts";
+import { isRingInUse, readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer, ringKeys } from "./features.ts";
 import { HOTPLUG_SCRIPT } from "./install.ts";
@@ -286,11 +286,6 @@ export class BackendWatch {
     return openImage(path, how);
   }
 
-  async #isLive(address: DeviceAddress): Promise<boolean> {
-    const state = parseXenbusState(await this.#xenstore.tryRead(`${backendDir(address)}/state`));
-    return isInUse(state, await readFrontendState(this.#xenstore, address));
-  }
-
   async #serve(
     address: DeviceAddress,
     directory: BackendDirectory,
@@ -299,7 +294,7 @@ export class BackendWatch {
     const dir = backendDir(address);
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
     const { offer, ...rest } = this.#options;
-    releaseFromKernel(address, await this.#isLive(address), this.#options.sysfs);
+    releaseFromKernel(address, await isRingInUse(this.#xenstore, address), this.#options.sysfs);
     const deviceType = (await read("device-type")) === "cdrom" ? "cdrom" : "disk";
     const image = await this.#openImage(address, deviceType === "cdrom");
     held.defer(() => closeImage(image));

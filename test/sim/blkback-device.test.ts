@@ -499,6 +499,46 @@ describe("while it runs", () => {
     expect(await guest.backendKey("state")).toBe("6");
   });
 
+  test.each([
+    ["asked to, as Linux before 5.15 does when the disk is mounted", true],
+    ["by itself", false],
+  ])("also from a guest that says Closing and goes on, %s", async (_name, isAsked) => {
+    const at = address(1);
+    const first = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    if (isAsked) expect(await first.detach(50)).toBe(false);
+    await guest.setState(5);
+    await guest.untilBackend(5);
+    expectPage(await guest.read(8), 8);
+    await first.abandon();
+    const pending = guest.read(16);
+    const next = await serve(at, false);
+    expectPage(await pending, 16);
+    expectPage(await guest.read(24), 24);
+    expect(await guest.backendKey("state")).toBe("5");
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    if (isAsked) expect(await next.ended).toBe("closed");
+  });
+
+  test("also from one that has let go of its ring, and has yet to say Closed", async () => {
+    const at = address(1);
+    const first = await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    expect(await first.detach(50)).toBe(false);
+    await guest.setState(5);
+    await first.abandon();
+    await guest.writeTogether({ "ring-ref": "4000" });
+    const next = await serve(at, false);
+    await xenstore.waitFor("/local/domain/0/error/backend/qdisk/1/51728/error", (it) => it !== null);
+    expect(await guest.backendKey("state")).toBe("5");
+    await guest.setState(6);
+    expect(await next.ended).toBe("closed");
+    expect(await guest.backendKey("state")).toBe("6");
+  });
+
   test("a server that fails while it takes over leaves no data plane behind", async () => {
     const at = address(1);
     const first = await serve(at);

@@ -223,15 +223,17 @@ describe("a guest that has a ring", () => {
     expect(readdirSync(options.statsDir)).toEqual([]);
   });
 
-  test("is served on by another data plane when one fails, and not closed", async () => {
+  test.each(["4", "5"])("is served on by another data plane when one fails, at %s", async (state) => {
     let count = 0;
     let fail = (): void => {};
     await serve(() => (++count > 1 ? spawnWorker() : brokenWorker((report) => (fail = report))));
     await guest.connect();
+    await guest.setState(state);
+    await guest.untilBackend(Number(state));
     const pending = guest.read(16);
     fail();
     expectPage(await pending, 16);
-    expect([count, await guest.backendKey("state")]).toEqual([2, "4"]);
+    expect([count, await guest.backendKey("state")]).toEqual([2, state]);
     expect(said()).toEqual([expect.stringContaining("no more of it")]);
   });
 });

@@ -225,9 +225,10 @@ describe("a guest with a ring keeps its device", () => {
     expect(await guest.read(8)).toBeInstanceOf(Uint8Array);
   });
 
-  test("until it lets go, also when it has been asked to before a watch begins", async () => {
+  test.each(["4", "5"])("until it lets go, asked to before a watch begins, at %s", async (state) => {
     await watch?.stop();
     await closeDevice(xenstore, at);
+    await guest.setState(state);
     await startWatch();
     expect(await guest.read(8)).toBeInstanceOf(Uint8Array);
     await until(at, "state", "5");

@@ -9,6 +9,9 @@ const STATES = Object.values(XenbusState);
 const OWN = [Initialising, InitWait, Connected, Closing, Closed];
 const BOTH = [false, true];
 const offersRing = (frontend: XenbusState): boolean => frontend === Initialised || frontend === Connected;
+/** A guest that says Closing may use its ring until it says Closed. */
+const mayUseRing = ({ frontend, own, removed }: Seen): boolean =>
+  !removed && (offersRing(frontend) || (frontend === Closing && own !== Closed));
 
 function everything(): Seen[] {
   return OWN.flatMap((own) =>
@@ -39,15 +42,16 @@ function violations(seen: Seen, step: Step): string[] {
     "nor with an older one than it offers": !(offersRing(frontend) && anew) || step.ring !== "keep",
     "a guest that starts over is offered the device":
       removed || frontend !== Initialising || !online || (step.say === InitWait && step.end === undefined),
-    "a ring is connected to when one is offered": !connects || (offersRing(frontend) && !removed),
+    "a ring is connected to when one is offered, or in use still":
+      !connects || (mayUseRing(seen) && (frontend !== Closing || (takeover && !serving && !anew))),
     "a device that is to go is not offered, but a ring in use is served to its end":
       online || !connects || (takeover && !anew && step.say === Closing),
     "a refused ring is left alone": !(refused && !anew && offersRing(frontend)) || !connects,
     "a ring that is served stays, unless another is offered":
       !(serving && !anew && offersRing(frontend) && !removed) || step.ring === "keep",
     "another server's ring is served, and what that one waited for is waited for":
-      !(takeover && !anew && !serving && !refused && offersRing(frontend) && !removed) ||
-      (connects && step.say === (online ? own : Closing)),
+      !(takeover && !anew && !serving && !refused && mayUseRing(seen)) ||
+      (connects && step.say === (online && frontend !== Closing ? own : Closing)),
     "Closed is said when the ring is dropped, and not before":
       step.say !== Closed || own === Closed || step.ring === "drop",
     "Connected is said with a ring": step.say !== Connected || own === Connected || connects,
@@ -105,7 +109,12 @@ function happenings(seen: Seen): Seen[] {
     { ...seen, online: false, own: asked },
     { ...seen, own: asked },
     { ...seen, removed: true },
-    ...(seen.serving ? [{ ...seen, serving: false, refused: true, own: Closing }] : []),
+    ...(seen.serving
+      ? [
+          { ...seen, serving: false, refused: true, own: Closing },
+          { ...seen, serving: false, takeover: true },
+        ]
+      : []),
   ];
 }
 
@@ -122,7 +131,7 @@ const born: Seen = {
 
 describe("every way through the states", () => {
   const left = { ...born, own: Connected, frontend: Connected, takeover: true };
-  const seeds = [born, left, { ...left, own: Closing, online: false }];
+  const seeds = [born, left, { ...left, own: Closing, online: false }, { ...left, frontend: Closing }];
   const reached = new Map(seeds.map((seen) => [JSON.stringify(seen), seen]));
   for (const seen of reached.values())
     for (const next of happenings(seen))
@@ -231,6 +240,11 @@ describe("by name", () => {
       { ring: "connect", say: Closing },
     ],
     [
+      "the last server died, and the guest says Closing, but may go on",
+      { ...serving, serving: false, takeover: true, own: Closing, frontend: Closing, online: false },
+      { ring: "connect", say: Closing },
+    ],
+    [
       "the last server died, and the guest offers another ring",
       { ...serving, serving: false, takeover: true, anew: true },
       { ring: "connect", say: Connected },
@@ -264,13 +278,15 @@ describe("by name", () => {
     expect(offersAnew(before, now)).toBe(is);
   });
 
-  test("a ring is in use when a server was Connected to it, and the guest is", () => {
+  test("a ring is in use when a server was Connected to it, until the guest says Closed", () => {
     const used = OWN.flatMap((own) => STATES.map((frontend) => [own, frontend] as const)).filter(
       ([own, frontend]) => isInUse(own, frontend),
     );
     expect(used).toEqual([
       [Connected, Connected],
+      [Connected, Closing],
       [Closing, Connected],
+      [Closing, Closing],
     ]);
   });
 });

@@ -1,0 +1,29 @@
+// What both ends of a device say, read from xenstore. The frontend's directory is the guest's: it may be gone, or be
+// kept from us.
+import { parseXenbusState, type XenbusState } from "../protocol/xenbus.ts";
+import type { Xenstore } from "../xenstore/client.ts";
+import { errnoOf } from "../xenstore/errors.ts";
+import { backendDir, frontendDir, type DeviceAddress } from "./address.ts";
+import { isInUse } from "./decide.ts";
+
+export async function readBackendState(xenstore: Xenstore, address: DeviceAddress): Promise<XenbusState> {
+  return parseXenbusState(await xenstore.tryRead(`${backendDir(address)}/state`));
+}
+
+/** Unknown: the guest, or its directory, is gone. A driver domain may lose the right to look then. */
+export async function readFrontendState(xenstore: Xenstore, address: DeviceAddress): Promise<XenbusState> {
+  const text = await xenstore.tryRead(`${frontendDir(address)}/state`).catch((error: unknown) => {
+    if (errnoOf(error) === "EACCES") return null;
+    throw error;
+  });
+  return parseXenbusState(text);
+}
+
+/** Whether the guest goes on with a ring that a server, perhaps a dead one, has connected to. */
+export async function isRingInUse(xenstore: Xenstore, address: DeviceAddress): Promise<boolean> {
+  const [backend, frontend] = await Promise.all([
+    readBackendState(xenstore, address),
+    readFrontendState(xenstore, address),
+  ]);
+  return isInUse(backend, frontend);
+}
