@@ -2,9 +2,11 @@
 // refuses a device that another backend's `physical-device` and `mode` say is written; we write the one so that it
 // sees us, and read the other so that we see the kernel's blkback, which opens a device without claiming it.
 // `physical-device-path` is left alone: by it libxl would hand the image to QEMU as well, as an emulated disk.
+import { fstatSync } from "node:fs";
 import type { Image } from "../block/image.ts";
 import { tryStat } from "../block/image/attempt.ts";
-import { deviceNumber, majorMinor } from "../block/image/host-uses.ts";
+import { majorMinor } from "../block/image/host-uses.ts";
+import { identify, type ImageIdentity } from "../block/image/known.ts";
 import { XentoolError } from "../core/errors.ts";
 import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
@@ -25,7 +27,7 @@ export async function announceImage(
 ): Promise<void> {
   const dir = backendDir(address);
   const device = image.isBlockDevice ? physicalDevice(image.path) : undefined;
-  const identity = identityOf(image.path) ?? "gone";
+  const { text: identity } = identify(fstatSync(image.fd));
   await xenstore.transaction(async (tx) => {
     if (!(await (claimed?.isThere(tx) ?? isDevice(tx, address)))) return;
     await tx.write(`${dir}/${RAW_KEY}`, identity);
@@ -42,7 +44,8 @@ export async function hasServedRaw(
 ): Promise<boolean> {
   const dir = backendDir(address);
   const served = await xenstore.tryRead(`${dir}/${RAW_KEY}`);
-  if (served !== null && served === identityOf(path)) return true;
+  const identity = identityOf(path);
+  if (served !== null && identity?.isSure === true && served === identity.text) return true;
   const [backend, frontend] = [dir, frontendDir(address)].map((end) =>
     xenstore.tryRead(`${end}/state`).catch(() => null),
   );
@@ -110,11 +113,10 @@ function physicalDevice(path: string): string | undefined {
     .join(":");
 }
 
-/** Another file may come to have the same path. Undefined: there is none. */
-function identityOf(path: string): string | undefined {
+/** Undefined: there is none, or it may not be looked at. */
+function identityOf(path: string): ImageIdentity | undefined {
   const stat = tryStat(path);
-  if (stat === undefined) return undefined;
-  return stat.isBlockDevice() ? `device ${deviceNumber(stat.rdev)}` : `file ${stat.dev} ${stat.ino}`;
+  return stat === undefined ? undefined : identify(stat);
 }
 
 async function names(xenstore: Xenstore, path: string): Promise<string[]> {

@@ -5,6 +5,7 @@ import { spawnSync } from "node:child_process";
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { closeImage, openImage } from "../../src/block/image.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { executable, readUntil, runXentool, spawnXentool, type Outcome } from "./executable.ts";
@@ -194,6 +195,19 @@ describe("a block device", () => {
       if (how.startsWith("blockdev")) run("blockdev", "--setrw", loop);
     },
   );
+
+  test("that shows another file than the one that was served here is looked at anew", () => {
+    const qcow2 = join(dir, "q.img");
+    run("qemu-img", "create", "-q", "-f", "qcow2", qcow2, "4M");
+    const how = { readOnly: false, direct: false, sectorSizeBytes: 512 } as const;
+    const loop = devices.loop(file);
+    closeImage(openImage(loop, how));
+    writeFileSync(loop, "QFI\xfb", { encoding: "latin1", flag: "r+" });
+    closeImage(openImage(loop, how));
+    run("losetup", "--detach", loop);
+    run("losetup", loop, qcow2);
+    expect(() => openImage(loop, how)).toThrow("looks like a qcow2 image");
+  });
 
   test("is named to Xen's own tools as they name it", async () => {
     const loop = devices.loop(file);

@@ -1,10 +1,21 @@
 // Claims to an image: on a file system without locks, and the formats that are told from a disk.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
-import { closeSync, mkdtempSync, openSync, rmSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { closeImage, openImage } from "../../src/block/image.ts";
 import { takeLocks, type LockCalls } from "../../src/block/image/claim.ts";
+import { identify, type ImageIdentity } from "../../src/block/image/known.ts";
 import { errnoText } from "../../src/native/shim.ts";
 
 const HOW = { readOnly: false, direct: false, sectorSizeBytes: 512 } as const;
@@ -151,4 +162,19 @@ test("the smallest disk, and one with the magic number elsewhere, are disks", ()
   closeImage(openImage(file, HOW));
   write("QFI\xfb", 512);
   closeImage(openImage(file, HOW));
+});
+
+test("a device is known again by how many disks there were before it, where the kernel counts them", () => {
+  const host = { proc: "/proc", sys: dir };
+  const number = join(dir, "dev/block/7:1");
+  mkdirSync(number, { recursive: true });
+  const device = Object.assign(statSync(dir), { rdev: (7 << 8) | 1, isBlockDevice: () => true });
+  expect(identify(device, host)).toEqual({ text: "device 7:1", isSure: false });
+  const seen = ["31", "32", "31"].map((count) => {
+    writeFileSync(join(number, "diskseq"), `${count}\n`);
+    return identify(device, host);
+  });
+  expect(seen.map(({ isSure }) => isSure)).toEqual([true, true, true]);
+  expect(seen[0]).toEqual(seen[2] as ImageIdentity);
+  expect(seen[0]).not.toEqual(seen[1] as ImageIdentity);
 });

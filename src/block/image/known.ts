@@ -1,6 +1,8 @@
 // What this process knows of the images that it has or had open: which of its disks has which descriptor, and what it
 // served as a raw disk before. Descriptors are the process's, and so is this.
-import { fstatSync } from "node:fs";
+import { fstatSync, type Stats } from "node:fs";
+import { deviceNumber, THIS_HOST, type HostFiles } from "./host-uses.ts";
+import { readDeviceNumber } from "./limits.ts";
 
 const users = new Map<number, string>();
 /** By identity: when the file was last changed as we closed it. */
@@ -13,8 +15,9 @@ export function noteOpened(fd: number, user: string): void {
 /** What came into the image until now came from its guest. */
 export function noteClosing(fd: number): void {
   users.delete(fd);
-  const { identity, changedMs } = identify(fd);
-  servedRaw.set(identity, changedMs);
+  const stat = fstatSync(fd);
+  const { text, isSure } = identify(stat);
+  if (isSure) servedRaw.set(text, changedMs(stat));
 }
 
 /** The disk of this process that has the descriptor open. */
@@ -28,13 +31,30 @@ export function userOf(fd: number): string | undefined {
  * reboots.
  */
 export function isAsServed(fd: number): boolean {
-  const { identity, changedMs } = identify(fd);
-  return servedRaw.get(identity) === changedMs;
+  const stat = fstatSync(fd);
+  return servedRaw.get(identify(stat).text) === changedMs(stat);
 }
 
-function identify(fd: number): { identity: string; changedMs: number } {
-  const stat = fstatSync(fd);
-  return stat.isBlockDevice()
-    ? { identity: `device ${stat.rdev}`, changedMs: 0 }
-    : { identity: `file ${stat.dev} ${stat.ino}`, changedMs: stat.mtimeMs };
+/** A block device tells nothing of the kind. */
+function changedMs(stat: Stats): number {
+  return stat.isBlockDevice() ? 0 : stat.mtimeMs;
+}
+
+export interface ImageIdentity {
+  readonly text: string;
+  /** False: something else may come to have the same identity. */
+  readonly isSure: boolean;
+}
+
+/**
+ * What tells an image from all others that have its path, before and after. The kernel gives the number of a loop or
+ * device-mapper device to the next one, and counts what has been a disk in `diskseq` (Linux 5.15).
+ */
+export function identify(stat: Stats, host: HostFiles = THIS_HOST): ImageIdentity {
+  if (!stat.isBlockDevice()) return { text: `file ${stat.dev} ${stat.ino}`, isSure: true };
+  const sequence = readDeviceNumber(stat, "diskseq", 0, host);
+  const device = `device ${deviceNumber(stat.rdev)}`;
+  return sequence === 0
+    ? { text: device, isSure: false }
+    : { text: `${device}, diskseq ${sequence}`, isSure: true };
 }

@@ -4,7 +4,7 @@ import { XentoolError } from "../../core/errors.ts";
 import { allocateMemory } from "../../native/memory.ts";
 import { IO_DISCARD, IO_READ, performIo } from "../../native/reactor.ts";
 import type { TargetInfo } from "../target.ts";
-import { deviceNumber } from "./host-uses.ts";
+import { deviceNumber, THIS_HOST, type HostFiles } from "./host-uses.ts";
 
 type Limits = Omit<TargetInfo, "sizeBytes" | "readOnly">;
 
@@ -68,9 +68,14 @@ export function blockDeviceLimits(stat: Stats): Limits {
   };
 }
 
-/** A number of the device's directory in sysfs; a partition has its `queue` one level up. */
-function readDeviceNumber(stat: Stats, name: string, fallback: number): number {
-  const device = `/sys/dev/block/${deviceNumber(stat.rdev)}`;
+/** A number of the device's directory in sysfs; a partition has its `queue` and the like one level up. */
+export function readDeviceNumber(
+  stat: Stats,
+  name: string,
+  fallback: number,
+  host: HostFiles = THIS_HOST,
+): number {
+  const device = `${host.sys}/dev/block/${deviceNumber(stat.rdev)}`;
   for (const path of [`${device}/${name}`, `${device}/../${name}`]) {
     try {
       return Number(readFileSync(path, "utf8"));
