@@ -121,7 +121,7 @@ interface ServeArguments extends DeviceArguments, ServingArguments {
 
 export const serveCommand: CommandModule<GlobalArguments, ServeArguments> = {
   command: "serve <image>",
-  describe: "Serve a disk image or block device until the guest lets go or SIGTERM",
+  describe: "Serve a disk image or block device until it is detached, its guest is gone, or SIGTERM",
   builder: (argv) =>
     withExamples(
       servingOptions(deviceTypeOption(deviceOptions(argv)))

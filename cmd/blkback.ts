@@ -55,7 +55,7 @@ const create: CommandModule<GlobalArguments, CreateArguments> = {
           type: "string",
           default: "",
           requiresArg: true,
-          describe: "What the kind's own server is to serve: aio:/a.img for QEMU's qdisk",
+          describe: "What the backend should serve: a path for watch, aio:/a.img for QEMU",
         }),
       [
         ["xentool blkback create --domid 1 --vdev xvdb", "then serve it under the same name"],
@@ -146,9 +146,9 @@ const stats: CommandModule<GlobalArguments, StatsArguments> = {
   builder: (argv) =>
     withExamples(
       argv
-        .option("domid", { type: "number", requiresArg: true, describe: "Of this guest only" })
-        .option("vdev", { type: "string", requiresArg: true, describe: "Of this disk only" })
-        .option("watch", { type: "boolean", default: false, describe: "Again every second, with rates" }),
+        .option("domid", { type: "number", requiresArg: true, describe: "Only this guest" })
+        .option("vdev", { type: "string", requiresArg: true, describe: "Only this disk" })
+        .option("watch", { type: "boolean", default: false, describe: "Repeat every second, with rates" }),
       [
         ["xentool blkback stats", "totals, latencies, how full the ring was"],
         ["xentool blkback stats --watch --json", "an object a line, every second"],
@@ -175,6 +175,7 @@ interface InstallArguments extends GlobalArguments {
 function installation(
   name: "install" | "uninstall",
   describe: string,
+  example: string,
 ): CommandModule<GlobalArguments, InstallArguments> {
   return {
     command: name,
@@ -187,7 +188,7 @@ function installation(
           requiresArg: true,
           describe: "The host's file system",
         }),
-        [[`xentool blkback ${name}`, "then: systemctl enable --now xentool-blkback"]],
+        [[`xentool blkback ${name}`, example]],
       ) as never,
     handler: (argv) =>
       runCommand(argv, async (context) => {
@@ -195,13 +196,18 @@ function installation(
         const { print, printJson } = await import("./lib/output.ts");
         const paths = work[name]({ root: argv.root, executable: process.execPath });
         if (context.json) printJson({ paths });
+        else if (paths.length === 0) print("nothing is installed");
         else for (const path of paths) print(`${name === "install" ? "wrote" : "removed"} ${path}`);
       }),
   };
 }
 
-const installCommand = installation("install", "Have xl's disks with script=block-xentool served by us");
-const uninstallCommand = installation("uninstall", "Undo install");
+const installCommand = installation(
+  "install",
+  "Have xl's disks with script=block-xentool served by us",
+  "then: systemctl enable --now xentool-blkback",
+);
+const uninstallCommand = installation("uninstall", "Undo install", "stops and disables the unit, too");
 
 export const blkbackCommand = actionGroup(
   "blkback",

@@ -57,7 +57,7 @@ async function useDisk(
   const { spawnWorker } = await import("./spawn-worker.ts");
   const devid = parseVdev(argv.vdev);
   if (devid === undefined)
-    throw new XentoolError("usage", `--vdev: "${argv.vdev}" is no virtual device; try xvdb`);
+    throw new XentoolError("usage", `--vdev: "${argv.vdev}" is not a disk name such as xvdb`);
   const order = argv.ringPageOrder;
   if (order !== undefined && !(Number.isInteger(order) && order >= 0 && order <= RING_MAX_PAGE_ORDER))
     throw new XentoolError("usage", `--ring-page-order is a number from 0 to ${RING_MAX_PAGE_ORDER}`);
@@ -175,7 +175,7 @@ const bench: CommandModule<GlobalArguments, BenchArguments> = {
 async function benchOptions(argv: BenchArguments): Promise<BenchOptions> {
   const { XentoolError } = await import("../src/core/errors.ts");
   const size = /^([0-9]{1,9})([kKmM]?)$/.exec(argv.bs);
-  if (size === null) throw new XentoolError("usage", `--bs: "${argv.bs}" is no size; try 4k or 1M`);
+  if (size === null) throw new XentoolError("usage", `--bs: "${argv.bs}" is not a size; try 4k or 1M`);
   const unit = { "": 1, k: 2 ** 10, m: 2 ** 20 }[(size[2] as string).toLowerCase()] as number;
   if (!(Number.isInteger(argv.iodepth) && argv.iodepth >= 1 && argv.iodepth <= 512))
     throw new XentoolError("usage", "--iodepth is a number from 1 to 512");

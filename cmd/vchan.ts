@@ -56,7 +56,7 @@ function localEnds<T>(yargs: Argv<T>, unix: string, tcp: string) {
       type: "string",
       requiresArg: true,
       describe:
-        "Close after SECONDS in which a peer that is not xentool, and has read everything, sends nothing; or forever (default: 5 once something was sent)",
+        "With a peer other than xentool: once it has read everything, close after SECONDS of silence; forever never closes (default: 5 once something was sent)",
     })
     .conflicts("unix", "tcp");
 }
@@ -93,8 +93,8 @@ const connectCommand: CommandModule<GlobalArguments, ConnectArguments> = {
     withExamples(
       localEnds(
         place(yargs.usage(`$0 vchan connect <domid> <name> [options] [-- COMMAND...]\n\n${CONNECT}`)),
-        "Listen at this socket; the vchan is for who connects",
-        "Listen at HOST:PORT; the vchan is for who connects",
+        "Listen at this socket; relay the vchan to whoever connects",
+        "Listen at HOST:PORT; relay the vchan to whoever connects",
       )
         .option("wait", { type: "boolean", default: false, describe: "Wait until there is a server" })
         .option("keep", {

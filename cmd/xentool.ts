@@ -34,7 +34,7 @@ function commandLine(args: readonly string[]) {
     .option("timeout", {
       type: "number",
       requiresArg: true,
-      describe: "Bound of every wait, in seconds",
+      describe: "Give up a wait for an answer after this many seconds",
       global: true,
     })
     .option("verbose", {

@@ -41,7 +41,7 @@ const inspect: Module<InspectArguments> = {
           type: "number",
           default: 0.2,
           requiresArg: true,
-          describe: "Believe that somebody waits when nothing moves for so many seconds",
+          describe: "Treat a side as waiting after this many seconds without movement",
         })
         .option("history", {
           type: "number",
@@ -70,7 +70,7 @@ const close: Module<CloseArguments> = {
         .option("self", { type: "boolean", default: false, describe: "This domain's own ring" })
         .option("method", {
           choices: CLOSE_METHODS,
-          describe: "handshake unless given; the others are for servers that do not answer it",
+          describe: "Default: handshake. Use the others if the server does not support it",
         })
         .option("force", {
           type: "boolean",
@@ -140,8 +140,8 @@ const trace: Module<TraceArguments> = {
           requiresArg: true,
           describe: "Milliseconds between looks at a quiet ring",
         })
-        .option("count", { type: "number", requiresArg: true, describe: "End after so many lines" })
-        .option("duration", { type: "number", requiresArg: true, describe: "End after so many seconds" })
+        .option("count", { type: "number", requiresArg: true, describe: "Stop after this many lines" })
+        .option("duration", { type: "number", requiresArg: true, describe: "Stop after this many seconds" })
         .conflicts("read", ["domid", "write"]),
       [
         ["xentool xsring trace --domid 5", "until Ctrl-C or until the domain is gone"],

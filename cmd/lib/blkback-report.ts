@@ -95,7 +95,7 @@ export async function showStats(
   const dir = statsDir(platform.descriptor);
   const devid = selection.vdev === undefined ? undefined : parseVdev(selection.vdev);
   if (selection.vdev !== undefined && devid === undefined)
-    throw new XentoolError("usage", `--vdev: "${selection.vdev}" is no virtual device; try xvdb`);
+    throw new XentoolError("usage", `--vdev: "${selection.vdev}" is not a disk name such as xvdb`);
   const read = (): DeviceStats[] =>
     readAllStats(dir).filter(
       (it) =>

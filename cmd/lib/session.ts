@@ -75,11 +75,11 @@ export async function addressOf(
   const { parseVdev } = await import("../../src/protocol/blkif.ts");
   const devid = parseVdev(argv.vdev);
   if (devid === undefined)
-    throw new XentoolError("usage", `--vdev: "${argv.vdev}" is no virtual device; try xvdb`);
+    throw new XentoolError("usage", `--vdev: "${argv.vdev}" is not a disk name such as xvdb`);
   const device = { backend: platform.domid, frontend: toDomid(argv.domid, "--domid"), devid };
   const kind = argv.kind ?? (await findKind(xenstore, device)) ?? DEFAULT_KIND;
   if (!/^[A-Za-z0-9_-]{1,32}$/.test(kind))
-    throw new XentoolError("usage", `--kind: "${kind}" is no directory name`);
+    throw new XentoolError("usage", `--kind: "${kind}" is not a directory name`);
   return { ...device, kind };
 }
 

@@ -19,7 +19,7 @@ export interface Seen {
   readonly anew: boolean;
   /** The ring that the frontend offered was refused. */
   readonly refused: boolean;
-  /** The ring was another server's and is in use: it is gone on with, whatever that one waited for. */
+  /** The ring was another server's and is in use: we continue with it, whatever state that server was in. */
   readonly takeover: boolean;
 }
 

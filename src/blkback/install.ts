@@ -116,9 +116,9 @@ export function install(options: InstallOptions): string[] {
   return files.map((file) => file.path);
 }
 
-/** Removes the files, and gives new devices to the kernel's drivers again. */
+/** Removes the files that are there, and gives new devices to the kernel's drivers again; which they were. */
 export function uninstall(options: InstallOptions): string[] {
-  const files = installedFiles(options.executable);
+  const files = installedFiles(options.executable).filter(({ path }) => existsSync(join(options.root, path)));
   if (options.root === "/" && existsSync("/run/systemd/system"))
     Bun.spawnSync(["systemctl", "disable", "--now", "xentool-blkback.service"]);
   for (const file of files) rmSync(join(options.root, file.path), { force: true });

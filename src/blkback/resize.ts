@@ -69,7 +69,7 @@ export function describeResize({ before, after }: Resize): {
   const change = `from ${before} to ${after} sectors`;
   if (after > before) return { text: `the disk grew ${change}`, warns: false };
   return {
-    text: `the disk shrank ${change}: what was beyond is gone, and the guest may need it`,
+    text: `the disk shrank ${change}: data beyond the new end is lost, and the guest may still need it`,
     warns: true,
   };
 }

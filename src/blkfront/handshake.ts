@@ -274,7 +274,7 @@ export class FrontHandshake {
   #inUse(by: string): XentoolError {
     return new XentoolError(
       "environment",
-      `${this.#name} is in use: ${by}; --take takes it away, with what was not written yet`,
+      `${this.#name} is in use: ${by}; --take takes it anyway, and data not written yet is lost`,
     );
   }
 

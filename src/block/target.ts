@@ -1,5 +1,5 @@
 // The block port: what a data plane needs of whatever holds the bytes. Adapters are in targets/; filters/ are targets
-// around another one. A target only starts operations and tells of their ends: waiting is the reactor's.
+// around another one. A target only starts operations and reports their ends; only the reactor waits.
 import type { IoOp, OnEnd } from "../native/reactor.ts";
 
 export interface TargetInfo {

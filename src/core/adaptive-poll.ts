@@ -7,9 +7,9 @@ const MIN_US = 10;
 /** Sleeps without a look once looking did not pay; twice as many each further time, while that goes on. */
 const REST_MIN = 8;
 const REST_MAX = 512;
-/** So many looks are judged together; the average of sleeps follows the last so many. */
+/** This many looks are judged together; the average of sleeps follows the last ones, as many. */
 const JUDGED = 32;
-/** Looks that take long must take less of the time that sleeping does than this, and pass so only so often in a row. */
+/** Long looks must take less than this share of the time that sleeping takes, and pass that way only a few times in a row. */
 const GAIN = 0.9;
 const GAIN_JUDGEMENTS = 2;
 
@@ -27,17 +27,16 @@ export class AdaptivePoll {
   #rest = REST_MIN;
 
   /**
-   * A look may take up to `maxUs`. Of who says with `looked` how long looks took, they also have to pay: to take
-   * less than `paysUs` on average. For a while it is enough that they take clearly less than the sleeps that they
-   * spare: where waking up takes long, the peer needs that while to look, too, and not longer. So work that comes
-   * seldom does not keep a processor busy.
+   * A look may take up to `maxUs`. Callers that report with `looked` how long looks took must also stay below `paysUs`
+   * on average. For a while it is enough that looks take clearly less than the sleeps they spare: where waking up takes
+   * long, the peer needs that time to look as well. So rare work does not keep a processor busy.
    */
   constructor(maxUs: number, paysUs = maxUs) {
     this.maxUs = maxUs;
     this.#paysUs = paysUs;
   }
 
-  /** A look took so long, whether it found something or not. */
+  /** Reports how long a look took, whether it found something or not. */
   looked(us: number): void {
     this.#looks++;
     this.#looksUs += us;
@@ -55,7 +54,7 @@ export class AdaptivePoll {
     this.#looks = this.#looksUs = 0;
   }
 
-  /** A sleep ended after so long because there was work: one that was short should have been a look. */
+  /** Reports how long a sleep took that ended because there was work: a short one should have been a look. */
   slept(us: number): void {
     if (us < this.maxUs) this.#sleepUs += this.#sleepUs === 0 ? us : (us - this.#sleepUs) / JUDGED;
     if (this.#resting > 0) this.#resting--;

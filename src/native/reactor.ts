@@ -170,9 +170,9 @@ export class Reactor {
   }
 
   /**
-   * Starts what is to be started and waits until `wanted` operations ended or descriptors are readable, a timer is
-   * due or `timeoutUs` passed (-1: for ever; a signal ends it, too). `dispatch` then tells of them. Returns 0, or
-   * -errno when the engine itself failed.
+   * Submits the queued operations and waits until `wanted` operations have ended or descriptors are readable, a timer
+   * is due, or `timeoutUs` has passed (-1: no limit; a signal ends the wait, too). `dispatch` then reports them. Returns
+   * 0, or -errno when the engine itself failed.
    */
   wait(wanted: number, timeoutUs: number): number {
     const count = this.#queued;

@@ -146,7 +146,7 @@ test("resize tells what it did, and warns of an image that shrank, there and in 
   truncateSync(path, 4096);
   const shrunk = await runXentool([...resize, "--json"], { env });
   const warning =
-    "the disk shrank from 4096 to 8 sectors: what was beyond is gone, and the guest may need it";
+    "the disk shrank from 4096 to 8 sectors: data beyond the new end is lost, and the guest may still need it";
   expect(JSON.parse(shrunk.stdout)).toEqual({
     domid: 1,
     vdev: "xvdb",

@@ -59,7 +59,7 @@ async function expectRefused(path: string, mode: string, why: string): Promise<v
   expect(outcome).toEqual({ status: 3, stdout: "", stderr: `xentool: ${path} ${why}\n` });
 }
 
-const SHARES = "--mode w! shares it all the same";
+const SHARES = "--mode w! shares it anyway";
 
 describe("a file", () => {
   test("under a loop device is refused; w! insists", async () => {

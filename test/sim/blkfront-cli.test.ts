@@ -90,7 +90,7 @@ describe("bench", () => {
   });
 
   test.each([
-    [["--bs", "4q"], 2, "is no size"],
+    [["--bs", "4q"], 2, "is not a size"],
     [["--bs", "100"], 2, "multiple of 512"],
     [["--bs", "100M"], 2, "larger than the disk"],
     [["--rw", "write"], 2, "read-only"],

@@ -84,7 +84,7 @@ export class BlockFrontend {
     options: FrontendOptions = {},
   ): Promise<BlockFrontend> {
     const devid = parseVdev(vdev);
-    if (devid === undefined) throw new XentoolError("usage", `${vdev} is no virtual device; try xvdb`);
+    if (devid === undefined) throw new XentoolError("usage", `${vdev} is not a disk name such as xvdb`);
     await using cleanup = new AsyncDisposableStack();
     const xenstore = cleanup.use(await Xenstore.connect(platform));
     const handshake = cleanup.use(await FrontHandshake.find(xenstore, platform, devid, options.wait));

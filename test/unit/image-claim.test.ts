@@ -49,7 +49,7 @@ describe("a file system without locks", () => {
   ])("errno %p: a writer is refused, and told how to insist", (errno, words) => {
     expect(() => takeLocks(fd, file, "write", "--mode w!", withoutLocks(errno))).toThrow(
       `${file}: its file system has no locks (${words}), so nobody can tell who else uses it; ` +
-        "--mode w! serves it all the same",
+        "--mode w! serves it anyway",
     );
   });
 

@@ -61,7 +61,7 @@ export function takeLocks(
   return takeRanges(fd, CONDUCT[claim], calls);
 }
 
-/** First ours, then a look at others': of two that come at once both may be refused, but never neither. */
+/** First ours, then a look at others': if two arrive together, both may be refused, but they never both succeed. */
 function takeRanges(fd: number, { does, refuses }: Conduct, calls: LockCalls): boolean {
   const ours = [...does.map((what) => DOES + what), ...refuses.map((what) => REFUSES + what)];
   if (ours.some((byte) => isTaken(calls.xt_file_lock_range(fd, byte, 1)))) return false;
@@ -76,6 +76,6 @@ function isTaken(error: number): boolean {
 
 function withoutLocks(path: string, claim: Claim, error: number, insist: string): void {
   const why = `${path}: its file system has no locks (${errnoText(error)}), so nobody can tell who else uses it`;
-  if (claim === "write") throw new XentoolError("environment", `${why}; ${insist} serves it all the same`);
+  if (claim === "write") throw new XentoolError("environment", `${why}; ${insist} serves it anyway`);
   logger.warn(why);
 }

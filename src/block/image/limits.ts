@@ -22,7 +22,7 @@ export function checkSize(path: string, sizeBytes: number, sectorSizeBytes: numb
   if (sizeBytes % sectorSizeBytes !== 0)
     throw new XentoolError(
       "usage",
-      `${path}: its size, ${sizeBytes}, is no multiple of ${sectorSizeBytes} bytes`,
+      `${path}: its size, ${sizeBytes}, is not a multiple of ${sectorSizeBytes} bytes`,
     );
   if (sizeBytes > Number.MAX_SAFE_INTEGER)
     throw new XentoolError("usage", `${path}: ${sizeBytes} bytes are more than a disk can have here`);

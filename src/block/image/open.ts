@@ -149,7 +149,7 @@ function held(path: string, image: Identity, ways: Ways, ours?: number): Xentool
 }
 
 function insistOn(ways: Ways): string {
-  return `${ways.shared} shares it all the same`;
+  return `${ways.shared} shares it anyway`;
 }
 
 /** Throws when the image is a container with a disk in it. */
