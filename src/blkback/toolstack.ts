@@ -13,7 +13,7 @@ export interface NewDevice {
   readonly address: DeviceAddress;
   readonly readOnly: boolean;
   readonly deviceType: "disk" | "cdrom";
-  /** What is to be served; empty: only the server that was started for it by hand knows the image, so no other may take the device. */
+  /** What is to be served; empty: only the server started for it by hand knows, so no other may take the device. */
   readonly params: string;
   /** By the server that makes it: its first keys. The device goes with its server's end then; see SERVE_KEY. */
   readonly offered?: Keys;

@@ -9,7 +9,7 @@ const REST_MIN = 8;
 const REST_MAX = 512;
 /** This many looks are judged together; the average of sleeps follows the last ones, as many. */
 const JUDGED = 32;
-/** Long looks must take less than this share of the time that sleeping takes, and pass that way only a few times in a row. */
+/** Long looks must take less than this share of what sleeping takes, and pass that way only a few times in a row. */
 const GAIN = 0.9;
 const GAIN_JUDGEMENTS = 2;
 

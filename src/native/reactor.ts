@@ -171,8 +171,8 @@ export class Reactor {
 
   /**
    * Submits the queued operations and waits until `wanted` operations have ended or descriptors are readable, a timer
-   * is due, or `timeoutUs` has passed (-1: no limit; a signal ends the wait, too). `dispatch` then reports them. Returns
-   * 0, or -errno when the engine itself failed.
+   * is due, or `timeoutUs` has passed (-1: no limit; a signal ends the wait, too). `dispatch` then reports them.
+   * Returns 0, or -errno when the engine itself failed.
    */
   wait(wanted: number, timeoutUs: number): number {
     const count = this.#queued;

@@ -96,7 +96,7 @@ describe("bench", () => {
     [["--rw", "write"], 2, "read-only"],
     [["--iodepth", "0"], 2, "--iodepth"],
     [["--ring-page-order", "5"], 2, "--ring-page-order"],
-    [["--vdev", "nonsense"], 2, "no virtual device"],
+    [["--vdev", "nonsense"], 2, "is not a disk name"],
     [["--vdev", "xvdz", "--timeout", "0.2"], 6, "is a backend offering it?"],
   ])("%j ends with status %d", async (args, expected, words) => {
     await serve({ readOnly: true });
