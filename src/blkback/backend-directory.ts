@@ -2,6 +2,7 @@
 // the directories of what is written, so a word that comes after the toolstack has removed a device would leave half
 // of one there. And a server knows the device that it serves by a mark, because a toolstack may remove one and make
 // another under the same name, for another image, before the server looks.
+import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
 import type { XenstoreOperations } from "../xenstore/operations.ts";
@@ -20,6 +21,27 @@ export function isDevice(xenstore: XenstoreOperations, address: DeviceAddress): 
 /** Writes `keys` for the toolstack, whoever serves the device; false: there is none. */
 export function writeKeys(xenstore: Xenstore, address: DeviceAddress, keys: Keys): Promise<boolean> {
   return writeWhere(xenstore, (tx) => isDevice(tx, address), inside(address, keys));
+}
+
+/**
+ * Writes `keys`, and state 2, at which the toolstack looks at them: but not over its word that the device is to
+ * close, which waits for our 6. `claimed`: the directory, if it has been claimed. False: there is no such device, or
+ * it closes.
+ */
+export function offerUnlessClosing(
+  xenstore: Xenstore,
+  address: DeviceAddress,
+  keys: Keys,
+  claimed?: BackendDirectory,
+): Promise<boolean> {
+  return xenstore.transaction(async (tx) => {
+    if (!(await (claimed?.isThere(tx) ?? isDevice(tx, address)))) return false;
+    const state = parseXenbusState(await tx.tryRead(`${backendDir(address)}/state`));
+    const isClosing = state === XenbusState.Closing;
+    const nodes = inside(address, isClosing ? keys : { ...keys, state: XenbusState.InitWait });
+    for (const [path, value] of nodes) await tx.write(path, value);
+    return !isClosing;
+  });
 }
 
 /**

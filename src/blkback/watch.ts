@@ -13,7 +13,7 @@ import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { releaseFromKernel } from "./kernel-blkback.ts";
 import { lockDevice, SERVED } from "./device-lock.ts";
-import { BackendDirectory, removeBackend, writeKeys } from "./backend-directory.ts";
+import { BackendDirectory, offerUnlessClosing, removeBackend, writeKeys } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
 import { isRingInUse, readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
@@ -119,7 +119,8 @@ export class BackendWatch {
   async stop(): Promise<void> {
     this.#stopped = true;
     await this.#unwatch?.();
-    await Promise.all(this.#starting);
+    // Why one failed is said by whoever started it.
+    await Promise.allSettled(this.#starting);
     for (const { timer } of this.#retries.values()) clearTimeout(timer);
     const served = [...this.#served.values()].filter((it) => it !== undefined);
     await Promise.all(served.map((it) => it.device.abandon()));
@@ -172,8 +173,11 @@ export class BackendWatch {
     this.#served.set(dir, undefined);
     const starting = this.#start(address, isOffered);
     this.#starting.add(starting);
-    await starting;
-    this.#starting.delete(starting);
+    try {
+      await starting;
+    } finally {
+      this.#starting.delete(starting);
+    }
   }
 
   /** Serves the device, or says why not; of one that was offered before, nobody would be told. */
@@ -224,11 +228,7 @@ export class BackendWatch {
       `${describeDevice(address)}: offered to a guest that arrives; its image is still at the source's`,
     );
     const keys = ringKeys({ ...this.#options.offer, deviceType: "disk" });
-    return writeKeys(this.#xenstore, address, {
-      ...keys,
-      "hotplug-status": "connected",
-      state: XenbusState.InitWait,
-    });
+    return offerUnlessClosing(this.#xenstore, address, { ...keys, "hotplug-status": "connected" });
   }
 
   /**
@@ -336,9 +336,8 @@ export class BackendWatch {
   ): Promise<void> {
     const reason = escapeControls(describeError(error));
     logger.error(`${describeDevice(address)}: ${reason}`);
-    const keys = { "hotplug-error": reason, "hotplug-status": "error", state: XenbusState.InitWait };
-    const isTold = await (directory?.write(keys) ?? writeKeys(this.#xenstore, address, keys));
-    if (!isTold) await this.#lookAt(address);
+    const keys = { "hotplug-error": reason, "hotplug-status": "error" };
+    if (!(await offerUnlessClosing(this.#xenstore, address, keys, directory))) await this.#lookAt(address);
   }
 
   /** A device that is not served, e.g. a refused one, and is to go. */

@@ -1,6 +1,6 @@
 // Toolstacks that are quick: a device is removed while its guest connects, made again under the same name for another
 // image, or written key by key. No late write makes half a device, each device is served, and with its own image.
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -21,6 +21,7 @@ import { toDomid } from "../../src/core/types.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
+import { replyError } from "../../src/xenstore/errors.ts";
 import { HandmadeGuest } from "./blk-guest.ts";
 
 const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
@@ -350,4 +351,84 @@ describe("a driver domain", () => {
     for (const path of [backendDir(at), frontendDir(at)]) await xenstore.rm(path);
     await xenstore.waitFor(parent, (value) => value === null, WAIT);
   });
+});
+
+describe("a device that cannot be served", () => {
+  const at = address();
+  let toolstack: Xenstore;
+  let watch: BackendWatch;
+
+  beforeEach(async () => {
+    toolstack = await Xenstore.connect(dom0);
+    closing.push(() => toolstack.close());
+    watch = await startWatch();
+  });
+
+  /** Runs `first` before the watch's next transaction about the device that it has claimed; dispose to end this. */
+  function beforeNextWord(first: () => Promise<void>): Disposable {
+    const transaction = xenstore.transaction.bind(xenstore);
+    let isDone = false;
+    return spyOn(xenstore, "transaction").mockImplementation(async (body) => {
+      if (!isDone && (await toolstack.exists(`${backendDir(at)}/xentool-served-by`))) {
+        isDone = true;
+        await first();
+      }
+      return transaction(body);
+    });
+  }
+
+  test.each(["refused", "offered to a guest that arrives"])(
+    "is %s while the toolstack asks to close it: that stands, and is answered",
+    async (what) => {
+      const isArriving = what !== "refused";
+      if (isArriving) {
+        await toolstack.write("/local/domain/2/name", "g--incoming");
+        const image1 = openImage(image(1), { readOnly: false, direct: false, sectorSizeBytes: 512 });
+        closing.push(() => closeImage(image1));
+      }
+      using _ = beforeNextWord(() => closeDevice(toolstack, at));
+      await createDevice(toolstack, {
+        address: at,
+        readOnly: false,
+        deviceType: "disk",
+        params: isArriving ? image(1) : join(dir, "none.img"),
+      });
+      await toolstack.waitFor(`${backendDir(at)}/state`, (it) => it === "6", WAIT);
+    },
+  );
+
+  test.each(["before", "while"])(
+    "and cannot be told of either, %s the watch stops: it lets go of all others",
+    async (when) => {
+      const others = { ...at, devid: 51744 };
+      await createDevice(toolstack, {
+        address: others,
+        readOnly: false,
+        deviceType: "disk",
+        params: image(1),
+      });
+      const guest = await guestOf(others);
+      await guest.connect();
+      const [asked, answer] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+      using _ = beforeNextWord(() => {
+        asked.resolve();
+        return answer.promise;
+      });
+      await createDevice(toolstack, {
+        address: at,
+        readOnly: false,
+        deviceType: "disk",
+        params: join(dir, "none.img"),
+      });
+      await asked.promise;
+      const stopped = when === "while" ? watch.stop() : undefined;
+      answer.reject(replyError("write", backendDir(at), "ENOSPC"));
+      await toolstack.read(`${backendDir(at)}/state`);
+      await (stopped ?? watch.stop());
+      expect(watch.deviceCount).toBe(0);
+      const pending = guest.read(8);
+      await startWatch();
+      expect(await pending).toBeInstanceOf(Uint8Array);
+    },
+  );
 });
