@@ -94,7 +94,8 @@ async function attempt(advice: string, finding: () => Promise<Finding>): Promise
 }
 
 function checkShim(): Promise<Finding> {
-  const needs = "needs /proc (mount -t proc proc /proc), memory, a few descriptors (ulimit -n)";
+  // Not /proc: without it the Bun inside us has aborted by now.
+  const needs = "needs memory, a few descriptors (ulimit -n)";
   return attempt(`${needs} and leave to run code from a memfd; nothing works without`, async () => {
     await import("../../src/native/shim.ts");
     return { ok: true, found: "loads" };
@@ -115,7 +116,7 @@ function checkIoUring(): Promise<Finding> {
 
 function checkMemlock(host: Host): Finding {
   const limit = /^Max locked memory +(\S+)/m.exec(readText(host, "/proc/self/limits") ?? "")?.[1];
-  if (limit === undefined) return { ok: false, found: "unknown", advice: "mount -t proc proc /proc" };
+  if (limit === undefined) return { ok: false, found: "unknown", advice: "let us read /proc/self/limits" };
   if (limit === "unlimited") return { ok: true, found: limit };
   const ok = Number(limit) >= MEMLOCK_BYTES;
   const found = formatBytes(Number(limit));
