@@ -167,7 +167,7 @@ export class BlkbackDevice {
       this.#openStats();
       return this.#say(XenbusState.InitWait);
     }
-    await expectPromisesKept(this.#xenstore, this.address, this.#options.offer);
+    await expectPromisesKept(this.#xenstore, this.address, this.#options.offer, this.#image.info);
     logger.info(`${this.#name}: taking over a ring in use`);
     this.#takeover = true;
     this.#state = backend;

@@ -9,12 +9,12 @@ import { moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
-import { parseXenbusState } from "../protocol/xenbus.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 import { isDevice, writeKeys } from "./backend-directory.ts";
-import { isInUse, type DeviceEnd } from "./decide.ts";
+import type { DeviceEnd } from "./decide.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
+import { isRingInUse } from "./end-states.ts";
 import { checkOffer, diskLimits, offeredKeys } from "./features.ts";
 import { announceImage, hasServedRaw, refuseOthersDevice, refuseOthersOffer } from "./sharing.ts";
 import { createDevice, destroyDevice, expectOurFrontend, SERVE_KEY } from "./toolstack.ts";
@@ -156,10 +156,7 @@ async function removeLeftover(xenstore: Xenstore, address: DeviceAddress): Promi
 async function expectSameImage(xenstore: Xenstore, { address, path }: ServeOptions): Promise<void> {
   const before = await xenstore.tryRead(`${backendDir(address)}/params`);
   if (before === null || before === resolve(path)) return;
-  const [back, front] = [backendDir(address), frontendDir(address)].map((dir) =>
-    xenstore.tryRead(`${dir}/state`),
-  );
-  if (isInUse(parseXenbusState((await back) ?? null), parseXenbusState((await front) ?? null)))
+  if (await isRingInUse(xenstore, address))
     throw new XentoolError(
       "usage",
       `${describeDevice(address)} is in use with the image ${before}: serve that one`,

@@ -2,23 +2,26 @@
 // refuses a device that another backend's `physical-device` and `mode` say is written; we write the one so that it
 // sees us, and read the other so that we see the kernel's blkback, which opens a device without claiming it.
 // `physical-device-path` is left alone: by it libxl would hand the image to QEMU as well, as an emulated disk.
-import { fstatSync } from "node:fs";
+import { fstatSync, type Stats } from "node:fs";
 import type { Image } from "../block/image.ts";
 import { tryStat } from "../block/image/attempt.ts";
 import { majorMinor } from "../block/image/host-uses.ts";
-import { identify, type ImageIdentity } from "../block/image/known.ts";
+import { identify } from "../block/image/known.ts";
 import { XentoolError } from "../core/errors.ts";
 import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
-import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { isDevice, type BackendDirectory } from "./backend-directory.ts";
-import { isInUse } from "./decide.ts";
+import { isRingInUse } from "./end-states.ts";
 
 /** Which file or device was served here as a raw disk: the guest may have written anything to it since. */
 const RAW_KEY = "xentool-raw";
 const DEVICE_KEY = "physical-device";
 
-/** Says that the device shows `image`; `claimed`: its directory, if it has been claimed already. */
+/**
+ * Says that the device shows `image`; `claimed`: its directory, if it has been claimed already. Throws, and leaves all
+ * as it is, when a guest uses the device with another image: the path may lead to another one by now.
+ */
 export async function announceImage(
   xenstore: Xenstore,
   address: DeviceAddress,
@@ -26,14 +29,28 @@ export async function announceImage(
   claimed?: BackendDirectory,
 ): Promise<void> {
   const dir = backendDir(address);
-  const device = image.isBlockDevice ? physicalDevice(image.path) : undefined;
-  const { text: identity } = identify(fstatSync(image.fd));
+  const stat = fstatSync(image.fd);
+  const device = physicalDevice(stat);
+  const { text: identity } = identify(stat);
+  // Not in the transaction: a guest that writes its state all the time could make each one fail.
+  const isUsed = await isRingInUse(xenstore, address);
   await xenstore.transaction(async (tx) => {
     if (!(await (claimed?.isThere(tx) ?? isDevice(tx, address)))) return;
+    const before = await tx.tryRead(`${dir}/${RAW_KEY}`);
+    if (isUsed && before !== null && !isSameIdentity(before, identity))
+      throw new XentoolError(
+        "usage",
+        `${describeDevice(address)} is in use with another image than ${image.path} is now (${before}, not ${identity}): serve that one`,
+      );
     await tx.write(`${dir}/${RAW_KEY}`, identity);
     if (device !== undefined) await tx.write(`${dir}/${DEVICE_KEY}`, device);
     else if (await tx.exists(`${dir}/${DEVICE_KEY}`)) await tx.rm(`${dir}/${DEVICE_KEY}`);
   });
+}
+
+/** What an older xentool wrote of a block device lacks its diskseq. */
+function isSameIdentity(before: string, now: string): boolean {
+  return `${now},`.startsWith(`${before},`);
 }
 
 /** Whether a guest has had `path` as its raw disk here: then it keeps it, whatever it has made of its first sector. */
@@ -42,14 +59,11 @@ export async function hasServedRaw(
   address: DeviceAddress,
   path: string,
 ): Promise<boolean> {
-  const dir = backendDir(address);
-  const served = await xenstore.tryRead(`${dir}/${RAW_KEY}`);
-  const identity = identityOf(path);
+  const served = await xenstore.tryRead(`${backendDir(address)}/${RAW_KEY}`);
+  const stat = tryStat(path);
+  const identity = stat && identify(stat);
   if (served !== null && identity?.isSure === true && served === identity.text) return true;
-  const [backend, frontend] = [dir, frontendDir(address)].map((end) =>
-    xenstore.tryRead(`${end}/state`).catch(() => null),
-  );
-  return isInUse(parseXenbusState((await backend) ?? null), parseXenbusState((await frontend) ?? null));
+  return isRingInUse(xenstore, address);
 }
 
 /**
@@ -75,7 +89,8 @@ export async function refuseOthersDevice(
   path: string,
   readOnly: boolean,
 ): Promise<void> {
-  const device = physicalDevice(path);
+  const stat = tryStat(path);
+  const device = stat && physicalDevice(stat);
   if (device === undefined) return;
   const root = `/local/domain/${address.backend}/backend`;
   for (const kind of await names(xenstore, root))
@@ -105,18 +120,11 @@ async function isOthersUse(
 }
 
 /** As `stat -L -c %t:%T` has it, which is what the script compares; undefined for a file. */
-function physicalDevice(path: string): string | undefined {
-  const stat = tryStat(path);
-  if (stat?.isBlockDevice() !== true) return undefined;
+function physicalDevice(stat: Stats): string | undefined {
+  if (!stat.isBlockDevice()) return undefined;
   return majorMinor(stat.rdev)
     .map((part) => part.toString(16))
     .join(":");
-}
-
-/** Undefined: there is none, or it may not be looked at. */
-function identityOf(path: string): ImageIdentity | undefined {
-  const stat = tryStat(path);
-  return stat === undefined ? undefined : identify(stat);
 }
 
 async function names(xenstore: Xenstore, path: string): Promise<string[]> {

@@ -1,6 +1,6 @@
 // A disk served by the executable, from its own worker with its own copy of the C shim, to a guest by hand.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
@@ -79,6 +79,7 @@ test("a second server of a disk is refused, and the guest and the first one do n
   const pending = guest.read(16);
   for (const [other, words] of [
     [serving("b.img"), "in use with the image"],
+    [[...serving("a.img"), "--mode", "r"], "in use with info 0"],
     [[...serving("a.img"), "--sector-size", "4096"], "in use with sector-size 512"],
     [[...serving("a.img"), "--max-indirect-segments", "8"], "in use with feature-max-indirect-segments 256"],
     [[...serving("a.img"), "--max-ring-page-order", "1"], "in use with max-ring-page-order 4"],
@@ -86,6 +87,12 @@ test("a second server of a disk is refused, and the guest and the first one do n
     const { status, stderr } = await runXentool([...other], { env });
     expect([status, stderr]).toEqual([2, expect.stringContaining(words)]);
   }
+  // Another file that has got the image's name is another disk, too.
+  renameSync(join(dir, "a.img"), join(dir, "away.img"));
+  writeFileSync(join(dir, "a.img"), image);
+  const { status, stderr } = await runXentool(serving("a.img"), { env });
+  expect([status, stderr]).toEqual([2, expect.stringContaining("in use with another image than")]);
+  renameSync(join(dir, "away.img"), join(dir, "a.img"));
   const next = spawnXentool(serving("a.img"), { env });
   expect(await pending).toEqual(image.slice(16 * 512, 16 * 512 + 4096));
   await guest.setState(CLOSED);

@@ -1,6 +1,6 @@
 // The daemon: devices appear as a toolstack makes them, are served, refused with a reason, closed and left to
 // the next daemon. And what `install` puts on a host.
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { spawnSync } from "node:child_process";
 import {
   existsSync,
@@ -10,6 +10,7 @@ import {
   renameSync,
   rmSync,
   statSync,
+  truncateSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
@@ -19,6 +20,7 @@ import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { install, uninstall } from "../../src/blkback/install.ts";
 import { closeDevice, createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
 import { BackendWatch } from "../../src/blkback/watch.ts";
+import { configureLogging } from "../../src/core/log.ts";
 import { toDomid } from "../../src/core/types.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
 import { SimHost } from "../../src/sim/host.ts";
@@ -223,6 +225,28 @@ describe("a guest with a ring keeps its device", () => {
     renameSync(join(dir, "away.img"), join(dir, "a.img"));
     await until(at, "state", "4");
     expect(await guest.read(8)).toBeInstanceOf(Uint8Array);
+  });
+
+  test("while another file has its image's name, and gets it back grown", async () => {
+    await watch?.stop();
+    renameSync(join(dir, "a.img"), join(dir, "away.img"));
+    writeFileSync(join(dir, "a.img"), new Uint8Array(1 << 20));
+    const identity = await xenstore.read(`${backendDir(at)}/xentool-raw`);
+    const refused = Promise.withResolvers<void>();
+    configureLogging(0);
+    const stderr = spyOn(process.stderr, "write").mockImplementation((text) => {
+      if (String(text).includes("is in use with another image than")) refused.resolve();
+      return true;
+    });
+    await startWatch();
+    await refused.promise;
+    stderr.mockRestore();
+    await expectUntouched();
+    expect(await xenstore.read(`${backendDir(at)}/xentool-raw`)).toBe(identity);
+    const pending = guest.read(8);
+    truncateSync(join(dir, "away.img"), 1 << 21);
+    renameSync(join(dir, "away.img"), join(dir, "a.img"));
+    expect(await pending).toEqual(new Uint8Array(pattern(1 << 20).slice(4096, 8192)));
   });
 
   test.each(["4", "5"])("until it lets go, asked to before a watch begins, at %s", async (state) => {
