@@ -31,15 +31,14 @@ beforeEach(async () => {
 });
 
 afterEach(async () => {
-  for (const server of servers.splice(0)) {
-    server.kill("SIGTERM");
-    expect(await server.exited).toBe(143);
-  }
+  for (const server of servers) server.kill("SIGTERM");
+  const statuses = await Promise.all(servers.splice(0).map((server) => server.exited));
   devices.remove();
   const left = await host.settle();
   await host.stop();
   rmSync(dir, { recursive: true });
   expect(left).toEqual([]);
+  expect(statuses).toEqual(statuses.map(() => 143));
 });
 
 function serving(path: string, mode: string): string[] {

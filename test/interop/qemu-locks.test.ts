@@ -71,18 +71,27 @@ async function nbd(path: string, ...options: string[]): Promise<Bun.Subprocess |
   const argv = ["qemu-nbd", "-f", "raw", ...options, "--persistent", "--socket", socket, path];
   const child = Bun.spawn(argv, { stdio: ["ignore", "ignore", "ignore"] });
   running.push(child);
-  const ended = child.exited.then(() => undefined);
   // It listens before it opens the image, but greets only afterwards.
-  return Promise.race([ended, greeting(child, socket).then(() => child)]);
+  return (await greeted(child, socket)) ? child : undefined;
 }
 
-async function greeting(child: Bun.Subprocess, path: string): Promise<void> {
-  while (child.exitCode === null && !existsSync(path)) await Bun.sleep(5);
-  const { promise, resolve } = Promise.withResolvers<void>();
+/** False: qemu-nbd has ended. Its socket is there before it listens, so that one connection may not be enough. */
+async function greeted(child: Bun.Subprocess, path: string): Promise<boolean> {
+  while (child.exitCode === null) {
+    if (existsSync(path) && (await greets(path))) return true;
+    await Bun.sleep(5);
+  }
+  return false;
+}
+
+async function greets(path: string): Promise<boolean> {
+  const { promise, resolve } = Promise.withResolvers<boolean>();
   const socket = connect(path, () => {});
-  socket.on("error", () => {}).on("data", () => resolve());
-  await promise;
+  socket.on("data", () => resolve(true));
+  for (const end of ["error", "close"]) socket.on(end, () => resolve(false));
+  const answer = await promise;
   socket.destroy();
+  return answer;
 }
 
 describe.each(["a file", "a block device"])("%s", (what) => {
