@@ -111,7 +111,7 @@ async function measure(host: string, image: string, direct: boolean): Promise<un
     }
     const cpu = cpuSeconds(server.pid) - before;
     const ratio = Number((ringBest / rawBest).toFixed(2));
-    const aim = load.aim[direct ? 1 : 0] as number;
+    const aim = load.aim[direct ? 1 : 0];
     const name = `${load.rw} ${load.bs} depth ${load.depth}`;
     console.error(`  ${direct ? "direct" : "buffered"} ${name}: ${ratio} (aim ${aim})`);
     return {

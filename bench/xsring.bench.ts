@@ -72,7 +72,7 @@ async function readTicks(stream: ReadableStream<Uint8Array>, into: number[]): Pr
 
 function median(speeds: readonly Speed[], name: keyof Speed): number {
   const values = speeds.map((speed) => speed[name]).toSorted((a, b) => a - b);
-  return values[Math.floor(values.length / 2)] as number;
+  return values[Math.floor(values.length / 2)];
 }
 
 function round(value: number): number {

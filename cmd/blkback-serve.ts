@@ -147,7 +147,7 @@ export const serveCommand: CommandModule<GlobalArguments, ServeArguments> = {
           "one request in a hundred fails",
         ],
       ],
-    ) as never,
+    ),
   handler: (argv) =>
     runCommand(argv, (context) => withSession(context, (session) => runServe(context, session, argv))),
 };

@@ -64,7 +64,7 @@ const create: CommandModule<GlobalArguments, CreateArguments> = {
           "for the guest's QEMU, if it has one",
         ],
       ],
-    ) as never,
+    ),
   handler: (argv) =>
     runCommand(argv, (context) =>
       withSession(context, async (session) => {
@@ -153,7 +153,7 @@ const stats: CommandModule<GlobalArguments, StatsArguments> = {
         ["xentool blkback stats", "totals, latencies, how full the ring was"],
         ["xentool blkback stats --watch --json", "an object a line, every second"],
       ],
-    ) as never,
+    ),
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { choosePlatform } = await import("../src/platform/open.ts");
@@ -189,7 +189,7 @@ function installation(
           describe: "The host's file system",
         }),
         [[`xentool blkback ${name}`, example]],
-      ) as never,
+      ),
     handler: (argv) =>
       runCommand(argv, async (context) => {
         const work = await import("../src/blkback/install.ts");

@@ -100,7 +100,7 @@ const nbd: CommandModule<GlobalArguments, NbdArguments> = {
         ["nbdinfo 'nbd+unix:///?socket=/tmp/xvdb.sock'", "what it is"],
         ["nbdcopy 'nbd+unix:///?socket=/tmp/xvdb.sock' copy.img", "its bytes"],
       ],
-    ) as never,
+    ),
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { listenAt } = await import("../src/native/unix-listener.ts");
@@ -155,7 +155,7 @@ const bench: CommandModule<GlobalArguments, BenchArguments> = {
         ["xentool blkfront bench --vdev xvdb", "4k random reads, 32 at a time"],
         ["xentool blkfront bench --vdev xvdb --rw write --bs 1M --iodepth 4 --json", "for scripts"],
       ],
-    ) as never,
+    ),
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { XentoolError } = await import("../src/core/errors.ts");
@@ -176,7 +176,7 @@ async function benchOptions(argv: BenchArguments): Promise<BenchOptions> {
   const { XentoolError } = await import("../src/core/errors.ts");
   const size = /^([0-9]{1,9})([kKmM]?)$/.exec(argv.bs);
   if (size === null) throw new XentoolError("usage", `--bs: "${argv.bs}" is not a size; try 4k or 1M`);
-  const unit = { "": 1, k: 2 ** 10, m: 2 ** 20 }[(size[2] as string).toLowerCase()] as number;
+  const unit = { "": 1, k: 2 ** 10, m: 2 ** 20 }[size[2].toLowerCase()] as number;
   if (!(Number.isInteger(argv.iodepth) && argv.iodepth >= 1 && argv.iodepth <= 512))
     throw new XentoolError("usage", "--iodepth is a number from 1 to 512");
   if (!(argv.runtime > 0 && argv.runtime <= 86_400))

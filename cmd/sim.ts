@@ -39,11 +39,11 @@ function hostOptions<T>(argv: Argv<T>): Argv<T & Omit<HostArguments, keyof Globa
       default: [],
       requiresArg: true,
       describe: `A limit of each domain, repeatable; default ${DEFAULT_LIMITS_TEXT}`,
-    }) as never;
+    });
 }
 
 function dirOption<T>(argv: Argv<T>, describe: string): Argv<T & Omit<DirArguments, keyof GlobalArguments>> {
-  return argv.option("dir", { type: "string", requiresArg: true, describe }) as never;
+  return argv.option("dir", { type: "string", requiresArg: true, describe });
 }
 
 function optionsOf(argv: HostArguments): SimHostOptions {
@@ -74,7 +74,7 @@ const run: CommandModule<GlobalArguments, RunArguments> = {
         ["xentool sim run --domains 2 -- xentool sim status", "what there is from the start"],
         ["xentool sim run --limit share-pages=64 -- ./test.sh", "a test where shared pages run out"],
       ],
-    ) as never,
+    ),
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const command = argv["--"] ?? [];
@@ -112,7 +112,7 @@ const start: CommandModule<GlobalArguments, StartArguments> = {
         ['eval "$(xentool sim start)"', "start one, and use it in this shell"],
         ["xentool sim start --dir /run/my-sim --domains 5", "five domains, in a directory of one's choice"],
       ],
-    ) as never,
+    ),
   handler: (argv) =>
     runCommand(argv, (context) =>
       argv.foreground ? stayInForeground(argv, context) : startInBackground(argv),
@@ -164,7 +164,7 @@ const status: CommandModule<GlobalArguments, DirArguments> = {
     withExamples(dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names"), [
       ["xentool sim status", "the one that XENTOOL_SIM names"],
       ["xentool sim status --json", "all of it, for a program"],
-    ]) as never,
+    ]),
   handler: (argv) =>
     runCommand(argv, async ({ json, timeoutMs }) => {
       const { hostStatus } = await import("../src/sim/daemon.ts");
@@ -204,7 +204,7 @@ const stop: CommandModule<GlobalArguments, DirArguments> = {
     withExamples(dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names"), [
       ["xentool sim stop", "the one that XENTOOL_SIM names"],
       ["xentool sim stop --dir /run/my-sim", "another one"],
-    ]) as never,
+    ]),
   handler: (argv) =>
     runCommand(argv, async ({ json, timeoutMs }) => {
       const { stopHost } = await import("../src/sim/daemon.ts");
@@ -235,7 +235,7 @@ const exec: CommandModule<GlobalArguments, ExecArguments> = {
         ["xentool sim exec 1 -- xenstore-ls", "what domain 1 sees of xenstore"],
         ["xentool sim exec 2 -- ./my-vchan-server", "a program on libxenvchan, in domain 2"],
       ],
-    ) as never,
+    ),
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const command = argv["--"] ?? [];

@@ -26,7 +26,7 @@ interface Interface {
 }
 
 function ffiType(declaration: string): string {
-  const type = declaration.includes("*") ? "ptr" : FFI_TYPES[declaration.split(" ")[0] as string];
+  const type = declaration.includes("*") ? "ptr" : FFI_TYPES[declaration.split(" ")[0]];
   if (type === undefined) throw new CommandFailed(`JavaScript has no ${declaration}`);
   return type;
 }

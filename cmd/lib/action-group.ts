@@ -17,7 +17,7 @@ export function actionGroup(
 ): Group {
   const which = `which one: ${actions.map(({ command }) => String(command).split(" ")[0]).join(", ")}?`;
   return {
-    command: path.split(" ").at(-1) as string,
+    command: path.split(" ").at(-1),
     describe,
     builder: (argv) =>
       withExamples(
@@ -27,7 +27,7 @@ export function actionGroup(
           .strict()
           .usage(`$0 ${path} ACTION\n\n${describe}`),
         examples,
-      ) as never,
+      ),
     // What comes after -- is enough for yargs, but it is no action.
     handler: () => {
       throw new XentoolError("usage", `${which} try: xentool ${path} --help`);

@@ -216,7 +216,7 @@ function formatHistogram(title: string, counts: readonly number[], limit: number
 function bar(share: number): string {
   const eighths = Math.round(share * BAR_WIDTH * 8);
   const full = Math.floor(eighths / 8);
-  const rest = eighths % 8 === 0 ? "" : (BLOCKS[eighths % 8] as string);
+  const rest = eighths % 8 === 0 ? "" : BLOCKS[eighths % 8];
   return ("█".repeat(full) + rest).padEnd(BAR_WIDTH);
 }
 

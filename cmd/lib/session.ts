@@ -26,7 +26,7 @@ export function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, 
       type: "string",
       requiresArg: true,
       describe: "Directory name of the backend (default: what there is, else qdisk)",
-    }) as never;
+    });
 }
 
 /** --device-type, of those who make a device. */

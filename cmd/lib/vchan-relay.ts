@@ -138,7 +138,7 @@ function localSpec(argv: RelayArguments): LocalSpec {
   if (command.length > 0) {
     if (argv.unix !== undefined || argv.tcp !== undefined)
       throw new XentoolError("usage", "a command after -- and a socket exclude each other");
-    checkProgram(command[0] as string);
+    checkProgram(command[0]);
     return { kind: "command", argv: command };
   }
   if (argv.unix !== undefined) return { kind: "unix", path: argv.unix };

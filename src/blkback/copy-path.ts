@@ -30,8 +30,8 @@ export class CopyPath implements GrantPath {
 
   begin(op: number): boolean {
     const operations = this.#operations;
-    const row = operations.first[op] as number;
-    const pages = Math.ceil((this.#requests.length[row] as number) / PAGE_SIZE);
+    const row = operations.first[op];
+    const pages = Math.ceil(this.#requests.length[row] / PAGE_SIZE);
     const page = this.#pool.allocate(pages);
     if (page < 0) return false;
     operations.page[op] = page;
@@ -44,12 +44,12 @@ export class CopyPath implements GrantPath {
 
   extend(op: number, row: number): boolean {
     const operations = this.#operations;
-    const bytes = (operations.end[op] as number) - (operations.start[op] as number);
-    const have = operations.pageCount[op] as number;
-    const more = Math.ceil((bytes + (this.#requests.length[row] as number)) / PAGE_SIZE) - have;
-    if (more > 0 && !this.#pool.extend(operations.page[op] as number, have, more)) return false;
+    const bytes = operations.end[op] - operations.start[op];
+    const have = operations.pageCount[op];
+    const more = Math.ceil((bytes + this.#requests.length[row]) / PAGE_SIZE) - have;
+    if (more > 0 && !this.#pool.extend(operations.page[op], have, more)) return false;
     operations.pageCount[op] = have + Math.max(0, more);
-    if (operations.kind[op] !== KIND_READ) this.#copyIn(row, (operations.address[op] as number) + bytes);
+    if (operations.kind[op] !== KIND_READ) this.#copyIn(row, operations.address[op] + bytes);
     return true;
   }
 
@@ -59,10 +59,10 @@ export class CopyPath implements GrantPath {
 
   finish(op: number): void {
     const requests = this.#requests;
-    let address = this.#operations.address[op] as number;
-    for (let row = this.#operations.first[op] as number; row >= 0; row = requests.next[row] as number) {
+    let address = this.#operations.address[op];
+    for (let row = this.#operations.first[op]; row >= 0; row = requests.next[row]) {
       this.#copyOut(row, address);
-      address += requests.length[row] as number;
+      address += requests.length[row];
     }
   }
 
@@ -72,7 +72,7 @@ export class CopyPath implements GrantPath {
 
   end(op: number): void {
     const { page, pageCount } = this.#operations;
-    if (pageCount[op] !== 0) this.#pool.release(page[op] as number, pageCount[op] as number);
+    if (pageCount[op] !== 0) this.#pool.release(page[op], pageCount[op]);
   }
 
   vectors(): number {
@@ -89,7 +89,7 @@ export class CopyPath implements GrantPath {
 
   #copyIn(row: number, address: number): void {
     const requests = this.#requests;
-    const count = requests.segmentCount[row] as number;
+    const count = requests.segmentCount[row];
     let to = address;
     for (let i = 0; i < count; i++) {
       const length = requests.sectCount(row, i) * SECTOR_SIZE;
@@ -101,7 +101,7 @@ export class CopyPath implements GrantPath {
 
   #copyOut(row: number, address: number): void {
     const requests = this.#requests;
-    const count = requests.segmentCount[row] as number;
+    const count = requests.segmentCount[row];
     let from = address;
     for (let i = 0; i < count; i++) {
       const length = requests.sectCount(row, i) * SECTOR_SIZE;

@@ -36,9 +36,9 @@ export class Executor {
   /** Submits the step that `op` has come to. */
   submit(op: number): void {
     const operations = this.#operations;
-    const kind = operations.kind[op] as number;
-    const start = operations.start[op] as number;
-    const length = (operations.end[op] as number) - start;
+    const kind = operations.kind[op];
+    const start = operations.start[op];
+    const length = operations.end[op] - start;
     this.submitted++;
     if (this.isFlushing(op)) this.#target.start(IO_FLUSH, op, 0, 0, 0);
     else if (kind === KIND_DISCARD) this.#target.start(IO_DISCARD, op, start, length, 0);
@@ -49,12 +49,12 @@ export class Executor {
   /** Takes the result of the step under way: DONE, UNDER_WAY or the -errno that ends `op`. */
   advance(op: number, result: number): number {
     const operations = this.#operations;
-    const kind = operations.kind[op] as number;
+    const kind = operations.kind[op];
     if (result < 0) return result;
     if (!this.isFlushing(op) && kind !== KIND_DISCARD && kind !== KIND_SECURE_DISCARD) {
-      const done = (operations.done[op] as number) + result;
+      const done = operations.done[op] + result;
       operations.done[op] = done;
-      if (done < (operations.end[op] as number) - (operations.start[op] as number)) {
+      if (done < operations.end[op] - operations.start[op]) {
         // Nothing transferred: the image ends here.
         if (result === 0) return EIO;
         this.submit(op);
@@ -76,10 +76,10 @@ export class Executor {
   #transfer(op: number, reads: boolean, start: number, length: number): void {
     const operations = this.#operations;
     const path = this.#path;
-    const done = operations.done[op] as number;
+    const done = operations.done[op];
     const vectors = path.vectors(op);
     if (vectors === 0) {
-      const address = (operations.address[op] as number) + done;
+      const address = operations.address[op] + done;
       this.#target.start(reads ? IO_READ : IO_WRITE, op, start + done, length - done, address);
     } else {
       const address = path.vectorAddress(op);

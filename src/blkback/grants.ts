@@ -60,8 +60,7 @@ export class RequestCopies {
     const count = batch.count;
     if (count === 0) return;
     const error = this.#grants.copy(batch);
-    for (let i = 0; i < count; i++)
-      if (error !== 0 || batch.status(i) !== 0) this.#failed[this.#rows[i] as number] = 1;
+    for (let i = 0; i < count; i++) if (error !== 0 || batch.status(i) !== 0) this.#failed[this.#rows[i]] = 1;
     this.copied += count;
     batch.clear();
   }

@@ -54,7 +54,7 @@ export class Journal {
     this.unanswered = unanswered;
     this.unansweredCount = unanswered.length / REQUEST_WORDS;
     // Those are taken a second time, with the same numbers.
-    this.#taken = (this.#doubles[HEADER.taken] as number) - this.unansweredCount;
+    this.#taken = this.#doubles[HEADER.taken] - this.unansweredCount;
   }
 
   /**
@@ -84,7 +84,7 @@ export class Journal {
     doubles[at / 8 + 1] = -1;
     const to = at / 4 + 4;
     const from = slot * REQUEST_WORDS;
-    for (let i = 0; i < REQUEST_WORDS; i++) this.#words[to + i] = words[from + i] as number;
+    for (let i = 0; i < REQUEST_WORDS; i++) this.#words[to + i] = words[from + i];
   }
 
   /** The `count` requests just noted are taken: from now on they will be answered. Before any of them starts. */
@@ -95,12 +95,12 @@ export class Journal {
 
   /** The response to the request in `row` is the one number `position` of the next push. */
   answer(row: number, position: number): void {
-    this.#doubles[entryAt(row) / 8 + 1] = (this.#doubles[HEADER.pushed] as number) + position;
+    this.#doubles[entryAt(row) / 8 + 1] = this.#doubles[HEADER.pushed] + position;
   }
 
   /** -errno of the flush that failed on this ring, under this server or a former one; 0: none has. */
   get flushErrno(): number {
-    return this.#doubles[HEADER.flushErrno] as number;
+    return this.#doubles[HEADER.flushErrno];
   }
 
   /** A flush failed with -`errno`: no successor is to say OK to the next one. */
@@ -110,7 +110,7 @@ export class Journal {
 
   /** `count` responses are published. */
   pushed(count: number): void {
-    this.#doubles[HEADER.pushed]! += count;
+    this.#doubles[HEADER.pushed] += count;
   }
 
   /** Unmaps; the file stays for a successor. */
@@ -168,7 +168,7 @@ export function removeJournal(path: string): void {
 
 /** A random number but 0. */
 function newMark(): number {
-  return (crypto.getRandomValues(new Uint32Array(1))[0] as number) || 1;
+  return crypto.getRandomValues(new Uint32Array(1))[0] || 1;
 }
 
 /**
@@ -191,8 +191,8 @@ function readJournal(path: string, ring: RingState): Left | undefined {
   const doubles = new Float64Array(words.buffer);
   const isIts = doubles[HEADER.mark] === ring.mark && doubles[HEADER.slots] === ring.slots;
   if (doubles[HEADER.magic] !== MAGIC || !isIts) return undefined;
-  const taken = doubles[HEADER.taken] as number;
-  const noted = doubles[HEADER.pushed] as number;
+  const taken = doubles[HEADER.taken];
+  const noted = doubles[HEADER.pushed];
   // What the ring says was published may be one push ahead of what could be noted.
   const pushed = noted + ((ring.rspProd - (noted % TWO_32)) >>> 0);
   // Nothing is answered: the ring itself holds everything, also where a frontend has begun anew on the same page.
@@ -200,18 +200,18 @@ function readJournal(path: string, ring: RingState): Left | undefined {
   const rows: number[] = [];
   for (let row = 0; row < ring.slots; row++) {
     const at = entryAt(row) / 8;
-    const answeredAt = doubles[at + 1] as number;
+    const answeredAt = doubles[at + 1];
     const answered = answeredAt >= 0 && answeredAt < pushed;
-    if ((doubles[at] as number) < taken && !answered) rows.push(row);
+    if (doubles[at] < taken && !answered) rows.push(row);
   }
   if (rows.length !== taken - pushed) return undefined;
-  rows.sort((a, b) => (doubles[entryAt(a) / 8] as number) - (doubles[entryAt(b) / 8] as number));
+  rows.sort((a, b) => doubles[entryAt(a) / 8] - doubles[entryAt(b) / 8]);
   const unanswered = new Uint32Array(rows.length * REQUEST_WORDS);
   rows.forEach((row, index) => {
     const at = entryAt(row) / 4 + 4;
     unanswered.set(words.subarray(at, at + REQUEST_WORDS), index * REQUEST_WORDS);
   });
-  return { unanswered, flushErrno: doubles[HEADER.flushErrno] as number };
+  return { unanswered, flushErrno: doubles[HEADER.flushErrno] };
 }
 
 /** A file of just `bytes` bytes; undefined when there is none, and an error when it cannot be read now. */

@@ -43,8 +43,8 @@ export class MapPath implements GrantPath {
   begin(op: number): boolean {
     const operations = this.#operations;
     const requests = this.#requests;
-    const row = operations.first[op] as number;
-    const count = requests.segmentCount[row] as number;
+    const row = operations.first[op];
+    const count = requests.segmentCount[row];
     if (count > this.#freePages) return false;
     const refs = Array.from({ length: count }, (_, index) => requests.gref(row, index));
     try {
@@ -80,24 +80,23 @@ export class MapPath implements GrantPath {
   /** The pieces of the request from byte `done` on; neighbours in memory are one. */
   vectors(op: number): number {
     const requests = this.#requests;
-    const row = this.#operations.first[op] as number;
+    const row = this.#operations.first[op];
     const words = this.#vectorWords;
     const base = op * MAX_VECTORS * 2;
-    const segments = requests.segmentCount[row] as number;
-    let skip = this.#operations.done[op] as number;
+    const segments = requests.segmentCount[row];
+    let skip = this.#operations.done[op];
     let count = 0;
     let end = -1;
     for (let i = 0; i < segments; i++) {
       let length = requests.sectCount(row, i) * SECTOR_SIZE;
-      let address =
-        (this.#operations.address[op] as number) + i * PAGE_SIZE + requests.firstSect(row, i) * SECTOR_SIZE;
+      let address = this.#operations.address[op] + i * PAGE_SIZE + requests.firstSect(row, i) * SECTOR_SIZE;
       const skipped = Math.min(skip, length);
       skip -= skipped;
       length -= skipped;
       address += skipped;
       if (length === 0) continue;
       if (address === end) {
-        words[base + count * 2 - 1] = (words[base + count * 2 - 1] as bigint) + BigInt(length);
+        words[base + count * 2 - 1] = words[base + count * 2 - 1] + BigInt(length);
       } else {
         if (count === MAX_VECTORS) break;
         words[base + count * 2] = BigInt(address);

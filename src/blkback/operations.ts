@@ -52,7 +52,7 @@ export class OperationTable {
 
   /** A new active operation for request `row`. There are as many operations as requests, so one is free. */
   open(row: number, kind: number, start: number, length: number, sequence: number, writes: boolean): number {
-    const op = this.#free[--this.#freeCount] as number;
+    const op = this.#free[--this.#freeCount];
     this.kind[op] = kind;
     this.stage[op] = STAGE_IO;
     this.first[op] = row;
@@ -70,8 +70,8 @@ export class OperationTable {
   }
 
   close(op: number, writes: boolean): void {
-    const hole = this.#position[op] as number;
-    const moved = this.active[--this.activeCount] as number;
+    const hole = this.#position[op];
+    const moved = this.active[--this.activeCount];
     this.active[hole] = moved;
     this.#position[moved] = hole;
     this.#free[this.#freeCount++] = op;

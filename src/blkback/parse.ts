@@ -100,21 +100,21 @@ export class RequestParser {
     }
     if (this.indirect > 0) this.#copies.run();
     for (let slot = 0; slot < count; slot++) {
-      const row = rows[slot] as number;
+      const row = rows[slot];
       if (verdicts[slot] === NEEDS_INDIRECT)
         verdicts[slot] = this.#requests.failed[row] === 0 ? this.#checkSegments(row) : BLKIF_RSP_ERROR;
-      if ((verdicts[slot] as number) < 0) this.bad++;
+      if (verdicts[slot] < 0) this.bad++;
     }
   }
 
   /** Asks for the indirect pages of `row`: they land where its segments are kept. */
   #fetchIndirect(row: number): void {
     const requests = this.#requests;
-    let left = requests.segmentCount[row] as number;
+    let left = requests.segmentCount[row];
     let address = requests.segmentAddress(row);
     for (let page = 0; left > 0; page++) {
       const bytes = Math.min(left, SEGMENTS_PER_INDIRECT_PAGE) * SEGMENT.bytes;
-      const ref = requests.indirectGrefs[row * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + page] as number;
+      const ref = requests.indirectGrefs[row * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + page];
       this.#copies.fromGrant(row, this.#domid, ref, 0, bytes, address);
       address += bytes;
       left -= SEGMENTS_PER_INDIRECT_PAGE;
@@ -127,14 +127,14 @@ export class RequestParser {
     const bytes = this.#slots.bytes;
     const word = slot * WORDS;
     const at = slot * REQUEST.bytes;
-    const operation = bytes[at] as number;
+    const operation = bytes[at];
     requests.echo[row] = operation;
-    requests.idLow[row] = words[word + ID_WORD] as number;
-    requests.idHigh[row] = words[word + ID_WORD + 1] as number;
-    const sectorHigh = words[word + SECTOR_WORD + 1] as number;
-    const sector = (words[word + SECTOR_WORD] as number) + sectorHigh * TWO_32;
+    requests.idLow[row] = words[word + ID_WORD];
+    requests.idHigh[row] = words[word + ID_WORD + 1];
+    const sectorHigh = words[word + SECTOR_WORD + 1];
+    const sector = words[word + SECTOR_WORD] + sectorHigh * TWO_32;
     requests.start[row] = sector * SECTOR_SIZE;
-    const count = bytes[at + REQUEST.nrSegments] as number;
+    const count = bytes[at + REQUEST.nrSegments];
     switch (operation) {
       case BLKIF_OP_READ:
       case BLKIF_OP_WRITE:
@@ -164,14 +164,14 @@ export class RequestParser {
     const from = this.#slots.words;
     const to = this.#segmentWords;
     const base = row * requests.segmentStride * 2;
-    for (let i = 0; i < count * 2; i++) to[base + i] = from[word + SEGMENT_WORD + i] as number;
+    for (let i = 0; i < count * 2; i++) to[base + i] = from[word + SEGMENT_WORD + i];
     requests.segmentCount[row] = count;
     return this.#checkSegments(row);
   }
 
   #decodeIndirect(row: number, word: number, at: number, sectorHigh: number): number {
     const requests = this.#requests;
-    const inner = this.#slots.bytes[at + REQUEST.indirectOp] as number;
+    const inner = this.#slots.bytes[at + REQUEST.indirectOp];
     const count = read16(this.#slots.bytes, at + REQUEST.indirectNrSegments);
     requests.echo[row] = inner;
     if (inner !== BLKIF_OP_READ && inner !== BLKIF_OP_WRITE) return BLKIF_RSP_ERROR;
@@ -180,19 +180,18 @@ export class RequestParser {
     requests.kind[row] = inner === BLKIF_OP_READ ? KIND_READ : KIND_WRITE;
     requests.segmentCount[row] = count;
     for (let i = 0; i < BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST; i++)
-      requests.indirectGrefs[row * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + i] = this.#slots.words[
-        word + INDIRECT_GREF_WORD + i
-      ] as number;
+      requests.indirectGrefs[row * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + i] =
+        this.#slots.words[word + INDIRECT_GREF_WORD + i];
     return NEEDS_INDIRECT;
   }
 
   #decodeDiscard(row: number, word: number, at: number, sector: number): number {
     const requests = this.#requests;
     const limits = this.#limits;
-    const secure = ((this.#slots.bytes[at + REQUEST.discardFlag] as number) & BLKIF_DISCARD_SECURE) !== 0;
+    const secure = (this.#slots.bytes[at + REQUEST.discardFlag] & BLKIF_DISCARD_SECURE) !== 0;
     const words = this.#slots.words;
-    const countHigh = words[word + DISCARD_WORD + 1] as number;
-    const count = (words[word + DISCARD_WORD] as number) + countHigh * TWO_32;
+    const countHigh = words[word + DISCARD_WORD + 1];
+    const count = words[word + DISCARD_WORD] + countHigh * TWO_32;
     if (limits.readOnly) return BLKIF_RSP_ERROR;
     if (!limits.canDiscard || (secure && !limits.canSecureDiscard)) return BLKIF_RSP_EOPNOTSUPP;
     // Beyond 2^53 the sum is inexact, but then it is far beyond any disk.
@@ -207,12 +206,12 @@ export class RequestParser {
     const requests = this.#requests;
     const limits = this.#limits;
     const bytes = this.#segmentBytes;
-    const count = requests.segmentCount[row] as number;
+    const count = requests.segmentCount[row];
     let at = row * requests.segmentStride * SEGMENT.bytes + SEGMENT.firstSect;
     let sectors = 0;
     for (let i = 0; i < count; i++, at += SEGMENT.bytes) {
-      const first = bytes[at] as number;
-      const last = bytes[at + 1] as number;
+      const first = bytes[at];
+      const last = bytes[at + 1];
       if (first > last || last >= SECTORS_PER_PAGE) return BLKIF_RSP_ERROR;
       sectors += last - first + 1;
     }
@@ -224,8 +223,8 @@ export class RequestParser {
   #checkRange(row: number): number {
     const requests = this.#requests;
     const limits = this.#limits;
-    const start = requests.start[row] as number;
-    const length = requests.length[row] as number;
+    const start = requests.start[row];
+    const length = requests.length[row];
     if (start + length > limits.sectors512 * SECTOR_SIZE) return BLKIF_RSP_ERROR;
     const unit = limits.logicalSectorBytes;
     if (unit !== SECTOR_SIZE && (start % unit !== 0 || length % unit !== 0)) return BLKIF_RSP_ERROR;
@@ -234,5 +233,5 @@ export class RequestParser {
 }
 
 function read16(bytes: Uint8Array, at: number): number {
-  return (bytes[at] as number) | ((bytes[at + 1] as number) << 8);
+  return bytes[at] | (bytes[at + 1] << 8);
 }

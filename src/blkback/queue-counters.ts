@@ -47,37 +47,37 @@ export class QueueCounters {
 
   /** Requests answered so far. */
   get answered(): number {
-    return this.#counters[STAT.requests] as number;
+    return this.#counters[STAT.requests];
   }
 
   /** A wake-up found `count` requests on the ring. */
   fetched(count: number): void {
-    this.#counters[RING_UTILISATION + count]!++;
+    this.#counters[RING_UTILISATION + count]++;
   }
 
   indirect(count: number): void {
-    this.#counters[STAT.indirect]! += count;
+    this.#counters[STAT.indirect] += count;
   }
 
   answer(requests: RequestTable, row: number, status: number, nowMs: number): void {
     const counters = this.#counters;
-    const kind = requests.kind[row] as number;
-    counters[STAT.requests]!++;
+    const kind = requests.kind[row];
+    counters[STAT.requests]++;
     if (status !== BLKIF_RSP_OKAY) {
-      counters[STAT.errors]!++;
+      counters[STAT.errors]++;
       return;
     }
-    counters[STAT.ok]!++;
-    counters[COUNT[kind] as number]!++;
-    const bytes = BYTES[kind] as number;
-    if (bytes >= 0) counters[bytes]! += requests.length[row] as number;
-    counters[SEGMENTS_PER_REQUEST + (requests.segmentCount[row] as number)]!++;
-    counters[(LATENCY[kind] as number) + latencyBucket(nowMs - (requests.startedAtMs[row] as number))]!++;
+    counters[STAT.ok]++;
+    counters[COUNT[kind]]++;
+    const bytes = BYTES[kind];
+    if (bytes >= 0) counters[bytes] += requests.length[row];
+    counters[SEGMENTS_PER_REQUEST + requests.segmentCount[row]]++;
+    counters[LATENCY[kind] + latencyBucket(nowMs - requests.startedAtMs[row])]++;
   }
 
   /** The image failed an operation of this kind with -`errno`. */
   ioFailure(kind: number, errno: number): void {
-    this.#counters[ERRORS[kind] as number]!++;
+    this.#counters[ERRORS[kind]]++;
     this.#counters[STAT.ioErrno] = -errno;
   }
 
@@ -89,9 +89,9 @@ export class QueueCounters {
   /** `count` responses were published; the other two are running totals. */
   pushed(count: number, notified: boolean, copiedSegments: number, merged: number): void {
     const counters = this.#counters;
-    counters[STAT.batches]!++;
-    counters[BATCH_SIZES + count]!++;
-    if (notified) counters[STAT.notifies]!++;
+    counters[STAT.batches]++;
+    counters[BATCH_SIZES + count]++;
+    if (notified) counters[STAT.notifies]++;
     counters[STAT.copiedSegments] = copiedSegments;
     counters[STAT.merged] = merged;
   }

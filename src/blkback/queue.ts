@@ -196,8 +196,8 @@ export class BlockQueue {
     this.#counters.indirect(parser.indirect);
     this.#note(count);
     for (let slot = 0; slot < count; slot++) {
-      const row = parser.rows[slot] as number;
-      const verdict = parser.verdicts[slot] as number;
+      const row = parser.rows[slot];
+      const verdict = parser.verdicts[slot];
       if (verdict === ADMITTED) this.#scheduler.add(row);
       else this.#respond(row, verdict);
     }
@@ -209,8 +209,7 @@ export class BlockQueue {
     const journal = this.#journal;
     if (journal === undefined) return;
     const { rows } = this.#parser;
-    for (let slot = 0; slot < count; slot++)
-      journal.take(rows[slot] as number, slot, this.#ring.requests.words);
+    for (let slot = 0; slot < count; slot++) journal.take(rows[slot], slot, this.#ring.requests.words);
     journal.commit(count);
   }
 
@@ -223,8 +222,8 @@ export class BlockQueue {
     if (scheduler.startedCount === 0) return;
     this.#path.fetch();
     for (let i = 0; i < scheduler.startedCount; i++) {
-      const op = scheduler.started[i] as number;
-      if (this.#failures.forbids(this.#operations.kind[op] as number)) this.#answer(op, BLKIF_RSP_ERROR);
+      const op = scheduler.started[i];
+      if (this.#failures.forbids(this.#operations.kind[op])) this.#answer(op, BLKIF_RSP_ERROR);
       else if (this.#hasFailedRequest(op)) this.#giveUp(op, BLKIF_RSP_ERROR);
       else this.#executor.submit(op);
     }
@@ -232,8 +231,7 @@ export class BlockQueue {
 
   #hasFailedRequest(op: number): boolean {
     const { failed, next } = this.#requests;
-    for (let row = this.#operations.first[op] as number; row >= 0; row = next[row] as number)
-      if (failed[row] !== 0) return true;
+    for (let row = this.#operations.first[op]; row >= 0; row = next[row]) if (failed[row] !== 0) return true;
     return false;
   }
 
@@ -266,7 +264,7 @@ export class BlockQueue {
   }
 
   #completeOne(op: number, result: number): void {
-    const kind = this.#operations.kind[op] as number;
+    const kind = this.#operations.kind[op];
     const outcome = this.#executor.advance(op, result);
     if (outcome === UNDER_WAY) return;
     if (outcome !== DONE) this.#fail(op, outcome);
@@ -281,22 +279,22 @@ export class BlockQueue {
   #deliver(): void {
     if (this.#finishedCount === 0) return;
     this.#path.deliver();
-    for (let i = 0; i < this.#finishedCount; i++) this.#answer(this.#finished[i] as number, BLKIF_RSP_OKAY);
+    for (let i = 0; i < this.#finishedCount; i++) this.#answer(this.#finished[i], BLKIF_RSP_OKAY);
     this.#finishedCount = 0;
   }
 
   /** The target failed `op`. Of a merged one only the requests that fail by themselves count. */
   #fail(op: number, errno: number): void {
     const { kind, start, end, first } = this.#operations;
-    const of = kind[op] as number;
+    const of = kind[op];
     if (errno === EOPNOTSUPP && of !== KIND_READ) {
       this.#giveUp(op, BLKIF_RSP_EOPNOTSUPP);
       return;
     }
     if (this.#executor.isFlushing(op)) this.#failures.flushFailed(errno);
-    else if (this.#requests.next[first[op] as number] === -1) {
-      const from = start[op] as number;
-      this.#failures.failed(of, from, (end[op] as number) - from, errno, this.#reactor.nowMs);
+    else if (this.#requests.next[first[op]] === -1) {
+      const from = start[op];
+      this.#failures.failed(of, from, end[op] - from, errno, this.#reactor.nowMs);
     }
     this.#giveUp(op, BLKIF_RSP_ERROR);
   }
@@ -304,14 +302,14 @@ export class BlockQueue {
   /** An operation that failed: its request is answered, or the requests merged into it go one by one. */
   #giveUp(op: number, status: number): void {
     const operations = this.#operations;
-    const first = operations.first[op] as number;
+    const first = operations.first[op];
     if (this.#requests.next[first] === -1) {
       this.#answer(op, status);
       return;
     }
     this.#end(op);
     for (let row = first; row >= 0;) {
-      const next = this.#requests.next[row] as number;
+      const next = this.#requests.next[row];
       this.#requests.failed[row] = 0;
       this.#scheduler.putBack(row);
       row = next;
@@ -321,10 +319,10 @@ export class BlockQueue {
   /** Ends `op` and stages the answers to its requests. Its pages are given back before they are published. */
   #answer(op: number, status: number): void {
     const requests = this.#requests;
-    let row = this.#operations.first[op] as number;
+    let row = this.#operations.first[op];
     this.#end(op);
     while (row >= 0) {
-      const next = requests.next[row] as number;
+      const next = requests.next[row];
       this.#respond(row, requests.failed[row] === 0 ? status : BLKIF_RSP_ERROR);
       row = next;
     }
@@ -332,7 +330,7 @@ export class BlockQueue {
 
   #end(op: number): void {
     this.#path.end(op);
-    this.#operations.close(op, changesDisk(this.#operations.kind[op] as number));
+    this.#operations.close(op, changesDisk(this.#operations.kind[op]));
   }
 
   // 4. Answer: one push and at most one notification for everything staged.
@@ -342,9 +340,9 @@ export class BlockQueue {
     const words = this.#responses;
     this.#journal?.answer(row, this.#staged);
     const at = this.#staged++ * this.#responseWords;
-    words[at] = requests.idLow[row] as number;
-    words[at + 1] = requests.idHigh[row] as number;
-    words[at + 2] = (requests.echo[row] as number) | ((status & 0xffff) << 16);
+    words[at] = requests.idLow[row];
+    words[at + 1] = requests.idHigh[row];
+    words[at + 2] = requests.echo[row] | ((status & 0xffff) << 16);
     this.#counters.answer(requests, row, status, this.#reactor.nowMs);
     requests.release(row);
   }

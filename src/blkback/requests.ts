@@ -84,7 +84,7 @@ export class RequestTable {
 
   /** A free row. The ring's bound on unanswered requests guarantees that there is one. */
   take(nowMs: number): number {
-    const row = this.#free[--this.#freeCount] as number;
+    const row = this.#free[--this.#freeCount];
     this.sequence[row] = this.#arrivals++;
     this.startedAtMs[row] = nowMs;
     this.failed[row] = 0;
@@ -101,21 +101,19 @@ export class RequestTable {
 
   /** Grant reference of segment `index` of `row`. */
   gref(row: number, index: number): number {
-    return this.#segmentWords[(row * this.segmentStride + index) * 2] as number;
+    return this.#segmentWords[(row * this.segmentStride + index) * 2];
   }
 
   /** First sector of segment `index` of `row` within its page. */
   firstSect(row: number, index: number): number {
-    return this.#segmentBytes[
-      (row * this.segmentStride + index) * SEGMENT.bytes + SEGMENT.firstSect
-    ] as number;
+    return this.#segmentBytes[(row * this.segmentStride + index) * SEGMENT.bytes + SEGMENT.firstSect];
   }
 
   /** Sectors of segment `index` of `row`. */
   sectCount(row: number, index: number): number {
     const at = (row * this.segmentStride + index) * SEGMENT.bytes;
     const bytes = this.#segmentBytes;
-    return (bytes[at + SEGMENT.lastSect] as number) - (bytes[at + SEGMENT.firstSect] as number) + 1;
+    return bytes[at + SEGMENT.lastSect] - bytes[at + SEGMENT.firstSect] + 1;
   }
 
   /** Where the segments of `row` lie, for the copy of its indirect pages. */

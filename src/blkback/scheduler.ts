@@ -44,8 +44,8 @@ export class Scheduler {
     alone[row] = 1;
     next[row] = -1;
     let at = this.waitingCount++;
-    for (; at > 0 && sequence[this.#waiting[at - 1] as number]! > sequence[row]!; at--)
-      this.#waiting[at] = this.#waiting[at - 1] as number;
+    for (; at > 0 && sequence[this.#waiting[at - 1]] > sequence[row]; at--)
+      this.#waiting[at] = this.#waiting[at - 1];
     this.#waiting[at] = row;
   }
 
@@ -59,7 +59,7 @@ export class Scheduler {
     this.startedCount = 0;
     this.#keptWrites = 0;
     for (let i = 0; i < this.waitingCount; i++) {
-      const row = waiting[i] as number;
+      const row = waiting[i];
       if (!stalled && !this.#mustWait(row, kept)) {
         if (open >= 0 && this.#extend(open, row)) continue;
         const op = this.#start(row);
@@ -71,7 +71,7 @@ export class Scheduler {
         stalled = true;
       }
       if (kind[row] === KIND_BARRIER) stalled = true;
-      if (changesDisk(kind[row] as number)) this.#keptWrites++;
+      if (changesDisk(kind[row])) this.#keptWrites++;
       waiting[kept++] = row;
     }
     this.waitingCount = kept;
@@ -80,7 +80,7 @@ export class Scheduler {
   /** `kept` requests before this one stay waiting. */
   #mustWait(row: number, kept: number): boolean {
     const operations = this.#operations;
-    const kind = this.#requests.kind[row] as number;
+    const kind = this.#requests.kind[row];
     if (kind === KIND_BARRIER) return operations.activeCount > 0 || kept > 0;
     if (kind === KIND_READ && operations.writing === 0 && this.#keptWrites === 0) return false;
     if (kind === KIND_FLUSH) return this.#keptWrites > 0 || this.#earlierWriteOrFlushActive(row);
@@ -90,35 +90,34 @@ export class Scheduler {
   /** Flushes go one by one: of two at once the kernel would tell one of lost data, and the other OK. */
   #earlierWriteOrFlushActive(row: number): boolean {
     const { active, activeCount, kind, sequence } = this.#operations;
-    const mine = this.#requests.sequence[row] as number;
+    const mine = this.#requests.sequence[row];
     for (let i = 0; i < activeCount; i++) {
-      const op = active[i] as number;
+      const op = active[i];
       if (kind[op] === KIND_FLUSH) return true;
-      if (changesDisk(kind[op] as number) && (sequence[op] as number) < mine) return true;
+      if (changesDisk(kind[op]) && sequence[op] < mine) return true;
     }
     return false;
   }
 
   #overlapsActive(row: number, rowKind: number): boolean {
     const { active, activeCount, kind, start, end } = this.#operations;
-    const from = this.#requests.start[row] as number;
-    const to = from + (this.#requests.length[row] as number);
+    const from = this.#requests.start[row];
+    const to = from + this.#requests.length[row];
     for (let i = 0; i < activeCount; i++) {
-      const op = active[i] as number;
-      if ((start[op] as number) < to && from < (end[op] as number))
-        if (rowKind !== KIND_READ || kind[op] !== KIND_READ) return true;
+      const op = active[i];
+      if (start[op] < to && from < end[op]) if (rowKind !== KIND_READ || kind[op] !== KIND_READ) return true;
     }
     return false;
   }
 
   #overlapsKept(row: number, rowKind: number, kept: number): boolean {
     const { kind, start, length } = this.#requests;
-    const from = start[row] as number;
-    const to = from + (length[row] as number);
+    const from = start[row];
+    const to = from + length[row];
     for (let i = 0; i < kept; i++) {
-      const other = this.#waiting[i] as number;
-      const otherFrom = start[other] as number;
-      if (otherFrom < to && from < otherFrom + (length[other] as number))
+      const other = this.#waiting[i];
+      const otherFrom = start[other];
+      if (otherFrom < to && from < otherFrom + length[other])
         if (rowKind !== KIND_READ || kind[other] !== KIND_READ) return true;
     }
     return false;
@@ -127,9 +126,9 @@ export class Scheduler {
   #extend(op: number, row: number): boolean {
     const operations = this.#operations;
     const requests = this.#requests;
-    const kind = requests.kind[row] as number;
-    const length = requests.length[row] as number;
-    const first = operations.first[op] as number;
+    const kind = requests.kind[row];
+    const length = requests.length[row];
+    const first = operations.first[op];
     if (kind !== operations.kind[op] || (kind !== KIND_READ && kind !== KIND_WRITE)) return false;
     if (
       requests.start[row] !== operations.end[op] ||
@@ -137,12 +136,11 @@ export class Scheduler {
       requests.alone[first] !== 0
     )
       return false;
-    if ((operations.end[op] as number) + length - (operations.start[op] as number) > MAX_MERGED_BYTES)
-      return false;
+    if (operations.end[op] + length - operations.start[op] > MAX_MERGED_BYTES) return false;
     if (!this.#path.extend(op, row)) return false;
-    requests.next[operations.last[op] as number] = row;
+    requests.next[operations.last[op]] = row;
     operations.last[op] = row;
-    operations.end[op] = (operations.end[op] as number) + length;
+    operations.end[op] = operations.end[op] + length;
     this.merged++;
     return true;
   }
@@ -151,17 +149,10 @@ export class Scheduler {
   #start(row: number): number {
     const operations = this.#operations;
     const requests = this.#requests;
-    const kind = requests.kind[row] as number;
-    const length = requests.length[row] as number;
+    const kind = requests.kind[row];
+    const length = requests.length[row];
     const writes = changesDisk(kind);
-    const op = operations.open(
-      row,
-      kind,
-      requests.start[row] as number,
-      length,
-      requests.sequence[row] as number,
-      writes,
-    );
+    const op = operations.open(row, kind, requests.start[row], length, requests.sequence[row], writes);
     if (kind === KIND_BARRIER) operations.stage[op] = length > 0 ? STAGE_PRE_FLUSH : STAGE_POST_FLUSH;
     else operations.stage[op] = STAGE_IO;
     if (requests.segmentCount[row] !== 0 && !this.#path.begin(op)) {
@@ -174,6 +165,6 @@ export class Scheduler {
 
   #barrierActive(): boolean {
     const { activeCount, active, kind } = this.#operations;
-    return activeCount === 1 && kind[active[0] as number] === KIND_BARRIER;
+    return activeCount === 1 && kind[active[0]] === KIND_BARRIER;
   }
 }

@@ -86,7 +86,7 @@ export class Sleeper {
     if (this.#channels.pending(this.#ports) <= 0) return;
     this.#masked = true;
     this.#eventTaken = true;
-    this.#counters[STAT.wakeups]!++;
+    this.#counters[STAT.wakeups]++;
   }
 
   /** Learns from a round: `submitted` operations, `completions` of them or others ended, `wait` as told. */
@@ -107,7 +107,7 @@ export class Sleeper {
     if (fetched > 0) this.#spurious = 0;
     else if (this.#eventTaken) {
       this.#spurious++;
-      this.#counters[STAT.spuriousWakeups]!++;
+      this.#counters[STAT.spuriousWakeups]++;
     }
     this.#eventTaken = false;
   }

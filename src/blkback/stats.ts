@@ -208,9 +208,9 @@ function decodeStats(counters: Float64Array): DeviceStats {
     throw new XentoolError("io", "the statistics file is not complete, or of another version of xentool");
   const { magic: _magic, version: _version, ioErrno, flushErrno, ...fields } = STAT;
   const nameAt = (index: number): string | null =>
-    counters[index] === 0 ? null : errnoName(counters[index] as number);
+    counters[index] === 0 ? null : errnoName(counters[index]);
   const values = Object.fromEntries(
-    Object.entries(fields).map(([name, index]) => [name, counters[index] as number]),
+    Object.entries(fields).map(([name, index]) => [name, counters[index]]),
   ) as Record<keyof typeof fields, number>;
   return {
     ...values,

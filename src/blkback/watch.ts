@@ -129,7 +129,7 @@ export class BackendWatch {
 
   async #changed(path: string): Promise<void> {
     const match = LOOKED_AT.exec(path.slice(this.#root.length));
-    if (match !== null) await this.#look(match[1] as string, match[2] as string);
+    if (match !== null) await this.#look(match[1], match[2]);
     else if (path === this.#root) await this.#lookAtAll();
   }
 

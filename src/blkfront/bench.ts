@@ -127,7 +127,7 @@ export class Bench {
   }
 
   #done(job: number, status: number): void {
-    this.#latency.add((this.#now - (this.#startedAt[job] as number)) * 1000);
+    this.#latency.add((this.#now - this.#startedAt[job]) * 1000);
     if (status !== BLKIF_RSP_OKAY) this.#errors++;
     if (this.#running) this.#start(job);
   }
@@ -140,7 +140,7 @@ export class Bench {
     if (reads) this.#reads++;
     else this.#writes++;
     const op = reads ? BLKIF_OP_READ : BLKIF_OP_WRITE;
-    this.#queue.transfer(op, job, sector, this.#pages[job] as number, this.#options.blockBytes);
+    this.#queue.transfer(op, job, sector, this.#pages[job], this.#options.blockBytes);
   }
 
   /** Pages for one job, with something in them to write. */

@@ -79,7 +79,7 @@ export class FrontControl {
 
   get disk(): Disk {
     const facts = Array.from(this.#page.numbers);
-    const fact = (index: number): number => facts[index] as number;
+    const fact = (index: number): number => facts[index];
     return {
       sectors512: fact(0),
       logicalSectorBytes: fact(1),

@@ -61,7 +61,7 @@ export class FrontRing {
 
   /** Takes an id; `free` must not be 0. Its request is to be staged before the next push. */
   take(): number {
-    return this.#free[--this.#freeCount] as number;
+    return this.#free[--this.#freeCount];
   }
 
   /**
@@ -146,8 +146,8 @@ export class FrontRing {
   #accept(index: number): boolean {
     const words = this.#responses.words;
     const at = (index * this.#abi.responseBytes) / 4;
-    const id = words[at] as number;
-    const result = words[at + 2] as number;
+    const id = words[at];
+    const result = words[at + 2];
     const operation = result & 0xff;
     const expected = words[at + 1] === 0 && id < this.slots ? this.#expected[id] : NOT_IN_FLIGHT;
     if (operation !== expected) {

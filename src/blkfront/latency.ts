@@ -23,7 +23,7 @@ export class LatencyHistogram {
   #max = 0;
 
   add(us: number): void {
-    this.#counts[bucketOf(us)]!++;
+    this.#counts[bucketOf(us)]++;
     this.#count++;
     this.#sum += us;
     if (us < this.#min) this.#min = us;
@@ -48,7 +48,7 @@ export class LatencyHistogram {
     let left = Math.ceil(this.#count * share);
     if (left === 0) return 0;
     for (let bucket = 0; bucket < this.#counts.length; bucket++) {
-      left -= this.#counts[bucket] as number;
+      left -= this.#counts[bucket];
       if (left <= 0) return Math.min(this.#max, 2 ** ((bucket + 1) / STEPS));
     }
     return this.#max;

@@ -43,7 +43,7 @@ export class CommandTable {
 
   /** A row for a command of `connection`; `freeCount` must not be 0. */
   take(connection: NbdConnection): number {
-    const row = this.#free[--this.#freeCount] as number;
+    const row = this.#free[--this.#freeCount];
     this.connection[row] = connection;
     this.started[row] = 0;
     this.pending[row] = 0;
@@ -87,11 +87,11 @@ export class ChunkTable {
 
   /** The row that `take` will give. */
   get next(): number {
-    return this.#free[this.#freeCount - 1] as number;
+    return this.#free[this.#freeCount - 1];
   }
 
   take(command: number, page: number, pages: number, offset: number, length: number): void {
-    const row = this.#free[--this.#freeCount] as number;
+    const row = this.#free[--this.#freeCount];
     this.command[row] = command;
     this.page[row] = page;
     this.pages[row] = pages;

@@ -83,7 +83,7 @@ export class NbdCommands {
   retryFlushes(): void {
     const count = this.#flushCount;
     this.#flushCount = 0;
-    for (let index = 0; index < count; index++) this.#flush(this.#flushes[index] as number);
+    for (let index = 0; index < count; index++) this.#flush(this.#flushes[index]);
   }
 
   /** Forgets what a dead connection has not started. True when nothing of it is under way any more. */
@@ -186,11 +186,11 @@ export class NbdCommands {
   /** Starts chunks of the connection's current command; true when it needs no more attention. */
   #start(connection: NbdConnection, row: number): boolean {
     const commands = this.#commands;
-    const length = commands.length[row] as number;
+    const length = commands.length[row];
     if (commands.type[row] === NBD_CMD_FLUSH) {
       if (!this.#startFlush(row)) return false;
     } else {
-      while ((commands.started[row] as number) < length) {
+      while (commands.started[row] < length) {
         if (commands.error[row] !== 0) return this.#giveUp(connection, row);
         if (!this.#startChunk(connection, row)) return false;
       }
@@ -203,9 +203,9 @@ export class NbdCommands {
   /** A command that failed in part: what is left of it is not started. */
   #giveUp(connection: NbdConnection, row: number): boolean {
     const commands = this.#commands;
-    const left = (commands.length[row] as number) - (commands.started[row] as number);
+    const left = commands.length[row] - commands.started[row];
     if (commands.type[row] === NBD_CMD_WRITE) connection.skip = left;
-    commands.length[row] = commands.started[row] as number;
+    commands.length[row] = commands.started[row];
     connection.current = -1;
     if (commands.pending[row] === 0) this.#answer(row);
     return true;
@@ -269,7 +269,7 @@ export class NbdCommands {
   }
 
   #startTrim(row: number): boolean {
-    const bytes = this.#commands.length[row] as number;
+    const bytes = this.#commands.length[row];
     const sectors = bytes / SECTOR_SIZE;
     if (!this.#queue.discard(this.#chunks.next, this.#nextSector(row), sectors)) return false;
     this.#started(row, 0, 0, bytes);
@@ -277,7 +277,7 @@ export class NbdCommands {
   }
 
   #startZeroes(row: number): boolean {
-    if ((this.#commands.pending[row] as number) >= ZEROES_CHUNKS) return false;
+    if (this.#commands.pending[row] >= ZEROES_CHUNKS) return false;
     const most = Math.min(ZEROES_CHUNK_BYTES, this.#chunkBytes * 8);
     const bytes = this.#nextBytes(row, most);
     if (!this.#queue.writeZeroes(this.#chunks.next, this.#nextSector(row), bytes)) return false;
@@ -295,17 +295,17 @@ export class NbdCommands {
 
   #started(row: number, page: number, pages: number, bytes: number): void {
     const commands = this.#commands;
-    this.#chunks.take(row, page, pages, commands.started[row] as number, bytes);
-    commands.started[row] = (commands.started[row] as number) + bytes;
-    commands.pending[row] = (commands.pending[row] as number) + 1;
+    this.#chunks.take(row, page, pages, commands.started[row], bytes);
+    commands.started[row] = commands.started[row] + bytes;
+    commands.pending[row] = commands.pending[row] + 1;
   }
 
   #nextBytes(row: number, most: number): number {
-    return Math.min(most, (this.#commands.length[row] as number) - (this.#commands.started[row] as number));
+    return Math.min(most, this.#commands.length[row] - this.#commands.started[row]);
   }
 
   #nextSector(row: number): number {
-    return ((this.#commands.offset[row] as number) + (this.#commands.started[row] as number)) / SECTOR_SIZE;
+    return (this.#commands.offset[row] + this.#commands.started[row]) / SECTOR_SIZE;
   }
 
   // 3. What is done.
@@ -313,15 +313,15 @@ export class NbdCommands {
   #chunkDone(tag: number, status: number): void {
     const commands = this.#commands;
     const chunks = this.#chunks;
-    const row = chunks.command[tag] as number;
+    const row = chunks.command[tag];
     const connection = commands.connection[row] as NbdConnection;
-    const left = (commands.pending[row] as number) - 1;
+    const left = commands.pending[row] - 1;
     commands.pending[row] = left;
     if (status !== BLKIF_RSP_OKAY && commands.error[row] === 0)
       commands.error[row] = status === BLKIF_RSP_EOPNOTSUPP ? NBD_ENOTSUP : NBD_EIO;
     if (commands.type[row] === NBD_CMD_READ) this.#deliver(connection, row, tag, status === BLKIF_RSP_OKAY);
-    const pages = chunks.pages[tag] as number;
-    if (pages > 0) this.#queue.pool.release(chunks.page[tag] as number, pages);
+    const pages = chunks.pages[tag];
+    if (pages > 0) this.#queue.pool.release(chunks.page[tag], pages);
     chunks.release(tag);
     if (left > 0) return;
     if (connection.current === row) {
@@ -335,23 +335,23 @@ export class NbdCommands {
   /** Sends the data of a chunk. The last one of a read that went well ends the reply, too. */
   #deliver(connection: NbdConnection, row: number, tag: number, ok: boolean): void {
     const commands = this.#commands;
-    const offset = this.#chunks.offset[tag] as number;
-    const bytes = this.#chunks.length[tag] as number;
-    const address = this.#queue.pool.addressOf(this.#chunks.page[tag] as number);
+    const offset = this.#chunks.offset[tag];
+    const bytes = this.#chunks.length[tag];
+    const address = this.#queue.pool.addressOf(this.#chunks.page[tag]);
     connection.redeem(DATA_CHUNK_BYTES + bytes);
     if (!ok) {
       // The reply has begun as a good one, and a simple reply cannot take that back.
       if (commands.alone[row] === 1 && offset > 0) connection.kill();
       return;
     }
-    const high = commands.cookieHigh[row] as number;
-    const low = commands.cookieLow[row] as number;
+    const high = commands.cookieHigh[row];
+    const low = commands.cookieLow[row];
     const at = connection.headerAt();
     const view = connection.outputView;
     if (connection.structured) {
       const all = commands.pending[row] === 0 && commands.started[row] === commands.length[row];
       const done = all && commands.error[row] === 0;
-      const where = (commands.offset[row] as number) + offset;
+      const where = commands.offset[row] + offset;
       connection.reply(writeDataChunk(view, at, done, high, low, where, bytes), address, bytes);
     } else {
       const header = offset === 0 ? writeSimpleReply(view, at, 0, high, low) : 0;
@@ -381,9 +381,9 @@ export class NbdCommands {
   #answer(row: number): void {
     const commands = this.#commands;
     const connection = commands.connection[row] as NbdConnection;
-    const high = commands.cookieHigh[row] as number;
-    const low = commands.cookieLow[row] as number;
-    const error = commands.error[row] as number;
+    const high = commands.cookieHigh[row];
+    const low = commands.cookieLow[row];
+    const error = commands.error[row];
     const at = connection.headerAt();
     const view = connection.outputView;
     const chunk = connection.structured && commands.type[row] === NBD_CMD_READ;

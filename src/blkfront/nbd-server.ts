@@ -80,7 +80,7 @@ export class NbdServer {
     const count = connections.length;
     this.#turn++;
     for (let index = 0; index < count; index++) {
-      const connection = connections[(this.#turn + index) % count] as NbdConnection;
+      const connection = connections[(this.#turn + index) % count];
       if (connection.state === HANDSHAKE) connection.negotiate();
       if (connection.state === READY) this.#commands.advance(connection);
     }
@@ -97,7 +97,7 @@ export class NbdServer {
   #bury(): void {
     const connections = this.#connections;
     for (let index = connections.length - 1; index >= 0; index--) {
-      const connection = connections[index] as NbdConnection;
+      const connection = connections[index];
       if (connection.state !== DEAD || !this.#commands.abandon(connection)) continue;
       connection.close();
       connections.splice(index, 1);
@@ -116,7 +116,7 @@ export class NbdServer {
     polled.add(stopping || isCrowded ? UNUSED_FD : this.#listener, POLLIN);
     const count = connections.length;
     for (let index = 0; index < count; index++) {
-      const connection = connections[index] as NbdConnection;
+      const connection = connections[index];
       const receives = connection.wantsToReceive && !stopping ? POLLIN : 0;
       const sends = connection.wantsToSend ? POLLOUT : 0;
       polled.add(connection.state === DEAD ? UNUSED_FD : connection.fd, receives | sends);
@@ -126,7 +126,7 @@ export class NbdServer {
     if (!ready) return;
     if (polled.seen(AT_CONTROL) !== 0) this.#takeOrders();
     for (let index = 0; index < count; index++) {
-      const connection = connections[index] as NbdConnection;
+      const connection = connections[index];
       const seen = polled.seen(AT_CONNECTIONS + index);
       if ((seen & POLLOUT) !== 0) connection.sendable();
       if ((seen & POLLIN) !== 0) connection.receive();

@@ -48,7 +48,7 @@ export class PollSet {
 
   /** What happened at place `index`. */
   seen(index: number): number {
-    return this.#events[index * HALVES + SEEN] as number;
+    return this.#events[index * HALVES + SEEN];
   }
 
   close(): void {

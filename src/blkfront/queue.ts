@@ -148,8 +148,7 @@ export class FrontQueue {
     const count = this.#ring.fetch();
     if (count === RING_LIES) return 0;
     const { ids, statuses } = this.#ring;
-    for (let index = 0; index < count; index++)
-      this.#complete(ids[index] as number, statuses[index] as number);
+    for (let index = 0; index < count; index++) this.#complete(ids[index], statuses[index]);
     return count;
   }
 
@@ -254,7 +253,7 @@ export class FrontQueue {
     const { pool } = this;
     const at = this.#stage(BLKIF_OP_INDIRECT, op, tag, sector);
     const { bytes, words } = this.#ring.requests;
-    const id = words[at / 4 + REQUEST.id / 4] as number;
+    const id = words[at / 4 + REQUEST.id / 4];
     bytes[at + REQUEST.indirectOp] = op;
     bytes[at + REQUEST.indirectNrSegments] = count;
     bytes[at + REQUEST.indirectNrSegments + 1] = count >> 8;
@@ -267,7 +266,7 @@ export class FrontQueue {
       this.#fillSegments(pool.words, table * PAGE_WORDS, page + done * pageStep, pageStep, part, last);
       this.#indirectPages[id * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + index] = table;
       this.#indirectCount[id] = index + 1;
-      words[at / 4 + INDIRECT_GREF_WORD + index] = pool.refs[table] as number;
+      words[at / 4 + INDIRECT_GREF_WORD + index] = pool.refs[table];
     }
   }
 
@@ -283,22 +282,22 @@ export class FrontQueue {
     const refs = this.pool.refs;
     let word = at;
     for (let index = 0; index < count; index++, word += SEGMENT_WORDS) {
-      words[word] = refs[page + index * pageStep] as number;
+      words[word] = refs[page + index * pageStep];
       words[word + 1] = (SECTORS_PER_PAGE - 1) << 8;
     }
     words[word - 1] = lastSect << 8;
   }
 
   #complete(id: number, status: number): void {
-    const pages = this.#indirectCount[id] as number;
+    const pages = this.#indirectCount[id];
     for (let index = 0; index < pages; index++)
-      this.pool.release(this.#indirectPages[id * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + index] as number, 1);
-    const tag = this.#tagOf[id] as number;
+      this.pool.release(this.#indirectPages[id * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + index], 1);
+    const tag = this.#tagOf[id];
     this.#ring.release(id);
     const known = status === BLKIF_RSP_OKAY || status === BLKIF_RSP_EOPNOTSUPP ? status : BLKIF_RSP_ERROR;
-    if (known < (this.#status[tag] as number)) this.#status[tag] = known;
-    const left = (this.#parts[tag] as number) - 1;
+    if (known < this.#status[tag]) this.#status[tag] = known;
+    const left = this.#parts[tag] - 1;
     this.#parts[tag] = left;
-    if (left === 0) this.onDone(tag, this.#status[tag] as number);
+    if (left === 0) this.onDone(tag, this.#status[tag]);
   }
 }

@@ -86,12 +86,12 @@ export class GrantCopyBatch {
 
   /** GNTST_* of segment `index` after a copy: 0 okay, negative an error. */
   status(index: number): number {
-    return this.#status[index * U16 + STATUS] as number;
+    return this.#status[index * U16 + STATUS];
   }
 
   /** Bytes of segment `index`. */
   length(index: number): number {
-    return this.#u16[index * U16 + LENGTH] as number;
+    return this.#u16[index * U16 + LENGTH];
   }
 
   close(): void {

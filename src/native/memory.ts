@@ -1,6 +1,6 @@
 // Memory outside the JavaScript heap, seen through one ArrayBuffer. A Mapping has one owner; closing it
 // detaches every view first, so that a stale view reads `undefined` instead of crashing the process.
-import { toArrayBuffer, shim, checkAddress, type Pointer } from "./shim.ts";
+import { toArrayBuffer, shim, checkAddress } from "./shim.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 
 export class Mapping {
@@ -17,7 +17,7 @@ export class Mapping {
   constructor(address: number, sizeBytes: number, release: () => void) {
     this.address = address;
     this.sizeBytes = sizeBytes;
-    const buffer = toArrayBuffer(address as Pointer, 0, sizeBytes) as ArrayBuffer;
+    const buffer = toArrayBuffer(address, 0, sizeBytes);
     this.bytes = new Uint8Array(buffer);
     this.words = new Uint32Array(buffer);
     this.#release = release;

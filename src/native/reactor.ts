@@ -197,10 +197,10 @@ export class Reactor {
     const count = this.#doneCount;
     this.#doneCount = 0;
     for (let i = 0; i < count; i++) {
-      const tag = done[i * DONE_U32 + DONE_TAG] as number;
+      const tag = done[i * DONE_U32 + DONE_TAG];
       const source = tag >>> TAG_BITS;
       if (source === WATCHES) this.#watches[tag & TAG_MASK]?.();
-      else this.#sources[source]?.(tag & TAG_MASK, done[i * DONE_U32 + DONE_RESULT] as number);
+      else this.#sources[source]?.(tag & TAG_MASK, done[i * DONE_U32 + DONE_RESULT]);
     }
     if (this.#finished.length > 0) this.#dispatchFinished();
     if (this.#timers.length > 0) this.#dispatchTimers();
@@ -218,13 +218,13 @@ export class Reactor {
   #dispatchFinished(): void {
     const finished = this.#finished.splice(0);
     for (let i = 0; i < finished.length; i += 3)
-      this.#sources[finished[i] as number]?.(finished[i + 1] as number, finished[i + 2] as number);
+      this.#sources[finished[i]]?.(finished[i + 1], finished[i + 2]);
   }
 
   #dispatchTimers(): void {
     const timers = this.#timers;
     for (let i = timers.length - 1; i >= 0; i--) {
-      const timer = timers[i] as Timer;
+      const timer = timers[i];
       if (timer.dueMs > this.nowMs) continue;
       timers.splice(i, 1);
       timer.dueMs = Infinity;

@@ -133,7 +133,7 @@ class NativeGrantTable implements GrantTable {
       shim.xt_gnttab_map(this.#handle, domids, list, list.length, writable, clearByte, port, address),
       `map ${list.length} grants of domain ${domid}`,
     );
-    return new Mapping(address[0] as number, list.length * PAGE_SIZE, () => shim.xt_gnttab_unmap(mapping));
+    return new Mapping(address[0], list.length * PAGE_SIZE, () => shim.xt_gnttab_unmap(mapping));
   }
 
   copy(batch: GrantCopyBatch): number {
@@ -164,9 +164,7 @@ class NativeGrantShare implements GrantShare {
       shim.xt_gntshr_share(this.#handle, domid, pageCount, writable, clearByte, port, refs, address),
       `share ${pageCount} pages with domain ${domid}`,
     );
-    const mapping = new Mapping(address[0] as number, pageCount * PAGE_SIZE, () =>
-      shim.xt_gntshr_unshare(share),
-    );
+    const mapping = new Mapping(address[0], pageCount * PAGE_SIZE, () => shim.xt_gntshr_unshare(share));
     return { refs: Array.from(refs) as GrantRef[], mapping };
   }
 

@@ -31,7 +31,7 @@ export function xenstoreEndpoint(env: Readonly<Record<string, string | undefined
   const socket = XENSTORED_SOCKETS.find((path) => existsSync(path));
   if (socket !== undefined) return { kind: "socket", path: socket };
   const device = XENBUS_DEVICES.find((path) => existsSync(path));
-  return { kind: "device", path: device ?? (XENBUS_DEVICES[0] as string) };
+  return { kind: "device", path: device ?? XENBUS_DEVICES[0] };
 }
 
 export class XenPlatform extends NativePlatform {

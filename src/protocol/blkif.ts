@@ -118,7 +118,7 @@ export function parseVdev(name: string): number | undefined {
   if (numbered !== null) return xvdNumber(Number(numbered[1]), Number(numbered[2]));
   const lettered = /^(xvd|sd|hd)([a-z]{1,3})([0-9]{0,3})$/.exec(name);
   if (lettered === null) return undefined;
-  const disk = [...(lettered[2] as string)].reduce((sum, c) => sum * 26 + c.charCodeAt(0) - 96, 0) - 1;
+  const disk = [...lettered[2]].reduce((sum, c) => sum * 26 + c.charCodeAt(0) - 96, 0) - 1;
   const partition = Number(lettered[3]);
   if (lettered[1] === "xvd") return xvdNumber(disk, partition);
   if (lettered[1] === "sd")

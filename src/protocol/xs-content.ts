@@ -98,13 +98,13 @@ export function readHeader(bytes: Uint8Array, at = 0): XsHeader | undefined {
 
 /** Whether there can be no likely header at `at`: types are below 256, lengths below 64 KiB. A quick look. */
 export function isNoHeader(bytes: Uint8Array, at: number): boolean {
-  const byte = (offset: number): number => bytes[at + offset] as number;
+  const byte = (offset: number): number => bytes[at + offset];
   return (byte(1) | byte(2) | byte(3) | byte(14) | byte(15)) !== 0;
 }
 
 /** Little-endian. A header is looked for at every byte of a ring: making a DataView for each is what would cost. */
 function readU32(bytes: Uint8Array, at: number): number {
-  const byte = (offset: number): number => bytes[at + offset] as number;
+  const byte = (offset: number): number => bytes[at + offset];
   return (byte(0) | (byte(1) << 8) | (byte(2) << 16) | (byte(3) << 24)) >>> 0;
 }
 

@@ -105,7 +105,7 @@ export function loadRingWords(page: XsRingPage): RingWords {
     if (words.every((word, index) => word === again[index])) break;
     words = again;
   }
-  const at = (offset: number): number => words[(offset - WORDS_START) >> 2] as number;
+  const at = (offset: number): number => words[(offset - WORDS_START) >> 2];
   return {
     reqCons: at(XS_RING_REQ_CONS),
     reqProd: at(XS_RING_REQ_PROD),
@@ -314,7 +314,7 @@ export function findPackets(
     const header = isNoHeader(bytes, at) ? undefined : readHeader(bytes, at);
     if (header === undefined || !isLikelyHeader(direction, header)) continue;
     const next = at + XS_HEADER_BYTES + header.length;
-    const kind = next > end ? CUT : (chain[next] as number);
+    const kind = next > end ? CUT : chain[next];
     const payload = bytes.subarray(at + XS_HEADER_BYTES, Math.min(next, end));
     if (kind === 0 || !isLikelyPayload(direction, header, payload)) continue;
     chain[at] = kind;
@@ -340,7 +340,7 @@ export function findPackets(
 
 /** Whether a part of a header, cut off, could be one: a type is a small number. */
 function isLikelyHeaderStart(bytes: Uint8Array): boolean {
-  return xsTypeName(bytes[0] as number) !== undefined && bytes.subarray(1, 4).every((byte) => byte === 0);
+  return xsTypeName(bytes[0]) !== undefined && bytes.subarray(1, 4).every((byte) => byte === 0);
 }
 
 function findPoison(ring: Uint8Array, prod: number): Poison | undefined {

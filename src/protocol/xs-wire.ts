@@ -270,7 +270,7 @@ export function parsePermission(text: string): XsPermission | undefined {
   const match = /^([nrwb])([0-9]{1,5})$/.exec(text);
   const domid = Number(match?.[2]);
   if (match === null || domid > 0xffff) return undefined;
-  return { domid, access: LETTER_ACCESS[match[1] as string] as XsAccess };
+  return { domid, access: LETTER_ACCESS[match[1]] };
 }
 
 const PATH = /^(?:\/|\/?[A-Za-z0-9_@-]+(?:\/[A-Za-z0-9_@-]+)*)$/;

@@ -50,7 +50,7 @@ export function listUsage(sim: Pointer): UsageItem[] {
 }
 
 function itemAt(words: Uint32Array, index: number): UsageItem {
-  const field = (offset: number): number => words[(index * XT_SIM_ITEM.bytes + offset) / 4] as number;
+  const field = (offset: number): number => words[(index * XT_SIM_ITEM.bytes + offset) / 4];
   return {
     kind: KINDS.get(field(XT_SIM_ITEM.kind)) as UsageKind,
     domid: field(XT_SIM_ITEM.domid),
@@ -83,9 +83,7 @@ export function describeUsages(items: readonly UsageItem[]): string[] {
     JSON.stringify(RANGED.has(rest.kind) ? rest : { ...rest, id }),
   );
   return [...alike.values()].flatMap((group) =>
-    rangesOf(group.map(({ id }) => id)).map(([first, last]) =>
-      describeRange(group[0] as UsageItem, first, last),
-    ),
+    rangesOf(group.map(({ id }) => id)).map(([first, last]) => describeRange(group[0], first, last)),
   );
 }
 

@@ -168,7 +168,7 @@ function openShared(fd: number, writable: boolean): LocalStream | undefined {
 function makePipe(): [number, number] {
   const fds = new Int32Array(new ArrayBuffer(8));
   check(shim.xt_stream_pipe(fds), "make a pipe");
-  return [fds[0] as number, fds[1] as number];
+  return [fds[0], fds[1]];
 }
 
 function spawn(argv: readonly string[], childIn: number, childOut: number, opened: number[]): Bun.Subprocess {

@@ -78,7 +78,7 @@ export async function withdrawKeys(
 ): Promise<void> {
   const names = [RING_REF, EVENT_CHANNEL].map((name) => `${place.path}/${name}`);
   await xenstore.transaction(async (tx) => {
-    const [ringRef, port] = [await tx.tryRead(names[0] as string), await tx.tryRead(names[1] as string)];
+    const [ringRef, port] = [await tx.tryRead(names[0]), await tx.tryRead(names[1])];
     if (ringRef !== String(keys.ringRef) || port !== String(keys.port)) return;
     for (const name of names) await tx.rm(name);
     if (ownsDirectory && (await tx.directory(place.path)).length === 0) await tx.rm(place.path);

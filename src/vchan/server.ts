@@ -78,7 +78,7 @@ export function openVchanServer(platform: Platform, options: VchanServerOptions)
   });
   // A binding may deliver an event at once and stays masked until that is taken.
   channels.unmask(port);
-  return { endpoint, ringRef: page.refs[0] as GrantRef, port };
+  return { endpoint, ringRef: page.refs[0], port };
 }
 
 function sharePages(

@@ -168,7 +168,7 @@ export class Xenstore extends XenstoreOperations {
   /** The path of a domain's own directory, `/local/domain/<domid>`. */
   async getDomainPath(domid: number): Promise<string> {
     const reply = await this.request(XS_GET_DOMAIN_PATH, encodeStrings(String(domid)), String(domid));
-    return replyStrings(reply)[0] as string;
+    return replyStrings(reply)[0];
   }
 
   /** Whether xenstored serves this domain. */

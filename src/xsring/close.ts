@@ -241,7 +241,7 @@ async function storeAddress(xenstore: Xenstore, domid: number): Promise<StoreAdd
       throw new XentoolError("environment", `xenstore ${directory}/${name} does not say where the ring is`);
     }),
   );
-  return { frame, port } as StoreAddress;
+  return { frame, port };
 }
 
 /** A closed ring is connected and sane, and begins anew; a guest that lives may have used it since. */

@@ -126,7 +126,7 @@ function parseHex(text: string): Uint8Array | undefined {
 /** A line of `xxd`, `hexdump -C`, `od -A x -t x1`, or of bare digits. Undefined: none of these. */
 function parseHexLine(line: string): HexLine | undefined {
   const xxd = /^([0-9a-f]{1,16}): (.*)$/i.exec(line);
-  if (xxd !== null) return hexLine(xxd[1], (xxd[2] as string).split("  ")[0]?.split(" ") ?? []);
+  if (xxd !== null) return hexLine(xxd[1], xxd[2].split("  ")[0]?.split(" ") ?? []);
   const words = line.replace(/\s*\|.*\|$/, "").split(/\s+/);
   const [first = "", ...others] = words;
   const isOffset = first.length >= 6 && first.length <= 8 && others.every((word) => word.length === 2);

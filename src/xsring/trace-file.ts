@@ -58,17 +58,17 @@ function split(record: TraceRecord): { kind: number; value: number; body: Uint8A
     case "packet": {
       const { type, reqId, txId } = record.header;
       return {
-        kind: KIND.packet[side] as number,
+        kind: KIND.packet[side],
         value: 0,
         body: encodePacket(type, reqId, txId, record.payload),
       };
     }
     case "lost":
-      return { kind: KIND.lost[side] as number, value: record.bytes, body: empty };
+      return { kind: KIND.lost[side], value: record.bytes, body: empty };
     case "reset":
       return { kind: KIND.reset, value: record.bytes, body: words([Math.min(record.unseenUs, U32_MAX)]) };
     case "violation":
-      return { kind: KIND.violation[side] as number, value: 0, body: encodeText(record.reason) };
+      return { kind: KIND.violation[side], value: 0, body: encodeText(record.reason) };
     case "state": {
       const { serverFeatures, connection, error } = record.words;
       return { kind: KIND.state, value: 0, body: words([serverFeatures, connection, error]) };
@@ -158,7 +158,7 @@ function wordAt(body: Uint8Array, at: number): number {
 type Untimed<T> = T extends unknown ? Omit<T, "timeUs"> : never;
 
 function join(kind: number, value: number, body: Uint8Array): Untimed<TraceRecord> {
-  const direction = DIRECTIONS[(kind + 1) % 2] as XsDirection;
+  const direction = DIRECTIONS[(kind + 1) % 2];
   switch (kind) {
     case 1:
     case 2: {

@@ -301,7 +301,7 @@ const GRANT_CASES: Record<string, PlatformCase> = {
       const order = [3, 0, 0, 2, 1];
       withMap(
         domains,
-        order.map((page) => refs[page] as GrantRef),
+        order.map((page) => refs[page]),
         "rw",
         (theirs) =>
           deepStrictEqual(
@@ -349,7 +349,7 @@ const GRANT_CASES: Record<string, PlatformCase> = {
         first.mapping.close();
         const second = share.share(domains.back.domid, 8, "rw");
         using(second.mapping, () => {
-          ok(!second.refs.includes(first.refs[0] as GrantRef), "the reference was used again");
+          ok(!second.refs.includes(first.refs[0]), "the reference was used again");
           second.mapping.bytes.fill(0xa5);
           ok(theirs.bytes.every((byte) => byte === 0x5a));
         });
@@ -392,7 +392,7 @@ const COPY_CASES: Record<string, PlatformCase> = {
       using(domains.back.openGrantTable(), (table) =>
         using(allocateMemory(PAGE_SIZE), (local) =>
           using(new GrantCopyBatch(1), (batch) => {
-            batch.fromGrant(domains.front.domid, refs[0] as GrantRef, 0, PAGE_SIZE, local.address);
+            batch.fromGrant(domains.front.domid, refs[0], 0, PAGE_SIZE, local.address);
             strictEqual(table.copy(batch), 0);
             strictEqual(batch.status(0), 0);
             deepStrictEqual(local.bytes, pattern);
@@ -406,12 +406,12 @@ const COPY_CASES: Record<string, PlatformCase> = {
       const statuses = copy(domains, (batch, local) => {
         local.bytes.fill(3);
         batch.toGrant(domains.front.domid, NOT_A_GREF, 0, 16, local.address);
-        batch.toGrant(domains.front.domid, refs[0] as GrantRef, 0, 16, local.address);
+        batch.toGrant(domains.front.domid, refs[0], 0, 16, local.address);
         batch.toGrant(domains.front.domid, NOT_A_GREF, 0, 16, local.address);
       }) as number[];
-      ok((statuses[0] as number) < 0);
+      ok(statuses[0] < 0);
       strictEqual(statuses[1], 0);
-      ok((statuses[2] as number) < 0);
+      ok(statuses[2] < 0);
       strictEqual(ours.bytes[15], 3);
       strictEqual(ours.bytes[16], 0);
     }),
@@ -420,10 +420,10 @@ const COPY_CASES: Record<string, PlatformCase> = {
     withShare(domains, 1, "r", (ours, refs) => {
       const statuses = copy(domains, (batch, local) => {
         local.bytes.fill(3);
-        batch.toGrant(domains.front.domid, refs[0] as GrantRef, 0, 16, local.address);
-        batch.fromGrant(domains.front.domid, refs[0] as GrantRef, 0, 16, local.address);
+        batch.toGrant(domains.front.domid, refs[0], 0, 16, local.address);
+        batch.fromGrant(domains.front.domid, refs[0], 0, 16, local.address);
       }) as number[];
-      ok((statuses[0] as number) < 0);
+      ok(statuses[0] < 0);
       strictEqual(statuses[1], 0);
       strictEqual(ours.bytes[0], 0);
     }),
@@ -434,20 +434,20 @@ const COPY_CASES: Record<string, PlatformCase> = {
     const statuses = copy(domains, (batch, local) =>
       batch.fromGrant(domains.front.domid, revoked, 0, 16, local.address),
     ) as number[];
-    ok((statuses[0] as number) < 0);
+    ok(statuses[0] < 0);
   },
 
   "a segment that crosses its page fails the whole call": (domains) =>
     withShare(domains, 1, "rw", (_ours, refs) => {
       const result = copy(domains, (batch, local) => {
-        batch.fromGrant(domains.front.domid, refs[0] as GrantRef, PAGE_SIZE - 8, 16, local.address);
+        batch.fromGrant(domains.front.domid, refs[0], PAGE_SIZE - 8, 16, local.address);
       });
       ok(typeof result === "number" && result < 0);
     }),
 
   "a whole page may be copied, and nothing at all": (domains) =>
     withShare(domains, 1, "rw", (_ours, refs) => {
-      const ref = refs[0] as GrantRef;
+      const ref = refs[0];
       const statuses = copy(domains, (batch, local) => {
         batch.toGrant(domains.front.domid, ref, 0, PAGE_SIZE, local.address);
         batch.toGrant(domains.front.domid, ref, PAGE_SIZE, 0, local.address);

@@ -226,8 +226,7 @@ test(`a hostile domain scribbles over the page at any moment, seed ${seed}`, () 
       const at = random.next() % 32;
       if (at < 16) view.setUint32(at & ~3, number(), true);
       else if (at < 24) view.setUint8(at, random.next());
-      else
-        view.setUint32(END_WORDS_AT + (at & 4), END_WORDS[random.next() % END_WORDS.length] as number, true);
+      else view.setUint32(END_WORDS_AT + (at & 4), END_WORDS[random.next() % END_WORDS.length], true);
       for (const action of [
         () => victim.read(new Uint8Array(100)),
         () => victim.write(new Uint8Array(random.next())),

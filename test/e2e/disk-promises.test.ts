@@ -108,7 +108,7 @@ test("a flush that failed stays failed, also under the server after the next kil
 
   server.kill("SIGKILL");
   await server.exited;
-  const next = await serving(disk[0] as string);
+  const next = await serving(disk[0]);
   expect([await guest.flush(), await guest.write(0, 1)]).toEqual([ERROR, ERROR]);
   const { status, stderr } = await detach(next);
   expect([status, stderr]).toEqual([5, expect.stringContaining("may be lost: EIO")]);

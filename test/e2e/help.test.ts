@@ -54,7 +54,7 @@ describe.each([...helps.keys()])("xentool %s", (name) => {
     for (const [line, purpose] of examples) {
       expect(narrow).toContain(line);
       expect(narrow).toContain(`# ${purpose}`);
-      expect(["xentool", ...OTHER_PROGRAMS]).toContain(line.split(" ")[0] as string);
+      expect(["xentool", ...OTHER_PROGRAMS]).toContain(line.split(" ")[0]);
       expect(Bun.spawnSync(["bash", "-n", "-c", line]).success).toBe(true);
     }
   });

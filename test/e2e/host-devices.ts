@@ -5,7 +5,7 @@ import { mkdirSync } from "node:fs";
 
 /** Runs a tool of the host's that has to succeed; what it prints. */
 export function run(...argv: readonly string[]): string {
-  const { status, stdout, stderr } = spawnSync(argv[0] as string, argv.slice(1), {
+  const { status, stdout, stderr } = spawnSync(argv[0], argv.slice(1), {
     encoding: "utf8",
     env: { ...process.env, PATH: `${process.env["PATH"]}:/usr/sbin:/sbin` },
   });

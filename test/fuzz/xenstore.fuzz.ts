@@ -343,7 +343,7 @@ class Episode {
 
   /** One of some. */
   #pick<T>(items: readonly T[]): T {
-    return items[this.#random(items.length)] as T;
+    return items[this.#random(items.length)];
   }
 
   /** One of some, if there are any. */

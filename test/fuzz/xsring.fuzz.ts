@@ -39,8 +39,7 @@ function packet(random: Random): Uint8Array {
     random(2) === 0
       ? `${PATHS[random(PATHS.length)]}\0${REPLIES[random(REPLIES.length)]}`
       : REPLIES[random(REPLIES.length)];
-  const payload =
-    random(6) === 0 ? new Uint8Array(random(4200)).fill(random(256)) : encodeText(text as string);
+  const payload = random(6) === 0 ? new Uint8Array(random(4200)).fill(random(256)) : encodeText(text);
   const bytes = encodePacket(type, random(4), random(3), payload);
   if (random(10) === 0) bytes[12 + random(4)] = random(256);
   return bytes;
@@ -49,7 +48,7 @@ function packet(random: Random): Uint8Array {
 function fillStream(random: Random, data: Uint8Array): void {
   const kind = random(8);
   if (kind === 0) for (let at = 0; at < data.length; at++) data[at] = random(256);
-  else if (kind === 1) data.fill([0, 0xff, 1, 0x61][random(4)] as number);
+  else if (kind === 1) data.fill([0, 0xff, 1, 0x61][random(4)]);
   else if (kind === 2) data.set(encodeText("deadbeef".repeat(data.length / 8)));
   else for (let at = random(40); at < data.length;) at = put(data, at, packet(random));
   for (let flips = random(3) === 0 ? random(20) : 0; flips > 0; flips--)
@@ -65,7 +64,7 @@ function put(data: Uint8Array, start: number, bytes: Uint8Array): number {
 
 function index(random: Random, near: number): number {
   const kind = random(6);
-  if (kind === 0) return EDGES[random(EDGES.length)] as number;
+  if (kind === 0) return EDGES[random(EDGES.length)];
   if (kind === 1) return random(0x1_0000_0000);
   return (near + random(1100)) >>> 0;
 }
@@ -74,7 +73,7 @@ function mutate(random: Random, page: XsRingPage): void {
   if (random(3) > 0) fillStream(random, page.bytes.subarray(0, 1024));
   if (random(3) > 0) fillStream(random, page.bytes.subarray(1024, 2048));
   for (const word of [512, 514]) {
-    const cons = index(random, page.words[word] as number);
+    const cons = index(random, page.words[word]);
     page.words[word] = cons;
     page.words[word + 1] = index(random, cons);
   }

@@ -128,18 +128,18 @@ export class HandmadeGuest {
   /** Reads one page at `sector`; the bytes, or the response's status. */
   async read(sector: number): Promise<Uint8Array | number> {
     const [status] = await this.submit([{ operation: 0, sector }]);
-    return status === 0 ? (this.#data as SharedPages).mapping.bytes.slice() : (status as number);
+    return status === 0 ? (this.#data as SharedPages).mapping.bytes.slice() : status;
   }
 
   /** Writes one page of `byte` at `sector`; the response's status. */
   async write(sector: number, byte: number): Promise<number> {
     (this.#data as SharedPages).mapping.bytes.fill(byte);
-    return (await this.submit([{ operation: 1, sector }]))[0] as number;
+    return (await this.submit([{ operation: 1, sector }]))[0];
   }
 
   /** Flushes; the response's status. */
   async flush(): Promise<number> {
-    return (await this.submit([{ operation: 3, sector: 0 }]))[0] as number;
+    return (await this.submit([{ operation: 3, sector: 0 }]))[0];
   }
 
   /** Puts requests of a page each on the ring at once; their statuses, in the same order. */
@@ -173,7 +173,7 @@ export class HandmadeGuest {
     view.setUint8(slot + 1, operation === 3 ? 0 : 1);
     view.setBigUint64(at + 8, id, true);
     view.setBigUint64(at + 16, BigInt(sector), true);
-    view.setUint32(at + 24, gref ?? ((this.#data as SharedPages).refs[0] as number), true);
+    view.setUint32(at + 24, gref ?? (this.#data as SharedPages).refs[0], true);
     view.setUint8(at + 29, 7);
     return id;
   }

@@ -279,7 +279,7 @@ export class RingHarness {
   }
 
   ref(index: number): number {
-    return this.data.refs[index] as number;
+    return this.data.refs[index];
   }
 
   /** Segments for whole pages `from` to `from + count - 1`. */

@@ -153,7 +153,7 @@ describe("the handshake", () => {
     await guest.untilBackend(2);
     await guest.offerRing();
     await guest.untilBackend(4);
-    const ref = (await guest.xenstore.read(`${frontendDir(at)}/ring-ref`)) as string;
+    const ref = await guest.xenstore.read(`${frontendDir(at)}/ring-ref`);
     await guest.setState(6);
     await guest.untilBackend(6);
     await guest.setState(1);
@@ -442,7 +442,7 @@ describe("nonsense", () => {
     await guest.offerRing();
     for (let i = 0; i < 200; i++) {
       random = (random * 1103515245 + 12345) % 2 ** 31;
-      await guest.setState([1, 2, 3, 4, 5, 6, 7, 8][(random >> 8) % 8] as number);
+      await guest.setState([1, 2, 3, 4, 5, 6, 7, 8][(random >> 8) % 8]);
     }
     expectPage(await neighbour.read(8), 8);
     await guest.setState(6);

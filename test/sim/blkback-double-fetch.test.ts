@@ -170,7 +170,7 @@ test("indirect pages", async () => {
       Array.from({ length: 512 }, (_, index) => ({ gref: h.ref(index % 28) })),
     );
   const spots = [1, 2, 3, 5, 8, 511, 512, 520].map((index) => ({
-    at: (pages[index >> 9] as number) + (index & 511) * 8 + 4,
+    at: pages[index >> 9] + (index & 511) * 8 + 4,
     // Mostly in order, because there are many of them.
     values: [0x0000, 0x0000, 0x0000, 0x0700, 0x0303, 0x0707, 0x0100, 0xff00],
   }));

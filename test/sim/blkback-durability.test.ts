@@ -81,7 +81,7 @@ class CachedDisk implements BlockTarget {
       if (this.#random.chance(0.002)) {
         this.losses++;
         this.#untold = true;
-      } else this.durable[block] = this.cached[block] as number;
+      } else this.durable[block] = this.cached[block];
     }
     this.#dirty.clear();
   }
@@ -96,9 +96,9 @@ class CachedDisk implements BlockTarget {
     for (let done = 0; done < length; done += BLOCK_BYTES) {
       const block = (offset + done) / BLOCK_BYTES;
       if (op === IO_WRITE) {
-        this.cached[block] = memory.words[done / 4] as number;
+        this.cached[block] = memory.words[done / 4];
         this.#dirty.add(block);
-      } else memory.words[done / 4] = this.cached[block] as number;
+      } else memory.words[done / 4] = this.cached[block];
     }
     memory.close();
     return length;
@@ -133,7 +133,7 @@ async function run(seed: number): Promise<boolean> {
       if (op === BARRIER) promised[block] = written;
       if (op === FLUSH || op === BARRIER)
         for (let at = 0; at < BLOCKS; at++)
-          if ((disk.durable[at] as number) < (promised[at] as number))
+          if (disk.durable[at] < promised[at])
             throw new Error(`block ${at} has ${disk.durable[at]}, but ${promised[at]} was promised`);
       if (op === WRITE) promised[block] = written;
     }

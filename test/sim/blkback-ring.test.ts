@@ -286,9 +286,9 @@ describe("bad requests are answered, one by one", () => {
     const h = await start();
     const readOnly = h.front.share.share(h.backPlatform.domid, 1, "r");
     const others = h.front.share.share(2 as typeof h.backPlatform.domid, 1, "rw");
-    h.put({ op: READ, id: 1n, segments: [{ gref: readOnly.refs[0] as number }] });
-    h.put({ op: WRITE, id: 2n, sector: 32, segments: [{ gref: readOnly.refs[0] as number }] });
-    h.put({ op: WRITE, id: 3n, segments: [{ gref: others.refs[0] as number }] });
+    h.put({ op: READ, id: 1n, segments: [{ gref: readOnly.refs[0] }] });
+    h.put({ op: WRITE, id: 2n, sector: 32, segments: [{ gref: readOnly.refs[0] }] });
+    h.put({ op: WRITE, id: 3n, segments: [{ gref: others.refs[0] }] });
     const status = new Map(h.serve().map((it) => [it.id, it.status]));
     expect([status.get(1n), status.get(2n), status.get(3n)]).toEqual([ERROR, OKAY, ERROR]);
     readOnly.mapping.close();
@@ -303,7 +303,7 @@ describe("bad requests are answered, one by one", () => {
     gone.mapping.close();
     for (let i = 0; i < 3; i++) h.page(i).fill(i + 1);
     h.put({ op: WRITE, id: 0n, sector: 0, segments: [{ gref: h.ref(0) }] });
-    h.put({ op: WRITE, id: 1n, sector: 8, segments: [{ gref: gone.refs[0] as number }] });
+    h.put({ op: WRITE, id: 1n, sector: 8, segments: [{ gref: gone.refs[0] }] });
     h.put({ op: WRITE, id: 2n, sector: 16, segments: [{ gref: h.ref(2) }] });
     const status = new Map(h.serve().map((it) => [it.id, it.status]));
     expect([status.get(0n), status.get(1n), status.get(2n)]).toEqual([OKAY, ERROR, OKAY]);

@@ -20,7 +20,7 @@ self.onmessage = ({ data }: MessageEvent<Scribble>) => {
   while (Atomics.load(control, 0) === 0) {
     for (const { word, values } of data.spots) {
       random = (Math.imul(random, 1_103_515_245) + 12_345) >>> 0;
-      Atomics.store(memory.words, word, values[(random >>> 16) % values.length] as number);
+      Atomics.store(memory.words, word, values[(random >>> 16) % values.length]);
     }
     Atomics.add(control, 1, 1);
   }

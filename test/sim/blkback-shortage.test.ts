@@ -248,7 +248,7 @@ test("no thread for the data plane: the guest waits, and nothing stays open", as
   await guest.connect();
   expectPage(await guest.read(8), 8);
   // Fewer, when the worker of an earlier test was still closing its own.
-  expect(open.at(-1)).toBeLessThanOrEqual(open[0] as number);
+  expect(open.at(-1)).toBeLessThanOrEqual(open[0]);
 });
 
 /** A data plane that says it serves, and, once `fail` is called, that its host lacks something. */

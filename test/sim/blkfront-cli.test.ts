@@ -72,13 +72,11 @@ describe("bench", () => {
     const result = JSON.parse(stdout) as Record<string, number> & { latencyUs: Record<string, number> };
     expect(result).toMatchObject({ vdev: "xvdb", pattern: rw, depth: iodepth, errors: 0 });
     const { reads, writes, bytes, blockBytes, elapsedMs, iops } = result as Record<string, number>;
-    expect(bytes).toBe(((reads as number) + (writes as number)) * (blockBytes as number));
+    expect(bytes).toBe((reads + writes) * blockBytes);
     expect(elapsedMs).toBeGreaterThanOrEqual(200);
     expect(iops).toBeGreaterThan(0);
-    const { min, p50, p99, max } = result.latencyUs as Record<string, number>;
-    expect([min, p50, p99, max]).toEqual(
-      [min, p50, p99, max].toSorted((a, b) => (a as number) - (b as number)),
-    );
+    const { min, p50, p99, max } = result.latencyUs;
+    expect([min, p50, p99, max]).toEqual([min, p50, p99, max].toSorted((a, b) => a - b));
     expect(disk.image().equals(before)).toBe(rw === "randread");
   });
 

@@ -59,7 +59,7 @@ describe("in xenstore", () => {
     ["garbage", { ...GOOD, "sector-size": "\u0001".repeat(100) }, "sector-size"],
   ])("%s", async (_name, keys, words) => {
     const failing = errorOf(connect());
-    await backend.serve(keys as Readonly<Record<string, string>>);
+    await backend.serve(keys);
     await backend.letGo();
     const error = await failing;
     expect(error.kind).toBe("protocol");

@@ -272,7 +272,7 @@ describe("many clients", () => {
   test("those that have the disk and are idle keep it, and shut nobody out", async () => {
     for (let index = 0; index < 200; index++) await open(index % 2 === 0);
     await expectServed();
-    const first = clients[0] as RawClient;
+    const first = clients[0];
     first.request(READ, cookieFor(16, 1), 8192, 4096);
     expect((await first.reply()).error).toBe(0);
   });

@@ -46,7 +46,7 @@ export class DiskModel {
   }
 
   #of(block: number): number[] {
-    return this.#history[block] as number[];
+    return this.#history[block];
   }
 
   #image(): number[] {

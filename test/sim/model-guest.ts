@@ -203,7 +203,7 @@ export class ModelGuest {
     view.setBigUint64(at + 8, this.#id, true);
     view.setBigUint64(at + 16, BigInt(block * 8), true);
     pages.forEach((page, index) => {
-      view.setUint32(at + 24 + index * 8, this.#data.refs[page] as number, true);
+      view.setUint32(at + 24 + index * 8, this.#data.refs[page], true);
       view.setUint8(at + 28 + index * 8, 0);
       view.setUint8(at + 29 + index * 8, 7);
     });
@@ -225,8 +225,8 @@ export class ModelGuest {
     this.answered++;
     this.#freePages.push(...pages);
     pages.forEach((page, index) => {
-      const may = stamps[index] as number[];
-      if (op === WRITE) this.#model.acknowledge(block + index, may[0] as number);
+      const may = stamps[index];
+      if (op === WRITE) this.#model.acknowledge(block + index, may[0]);
       else if (!may.includes(stampOf(this.#words(page))))
         throw new Error(
           `block ${block + index} was read as ${stampOf(this.#words(page))}, not ${may.join(", ")}`,

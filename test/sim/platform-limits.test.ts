@@ -86,8 +86,8 @@ test("ports and handles", () => {
   const ports = Array.from({ length: 6 }, () => first.bindUnbound(DOM0));
   expect(new Set(ports).size).toBe(6);
   expect(() => first.bindUnbound(DOM0)).toThrow("ENOSPC");
-  first.unbind(ports[3] as (typeof ports)[0]);
-  expect(first.bindUnbound(DOM0)).toBe(ports[3] as (typeof ports)[0]);
+  first.unbind(ports[3]);
+  expect(first.bindUnbound(DOM0)).toBe(ports[3]);
   closeAll(handles);
   front.openEventChannels().close();
   front.close();
@@ -108,8 +108,8 @@ test("a third domain can neither map nor copy what was granted to another", () =
   expect(() => table.map(DOM1, refs, "r")).toThrow("EINVAL");
   const batch = new GrantCopyBatch(2);
   const local = allocateMemory(4096);
-  batch.fromGrant(1, refs[0] as number, 0, 16, local.address);
-  batch.fromGrant(7, refs[0] as number, 0, 16, local.address);
+  batch.fromGrant(1, refs[0], 0, 16, local.address);
+  batch.fromGrant(7, refs[0], 0, 16, local.address);
   expect(table.copy(batch)).toBe(0);
   expect([batch.status(0), batch.status(1)]).toEqual([-1, -2]);
   closeAll([batch, local, mapping, table, front, stranger]);

@@ -72,9 +72,9 @@ function churn(peer: Domid, ref: number, remotePort: EvtchnPort): never {
 
 const peer = toDomid(numbers[0] ?? 0);
 if (mode === "share") share();
-else if (mode === "map") map(peer, numbers[1] as number, numbers[2] as EvtchnPort);
+else if (mode === "map") map(peer, numbers[1], numbers[2] as EvtchnPort);
 else if (mode === "notify-without-descriptors") notifyWithoutDescriptors(peer, numbers[1] as EvtchnPort);
-else if (mode === "copy") copy(peer, numbers[1] as number);
-else if (mode === "churn") churn(peer, numbers[1] as number, numbers[2] as EvtchnPort);
+else if (mode === "copy") copy(peer, numbers[1]);
+else if (mode === "churn") churn(peer, numbers[1], numbers[2] as EvtchnPort);
 else throw new Error(`no such mode: ${mode}`);
 setInterval(() => {}, 60_000);

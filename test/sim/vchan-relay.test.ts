@@ -326,8 +326,7 @@ test(
     const served = await Promise.all(clients.map(({ finished }) => finished));
     expect(served.map(({ status }) => status)).toEqual([0, 0, 0, 0]);
     const times = served.map(({ stdout }) => Number(stdout)).sort((a, b) => a - b);
-    for (let i = 1; i < times.length; i++)
-      expect((times[i] as number) - (times[i - 1] as number)).toBeGreaterThanOrEqual(95);
+    for (let i = 1; i < times.length; i++) expect(times[i] - times[i - 1]).toBeGreaterThanOrEqual(95);
     server.child.kill("SIGTERM");
     expect(await server.finished).toMatchObject({ status: 143, stderr: "" });
   },

@@ -49,7 +49,7 @@ async function makeMess(ring: GuestRing, random: (limit: number) => number): Pro
   const watch = encodePacket(XS_WATCH, 903, 0, encodeStrings("data", `token-${random(1000)}`));
   const read = encodePacket(XS_READ, 904, 0, encodeStrings("name"));
   const kinds = [[large], [start, large], [watch], [watch, read, read, large], [start, watch, read], []];
-  const bytes = Buffer.concat(kinds[random(kinds.length)] as Uint8Array[]);
+  const bytes = Buffer.concat(kinds[random(kinds.length)]);
   // As much as fits at once, often ending within a packet or a header; nobody reads the replies.
   const cut = bytes.subarray(0, random(3) === 0 ? bytes.length : random(bytes.length + 1));
   if (random(2) === 0) layout.XsRingStream.requests(ring.page).write(cut);
@@ -123,7 +123,7 @@ test.each([
 function steps(poison: Uint8Array): ((page: layout.XsRingPage) => void)[] {
   const zero = (index: number) => (page: layout.XsRingPage) => layout.storeRingWord(page, index, 0);
   const fill = (at: number, count: number) => (page: layout.XsRingPage) => {
-    for (let byte = at; byte < at + count; byte++) page.bytes[byte] = poison[byte % poison.length] as number;
+    for (let byte = at; byte < at + count; byte++) page.bytes[byte] = poison[byte % poison.length];
   };
   return [...INDICES.map(zero), fill(0, 500), fill(500, 524), fill(1024, 1), fill(1025, 1023)];
 }

@@ -70,9 +70,9 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
 
   /** An operation for `row`, or -1 when there is no memory. */
   function begin(row: number): number {
-    const kind = requests.kind[row] as number;
+    const kind = requests.kind[row];
     const { start, length } = requests;
-    const op = operations.open(row, kind, start[row] as number, length[row] as number, 0, kind !== KIND_READ);
+    const op = operations.open(row, kind, start[row], length[row], 0, kind !== KIND_READ);
     if (path.begin(op)) return op;
     operations.close(op, kind !== KIND_READ);
     return -1;
@@ -80,9 +80,9 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
 
   function extend(op: number, row: number): boolean {
     if (!path.extend(op, row)) return false;
-    requests.next[operations.last[op] as number] = row;
+    requests.next[operations.last[op]] = row;
     operations.last[op] = row;
-    operations.end[op]! += requests.length[row] as number;
+    operations.end[op] += requests.length[row];
     return true;
   }
 
@@ -93,11 +93,10 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
 
   /** Moves bytes as a target does, all that is left of `op`: into `bytes`, or out of them. How many. */
   function transfer(op: number, bytes: Uint8Array, writes: boolean): number {
-    const done = operations.done[op] as number;
+    const done = operations.done[op];
     const count = path.vectors(op);
     const pieces: { address: number; length: number }[] = [];
-    if (count === 0)
-      pieces.push({ address: (operations.address[op] as number) + done, length: bytes.length });
+    if (count === 0) pieces.push({ address: operations.address[op] + done, length: bytes.length });
     else {
       const vectors = new Mapping(path.vectorAddress(op), count * 16, () => {});
       const words = new BigUint64Array(vectors.bytes.buffer);
@@ -160,7 +159,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
           for (let sector = 0; sector < PAGES * 8; sector++)
             if (!isPart(sector)) expect(grants.pages[sector * SECTOR]).toBe(1 + sector);
         } else expect(Buffer.compare(grants.pages, before)).toBe(0);
-        requests.release(operations.first[op] as number);
+        requests.release(operations.first[op]);
       }
     });
     expect(ways).toBe(36 * 36);
@@ -216,7 +215,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
         if (choice < open.length) {
           const [op] = open.splice(choice, 1) as [number];
           end(op);
-          requests.release(operations.first[op] as number);
+          requests.release(operations.first[op]);
           used -= pagesOf.get(op) as number;
           continue;
         }
@@ -240,7 +239,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
       }
       for (const op of open) {
         end(op);
-        requests.release(operations.first[op] as number);
+        requests.release(operations.first[op]);
       }
       // Nothing is missing afterwards.
       const row = ask(
@@ -264,8 +263,8 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
       const first = [{ page: 5, first: 8 - cut, last: 7 }];
       const second = [{ page: 7, first: 0, last: choose(8) }];
       const rows = [ask(kind, first), ask(kind, second, cut * SECTOR)];
-      const op = begin(rows[0] as number);
-      const joined = extend(op, rows[1] as number);
+      const op = begin(rows[0]);
+      const joined = extend(op, rows[1]);
       expect(joined).toBe(mode === "copy");
       if (joined) {
         path.fetch();
@@ -295,7 +294,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
       }
       for (const other of others) {
         end(other);
-        requests.release(operations.first[other] as number);
+        requests.release(operations.first[other]);
       }
     });
     expect(ways).toBe(8 * 2 * 8);

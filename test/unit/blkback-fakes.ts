@@ -25,7 +25,7 @@ export function inEveryWay(body: (choose: (count: number) => number) => void): n
     const choose = (count: number): number => {
       if (depth === taken.length) taken.push(0);
       limits[depth] = count;
-      return taken[depth++] as number;
+      return taken[depth++];
     };
     try {
       body(choose);
@@ -35,7 +35,7 @@ export function inEveryWay(body: (choose: (count: number) => number) => void): n
     taken.length = depth;
     while (taken.length > 0 && (taken.at(-1) as number) + 1 === limits[taken.length - 1]) taken.pop();
     if (taken.length === 0) return ways;
-    taken[taken.length - 1]! += 1;
+    taken[taken.length - 1] += 1;
   }
 }
 

@@ -53,10 +53,7 @@ function take(journal: Journal, rows: number[], numbers: number[]): void {
 }
 
 function left(journal: Journal): number[] {
-  return Array.from(
-    { length: journal.unansweredCount },
-    (_, index) => journal.unanswered[index * WORDS] as number,
-  );
+  return Array.from({ length: journal.unansweredCount }, (_, index) => journal.unanswered[index * WORDS]);
 }
 
 test("requests answered out of order are not carried out again, the others are, in their order", () => {

@@ -91,9 +91,9 @@ class World {
     const { words } = this.ring;
     const state = {
       slots: SLOTS,
-      reqProd: words[RING_REQ_PROD] as number,
-      rspProd: words[RING_RSP_PROD] as number,
-      mark: words[RING_MARK] as number,
+      reqProd: words[RING_REQ_PROD],
+      rspProd: words[RING_RSP_PROD],
+      mark: words[RING_MARK],
     };
     const opened: { close(): void }[] = [reactor, { close: () => closeImage(image) }];
     try {
@@ -121,17 +121,17 @@ class World {
   /** What the guest finds on its ring. */
   take(): void {
     const view = new DataView(this.ring.bytes.buffer);
-    for (const prod = this.ring.words[RING_RSP_PROD] as number; this.#taken < prod; this.#taken++) {
+    for (const prod = this.ring.words[RING_RSP_PROD]; this.#taken < prod; this.#taken++) {
       const at = 64 + (this.#taken % SLOTS) * 112;
       const id = Number(view.getBigUint64(at, true));
       expect([view.getInt16(at + 10, true), this.answers.has(id)]).toEqual([0, false]);
-      this.answers.set(id, this.grants.pages[id * 4096] as number);
+      this.answers.set(id, this.grants.pages[id * 4096]);
     }
   }
 
   get disk(): number[] {
     const bytes = readFileSync(this.#image);
-    return Array.from({ length: BLOCKS }, (_, block) => bytes[block * 4096] as number);
+    return Array.from({ length: BLOCKS }, (_, block) => bytes[block * 4096]);
   }
 
   close(): void {

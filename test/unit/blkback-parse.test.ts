@@ -85,7 +85,7 @@ class Bench {
     write(this.view);
     this.parser.admit(1, 5);
     const { requests, parser } = this;
-    const row = parser.rows[0] as number;
+    const row = parser.rows[0];
     const got = {
       status: parser.verdicts[0] === ADMITTED ? "admitted" : parser.verdicts[0],
       echo: requests.echo[row],
@@ -302,10 +302,8 @@ describe("a batch", () => {
     expect([...parser.verdicts.subarray(0, 3)]).toEqual([ADMITTED, ERROR, ADMITTED]);
     expect([grants.copyCalls, parser.indirect, parser.bad]).toEqual([1, 3, 1]);
     const [first, , third] = parser.rows;
-    expect([0, 511, 512, 599].map((index) => requests.gref(first as number, index))).toEqual([
-      5000, 5511, 5512, 5599,
-    ]);
-    expect(requests.gref(third as number, 9)).toBe(5000 + 3 * 512 + 9);
+    expect([0, 511, 512, 599].map((index) => requests.gref(first, index))).toEqual([5000, 5511, 5512, 5599]);
+    expect(requests.gref(third, 9)).toBe(5000 + 3 * 512 + 9);
     bench.close();
   });
 
@@ -325,7 +323,7 @@ describe("a batch", () => {
     bench.parser.admit(1, 0);
     bench.grants.pages.fill(0xff);
     bench.slots.bytes.fill(0xff);
-    const row = bench.parser.rows[0] as number;
+    const row = bench.parser.rows[0];
     for (let index = 0; index < 4; index++)
       expect([bench.requests.gref(row, index), bench.requests.sectCount(row, index)]).toEqual([0, 1]);
     expect([bench.requests.kind[row], bench.requests.length[row]]).toEqual([KIND_READ, 4 * 512]);

@@ -87,7 +87,7 @@ class Bench {
   /** Ends `op`; a merged one that `fails` goes back request by request. */
   end(op: number, fails: boolean): void {
     this.#path.end(op);
-    this.#operations.close(op, changesDisk(this.#operations.kind[op] as number));
+    this.#operations.close(op, changesDisk(this.#operations.kind[op]));
     for (const it of this.#all.filter((one) => one.op === op)) {
       it.op = undefined;
       it.done = !fails;
@@ -108,21 +108,21 @@ class Bench {
   #checkStart(op: number): void {
     const { kind, first, start, end, stage, sequence } = this.#operations;
     const chain: number[] = [];
-    for (let row = first[op] as number; row >= 0; row = this.#requests.next[row] as number)
+    for (let row = first[op]; row >= 0; row = this.#requests.next[row])
       chain.push(this.#all.findIndex((it) => it.row === row));
-    let at = start[op] as number;
+    let at = start[op];
     for (const index of chain) {
       const it = this.#all[index];
       if (it === undefined || it.op !== undefined || it.done)
         throw new Error("started twice, or never asked for");
-      expect(it.asked.kind).toBe(kind[op] as number);
+      expect(it.asked.kind).toBe(kind[op]);
       expect(it.asked.from * UNIT).toBe(at);
       if (chain.length > 1) expect([it.retried, it.asked.kind <= KIND_WRITE]).toEqual([false, true]);
       at += (it.asked.to - it.asked.from) * UNIT;
       it.op = op;
     }
-    expect(at).toBe(end[op] as number);
-    expect(sequence[op]).toBe(chain[0] as number);
+    expect(at).toBe(end[op]);
+    expect(sequence[op]).toBe(chain[0]);
     const isEmpty = start[op] === end[op];
     expect(stage[op]).toBe(
       kind[op] !== KIND_BARRIER ? STAGE_IO : isEmpty ? STAGE_POST_FLUSH : STAGE_PRE_FLUSH,
@@ -154,7 +154,7 @@ function finish(bench: Bench, choose: (count: number) => number, fails: boolean,
     bench.pass(isShort);
     const { active } = bench;
     if (active.length === 0) break;
-    const op = active[choose(active.length)] as number;
+    const op = active[choose(active.length)];
     bench.end(op, fails && bench.isMerged(op) && choose(2) === 1);
   }
   expect(bench.isOver).toBe(true);
@@ -166,12 +166,12 @@ describe("every sequence", () => {
     const ways = inEveryWay((choose) => {
       const bench = new Bench();
       for (let i = 0; i < 3; i++) {
-        bench.arrive(ALPHABET[choose(ALPHABET.length)] as Asked);
+        bench.arrive(ALPHABET[choose(ALPHABET.length)]);
         if (i === 2 || choose(2) === 0) continue;
         bench.pass();
         const { active } = bench;
         const ends = choose(active.length + 1);
-        if (ends < active.length) bench.end(active[ends] as number, false);
+        if (ends < active.length) bench.end(active[ends], false);
       }
       finish(bench, choose, true, false);
     });
@@ -181,7 +181,7 @@ describe("every sequence", () => {
   test("of four requests at once", () => {
     const ways = inEveryWay((choose) => {
       const bench = new Bench();
-      for (let i = 0; i < 4; i++) bench.arrive(ALPHABET[choose(ALPHABET.length)] as Asked);
+      for (let i = 0; i < 4; i++) bench.arrive(ALPHABET[choose(ALPHABET.length)]);
       finish(bench, (count) => count - 1, false, false);
     });
     expect(ways).toBe(ALPHABET.length ** 4);
@@ -192,7 +192,7 @@ describe("every sequence", () => {
       const joins = choose(2) === 1;
       const room = 1 + choose(2);
       const bench = new Bench(room, joins);
-      for (let i = 0; i < 3; i++) bench.arrive(ALPHABET[choose(ALPHABET.length)] as Asked);
+      for (let i = 0; i < 3; i++) bench.arrive(ALPHABET[choose(ALPHABET.length)]);
       finish(bench, choose, true, true);
     });
     expect(ways).toBeGreaterThan(4000);

@@ -113,7 +113,7 @@ test("every history: whoever may sleep without a bound is woken by the next requ
       if (choose(2) === 1) it.request();
       if (choose(2) === 1) it.sleeper.takeEvents();
       const fetched = choose(2) === 1 ? it.fetch() : 0;
-      const [active, submitted, completed] = rounds[choose(rounds.length)] as Round;
+      const [active, submitted, completed] = rounds[choose(rounds.length)];
       const penaltyUs = index === 1 ? choose(2) * 700 : 0;
       const wait = it.mayWait(fetched, submitted, active, penaltyUs);
       if (wait && it.sleeper.timeoutUs < 0) {

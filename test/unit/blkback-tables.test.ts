@@ -17,14 +17,14 @@ describe("requests", () => {
       for (let step = 0; step < STEPS; step++) {
         const choice = choose(taken.length < SIZE ? taken.length + 1 : taken.length);
         if (choice < taken.length) {
-          table.release(taken.splice(choice, 1)[0] as number);
+          table.release(taken.splice(choice, 1)[0]);
           continue;
         }
         const row = table.take(step);
         expect(row).toBeLessThan(SIZE);
         expect(taken).not.toContain(row);
         expect(table.sequence[row]).toBeGreaterThan(last);
-        last = table.sequence[row] as number;
+        last = table.sequence[row];
         const fresh = [table.failed, table.alone, table.segmentCount, table.length].map((it) => it[row]);
         expect([fresh, table.next[row], table.startedAtMs[row]]).toEqual([[0, 0, 0, 0], -1, step]);
         for (const column of [table.failed, table.alone, table.segmentCount, table.length, table.next])
@@ -72,7 +72,7 @@ describe("operations", () => {
       for (let step = 0; step < STEPS; step++) {
         const choice = choose(open.length < SIZE ? open.length + 2 : open.length);
         if (choice < open.length) {
-          const { op, writes } = open.splice(choice, 1)[0] as { op: number; writes: boolean };
+          const { op, writes } = open.splice(choice, 1)[0];
           table.close(op, writes);
         } else {
           const writes = choice === open.length;

@@ -36,10 +36,10 @@ describe.each([
     const [request] = pushed();
     expect(request).toMatchObject({ op: READ, handle: 51728, sector: 0x1_2345_6789n });
     expect(request?.segments).toEqual([
-      { gref: pool.refs[page] as number, first: 0, last: 7 },
-      { gref: pool.refs[page + 1] as number, first: 0, last: 0 },
+      { gref: pool.refs[page], first: 0, last: 7 },
+      { gref: pool.refs[page + 1], first: 0, last: 0 },
     ]);
-    fake.answer(request!.id, READ);
+    fake.answer(request.id, READ);
     expect(queue.reap()).toBe(1);
     expect(fake.done).toEqual([{ tag: 7, status: 0 }]);
     expect(queue.inFlight).toBe(0);
@@ -67,17 +67,17 @@ describe.each([
     expect(indirect).toMatchObject({ op: INDIRECT, echo: WRITE, sector: 100n, handle: 51728 });
     expect(indirect?.segments).toEqual(
       Array.from({ length: 32 }, (_, index) => ({
-        gref: pool.refs[page + index] as number,
+        gref: pool.refs[page + index],
         first: 0,
         last: 7,
       })),
     );
     expect(direct).toMatchObject({ op: WRITE, sector: 100n + 32n * 8n });
     expect(direct?.segments.map((it) => it.last)).toEqual([7, 7, 7, 1]);
-    fake.answer(direct!.id, WRITE);
+    fake.answer(direct.id, WRITE);
     fake.queue.reap();
     expect(fake.done).toEqual([]);
-    fake.answer(indirect!.id, WRITE, -1);
+    fake.answer(indirect.id, WRITE, -1);
     fake.queue.reap();
     expect(fake.done).toEqual([{ tag: 0, status: -1 }]);
     expect(pool.freePages).toBe(64 - 36);
@@ -89,10 +89,10 @@ describe.each([
     const [request] = pushed();
     expect(request?.segments.length).toBe(4096);
     expect(new Set(request?.segments.map((it) => it.gref))).toEqual(new Set([pool.refs[pool.zeroPage]]));
-    expect(fake.page(pool.refs[pool.zeroPage] as number).access).toBe("r");
-    expect(fake.page(pool.refs[pool.zeroPage] as number).bytes.every((byte) => byte === 0)).toBe(true);
+    expect(fake.page(pool.refs[pool.zeroPage]).access).toBe("r");
+    expect(fake.page(pool.refs[pool.zeroPage]).bytes.every((byte) => byte === 0)).toBe(true);
     expect(pool.freePages).toBe(8);
-    fake.answer(request!.id, WRITE);
+    fake.answer(request.id, WRITE);
     queue.reap();
     expect(pool.freePages).toBe(16);
   });
@@ -118,7 +118,7 @@ describe("room", () => {
     const requests = pushed();
     expect(requests.length).toBe(slots);
     expect(new Set(requests.map((it) => it.id)).size).toBe(slots);
-    fake.answer(requests[3]!.id, FLUSH);
+    fake.answer(requests[3].id, FLUSH);
     expect(queue.reap()).toBe(1);
     expect(fake.done).toEqual([{ tag: 3, status: 0 }]);
     expect(queue.flush(99)).toBe(true);
@@ -288,7 +288,7 @@ describe("a long run of everything", () => {
       for (const request of fake.take()) {
         expect(owner.has(request.id)).toBe(false);
         // Data pages carry their tag in the first page; later parts are told by being in one run.
-        const first = request.segments[0]!.gref;
+        const first = request.segments[0].gref;
         const tag = [...running.entries()].find(([, it]) => {
           const index = pool.refs.indexOf(first);
           return index >= it.page && index < it.page + it.pages;

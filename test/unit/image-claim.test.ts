@@ -15,7 +15,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { closeImage, openImage } from "../../src/block/image.ts";
 import { takeLocks, type LockCalls } from "../../src/block/image/claim.ts";
-import { identify, type ImageIdentity } from "../../src/block/image/known.ts";
+import { identify } from "../../src/block/image/known.ts";
 import { errnoText } from "../../src/native/shim.ts";
 
 const HOW = { readOnly: false, direct: false, sectorSizeBytes: 512 } as const;
@@ -175,6 +175,6 @@ test("a device is known again by how many disks there were before it, where the 
     return identify(device, host);
   });
   expect(seen.map(({ isSure }) => isSure)).toEqual([true, true, true]);
-  expect(seen[0]).toEqual(seen[2] as ImageIdentity);
-  expect(seen[0]).not.toEqual(seen[1] as ImageIdentity);
+  expect(seen[0]).toEqual(seen[2]);
+  expect(seen[0]).not.toEqual(seen[1]);
 });

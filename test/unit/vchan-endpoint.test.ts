@@ -96,7 +96,7 @@ describe("against a plain queue of bytes", () => {
     next: number;
   }
   type Real = { readonly ends: readonly [VchanEndpoint, VchanEndpoint] };
-  const side = fc.constantFrom(0, 1) as fc.Arbitrary<0 | 1>;
+  const side = fc.constantFrom(0, 1);
   const length = fc.oneof(fc.integer({ min: 1, max: 40 }), fc.integer({ min: 1, max: 2100 }));
   const other = (who: 0 | 1): 0 | 1 => (who === 0 ? 1 : 0);
   const isOver = (model: Readonly<Model>, who: 0 | 1): boolean => model.ended[who] || model.closed[who];
@@ -409,7 +409,7 @@ describe("a peer that lies", () => {
       const { server, client } = pair;
       client.write(pattern(0, 100));
       server.read(new Uint8Array(50));
-      const honest = server.page.words[offset / 4] as number;
+      const honest = server.page.words[offset / 4];
       server.page.words[offset / 4] = lie(honest);
       let thrown: unknown;
       try {
@@ -430,7 +430,7 @@ describe("a peer that lies", () => {
       server.read(new Uint8Array(100));
       client.sample();
       const words = client.page.words;
-      words[VCHAN_LEFT_CONS / 4] = (words[VCHAN_LEFT_CONS / 4] as number) + lie;
+      words[VCHAN_LEFT_CONS / 4] = words[VCHAN_LEFT_CONS / 4] + lie;
       expect(kindOf(() => client.sample())).toBe("protocol");
     }
   });
@@ -449,9 +449,9 @@ describe("a peer that lies", () => {
           const words = server.page.words;
           const kept = [words[VCHAN_LEFT_PROD / 4], words[2], server.page.bytes[VCHAN_CLI_LIVE]] as number[];
           server.page.bytes.set(page);
-          words[VCHAN_LEFT_PROD / 4] = kept[0] as number;
-          words[2] = kept[1] as number;
-          server.page.bytes[VCHAN_CLI_LIVE] = kept[2] as number;
+          words[VCHAN_LEFT_PROD / 4] = kept[0];
+          words[2] = kept[1];
+          server.page.bytes[VCHAN_CLI_LIVE] = kept[2];
           const into = new Uint8Array(900);
           const count = server.read(into);
           expect([...into.subarray(0, count)]).toEqual([...pattern(received, count)]);

@@ -27,9 +27,9 @@ const PROBE = fileURLToPath(new URL("../../build/shim/layout_probe", import.meta
 
 test("the offsets are the C compiler's", () => {
   const probe = JSON.parse(spawnSync(PROBE, { encoding: "utf8" }).stdout) as Record<string, number>;
-  const at = (field: string): number => probe[`struct vchan_interface.${field}`] as number;
-  const cons = probe["struct vchan_ring.cons"] as number;
-  const prod = probe["struct vchan_ring.prod"] as number;
+  const at = (field: string): number => probe[`struct vchan_interface.${field}`];
+  const cons = probe["struct vchan_ring.cons"];
+  const prod = probe["struct vchan_ring.prod"];
   expect([VCHAN_LEFT_CONS, VCHAN_LEFT_PROD]).toEqual([at("left") + cons, at("left") + prod]);
   expect([VCHAN_RIGHT_CONS, VCHAN_RIGHT_PROD]).toEqual([at("right") + cons, at("right") + prod]);
   expect([VCHAN_LEFT_ORDER, VCHAN_RIGHT_ORDER]).toEqual([at("left_order"), at("right_order")]);

@@ -101,7 +101,7 @@ test("who could not end its stream says so, and who hears it says so too", () =>
       true,
       true,
     ]);
-    expect(told({ fd: pipe[0] as number, kind: "nonblocking" }, true)).toEqual([
+    expect(told({ fd: pipe[0], kind: "nonblocking" }, true)).toEqual([
       { end: "stopped", ...whole },
       true,
       true,
@@ -133,8 +133,8 @@ test(`whatever a peer does to the page, a relay ends when it is gone (seed ${see
       lingerMs: below(2) === 0 ? undefined : 1,
     });
     const deeds = [
-      () => void (page[END_WORDS_AT / 4 + below(2)] = words[below(words.length)] as number),
-      () => void (page[below(4)] = words[below(words.length)] as number),
+      () => void (page[END_WORDS_AT / 4 + below(2)] = words[below(words.length)]),
+      () => void (page[below(4)] = words[below(words.length)]),
       () => void (page[below(4)] += below(64)),
       () => void (bytes[VCHAN_CLI_LIVE + below(4)] = below(4)),
       () => void (bytes[below(2048)] = below(256)),

@@ -243,7 +243,7 @@ describe("floods", () => {
     await start("oxenstored");
     const limit = server.quotas.connections;
     const clients = await Promise.all(Array.from({ length: limit }, () => raw()));
-    expect(await (clients[0] as RawClient).ask(xs.XS_READ, ["name"])).toBe("guest");
+    expect(await clients[0].ask(xs.XS_READ, ["name"])).toBe("guest");
     expect(await (await raw()).ask(xs.XS_READ, ["name"]).catch((error: unknown) => String(error))).toContain(
       "closed",
     );

@@ -71,7 +71,7 @@ describe("the tree", () => {
           { tree: StoreTree.empty(), model: new Map([["/", [0, 0]]]) },
         ];
         for (const { kind, path, on, value } of actions) {
-          const { tree, model } = trees[on % trees.length] as (typeof trees)[number];
+          const { tree, model } = trees[on % trees.length];
           if (kind === "fork") trees.push({ tree: tree.fork(), model: new Map(model) });
           else if (kind === "remove") {
             if (!model.has(path)) continue;
@@ -252,10 +252,10 @@ describe("the server against the model", () => {
         const clients = [fixture.client(0), fixture.client(0), fixture.client(0)];
         const ids = [0, 0, 0];
         const model = new Model();
-        await (clients[0] as RawClient).ask(XS_MKDIR, ["/m"]);
+        await clients[0].ask(XS_MKDIR, ["/m"]);
         for (const { client: index, kind, path, value } of commands) {
-          const client = clients[index] as RawClient;
-          const id = ids[index] as number;
+          const client = clients[index];
+          const id = ids[index];
           const tx = model.transactions.get(index);
           if (kind === "begin" && tx === undefined) {
             ids[index] = Number.parseInt(await client.ask(XS_TRANSACTION_START, [""]), 10);

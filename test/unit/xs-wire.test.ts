@@ -73,7 +73,7 @@ describe("the parser", () => {
         const parser = new wire.XsPacketParser();
         const got: wire.XsPacket[] = [];
         for (let at = 0, turn = 0; at < stream.length; turn++) {
-          const size = sizes[turn % sizes.length] as number;
+          const size = sizes[turn % sizes.length];
           parser.push(stream.subarray(at, at + size));
           at += size;
           if (turn % 3 !== 0) for (let p = parser.next(); p !== undefined; p = parser.next()) got.push(p);

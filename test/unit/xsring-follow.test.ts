@@ -150,8 +150,8 @@ describe("a ring that begins anew", () => {
 
   test.each([
     ["requests first", STEPS],
-    ["responses first", [3, 4, 5, 0, 1, 2].map((nth) => STEPS[nth] as (typeof STEPS)[0])],
-    ["poison first, as hvmloader does", [2, 5, 0, 1, 3, 4].map((nth) => STEPS[nth] as (typeof STEPS)[0])],
+    ["responses first", [3, 4, 5, 0, 1, 2].map((nth) => STEPS[nth])],
+    ["poison first, as hvmloader does", [2, 5, 0, 1, 3, 4].map((nth) => STEPS[nth])],
   ])("is one reset and nothing twice, wherever looks fall into it: %s", (_name, steps) => {
     const nth = [...Array(steps.length + 1).keys()];
     for (const [from, mid, to] of nth.flatMap((a) =>
@@ -169,7 +169,7 @@ describe("a ring that begins anew", () => {
       exchange(2);
       records.push(...follower.look(copyRing(ring.page), 1));
       const copies = stages(ring, steps);
-      const at = (index: number): RingCopy => copies[index] as RingCopy;
+      const at = (index: number): RingCopy => copies[index];
       const { requests, responses } = at(mid);
       records.push(...follower.look({ words: at(from).words, requests, responses, after: at(to).words }, 2));
       for (const copy of copies.slice(to)) records.push(...follower.look(copy, 3));

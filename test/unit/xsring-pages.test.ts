@@ -228,7 +228,7 @@ describe("a page comes", () => {
   const dump = (format: (offset: string, hex: string[], text: string) => string, last = ""): Uint8Array => {
     const rows = Array.from({ length: 256 }, (_, row) => Buffer.from(raw.subarray(row * 16, row * 16 + 16)));
     const lines = rows.map((row, at) => {
-      if (at > 0 && row.equals(rows[at - 1] as Buffer)) return "*";
+      if (at > 0 && row.equals(rows[at - 1])) return "*";
       const text = row.toString("latin1").replaceAll(/[^ -~]/g, ".");
       return format((at * 16).toString(16), row.toString("hex").match(/../g) ?? [], text);
     });

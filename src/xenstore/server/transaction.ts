@@ -107,7 +107,7 @@ export class Transaction implements Workspace, Snapshot {
       this.#entryBytes += ENTRY_BYTES + path.length;
       return;
     }
-    const { removed, oldPermissions } = this.#changes[place] as Change;
+    const { removed, oldPermissions } = this.#changes[place];
     this.#changes[place] = { path, removed: change.removed ?? removed, oldPermissions };
   }
 

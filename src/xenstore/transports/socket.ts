@@ -46,7 +46,7 @@ class SocketTransport implements XenstoreTransport {
   /** Sends what the socket takes; the rest goes out when it drains. */
   flush(): void {
     while (this.#unsent.length > 0) {
-      const head = this.#unsent[0] as Uint8Array;
+      const head = this.#unsent[0];
       const sent = Math.max(0, this.socket?.write(head) ?? 0);
       if (sent < head.length) {
         this.#unsent[0] = head.subarray(sent);
