@@ -1,14 +1,14 @@
-// Which device: the four numbers and names that a block device's two xenstore directories are made of.
+// A device's address: the four numbers and names that make up the paths of a block device's two xenstore directories.
 import type { Domid } from "../core/types.ts";
 import { vdevName } from "../protocol/blkif.ts";
 import { backendPath, frontendPath } from "../protocol/xenbus.ts";
 
 export interface DeviceAddress {
-  /** The domain that serves. */
+  /** The domain that serves the device. */
   readonly backend: Domid;
-  /** The backend's directory name: who serves it (`vbd`: kernel blkback, `qdisk`: QEMU or we). */
+  /** The backend's directory name, which shows who serves it (`vbd`: kernel blkback, `qdisk`: QEMU or us). */
   readonly kind: string;
-  /** The domain that uses. */
+  /** The domain that uses the device. */
   readonly frontend: Domid;
   readonly devid: number;
 }
@@ -20,7 +20,7 @@ export function backendDir(address: DeviceAddress): string {
   return backendPath(address.backend, address.kind, address.frontend, address.devid);
 }
 
-/** Where backends put the reason why they do not serve a device. */
+/** The node where backends write why they do not serve a device. */
 export function errorDir(address: DeviceAddress): string {
   return `/local/domain/${address.backend}/error/backend/${address.kind}/${address.frontend}/${address.devid}`;
 }
@@ -29,7 +29,7 @@ export function frontendDir(address: DeviceAddress): string {
   return frontendPath(address.frontend, "vbd", address.devid);
 }
 
-/** "xvdb of domain 1". */
+/** For people, e.g. "xvdb of domain 1". */
 export function describeDevice(address: DeviceAddress): string {
   return `${vdevName(address.devid)} of domain ${address.frontend}`;
 }

@@ -1,5 +1,5 @@
-// The backend's end of the shared ring. Its own two indices are private: what stands in the shared page is
-// the frontend's word, read once and only compared with them.
+// The backend's end of the shared ring. Its own two indices are private: the shared page holds the frontend's claims,
+// which are read once and only compared with them.
 import type { Mapping } from "../native/memory.ts";
 import { allocateMemory } from "../native/memory.ts";
 import { shim, type Pointer } from "../native/shim.ts";
@@ -7,14 +7,14 @@ import { REQUEST, type BlkifAbi } from "../protocol/blkif.ts";
 import { RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 
-/** What `fetch` answers when the frontend's req_prod cannot be true. */
+/** Returned by `fetch` when the frontend's req_prod is impossible. */
 export const RING_LIES = -1;
 
 const NONE = new Uint32Array(0);
 
 export class BackRing {
   readonly slots: number;
-  /** The requests of the last `fetch`, in the layout REQUEST, copied off the ring once. */
+  /** The requests of the last `fetch`, in the layout REQUEST, each copied off the ring exactly once. */
   readonly requests: Mapping;
   /** Responses to push, filled in at `RESPONSE` offsets with `abi.responseBytes` each. */
   readonly responses: Mapping;
@@ -25,9 +25,9 @@ export class BackRing {
   #leftOver: number;
 
   /**
-   * Attaches to a ring that may already have been in use, at its rsp_prod: a fresh one has 0 there, and
-   * after a backend died its successor goes on where the frontend has its answers. `unanswered` is what
-   * the dead one had taken: the first `fetch` gives that.
+   * Attaches at rsp_prod to a ring that may already have been in use: a fresh ring has 0 there, and the successor of
+   * a dead backend continues after the responses that the frontend has. `unanswered` holds the requests that the dead
+   * backend had taken; the first `fetch` returns those.
    */
   constructor(shared: Mapping, abi: BlkifAbi, unanswered: Uint32Array = NONE) {
     this.#shared = shared;
@@ -41,18 +41,18 @@ export class BackRing {
     this.requests.words.set(unanswered);
   }
 
-  /** The shared page's indices and our own, for a message about a ring that lies. */
+  /** The shared page's req_prod and our own indices, for a message about impossible indices. */
   describe(): string {
     const shared = Atomics.load(this.#shared.words, RING_REQ_PROD);
     return `req_prod ${shared}, consumed to ${this.#reqCons}, answered to ${this.#rspProd}, ${this.slots} slots`;
   }
 
-  /** Requests consumed and not answered yet. */
+  /** Requests consumed and not yet answered. */
   get unanswered(): number {
     return (this.#reqCons - this.#rspProd) >>> 0;
   }
 
-  /** Copies every new request to `requests`; how many, or RING_LIES. */
+  /** Copies every new request to `requests`; returns how many, or RING_LIES. */
   fetch(): number {
     if (this.#leftOver > 0) {
       const count = this.#leftOver;
@@ -71,13 +71,16 @@ export class BackRing {
     return fresh;
   }
 
-  /** Looks for `us` (0: once): true as soon as the frontend has put requests on the ring since the last fetch. */
+  /**
+   * Polls for `us` microseconds (0: looks once); true as soon as the frontend has added requests since the last
+   * fetch.
+   */
   hasRequests(us: number): boolean {
     const prod = (this.#shared.address + RING_REQ_PROD * 4) as Pointer;
     return shim.xt_changes_within(prod, this.#reqCons, us) !== 0;
   }
 
-  /** Publishes the first `count` of `responses`; true when the frontend wants to be notified. */
+  /** Publishes the first `count` of `responses`; returns whether the frontend wants to be notified. */
   push(count: number): boolean {
     const from = this.responses.address as Pointer;
     const { slotBytes, responseBytes } = this.#abi;
@@ -95,14 +98,14 @@ export class BackRing {
     return wanted !== 0;
   }
 
-  /** Asks to be notified of the next request; true when one came in the meantime, so that nobody sleeps. */
+  /** Asks to be notified of the next request. Returns true when one arrived in the meantime: then do not sleep. */
   finalCheck(): boolean {
     return (
       shim.xt_ring_final_check_requests(this.#shared.address as Pointer, this.#reqCons) !== this.#reqCons
     );
   }
 
-  /** Frees the private copies. The shared mapping stays its owner's. */
+  /** Frees the private copies. The shared mapping belongs to its owner. */
   close(): void {
     this.requests.close();
     this.responses.close();

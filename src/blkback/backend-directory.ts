@@ -1,32 +1,32 @@
-// The backend's directory of a device: written to only in a transaction that finds the device there. xenstore makes
-// the directories of what is written, so a word that comes after the toolstack has removed a device would leave half
-// of one there. And a server knows the device that it serves by a mark, because a toolstack may remove one and make
-// another under the same name, for another image, before the server looks.
+// The backend's directory of a device. It is written only in a transaction that has found the device there: a write
+// in xenstore creates missing directories, so one that came after the toolstack removed the device would leave a
+// partial directory behind. A server recognises the device that it serves by a mark, because a toolstack may remove a
+// device and create another under the same name, for another image, before the server looks.
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
 import type { XenstoreOperations } from "../xenstore/operations.ts";
 import { backendDir, errorDir, type DeviceAddress } from "./address.ts";
 
-/** Holds the mark of the server. */
+/** Holds the server's mark. */
 const MARK_KEY = "xentool-served-by";
 
 export type Keys = Readonly<Record<string, string | number>>;
 
-/** Whether there is a device, and not what somebody's late write has left of one. */
+/** Whether a device exists, as opposed to the remains of one that a late write left. */
 export function isDevice(xenstore: XenstoreOperations, address: DeviceAddress): Promise<boolean> {
   return xenstore.exists(`${backendDir(address)}/frontend`);
 }
 
-/** Writes `keys` for the toolstack, whoever serves the device; false: there is none. */
+/** Writes `keys` for the toolstack, whoever serves the device. Returns false if there is no device. */
 export function writeKeys(xenstore: Xenstore, address: DeviceAddress, keys: Keys): Promise<boolean> {
   return writeWhere(xenstore, (tx) => isDevice(tx, address), inside(address, keys));
 }
 
 /**
- * Writes `keys`, and state 2, at which the toolstack looks at them: but not over its word that the device is to
- * close, which waits for our 6. `claimed`: the directory, if it has been claimed. False: there is no such device, or
- * it closes.
+ * Writes `keys`, and state 2, which makes the toolstack read them. If the toolstack has asked the device to close,
+ * its state stays, because it awaits our 6. `claimed` is the directory, if it has been claimed. Returns false if
+ * there is no such device, or if it is closing.
  */
 export function offerUnlessClosing(
   xenstore: Xenstore,
@@ -45,8 +45,8 @@ export function offerUnlessClosing(
 }
 
 /**
- * Removes the backend's directory, and what would be empty or meaningless without it. `onlyOffline`: unless the
- * toolstack wants the device to stay, or has made another one.
+ * Removes the backend's directory, and what would be empty or meaningless without it. With `onlyOffline`, does so
+ * only unless the toolstack wants the device to stay, or has created another one.
  */
 export function removeBackend(
   xenstore: Xenstore,
@@ -64,7 +64,7 @@ export function removeBackend(
   });
 }
 
-/** Of a driver domain's directories some may be the toolstack's, where we may not even look. */
+/** Some of a driver domain's directories may belong to the toolstack, and we may not be allowed to read them. */
 async function removeEmptyParent(tx: XenstoreOperations, dir: string): Promise<void> {
   const parent = dir.replace(/\/[^/]*$/, "");
   try {
@@ -74,7 +74,7 @@ async function removeEmptyParent(tx: XenstoreOperations, dir: string): Promise<v
   }
 }
 
-/** The directory as one server sees it, which has claimed the device. */
+/** The directory as seen by the one server that has claimed the device. */
 export class BackendDirectory {
   readonly #xenstore: Xenstore;
   readonly #address: DeviceAddress;
@@ -85,19 +85,19 @@ export class BackendDirectory {
     this.#address = address;
   }
 
-  /** Marks the device, if there is one. */
+  /** Claims the device by marking it, if there is one. */
   static async claim(xenstore: Xenstore, address: DeviceAddress): Promise<BackendDirectory> {
     const directory = new BackendDirectory(xenstore, address);
     await writeKeys(xenstore, address, { [MARK_KEY]: directory.#mark });
     return directory;
   }
 
-  /** Whether the device is still there, and the one that was claimed. */
+  /** Whether the device is still there and is the one that was claimed. */
   async isThere(xenstore: XenstoreOperations = this.#xenstore): Promise<boolean> {
     return (await xenstore.tryRead(`${backendDir(this.#address)}/${MARK_KEY}`)) === this.#mark;
   }
 
-  /** What the error node says holds no more. */
+  /** Clears the error node once its reason no longer holds. */
   clearError(): Promise<void> {
     const node = `${errorDir(this.#address)}/error`;
     return this.#xenstore.transaction(async (tx) => {
@@ -105,7 +105,10 @@ export class BackendDirectory {
     });
   }
 
-  /** Writes `keys` there, and `error` to the device's error node; false: nothing was, because the device is gone. */
+  /**
+   * Writes `keys` there, and `error` to the device's error node. Returns false, writing nothing, if the device is
+   * gone.
+   */
   write(keys: Keys, error?: string): Promise<boolean> {
     const nodes = inside(this.#address, keys);
     if (error !== undefined) nodes.push([`${errorDir(this.#address)}/error`, error]);

@@ -1,4 +1,4 @@
-// What of a disk's control page means what: whether to stop, and the disk's size now.
+// The meaning of the words in a disk's control page: whether to stop, and the disk's current size.
 import type { ControlPage } from "../plane/control-page.ts";
 
 const LEAVE = 1;
@@ -14,14 +14,14 @@ export class BlkbackControl {
     this.#page = page;
   }
 
-  /** Readable when there is something to look at. */
+  /** Becomes readable when there is something to look at. */
   get wakeFd(): number {
     return this.#page.wakeFd;
   }
 
   /**
-   * Has the plane complete what it has started, stop and give everything back. `leave`: another server may go on with
-   * the ring; `close`: the guest has let go, and what it wrote is made durable first.
+   * Has the plane complete the operations it has started, stop, and release everything. `leave`: another server may
+   * continue on the ring; `close`: the guest has let go, and its writes are made durable first.
    */
   stop(how: StopOrder): void {
     this.#page.raise(how === "leave" ? LEAVE : CLOSE);
@@ -35,7 +35,7 @@ export class BlkbackControl {
     return this.#page.isRaised(LEAVE);
   }
 
-  /** From the plane's next batch on. */
+  /** Takes effect with the plane's next batch. */
   set sectors512(sectors: number) {
     this.#page.numbers[SECTORS] = sectors;
   }

@@ -1,4 +1,4 @@
-// What the control side of a disk orders its plane to do. All of it is structured-cloneable.
+// The orders from the control side of a disk to its plane. Everything in them is structured-cloneable.
 import type { Image } from "../block/image.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import type { EngineKind } from "../native/reactor.ts";
@@ -7,7 +7,7 @@ import type { PlatformDescriptor } from "../platform/platform.ts";
 import type { BlkifAbi } from "../protocol/blkif.ts";
 import type { DiskLimits } from "./requests.ts";
 
-/** The type of the order, for `Plane.carryOut`: serve one ring. It reports once, when the ring is served. */
+/** The type of the order for `Plane.carryOut` to serve one ring. It reports once, when the ring is served. */
 export interface BlkbackOrder {
   readonly order: {
     readonly name: string;
@@ -19,7 +19,7 @@ export interface BlkbackOrder {
     readonly abi: BlkifAbi["name"];
     readonly image: Image;
     readonly engine: EngineKind;
-    /** As `--filter` has them. */
+    /** Filters as given to `--filter`. */
     readonly filters: readonly string[];
     readonly limits: DiskLimits;
     readonly grantMode: "copy" | "map";
@@ -27,11 +27,11 @@ export interface BlkbackOrder {
     readonly journalPath: string;
   };
   readonly report: "connected";
-  /** Of a plane that stopped, with everything given back. */
+  /** The result of a plane that has stopped and released everything. */
   readonly result: {
-    /** Why it stopped by itself. `protocol`: the guest is at fault; else the host is, or we. */
+    /** Why it stopped by itself. `protocol`: the guest is at fault; any other kind: the host is, or we are. */
     readonly failure: FailureMessage | undefined;
-    /** Why what the guest wrote may not be on the disk. */
+    /** Why some of the guest's writes may not be on the disk. */
     readonly lost: string | undefined;
   };
 }

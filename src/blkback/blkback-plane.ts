@@ -1,5 +1,5 @@
-// The plane of one connected disk: opens what it needs in its own thread, serves the ring until told to stop, and gives
-// everything back.
+// The plane of one connected disk: opens what it needs in its own thread, serves the ring until told to stop, and
+// releases everything.
 import { openFiltered } from "../block/filters/catalogue.ts";
 import { FileTarget } from "../block/targets/file.ts";
 import { XentoolError } from "../core/errors.ts";
@@ -18,10 +18,10 @@ import { Journal } from "./journal.ts";
 import { BlockQueue } from "./queue.ts";
 import { StatsPage } from "./stats.ts";
 
-/** Of every other errno the host is the cause. */
+/** Errnos that blame the guest's keys; every other one blames the host. */
 const NAMED_WRONGLY = new Set(["EINVAL", "ENOENT", "ESRCH"]);
 
-/** Connects, serves, disconnects. Everything opened is closed in the reverse order, whatever happens. */
+/** Connects, serves, disconnects. Everything opened is closed again, whatever happens. */
 export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report) => {
   configureLogging(order.verbosity, `xentool: ${order.name}`);
   using cleanup = new DisposableStack();
@@ -37,7 +37,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   cleanup.defer(() => channels.unbind(port));
   const stats = cleanup.adopt(StatsPage.attach(order.statsPath), (it) => it.close());
   const limits = { ...order.limits };
-  // Closed in this order: the reactor first, because what it has in flight uses the queue's memory.
+  // Closed in the order they were opened: the reactor first, because its operations in flight use the queue's memory.
   const closing: { close(): void }[] = [];
   cleanup.defer(() => closing.forEach((it) => it.close()));
   const depth = 1024;
@@ -72,7 +72,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   });
   closing.push(queue);
   report("connected");
-  // The former server may have been killed between an answer and its event.
+  // The former server may have been killed between a response and its event.
   if (wasUsed) channels.notify(port);
   reactor.watch(control.wakeFd, () => control.drain());
   queue.run(() => control.stopped);
@@ -82,7 +82,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   return { failure: failure && failureOf(failure), lost: errno === 0 ? undefined : errnoText(errno) };
 };
 
-/** Opens what the guest has named in its keys: what is not there, or not for us, is its fault. */
+/** Opens what the guest has named in its keys: if it does not exist or is not meant for us, the guest is at fault. */
 function openNamed<T>(open: () => T): T {
   try {
     return open();

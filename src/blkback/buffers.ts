@@ -1,5 +1,4 @@
-// The data plane's buffers: one aligned region, handed out in runs of pages. A region that is full just holds
-// requests back.
+// The data plane's buffers: one aligned region, handed out in runs of pages. When it is full, requests just wait.
 import { PAGE_SIZE } from "../core/types.ts";
 import { allocateMemory, type Mapping } from "../native/memory.ts";
 import { PageRuns } from "../native/page-runs.ts";

@@ -1,5 +1,5 @@
-// One connection of a device to its guest, seen from the control plane: has a plane serve the ring, hears that it does,
-// tells it to stop, and knows when everything is given back.
+// One connection of a device to its guest, seen from the control plane: has a plane serve the ring, learns when it
+// does, tells it to stop, and knows when everything has been released.
 import { XentoolError } from "../core/errors.ts";
 import { Plane, type SpawnWorker } from "../plane/plane.ts";
 import { asError } from "../plane/protocol.ts";
@@ -7,15 +7,15 @@ import { BlkbackControl, type StopOrder } from "./blkback-control.ts";
 import type { BlkbackOrder } from "./blkback-orders.ts";
 
 export class QueueConnection {
-  /** Once it has stopped: why what the guest wrote may not be on the disk. */
+  /** Set once it has stopped: why some of the guest's writes may not be on the disk. */
   lost: string | undefined;
-  /** Resolves when the ring is mapped and served; rejects with the reason when that failed. */
+  /** Resolves when the ring is mapped and served; rejects with the reason if that failed. */
   readonly connected: Promise<void>;
-  /** Resolves once the plane has given everything back, with the reason when it stopped by itself. */
+  /** Resolves once the plane has released everything, with the reason if it stopped by itself. */
   readonly stopped: Promise<XentoolError | undefined>;
   readonly #control: BlkbackControl;
 
-  /** Throws as `spawnWorker` does, and `io` when there is no descriptor left. */
+  /** Throws what `spawnWorker` throws, and `io` when no descriptor is left. */
   constructor(spawnWorker: SpawnWorker, order: BlkbackOrder["order"]) {
     const plane = new Plane("blkback", spawnWorker);
     this.#control = new BlkbackControl(plane.control);
@@ -36,13 +36,13 @@ export class QueueConnection {
       }, end);
   }
 
-  /** Has the plane complete what it has started, flush if the guest has let go, and give everything back. */
+  /** Has the plane complete the operations it has started, flush if the guest has let go, and release everything. */
   async stop(how: StopOrder): Promise<void> {
     this.#control.stop(how);
     await this.stopped;
   }
 
-  /** The disk has another size from the next batch on. */
+  /** Changes the disk's size from the next batch on. */
   resize(sectors512: number): void {
     this.#control.sectors512 = sectors512;
   }

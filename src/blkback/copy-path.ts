@@ -1,5 +1,5 @@
-// Data by grant copy through buffers of our own, a whole batch per call: the default. Nothing of the guest
-// is ever mapped, so nothing can be held or pulled away (XSA-229, XSA-396), and buffers suit direct I/O.
+// Moves data by grant copy through our own buffers, a whole batch per call: the default. No guest page is ever
+// mapped, so none can be held or pulled away (XSA-229, XSA-396), and the buffers suit direct I/O.
 import { PAGE_SIZE, type Domid } from "../core/types.ts";
 import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import { BufferPool } from "./buffers.ts";

@@ -1,8 +1,8 @@
-// What a device does next: a pure function of what both ends say and what is. It is asked again after every change,
-// so each answer must be safe to carry out twice.
+// What a device does next: a pure function of the states of both ends and of our own. It is called after every
+// change, so each step it returns must be safe to carry out twice.
 import { XenbusState } from "../protocol/xenbus.ts";
 
-/** Why a device is served no longer: the guest or the toolstack let go, the guest is gone, or we left it. */
+/** Why a device is no longer served: the guest or the toolstack let go, the guest is gone, or we left it. */
 export type DeviceEnd = "closed" | "removed" | "frontend-gone" | "abandoned";
 
 export interface Seen {
@@ -11,27 +11,30 @@ export interface Seen {
   readonly frontend: XenbusState;
   /** The toolstack wants the device to stay after the guest has let go. */
   readonly online: boolean;
-  /** What the backend says. */
+  /** The state that the backend has written. */
   readonly own: XenbusState;
-  /** A data plane serves a ring. */
+  /** Whether a data plane serves a ring. */
   readonly serving: boolean;
-  /** Since the ring that is served, was refused or is to be taken over, the frontend has offered one: `offersAnew`. */
+  /**
+   * Whether the frontend has offered a ring (see `offersAnew`) since the one that is served, refused or to be taken
+   * over.
+   */
   readonly anew: boolean;
   /** The ring that the frontend offered was refused. */
   readonly refused: boolean;
-  /** The ring was another server's and is in use: we continue with it, whatever state that server was in. */
+  /** The ring is in use and belonged to another server: we continue with it, whatever state that server was in. */
   readonly takeover: boolean;
 }
 
 export interface Step {
   /**
-   * What becomes of the ring first. `drop`: nobody goes on there. `connect`: the one on offer is served,
-   * instead of one that is.
+   * What happens to the ring first. `drop`: no server continues on it. `connect`: the ring on offer is served,
+   * replacing the current one if there is one.
    */
   readonly ring: "keep" | "drop" | "connect";
-  /** What the backend says after that. */
+  /** The state that the backend writes after that. */
   readonly say: XenbusState;
-  /** Set when the device is over. */
+  /** Set when the device has ended. */
   readonly end?: DeviceEnd;
 }
 
@@ -61,10 +64,10 @@ export function decide(seen: Seen): Step {
 
 /**
  * The frontend has offered a ring. Not every frontend passes through Initialising before it offers the next one:
- * Amazon's comes back from hibernation at Closed, Linux from s2idle while both ends are Connected.
+ * Amazon's comes back from hibernation at Closed, and Linux from s2idle while both ends are Connected.
  */
 function decideAboutRing({ own, online, serving, anew, refused, takeover }: Seen): Step {
-  // A device that is to go says so, and is offered to nobody: the guest reads Closing, and lets go.
+  // A device that is to go enters Closing and is offered to nobody: the guest reads Closing and lets go.
   const say = online ? own : Closing;
   if (!anew && (serving || refused)) return { ring: "keep", say };
   if (!anew && takeover) return { ring: "connect", say };
@@ -73,21 +76,21 @@ function decideAboutRing({ own, online, serving, anew, refused, takeover }: Seen
 }
 
 /**
- * A guest that says Closing may go on with its ring: Linux before 5.15 answers hot-unplug of a mounted disk so, until
- * it is unmounted. Only Closed means that it has let go.
+ * A guest in state Closing may still use its ring: Linux before 5.15 answers the hot-unplug of a mounted disk that
+ * way until it is unmounted. Only Closed means that the guest has let go.
  */
 function decideWhileClosing({ own, serving, anew, takeover }: Seen): Step {
   if (own === Closed) return { ring: "keep", say: Closed };
   return { ring: takeover && !serving && !anew ? "connect" : "keep", say: Closing };
 }
 
-/** Whether a frontend that was at `before` and is at `now` has offered a ring in between. */
+/** Whether a frontend that went from state `before` to `now` has offered a ring in between. */
 export function offersAnew(before: XenbusState, now: XenbusState): boolean {
   const isFirst = before !== Initialised && before !== Connected;
   return (now === Connected && isFirst) || (now === Initialised && before !== Initialised);
 }
 
-/** Whether a guest may go on with a ring that a server has connected to: until it says Closed. */
+/** Whether a guest may still use a ring that a server has connected to. It may until its state is Closed. */
 export function isInUse(backend: XenbusState, frontend: XenbusState): boolean {
   const both = [backend, frontend];
   return both.every((state) => state === Connected || state === Closing);

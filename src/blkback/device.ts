@@ -1,7 +1,7 @@
-// The control plane of one device: follows the XenbusState of both ends (public/io/xenbus.h) and connects
-// or disconnects the data plane accordingly. Every watch event only says "look again"; looking compares
-// what both ends say with what is, and takes the one step that decide.ts names. So events may come in any number
-// and order, and a guest that flaps costs no more than one step at a time.
+// The control plane of one device: follows the XenbusState of both ends (public/io/xenbus.h) and connects or
+// disconnects the data plane accordingly. A watch event only means "look again"; a look compares the states of both
+// ends with our own and takes the one step that decide.ts chooses. Events may therefore come in any number and order,
+// and a guest that flaps costs no more than one step at a time.
 import { endsWithin } from "../core/deadline.ts";
 import { currentSizeBytes, type Image } from "../block/image.ts";
 import { describeError, kindOf, XentoolError } from "../core/errors.ts";
@@ -34,7 +34,7 @@ export interface DeviceOptions {
   readonly offer: Offer;
   readonly grantMode: "copy" | "map";
   readonly engine: EngineKind;
-  /** As `--filter` has them; `parseFilter` has accepted each. */
+  /** Filters as given to `--filter`, each already accepted by `parseFilter`. */
   readonly filters: readonly string[];
   /** Directory of the statistics files. */
   readonly statsDir: string;
@@ -43,7 +43,7 @@ export interface DeviceOptions {
 
 export class BlkbackDevice {
   readonly address: DeviceAddress;
-  /** Resolves when the device is over; rejects when xenstored is gone or we failed. */
+  /** Resolves when the device has ended; rejects when xenstored is gone or we failed. */
   readonly ended: Promise<DeviceEnd>;
   readonly #platform: Platform;
   readonly #xenstore: Xenstore;
@@ -61,14 +61,14 @@ export class BlkbackDevice {
   #stopping: Promise<void> | undefined;
   #lost: string | undefined;
   readonly #pause = new ReconnectPause();
-  /** Looks again when the pause is over. */
+  /** Triggers another look when the pause is over. */
   #pauseTimer: ReturnType<typeof setTimeout> | undefined;
   /** Set after a failure: the guest must offer another ring before it is served again. */
   #refused = false;
-  /** The ring is one in use, whose former server may have waited for the guest to let go. */
+  /** We are taking over a ring in use. Its former server may have been waiting for the guest to let go. */
   #takeover = false;
   readonly #trouble: Trouble;
-  /** What the frontend said when it was looked at last, and whether it has offered a ring since the last one. */
+  /** The frontend's state at the last look, and whether it has offered a ring since the one we last connected to. */
   #frontend: XenbusState = XenbusState.Unknown;
   #anew = false;
   #looking = false;
@@ -100,9 +100,9 @@ export class BlkbackDevice {
   }
 
   /**
-   * Offers `image` as the device at `address`, whose directories exist, and serves it from then on. Takes
-   * over a device whose former server died while the guest used it.
-   * `claimed`: its directory, by whoever has read there which image it is.
+   * Offers `image` as the device at `address`, whose directories must exist, and serves it from then on. Takes over a
+   * device whose former server died while the guest was using it. `claimed` is the device's directory, if the caller
+   * claimed it before reading there which image to serve.
    */
   static async start(
     platform: Platform,
@@ -125,26 +125,26 @@ export class BlkbackDevice {
     return device;
   }
 
-  /** Why what a guest wrote may not be on the disk: a flush failed, e.g. the one when it let go. */
+  /** Why some of the guest's writes may not be on the disk: a flush failed, possibly the final one after it let go. */
   get lost(): string | undefined {
     return this.#lost;
   }
 
   /**
-   * Asks the guest to let go, as hot-unplug does, and waits for it. False: it did not within `timeoutMs`;
-   * then the device goes on as before.
+   * Asks the guest to let go, as hot-unplug does, and waits for it. Returns false when the guest did not within
+   * `timeoutMs`; the device then goes on as before.
    */
   async detach(timeoutMs: number, signal?: AbortSignal): Promise<boolean> {
     await this.#directory.write({ online: 0, state: XenbusState.Closing });
     const done = await endsWithin(timeoutMs, this.ended, signal);
-    // A guest that has let go is waited for no longer; the image's flush still is.
+    // The timeout is for the guest. Once it has let go, we still wait for the flush of the image.
     const isFlushing = this.#frontend === XenbusState.Closed && signal?.aborted !== true;
     return done || (isFlushing && this.ended.then(() => true));
   }
 
   /**
-   * Stops serving without a word to the guest, which keeps waiting: what was started is completed and answered, the
-   * rest is left in the journal, so another process can take the device over where this one stopped.
+   * Stops serving without telling the guest, which keeps waiting. Operations already started are completed and
+   * answered, and the rest stays in the journal, so another process can take over the device where this one stopped.
    */
   async abandon(): Promise<void> {
     if (!this.#over) {
@@ -185,16 +185,16 @@ export class BlkbackDevice {
   }
 
   /**
-   * Every offer of a ring writes this key. The states do not tell of each one: a frontend that is back from s2idle
+   * Every offer of a ring writes this key. The states alone do not show each offer: a frontend resuming from s2idle
    * goes from Connected through Initialised to Connected without waiting for us, often with the same numbers.
    */
   #watchOffers(): Promise<Unwatch> {
     let isFirst = true;
     return this.#xenstore.watch(`${frontendDir(this.address)}/event-channel`, () => {
-      // The first event says that the watch is set.
+      // The first event only confirms that the watch is set.
       if (!isFirst) this.#anew = true;
       isFirst = false;
-      // Not awaited: what comes while we look must be noted at once.
+      // Not awaited: an event that comes while we look must be noted at once.
       void this.#look();
     });
   }
@@ -218,7 +218,7 @@ export class BlkbackDevice {
   }
 
   async #see(): Promise<Seen> {
-    // Whether it is there comes last: then all that was read before is of this device.
+    // `isThere` is read last: if the device is still there, everything read before it belongs to this device.
     const [backend, online, frontend, isThere] = await Promise.all([
       readBackendState(this.#xenstore, this.address),
       this.#xenstore.tryRead(`${backendDir(this.address)}/online`),
@@ -227,7 +227,7 @@ export class BlkbackDevice {
     ]);
     this.#anew ||= offersAnew(this.#frontend, frontend);
     this.#frontend = frontend;
-    // The toolstack's word in our place, also after we have said Closed: then it waits to read that again.
+    // The toolstack wrote Closing in our place, possibly after we wrote Closed: then it waits to read Closed again.
     if (backend === XenbusState.Closing && this.#state !== XenbusState.Closing)
       this.#entered(XenbusState.Closing);
     await this.#resizeIfAsked();
@@ -250,7 +250,10 @@ export class BlkbackDevice {
     if (end !== undefined) this.#finishOnce(end);
   }
 
-  /** A ring in use waits where there is no room for them now; nothing else begins without. */
+  /**
+   * Fails when there is no room for the page. A takeover opens it only in `#connect`, so that the ring waits for
+   * room; any other device does not even begin without it.
+   */
   #openStats(): void {
     const { frontend, devid } = this.address;
     this.#stats ??= StatsPage.create(this.#options.statsDir, frontend, devid);
@@ -261,14 +264,15 @@ export class BlkbackDevice {
     this.#pauseTimer = setTimeout(() => void this.#look(), pauseMs);
   }
 
-  /** Connects to the ring that the frontend offers, instead of the one that is served, and says `say` then. */
+  /** Connects to the ring that the frontend offers, dropping the one being served, and then enters state `say`. */
   async #connect(say: XenbusState): Promise<void> {
     await this.#stopServing("close");
     const pauseMs = this.#pause.remainingMs();
     if (pauseMs > 0) return this.#lookIn(pauseMs);
     this.#pause.connecting();
     let connection: QueueConnection;
-    // Another ring than the one in use. Before its keys are read: what is written after that is yet another one.
+    // This is not the ring that was in use. Cleared before the keys are read: whatever is written later is yet
+    // another ring.
     if (this.#anew) this.#takeover = this.#anew = false;
     try {
       const { offer } = this.#options;
@@ -277,9 +281,10 @@ export class BlkbackDevice {
         frontendDir(this.address),
         offer.maxRingPageOrder,
       );
-      // Else the ring may be that of another device under the same name, and the next look tells that ours is gone.
+      // Otherwise the ring may be that of another device under the same name; the next look will find that ours is
+      // gone.
       const isThere = await this.#directory.isThere();
-      // Whoever abandoned the device meanwhile found no worker to stop, and has closed the image.
+      // If the device was abandoned in the meantime, there was no worker to stop, and the image is already closed.
       if (this.#over || !isThere) return;
       this.#openStats();
       const { grantMode, engine, filters, verbosity } = this.#options;
@@ -311,11 +316,11 @@ export class BlkbackDevice {
     await this.#trouble.over();
     if (say === XenbusState.Connected) await this.#connected();
     else await this.#say(say);
-    // Not before: a data plane that is gone already is found out here, too.
+    // Attached only now: it also fires for a data plane that is already gone.
     void connection.stopped.then((failure) => this.#stopped(connection, failure));
   }
 
-  /** Also how a new size is announced. */
+  /** Also announces a new size. */
   async #connected(): Promise<void> {
     const keys = diskKeys(this.#options.offer, this.#image.info, this.#limits);
     await this.#write({ ...keys, state: XenbusState.Connected });
@@ -328,14 +333,14 @@ export class BlkbackDevice {
     await this.#stopping;
   }
 
-  /** The guest has let go of the ring, or is to: nobody will go on there. */
+  /** The guest has let go of the ring or is about to: no successor will continue on it. */
   async #drop(): Promise<void> {
     await this.#stopServing("close");
     this.#takeover = this.#refused = false;
     removeJournal(journalPath(this.#statsPath));
   }
 
-  /** The worker is done: after `stop`, or by itself because the ring or the engine failed. */
+  /** The worker has finished: after `stop`, or by itself because the ring or the engine failed. */
   async #stopped(connection: QueueConnection, failure: XentoolError | undefined): Promise<void> {
     if (this.#connection !== connection || this.#over) return;
     this.#connection = undefined;
@@ -343,8 +348,9 @@ export class BlkbackDevice {
   }
 
   /**
-   * Only the guest's fault closes its device. What the host lacks is waited out, and the ring, its journal and the keys
-   * stay as they are; so they do for a ring in use, whose keys a server has found right before.
+   * Only a fault of the guest closes its device. When the host lacks something, we wait, and the ring, its journal
+   * and the keys stay as they are. The same holds for a ring being taken over, whose keys an earlier server has
+   * accepted.
    */
   async #failed(error: unknown, wasServed = this.#takeover): Promise<void> {
     if (this.#over) return;
@@ -359,7 +365,7 @@ export class BlkbackDevice {
     }
   }
 
-  /** Stops this device, and only it, with the reason where Linux backends put it. */
+  /** Stops this device only, and writes the reason where Linux backends put it. */
   async #refuse(error: unknown): Promise<void> {
     const reason = describeError(error);
     logger.error(`${this.#name}: ${reason}`);
@@ -384,7 +390,7 @@ export class BlkbackDevice {
     await this.#write(answerToResize(word, { before, after }));
   }
 
-  /** What a state promises is there with it, at the latest. */
+  /** Writes `state`, together with the keys that it promises. */
   async #say(state: XenbusState): Promise<void> {
     if (this.#state === state) return;
     const offered = offeredKeys(this.#options.offer, this.#image.info, this.#limits);
@@ -393,7 +399,7 @@ export class BlkbackDevice {
     this.#entered(state);
   }
 
-  /** Of a device that is gone the next look will tell. */
+  /** A failed write means that the device is gone; the next look handles that. */
   async #write(keys: Keys, error?: string): Promise<void> {
     if (!(await this.#directory.write(keys, error))) this.#lookAgain = true;
   }

@@ -1,5 +1,5 @@
-// What both ends of a device say, read from xenstore. The frontend's directory is the guest's: it may be gone, or be
-// kept from us.
+// The states of both ends of a device, read from xenstore. The frontend's directory belongs to the guest: it may be
+// gone, or we may not be allowed to read it.
 import { parseXenbusState, type XenbusState } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
@@ -10,7 +10,7 @@ export async function readBackendState(xenstore: Xenstore, address: DeviceAddres
   return parseXenbusState(await xenstore.tryRead(`${backendDir(address)}/state`));
 }
 
-/** Unknown: the guest, or its directory, is gone. A driver domain may lose the right to look then. */
+/** Unknown: the guest or its directory is gone. A driver domain may lose the right to read it then. */
 export async function readFrontendState(xenstore: Xenstore, address: DeviceAddress): Promise<XenbusState> {
   const text = await xenstore.tryRead(`${frontendDir(address)}/state`).catch((error: unknown) => {
     if (errnoOf(error) === "EACCES") return null;
@@ -19,7 +19,7 @@ export async function readFrontendState(xenstore: Xenstore, address: DeviceAddre
   return parseXenbusState(text);
 }
 
-/** Whether the guest goes on with a ring that a server, perhaps a dead one, has connected to. */
+/** Whether the guest is still using a ring that a server, perhaps a dead one, has connected to. */
 export async function isRingInUse(xenstore: Xenstore, address: DeviceAddress): Promise<boolean> {
   const [backend, frontend] = await Promise.all([
     readBackendState(xenstore, address),

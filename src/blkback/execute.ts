@@ -1,5 +1,5 @@
-// Carries operations out on the target: what each step of one is to the target, what follows on its completion,
-// and the rest of a transfer that came back short.
+// Carries out operations on the target: translates each step into a target operation, starts the step that follows
+// its completion, and resubmits the rest of a short transfer.
 import type { BlockTarget } from "../block/target.ts";
 import {
   IO_DISCARD,
@@ -16,12 +16,12 @@ import { KIND_BARRIER, KIND_DISCARD, KIND_FLUSH, KIND_READ, KIND_SECURE_DISCARD 
 
 const EIO = -5;
 
-/** What `advance` answers besides -errno: everything is done, or the next step is under way. */
+/** What `advance` returns besides -errno: everything is done, or the next step is in progress. */
 export const DONE = 0;
 export const UNDER_WAY = 1;
 
 export class Executor {
-  /** Steps handed to the target; its owner sets it to 0. */
+  /** Steps submitted to the target since the owner last reset this to 0. */
   submitted = 0;
   readonly #operations: OperationTable;
   readonly #path: GrantPath;
@@ -33,7 +33,7 @@ export class Executor {
     this.#target = target;
   }
 
-  /** Submits the step that `op` has come to. */
+  /** Submits the current step of `op`. */
   submit(op: number): void {
     const operations = this.#operations;
     const kind = operations.kind[op];
@@ -46,7 +46,7 @@ export class Executor {
     else this.#transfer(op, kind === KIND_READ, start, length);
   }
 
-  /** Takes the result of the step under way: DONE, UNDER_WAY or the -errno that ends `op`. */
+  /** Takes the result of the current step; returns DONE, UNDER_WAY or the -errno that ends `op`. */
   advance(op: number, result: number): number {
     const operations = this.#operations;
     const kind = operations.kind[op];
@@ -55,7 +55,7 @@ export class Executor {
       const done = operations.done[op] + result;
       operations.done[op] = done;
       if (done < operations.end[op] - operations.start[op]) {
-        // Nothing transferred: the image ends here.
+        // Nothing was transferred: the image ends here.
         if (result === 0) return EIO;
         this.submit(op);
         return UNDER_WAY;
@@ -67,7 +67,7 @@ export class Executor {
     return UNDER_WAY;
   }
 
-  /** Whether the step that `op` has come to is a flush. */
+  /** Whether the current step of `op` is a flush. */
   isFlushing(op: number): boolean {
     const { kind, stage } = this.#operations;
     return kind[op] === KIND_FLUSH || (kind[op] === KIND_BARRIER && stage[op] !== STAGE_IO);

@@ -1,5 +1,5 @@
-// What a device offers, in the two steps of the handshake: limits that the guest needs before it makes its
-// ring (state 2), and the disk itself once the ring is served (state 4). public/io/blkif.h names the keys.
+// What a device offers, in the two steps of the handshake: the limits that the guest needs before it creates its ring
+// (state 2), and the disk itself once the ring is served (state 4). public/io/blkif.h defines the keys.
 import type { TargetInfo } from "../block/target.ts";
 import { MAX_INDIRECT_SEGMENTS, SECTOR_SIZE, VDISK_CDROM, VDISK_READONLY } from "../protocol/blkif.ts";
 import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
@@ -11,7 +11,7 @@ export interface Offer {
   readonly logicalSectorBytes: 512 | 4096;
   /** Rings of up to 2^order pages. */
   readonly maxRingPageOrder: number;
-  /** 0: no indirect requests. */
+  /** 0: indirect requests are not offered. */
   readonly maxIndirectSegments: number;
 }
 
@@ -22,7 +22,7 @@ export const DEFAULT_OFFER: Offer = {
   maxIndirectSegments: 256,
 };
 
-/** Throws `usage` for an offer that the protocol does not have. */
+/** Throws `usage` for an offer that the protocol does not allow. */
 export function checkOffer(offer: Offer): void {
   checkCount("--max-ring-page-order", offer.maxRingPageOrder, RING_MAX_PAGE_ORDER);
   checkCount("--max-indirect-segments", offer.maxIndirectSegments, MAX_INDIRECT_SEGMENTS);
@@ -55,8 +55,8 @@ export function ringKeys(offer: Offer): Keys {
 }
 
 /**
- * Written before state 2, because old frontends (Windows' XENVBD) read features as soon as the device is offered, and
- * again with state 4. `sectors` counts 512 bytes whatever the sector size is.
+ * Written before state 2, because old frontends (Windows' XENVBD) read the features as soon as the device is offered,
+ * and again with state 4. `sectors` counts units of 512 bytes, whatever the sector size is.
  */
 export function diskKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): Keys {
   const granularity = Math.max(target.discardGranularityBytes, offer.logicalSectorBytes);
@@ -70,7 +70,7 @@ export function diskKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): 
     "feature-persistent": 0,
     "feature-discard": limits.canDiscard ? 1 : 0,
     ...(limits.canDiscard && {
-      // blkfront takes the granularity only when the alignment is there too.
+      // blkfront uses the granularity only when the alignment is there, too.
       "discard-granularity": granularity,
       "discard-alignment": 0,
       "discard-secure": limits.canSecureDiscard ? 1 : 0,
@@ -78,7 +78,7 @@ export function diskKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): 
   };
 }
 
-/** All that a device says when it is offered: with state 2. */
+/** All keys that a device writes when it is offered, with state 2. */
 export function offeredKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): Keys {
   return { ...ringKeys(offer), ...diskKeys(offer, target, limits) };
 }

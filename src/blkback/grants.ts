@@ -1,24 +1,23 @@
-// How a request's data gets from the guest's pages to the target and back: the interface of its two ways,
-// copy-path.ts and map-path.ts, and the batch of copies that both use. A grant that fails marks its request,
-// and only that.
+// How a request's data gets from the guest's pages to the target and back: the interface that copy-path.ts and
+// map-path.ts implement, and the batch of copies that both use. A failed grant marks its own request only.
 import { GrantCopyBatch } from "../native/grant-copy.ts";
 import type { GrantTable } from "../platform/platform.ts";
 
 export interface GrantPath {
-  /** Gives `op` memory for its one request. False: there is none at the moment. */
+  /** Allocates memory for the one request of `op`. Returns false if there is none at the moment. */
   begin(op: number): boolean;
-  /** Adds `row` at the end of `op`. False: start another operation for it. */
+  /** Appends `row` to `op`. Returns false if it needs an operation of its own. */
   extend(op: number, row: number): boolean;
-  /** Brings in the data of the writes begun since. Failures are in `requests.failed`. */
+  /** Brings in the data of the writes begun since the last call. Failures are marked in `requests.failed`. */
   fetch(): void;
-  /** Hands `op`'s data, just read, to the guest: all of them at once with the next `deliver`. */
+  /** Queues the data that `op` has read for the guest; the next `deliver` delivers all that is queued. */
   finish(op: number): void;
   deliver(): void;
-  /** Takes the memory back. */
+  /** Takes back the memory of `op`. */
   end(op: number): void;
   /**
-   * How what is left of `op` is to be transferred: 0, plainly at `operations.address` plus `done`; otherwise
-   * that many iovecs are at `vectorAddress`.
+   * How the rest of `op` is to be transferred. 0: directly, at `operations.address` plus `done`; otherwise with this
+   * many iovecs at `vectorAddress`.
    */
   vectors(op: number): number;
   vectorAddress(op: number): number;
@@ -30,7 +29,7 @@ const COPY_BATCH = 4096;
 /** A batch of grant copies that knows which request each segment belongs to. */
 export class RequestCopies {
   readonly batch: GrantCopyBatch;
-  /** Segments copied since the start: a statistic. */
+  /** Statistic: segments copied since the start. */
   copied = 0;
   readonly #rows = new Uint16Array(COPY_BATCH);
   readonly #grants: GrantTable;
@@ -54,7 +53,7 @@ export class RequestCopies {
     this.batch.toGrant(domid, ref, offset, length, address);
   }
 
-  /** One call for the whole batch; every status is looked at. */
+  /** Copies the whole batch in one call, and checks every segment's status. */
   run(): void {
     const { batch } = this;
     const count = batch.count;

@@ -1,5 +1,5 @@
-// `xentool blkback install`: what a host with xl needs so that a disk line with `script=block-xentool` is
-// served by `xentool blkback watch`. The reasons for each piece are in docs/xen-notes.md.
+// `xentool blkback install`: what a host with xl needs for a disk line with `script=block-xentool` to be served by
+// `xentool blkback watch`. docs/xen-notes.md gives the reasons for each piece.
 import { chmodSync, existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
@@ -14,7 +14,7 @@ interface InstalledFile {
   readonly text: string;
 }
 
-/** libxl runs it after the daemon has set state 2, and shows its exit status and hotplug-error. */
+/** libxl runs it after the daemon has set state 2, and reports its exit status and hotplug-error. */
 const hotplugScript = `#!/bin/sh
 # Written by "xentool blkback install". libxl runs this for disks with script=${HOTPLUG_SCRIPT}.
 [ "$1" = add ] || exit 0
@@ -35,7 +35,7 @@ xenstore-exists "$XENBUS_PATH/frontend" && xenstore-write "$XENBUS_PATH/hotplug-
 exit 1
 `;
 
-/** Keeps the kernel's blkback away from our disks, and gives it all others. */
+/** Keeps the kernel's blkback away from our disks, and leaves all others to it. */
 const helper = `#!/bin/sh
 # Written by "xentool blkback install". udev runs this for each new backend device while automatic binding is
 # off: disks of xentool are left alone, everything else gets its driver as before.
@@ -78,7 +78,7 @@ WantedBy=multi-user.target
 `;
 }
 
-/** The files that belong on a host, with their contents; `executable` is where xentool will be. */
+/** The files that belong on a host, with their contents; `executable` is the path where xentool will be. */
 export function installedFiles(executable: string): InstalledFile[] {
   return [
     { path: `/etc/xen/scripts/${HOTPLUG_SCRIPT}`, mode: 0o755, text: hotplugScript },
@@ -89,12 +89,12 @@ export function installedFiles(executable: string): InstalledFile[] {
 }
 
 export interface InstallOptions {
-  /** Where the host's file system is: / but for packagers. */
+  /** The root of the host's file system: / except for packagers. */
   readonly root: string;
   readonly executable: string;
 }
 
-/** Writes the files; on the running host also tells udev and systemd. Gives the paths written. */
+/** Writes the files; on the running host, also has udev and systemd reload. Returns the paths, without `root`. */
 export function install(options: InstallOptions): string[] {
   const files = installedFiles(options.executable);
   if (options.root === "/" && !existsSync("/etc/xen/scripts"))
@@ -116,7 +116,10 @@ export function install(options: InstallOptions): string[] {
   return files.map((file) => file.path);
 }
 
-/** Removes the files that are there, and gives new devices to the kernel's drivers again; which they were. */
+/**
+ * Removes the files that exist, and on the running host lets the kernel's drivers bind new devices again. Returns the
+ * paths of the removed files, without `root`.
+ */
 export function uninstall(options: InstallOptions): string[] {
   const files = installedFiles(options.executable).filter(({ path }) => existsSync(join(options.root, path)));
   if (options.root === "/" && existsSync("/run/systemd/system"))
@@ -137,8 +140,9 @@ function reload(): void {
 const WATCHING = "/run/xentool/watching";
 
 /**
- * Tells the scripts above that the daemon is there, and the kernel not to bind new devices by itself, which
- * from now on is done by the udev rule. Without the rule nothing is changed. Dispose to say it has gone.
+ * Tells the scripts above that the daemon is running, and tells the kernel not to bind new devices by itself, since
+ * the udev rule does that from now on. Without the rule the kernel's behaviour is not changed. Dispose the result
+ * when the daemon stops.
  */
 export function announceWatching(): Disposable {
   const installed = existsSync("/etc/udev/rules.d/60-xentool-blkback.rules");

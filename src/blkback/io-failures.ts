@@ -1,11 +1,12 @@
-// What becomes known of I/O on the image that failed: it is counted, and logged once per errno and minute. And what
-// follows from a flush that failed: it stays failed. The kernel reports lost pages to one fdatasync only and calls
-// them clean from then on, so the next one would say OK though the data is gone. QEMU keeps such a flush failing, too
-// (block/file-posix.c, page_cache_inconsistent), but not with O_DIRECT. Here direct I/O makes no difference: below it
-// may be a cache that forgets its failures likewise, such as that of a loop device.
+// Failed I/O on the image is counted, and logged once per errno and minute. A failed flush stays failed. The kernel
+// reports lost pages to one fdatasync only and treats them as clean from then on, so the next one would return OK
+// although the data is gone. QEMU also keeps such a flush failing (block/file-posix.c, page_cache_inconsistent), but
+// not with O_DIRECT. Here direct I/O makes no difference: below it there may be a cache that forgets its failures in
+// the same way, such as that of a loop device.
 //
-// Writes fail with the flushes, because Linux would not notice otherwise: its blkfront takes ERROR or EOPNOTSUPP for
-// an empty flush as "has none", tells the file system OK, and sends no more of them (blkif_interrupt).
+// Writes fail together with the flushes, because Linux would not notice otherwise: its blkfront takes ERROR or
+// EOPNOTSUPP for an empty flush to mean that flushes are not supported, returns OK to the file system, and sends no
+// more of them (blkif_interrupt).
 import { moduleLogger } from "../core/log.ts";
 import { errnoName, errnoText } from "../native/shim.ts";
 import { SECTOR_SIZE } from "../protocol/blkif.ts";
@@ -16,7 +17,7 @@ import { KIND_FLUSH, KIND_READ } from "./requests.ts";
 const logger = moduleLogger("blkback");
 
 const LOG_EVERY_MS = 60_000;
-/** By kind. */
+/** Indexed by kind. */
 const NAMES = ["read", "write", "flush", "discard", "secure discard", "barrier"];
 
 const LOST = "what the guest wrote since the flush before may be lost";
@@ -24,7 +25,7 @@ const CONSEQUENCE = "its writes and flushes fail until it reconnects";
 
 interface Line {
   loggedAtMs: number;
-  /** Failures that had no line of their own since. */
+  /** Failures since then that were not logged. */
   unlogged: number;
 }
 
@@ -35,7 +36,7 @@ export class IoFailures {
   readonly #journal: Journal | undefined;
   readonly #lines = new Map<number, Line>();
 
-  /** A former server of the ring may have met a failed flush: then its `journal` says so. */
+  /** A former server of the ring may have met a failed flush, in which case its `journal` records that. */
   constructor(counters: QueueCounters, journal: Journal | undefined) {
     this.#counters = counters;
     this.#journal = journal;
@@ -47,12 +48,12 @@ export class IoFailures {
       );
   }
 
-  /** Whether a request of this kind has to fail, because it would build on data that is lost. */
+  /** Whether a request of this kind must fail because it would build on lost data. */
   forbids(kind: number): boolean {
     return this.flushErrno !== 0 && kind !== KIND_READ;
   }
 
-  /** A transfer or discard of `length` bytes at `start` failed with -`errno`. */
+  /** Records that a transfer or discard of `length` bytes at `start` failed with -`errno`. */
   failed(kind: number, start: number, length: number, errno: number, nowMs: number): void {
     this.#counters.ioFailure(kind, errno);
     const line = this.#lines.get(errno) ?? { loggedAtMs: -Infinity, unlogged: 0 };
@@ -71,13 +72,19 @@ export class IoFailures {
     line.unlogged = 0;
   }
 
-  /** A flush, or that of a barrier, failed with -`errno`. It is in the journal before the guest hears of it. */
+  /**
+   * Records that a flush, or the flush of a barrier, failed with -`errno`. It is in the journal before the guest
+   * learns of it.
+   */
   flushFailed(errno: number): void {
     this.#noteFlush(errno);
     logger.error(`a flush failed (${errnoText(errno)}): ${LOST}; ${CONSEQUENCE}`);
   }
 
-  /** The flush after the guest had let go failed with -`errno`: nobody is left to be told but those who read logs. */
+  /**
+   * Records that the flush after the guest let go failed with -`errno`. Only readers of the log can still learn of
+   * it.
+   */
   lastFlushFailed(errno: number): void {
     this.#noteFlush(errno);
     logger.error(`the flush after the guest had let go failed (${errnoText(errno)}): ${LOST}`);

@@ -1,28 +1,32 @@
-// Every request that was taken off the ring and is not answered yet, in a file that survives the server. Responses
-// overwrite slots of requests that are still in flight, so after kill -9 the ring alone does not tell what the
-// guest waits for; this does. Its successor executes those again, in their order: the guest has been told of
-// none of them, and their pages are still granted. Stores are ordered so that a kill between any two is harmless.
+// Every request that was taken off the ring and is not yet answered, in a file that survives the server. Responses
+// overwrite the slots of requests that are still in flight, so after kill -9 the ring alone does not show which
+// requests the guest is waiting for; the journal does. A successor executes those again, in order: the guest has had
+// no response to any of them, and their pages are still granted. Stores are ordered so that a kill between any two of
+// them is harmless.
 //
-// Journal and ring belong together by a random number that is in both: in the ring's page it stands in padding that
-// frontends clear when they make a ring (RING_MARK), so a journal is never taken for that of a later ring, however
-// alike its keys are.
+// The journal and its ring are tied together by a random number stored in both. In the ring's page it is in padding
+// that frontends clear when they create a ring (RING_MARK), so a journal is never mistaken for that of a later ring,
+// however similar the keys are.
 import { closeSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
 import { REQUEST } from "../protocol/blkif.ts";
 
-/** Another one for each layout: a journal of another version is none. */
+/** Changes with each layout: a journal of another version counts as none. */
 const MAGIC = 0x584e_544b;
-/** Positions in the header, in doubles. TAKEN and PUSHED count all requests and responses, so they never wrap. */
+/** Positions in the header, in doubles. `taken` and `pushed` count all requests and responses, so they never wrap. */
 const HEADER = { magic: 0, slots: 1, taken: 2, pushed: 3, mark: 4, flushErrno: 5 } as const;
 const HEADER_BYTES = 256;
-/** An entry: sequence and position of its answer (-1: none yet) as doubles, then the request. */
+/**
+ * An entry: the request's sequence number and the position of its response (-1: none yet) as doubles, then the
+ * request.
+ */
 const ENTRY_BYTES = 16 + REQUEST.bytes;
 const REQUEST_WORDS = REQUEST.bytes / 4;
 const TWO_32 = 2 ** 32;
 
-/** Where a ring stands, and its mark: 0 on a ring that none of us has served. */
+/** A ring's indices and its mark, which is 0 on a ring that no xentool server has served. */
 export interface RingState {
   readonly slots: number;
   readonly reqProd: number;
@@ -30,7 +34,7 @@ export interface RingState {
   readonly mark: number;
 }
 
-/** What a server leaves to its successor besides the ring. */
+/** What a server leaves to its successor, besides the ring. */
 interface Left {
   readonly unanswered: Uint32Array;
   readonly flushErrno: number;
@@ -39,7 +43,7 @@ interface Left {
 const NOTHING: Left = { unanswered: new Uint32Array(0), flushErrno: 0 };
 
 export class Journal {
-  /** Requests that a former server left unanswered, in their order, one after the other. */
+  /** Requests that a former server left unanswered, in order, back to back. */
   readonly unanswered: Uint32Array;
   readonly unansweredCount: number;
   readonly #mapping: Mapping;
@@ -53,18 +57,18 @@ export class Journal {
     this.#words = mapping.words;
     this.unanswered = unanswered;
     this.unansweredCount = unanswered.length / REQUEST_WORDS;
-    // Those are taken a second time, with the same numbers.
+    // The unanswered requests are taken a second time, with the same numbers.
     this.#taken = this.#doubles[HEADER.taken] - this.unansweredCount;
   }
 
   /**
-   * The journal of a ring that is to be served from now on, whoever served it before. `setMark` marks the ring; until
-   * then nothing has changed for anybody. Fails with `environment` when requests wait and nothing tells which of them
-   * a former server has carried out.
+   * Opens the journal of a ring that is to be served from now on, whoever served it before. `setMark` marks the ring;
+   * until it is called, nothing has changed for anybody. Throws `environment` when requests are waiting and nothing
+   * shows which of them a former server has carried out.
    */
   static open(path: string, ring: RingState, setMark: (mark: number) => void): Journal {
     const fresh = `${path}.new`;
-    // Its maker was killed after it had marked the ring.
+    // The server that wrote it was killed after it had marked the ring.
     if (ring.mark !== 0 && readJournal(fresh, ring) !== undefined) renameSync(fresh, path);
     const found = readJournal(path, ring);
     const left = found ?? leftWithout(ring);
@@ -75,11 +79,11 @@ export class Journal {
     return journal;
   }
 
-  /** Notes the request in slot `slot` of a fetch, kept in table row `row`; `words` are the fetched slots. */
+  /** Records the request in slot `slot` of a fetch, which is kept in table row `row`; `words` are the fetched slots. */
   take(row: number, slot: number, words: Uint32Array): void {
     const at = entryAt(row);
     const doubles = this.#doubles;
-    // Not valid before `commit`, because its number is beyond `taken`.
+    // Not valid before `commit`, because its number is not below `taken`.
     doubles[at / 8] = this.#taken + slot;
     doubles[at / 8 + 1] = -1;
     const to = at / 4 + 4;
@@ -87,33 +91,36 @@ export class Journal {
     for (let i = 0; i < REQUEST_WORDS; i++) this.#words[to + i] = words[from + i];
   }
 
-  /** The `count` requests just noted are taken: from now on they will be answered. Before any of them starts. */
+  /**
+   * Marks the `count` requests just recorded as taken: from now on they will be answered. Call it before any of them
+   * starts.
+   */
   commit(count: number): void {
     this.#taken += count;
     this.#doubles[HEADER.taken] = this.#taken;
   }
 
-  /** The response to the request in `row` is the one number `position` of the next push. */
+  /** Records that the response to the request in `row` is number `position` of the next push. */
   answer(row: number, position: number): void {
     this.#doubles[entryAt(row) / 8 + 1] = this.#doubles[HEADER.pushed] + position;
   }
 
-  /** -errno of the flush that failed on this ring, under this server or a former one; 0: none has. */
+  /** -errno of the flush that failed on this ring, under this server or a former one; 0 if none has. */
   get flushErrno(): number {
     return this.#doubles[HEADER.flushErrno];
   }
 
-  /** A flush failed with -`errno`: no successor is to say OK to the next one. */
+  /** Records that a flush failed with -`errno`, so that no successor reports the next one as OK. */
   noteFlushFailure(errno: number): void {
     this.#doubles[HEADER.flushErrno] = errno;
   }
 
-  /** `count` responses are published. */
+  /** Records that `count` responses are published. */
   pushed(count: number): void {
     this.#doubles[HEADER.pushed] += count;
   }
 
-  /** Unmaps; the file stays for a successor. */
+  /** Unmaps the journal; the file stays for a successor. */
   close(): void {
     this.#mapping.close();
   }
@@ -123,7 +130,7 @@ export class Journal {
     let mapping: Mapping;
     try {
       const bytes = fileBytes(ring.slots);
-      // Not a hole: where the file system is full, a store to the mapping would be the end of the process.
+      // Written out rather than left as a hole: on a full file system, a store to the mapping would kill the process.
       writeFileSync(fd, new Uint8Array(bytes));
       mapping = mapFile(fd, bytes, true);
     } catch (error) {
@@ -151,12 +158,15 @@ export class Journal {
   }
 }
 
-/** Where the journal of the device with these statistics is. */
+/** Path of the journal that belongs to the device with these statistics. */
 export function journalPath(statsPath: string): string {
   return statsPath.replace(/\.stats$/, ".journal");
 }
 
-/** The guest has let go: nobody will go on there. A file that cannot be removed does no harm, no ring has its mark. */
+/**
+ * Removes the journal once the guest has let go and nobody will continue on the ring. A file that cannot be removed
+ * does no harm, because no ring has its mark.
+ */
 export function removeJournal(path: string): void {
   for (const file of [path, `${path}.new`])
     try {
@@ -166,14 +176,14 @@ export function removeJournal(path: string): void {
     }
 }
 
-/** A random number but 0. */
+/** A random number other than 0. */
 function newMark(): number {
   return crypto.getRandomValues(new Uint32Array(1))[0] || 1;
 }
 
 /**
- * What is left on a ring that has no journal, as far as its slots do not show it themselves. Answers overwrite
- * requests, so they show it only where there are no answers yet, or nothing waits.
+ * What is left on a ring without a journal, as far as its slots show it. Responses overwrite requests, so the slots
+ * show it only where there are no responses yet, or nothing is waiting.
  */
 function leftWithout(ring: RingState): Left {
   if (ring.rspProd === 0 || ring.reqProd === ring.rspProd) return NOTHING;
@@ -184,7 +194,9 @@ function leftWithout(ring: RingState): Left {
   );
 }
 
-/** What the former server left on `ring`, or undefined when the file is not this ring's or does not add up. */
+/**
+ * What the former server left on `ring`, or undefined when the file does not belong to this ring or is inconsistent.
+ */
 function readJournal(path: string, ring: RingState): Left | undefined {
   const words = readWords(path, fileBytes(ring.slots));
   if (words === undefined) return undefined;
@@ -193,9 +205,9 @@ function readJournal(path: string, ring: RingState): Left | undefined {
   if (doubles[HEADER.magic] !== MAGIC || !isIts) return undefined;
   const taken = doubles[HEADER.taken];
   const noted = doubles[HEADER.pushed];
-  // What the ring says was published may be one push ahead of what could be noted.
+  // The ring's count of published responses may be one push ahead of what could be recorded.
   const pushed = noted + ((ring.rspProd - (noted % TWO_32)) >>> 0);
-  // Nothing is answered: the ring itself holds everything, also where a frontend has begun anew on the same page.
+  // Nothing is answered: the ring itself holds everything, even if a frontend has started anew on the same page.
   if (pushed === 0) return undefined;
   const rows: number[] = [];
   for (let row = 0; row < ring.slots; row++) {
@@ -214,7 +226,7 @@ function readJournal(path: string, ring: RingState): Left | undefined {
   return { unanswered, flushErrno: doubles[HEADER.flushErrno] };
 }
 
-/** A file of just `bytes` bytes; undefined when there is none, and an error when it cannot be read now. */
+/** Reads a file of exactly `bytes` bytes. Returns undefined if there is none; throws if it cannot be read now. */
 function readWords(path: string, bytes: number): Uint32Array | undefined {
   let file: Buffer;
   try {

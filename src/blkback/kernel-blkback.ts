@@ -1,5 +1,5 @@
-// The kernel's own backend for disks (xen-blkback), which finds devices of kind vbd by itself: taking one from it that
-// it was quicker to find than we, but none that it serves to a guest.
+// The kernel's own block backend (xen-blkback), which claims devices of kind vbd by itself. A device that it claimed
+// before we could is taken from it, but never one that it serves to a guest.
 import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
@@ -7,8 +7,8 @@ import { describeDevice, type DeviceAddress } from "./address.ts";
 import { SERVED } from "./device-lock.ts";
 
 /**
- * Takes the device away from the kernel, if that has it. Fails when it is in use there (`isLive`): a disk that is to
- * be ours, with our hotplug script, the kernel cannot have brought so far, because it has no image for it.
+ * Unbinds the device from the kernel's backend, if that holds it. Throws `environment` when it is in use there
+ * (`isLive`). A disk meant for us, with our hotplug script, cannot be: the kernel has no image for it.
  */
 export function releaseFromKernel(address: DeviceAddress, isLive: boolean, sysfs = "/sys"): void {
   const name = `vbd-${address.frontend}-${address.devid}`;

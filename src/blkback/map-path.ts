@@ -1,6 +1,6 @@
-// Data by mapping the guest's pages for the time of the I/O: no copy, but a map and an unmap a request. The
-// alternative to copy-path.ts for large requests on targets that do not copy themselves. Pages are unmapped
-// before the response is written, and what may be mapped at once is bounded (XSA-300).
+// Moves data by mapping the guest's pages for the duration of the I/O: no copy, but a map and an unmap per request.
+// It is the alternative to copy-path.ts for large requests on targets that do not copy themselves. Pages are unmapped
+// before the response is written, and the number of pages mapped at once is bounded (XSA-300).
 import { PAGE_SIZE, type Domid } from "../core/types.ts";
 import { allocateMemory, type Mapping } from "../native/memory.ts";
 import type { GrantTable } from "../platform/platform.ts";
@@ -10,7 +10,7 @@ import type { OperationTable } from "./operations.ts";
 import { KIND_READ, type RequestTable } from "./requests.ts";
 
 const IOVEC_BYTES = 16;
-/** IOV_MAX of Linux: a request of more pieces goes in several transfers. */
+/** Linux's IOV_MAX: a request with more pieces takes several transfers. */
 const MAX_VECTORS = 1024;
 
 export class MapPath implements GrantPath {
@@ -19,7 +19,7 @@ export class MapPath implements GrantPath {
   readonly #operations: OperationTable;
   readonly #grants: GrantTable;
   readonly #mappings = new Map<number, Mapping>();
-  /** struct iovec: base and length in turn, MAX_VECTORS an operation. */
+  /** struct iovec: base and length in turn, MAX_VECTORS per operation. */
   readonly #vectors: Mapping;
   readonly #vectorWords: BigUint64Array;
   #freePages: number;
@@ -77,7 +77,7 @@ export class MapPath implements GrantPath {
     mapping.close();
   }
 
-  /** The pieces of the request from byte `done` on; neighbours in memory are one. */
+  /** Describes the request's pieces from byte `done` on; pieces that are adjacent in memory become one. */
   vectors(op: number): number {
     const requests = this.#requests;
     const row = this.#operations.first[op];

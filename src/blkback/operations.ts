@@ -1,5 +1,5 @@
-// I/O operations in the making and in flight, as columns. An operation serves one request, or a chain of
-// adjacent ones. The list of active ones is what the scheduler compares new requests with.
+// I/O operations being built or in flight, as columns. An operation serves one request or a chain of adjacent ones.
+// The scheduler compares new requests with the list of active operations.
 
 /** A barrier's steps; other operations have only STAGE_IO. */
 export const STAGE_IO = 0;
@@ -12,21 +12,21 @@ export class OperationTable {
   /** First and last request of the chain. */
   readonly first: Int16Array;
   readonly last: Int16Array;
-  /** Bytes on the disk: [start, end), and how much of it is done already. */
+  /** Byte range on the disk, [start, end), and how much of it is done. */
   readonly start: Float64Array;
   readonly end: Float64Array;
   readonly done: Float64Array;
-  /** Arrival of its first request. */
+  /** Arrival number of its first request. */
   readonly sequence: Float64Array;
-  /** Where its data is; set by the grant path. */
+  /** Address of its data, set by the grant path. */
   readonly address: Float64Array;
-  /** The grant path's own: first page and page count of its buffer. */
+  /** For the grant path's use: first page and page count of its buffer. */
   readonly page: Int32Array;
   readonly pageCount: Int32Array;
-  /** Operations between `open` and `close`, in no order. */
+  /** Operations between `open` and `close`, in no particular order. */
   readonly active: Uint16Array;
   activeCount = 0;
-  /** How many of the active ones change the disk. */
+  /** Number of active operations that change the disk. */
   writing = 0;
   readonly #position: Uint16Array;
   readonly #free: Uint16Array;
@@ -50,7 +50,9 @@ export class OperationTable {
     this.#freeCount = size;
   }
 
-  /** A new active operation for request `row`. There are as many operations as requests, so one is free. */
+  /**
+   * Opens a new active operation for request `row`. There are as many operations as requests, so one is always free.
+   */
   open(row: number, kind: number, start: number, length: number, sequence: number, writes: boolean): number {
     const op = this.#free[--this.#freeCount];
     this.kind[op] = kind;

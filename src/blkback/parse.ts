@@ -1,6 +1,6 @@
-// From the private copies of a batch's slots to checked requests: decoded, the segments of indirect ones fetched,
-// and everything checked against the disk before anything else sees it. Every rule that a hostile request could break
-// is in this file, and every byte that a guest can change meanwhile is copied exactly once.
+// Turns the private copies of a batch's slots into checked requests: decodes them, fetches the segments of indirect
+// ones, and checks everything against the disk before any other code sees it. Every rule that a hostile request could
+// break is in this file, and every byte that a guest can change in the meantime is copied exactly once.
 import type { Domid } from "../core/types.ts";
 import type { Mapping } from "../native/memory.ts";
 import {
@@ -34,9 +34,9 @@ import {
   type RequestTable,
 } from "./requests.ts";
 
-/** The verdict on a request that may go on; all others are the status of its response. */
+/** The verdict on a request that may proceed; any other verdict is the status of its response. */
 export const ADMITTED = 1;
-/** While parsing: the segments are on indirect pages and have to be fetched first. */
+/** Used while parsing: the segments are on indirect pages and must be fetched first. */
 const NEEDS_INDIRECT = 2;
 
 const WORDS = REQUEST.bytes / 4;
@@ -46,16 +46,16 @@ const SEGMENT_WORD = REQUEST.segments / 4;
 const DISCARD_WORD = REQUEST.discardNrSectors / 4;
 const INDIRECT_GREF_WORD = REQUEST.indirectGrefs / 4;
 const TWO_32 = 2 ** 32;
-/** Above this high word a sector number is beyond what a double counts exactly: 2^53. */
+/** From this high word on, a sector number is beyond what a double counts exactly: 2^53. */
 const MAX_SECTOR_HIGH = 2 ** 21;
 
 export class RequestParser {
-  /** By slot of the last batch: the row of its request, and ADMITTED or the status to answer with. */
+  /** Indexed by slot of the last batch: the row of its request, and ADMITTED or the status of its response. */
   readonly rows: Uint16Array;
   readonly verdicts: Int8Array;
-  /** Indirect requests of the last batch. */
+  /** Number of indirect requests in the last batch. */
   indirect = 0;
-  /** Requests of the last batch that broke a rule. */
+  /** Number of requests in the last batch that are answered with an error. */
   bad = 0;
   readonly #requests: RequestTable;
   readonly #slots: Mapping;
@@ -85,7 +85,7 @@ export class RequestParser {
     this.#segmentBytes = requests.segments.bytes;
   }
 
-  /** Takes a row for each of the first `count` slots and judges all of them. */
+  /** Takes a row for each of the first `count` slots and gives a verdict on each. */
   admit(count: number, nowMs: number): void {
     const { rows, verdicts } = this;
     this.indirect = 0;
@@ -107,7 +107,7 @@ export class RequestParser {
     }
   }
 
-  /** Asks for the indirect pages of `row`: they land where its segments are kept. */
+  /** Queues the copies of the indirect pages of `row`, straight to where its segments are stored. */
   #fetchIndirect(row: number): void {
     const requests = this.#requests;
     let left = requests.segmentCount[row];
@@ -144,7 +144,7 @@ export class RequestParser {
           : this.#decodeDirect(row, word, count);
       case BLKIF_OP_FLUSH_DISKCACHE:
       case BLKIF_OP_WRITE_BARRIER:
-        // A flush that carries data is done as a barrier: flush, write, flush.
+        // A flush that carries data is carried out as a barrier: flush, write, flush.
         requests.kind[row] =
           count === 0 && operation === BLKIF_OP_FLUSH_DISKCACHE ? KIND_FLUSH : KIND_BARRIER;
         if (count === 0) return ADMITTED;
@@ -201,7 +201,7 @@ export class RequestParser {
     return count === 0 ? BLKIF_RSP_OKAY : this.#checkRange(row);
   }
 
-  /** Checks the segments of `row`, wherever they came from, and fixes its length. */
+  /** Checks the segments of `row`, wherever they came from, and sets its length. */
   #checkSegments(row: number): number {
     const requests = this.#requests;
     const limits = this.#limits;

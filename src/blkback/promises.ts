@@ -1,4 +1,4 @@
-// What a guest was promised by the server of its ring, and must be kept by the next one.
+// What the server of a ring promised to the guest, which the next server must keep.
 import type { TargetInfo } from "../block/target.ts";
 import { XentoolError } from "../core/errors.ts";
 import { parseDecimal } from "../core/types.ts";
@@ -9,13 +9,13 @@ import type { Offer } from "./features.ts";
 
 interface PromisedKey {
   readonly key: string;
-  /** Whether what is offered now keeps what the key has promised. */
+  /** Whether the current offer keeps what the key promised. */
   readonly keeps: (promised: number) => boolean;
 }
 
 /**
- * The keys that a guest has read and goes by while servers change, and what must be in their place: a disk that can be
- * written if it could be, the same sectors, and no less of the others.
+ * The keys that a guest has read and relies on while servers change, and what must replace them: a disk that is
+ * writable if it was, the same sector size, and no less of the others.
  */
 function promises(offer: Offer, { readOnly }: TargetInfo): PromisedKey[] {
   return [
@@ -26,7 +26,7 @@ function promises(offer: Offer, { readOnly }: TargetInfo): PromisedKey[] {
   ];
 }
 
-/** Fails with `usage` when `offer` of `target` is less than the guest of a device in use was promised. */
+/** Throws `usage` when `offer` of `target` is less than the guest of a device in use was promised. */
 export async function expectPromisesKept(
   xenstore: Xenstore,
   address: DeviceAddress,

@@ -1,4 +1,4 @@
-// Counts what a queue does into its statistics page. Plain additions to doubles, a few per request.
+// Counts a queue's activity in its statistics page. Plain additions to doubles, a few per request.
 import { BLKIF_RSP_OKAY } from "../protocol/blkif.ts";
 import {
   KIND_BARRIER,
@@ -21,7 +21,9 @@ import {
   WRITE_LATENCY,
 } from "./stats.ts";
 
-/** By kind: which counter, which bytes (-1: none), which latency histogram, which counter of the image's errors. */
+/**
+ * Indexed by kind: the counter, the byte counter (-1: none), the latency histogram, and the counter of image errors.
+ */
 const COUNT = [STAT.reads, STAT.writes, STAT.flushes, STAT.discards, STAT.discards, STAT.barriers];
 const BYTES = [STAT.readBytes, STAT.writeBytes, -1, STAT.discardBytes, STAT.discardBytes, STAT.writeBytes];
 const LATENCY = [READ_LATENCY, WRITE_LATENCY, FLUSH_LATENCY, DISCARD_LATENCY, DISCARD_LATENCY, WRITE_LATENCY];
@@ -50,7 +52,7 @@ export class QueueCounters {
     return this.#counters[STAT.requests];
   }
 
-  /** A wake-up found `count` requests on the ring. */
+  /** Counts a fetch that found `count` requests on the ring. */
   fetched(count: number): void {
     this.#counters[RING_UTILISATION + count]++;
   }
@@ -75,18 +77,18 @@ export class QueueCounters {
     counters[LATENCY[kind] + latencyBucket(nowMs - requests.startedAtMs[row])]++;
   }
 
-  /** The image failed an operation of this kind with -`errno`. */
+  /** Counts an operation of this kind that the image failed with -`errno`. */
   ioFailure(kind: number, errno: number): void {
     this.#counters[ERRORS[kind]]++;
     this.#counters[STAT.ioErrno] = -errno;
   }
 
-  /** A flush has failed with -`errno` and stays failed; 0: none has. */
+  /** Records that a flush failed with -`errno` and stays failed; 0 if none has. */
   flushFailure(errno: number): void {
     this.#counters[STAT.flushErrno] = -errno;
   }
 
-  /** `count` responses were published; the other two are running totals. */
+  /** Counts a push of `count` responses. `copiedSegments` and `merged` are running totals. */
   pushed(count: number, notified: boolean, copiedSegments: number, merged: number): void {
     const counters = this.#counters;
     counters[STAT.batches]++;

@@ -1,6 +1,6 @@
-// The data plane of one ring, its main road from top to bottom: fetch new requests, start what may start,
-// take completions, answer, sleep. Synchronous; nothing here awaits, allocates or throws per request. A
-// worker drives it with `run`; a test can drive it step by step with `step`.
+// The data plane of one ring, from top to bottom: fetch new requests, start those that may start, take completions,
+// respond, sleep. It is synchronous: nothing here awaits, allocates or throws per request. A worker drives it with
+// `run`; a test can drive it step by step with `step`.
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE } from "../core/types.ts";
@@ -25,11 +25,11 @@ import { changesDisk, Scheduler } from "./scheduler.ts";
 import { Sleeper } from "./sleeper.ts";
 
 const EOPNOTSUPP = -95;
-/** The tag of `flush`'s own operation, beyond those of all others. */
+/** The tag of the operation that `flush` itself starts, above all tags of requests. */
 const LAST_FLUSH = 0xff_ffff;
-/** Smallest pool for copies; a device with larger requests gets twice its largest. */
+/** Smallest data pool. A device with larger requests gets twice its largest one. */
 const MIN_POOL_BYTES = 16 << 20;
-/** A guest that sends bad requests or empty events in earnest is looked at this often at most. */
+/** Minimum interval between looks at a guest that sends bad requests. */
 const PENALTY_US = 1000;
 
 export interface QueueOptions {
@@ -40,22 +40,22 @@ export interface QueueOptions {
   readonly channels: EventChannels;
   readonly port: EvtchnPort;
   readonly grants: GrantTable;
-  /** Where the queue waits; its owner closes it, before the queue. */
+  /** Where the queue waits. Its owner closes it before it closes the queue. */
   readonly reactor: Reactor;
   readonly openTarget: OpenTarget;
   readonly limits: DiskLimits;
-  /** Data by copy (the default) or by mapping. */
+  /** Whether data is grant-copied (the default) or mapped. */
   readonly grantMode: "copy" | "map";
   /** Counters as laid out in stats.ts. */
   readonly counters: Float64Array;
-  /** Notes what is in flight, for a successor. */
+  /** Records what is in flight, for a successor. */
   readonly journal?: Journal | undefined;
-  /** Brings `limits` up to date: called before a batch is checked, so that no guest is ahead of us. */
+  /** Updates `limits`. Called before a batch is checked, so that no guest knows of a new size before we do. */
   readonly refreshLimits?: () => void;
 }
 
 export class BlockQueue {
-  /** Why the queue stopped serving by itself, e.g. a ring that lies. */
+  /** Why the queue stopped serving by itself, e.g. because the ring's indices were impossible. */
   failure: XentoolError | undefined;
   readonly limits: DiskLimits;
   readonly #ring: BackRing;
@@ -76,7 +76,7 @@ export class BlockQueue {
   readonly #refreshLimits: () => void;
   readonly #responses: Uint32Array;
   readonly #responseWords: number;
-  /** Reads whose data goes to the guest with the next delivery. */
+  /** Reads whose data reaches the guest with the next delivery. */
   readonly #finished: Uint16Array;
   #finishedCount = 0;
   #staged = 0;
@@ -116,14 +116,14 @@ export class BlockQueue {
     reactor.watch(options.channels.fd, () => this.#sleeper.takeEvents());
   }
 
-  /** Requests taken off the ring and not answered yet. */
+  /** Requests taken off the ring and not yet answered. */
   get unanswered(): number {
     return this.#ring.unanswered;
   }
 
   /**
-   * Serves until `shouldStop` answers true, or the ring lies. What was started then is completed and answered, which
-   * is bounded by the memory for data; what was not is left to the journal.
+   * Serves until `shouldStop` returns true or the ring's indices are impossible. Operations already started are
+   * completed and answered; the memory for data bounds how many there are. The rest is left to the journal.
    */
   run(shouldStop: () => boolean): void {
     for (;;) {
@@ -141,7 +141,7 @@ export class BlockQueue {
     }
   }
 
-  /** One round without waiting for anything but I/O already submitted: for tests. Answers what it answered. */
+  /** One round, for tests: waits only for I/O already submitted. Returns the number of requests answered. */
   step(): number {
     const before = this.#counters.answered;
     if (this.failure === undefined) this.#fetch();
@@ -154,8 +154,8 @@ export class BlockQueue {
   }
 
   /**
-   * The guest has let go, and `run` has ended: makes durable what it wrote. 0, or the -errno of that or of an
-   * earlier flush, because then some of it is lost.
+   * Makes the guest's writes durable, once the guest has let go and `run` has returned. Returns 0, or the -errno of
+   * this or an earlier failed flush, because then some of the data is lost.
    */
   flush(): number {
     if (this.limits.readOnly || this.#failures.flushErrno !== 0) return this.#failures.flushErrno;
@@ -170,7 +170,7 @@ export class BlockQueue {
     return this.#failures.flushErrno;
   }
 
-  /** Frees the queue's own memory. Ring, target, channels and grants stay their owners'. */
+  /** Frees the queue's own memory. The ring, target, channels and grants belong to their owners. */
   close(): void {
     this.#path.close();
     this.#copies.close();
@@ -204,7 +204,7 @@ export class BlockQueue {
     return count;
   }
 
-  /** Before any of them starts or is answered, the journal has all `count` of the batch. */
+  /** Journals all `count` requests of the batch before any of them starts or is answered. */
   #note(count: number): void {
     const journal = this.#journal;
     if (journal === undefined) return;
@@ -213,7 +213,7 @@ export class BlockQueue {
     journal.commit(count);
   }
 
-  // 2. Start what may start: bring in the data of writes, then hand the operations to the target.
+  // 2. Start what may start: bring in the data of writes, then submit the operations to the target.
 
   #start(): void {
     const scheduler = this.#scheduler;
@@ -235,7 +235,7 @@ export class BlockQueue {
     return false;
   }
 
-  // 3. Take completions; give the guest the data of reads, a whole batch at once.
+  // 3. Take completions; deliver the data of reads to the guest, a whole batch at once.
 
   #openTarget(open: OpenTarget): BlockTarget {
     return open((op, result) => {
@@ -283,7 +283,10 @@ export class BlockQueue {
     this.#finishedCount = 0;
   }
 
-  /** The target failed `op`. Of a merged one only the requests that fail by themselves count. */
+  /**
+   * The target failed `op`. If it was merged, its requests are retried alone, and only those that fail then are
+   * counted.
+   */
   #fail(op: number, errno: number): void {
     const { kind, start, end, first } = this.#operations;
     const of = kind[op];
@@ -299,7 +302,7 @@ export class BlockQueue {
     this.#giveUp(op, BLKIF_RSP_ERROR);
   }
 
-  /** An operation that failed: its request is answered, or the requests merged into it go one by one. */
+  /** Ends a failed operation: a single request is answered, and merged ones are put back to be tried one by one. */
   #giveUp(op: number, status: number): void {
     const operations = this.#operations;
     const first = operations.first[op];
@@ -316,7 +319,7 @@ export class BlockQueue {
     }
   }
 
-  /** Ends `op` and stages the answers to its requests. Its pages are given back before they are published. */
+  /** Ends `op` and stages its responses. Its pages are given back before the responses are published. */
   #answer(op: number, status: number): void {
     const requests = this.#requests;
     let row = this.#operations.first[op];
@@ -333,7 +336,7 @@ export class BlockQueue {
     this.#operations.close(op, changesDisk(this.#operations.kind[op]));
   }
 
-  // 4. Answer: one push and at most one notification for everything staged.
+  // 4. Respond: one push and at most one notification for everything staged.
 
   #respond(row: number, status: number): void {
     const requests = this.#requests;
@@ -357,12 +360,12 @@ export class BlockQueue {
     if (notify) this.#notify();
   }
 
-  // 5. Sleep only when there is nothing to do, and after asking to be told of the next request.
+  // 5. Sleep only when there is nothing to do, and only after asking to be notified of the next request.
 
   #mayWait(fetched: number, stopping: boolean): number {
     if (this.#staged > 0 && this.#executor.submitted === 0) return 0;
     const active = this.#operations.activeCount;
-    // What was put back has to be started again, and nothing else would wake us for it.
+    // Requests that were put back must be started again, and nothing else would wake us for them.
     if (stopping || (active === 0 && this.#scheduler.waitingCount > 0)) return active > 0 ? 1 : 0;
     const bad = this.#bad;
     this.#bad = 0;

@@ -1,5 +1,5 @@
-// How often a guest that reconnects in a loop is connected. After a failure, whoever's fault, it is tried more and more
-// seldom. After a while without trouble it is as if new.
+// Limits how often a guest that reconnects in a loop is connected. After each failure, whoever caused it, the pause
+// grows. After a while without trouble it starts over.
 const FIRST_MS = 100;
 const LONGEST_MS = 2000;
 const FORGIVEN_AFTER_MS = 30_000;
@@ -15,7 +15,7 @@ export class ReconnectPause {
     return Math.max(0, this.#pauseMs - since);
   }
 
-  /** The guest is connected now, or that fails soon. */
+  /** The guest is now connected, or about to fail. */
   connecting(): void {
     this.#connectedAtMs = performance.now();
   }

@@ -1,4 +1,4 @@
-// The requests of one ring, as columns, and their segments. Filled in by parse.ts; nothing in here is checked.
+// The requests of one ring, as columns, and their segments. parse.ts fills them in; nothing in this file is checked.
 import { allocateMemory, type Mapping } from "../native/memory.ts";
 import {
   BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST,
@@ -6,13 +6,13 @@ import {
   SEGMENTS_PER_INDIRECT_PAGE,
 } from "../protocol/blkif.ts";
 
-/** What a request asks for, once decoded. */
+/** Kinds of requests, once decoded. */
 export const KIND_READ = 0;
 export const KIND_WRITE = 1;
 export const KIND_FLUSH = 2;
 export const KIND_DISCARD = 3;
 export const KIND_SECURE_DISCARD = 4;
-/** Flush, write (unless it has no data), flush; nothing passes it in either direction. */
+/** Flush, write (unless there is no data), flush. Nothing passes a barrier in either direction. */
 export const KIND_BARRIER = 5;
 
 export interface DiskLimits {
@@ -22,17 +22,17 @@ export interface DiskLimits {
   readonly logicalSectorBytes: number;
   readonly canDiscard: boolean;
   readonly canSecureDiscard: boolean;
-  /** 0 when indirect requests are not offered. */
+  /** 0: indirect requests are not offered. */
   readonly maxIndirectSegments: number;
 }
 
 export class RequestTable {
-  /** The operation to echo in the response; for an indirect request its inner one. */
+  /** The operation to echo in the response; the inner one for an indirect request. */
   readonly echo: Uint8Array;
   readonly kind: Uint8Array;
   readonly idLow: Uint32Array;
   readonly idHigh: Uint32Array;
-  /** First byte on the disk, and how many. */
+  /** First byte on the disk, and number of bytes. */
   readonly start: Float64Array;
   readonly length: Float64Array;
   readonly segmentCount: Uint16Array;
@@ -43,11 +43,11 @@ export class RequestTable {
   readonly startedAtMs: Float64Array;
   /** Set when one of its grants could not be copied or mapped. */
   readonly failed: Uint8Array;
-  /** Set after a merged operation failed: it is tried again by itself. */
+  /** Set after its merged operation failed: the request is then tried alone. */
   readonly alone: Uint8Array;
-  /** Next request of the same I/O operation, or -1. */
+  /** Next request in the same I/O operation, or -1. */
   readonly next: Int16Array;
-  /** Every request's segments, `segmentStride` of SEGMENT.bytes each. */
+  /** Segments of all requests: `segmentStride` segments of SEGMENT.bytes each per request. */
   readonly segments: Mapping;
   readonly segmentStride: number;
   readonly #segmentWords: Uint32Array;
@@ -56,7 +56,7 @@ export class RequestTable {
   #freeCount: number;
   #arrivals = 0;
 
-  /** For up to `size` requests at once, each with up to `maxIndirectSegments` segments, or 11 of its own. */
+  /** Holds up to `size` requests at once, each with up to 11 direct or `maxIndirectSegments` indirect segments. */
   constructor(size: number, maxIndirectSegments: number) {
     this.echo = new Uint8Array(size);
     this.kind = new Uint8Array(size);
@@ -82,7 +82,7 @@ export class RequestTable {
     this.#freeCount = size;
   }
 
-  /** A free row. The ring's bound on unanswered requests guarantees that there is one. */
+  /** Takes a free row. The ring's bound on unanswered requests guarantees that there is one. */
   take(nowMs: number): number {
     const row = this.#free[--this.#freeCount];
     this.sequence[row] = this.#arrivals++;
@@ -116,7 +116,7 @@ export class RequestTable {
     return bytes[at + SEGMENT.lastSect] - bytes[at + SEGMENT.firstSect] + 1;
   }
 
-  /** Where the segments of `row` lie, for the copy of its indirect pages. */
+  /** Address of the segments of `row`, the destination of the copy from its indirect pages. */
   segmentAddress(row: number): number {
     return this.segments.address + row * this.segmentStride * SEGMENT.bytes;
   }

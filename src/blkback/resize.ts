@@ -1,5 +1,5 @@
-// Bringing a disk to the size that its image has now: the toolstack asks through a key of the device, and the server
-// that watches it answers through another what became of it.
+// Resizes a disk to the current size of its image: the toolstack asks through one key of the device, and the server
+// that watches it reports the outcome through another.
 import { randomUUID } from "node:crypto";
 import { XentoolError } from "../core/errors.ts";
 import { parseDecimal } from "../core/types.ts";
@@ -8,19 +8,19 @@ import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import type { Keys } from "./backend-directory.ts";
 import { requireWritten } from "./toolstack.ts";
 
-/** Written by whoever asks, with a word that the answer repeats. */
+/** Written by whoever asks, with a token that the answer repeats. */
 const ASKED_KEY = "xentool-resize";
-/** Written by the server: that word, and both sizes. */
+/** Written by the server: that token, and both sizes. */
 const ANSWER_KEY = "xentool-resized";
 
 export interface Resize {
-  /** The disk's sectors of 512 bytes until now. */
+  /** The disk's former size in sectors of 512 bytes. */
   readonly before: number;
-  /** Those of its image. When it has none, the disk stays as it is. */
+  /** The image's size in the same sectors. If it is 0, the disk stays as it is. */
   readonly after: number;
 }
 
-/** Has the process that serves the device look at its image's size again, and waits for its answer. */
+/** Has the process that serves the device check its image's size again, and waits for its answer. */
 export async function resizeDevice(
   xenstore: Xenstore,
   address: DeviceAddress,
@@ -47,17 +47,17 @@ function parseAnswer(text: string | null, word: string): Resize | undefined {
   return answered !== word || before === undefined || after === undefined ? undefined : { before, after };
 }
 
-/** The word of the last one who asked for a resize, if anybody did. */
+/** The token of the latest resize request, if there is one. */
 export function resizeAsked(xenstore: Xenstore, address: DeviceAddress): Promise<string | null> {
   return xenstore.tryRead(`${backendDir(address)}/${ASKED_KEY}`);
 }
 
-/** What tells whoever asked with `word` what was done. */
+/** The keys that answer the request with token `word`. */
 export function answerToResize(word: string, { before, after }: Resize): Keys {
   return { [ANSWER_KEY]: `${word} ${before} ${after}` };
 }
 
-/** What was done, in words, and whether the guest may miss something. */
+/** A message about the outcome, and whether it is a warning, because the guest may miss data. */
 export function describeResize({ before, after }: Resize): {
   readonly text: string;
   readonly warns: boolean;

@@ -1,5 +1,5 @@
-// What a frontend says about its ring, read from its directory and believed only within bounds. These are
-// the only keys of the guest's that the backend reads, besides its state.
+// What a frontend says about its ring, read from its directory and accepted only within bounds. Besides its state,
+// these are the only keys of the guest's that the backend reads.
 import { XentoolError } from "../core/errors.ts";
 import { parseDecimal, type EvtchnPort } from "../core/types.ts";
 import { escapeText } from "../core/log.ts";
@@ -15,7 +15,7 @@ export interface RingParameters {
 
 const MAX_U32 = 0xffff_ffff;
 
-/** Reads them from `dir`; throws `protocol` naming the key that is missing or out of bounds. */
+/** Reads them from `dir`. Throws `protocol`, naming the key that is missing or out of bounds. */
 export async function readRingParameters(
   xenstore: Xenstore,
   dir: string,

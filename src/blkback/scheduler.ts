@@ -1,24 +1,24 @@
-// Decides what may start now. Requests start in the order of their arrival unless they have to wait:
-// overlapping ones keep their order (unless both read), a flush waits for the writes before it, nothing
-// passes a barrier, and memory may be short. Neighbours on the disk become one operation.
+// Decides what may start now. Requests start in order of arrival unless they have to wait: overlapping ones keep
+// their order (unless both read), a flush waits for the writes before it, nothing passes a barrier, and memory may be
+// short. Requests that are adjacent on the disk become one operation.
 import type { GrantPath } from "./grants.ts";
 import { STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH, type OperationTable } from "./operations.ts";
 import { KIND_BARRIER, KIND_FLUSH, KIND_READ, KIND_WRITE, type RequestTable } from "./requests.ts";
 
-/** Adjacent requests are merged up to this size: beyond it larger I/O gains nothing. */
+/** Adjacent requests are merged up to this size; larger I/O gains nothing. */
 const MAX_MERGED_BYTES = 1 << 20;
 
-/** True for what changes the disk, as far as order is concerned. */
+/** True for operations that change the disk, as far as ordering is concerned. */
 export function changesDisk(kind: number): boolean {
   return kind !== KIND_READ && kind !== KIND_FLUSH;
 }
 
 export class Scheduler {
-  /** Operations that the last pass started, to be submitted once their data is there. */
+  /** Operations that the last pass started, to be submitted once their data is available. */
   readonly started: Uint16Array;
   startedCount = 0;
   waitingCount = 0;
-  /** Requests that were merged into another's operation: a statistic. */
+  /** Statistic: requests that were merged into another request's operation. */
   merged = 0;
   readonly #waiting: Uint16Array;
   readonly #requests: RequestTable;
@@ -38,7 +38,7 @@ export class Scheduler {
     this.#waiting[this.waitingCount++] = row;
   }
 
-  /** Puts back a request whose merged operation failed: to be tried alone, at its place in the order. */
+  /** Puts back a request whose merged operation failed, at its place in the order, to be tried alone. */
   putBack(row: number): void {
     const { sequence, alone, next } = this.#requests;
     alone[row] = 1;
@@ -77,7 +77,7 @@ export class Scheduler {
     this.waitingCount = kept;
   }
 
-  /** `kept` requests before this one stay waiting. */
+  /** `kept` is the number of earlier requests that stay waiting. */
   #mustWait(row: number, kept: number): boolean {
     const operations = this.#operations;
     const kind = this.#requests.kind[row];
@@ -87,7 +87,9 @@ export class Scheduler {
     return this.#overlapsActive(row, kind) || this.#overlapsKept(row, kind, kept);
   }
 
-  /** Flushes go one by one: of two at once the kernel would tell one of lost data, and the other OK. */
+  /**
+   * Flushes run one at a time: of two concurrent ones, the kernel would report lost data to one and OK to the other.
+   */
   #earlierWriteOrFlushActive(row: number): boolean {
     const { active, activeCount, kind, sequence } = this.#operations;
     const mine = this.#requests.sequence[row];
@@ -145,7 +147,7 @@ export class Scheduler {
     return true;
   }
 
-  /** The operation started for `row`, or -1 when there is no memory for it. */
+  /** Starts an operation for `row`; returns it, or -1 when there is no memory for it. */
   #start(row: number): number {
     const operations = this.#operations;
     const requests = this.#requests;

@@ -1,5 +1,5 @@
-// `xentool blkback serve` as a function: opens the image, makes the device unless a toolstack has, serves it
-// until the guest lets go or the caller says stop, and leaves nothing behind.
+// `xentool blkback serve` as a function: opens the image, creates the device unless a toolstack already has, serves
+// it until the guest lets go or the caller asks to stop, and leaves nothing behind.
 import { resolve } from "node:path";
 import { closeImage, type Image } from "../block/image.ts";
 import { openImageWhenFree } from "../block/image/wait.ts";
@@ -25,23 +25,23 @@ export interface ServeOptions extends DeviceOptions {
   readonly path: string;
   readonly address: DeviceAddress;
   readonly readOnly: boolean;
-  /** Others may write the image, too. */
+  /** Others may write to the image, too. */
   readonly shared: boolean;
-  /** "raw": whatever it looks like. */
+  /** "raw": treat the image as raw, whatever it looks like. */
   readonly format?: "raw" | undefined;
   readonly direct: boolean;
-  /** How long a guest may take to let go after `stop` fired. */
+  /** How long a guest may take to let go after `stop` has fired. */
   readonly detachTimeoutMs: number;
 }
 
-/** For as long whoever has the image may be about to let go of it. */
+/** How long the holder of the image may take to release it. */
 const HOLDER_PATIENCE_MS = 3000;
 
-/** How serving ended. `left`: the guest did not let go, the device stays for another server. */
+/** How serving ended. `left`: the guest did not let go, and the device stays for another server. */
 export type ServeEnd = DeviceEnd | "left";
 
 /**
- * Serves until the device is over or `stop` fires; `force` ends the wait for the guest then. `onOffered`
+ * Serves until the device has ended or `stop` fires; after `stop`, `force` ends the wait for the guest. `onOffered`
  * runs once a guest may connect.
  */
 export async function serveImage(
@@ -65,7 +65,7 @@ export async function serveImage(
     removes = origin === "made";
     await announceImage(xenstore, address, image);
     const device = await BlkbackDevice.start(platform, xenstore, address, image, options, spawnWorker);
-    // A guest may use it from now on, whatever becomes of us, until it has let go.
+    // From now on a guest may use the device, whatever becomes of us, until it has let go.
     removes = false;
     onOffered();
     const end = await unlessAborted(device.ended, stop);
@@ -75,7 +75,7 @@ export async function serveImage(
       return "left";
     }
     const how = await device.ended;
-    // Of one that was removed there may be another by now, under the same name.
+    // If the device was removed, another one may already exist under the same name.
     removes = origin !== "toolstack" && how !== "removed";
     return expectKept(device, how);
   } finally {
@@ -85,7 +85,7 @@ export async function serveImage(
   }
 }
 
-/** A disk that may lack what its guest wrote has not been served well, however well it was let go. */
+/** A disk that may lack some of its guest's writes was not served well, however cleanly the guest let go. */
 function expectKept(device: BlkbackDevice, end: DeviceEnd): DeviceEnd {
   if (device.lost === undefined) return end;
   throw new XentoolError(
@@ -110,10 +110,13 @@ async function openServedImage(xenstore: Xenstore, options: ServeOptions, stop: 
   return openImageWhenFree(path, how, (waitedMs) => waitedMs < HOLDER_PATIENCE_MS && !stop.aborted);
 }
 
-/** Who made a device. Those that a `serve` made, now or before, go with the one that serves them last. */
+/**
+ * Who created a device. Devices created by a `serve`, this one or an earlier one, are removed by the one that serves
+ * them last.
+ */
 type Origin = "made" | "serve" | "toolstack";
 
-/** Makes the device when nobody has; a device that is there is served as it is. */
+/** Creates the device if it does not exist; an existing device is served as it is. */
 async function ensureDevice(xenstore: Xenstore, image: Image, options: ServeOptions): Promise<Origin> {
   const { address, readOnly, offer, path } = options;
   const dir = backendDir(address);
@@ -139,7 +142,10 @@ async function ensureDevice(xenstore: Xenstore, image: Image, options: ServeOpti
   return "serve";
 }
 
-/** A device whose guest's directory is gone reaches nobody. One that a `serve` has made is removed, others refused. */
+/**
+ * A device whose guest's directory is gone reaches nobody. It is removed if a `serve` created it, and refused
+ * otherwise.
+ */
 async function removeLeftover(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
   if (!(await isDevice(xenstore, address))) return;
   const state = xenstore.tryRead(`${frontendDir(address)}/state`);
@@ -152,7 +158,7 @@ async function removeLeftover(xenstore: Xenstore, address: DeviceAddress): Promi
   await destroyDevice(xenstore, address);
 }
 
-/** Under a guest that uses it a disk must not become another one because of a mistyped name. */
+/** A disk in use by a guest must not turn into another one because of a mistyped name. */
 async function expectSameImage(xenstore: Xenstore, { address, path }: ServeOptions): Promise<void> {
   const before = await xenstore.tryRead(`${backendDir(address)}/params`);
   if (before === null || before === resolve(path)) return;

@@ -1,7 +1,8 @@
-// What xenstore tells of who uses an image. Xen's hotplug script `block` (tools/hotplug/Linux/block, check_sharing)
-// refuses a device that another backend's `physical-device` and `mode` say is written; we write the one so that it
-// sees us, and read the other so that we see the kernel's blkback, which opens a device without claiming it.
-// `physical-device-path` is left alone: by it libxl would hand the image to QEMU as well, as an emulated disk.
+// Detects through xenstore who uses an image. Xen's hotplug script `block` (tools/hotplug/Linux/block, check_sharing)
+// refuses a device that is written to according to another backend's `physical-device` and `mode`. We write
+// `physical-device` so that the script sees us, and read other backends' so that we see the kernel's blkback, which
+// opens a device without claiming it. `physical-device-path` is left alone: with it libxl would also hand the image
+// to QEMU, as an emulated disk.
 import { fstatSync, type Stats } from "node:fs";
 import type { Image } from "../block/image.ts";
 import { tryStat } from "../block/image/attempt.ts";
@@ -14,13 +15,14 @@ import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { isDevice, type BackendDirectory } from "./backend-directory.ts";
 import { isRingInUse } from "./end-states.ts";
 
-/** Which file or device was served here as a raw disk: the guest may have written anything to it since. */
+/** Which file or device was served here as a raw disk. The guest may have written anything to it since. */
 const RAW_KEY = "xentool-raw";
 const DEVICE_KEY = "physical-device";
 
 /**
- * Says that the device shows `image`; `claimed`: its directory, if it has been claimed already. Throws, and leaves all
- * as it is, when a guest uses the device with another image: the path may lead to another one by now.
+ * Records that the device shows `image`; `claimed` is the device's directory, if it has been claimed already. Throws
+ * `usage`, changing nothing, when a guest is using the device with another image: the path may lead to another one by
+ * now.
  */
 export async function announceImage(
   xenstore: Xenstore,
@@ -32,7 +34,7 @@ export async function announceImage(
   const stat = fstatSync(image.fd);
   const device = physicalDevice(stat);
   const { text: identity } = identify(stat);
-  // Not in the transaction: a guest that writes its state all the time could make each one fail.
+  // Read outside the transaction: a guest that writes its state all the time could make each transaction fail.
   const isUsed = await isRingInUse(xenstore, address);
   await xenstore.transaction(async (tx) => {
     if (!(await (claimed?.isThere(tx) ?? isDevice(tx, address)))) return;
@@ -48,12 +50,15 @@ export async function announceImage(
   });
 }
 
-/** What an older xentool wrote of a block device lacks its diskseq. */
+/** An older xentool wrote a block device's identity without its diskseq. */
 function isSameIdentity(before: string, now: string): boolean {
   return `${now},`.startsWith(`${before},`);
 }
 
-/** Whether a guest has had `path` as its raw disk here: then it keeps it, whatever it has made of its first sector. */
+/**
+ * Whether a guest already had `path` here as its raw disk. It then stays raw, whatever the guest has written to its
+ * first sector.
+ */
 export async function hasServedRaw(
   xenstore: Xenstore,
   address: DeviceAddress,
@@ -67,8 +72,8 @@ export async function hasServedRaw(
 }
 
 /**
- * Throws when another program has offered the device to its guest, QEMU for example: with two servers on one ring both
- * lose requests, and which of them has ended we cannot tell.
+ * Throws `environment` when another program, e.g. QEMU, has offered the device to its guest: with two servers on one
+ * ring both lose requests, and we cannot tell whether the other one has ended.
  */
 export async function refuseOthersOffer(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
   const dir = backendDir(address);
@@ -82,7 +87,10 @@ export async function refuseOthersOffer(xenstore: Xenstore, address: DeviceAddre
   );
 }
 
-/** Throws when another program's backend shows the block device to a guest, and one of us two would write it. */
+/**
+ * Throws `environment` when another program's backend shows the block device to a guest, and it or we would write to
+ * it.
+ */
 export async function refuseOthersDevice(
   xenstore: Xenstore,
   address: DeviceAddress,
@@ -106,7 +114,7 @@ export async function refuseOthersDevice(
       }
 }
 
-/** Among our own disks the locks on the image decide. */
+/** Our own disks are skipped: the locks on the image decide between those. */
 async function isOthersUse(
   xenstore: Xenstore,
   dir: string,
@@ -119,7 +127,7 @@ async function isOthersUse(
   return !readOnly || (await read("mode")) !== "r";
 }
 
-/** As `stat -L -c %t:%T` has it, which is what the script compares; undefined for a file. */
+/** In the format of `stat -L -c %t:%T`, which is what the script compares; undefined for a file. */
 function physicalDevice(stat: Stats): string | undefined {
   if (!stat.isBlockDevice()) return undefined;
   return majorMinor(stat.rdev)

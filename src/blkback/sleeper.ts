@@ -1,6 +1,6 @@
-// When and how a data plane sleeps. The event channel is left masked while there is work, because a masked
-// port costs nothing; it is unmasked, and the ring's event index armed, just before sleeping. Before that a
-// short poll may pay off: there is one while recent sleeps were short, and none when idle.
+// When and how a data plane sleeps. The event channel stays masked while there is work, because a masked port costs
+// nothing. It is unmasked, and the ring's event index armed, just before sleeping. A short poll before that may pay
+// off: there is one while recent sleeps were short, and none when idle.
 import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { EvtchnPort } from "../core/types.ts";
 import type { EventChannels } from "../platform/platform.ts";
@@ -8,21 +8,24 @@ import type { BackRing } from "./back-ring.ts";
 import { STAT } from "./stats.ts";
 
 const MAX_POLL_US = 50;
-/** This many events in a row that brought nothing are a storm: then events have to wait (XSA-332). */
+/** More than this many events in a row without requests are a storm: then events have to wait (XSA-332). */
 const SPURIOUS_LIMIT = 16;
 const STORM_PAUSE_US = 1000;
 /**
- * With this much I/O in flight its completions will wake us soon: so for a moment no event is asked for, and
- * neither side pays for one. When nothing completes in that moment, it is.
+ * With this many operations in flight, a completion will wake us soon. So for a moment we request no event, which
+ * spares both sides its cost. If nothing completes in that moment, we do.
  */
 const BUSY_OPERATIONS = 4;
 const BUSY_WAIT_US = 100;
-/** Submissions that did not complete at once make us wait in the same call; from time to time we look again. */
+/**
+ * After this many rounds whose submissions did not complete at once, we submit and wait in the same call. After every
+ * INLINE_RETRY_EVERY such calls we try once more.
+ */
 const INLINE_TRUST = 8;
 const INLINE_RETRY_EVERY = 256;
 
 export class Sleeper {
-  /** Bound on the wait that `mayWait` allowed; -1: none. */
+  /** Limit on the wait that `mayWait` allowed; -1: none. */
   timeoutUs = -1;
   readonly #ring: BackRing;
   readonly #channels: EventChannels;
@@ -48,8 +51,8 @@ export class Sleeper {
   }
 
   /**
-   * True when the caller may sleep now (for `timeoutUs`): there is nothing to fetch, and an event will come
-   * for what is put on the ring from here on. `penaltyUs` > 0 makes a guest that misbehaves wait instead.
+   * True when the caller may sleep now (for `timeoutUs`): there is nothing to fetch, and an event will announce what
+   * is put on the ring from here on. `penaltyUs` > 0 makes a misbehaving guest wait instead.
    */
   mayWait(fetched: number, submitted: number, active: number, penaltyUs: number, nowMs: number): boolean {
     this.timeoutUs = -1;
@@ -81,7 +84,7 @@ export class Sleeper {
     return true;
   }
 
-  /** Reads the delivered ports; they stay masked until the next sleep. */
+  /** Reads the delivered ports. They stay masked until the next sleep. */
   takeEvents(): void {
     if (this.#channels.pending(this.#ports) <= 0) return;
     this.#masked = true;
@@ -89,7 +92,10 @@ export class Sleeper {
     this.#counters[STAT.wakeups]++;
   }
 
-  /** Learns from a round: `submitted` operations, `completions` of them or others ended, `wait` as told. */
+  /**
+   * Learns from a round: `submitted` operations were submitted, `completions` operations ended, and `wait` was
+   * allowed.
+   */
   completed(submitted: number, completions: number, wait: number, nowMs: number): void {
     this.#busyWaitFailed = this.#busyWaiting && completions === 0;
     this.#busyWaiting = false;

@@ -1,5 +1,5 @@
-// A device's statistics: one page of counters that the data plane adds to and anybody may read at any time,
-// kept in a file so that `blkback stats` of another process can show them, also while the data plane is busy.
+// A device's statistics: counters that the data plane adds to and anybody may read at any time. They are kept in a
+// file so that `blkback stats` in another process can show them, even while the data plane is busy.
 import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
@@ -53,7 +53,7 @@ export const STAT = Object.fromEntries(FIELDS.map((name, index) => [name, index]
   Record<StatField, number>
 >;
 
-/** Histograms, one after the other behind the counters. */
+/** Histograms, one after another after the counters. */
 export const RING_UTILISATION = 64;
 export const BATCH_SIZES = RING_UTILISATION + MAX_RING_SLOTS + 1;
 export const SEGMENTS_PER_REQUEST = BATCH_SIZES + MAX_RING_SLOTS + 1;
@@ -81,7 +81,7 @@ export class StatsPage {
     this.counters = new Float64Array(mapping.bytes.buffer);
   }
 
-  /** Makes the statistics file of a device served by this process. Fails with `environment`, and leaves none. */
+  /** Creates the statistics file of a device served by this process. Throws `environment`, leaving no file behind. */
   static create(runDir: string, domid: number, devid: number): StatsPage {
     const path = statsPath(runDir, domid, devid);
     let page: StatsPage;
@@ -102,7 +102,7 @@ export class StatsPage {
     return page;
   }
 
-  /** Opens a file that `create` made, to count into it (the data plane). */
+  /** Opens a file created by `create` to count in it (the data plane). */
   static attach(path: string): StatsPage {
     return StatsPage.#map(path, "r+", true);
   }
@@ -121,7 +121,7 @@ export class StatsPage {
   static #map(path: string, flags: string, writable: boolean): StatsPage {
     const fd = openSync(path, flags, 0o644);
     try {
-      // Not a hole: where the file system is full, a store to the mapping would be the end of the process.
+      // Written out rather than left as a hole: on a full file system, a store to the mapping would kill the process.
       if (flags === "w+") writeFileSync(fd, new Uint8Array(FILE_BYTES));
       return new StatsPage(path, mapFile(fd, FILE_BYTES, writable));
     } finally {
@@ -130,7 +130,7 @@ export class StatsPage {
   }
 }
 
-/** Where a process that serves devices keeps its statistics: with the simulated host, or in /run. */
+/** Directory where a process that serves devices keeps its statistics: with the simulated host, or in /run. */
 export function statsDir(platform: PlatformDescriptor): string {
   return platform.name === "sim" ? join(platform.dir, "blkback") : "/run/xentool/blkback";
 }
@@ -149,14 +149,14 @@ export interface Latency {
 
 type NotShown = "magic" | "version" | "ioErrno" | "flushErrno";
 
-/** A snapshot in a form for people and JSON. */
+/** A snapshot, for people and JSON. */
 export interface DeviceStats extends Readonly<Record<Exclude<StatField, NotShown>, number>> {
   readonly alive: boolean;
-  /** The image's last error, "ENOSPC", or null. The counters that end in `Errors` say how many there were. */
+  /** The image's last error, e.g. "ENOSPC", or null. The counters that end in `Errors` show how many there were. */
   readonly lastIoError: string | null;
-  /** The error of a flush that failed, or null. As long as it is there, writes and flushes fail. */
+  /** The error of a failed flush, or null. While it is set, writes and flushes fail. */
   readonly flushFailure: string | null;
-  /** How often a wake-up found n requests on the ring. */
+  /** How often a fetch found n requests on the ring. */
   readonly ringUtilisation: readonly number[];
   readonly batchSizes: readonly number[];
   /** How many requests had n segments. */
@@ -184,7 +184,7 @@ export function readStats(runDir: string, domid: number, devid: number): DeviceS
   return decodeStats(new Float64Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)));
 }
 
-/** The statistics of every device that a process of this host serves or served before it was killed. */
+/** The statistics of every device that a process of this host serves, or served before it was killed. */
 export function readAllStats(runDir: string): DeviceStats[] {
   let names: string[];
   try {
@@ -236,7 +236,7 @@ function isAlive(pid: number): boolean {
   }
 }
 
-/** A histogram without its empty end. */
+/** A histogram without its trailing empty buckets. */
 function histogram(counters: Float64Array, at: number, length: number): number[] {
   const all = [...counters.subarray(at, at + length)];
   return all.slice(0, all.findLastIndex((value) => value !== 0) + 1);

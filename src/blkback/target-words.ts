@@ -1,6 +1,6 @@
-// What a toolstack says of a disk's image in `params` and `mode`: xl's `target=` and `access=`. libxl writes
-// format=raw for every disk with a script, and `aio:` for each raw one without, so neither says that somebody means
-// it; `raw:` and `w!:` before the path do.
+// What a toolstack says about a disk's image in `params` and `mode`: xl's `target=` and `access=`. libxl writes
+// format=raw for every disk with a script, and `aio:` for every raw disk without one, so neither shows intent; `raw:`
+// and `w!:` before the path do.
 import type { Ways } from "../block/image/open.ts";
 import { XentoolError } from "../core/errors.ts";
 import { escapeText } from "../core/log.ts";
@@ -11,10 +11,10 @@ export interface Target {
   readonly format: "raw" | undefined;
 }
 
-/** How to insist, for whoever writes xl's disk line. */
+/** How to override each check in xl's disk line, for messages. */
 export const TARGET_WAYS: Ways = { shared: "target=w!:PATH", raw: "target=raw:PATH", readOnly: "access=r" };
 
-/** `mode` may be "w!", too, as for Xen's own `block` script. Throws `usage`. */
+/** Throws `usage`. As for Xen's own `block` script, `mode` may also be "w!". */
 export function parseTarget(params: string | null, mode: string | null): Target {
   const [, words = "", path = ""] = /^((?:(?:aio|file|raw|w!):)*)(.*)$/s.exec(params ?? "") ?? [];
   if (!path.startsWith("/"))

@@ -1,5 +1,5 @@
-// The toolstack's steps for one block device: create, hot-unplug, force off, remove, list. What libxl does
-// for a disk line, done by hand; public/io/blkif.h and docs/misc/xenstore-paths name the nodes.
+// The toolstack's steps for one block device: create, hot-unplug, force off, remove, list. They do by hand what libxl
+// does for a disk line; public/io/blkif.h and docs/misc/xenstore-paths define the nodes.
 import { XentoolError } from "../core/errors.ts";
 import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
 import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
@@ -13,22 +13,22 @@ export interface NewDevice {
   readonly address: DeviceAddress;
   readonly readOnly: boolean;
   readonly deviceType: "disk" | "cdrom";
-  /** What is to be served; empty: only the server started for it by hand knows, so no other may take the device. */
+  /** The image to serve. Empty: only the server started by hand for it knows, so no other may take the device. */
   readonly params: string;
-  /** By the server that makes it: its first keys. The device goes with its server's end then; see SERVE_KEY. */
+  /** The first keys, if the server creates the device itself. The device then ends with its server; see SERVE_KEY. */
   readonly offered?: Keys;
 }
 
 /**
- * Written by `blkback serve` into a device that it has made, and so removes in the end: when it was killed, its
- * successor does.
+ * Written by `blkback serve` into a device that it has created and therefore removes in the end. If it was killed,
+ * its successor removes the device.
  */
 export const SERVE_KEY = "xentool-serve";
 
 /**
- * Makes both directories of a device with their owners. Fails with `usage` when it exists. Those who serve all devices
- * of a kind, QEMU and the kernels of dom0, take what they find in state 1: a device that is offered already begins in
- * state 2, and one without params has no state until its server is there.
+ * Creates both directories of a device, with their owners. Throws `usage` when the device exists. QEMU and the
+ * kernels of dom0 serve all devices of a kind and take any that they find in state 1. So a device that is already
+ * offered begins in state 2, and one without params has no state until its server is there.
  */
 export async function createDevice(xenstore: Xenstore, device: NewDevice): Promise<void> {
   const { address } = device;
@@ -39,7 +39,7 @@ export async function createDevice(xenstore: Xenstore, device: NewDevice): Promi
   await xenstore.transaction(async (tx) => {
     if ((await tx.exists(front)) || (await isDevice(tx, address)))
       throw new XentoolError("usage", `${describeDevice(address)} exists already`);
-    // What somebody's late write has left of an earlier one.
+    // A late write may have left remains of an earlier device.
     if (await tx.exists(back)) await tx.rm(back);
     await tx.mkdir(back);
     await tx.setPerms(back, [
@@ -82,23 +82,22 @@ export async function createDevice(xenstore: Xenstore, device: NewDevice): Promi
 }
 
 /**
-/**
- * What libxl knows of a device, and goes by: with it `xl block-list` shows the device, `xl block-detach` detaches it,
- * `xl block-attach` does not put another one in its place, and it goes with its domain though nobody serves it.
+ * libxl's own record of a device. With it `xl block-list` shows the device, `xl block-detach` detaches it, `xl
+ * block-attach` does not replace it, and it is removed with its domain even if nobody serves it.
  */
 function libxlRecord({ frontend, devid }: DeviceAddress): string {
   return `/libxl/${frontend}/device/vbd/${devid}`;
 }
 
-/** Of kinds that libxl knows, this is the one for which it runs no script. */
+/** qdisk is the one kind known to libxl for which it runs no script. */
 async function isForLibxl(tx: Pick<Xenstore, "exists">, { kind, frontend }: DeviceAddress): Promise<boolean> {
   return kind === "qdisk" && (await tx.exists(`/libxl/${frontend}`));
 }
 
 /**
- * Removes all directories of the device, whatever state they are in and whichever of them is there; none of another
- * backend's. The frontend's not in a transaction: a guest that writes to its directory all the time could make each one
- * fail.
+ * Removes all directories of the device that exist, whatever state they are in, but none of another backend's. The
+ * frontend's is removed outside the transaction: a guest that writes to its directory all the time could make each
+ * one fail.
  */
 export async function destroyDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
   const [back, front, record] = [backendDir(address), frontendDir(address), libxlRecord(address)];
@@ -109,7 +108,7 @@ export async function destroyDevice(xenstore: Xenstore, address: DeviceAddress):
   if (isLibxls) await removeIfThere(xenstore, record);
 }
 
-/** libxl may be removing it, too. */
+/** libxl may be removing it at the same time. */
 async function removeIfThere(xenstore: Xenstore, path: string): Promise<void> {
   try {
     if (await xenstore.exists(path)) await xenstore.rm(path);
@@ -124,8 +123,8 @@ export async function closeDevice(xenstore: Xenstore, address: DeviceAddress): P
 }
 
 /**
- * Says in the guest's place that it has let go, for good: the guest cannot write its state any more. What it
- * has not written to the disk yet is lost.
+ * Sets the state to Closed in the guest's place, for good: the guest can no longer write its state. Data that it has
+ * not yet written to the disk is lost.
  */
 export async function forceCloseDevice(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
   await expectOurFrontend(xenstore, address);
@@ -140,13 +139,13 @@ export async function forceCloseDevice(xenstore: Xenstore, address: DeviceAddres
   } catch (error) {
     if (errnoOf(error) !== "ENOENT") throw error;
   }
-  // Not before: a guest that writes it all the time could make each transaction fail.
+  // Only now that the guest cannot write the state: it could otherwise make each transaction fail.
   await xenstore.transaction(async (tx) => {
     if (await tx.exists(state)) await tx.write(state, String(XenbusState.Closed));
   });
 }
 
-/** Waits until the backend has closed or the device is gone; fails with `timeout` and the reason `late` otherwise. */
+/** Waits until the backend has closed or the device is gone; otherwise throws `timeout` with the reason `late`. */
 export async function waitUntilClosed(
   xenstore: Xenstore,
   address: DeviceAddress,
@@ -164,7 +163,7 @@ export async function waitUntilClosed(
   }
 }
 
-/** Writes `keys` into the backend's directory; fails with `usage` where there is no such device. */
+/** Writes `keys` into the backend's directory. Throws `usage` if there is no such device. */
 export async function requireWritten(xenstore: Xenstore, address: DeviceAddress, keys: Keys): Promise<void> {
   if (!(await writeKeys(xenstore, address, keys)))
     throw new XentoolError(
@@ -174,8 +173,8 @@ export async function requireWritten(xenstore: Xenstore, address: DeviceAddress,
 }
 
 /**
- * Fails with `usage` when the frontend belongs to another backend's device by now: with a mistyped kind somebody
- * else's disk, in use perhaps, would be meant.
+ * Throws `usage` when the frontend belongs to another backend's device by now: a mistyped kind would otherwise hit
+ * another disk, perhaps one in use.
  */
 export async function expectOurFrontend(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
   const other = await otherBackend(xenstore, address);
@@ -183,7 +182,7 @@ export async function expectOurFrontend(xenstore: Xenstore, address: DeviceAddre
   throw new XentoolError("usage", `${describeDevice(address)} is the device of another backend, ${other}`);
 }
 
-/** The guest names its backend, so it is believed only when it names one that there is for this very device. */
+/** The guest names its backend, so the name is trusted only if that backend has this very device. */
 async function otherBackend(xenstore: Xenstore, address: DeviceAddress): Promise<string | undefined> {
   const named = await readIfAllowed(xenstore, `${frontendDir(address)}/backend`);
   if (named === null || named === backendDir(address)) return undefined;
@@ -201,7 +200,10 @@ async function readIfAllowed(xenstore: Xenstore, path: string): Promise<string |
   });
 }
 
-/** The kind of backend that we are of this frontend; undefined: of none. Fails with `usage` when there are several. */
+/**
+ * Finds the kind of the backend that serves this frontend, or undefined if there is none. Throws `usage` when there
+ * are several.
+ */
 export async function findKind(
   xenstore: Xenstore,
   { backend, frontend, devid }: Omit<DeviceAddress, "kind">,
@@ -228,7 +230,7 @@ export interface ListedDevice extends DeviceAddress {
   readonly sectors512: number | undefined;
 }
 
-/** Every block device that `backend` has a directory for, of whatever kind. */
+/** Lists every block device, of whatever kind, that `backend` has a directory for. */
 export async function listDevices(xenstore: Xenstore, backend: Domid): Promise<ListedDevice[]> {
   const found: ListedDevice[] = [];
   const root = `/local/domain/${backend}/backend`;
@@ -254,7 +256,7 @@ async function listDevice(
   const address = { backend, kind, frontend: frontend as Domid, devid };
   const back = backendDir(address);
   const front = frontendDir(address);
-  // A network card's or console's directory looks alike, but its frontend is no vbd.
+  // The directory of a network card or console looks alike, but its frontend is not a vbd.
   if ((await xenstore.tryRead(`${back}/frontend`)) !== front) return undefined;
   const read = (path: string): Promise<string | null> => xenstore.tryRead(path);
   return {

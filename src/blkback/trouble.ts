@@ -1,4 +1,4 @@
-// What keeps a device from being served for now, said once: in the log, and in the device's error node.
+// Reports once what keeps a device from being served for now: in the log, and in the device's error node.
 import { describeError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
 import type { BackendDirectory } from "./backend-directory.ts";
@@ -15,7 +15,7 @@ export class Trouble {
     this.#directory = directory;
   }
 
-  /** `error` is in the way, again or anew. */
+  /** Reports `error`, unless it is the one reported last. */
   async say(error: unknown): Promise<void> {
     const reason = describeError(error);
     if (reason === this.#said) return;
@@ -24,7 +24,7 @@ export class Trouble {
     await this.#directory.write({}, escapeControls(reason));
   }
 
-  /** The device is served. */
+  /** The device is served now: takes back the report. */
   async over(): Promise<void> {
     if (this.#said === undefined) return;
     this.#said = undefined;

@@ -1,6 +1,6 @@
-// `xentool blkback watch`: serves every device of one kind as the toolstack creates them. Ours are those
-// whose `script` is our hotplug script, or all of them in a driver domain. What libxl expects in return, and
-// when, is in docs/xen-notes.md; above all it never waits without learning why.
+// `xentool blkback watch`: serves every device of one kind as the toolstack creates them. Our devices are those whose
+// `script` is our hotplug script, or all of them in a driver domain. docs/xen-notes.md says what libxl expects in
+// return, and when; above all, libxl must never be left waiting without learning why.
 import { closeImage, openImage, type Image } from "../block/image.ts";
 import { HELD } from "../block/image/open.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
@@ -24,12 +24,12 @@ import { parseTarget, TARGET_WAYS } from "./target-words.ts";
 
 const logger = moduleLogger("watch");
 
-/** Until a device that a guest uses and that could not be served is tried again. */
+/** Time until the next attempt at a device that is in use by a guest but could not be served. */
 const RETRY_MS = 5000;
 
 /**
- * Whoever has the image of a new device may be about to let go of it. Another disk of ours, which is being closed,
- * is given as long as libxl waits for state 2 (LIBXL_INIT_TIMEOUT, 10 s), but for the time to tell it why.
+ * The holder of a new device's image may be about to release it. If it is another disk of ours that is being closed,
+ * we wait almost as long as libxl waits for state 2 (LIBXL_INIT_TIMEOUT, 10 s), leaving time to report the reason.
  */
 const HOLDER_PATIENCE_MS = 3000;
 const OWN_PATIENCE_MS = 6000;
@@ -37,29 +37,32 @@ const HOLDER_PAUSE_MS = 200;
 
 export interface WatchOptions extends Omit<DeviceOptions, "offer"> {
   readonly kind: string;
-  /** What is offered, but for the device type, which the toolstack says. */
+  /** What is offered, except for the device type, which the toolstack chooses. */
   readonly offer: Omit<DeviceOptions["offer"], "deviceType">;
   readonly direct: boolean;
-  /** "raw": whatever the images look like. */
+  /** "raw": treat the images as raw, whatever they look like. */
   readonly format?: "raw" | undefined;
-  /** Serve every device of the kind, whatever its script: in a driver domain. */
+  /** Serve every device of the kind, whatever its script, as in a driver domain. */
   readonly anyScript: boolean;
-  /** Where the kernel says which devices it has; tests put their own there. */
+  /** Where the kernel lists its devices; tests substitute their own directory. */
   readonly sysfs?: string;
 }
 
-/** A device, and the keys of it that a toolstack may write last. Not our own, which would have us look for ever. */
+/**
+ * A device, and those of its keys that a toolstack may write last. Not our own keys, which would have us look for
+ * ever.
+ */
 const LOOKED_AT = /^\/([0-9]+)\/([0-9]+)(?:\/(?:frontend|params|mode|script|state))?$/;
 
 interface Served {
   readonly device: BlkbackDevice;
-  /** Resolves when nothing of the device is left, its image closed. */
+  /** Resolves when nothing of the device is left and its image is closed. */
   readonly over: Promise<void>;
 }
 
 interface Retry {
   readonly timer: ReturnType<typeof setTimeout>;
-  /** When it was tried first. */
+  /** When it was first tried. */
   readonly sinceMs: number;
 }
 
@@ -73,7 +76,7 @@ export class BackendWatch {
   /** By path of the backend's directory; undefined while it is being started. */
   readonly #served = new Map<string, Served | undefined>();
   readonly #root: string;
-  /** By path of the backend's directory: what could not be served and is to be tried again. */
+  /** By path of the backend's directory: devices that could not be served and are to be tried again. */
   readonly #retries = new Map<string, Retry>();
   /** Devices that are being started. */
   readonly #starting = new Set<Promise<void>>();
@@ -97,7 +100,7 @@ export class BackendWatch {
     this.failed = promise;
   }
 
-  /** Serves what is there already, also devices whose server died, and what comes. */
+  /** Serves the devices that exist, including those whose server died, and those created later. */
   static async start(
     platform: Platform,
     xenstore: Xenstore,
@@ -110,16 +113,16 @@ export class BackendWatch {
     return watch;
   }
 
-  /** How many devices are served. */
+  /** Number of devices being served or started. */
   get deviceCount(): number {
     return this.#served.size;
   }
 
-  /** Stops serving without a word to the guests: the next `watch` goes on where this one stopped. */
+  /** Stops serving without telling the guests: the next `watch` continues where this one stopped. */
   async stop(): Promise<void> {
     this.#stopped = true;
     await this.#unwatch?.();
-    // Why one failed is said by whoever started it.
+    // Whoever started a device reports why it failed.
     await Promise.allSettled(this.#starting);
     for (const { timer } of this.#retries.values()) clearTimeout(timer);
     const served = [...this.#served.values()].filter((it) => it !== undefined);
@@ -159,16 +162,16 @@ export class BackendWatch {
     const state = parseXenbusState(stateText ?? null);
     const frontend = await readFrontendState(this.#xenstore, address);
     const isLive = isInUse(state, frontend);
-    // Such a guest comes back, and its last server may have died while it closed.
+    // Such a guest comes back, and its last server may have died while the guest was closing.
     const mayComeBack = online === "1" && frontend !== XenbusState.Unknown;
     if (!isLive) {
       if (!mayComeBack && state === XenbusState.Closing) return this.#answerClose(address);
       if (!mayComeBack && state === XenbusState.Closed) return;
       if (state === XenbusState.Unknown || hotplug === "error") return;
     }
-    // Stopped, or served since we began to look.
+    // Stopped, or already served since this look began.
     if (this.#stopped || this.#served.has(dir)) return;
-    // libxl asks but once whether a device is connected, and a guest may have begun to.
+    // libxl asks only once whether a device is connected, and a guest may have begun to connect.
     const isOffered = isLive || (state !== XenbusState.Initialising && hotplug === "connected");
     this.#served.set(dir, undefined);
     const starting = this.#start(address, isOffered);
@@ -180,7 +183,10 @@ export class BackendWatch {
     }
   }
 
-  /** Serves the device, or says why not; of one that was offered before, nobody would be told. */
+  /**
+   * Serves the device or reports why it cannot. A device that was offered before is retried instead, because nobody
+   * would read the report.
+   */
   async #start(address: DeviceAddress, isOffered: boolean): Promise<void> {
     const dir = backendDir(address);
     let directory: BackendDirectory | undefined;
@@ -188,7 +194,7 @@ export class BackendWatch {
       using held = new DisposableStack();
       const lock = lockDevice(this.#options.statsDir, address);
       held.defer(() => lock.release());
-      // Before it is read: what is read is of the device that is served then.
+      // Claimed before its keys are read, so that they belong to the device that is then served.
       directory = await BackendDirectory.claim(this.#xenstore, address);
       const device = await this.#serve(address, directory, held);
       const kept = held.move();
@@ -209,7 +215,7 @@ export class BackendWatch {
     }
   }
 
-  /** Whether whoever holds the image of a new device may yet let go in time. */
+  /** Whether the holder of a new device's image may still release it in time. */
   #mayBeFreeSoon(dir: string, error: unknown): boolean {
     const isOwn = error instanceof XentoolError && error.context["own"] === true;
     const since = this.#retries.get(dir)?.sinceMs ?? performance.now();
@@ -217,9 +223,9 @@ export class BackendWatch {
   }
 
   /**
-   * A guest that is being migrated has its disks at both ends: xl destroys the source only after the destination
-   * has all of its own. So libxl is told at once that the device is there; the guest waits for the source to let go
-   * of the image. False: this is no such guest. xl calls it NAME--incoming while it arrives.
+   * A guest that is being migrated has its disks at both ends: xl destroys the source only after the destination has
+   * all of its own. So we tell libxl at once that the device is there, and the guest waits until the source releases
+   * the image. xl names such a guest NAME--incoming while it arrives; returns false for any other guest.
    */
   async #offerToMigrated(address: DeviceAddress): Promise<boolean> {
     const name = `/local/domain/${address.frontend}/name`;
@@ -232,8 +238,8 @@ export class BackendWatch {
   }
 
   /**
-   * Looks again in a while. A guest that was offered its disk waits for the next server, another server's device is
-   * its own, and a new device's image may become free: nothing is touched.
+   * Looks again in a while, and touches nothing until then. A guest that was offered its disk waits for the next
+   * server, a device with another server belongs to that one, and the image of a new device may become free.
    */
   #tryAgain(address: DeviceAddress, error: unknown, pauseMs: number): void {
     if (this.#stopped) return;
@@ -250,14 +256,17 @@ export class BackendWatch {
       } catch (failure) {
         logger.error(`${describeDevice(address)}: ${describeError(failure)}`);
       }
-      // Served, or nobody's to serve any more; else there is another timer by now.
+      // Served, or no longer to be served; otherwise another timer has replaced this one.
       if (this.#retries.get(dir)?.timer === timer) this.#retries.delete(dir);
     };
     const timer = setTimeout(() => void again(), pauseMs);
     this.#retries.set(dir, { timer, sinceMs: before?.sinceMs ?? performance.now() });
   }
 
-  /** A toolstack may write keys one by one: one that lacks what says which disk it is will be looked at again. */
+  /**
+   * A toolstack may write keys one by one. A device that still lacks the keys that identify it will be looked at
+   * again.
+   */
   async #isOurs(dir: string): Promise<boolean> {
     const needed = ["frontend", "params", "mode"].map((key) => this.#xenstore.exists(`${dir}/${key}`));
     if ((await Promise.all(needed)).includes(false)) return false;
@@ -310,7 +319,7 @@ export class BackendWatch {
     );
   }
 
-  /** By now there may be another device under the same name, whose events were taken for those of this one. */
+  /** There may already be another device under the same name, whose events were taken for those of this one. */
   async #ended(address: DeviceAddress, held: DisposableStack): Promise<void> {
     held.dispose();
     this.#served.delete(backendDir(address));
@@ -323,12 +332,12 @@ export class BackendWatch {
     }
   }
 
-  /** In a driver domain nobody else removes the directory, and the toolstack waits for that. */
+  /** In a driver domain nobody else removes the directory, and the toolstack waits for its removal. */
   async #tidyUp(address: DeviceAddress): Promise<void> {
     if (this.#platform.domid !== 0) await removeBackend(this.#xenstore, address, true);
   }
 
-  /** The reason, where libxl prints it from; state 2, because without it libxl would not look. */
+  /** Writes the reason where libxl looks for it, and state 2, because libxl does not look before that. */
   async #refuse(
     address: DeviceAddress,
     directory: BackendDirectory | undefined,
@@ -340,7 +349,7 @@ export class BackendWatch {
     if (!(await offerUnlessClosing(this.#xenstore, address, keys, directory))) await this.#lookAt(address);
   }
 
-  /** A device that is not served, e.g. a refused one, and is to go. */
+  /** Closes a device that is not served, e.g. a refused one, and is to go. */
   async #answerClose(address: DeviceAddress): Promise<void> {
     await writeKeys(this.#xenstore, address, { state: XenbusState.Closed });
     await this.#tidyUp(address);

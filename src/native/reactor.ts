@@ -1,5 +1,5 @@
-// The reactor of csrc/reactor.c: the one place where a data plane waits, for operations on files, for descriptors and
-// for time. Whoever starts an operation names the source it belongs to, and is told of its end there. Tables are
+// The reactor of csrc/reactor.c: the one place where a data plane waits for file operations, for descriptors and for
+// time. Whoever starts an operation names its source, which is called back when the operation ends. Tables are
 // allocated once; nothing here allocates, throws or awaits per operation.
 import {
   XT_ENGINE_POLL,
@@ -37,13 +37,14 @@ export type IoOp =
   | typeof XT_IO_READV
   | typeof XT_IO_WRITEV;
 
-/** `poll`: operations are done within the call, where a kernel or a sandbox forbids io_uring. */
+/** `sync`: operations are carried out within the call, for use where a kernel or a sandbox forbids io_uring. */
 export type EngineKind = "uring" | "sync";
 
-/** Told of the end of an operation: the tag it was started with, and bytes, 0 or -errno. */
+/** Called when an operation ends, with the tag it was started with and its result: bytes, 0 or -errno. */
 export type OnEnd = (tag: number, result: number) => void;
 
-// An operation is as large as IO_F64 doubles, or IO_U32 words; its fields' places in those. An end likewise.
+// An operation is IO_F64 doubles or IO_U32 words large; the fields' positions are in the same units. DONE_* describe
+// an end.
 const IO_F64 = XT_IO.bytes / 8;
 const IO_U32 = XT_IO.bytes / 4;
 const OFFSET = XT_IO.offset / 8;
@@ -56,12 +57,15 @@ const DONE_U32 = XT_IO_DONE.bytes / 4;
 const DONE_TAG = XT_IO_DONE.tag / 4;
 const DONE_RESULT = XT_IO_DONE.result / 4;
 const MAX_WATCHES = 8;
-/** A tag of the shim's is a source's number above a tag of that source. The last source is the watches. */
+/**
+ * A tag in the shim is the source's number shifted above the source's own tag. The last source stands for the
+ * watches.
+ */
 const TAG_BITS = 24;
 const TAG_MASK = (1 << TAG_BITS) - 1;
 const WATCHES = 127;
 
-/** Calls back once, after it was set and the time has come; setting it again moves it. */
+/** Calls back once, when the time it was set for has come. Setting it again moves it. */
 export class Timer {
   dueMs = Infinity;
   readonly onDue: () => void;
@@ -73,7 +77,7 @@ export class Timer {
 
 export class Reactor {
   readonly kind: EngineKind;
-  /** When the last wait ended (performance.now): asking for the time is a system call in dom0. */
+  /** When the last wait ended (performance.now). Kept because asking for the time is a system call in dom0. */
   nowMs = performance.now();
   readonly #handle: Pointer;
   readonly #ops: Mapping;
@@ -85,7 +89,7 @@ export class Reactor {
   readonly #sources: OnEnd[] = [];
   readonly #watches: (() => void)[] = [];
   readonly #timers: Timer[] = [];
-  /** Ended without any I/O since the last wait: source, tag and result in turn. */
+  /** Operations ended without I/O since the last wait: source, tag and result in turn. */
   readonly #finished: number[] = [];
   #queued = 0;
   #doneCount = 0;
@@ -103,8 +107,8 @@ export class Reactor {
   }
 
   /**
-   * A reactor for up to `depth` operations in flight. `uring` falls back to `sync` where the kernel or a sandbox
-   * forbids io_uring; `kind` tells which it became. Throws `io` when there is neither.
+   * Opens a reactor for up to `depth` operations in flight. `uring` falls back to `sync` where the kernel or a
+   * sandbox forbids io_uring; the reactor's `kind` shows which it is. Throws `io` when neither is available.
    */
   static open(depth: number, kind: EngineKind = "uring"): Reactor {
     if (kind === "uring") {
@@ -117,12 +121,15 @@ export class Reactor {
     return new Reactor(handle as Pointer, "sync", depth);
   }
 
-  /** The number under which operations name the open file `fd`. It stays its owner's, and open while we are. */
+  /**
+   * Registers the open file `fd`; returns the number by which operations name it. The caller still owns `fd`, and
+   * must keep it open as long as the reactor.
+   */
   addFile(fd: number, isBlockDevice: boolean): number {
     return check(shim.xt_reactor_add_file(this.#handle, fd, isBlockDevice ? 1 : 0), "use a file");
   }
 
-  /** The number under which operations name who is told of their end. */
+  /** Registers a source; returns the number by which operations name it. `onEnd` is called when they end. */
   addSource(onEnd: OnEnd): number {
     return this.#sources.push(onEnd) - 1;
   }
@@ -141,8 +148,8 @@ export class Reactor {
   }
 
   /**
-   * Has the next `wait` start an operation of `source` on `file`. Numbers are bytes; csrc/xentool.h says what each
-   * operation takes. Never blocks, never throws.
+   * Queues an operation of `source` on `file`, which the next `wait` starts. Numbers are bytes; csrc/xentool.h
+   * documents what each operation takes. Never blocks, never throws.
    */
   start(
     source: number,
@@ -164,15 +171,15 @@ export class Reactor {
     u32[at * IO_U32 + FILE] = file;
   }
 
-  /** Ends an operation that needs no I/O, with the next `wait`. */
+  /** Ends an operation that needs no I/O; `dispatch` reports it after the next `wait`. */
   finish(source: number, tag: number, result: number): void {
     this.#finished.push(source, tag, result);
   }
 
   /**
-   * Submits the queued operations and waits until `wanted` operations have ended or descriptors are readable, a timer
-   * is due, or `timeoutUs` has passed (-1: no limit; a signal ends the wait, too). `dispatch` then reports them.
-   * Returns 0, or -errno when the engine itself failed.
+   * Submits the queued operations and waits until `wanted` operations have ended, a descriptor is readable, a timer
+   * is due, or `timeoutUs` has passed (-1: no limit). A signal ends the wait, too. `dispatch` then reports what was
+   * found. Returns 0, or -errno when the engine itself failed.
    */
   wait(wanted: number, timeoutUs: number): number {
     const count = this.#queued;
@@ -191,7 +198,10 @@ export class Reactor {
     return result < 0 ? result : 0;
   }
 
-  /** Calls back for everything that the last `wait` found, in this order: I/O and descriptors, the rest, timers. */
+  /**
+   * Calls back for everything that the last `wait` found: first I/O and descriptors, then `finish`ed operations, then
+   * timers.
+   */
   dispatch(): void {
     const done = this.#done;
     const count = this.#doneCount;
@@ -206,7 +216,7 @@ export class Reactor {
     if (this.#timers.length > 0) this.#dispatchTimers();
   }
 
-  /** Waits for what is in flight, then frees everything. */
+  /** Waits for operations in flight, then frees everything. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -239,7 +249,9 @@ export class Reactor {
   }
 }
 
-/** Does one operation on an open file now; its result or -errno. For probing, not for a data plane. */
+/**
+ * Carries out one operation on an open file at once; returns its result or -errno. For probing, not for a data plane.
+ */
 export function performIo(
   fd: number,
   isBlockDevice: boolean,

@@ -1,12 +1,13 @@
-// The control side's handle of a plane: a thread that blocks in one place and moves data. Orders go there as messages
-// while it is idle, and through the control page while it blocks; a plane that dies or vanishes fails its order.
+// The control side's handle for a plane: a thread that blocks in one place and moves data. Orders are sent as
+// messages while it is idle, and through the control page while it blocks. If a plane dies or vanishes, its order
+// fails.
 import { XentoolError } from "../core/errors.ts";
 import { ControlPage } from "./control-page.ts";
 import { asError, type OrderMessage, type OrderType, type PlaneMessage } from "./protocol.ts";
 
 /**
- * Makes the thread of a plane. Its file must be an entry point of the executable, so cmd/ makes it and hands this
- * function down; the first order's `role` says what the thread becomes.
+ * Creates the thread of a plane. Its file must be an entry point of the executable, so cmd/ creates it and hands this
+ * function down; the `role` in the first order decides what the thread becomes.
  */
 export type SpawnWorker = () => Worker;
 
@@ -23,7 +24,7 @@ export class Plane implements Disposable {
   #nextId = 1;
   #over: XentoolError | undefined;
 
-  /** Throws as `spawnWorker` does, and `io` when there is no descriptor left. */
+  /** Throws what `spawnWorker` throws, and `io` when no descriptor is left. */
   constructor(role: string, spawnWorker: SpawnWorker) {
     this.#role = role;
     this.control = ControlPage.create();
@@ -42,7 +43,10 @@ export class Plane implements Disposable {
     );
   }
 
-  /** Has the plane carry out an order; its result. Fails with the error that it met, or `bug` when it died. */
+  /**
+   * Has the plane carry out an order and returns its result. Rejects with the error that the plane met, or with `bug`
+   * when it died.
+   */
   async carryOut<Type extends OrderType>(
     order: Type["order"],
     onReport: (report: Type["report"]) => void = () => {},
@@ -58,7 +62,7 @@ export class Plane implements Disposable {
     return promise;
   }
 
-  /** Ends the thread, whatever it does: what it held of the platform goes with the process. */
+  /** Ends the thread, whatever it is doing: what it held of the platform is released with the process. */
   close(): void {
     this.#end(new XentoolError("cancelled", "the data plane was ended"));
   }
