@@ -1,5 +1,5 @@
-// An image file or block device, opened and measured: what can be advertised to a guest. The descriptor
-// can be handed to a worker of the same process, which serves it through FileTarget.
+// An image file or block device, opened and measured to learn what can be advertised to a guest. The descriptor can
+// be passed to a worker of the same process, which serves it through FileTarget.
 import { closeSync, fstatSync } from "node:fs";
 import { noteClosing, noteOpened } from "./image/known.ts";
 import { blockDeviceLimits, checkDirectAlignment, checkSize, fileLimits, sizeOf } from "./image/limits.ts";
@@ -20,24 +20,23 @@ export interface ImageOptions {
   readonly readOnly: boolean;
   /** Bypass the page cache (O_DIRECT). */
   readonly direct: boolean;
-  /** The logical sector size that will be advertised: the size must be a multiple of it. */
+  /** The logical sector size to advertise. The image's size must be a multiple of it. */
   readonly sectorSizeBytes: number;
-  /** Others may write it at the same time and are up to the matter. */
+  /** Others may write to it at the same time, and can cope with that. */
   readonly shared?: boolean;
-  /** "raw": what looks like a container with a disk in it is a disk all the same. */
+  /** "raw": serve the image as a disk even if it looks like a container with a disk in it. */
   readonly format?: "raw" | undefined;
-  /** Which disk it is opened for: what another one is told that would like to have it. */
+  /** The disk it is opened for, named to whoever else wants the image. */
   readonly user?: string;
-  /** How to insist; by default in the words of the command line. */
+  /** How the user can insist; by default, in terms of the command line. */
   readonly ways?: Ways;
-  /** False: the guest is not to discard. */
+  /** False: discard is not offered to the guest. */
   readonly discard?: boolean;
 }
 
 /**
  * Opens `path` for serving. Throws `usage` for what can never be a disk, `environment` for what this file system
- * cannot do and for an image that others use, `io` when it cannot be opened. The caller closes it with
- * `closeImage`.
+ * cannot do or an image that others use, and `io` when it cannot be opened. The caller closes it with `closeImage`.
  */
 export function openImage(path: string, options: ImageOptions): Image {
   const { readOnly, direct, sectorSizeBytes, shared = false, ways = COMMAND_WAYS } = options;
@@ -47,7 +46,7 @@ export function openImage(path: string, options: ImageOptions): Image {
     const stat = fstatSync(fd);
     const isBlockDevice = stat.isBlockDevice();
     const sizeBytes = sizeOf(stat);
-    // First: a container may have any size, and is not to be padded.
+    // Checked first: a container may have any size, and must not be padded to satisfy the size check.
     if (options.format !== "raw") refuseContainer(fd, path, sizeBytes, ways);
     checkSize(path, sizeBytes, sectorSizeBytes);
     if (direct) checkDirectAlignment(fd, path, sectorSizeBytes);
@@ -68,7 +67,7 @@ export function closeImage({ fd, alsoHeld }: Image): void {
   }
 }
 
-/** The image's size now, in whole sectors' bytes: an image can be grown while it is served. */
+/** The image's current size in bytes, rounded down to whole sectors: an image can grow while it is served. */
 export function currentSizeBytes(image: Image, sectorSizeBytes: number): number {
   const sizeBytes = sizeOf(fstatSync(image.fd));
   return sizeBytes - (sizeBytes % sectorSizeBytes);

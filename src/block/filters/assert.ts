@@ -1,5 +1,5 @@
-// Checks what a data plane asks of its target once more, at the last moment: ranges, capabilities, tags, results. What
-// it finds is a bug of ours, never a guest's doing, and ends the data plane before it can do harm.
+// Checks a data plane's operations on its target once more, at the last moment: ranges, capabilities, tags, results.
+// Whatever it finds is a bug of ours, never a guest's doing, and ends the data plane before it can do harm.
 import { XentoolError } from "../../core/errors.ts";
 import {
   IO_DISCARD,
@@ -24,9 +24,9 @@ export const assertFilter: FilterKind<Record<string, never>> = {
 
 class AssertFilter extends Filter {
   readonly #context: FilterContext;
-  /** By tag: the most that its operation may transfer. */
+  /** Indexed by tag: the most bytes that the operation may transfer. */
   readonly #inFlight = new Map<number, number>();
-  /** A disk may shrink while an operation waits that was checked before. */
+  /** The largest size so far: a disk may shrink while an operation that was checked before is waiting. */
   #largestBytes = 0;
 
   constructor(openInner: OpenTarget, onEnd: OnEnd, context: FilterContext) {

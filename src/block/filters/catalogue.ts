@@ -1,4 +1,4 @@
-// The filters there are, by name; reading `--filter`, and putting filters around a target.
+// The available filters, by name. Parses `--filter`, and puts filters around a target.
 import type { OnEnd } from "../../native/reactor.ts";
 import type { BlockTarget, OpenTarget } from "../target.ts";
 import { assertFilter } from "./assert.ts";
@@ -14,7 +14,7 @@ const FILTERS = new Map([
   ["log", entry(logFilter)],
 ]);
 
-/** Opens a filter whose options have been read. */
+/** Opens a filter whose options have been parsed. */
 type OpenFilter = (openInner: OpenTarget, onEnd: OnEnd, context: FilterContext) => BlockTarget;
 
 interface Entry {
@@ -32,7 +32,7 @@ function entry<Options>(kind: FilterKind<Options>): Entry {
 }
 
 /**
- * Reads an argument of `--filter`: `error:rate=1%,errno=EIO,op=write,seed=7`, `delay:ms=5,op=read`, `log:op=flush`.
+ * Parses an argument of `--filter`: `error:rate=1%,errno=EIO,op=write,seed=7`, `delay:ms=5,op=read`, `log:op=flush`.
  * Throws `usage`.
  */
 export function parseFilter(text: string): OpenFilter {
@@ -48,7 +48,7 @@ export function parseFilter(text: string): OpenFilter {
 }
 
 /**
- * Opens a target behind the filters of these texts, which `parseFilter` has accepted; the first is nearest to the
+ * Opens a target behind the filters in `filters`, which `parseFilter` has accepted. The first is nearest to the
  * guest.
  */
 export function openFiltered(
@@ -63,7 +63,7 @@ export function openFiltered(
   return parseFilter(first)(openInner, onEnd, context);
 }
 
-/** What `--filter help` prints. */
+/** The text that `--filter help` prints. */
 export function filterHelp(): string {
   const lines = [...FILTERS.values()].map(({ grammar, help }) => `  ${grammar}\n      ${help}`);
   return `--filter puts a filter in front of the disk; the first one named is nearest to the guest.

@@ -1,4 +1,4 @@
-// Starts operations only after a while, in the order they came in.
+// Delays the start of operations, keeping their order of arrival.
 import { Timer, type IoOp, type OnEnd } from "../../native/reactor.ts";
 import type { OpenTarget } from "../target.ts";
 import { concerns, Filter, type FilterContext, type FilterKind } from "./filter.ts";

@@ -1,4 +1,4 @@
-// Fails a share of the operations, without doing them.
+// Fails a share of the operations, without carrying them out.
 import type { IoOp, OnEnd } from "../../native/reactor.ts";
 import type { OpenTarget } from "../target.ts";
 import { concerns, Filter, type FilterContext, type FilterKind } from "./filter.ts";
@@ -15,7 +15,7 @@ interface ErrorOptions {
   readonly rate: number;
   readonly errno: number;
   readonly seed: number;
-  /** How many operations fail at most. */
+  /** Maximum number of operations that fail. */
   readonly times: number;
 }
 

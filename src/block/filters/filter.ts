@@ -1,5 +1,5 @@
-// What a filter is: a block target around another one, which it hands on to and hears from. Each is a file of its
-// own, entered in catalogue.ts.
+// A filter: a block target around another one, to which it passes operations and from which it gets their results.
+// Each filter has a file of its own and an entry in catalogue.ts.
 import { XentoolError } from "../../core/errors.ts";
 import {
   IO_DISCARD,
@@ -20,26 +20,26 @@ export interface FilterContext {
   readonly reactor: Reactor;
   /** The device's name, for messages. */
   readonly device: string;
-  /** The size of the disk now. */
+  /** The current size of the disk. */
   readonly sizeBytes: () => number;
 }
 
 /** One kind of filter. */
 export interface FilterKind<Options> {
-  /** Of its options, for `--filter help`: what it does, and its grammar. */
+  /** For `--filter help`: what the filter does, and the grammar of its options. */
   readonly help: string;
   readonly grammar: string;
-  /** Reads its options; structured-cloneable. Throws through `options`. */
+  /** Parses its options into a structured-cloneable form. Throws the errors that `options` makes. */
   parse(options: FilterOptions): Options;
   open(options: Options, openInner: OpenTarget, onEnd: OnEnd, context: FilterContext): BlockTarget;
 }
 
-/** The `key=value` pairs of a filter's text, each taken once. */
+/** The `key=value` pairs in a filter's text. Each can be taken once. */
 export class FilterOptions {
   readonly #text: string;
   readonly #values = new Map<string, string>();
 
-  /** Throws `usage` when `text`, the part after the colon of `whole`, is not pairs. */
+  /** Throws `usage` when `text`, the part of `whole` after the colon, does not consist of pairs. */
   constructor(whole: string, text: string | undefined) {
     this.#text = whole;
     for (const part of text === undefined ? [] : text.split(",")) {
@@ -63,7 +63,7 @@ export class FilterOptions {
     return Number(value);
   }
 
-  /** The operations named by `op=`; none: all. */
+  /** The operations named by `op=`; empty means all. */
   takeOps(): readonly IoOp[] {
     const value = this.take("op", "all");
     if (value === "all") return [];
@@ -75,7 +75,7 @@ export class FilterOptions {
     });
   }
 
-  /** The name of a pair that nobody took. */
+  /** The name of a pair that was not taken. */
   get unknown(): string | undefined {
     return this.#values.keys().next().value;
   }
@@ -92,7 +92,7 @@ const OPERATIONS: ReadonlyMap<string, readonly IoOp[]> = new Map([
   ["discard", [IO_DISCARD, IO_SECURE_DISCARD]],
 ]);
 
-/** What most filters do: hand on. */
+/** The base of filters: passes everything on unchanged. */
 export abstract class Filter implements BlockTarget {
   protected readonly inner: BlockTarget;
   readonly #onEnd: OnEnd;
@@ -115,7 +115,7 @@ export abstract class Filter implements BlockTarget {
   }
 }
 
-/** Whether a filter for `ops` is for `op`. */
+/** Whether a filter for `ops` applies to `op`. */
 export function concerns(ops: readonly IoOp[], op: IoOp): boolean {
   return ops.length === 0 || ops.includes(op);
 }

@@ -1,5 +1,5 @@
-// Looks at what belongs to others: it may go while we look, lie where we may not, or on a file server that is dead
-// (EACCES, ESTALE, ENOTCONN). None of that is a reason to refuse an image that has nothing to do with it.
+// Looks at files that belong to others: they may vanish while we look, be out of our reach, or be on a dead file
+// server (EACCES, ESTALE, ENOTCONN). None of that is a reason to refuse an unrelated image.
 import { statSync, type Stats } from "node:fs";
 
 export function attempt<T>(look: () => T): T | undefined {

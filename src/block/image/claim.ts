@@ -1,18 +1,18 @@
-// Our claim to an image. Two writers, or a reader beside a writer, ruin a file system, so whoever is there first
-// keeps others out: each by the locks that it knows of. Ours is flock, which udev heeds, too. QEMU's are read locks
-// on single bytes of the file (block/file-posix.c: RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE, with the
-// permissions of include/block/block-common.h): byte 100+N is held by whoever does N, byte 200+N by whoever lets
-// nobody else do it. All of them end with the open file, so kill -9 leaves none.
+// Our claim to an image. Two writers, or a reader beside a writer, ruin a file system, so whoever comes first keeps
+// others out, by every kind of lock that they may know. Ours is flock, which udev also respects. QEMU's are read
+// locks on single bytes of the file (block/file-posix.c: RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE, with the
+// permissions of include/block/block-common.h): whoever does N holds byte 100+N, and whoever lets nobody else do N
+// holds byte 200+N. All of these locks end with the open file, so kill -9 leaves none.
 import { XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import { errnoName, errnoText, shim } from "../../native/shim.ts";
 
 const logger = moduleLogger("block");
 
-/** `shared`: writes, and does not mind who else does. */
+/** `shared`: writes, and allows other writers. */
 export type Claim = "read" | "write" | "shared";
 
-/** The shim's. */
+/** The shim's lock functions. */
 export interface LockCalls {
   xt_file_lock(fd: number, exclusive: number): number;
   xt_file_lock_range(fd: number, first: number, count: number): number;
@@ -31,7 +31,7 @@ interface Conduct {
   readonly refuses: readonly number[];
 }
 
-/** A disk that a guest writes cannot be read consistently: then not even readers are let in. */
+/** A disk that a guest writes to cannot be read consistently, so not even readers are let in. */
 const CONDUCT: Readonly<Record<Claim, Conduct>> = {
   read: { does: [READ], refuses: [WRITE, RESIZE] },
   write: { does: [READ, WRITE], refuses: [READ, WRITE, WRITE_UNCHANGED, RESIZE] },
@@ -39,9 +39,9 @@ const CONDUCT: Readonly<Record<Claim, Conduct>> = {
 };
 
 /**
- * Takes the locks that go with `claim`. False: somebody else's are in the way; then `fd` has to be closed. On a
- * file system that has none a writer is refused, because nobody would ever know of it; `insist` says how to serve
- * it still.
+ * Takes the locks for `claim`. Returns false if somebody else's are in the way; the caller must then close `fd`. On a
+ * file system without locks a writer is refused, because nobody else could know of it; `insist` is the option that
+ * serves it anyway.
  */
 export function takeLocks(
   fd: number,
@@ -61,7 +61,9 @@ export function takeLocks(
   return takeRanges(fd, CONDUCT[claim], calls);
 }
 
-/** First ours, then a look at others': if two arrive together, both may be refused, but they never both succeed. */
+/**
+ * Takes our locks before it checks others': of two that arrive together both may be refused, but both never succeed.
+ */
 function takeRanges(fd: number, { does, refuses }: Conduct, calls: LockCalls): boolean {
   const ours = [...does.map((what) => DOES + what), ...refuses.map((what) => REFUSES + what)];
   if (ours.some((byte) => isTaken(calls.xt_file_lock_range(fd, byte, 1)))) return false;

@@ -1,5 +1,5 @@
-// What an image is, when it is not the disk itself but a container with a disk in it: told by the magic numbers
-// that each format begins (or, VHD, ends) with. Served as if it were raw, the guest's first write would destroy it.
+// Recognises images that are not the disk itself but a container with a disk in it, by the magic number that each
+// format begins (or, for VHD, ends) with. If one were served as raw, the guest's first write would destroy it.
 
 export interface ImageFormat {
   /** As in "it looks like a qcow2 image". */
@@ -9,7 +9,7 @@ export interface ImageFormat {
 }
 
 interface Magic extends ImageFormat {
-  /** From the beginning, or if negative from the end. */
+  /** Offset from the beginning or, if negative, from the end. */
   readonly at: number;
   /** Bytes, one character each. */
   readonly bytes: string;
@@ -35,11 +35,11 @@ const MAGICS: readonly Magic[] = [
   { name: "a LUKS volume", at: 0, bytes: "LUKS\xba\xbe", advice: UNLOCK },
 ];
 
-/** As many bytes of the beginning, and of the end, as the magic numbers need. */
+/** Number of bytes at the beginning, and at the end, that hold the magic numbers. */
 export const HEAD_BYTES = 512;
 export const TAIL_BYTES = 512;
 
-/** The format of an image that begins and ends like this; undefined: it may well be a disk. */
+/** The format of an image with this head and tail, or undefined if it may well be a disk. */
 export function recogniseFormat(head: Buffer, tail: Buffer): ImageFormat | undefined {
   return MAGICS.find(({ at, bytes }) => {
     const [part, from] = at < 0 ? [tail, tail.length + at] : [head, at];

@@ -1,17 +1,17 @@
-// What this host itself makes of an image: mounts, swap, loop devices, device-mapper, md, partitions. Read from
-// /proc and /sys, which is where the kernel names those that its EBUSY only hints at.
+// How this host itself uses an image: mounts, swap, loop devices, device-mapper, md, partitions. Read from /proc and
+// /sys, where the kernel names the users that its EBUSY only hints at.
 import { existsSync, readFileSync, readdirSync, realpathSync, type Stats } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { attempt, tryStat } from "./attempt.ts";
 
-/** One use of an image, which lasts until somebody undoes it. */
+/** One use of an image, which lasts until somebody ends it. */
 export interface HostUse {
   /** As in "it is in use: mounted at /mnt". */
   readonly what: string;
   readonly writes: boolean;
 }
 
-/** Where /proc and /sys are: elsewhere in tests. */
+/** Where /proc and /sys are; tests substitute their own. */
 export interface HostFiles {
   readonly proc: string;
   readonly sys: string;
@@ -19,10 +19,10 @@ export interface HostFiles {
 
 export const THIS_HOST: HostFiles = { proc: "/proc", sys: "/sys" };
 
-/** What tells one file, or one block device, from all others. */
+/** What distinguishes one file or block device from all others. */
 export type Identity = Pick<Stats, "dev" | "ino" | "rdev"> & { isBlockDevice(): boolean };
 
-/** Who uses the file or device on this host, processes aside. */
+/** All uses of the file or device on this host, except by processes. */
 export function hostUses(image: Identity, host: HostFiles = THIS_HOST): HostUse[] {
   const isIt = (path: string): boolean => isSame(image, path);
   const device = image.isBlockDevice() ? deviceDir(deviceNumber(image.rdev), host) : undefined;
@@ -33,7 +33,7 @@ export function hostUses(image: Identity, host: HostFiles = THIS_HOST): HostUse[
   ];
 }
 
-/** The file that a loop device shows, undefined for any other device. */
+/** The file behind a loop device; undefined for any other device. */
 export function backingFile(device: Identity, host: HostFiles = THIS_HOST): string | undefined {
   const dir = device.isBlockDevice() ? deviceDir(deviceNumber(device.rdev), host) : undefined;
   return dir === undefined ? undefined : readLine(`${dir}/loop/backing_file`);
@@ -57,7 +57,7 @@ export function isSame(image: Identity, path: string): boolean {
     : image.dev === other.dev && image.ino === other.ino;
 }
 
-/** A device's own directory in sysfs: its partitions are in there, its whole device above. */
+/** A device's own directory in sysfs. Its partitions are inside it; the whole device is its parent. */
 function deviceDir(number: string, host: HostFiles): string | undefined {
   const link = `${host.sys}/dev/block/${number}`;
   return attempt(() => realpathSync(link));
@@ -86,7 +86,7 @@ function directUses(dir: string, host: HostFiles): HostUse[] {
   ];
 }
 
-/** Another loop device, say, over the file that this loop device shows. */
+/** Uses of the file behind this loop device, e.g. by another loop device. */
 function usesOfBackingFile(dir: string, host: HostFiles): HostUse[] {
   const path = readLine(`${dir}/loop/backing_file`);
   const file = path === undefined ? undefined : tryStat(path);
@@ -96,7 +96,7 @@ function usesOfBackingFile(dir: string, host: HostFiles): HostUse[] {
   return within(`${path}, which it shows, is used:`, uses);
 }
 
-/** What lies over the image, and in brackets what lies over that in turn. */
+/** The device stacked on the image and, in brackets, what is stacked on that. */
 function layer(name: string, dir: string, host: HostFiles): HostUse {
   const real = attempt(() => realpathSync(dir));
   const uses = real === undefined ? [] : usesOfDevice(real, host);
@@ -104,7 +104,7 @@ function layer(name: string, dir: string, host: HostFiles): HostUse {
   return { what: `${name} lies over it${further}`, writes: readLine(`${dir}/ro`) !== "1" };
 }
 
-/** device-mapper's devices go by names of their own. */
+/** device-mapper devices have names of their own. */
 function holderName(dir: string, name: string): string {
   const mapped = readLine(`${dir}/dm/name`);
   return mapped === undefined ? `/dev/${name}` : `/dev/mapper/${mapped}`;
@@ -135,7 +135,7 @@ function mounts(number: string, host: HostFiles): HostUse[] {
   return [...found.values()];
 }
 
-/** btrfs mounts have a number of their own, and name the device. */
+/** btrfs mounts have device numbers of their own, and name the device as their source. */
 function isDeviceFile(source: string, number: string): boolean {
   if (!source.startsWith("/dev/")) return false;
   const stat = tryStat(unescape(source));
@@ -156,7 +156,7 @@ function within(where: string, uses: readonly HostUse[]): HostUse[] {
 
 const NAMED_MAX = 4;
 
-/** All of them in words, unless there are very many. */
+/** Lists all of them, or the first NAMED_MAX and the number of others. */
 export function listUses(uses: readonly Pick<HostUse, "what">[]): string {
   const more = uses.length > NAMED_MAX ? ` and ${uses.length - NAMED_MAX} more` : "";
   return (
@@ -167,7 +167,7 @@ export function listUses(uses: readonly Pick<HostUse, "what">[]): string {
   );
 }
 
-/** Blanks and the like are octal in the kernel's tables. */
+/** The kernel's tables write blanks and similar characters as octal escapes. */
 function unescape(text: string): string {
   return text.replace(/\\([0-7]{3})/g, (_, digits: string) =>
     String.fromCharCode(Number.parseInt(digits, 8)),

@@ -1,18 +1,18 @@
-// What this process knows of the images that it has or had open: which of its disks has which descriptor, and what it
-// served as a raw disk before. Descriptors are the process's, and so is this.
+// What this process knows about images that it has or had open: which of its disks has which descriptor, and what it
+// served before as a raw disk. Kept per process, because descriptors are.
 import { fstatSync, type Stats } from "node:fs";
 import { deviceNumber, THIS_HOST, type HostFiles } from "./host-uses.ts";
 import { readDeviceNumber } from "./limits.ts";
 
 const users = new Map<number, string>();
-/** By identity: when the file was last changed as we closed it. */
+/** Indexed by identity: the file's modification time when we closed it. */
 const servedRaw = new Map<string, number>();
 
 export function noteOpened(fd: number, user: string): void {
   users.set(fd, user);
 }
 
-/** What came into the image until now came from its guest. */
+/** Everything written to the image until now came from its guest. */
 export function noteClosing(fd: number): void {
   users.delete(fd);
   const stat = fstatSync(fd);
@@ -26,8 +26,8 @@ export function userOf(fd: number): string | undefined {
 }
 
 /**
- * Whether the image is as a guest of ours left it. A guest may write whatever it likes to the beginning of its
- * disk, a LUKS header, say: that makes no container of the disk, and must not cost the guest its disk when it
+ * Whether the image is unchanged since a guest of ours had it. A guest may write anything to the beginning of its
+ * disk, e.g. a LUKS header. That does not make the disk a container, and must not cost the guest its disk when it
  * reboots.
  */
 export function isAsServed(fd: number): boolean {
@@ -35,20 +35,20 @@ export function isAsServed(fd: number): boolean {
   return servedRaw.get(identify(stat).text) === changedMs(stat);
 }
 
-/** A block device tells nothing of the kind. */
+/** A block device has no modification time of its contents. */
 function changedMs(stat: Stats): number {
   return stat.isBlockDevice() ? 0 : stat.mtimeMs;
 }
 
 export interface ImageIdentity {
   readonly text: string;
-  /** False: something else may come to have the same identity. */
+  /** False: another image may later have the same identity. */
   readonly isSure: boolean;
 }
 
 /**
- * What tells an image from all others that have its path, before and after. The kernel gives the number of a loop or
- * device-mapper device to the next one, and counts what has been a disk in `diskseq` (Linux 5.15).
+ * Distinguishes an image from all others that have its path, earlier or later. The kernel reuses the number of a loop
+ * or device-mapper device for the next one, but counts disks in `diskseq` (Linux 5.15).
  */
 export function identify(stat: Stats, host: HostFiles = THIS_HOST): ImageIdentity {
   if (!stat.isBlockDevice()) return { text: `file ${stat.dev} ${stat.ino}`, isSure: true };

@@ -1,4 +1,4 @@
-// What a file or block device can do, measured: its size, sectors, whether it discards.
+// Measures what a file or block device can do: its size, its sectors, whether it can discard.
 import { readFileSync, statfsSync, type Stats } from "node:fs";
 import { XentoolError } from "../../core/errors.ts";
 import { allocateMemory } from "../../native/memory.ts";
@@ -12,7 +12,10 @@ export function sizeOf(stat: Stats): number {
   return stat.isBlockDevice() ? readDeviceNumber(stat, "size", 0) * 512 : stat.size;
 }
 
-/** `blockdev --setro`, a read-only loop device, a write-protected disk: it opens for writing, and no write succeeds. */
+/**
+ * A device made read-only by `blockdev --setro`, a read-only loop device or a write-protected disk opens for writing,
+ * but every write fails.
+ */
 export function isReadOnlyDevice(stat: Stats): boolean {
   return stat.isBlockDevice() && readDeviceNumber(stat, "ro", 0) !== 0;
 }
@@ -28,7 +31,7 @@ export function checkSize(path: string, sizeBytes: number, sectorSizeBytes: numb
     throw new XentoolError("usage", `${path}: ${sizeBytes} bytes are more than a disk can have here`);
 }
 
-/** Direct I/O wants aligned requests; a guest told of smaller sectors would get errors. */
+/** Direct I/O requires aligned requests; a guest that was offered smaller sectors would get errors. */
 export function checkDirectAlignment(fd: number, path: string, sectorSizeBytes: number): void {
   using page = allocateMemory(4096);
   if (performIo(fd, false, IO_READ, 0, sectorSizeBytes, page.address) < 0)
@@ -38,7 +41,7 @@ export function checkDirectAlignment(fd: number, path: string, sectorSizeBytes: 
     );
 }
 
-/** A hole punched past the end changes nothing and tells whether the file system can punch holes. */
+/** Punching a hole past the end changes nothing, and shows whether the file system can punch holes. */
 export function fileLimits(fd: number, path: string, sizeBytes: number, readOnly: boolean): Limits {
   const blockBytes = Math.min(4096, statfsSync(path).bsize);
   if (readOnly)
@@ -61,14 +64,14 @@ export function blockDeviceLimits(stat: Stats): Limits {
   const granularity = readDeviceNumber(stat, "queue/discard_granularity", 0);
   return {
     canDiscard: granularity > 0 && readDeviceNumber(stat, "queue/discard_max_bytes", 0) > 0,
-    // Not in sysfs; the first secure discard that a device refuses is answered EOPNOTSUPP, as any other's.
+    // sysfs does not show it, so it is never offered, and a secure discard is answered EOPNOTSUPP.
     canSecureDiscard: false,
     discardGranularityBytes: Math.max(512, granularity),
     physicalSectorBytes: readDeviceNumber(stat, "queue/physical_block_size", 512),
   };
 }
 
-/** A number of the device's directory in sysfs; a partition has its `queue` and the like one level up. */
+/** Reads a number from the device's directory in sysfs. A partition's `queue` and the like are one level up. */
 export function readDeviceNumber(
   stat: Stats,
   name: string,

@@ -1,4 +1,4 @@
-// Opens an image so that nobody else uses it meanwhile, or says who does.
+// Opens an image so that nobody else can use it in the meantime, or reports who does.
 import { closeSync, constants, fstatSync, openSync, readSync, statSync, type Stats } from "node:fs";
 import { XentoolError } from "../../core/errors.ts";
 import { takeLocks, type Claim } from "./claim.ts";
@@ -8,12 +8,15 @@ import { isAsServed, userOf } from "./known.ts";
 import { isReadOnlyDevice } from "./limits.ts";
 import { processesWith } from "./processes.ts";
 
-/** In the context of the error when a process has the image, which may let go; `own`: it is this process. */
+/**
+ * The `reason` in the context of the error thrown when a process, which may release it, holds the image. `own`: that
+ * process is this one.
+ */
 export const HELD = "held";
 
-/** How whoever asked insists, in the words of the interface that he uses. */
+/** How the user can insist, in terms of the interface in use. */
 export interface Ways {
-  /** To share the image with others that write it. */
+  /** To share the image with others that write to it. */
   readonly shared: string;
   /** To serve a container's bytes as they are. */
   readonly raw: string;
@@ -22,7 +25,7 @@ export interface Ways {
 
 export const COMMAND_WAYS: Ways = { shared: "--mode w!", raw: "--format raw", readOnly: "--mode r" };
 
-/** The image's descriptor, and those of what it lies on, which are held for their locks. */
+/** The descriptors of the image and of what it lies on; the latter are held for their locks. */
 export interface Opened {
   readonly fd: number;
   readonly alsoHeld: readonly number[];
@@ -49,7 +52,7 @@ export function openClaimed(path: string, claim: Claim, direct: boolean, ways: W
   return { fd, alsoHeld };
 }
 
-/** The file under a loop device, if it is to be had: it may have been removed, or be another's to read. */
+/** Opens the file behind a loop device, if possible: it may have been removed, or we may not be allowed to read it. */
 function openBackingFile(device: Stats): { fd: number; path: string } | undefined {
   const path = backingFile(device);
   if (path === undefined) return undefined;
@@ -60,7 +63,7 @@ function openBackingFile(device: Stats): { fd: number; path: string } | undefine
   }
 }
 
-/** Looked at first: opening a pipe would wait for its other end. */
+/** Checked before opening, because opening a pipe would wait for its other end. */
 function lookAt(path: string): Stats {
   let stat: Stats;
   try {
@@ -74,8 +77,8 @@ function lookAt(path: string): Stats {
 }
 
 /**
- * With O_EXCL a block device is ours alone: mounts, swap, device-mapper and md are kept out, or are there and the
- * kernel says so. Readers only ask, so that there can be several.
+ * With O_EXCL a block device is ours alone: it keeps mounts, swap, device-mapper and md out, or fails if one of them
+ * is already there. Readers only test it, so that there can be several.
  */
 function openDevice(path: string, seen: Stats, claim: Claim, direct: boolean, ways: Ways): number {
   const access =
@@ -121,7 +124,7 @@ function codeOf(error: unknown): string | undefined {
   return (error as NodeJS.ErrnoException).code;
 }
 
-/** A reader does not mind others that only read. */
+/** Readers tolerate other users that only read. */
 function refuseUses(path: string, stat: Stats, claim: Claim, ways: Ways): void {
   const uses = hostUses(stat).filter(({ writes }) => writes || claim === "write");
   if (uses.length > 0) throw used(path, uses, ways);
@@ -152,9 +155,9 @@ function insistOn(ways: Ways): string {
   return `${ways.shared} shares it anyway`;
 }
 
-/** Throws when the image is a container with a disk in it. */
+/** Throws `usage` when the image is a container with a disk in it. */
 export function refuseContainer(fd: number, path: string, sizeBytes: number, ways: Ways): void {
-  // Not through `fd`, which may want its reads aligned.
+  // Not through `fd`, which may require aligned reads.
   const reader = openSync(`/proc/self/fd/${fd}`, constants.O_RDONLY);
   try {
     const [head, tail] = [Buffer.alloc(HEAD_BYTES), Buffer.alloc(TAIL_BYTES)];

@@ -1,5 +1,5 @@
-// Which processes have an image open: to say who holds the lock that we did not get. The kernel does not tell
-// whose an OFD lock is (its pid is -1), but lists the locks of each open file in /proc/PID/fdinfo.
+// Finds the processes that have an image open, to report who holds the lock that we did not get. The kernel does not
+// show who owns an OFD lock (its pid is -1), but lists the locks of each open file in /proc/PID/fdinfo.
 import { readFileSync, readdirSync, readlinkSync, realpathSync } from "node:fs";
 import { attempt } from "./attempt.ts";
 import { isSame, THIS_HOST, type HostFiles, type Identity } from "./host-uses.ts";
@@ -8,13 +8,13 @@ export interface ImageProcess {
   readonly pid: number;
   readonly name: string;
   readonly locks: boolean;
-  /** Its descriptors of the image. */
+  /** Its descriptors for the image. */
   readonly fds: readonly number[];
 }
 
 /**
- * Those that hold a lock come first. Processes that we may not look into are left out, and so is our own `except`, by
- * which we have just tried for the lock.
+ * Lists lock holders first. Leaves out processes that we may not inspect, and our own descriptor `except`, with which
+ * we just tried to take the lock.
  */
 export function processesWith(
   image: Identity,
@@ -42,7 +42,7 @@ function lookInto(
   const open = (attempt(() => readdirSync(`${dir}/fd`)) ?? [])
     .filter((fd) => fd !== own)
     .map((fd) => ({ fd, locks: hasLock(dir, fd, image) }));
-  // Only what may be it is looked at closely: other files may be on a server that is gone.
+  // Only likely descriptors are examined: other files may be on a file server that is gone.
   const its = open
     .filter(({ fd, locks }) => locks || attempt(() => readlinkSync(`${dir}/fd/${fd}`)) === path)
     .filter(({ fd }) => isSame(image, `${dir}/fd/${fd}`));
@@ -59,7 +59,10 @@ function allProcesses(host: HostFiles): string[] {
   return (attempt(() => readdirSync(host.proc)) ?? []).filter((name) => /^[0-9]+$/.test(name));
 }
 
-/** Whose locks on the file the kernel's table knows: those by flock, which spares a look into every process. */
+/**
+ * Owners of the locks on the file in the kernel's table, i.e. those taken by flock. They save inspecting every
+ * process.
+ */
 function lockOwners(image: Identity, host: HostFiles): string[] {
   const table = attempt(() => readFileSync(`${host.proc}/locks`, "utf8")) ?? "";
   const owners = [...table.matchAll(/ ([0-9]+) [0-9a-f]+:[0-9a-f]+:([0-9]+) [0-9]+ [0-9A-Z]+$/gm)]

@@ -1,5 +1,5 @@
-// Waits for an image whose holder may be about to let go: udev looks at a device for a moment after it has
-// appeared, the server of a disk that was just detached still closes it, a killed process is not quite gone.
+// Waits for an image whose holder may be about to release it: udev opens a device briefly after it appears, the
+// server of a disk that was just detached is still closing it, or a killed process is not quite gone.
 import { pause } from "../../core/deadline.ts";
 import { describeError, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
@@ -10,7 +10,10 @@ const logger = moduleLogger("block");
 
 const PAUSE_MS = 100;
 
-/** `openImage`, again and again while it is held and `mayWait` says so: after how long, and whether by this process. */
+/**
+ * Retries `openImage` while the image is held and `mayWait` allows it. `mayWait` gets the time waited so far, and
+ * whether this process holds the image.
+ */
 export async function openImageWhenFree(
   path: string,
   options: ImageOptions,

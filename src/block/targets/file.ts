@@ -1,4 +1,4 @@
-// Files and block devices as a block target: operations that the reactor does.
+// Files and block devices as a block target, through operations of the reactor.
 import type { IoOp, OnEnd, Reactor } from "../../native/reactor.ts";
 import type { Image } from "../image.ts";
 import type { BlockTarget, TargetInfo } from "../target.ts";
@@ -9,7 +9,7 @@ export class FileTarget implements BlockTarget {
   readonly #file: number;
   readonly #source: number;
 
-  /** Serves an opened image, which stays its opener's to close. */
+  /** Serves an opened image. The opener still owns the image, and closes it. */
   constructor(image: Image, reactor: Reactor, onEnd: OnEnd) {
     this.info = image.info;
     this.#reactor = reactor;
