@@ -1,15 +1,15 @@
-// A plane's own side: carries out one order, and posts its reports and its result or error.
+// The plane's own side: carries out one order, and posts its reports and its result or error.
 import { ControlPage } from "./control-page.ts";
 import { failureOf, type OrderMessage, type OrderType, type PlaneMessage } from "./protocol.ts";
 
-/** Carries out orders of one type. Blocks; what it throws becomes the order's error. */
+/** Carries out orders of one type. Blocks; an error it throws becomes the order's error. */
 export type CarryOut<Type extends OrderType> = (
   order: Type["order"],
   control: ControlPage,
   report: (report: Type["report"]) => void,
 ) => Type["result"];
 
-/** Carries out the order of one message. Never throws. */
+/** Carries out the order in a message. Never throws. */
 export function answerOrder<Type extends OrderType>(
   { id, control, order }: OrderMessage<string, Type["order"]>,
   carryOut: CarryOut<Type>,

@@ -1,16 +1,16 @@
-// What goes between the control side and a plane as messages. A plane carries out one order after the other; while it
-// does it may report, and at its end there is a result or an error. All of it is structured-cloneable.
+// The messages between the control side and a plane. A plane carries out one order after another. It may report while
+// it does so, and ends with a result or an error. All messages are structured-cloneable.
 import { describeError, kindOf, XentoolError, type ErrorContext, type ErrorKind } from "../core/errors.ts";
 import type { ControlHandle } from "./control-page.ts";
 
-/** One kind of order: what it says, what is reported meanwhile, and what comes of it. */
+/** One kind of order: its contents, its reports and its result. */
 export interface OrderType {
   readonly order: unknown;
   readonly report: unknown;
   readonly result: unknown;
 }
 
-/** `role`: the service that carries the order out; cmd/worker.ts knows them. */
+/** `role` names the service that carries out the order; cmd/worker.ts knows the roles. */
 export interface OrderMessage<Role extends string = string, Order = unknown> {
   readonly role: Role;
   readonly id: number;
@@ -18,7 +18,7 @@ export interface OrderMessage<Role extends string = string, Order = unknown> {
   readonly order: Order;
 }
 
-/** An error on its way. */
+/** An error in transit. */
 export interface FailureMessage {
   readonly kind: ErrorKind;
   readonly message: string;
@@ -30,13 +30,13 @@ export type PlaneMessage =
   | { readonly type: "done"; readonly id: number; readonly result: unknown }
   | { readonly type: "failed"; readonly id: number; readonly failure: FailureMessage };
 
-/** Anything thrown, as it goes to the control side. */
+/** Converts anything thrown to the form in which it is sent to the control side. */
 export function failureOf(error: unknown): FailureMessage {
   const context = error instanceof XentoolError ? error.context : {};
   return { kind: kindOf(error), message: describeError(error), context };
 }
 
-/** The error that a plane met. */
+/** Restores the error that a plane met. */
 export function asError({ kind, message, context }: FailureMessage): XentoolError {
   return new XentoolError(kind, message, context);
 }
