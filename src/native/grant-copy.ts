@@ -1,5 +1,5 @@
-// A batch of grant copies, laid out as the kernel wants it (struct gntdev_grant_copy_segment, which is
-// struct xt_copy_segment): filled by the data plane, run by GrantTable.copy in one call.
+// A batch of grant copies in the kernel's layout (struct gntdev_grant_copy_segment, which is struct xt_copy_segment).
+// The data plane fills it, and GrantTable.copy runs it in one call.
 import {
   XT_COPY_DEST_GREF,
   XT_COPY_FOREIGN,
@@ -9,7 +9,7 @@ import {
 } from "./abi.ts";
 import { allocateMemory, type Mapping } from "./memory.ts";
 
-// A segment is as large as U32 words, or U16 halves of one; where in those its fields lie.
+// A segment is U32 words or U16 half-words large; the fields' positions are in one or the other.
 const U32 = XT_COPY_SEGMENT.bytes / 4;
 const U16 = XT_COPY_SEGMENT.bytes / 2;
 const SOURCE_ADDRESS = (XT_COPY_SEGMENT.source + XT_COPY_SIDE.address) / 4;
@@ -26,7 +26,7 @@ const STATUS = XT_COPY_SEGMENT.status / 2;
 const TWO_32 = 2 ** 32;
 
 export class GrantCopyBatch {
-  /** How many segments are filled in. */
+  /** Number of segments filled in. */
   count = 0;
   readonly capacity: number;
   readonly memory: Mapping;
@@ -50,7 +50,7 @@ export class GrantCopyBatch {
     this.count = 0;
   }
 
-  /** Copies `length` bytes at `offset` of the page `ref` of `domid` to our `address`. offset+length ≤ 4096. */
+  /** Adds a copy of `length` bytes at `offset` of the page `ref` of `domid` to our `address`. offset+length ≤ 4096. */
   fromGrant(domid: number, ref: number, offset: number, length: number, address: number): void {
     const index = this.count++;
     const words = index * U32;
@@ -67,7 +67,7 @@ export class GrantCopyBatch {
     u16[halves + STATUS] = 0;
   }
 
-  /** Copies `length` bytes of our `address` to `offset` of the page `ref` of `domid`. offset+length ≤ 4096. */
+  /** Adds a copy of `length` bytes at our `address` to `offset` of the page `ref` of `domid`. offset+length ≤ 4096. */
   toGrant(domid: number, ref: number, offset: number, length: number, address: number): void {
     const index = this.count++;
     const words = index * U32;
@@ -84,7 +84,7 @@ export class GrantCopyBatch {
     u16[halves + STATUS] = 0;
   }
 
-  /** GNTST_* of segment `index` after a copy: 0 okay, negative an error. */
+  /** GNTST_* status of segment `index` after a copy: 0 is okay, negative is an error. */
   status(index: number): number {
     return this.#status[index * U16 + STATUS];
   }

@@ -1,4 +1,4 @@
-// An import of the shim "with { type: 'file' }" is its path.
+// Importing the shim "with { type: 'file' }" yields its path.
 declare module "*.so" {
   const path: string;
   export default path;

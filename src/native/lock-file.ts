@@ -1,5 +1,5 @@
-// A lock that is a file: held while its owner lives, so that kill -9 leaves it to the next one. The file may carry a
-// few words of its owner's, which outlive it when it is killed.
+// A lock file: held while its owner lives, so that kill -9 leaves it to the next one. The owner may store a few words
+// in the file, which remain if it is killed.
 import {
   closeSync,
   fstatSync,
@@ -16,17 +16,17 @@ import { XentoolError } from "../core/errors.ts";
 import { check, errnoName, shim } from "./shim.ts";
 
 export interface LockFile {
-  /** What the last owner wrote, if it ended without giving the lock back; else empty. */
+  /** What the last owner wrote, if it ended without releasing the lock; otherwise empty. */
   readonly found: string;
-  /** Puts `text` in the place of what the file says. */
+  /** Replaces the file's contents with `text`. */
   write(text: string): void;
-  /** Gives the lock back and removes the file. */
+  /** Releases the lock and removes the file. */
   release(): void;
 }
 
 /**
- * Takes the lock at `path`, whose directory is made; undefined while another holds it. Fails with `environment` where
- * there can be none.
+ * Takes the lock at `path`, creating its directory. Returns undefined while another process holds it. Throws
+ * `environment` when it cannot be created.
  */
 export function takeLock(path: string): LockFile | undefined {
   try {

@@ -4,10 +4,10 @@ import { toArrayBuffer, shim, checkAddress } from "./shim.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 
 export class Mapping {
-  /** Address in this process; exact in a double. */
+  /** Address in this process, exact as a double. */
   readonly address: number;
   readonly sizeBytes: number;
-  /** The memory. Its one ArrayBuffer is `bytes.buffer`: make views of that, never a second buffer. */
+  /** The memory. `bytes.buffer` is its only ArrayBuffer: make views of that, never a second buffer. */
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** The same as 32-bit words, for Atomics. */
   readonly words: Uint32Array<ArrayBuffer>;
@@ -41,14 +41,14 @@ export class Mapping {
   }
 }
 
-/** Zeroed private memory, page-aligned, rounded up to whole pages. */
+/** Allocates zeroed private memory, page-aligned and rounded up to whole pages. */
 export function allocateMemory(sizeBytes: number): Mapping {
   const size = Math.ceil(sizeBytes / PAGE_SIZE) * PAGE_SIZE;
   const address = checkAddress(shim.xt_memory_alloc(size), `allocate ${size} bytes`);
   return new Mapping(address, size, () => shim.xt_memory_free(address, size));
 }
 
-/** `sizeBytes` of the open file `fd` from its start, shared with whoever else maps it. */
+/** Maps the first `sizeBytes` of the open file `fd`, shared with whoever else maps it. */
 export function mapFile(fd: number, sizeBytes: number, writable: boolean): Mapping {
   const address = checkAddress(
     shim.xt_memory_map(fd, 0, sizeBytes, writable ? 1 : 0),

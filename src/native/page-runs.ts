@@ -1,11 +1,12 @@
-// Which pages of a region are taken: hands out runs of neighbouring ones. The lowest that fits, so that what
-// was used last is used again while it is still in the cache: memory that goes round a whole region is cold.
+// Keeps track of a region's free pages, and hands out runs of adjacent ones. It takes the lowest run that fits, so
+// that recently used pages are reused while they are still in the cache; cycling through the whole region would find
+// cold memory.
 
 export class PageRuns {
   readonly pageCount: number;
   readonly #taken: Uint8Array;
   #free: number;
-  /** No page below it is free. */
+  /** No page below this one is free. */
   #lowest = 0;
 
   constructor(pageCount: number) {
@@ -18,7 +19,7 @@ export class PageRuns {
     return this.#free;
   }
 
-  /** The first page of a free run of `count`, or -1. A single page is found whenever one is free. */
+  /** Takes a free run of `count` pages; returns its first page, or -1. A single page is found whenever one is free. */
   allocate(count: number): number {
     if (count > this.#free) return -1;
     let run = 0;
@@ -29,7 +30,9 @@ export class PageRuns {
     return -1;
   }
 
-  /** Makes the run of `have` pages at `start` longer by `more`; false when its neighbour is taken. */
+  /**
+   * Extends the run of `have` pages at `start` by `more`. Returns false when one of those pages is taken or outside.
+   */
   extend(start: number, have: number, more: number): boolean {
     const end = start + have;
     if (end + more > this.pageCount) return false;

@@ -22,7 +22,7 @@ const ALL_SEALS = 0xf;
 
 type Shim = ReturnType<typeof dlopen<typeof symbols>>["symbols"];
 
-/** Fails with `environment`: its bytes are as they were built, so what is missing is the host's. */
+/** Throws `environment`: the library's bytes are embedded at build time, so a failure is due to the host. */
 function loadLibrary(): Shim {
   try {
     const { memfd_create, fcntl } = dlopen("libc.so.6", libc).symbols;
@@ -51,7 +51,7 @@ function checkVersion(loaded: Shim): Shim {
 /** Every function of csrc/xentool.h, loaded once per thread. */
 export const shim = checkVersion(loadLibrary());
 
-/** What Node has no words for, and an image's file system or device may well answer. */
+/** Errors that Node has no text for, but an image's file system or device may well return. */
 const MORE_ERRNOS: ReadonlyMap<number, readonly [string, string]> = new Map([
   [35, ["EDEADLK", "resource deadlock avoided"]],
   [37, ["ENOLCK", "no locks available"]],
@@ -76,18 +76,21 @@ export function errnoText(errno: number): string {
   return errnoWords(errno)?.join(": ") ?? `errno ${Math.abs(errno)}`;
 }
 
-/** The name alone: "ENOENT". */
+/** Only the name, e.g. "ENOENT". */
 export function errnoName(errno: number): string {
   return errnoWords(errno)?.[0] ?? `errno ${Math.abs(errno)}`;
 }
 
-/** `result` of a shim function when it is no error; otherwise throws `io` (or `kind`): "cannot WHAT: ENOENT: …". */
+/**
+ * Returns `result` of a shim function unless it is an error; otherwise throws `io` (or `kind`): "cannot WHAT: ENOENT:
+ * …".
+ */
 export function check(result: number, what: string, kind: "io" | "environment" | "usage" = "io"): number {
   if (result >= 0) return result;
   throw new XentoolError(kind, `cannot ${what}: ${errnoText(result)}`, { errno: errnoName(result) });
 }
 
-/** `check` for a function that makes an address or a handle. */
+/** `check` for a function that returns an address or a handle. */
 export function checkAddress(result: number, what: string): Pointer {
   return check(result, what) as Pointer;
 }

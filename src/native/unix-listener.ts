@@ -1,4 +1,4 @@
-// A listening unix socket that a data plane accepts from: made, and removed, by the main thread.
+// A listening unix socket that a data plane accepts from. The main thread creates and removes it.
 import { closeSync, lstatSync, rmSync } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
 import { XT_STREAM_LOCAL } from "./abi.ts";
@@ -10,11 +10,11 @@ const ECONNREFUSED = -111;
 export interface UnixListener {
   /** Non-blocking; `xt_stream_accept` takes connections from it. */
   readonly fd: number;
-  /** Closes it and removes the path. */
+  /** Closes the socket and removes its path. */
   close(): void;
 }
 
-/** Listens at `path`, in the place of a socket that a dead process left there. Fails with `environment`. */
+/** Listens at `path`, replacing a socket that a dead process left there. Throws `environment`. */
 export function listenAt(path: string): UnixListener {
   const text = new TextEncoder().encode(`${path}\0`);
   let fd = shim.xt_stream_listen(text, XT_STREAM_LOCAL);
@@ -32,7 +32,9 @@ export function listenAt(path: string): UnixListener {
   };
 }
 
-/** Nobody listens. A plain file refuses, too: the caller has looked what it is. */
+/**
+ * Whether nobody is listening. A plain file refuses connections, too, so the caller has checked that it is a socket.
+ */
 function isAbandoned(text: Uint8Array): boolean {
   const fd = shim.xt_stream_connect(text, XT_STREAM_LOCAL);
   if (fd >= 0) closeSync(fd);
