@@ -1,20 +1,23 @@
-// Looking for work a little while before sleeping: it spares both sides an event when work comes at once, and
-// is a waste when it does not. After a sleep that a look would have spared we look; while sleeps are longer, less and
-// less, and soon not at all, so that what is idle costs nothing.
-// Pure: the caller looks, sleeps and tells the time, in microseconds.
+// Polling for work for a short time before sleeping. That spares both sides an event when work comes at once, and is
+// a waste when it does not. After a sleep that polling would have spared, we poll; while sleeps are longer, we poll
+// less and less, and soon not at all, so that an idle caller costs nothing. Pure: the caller polls, sleeps and
+// measures the time, in microseconds.
 
 const MIN_US = 10;
-/** Sleeps without a look once looking did not pay; twice as many each further time, while that goes on. */
+/** Number of sleeps without a look once looking did not pay. It doubles each time that happens again. */
 const REST_MIN = 8;
 const REST_MAX = 512;
-/** This many looks are judged together; the average of sleeps follows the last ones, as many. */
+/** This many looks are judged together; the average sleep is taken over about as many. */
 const JUDGED = 32;
-/** Long looks must take less than this share of what sleeping takes, and pass that way only a few times in a row. */
+/**
+ * Looks that exceed `paysUs` on average must take less than this share of the average sleep, and pass that way only a
+ * few times in a row.
+ */
 const GAIN = 0.9;
 const GAIN_JUDGEMENTS = 2;
 
 export class AdaptivePoll {
-  /** Bound of one look; 0: never look. */
+  /** Maximum duration of a look; 0: never look. */
   maxUs: number;
   /** How long to look now. */
   us = 0;
@@ -27,9 +30,9 @@ export class AdaptivePoll {
   #rest = REST_MIN;
 
   /**
-   * A look may take up to `maxUs`. Callers that report with `looked` how long looks took must also stay below `paysUs`
-   * on average. For a while it is enough that looks take clearly less than the sleeps they spare: where waking up takes
-   * long, the peer needs that time to look as well. So rare work does not keep a processor busy.
+   * A look may take up to `maxUs`. Callers that report how long they looked (`looked`) must also stay below `paysUs`
+   * on average, so that rare work does not keep a processor busy. For a while it is enough that looks take clearly
+   * less than the sleeps they spare: where waking up takes long, the peer needs that time to look as well.
    */
   constructor(maxUs: number, paysUs = maxUs) {
     this.maxUs = maxUs;
@@ -54,7 +57,7 @@ export class AdaptivePoll {
     this.#looks = this.#looksUs = 0;
   }
 
-  /** Reports how long a sleep took that ended because there was work: a short one should have been a look. */
+  /** Reports the duration of a sleep that ended because there was work: a short one should have been a look. */
   slept(us: number): void {
     if (us < this.maxUs) this.#sleepUs += this.#sleepUs === 0 ? us : (us - this.#sleepUs) / JUDGED;
     if (this.#resting > 0) this.#resting--;

@@ -1,10 +1,10 @@
-// Waiting that ends: when the time is up, or when a signal fires. Whatever ends a wait, no timer and no listener of
-// it is left, and a signal that fired before the wait began ends it like one that fires later.
+// Bounded waiting: it ends when the time is up or when a signal fires. However a wait ends, it leaves no timer and no
+// listener behind. A signal that fired before the wait began ends it, too.
 
-/** What a wait resolves to that was cut short. */
+/** The result of a wait that was cut short. */
 const CUT: unique symbol = Symbol("cut");
 
-/** Runs `listener` once `signal` fires, or now if it already has. Disposing of the result takes the listener back. */
+/** Runs `listener` once `signal` fires, or now if it already has. Disposing of the result removes the listener. */
 export function onAbort(signal: AbortSignal | undefined, listener: () => unknown): Disposable {
   const run = (): void => void listener();
   if (signal?.aborted === true) run();
@@ -27,15 +27,15 @@ async function firstOf<T>(
   }
 }
 
-/** Waits for `durationMs`; no longer than until `signal` fires, and then resolves to false. */
+/** Waits for `durationMs`, but only until `signal` fires, and then resolves to false. */
 export async function pause(durationMs: number, signal?: AbortSignal): Promise<boolean> {
   await firstOf(new Promise<never>(() => {}), durationMs, signal);
   return signal?.aborted !== true;
 }
 
 /**
- * The result of `work`. After `timeoutMs` it is no longer waited for, and this fails with the error that `late`
- * makes; undefined and Infinity wait for ever.
+ * Returns the result of `work`. After `timeoutMs` it stops waiting and throws the error that `late` makes; undefined
+ * and Infinity wait for ever.
  */
 export async function within<T>(
   timeoutMs: number | undefined,
@@ -47,7 +47,7 @@ export async function within<T>(
   return result;
 }
 
-/** The result of `work`, or undefined once `signal` fires. */
+/** Returns the result of `work`, or undefined once `signal` fires. */
 export async function unlessAborted<T>(
   work: Promise<T>,
   signal: AbortSignal | undefined,
@@ -56,7 +56,7 @@ export async function unlessAborted<T>(
   return result === CUT ? undefined : result;
 }
 
-/** Whether `work` ends before the time is up and before `signal` fires. If it fails, so does this. */
+/** Whether `work` ends before the time is up and before `signal` fires. Rejects if `work` does. */
 export async function endsWithin(
   timeoutMs: number | undefined,
   work: Promise<unknown>,

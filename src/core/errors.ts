@@ -1,10 +1,10 @@
-// The one error type of xentool. A `kind` says who can do something about it and decides the exit
-// code; `context` carries the numbers; `cause` the underlying error. Messages say what happened, to
-// what, and what to do; the outer text never repeats its cause.
+// The one error type of xentool. `kind` shows who can act on the error, and decides the exit code; `context` carries
+// the numbers; `cause` is the underlying error. Messages say what happened, to what, and what to do; the outer text
+// never repeats its cause.
 
 export type ErrorKind = "usage" | "environment" | "protocol" | "io" | "timeout" | "cancelled" | "bug";
 
-/** Exit status of a command that ends with an error of this kind (SIGTERM's 143 is set by cmd/). */
+/** Exit status of a command that fails with this kind of error (SIGTERM's 143 is set by cmd/). */
 export const EXIT_CODE: Readonly<Record<ErrorKind, number>> = {
   usage: 2,
   environment: 3,
@@ -29,16 +29,16 @@ export class XentoolError extends Error {
   }
 }
 
-/** What our own code did wrong, when a system call says it; of every other errno the host is the cause. */
+/** Errnos of system calls that our own code caused; the host causes all others. */
 const BUGS = words("EBADF EFAULT EINVAL ENOTSOCK");
-/** What the host lacks, or does not let us have. */
+/** Errnos for what the host lacks or denies us. */
 const LACKS = words("EMFILE ENFILE ENOMEM EAGAIN ENOSPC EDQUOT EACCES EPERM EROFS ENOSYS EOPNOTSUPP");
 
 function words(text: string): ReadonlySet<string> {
   return new Set(text.split(" "));
 }
 
-/** The kind of anything thrown: that of a failed system call goes by its errno, and what is left is a bug. */
+/** The kind of anything thrown. A failed system call's kind follows from its errno; everything else is a bug. */
 export function kindOf(error: unknown): ErrorKind {
   if (error instanceof XentoolError) return error.kind;
   const code = error instanceof Error && "code" in error ? String(error.code) : "";
@@ -46,12 +46,12 @@ export function kindOf(error: unknown): ErrorKind {
   return LACKS.has(code) ? "environment" : "io";
 }
 
-/** Stops with a `bug` error when one of our own invariants does not hold. Never for a peer's input. */
+/** Throws `bug` when one of our own invariants does not hold. Never for a peer's input. */
 export function assert(condition: unknown, message: string): asserts condition {
   if (!condition) throw new XentoolError("bug", `assertion failed: ${message}`);
 }
 
-/** The text of anything thrown, with the chain of causes, on one line. */
+/** The text of anything thrown, with its chain of causes, on one line. */
 export function describeError(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   return error.cause === undefined ? error.message : `${error.message}: ${describeError(error.cause)}`;

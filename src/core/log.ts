@@ -1,16 +1,16 @@
-// Logging: LogTape to stderr, because stdout is data. One category per module, one line per change of
-// state and never one per request. Text that came from a guest is passed through `escapeText`.
+// Logging: LogTape to stderr, because stdout is data. One category per module, one line per change of state and never
+// one per request. Text that came from a guest goes through `escapeText`.
 import { configureSync, getLogger, type LogLevel } from "@logtape/logtape";
 
-/** Logs `text` as it is, braces and all. Only with `values` it is a template, which then has to be a constant. */
+/** Logs `text` as it is, braces included. It is a template only with `values`, and must then be a constant. */
 type Log = (text: string, values?: Readonly<Record<string, unknown>>) => void;
 
 export type Logger = Readonly<Record<"debug" | "info" | "warn" | "error", Log>>;
 
-/** The logger of one module, e.g. `moduleLogger("blkback")`. Silent until `configureLogging` ran. */
+/** The logger of one module, e.g. `moduleLogger("blkback")`. Silent until `configureLogging` has run. */
 export function moduleLogger(module: string): Logger {
   const logger = getLogger(["xentool", module]);
-  // To LogTape each string is a template, and a brace in the name of an image the beginning of a value.
+  // LogTape takes each string for a template, and a brace in an image's name for the start of a placeholder.
   const at =
     (level: keyof Logger): Log =>
     (text, values) =>
@@ -47,8 +47,8 @@ export function escapeText(text: string, limit = 200): string {
 }
 
 /**
- * `text` with what a terminal would obey or hide escaped, cut at `limit` characters. For texts of ours in which
- * parts may be escaped already, such as an error's: those stay as they are.
+ * `text` with everything escaped that a terminal would obey or hide, cut at `limit` characters. For our own texts
+ * whose parts may already be escaped, such as an error's: those stay as they are.
  */
 export function escapeControls(text: string, limit = 500): string {
   return escapeMatches(text, /[\p{C}\p{Zl}\p{Zp}]/gu, limit);

@@ -1,4 +1,4 @@
-// Branded numbers for the quantities that are easily confused, with the checks that make them.
+// Branded numbers for quantities that are easily confused, with the checks that create them.
 import { XentoolError } from "./errors.ts";
 
 declare const brand: unique symbol;
@@ -15,14 +15,14 @@ export const PAGE_SIZE = 4096;
 /** First of the reserved domain numbers (DOMID_FIRST_RESERVED in public/xen.h). */
 export const DOMID_FIRST_RESERVED = 0x7ff0;
 
-/** `value` as a domain number, or a usage error that names `what`. */
+/** Returns `value` as a domain number, or throws `usage` naming `what`. */
 export function toDomid(value: number, what = "domain number"): Domid {
   if (!Number.isInteger(value) || value < 0 || value >= DOMID_FIRST_RESERVED)
     throw new XentoolError("usage", `${what} must be a whole number from 0 to 32751, not ${value}`);
   return value as Domid;
 }
 
-/** A decimal string from a peer as a whole number in [0, max], or undefined. Leading zeros are accepted. */
+/** Parses a peer's decimal string as a whole number in [0, max]; undefined if it is not one. Accepts leading zeros. */
 export function parseDecimal(text: string | null | undefined, max: number): number | undefined {
   if (text === null || text === undefined || !/^[0-9]{1,16}$/.test(text)) return undefined;
   const value = Number(text);
