@@ -1,5 +1,5 @@
-// A benchmark of a vchan with itself at both ends: the connecting end asks for a job, the listening end plays
-// its part. A job is 16 bytes: a magic number, its kind, and as a double how many bytes or rounds.
+// A benchmark of a vchan with xentool at both ends: the connecting end requests a job, and the listening end plays
+// its part. A job is 16 bytes: a magic number, its kind, and the number of bytes or rounds as a double.
 import { XentoolError } from "../core/errors.ts";
 import type { VchanControl } from "./vchan-control.ts";
 import { POLLIN, READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
@@ -9,13 +9,13 @@ export type BenchKind = (typeof BENCH_KINDS)[number];
 
 export interface BenchJob {
   readonly kind: BenchKind;
-  /** Bytes each way, or for round trips their number. */
+  /** Bytes each way, or the number of round trips. */
   readonly amount: number;
 }
 
 export interface BenchMeasure extends BenchJob {
   readonly seconds: number;
-  /** Of this process, in user mode and in the kernel. */
+  /** CPU time of this process, user and kernel. */
   readonly cpuSeconds: number;
   readonly eventsSent: number;
   readonly eventsReceived: number;
@@ -25,11 +25,11 @@ const MAGIC = 0x6278_6378;
 const JOB_BYTES = 16;
 const CHUNK_BYTES = 128 * 1024;
 const SLOT_WAKE = 0;
-/** More than anybody means: a job from a peer is bounded by it. */
+/** More than anyone needs: it bounds a job that a peer requests. */
 const AMOUNT_MAX = 2 ** 50;
 
 /**
- * Has the peer do its part of `job`, and measures until its last byte has come. Fails with `timeout` when the peer
+ * Has the peer do its part of `job`, and measures until the last byte has arrived. Fails with `timeout` when the peer
  * does nothing for `timeoutMs`.
  */
 export function runBenchJob(
@@ -59,7 +59,7 @@ export function runBenchJob(
   };
 }
 
-/** Does the jobs that the peer asks for until it closes; how many there were. */
+/** Does the jobs that the peer requests until it closes. Returns the number of jobs. */
 export function serveBenchJobs(endpoint: VchanEndpoint, control: VchanControl): number {
   const pump = new BenchPump(endpoint, control);
   const bytes = new Uint8Array(JOB_BYTES);
@@ -101,7 +101,7 @@ class BenchPump {
     }
   }
 
-  /** Writes and reads so many bytes, whatever they are, both at once. */
+  /** Writes and reads this many bytes at the same time; their contents do not matter. */
   stream(writeBytes: number, readBytes: number): void {
     const endpoint = this.#endpoint;
     const writeChunk = this.#chunk(this.#out, endpoint.writeSize);
@@ -117,7 +117,7 @@ class BenchPump {
     }
   }
 
-  /** One byte there and back again, `rounds` times. */
+  /** Sends one byte there and back, `rounds` times. */
   bounce(rounds: number, starts: boolean): void {
     const endpoint = this.#endpoint;
     const byte = this.#byte;
@@ -128,7 +128,7 @@ class BenchPump {
     }
   }
 
-  /** False when the peer closed, or we were stopped, before another job came. */
+  /** False when the peer closed, or we were stopped, before another job arrived. */
   expectJob(into: Uint8Array): boolean {
     for (;;) {
       if (this.#control.stopped) return false;

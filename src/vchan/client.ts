@@ -1,5 +1,5 @@
-// The client's end of a vchan: it maps what a server granted. Everything in the page is checked in a private
-// copy first; a server that is dead, taken or lying is told apart.
+// The client's end of a vchan: it maps what a server granted. Everything in the page is first checked in a private
+// copy. A server that is dead or already taken is reported differently from one that lies.
 import { XentoolError } from "../core/errors.ts";
 import type { Domid, EvtchnPort, GrantRef } from "../core/types.ts";
 import type { Mapping } from "../native/memory.ts";
@@ -29,16 +29,16 @@ export interface VchanClientOptions {
   /** What the server published. */
   readonly ringRef: GrantRef;
   readonly port: EvtchnPort;
-  /** False: waiting never looks before it sleeps. */
+  /** False: a wait never polls before it sleeps. */
   readonly looks?: boolean | undefined;
 }
 
-/** A server's keys lead nowhere: it died or closed, or another client has it. Newer keys may be better. */
+/** A server's keys lead nowhere: it died or closed, or another client has it. Newer keys may work. */
 export const NO_SERVER = "no-server";
 
 /**
- * Connects to a server. Fails with `environment` and `context.reason` NO_SERVER when nobody serves there any
- * more or another client does, with `protocol` when the page makes no sense.
+ * Connects to a server. Fails with `environment` and `context.reason` NO_SERVER when nobody serves there any more or
+ * another client is connected, with `protocol` when the page makes no sense.
  */
 export function openVchanClient(platform: Platform, options: VchanClientOptions): VchanEndpoint {
   const { peer } = options;
@@ -49,12 +49,12 @@ export function openVchanClient(platform: Platform, options: VchanClientOptions)
   cleanup.defer(() => table.close());
   const port = orNoServer(peer, () => channels.bindInterdomain(peer, options.port));
   cleanup.defer(() => channels.unbind(port));
-  // The unmap-notify is asked for at once: should we die from here on, the server hears of it.
+  // Request the unmap-notify right away, so that the server learns of it if we die from here on.
   const page = orNoServer(peer, () =>
     table.map(peer, [options.ringRef], "rw", { clearByteAt: VCHAN_CLI_LIVE, port }),
   );
   cleanup.defer(() => page.close());
-  // First, because the rest is there only when it is so: the page may be that of a server which just begins.
+  // Check this first: the rest is valid only then. The page may belong to a server that is still starting.
   if (shim.xt_load8(page.bytes.subarray(VCHAN_SRV_LIVE)) !== VCHAN_CONNECTED)
     throw noServer(peer, "it has closed");
   const copy = page.bytes.slice();
@@ -106,8 +106,8 @@ function expectServer(peer: Domid, page: VchanPage): void {
 }
 
 /**
- * A server of libxenvchan's may take one client after another on the same rings. Ours never does: that its
- * last client is gone means that it is about to close, and its next rings are not published yet.
+ * A libxenvchan server may take one client after another on the same rings. Ours never does: if its last client is
+ * gone, it is about to close, and has not published its next rings yet.
  */
 function expectFreshRings(peer: Domid, page: VchanPage, serverEndWord: number): void {
   if (speaksOfEnd(serverEndWord) && page.clientLive !== VCHAN_NOT_CONNECTED)

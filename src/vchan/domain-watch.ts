@@ -1,4 +1,4 @@
-// Whether a domain is there, as xenstored knows it. It tells the control domain alone.
+// Whether a domain exists, according to xenstored, which answers this only for the control domain.
 import type { Domid } from "../core/types.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
@@ -14,8 +14,8 @@ export async function domainExists(xenstore: Xenstore, domid: Domid): Promise<bo
 }
 
 /**
- * Runs `onGone` when the domain is gone, also when it is so already. Give back the result to end that; undefined
- * when we may not ask.
+ * Runs `onGone` when the domain is gone, or at once if it already is. Call the result to stop watching; it is
+ * undefined when we may not ask.
  */
 export async function watchDomain(
   xenstore: Xenstore,

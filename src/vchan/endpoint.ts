@@ -1,6 +1,6 @@
-// One end of a vchan: the data plane. Everything here is synchronous and allocates nothing per transfer; the
-// one place where it waits is `wait`. Closing tells the peer and gives back every page, port and handle.
-// Protocol: io/libxenvchan.h; what it does better than libxenvchan is told in docs/vchan.md.
+// One end of a vchan: the data plane. Everything here is synchronous and allocates nothing per transfer; only `wait`
+// blocks. Closing notifies the peer and releases every page, port and handle. Protocol: io/libxenvchan.h;
+// docs/vchan.md lists what this does better than libxenvchan.
 import { XentoolError } from "../core/errors.ts";
 import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
@@ -31,20 +31,20 @@ import {
 
 export type VchanRole = "server" | "client";
 
-/** The peer wrote, or read, since the last sample: what `wait` can wait for. Bits. */
+/** The peer wrote, or read, since the last sample: bits for what `wait` waits for. */
 export const WRITTEN = XT_VCHAN_WRITTEN;
 export const READ = XT_VCHAN_READ;
-/** In the answer of `wait`: the event channel's bit; a watched descriptor's is `2 << slot`. */
+/** The event channel's bit in the result of `wait`; a watched descriptor's bit is `2 << slot`. */
 export const EVENT_READY = 1;
-/** poll(2)'s events. */
+/** Events of poll(2). */
 export const POLLIN = XT_POLL_IN;
 export const POLLOUT = XT_POLL_OUT;
 /** Descriptors that `watch` has room for. */
 export const WATCH_SLOTS = 6;
 
 /**
- * How long waiting looks at the ring before it sleeps, at most: about what being woken costs both sides where that
- * is slow. Where what is waited for takes longer than LOOK_PAYS_US on average, it sleeps instead.
+ * The longest that a wait polls the ring before it sleeps, in microseconds: about what a wakeup costs both sides
+ * where wakeups are slow. If what it waits for takes longer than LOOK_PAYS_US on average, it sleeps at once.
  */
 const LOOK_US_MAX = 2000;
 const LOOK_PAYS_US = 250;
@@ -75,7 +75,7 @@ export interface EndpointParts {
   /** The shared page. */
   readonly page: Mapping;
   readonly layout: VchanLayout;
-  /** The pages of rings that do not lie in the shared page. */
+  /** The pages of the rings that do not lie in the shared page. */
   readonly leftPages: Mapping | undefined;
   readonly rightPages: Mapping | undefined;
   readonly channels: EventChannels;
@@ -83,9 +83,9 @@ export interface EndpointParts {
   /** Where our two counters stand. */
   readonly readCounter: number;
   readonly writeCounter: number;
-  /** False: sleep at once. */
+  /** False: sleep at once, without polling. */
   readonly looks?: boolean | undefined;
-  /** Gives back mappings, port and handles; runs once. */
+  /** Releases mappings, port and handles; runs once. */
   readonly release: () => void;
 }
 
@@ -112,7 +112,7 @@ export class VchanEndpoint {
   #polledCount = 1;
   #owed = 0;
   #saidEnd = false;
-  /** The end word that the peer has said, and may not take back; 0 until then. */
+  /** The end word that the peer has set and may not take back; 0 until then. */
   #peerEnd = 0;
   #peerClosed = false;
   #peerLost = false;
@@ -142,7 +142,7 @@ export class VchanEndpoint {
     this.#set(WORD_END_OFFSET, endWordsAt);
     this.#set(WORD_READ_CONS, parts.readCounter);
     this.#set(WORD_WRITE_PROD, parts.writeCounter);
-    // Nothing is known of the peer's counters yet but that they lie within a ring's size of ours.
+    // All that is known of the peer's counters is that they lie within a ring's size of ours.
     this.#set(WORD_READ_PROD, parts.readCounter);
     this.#set(WORD_WRITE_CONS, parts.writeCounter - write.sizeBytes);
     this.#set(WORD_PEER_LIVE, isServer ? VCHAN_NOT_CONNECTED : 1);
@@ -155,17 +155,17 @@ export class VchanEndpoint {
     return this.#parts.port;
   }
 
-  /** The shared page: for tests that play a hostile peer. */
+  /** The shared page, for tests that play a hostile peer. */
   get page(): Mapping {
     return this.#parts.page;
   }
 
-  /** Bytes that the last sample found ready to be read. */
+  /** Bytes that were ready to be read at the last sample. */
   get readable(): number {
     return (this.#get(WORD_READ_PROD) - this.#get(WORD_READ_CONS)) >>> 0;
   }
 
-  /** Bytes that the last sample found room for. */
+  /** Bytes that there was room for at the last sample. */
   get writable(): number {
     return this.writeSize - this.unread;
   }
@@ -180,27 +180,27 @@ export class VchanEndpoint {
     return this.#peerClosed || this.#get(WORD_PEER_LIVE) !== VCHAN_NOT_CONNECTED;
   }
 
-  /** The peer closed, or died. What it wrote before can still be read. */
+  /** The peer closed or died. What it wrote before that can still be read. */
   get peerClosed(): boolean {
     return this.#peerClosed;
   }
 
-  /** The peer can say, and be told, where a stream ends while the vchan stays open. */
+  /** The peer understands end words: either end can mark the end of its stream while the vchan stays open. */
   get peerSpeaksOfEnd(): boolean {
     return speaksOfEnd(this.#get(WORD_PEER_END));
   }
 
-  /** The peer vanished in the middle of its stream, as far as that can be told. */
+  /** The peer vanished in the middle of its stream, as far as we can tell. */
   get peerLost(): boolean {
     return this.#peerClosed && !this.peerEnded && (this.#peerLost || this.peerSpeaksOfEnd);
   }
 
-  /** The peer said that it will write no more. */
+  /** The peer said that it will not write any more. */
   get peerEnded(): boolean {
     return this.#peerEnd !== 0;
   }
 
-  /** The peer said that it ends before its stream does. */
+  /** The peer said that it had to end before its stream did. */
   get peerCut(): boolean {
     return this.#peerEnd === VCHAN_END_CUT;
   }
@@ -210,7 +210,10 @@ export class VchanEndpoint {
     return (this.#peerClosed || this.peerEnded) && this.readable === 0;
   }
 
-  /** The peer's domain is gone, as somebody else found out: no event will tell. It may have closed before that. */
+  /**
+   * Declares the peer's domain gone when somebody else found out, since no event will report it. It may have closed
+   * before.
+   */
   declarePeerDead(): void {
     this.sample();
     if (!this.#peerClosed) this.#peerLost = true;
@@ -218,8 +221,8 @@ export class VchanEndpoint {
   }
 
   /**
-   * Looks at what the peer did: whether it lives and has ended first, then its counters, so that what it wrote
-   * before is always found. Fails with `protocol` when a counter lies or moves after the end.
+   * Samples the peer's state: first whether it lives and has ended, then its counters, so that everything it wrote
+   * before that is found. Fails with `protocol` when a counter is impossible or moves after the end.
    */
   sample(): void {
     const before = this.#get(WORD_READ_PROD);
@@ -232,13 +235,13 @@ export class VchanEndpoint {
     } else if (this.#get(WORD_READ_PROD) !== before) throw this.#afterEndError();
   }
 
-  /** Reads what is there, up to the length of `into`: how many bytes, 0 for none now (see `atEnd`). */
+  /** Reads what is there, up to the length of `into`. Returns the number of bytes; 0: none now (see `atEnd`). */
   read(into: Uint8Array): number {
     this.sample();
     return this.#took(shim.xt_vchan_read(this.#state.bytes, into, into.length), true);
   }
 
-  /** Writes what fits now: how many bytes. Fails with `io` when the peer has closed. */
+  /** Writes what fits now. Returns the number of bytes. Fails with `io` when the peer has closed. */
   write(from: Uint8Array): number {
     this.sample();
     if (this.#peerClosed) throw this.#closedError();
@@ -246,8 +249,8 @@ export class VchanEndpoint {
   }
 
   /**
-   * Fills `into` or does nothing and says false. There are no records: bytes are taken as they come. Fails
-   * with `io` when so many will never come.
+   * Fills `into`, or does nothing and returns false. There are no records: bytes are taken as they come. Fails with
+   * `io` when that many bytes will never come.
    */
   recv(into: Uint8Array): boolean {
     this.#expectFit(into.length, this.readSize);
@@ -260,7 +263,7 @@ export class VchanEndpoint {
     return true;
   }
 
-  /** Writes all of `from` or does nothing and says false. */
+  /** Writes all of `from`, or does nothing and returns false. */
   send(from: Uint8Array): boolean {
     this.#expectFit(from.length, this.writeSize);
     this.sample();
@@ -271,29 +274,35 @@ export class VchanEndpoint {
   }
 
   /**
-   * One read(2) of up to `max` bytes from `fd` into the ring, within what the last sample found free: bytes,
-   * 0 at the end of the file, or -errno. The peer is told at the next `flush` or `wait`.
+   * One read(2) of up to `max` bytes from `fd` into the ring, limited to the free room of the last sample. Returns
+   * the number of bytes, 0 at the end of the file, or -errno. The peer is notified at the next `flush` or `wait`.
    */
   fill(fd: number, isSocket: boolean, max: number): number {
     return this.#gave(shim.xt_vchan_fill(this.#state.bytes, fd, isSocket ? 1 : 0, max), false);
   }
 
-  /** One write(2) of up to `max` bytes from the ring to `fd`: bytes or -errno. Otherwise as `fill`. */
+  /**
+   * One write(2) of up to `max` bytes from the ring to `fd`. Returns the number of bytes or -errno. Otherwise like
+   * `fill`.
+   */
   drain(fd: number, isSocket: boolean, max: number): number {
     return this.#took(shim.xt_vchan_drain(this.#state.bytes, fd, isSocket ? 1 : 0, max), false);
   }
 
-  /** Tells a peer that understands it that we shall write no more. Reading goes on. Only the first end counts. */
+  /**
+   * Tells a peer that understands end words that we will not write any more. Reading goes on. Only the first end
+   * counts.
+   */
   endStream(): void {
     this.#sayEnd(VCHAN_END_REACHED);
   }
 
-  /** The same when there would have been more to write, so that the peer does not take it for all. */
+  /** Like `endStream`, but there would have been more to write, so the peer must not take the stream for complete. */
   cutStream(): void {
     this.#sayEnd(VCHAN_END_CUT);
   }
 
-  /** Sends the peer an event if it asked to be told of what we did since the last flush. */
+  /** Sends the peer an event if it asked to be notified of what we did since the last flush. */
   flush(): void {
     if (this.#owed === 0) return;
     const asked = shim.xt_vchan_take_request(this.#state.bytes, this.#owed);
@@ -301,13 +310,13 @@ export class VchanEndpoint {
     if (asked !== 0) this.notifyPeer();
   }
 
-  /** Sends the peer an event whether it asked or not. */
+  /** Sends the peer an event even if it did not ask. */
   notifyPeer(): void {
     this.counts.eventsSent++;
     this.#parts.channels.notify(this.#parts.port);
   }
 
-  /** Makes `wait` also wait for `fd`, for poll(2)'s `events` (0: for errors alone). A negative fd: not. */
+  /** Makes `wait` also wait for `events` of poll(2) on `fd` (0: errors only). A negative fd disables the slot. */
   watch(slot: number, fd: number, events: number): void {
     const at = POLL_WORDS * (1 + slot);
     this.#polled[at + POLL_FD] = fd;
@@ -316,8 +325,8 @@ export class VchanEndpoint {
   }
 
   /**
-   * Waits until the peer did one of `wants`, ended its stream or closed, a watched descriptor is ready, or
-   * the time is up (-1: never). Says which descriptors: EVENT_READY and `2 << slot`. Samples nothing.
+   * Waits until the peer did one of `wants`, ended its stream or closed, a watched descriptor is ready, or the time
+   * is up (-1: never). Returns which descriptors are ready: EVENT_READY and `2 << slot`. Does not sample.
    */
   wait(wants: number, timeoutMs: number): number {
     this.flush();
@@ -336,7 +345,7 @@ export class VchanEndpoint {
     return ready;
   }
 
-  /** Tells the peer that we are gone and gives everything back. Closing twice is harmless. */
+  /** Tells the peer that we are gone and releases everything. Closing twice is harmless. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;

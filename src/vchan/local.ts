@@ -1,5 +1,5 @@
-// The local end of a relay as two file descriptors: standard input and output, a socket, or a command's
-// pipes. Descriptors that other processes share keep their flags: they are opened once more, or used with care.
+// The local end of a relay as two file descriptors: standard input and output, a socket, or a command's pipes.
+// Descriptors that are shared with other processes keep their flags: they are reopened, or used with care.
 import { closeSync, fstatSync, type Stats } from "node:fs";
 import { lookup } from "node:dns/promises";
 import { XentoolError } from "../core/errors.ts";
@@ -8,8 +8,8 @@ import { check, errnoText, shim } from "../native/shim.ts";
 import { listenAt } from "../native/unix-listener.ts";
 
 /**
- * How a descriptor is used without ever waiting in it: a socket by flag of each call, a file as it is, one of
- * ours is non-blocking; a shared one only when poll says so, and a page at a time.
+ * How a descriptor is used without ever blocking on it: a socket with a flag on each call, a file as it is, our own
+ * reopened one in non-blocking mode, and a shared one only when poll says so, a page at a time.
  */
 export type StreamKind = "socket" | "file" | "nonblocking" | "shared";
 
@@ -18,19 +18,19 @@ export interface LocalStream {
   readonly kind: StreamKind;
 }
 
-/** Structured-cloneable: it is opened in the main thread and used in a worker. */
+/** Structured-cloneable: opened in the main thread, used in a worker. */
 export interface LocalEnd {
   /** Undefined: there is nothing to send. */
   readonly input: LocalStream | undefined;
   readonly output: LocalStream;
-  /** A descriptor that must become /dev/null for the reader of `output` to see its end: our own stdout. */
+  /** Our own stdout, if it must also become /dev/null before the reader of `output` sees its end. */
   readonly outputTwin: number | undefined;
-  /** Nothing is worth sending once nobody takes what comes, as for a command in a shell's pipeline. */
+  /** Stop sending once nobody takes our output, as a command in a shell pipeline would. */
   readonly endsWithOutput: boolean;
 }
 
 export type LocalSpec =
-  /** With `receiveOnly` standard input is left alone: it may be a terminal that belongs to another job. */
+  /** With `receiveOnly`, standard input is left alone: it may be a terminal that belongs to another job. */
   | { readonly kind: "stdio"; readonly receiveOnly: boolean }
   | { readonly kind: "unix"; readonly path: string }
   | { readonly kind: "tcp"; readonly host: string; readonly port: number }
@@ -38,20 +38,20 @@ export type LocalSpec =
 
 export interface OpenedLocal {
   readonly end: LocalEnd;
-  /** Of a command: its exit status once it has ended, 128 + n for signal n. */
+  /** A command's exit status once it has ended, 128 + n for signal n. */
   readonly exited: Promise<number> | undefined;
-  /** Closes what was opened, once. A command that still runs sees the end of its input. */
+  /** Closes what was opened, once. A command that is still running sees the end of its input. */
   close(): void;
-  /** Sends a command a signal. */
+  /** Sends the command a signal. */
   kill(signal: NodeJS.Signals): void;
 }
 
 const EAGAIN = -11;
-/** A busy service is waited for, 5 seconds in all. */
+/** A busy service is retried for 5 seconds in all. */
 const BUSY_MS = 20;
 const BUSY_TRIES = 250;
 
-/** Our standard input and output, or the output alone. */
+/** Our standard input and output, or only the output. */
 export function openStdio(receiveOnly: boolean): OpenedLocal {
   const input = receiveOnly ? undefined : openShared(0, false);
   const output = openShared(1, true);
@@ -62,7 +62,7 @@ export function openStdio(receiveOnly: boolean): OpenedLocal {
   return { end, exited: undefined, close: closeOnce(reopened), kill: nothing };
 }
 
-/** Starts a command whose standard input and output are the local end. */
+/** Starts a command and uses its standard input and output as the local end. */
 export function openCommand(argv: readonly string[]): OpenedLocal {
   using childEnds = new DisposableStack();
   using ourEnds = new DisposableStack();
@@ -88,12 +88,12 @@ export function openCommand(argv: readonly string[]): OpenedLocal {
   };
 }
 
-/** A connection to the service at `spec`. It may still be on its way: the relay finds out. */
+/** Connects to the service at `spec`. The connection may not be established yet; the relay finds out. */
 export async function openConnection(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<OpenedLocal> {
   const [address, port] = await addressOf(spec);
   const text = cText(address);
   let fd = shim.xt_stream_connect(text, port);
-  // A unix socket whose queue is full does not let anybody queue for it.
+  // A unix socket whose queue is full cannot be waited for, so try again.
   for (let tries = 0; fd === EAGAIN && tries < BUSY_TRIES; tries++) {
     await Bun.sleep(BUSY_MS);
     fd = shim.xt_stream_connect(text, port);
@@ -113,7 +113,7 @@ export interface Listener {
   close(): void;
 }
 
-/** Listens at `spec`; a socket that a dead process left at the path is replaced. */
+/** Listens at `spec`. A socket that a dead process left at the path is replaced. */
 export async function openListener(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<Listener> {
   if (spec.kind === "unix") return listenAt(spec.path);
   const [address, port] = await addressOf(spec);
@@ -123,7 +123,7 @@ export async function openListener(spec: LocalSpec & { kind: "unix" | "tcp" }): 
   return { fd, close: () => closeSync(fd) };
 }
 
-/** For messages. */
+/** A description of the local end for messages. */
 export function describeSpec(spec: LocalSpec): string {
   switch (spec.kind) {
     case "stdio":
@@ -150,7 +150,7 @@ async function addressOf(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<[s
   }
 }
 
-/** Undefined when the descriptor is closed. */
+/** Opens a descriptor that other processes may share. Undefined when it is closed. */
 function openShared(fd: number, writable: boolean): LocalStream | undefined {
   let stat: Stats;
   try {
@@ -164,7 +164,7 @@ function openShared(fd: number, writable: boolean): LocalStream | undefined {
   return reopened < 0 ? { fd, kind: "shared" } : { fd: reopened, kind: "nonblocking" };
 }
 
-/** The end to read from and the end to write to. */
+/** Returns the read end and the write end. */
 function makePipe(): [number, number] {
   const fds = new Int32Array(new ArrayBuffer(8));
   check(shim.xt_stream_pipe(fds), "make a pipe");

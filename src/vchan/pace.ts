@@ -1,5 +1,5 @@
-// A peer that connects and closes in a loop must not make us spawn commands, write to xenstore and log as fast
-// as it can: what it can make happen again and again is held up, longer each time.
+// A peer that connects and closes in a loop must not make us spawn commands, write to xenstore and log as fast as it
+// can. Whatever a peer can trigger repeatedly is delayed, longer each time.
 import { pause } from "../core/deadline.ts";
 
 export const PAUSE_MIN_MS = 100;
@@ -10,8 +10,8 @@ export class Pace {
   #lastAt = -Infinity;
 
   /**
-   * Resolves at once the first time, and when the last time is a second ago; else after a pause of 100 ms, and
-   * of twice as much each further time, up to a second. False, and at once, when `signal` is aborted.
+   * Resolves at once the first time, and when the last time was at least a second ago. Otherwise it pauses for 100
+   * ms, doubled each further time, up to a second. Returns false, without pausing, when `signal` is aborted.
    */
   async next(signal: AbortSignal): Promise<boolean> {
     const soon = performance.now() - this.#lastAt < PAUSE_MAX_MS;

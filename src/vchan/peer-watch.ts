@@ -1,6 +1,6 @@
-// Notices that the peer's domain is gone. A process that dies is noticed through the unmap-notify, but the
-// kernel of a destroyed domain does not run any more, and Xen itself sends no event when a port closes. Who may
-// asks xenstored about domains. Others ask Xen, or, where that does not help, see the peer's keys go.
+// Notices that the peer's domain is gone. The unmap-notify reports a process that dies, but the kernel of a destroyed
+// domain no longer runs, and Xen itself sends no event when a port closes. An end that may ask xenstored about
+// domains does. Others ask Xen, or, where that does not help, watch for the peer's keys to disappear.
 import { moduleLogger } from "../core/log.ts";
 import { describeError } from "../core/errors.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
@@ -11,13 +11,13 @@ import { watchDomain } from "./domain-watch.ts";
 import { areKeys, readKeys, watchKeys, type VchanKeys, type VchanPlace } from "./rendezvous.ts";
 import type { VchanRole } from "./endpoint.ts";
 
-/** Between two questions to Xen: a dying domain takes a while to be gone. */
+/** Between two queries to Xen: a dying domain takes a while to be gone. */
 const PROBE_INTERVAL_MS = 1500;
-/** No domain can be bound to here: the answer tells whether the domain exists. */
+/** A port that no domain can be bound to: the error shows whether the domain exists. */
 const NO_PORT = 0 as EvtchnPort;
-/** Keys that a server does not need any more once connected it removes sooner than this, or not at all. */
+/** A server that removes its keys once it is connected does so within this time. */
 const KEYS_STAY_MS = 5000;
-/** A server that closes may remove its keys first, and then has so long to say that it closed. */
+/** A server that closes may remove its keys first; it then has this long to report that it closed. */
 const CLOSING_MS = 1000;
 
 const log = moduleLogger("vchan");
@@ -27,11 +27,11 @@ export interface PeerWatchOptions {
   readonly xenstore: Xenstore;
   readonly place: VchanPlace;
   readonly role: VchanRole;
-  /** Those that the two ends have met by. */
+  /** The keys that the two ends met by. */
   readonly keys: VchanKeys;
   /** Whether the server is known to leave its keys in xenstore until it closes. */
   readonly keepsKeys: boolean;
-  /** An end that knows by then that its peer has closed in order can ignore it. */
+  /** May be ignored by an end that already knows that its peer closed in order. */
   readonly onGone: () => void;
 }
 
@@ -45,7 +45,7 @@ export class PeerWatch {
     this.#options = options;
   }
 
-  /** Watches until `stop`; runs `onGone` once when the peer's domain is found to be gone. */
+  /** Watches until `stop`. Runs `onGone` once when the peer's domain is found to be gone. */
   static async start(options: PeerWatchOptions): Promise<PeerWatch> {
     const watch = new PeerWatch(options);
     watch.#unwatch = await watchDomain(options.xenstore, watch.#peer, () => watch.#declareGone());
@@ -67,7 +67,10 @@ export class PeerWatch {
     return role === "server" ? place.client : place.server;
   }
 
-  /** Only a domain that is gone is unknown: a server maps nothing of its client's, which would keep it known. */
+  /**
+   * Asks Xen, which reports only a domain that is gone as unknown. A server maps no pages of its client, which would
+   * keep a dead client known.
+   */
   #askXen(): void {
     this.#timer = setInterval(() => {
       let channels: EventChannels | undefined;
@@ -83,8 +86,8 @@ export class PeerWatch {
   }
 
   /**
-   * The pages that a client has mapped keep a dead domain known to Xen, but what the domain has in xenstore is
-   * removed with it. Keys that are not those of our server, or not there any more, tell nothing.
+   * A client's mapped pages keep a dead domain known to Xen, but xenstore removes a domain's keys together with the
+   * domain. Keys that are not our server's, or are gone already, prove nothing.
    */
   async #followKeys(): Promise<void> {
     const { xenstore, place, keys, keepsKeys } = this.#options;
@@ -95,7 +98,7 @@ export class PeerWatch {
       ours = areKeys(found, keys);
     });
     this.#unwatch = unwatch;
-    // While it began we may have been stopped.
+    // We may have been stopped while the watch was starting.
     if (this.#stopped) await this.#endWatch();
   }
 
@@ -113,7 +116,7 @@ export class PeerWatch {
   }
 }
 
-/** Without xenstored nothing is learnt of the domain any more; the vchan itself goes on. */
+/** Without xenstored we learn nothing more about the domain, but the vchan itself goes on. */
 function ignoreLoss(error: unknown): void {
   log.debug(`cannot look after the peer's domain: ${describeError(error)}`);
 }

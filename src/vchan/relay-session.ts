@@ -1,5 +1,5 @@
-// Relays for one peer or for one after another: what `xentool vchan listen` and `connect` do. Each session
-// has a local end of its own and a summary when it is over.
+// Relays for one peer, or for one peer after another: what `xentool vchan listen` and `connect` do. Each session has
+// its own local end, and a summary when it is over.
 import { endsWithin } from "../core/deadline.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
@@ -22,7 +22,7 @@ import { LINGER_MS, type RelayEnd, type RelayResult } from "./relay.ts";
 import { VchanSession, type VchanConnection, type VchanSessionOptions } from "./session.ts";
 import type { VchanOrder } from "./vchan-orders.ts";
 
-/** What became of one peer: stable names, for JSON. */
+/** What became of one peer. The names are stable, for JSON. */
 export interface SessionSummary {
   readonly role: VchanRole;
   readonly domid: number;
@@ -30,52 +30,52 @@ export interface SessionSummary {
   readonly end: RelayEnd;
   readonly bytesSent: number;
   readonly bytesReceived: number;
-  /** Given to the vchan and not read by the peer before it closed. */
+  /** Given to the vchan but not read by the peer before it closed. */
   readonly bytesUnread: number;
-  /** Come from the peer and not taken by the local end. */
+  /** Received from the peer but not taken by the local end. */
   readonly bytesUndelivered: number;
   readonly seconds: number;
   readonly readSize: number;
   readonly writeSize: number;
   readonly eventsSent: number;
   readonly eventsReceived: number;
-  /** Exit status of the command that was the local end. */
+  /** Exit status of the command, when the local end was one. */
   readonly commandStatus?: number;
-  /** Why the session was a failure, if it was. */
+  /** Why the session failed, if it did. */
   readonly error?: string;
 }
 
 export interface RelaySessionOptions extends VchanSessionOptions {
   readonly local: LocalSpec;
-  /** One peer after another, until stopped. */
+  /** Serves one peer after another, until stopped. */
   readonly keep: boolean;
   readonly lingerMs?: number | undefined;
   readonly sendOnly: boolean;
-  /** Runs when a relay begins; what it gives back runs when it has ended. */
+  /** Runs when a relay begins. The function it returns runs when the relay has ended. */
   readonly onRelay?: (counts: () => VchanCounts) => () => void;
   readonly onSummary?: (summary: SessionSummary) => void;
 }
 
 interface RelayOutcome {
   readonly summary: SessionSummary;
-  /** What the session's command ended with; 0 without one, or when it ended because we made it. */
+  /** Exit status of the session's command; 0 without one, or when we made it end. */
   readonly status: number;
 }
 
-/** How long a command may take to end after the vchan did before it is asked to, and again before it is made to. */
+/** How long a command may take to exit after the vchan ended before it gets SIGTERM, and again before SIGKILL. */
 const COMMAND_EXIT_MS = 2000;
 
 const log = moduleLogger("vchan");
 
 /**
- * Serves clients. Resolves when it is over or stopped, to the exit status of the one session's command (0 where
- * there was none, or when it had to be ended); fails with what went wrong in the one session, or with `keep` only
- * with what makes further sessions impossible.
+ * Serves clients. Resolves when it is over or stopped, to the exit status of the one session's command (0 if there
+ * was none, or if it had to be killed). Fails with what went wrong in the one session; with `keep`, only with what
+ * makes further sessions impossible.
  */
 export async function listenAndRelay(options: RelaySessionOptions, orders: VchanOrders): Promise<number> {
   await using session = await VchanSession.open(options, "server");
   const { signal, local } = options;
-  // The pause comes when a client has come: until it does, the vchan is there for whoever looks for it.
+  // Pause only after a client has come: until then the vchan stays available to whoever looks for it.
   return await repeat(options, (pace, attempt) =>
     session.serve(orders, async (vchan) => {
       attempt.hasCome = true;
@@ -84,7 +84,7 @@ export async function listenAndRelay(options: RelaySessionOptions, orders: Vchan
   );
 }
 
-/** Connects to a server, with `unix` and `tcp` once for each local connection. Otherwise as listenAndRelay. */
+/** Connects to a server; with `unix` and `tcp`, once per local connection. Otherwise like listenAndRelay. */
 export async function connectAndRelay(options: RelaySessionOptions, wait: boolean): Promise<number> {
   const { local } = options;
   await using session = await VchanSession.open(options, "client");
@@ -112,12 +112,12 @@ export async function connectAndRelay(options: RelaySessionOptions, wait: boolea
   }
 }
 
-/** Whether somebody has come who wants something of us: what goes wrong from then on says nothing of the next. */
+/** Whether a client or a local connection has arrived: an error after that concerns this session, not the next. */
 interface Attempt {
   hasCome: boolean;
 }
 
-/** `once`, with `keep` again and again. A failure is followed by a pause; others are for `once` to make. */
+/** Runs `once`; with `keep`, repeatedly. Pauses after a failure; any other pause is up to `once`. */
 async function repeat(
   options: RelaySessionOptions,
   once: (pace: Pace, attempt: Attempt) => Promise<RelayOutcome | undefined>,
@@ -141,7 +141,7 @@ async function repeat(
   return 0;
 }
 
-/** A peer can break the protocol before it has come. */
+/** A peer can break the protocol before `hasCome` is set. */
 function isOfOneSession(error: unknown, { hasCome }: Attempt): boolean {
   if (!(error instanceof XentoolError) || error.kind === "bug" || error.kind === "cancelled") return false;
   return hasCome || error.kind === "protocol";
@@ -215,7 +215,7 @@ async function relay(
   }
 }
 
-/** How a command ended, which is given a while to do so by itself unless it must hurry. */
+/** Waits for a command to exit, by itself for a while unless it must hurry. Returns how it ended. */
 async function exitOf(
   opened: OpenedLocal,
   hurry: boolean,
@@ -228,7 +228,7 @@ async function exitOf(
   return { status: await opened.exited, wasKilled: true };
 }
 
-/** Why we closed before the peer did, and what would have us wait. */
+/** Why we closed before the peer did, and which option would make us wait. */
 function lingeredText(peer: Domid, lingerMs = LINGER_MS): string {
   return (
     `domain ${peer} has read everything and sent nothing for ${lingerMs / 1000} s; its program cannot be told ` +
@@ -236,7 +236,7 @@ function lingeredText(peer: Domid, lingerMs = LINGER_MS): string {
   );
 }
 
-/** What went wrong in a session that ran to an end, or undefined. */
+/** What went wrong in a session that ran to its end, or undefined. */
 function faultOf(summary: SessionSummary, result: RelayResult, spec: LocalSpec): string | undefined {
   const { domid, end, bytesUnread, bytesUndelivered } = summary;
   const { inputError, outputError } = result;

@@ -1,34 +1,34 @@
-// The relay: bytes from a local descriptor into a vchan and from the vchan to a local descriptor, each as fast
+// The relay: copies bytes from a local descriptor into a vchan and from the vchan to a local descriptor, each as fast
 // as the other side takes them. Synchronous: it runs in a worker, or step by step in a test.
 //
-// The end of a stream. A vchan knows no half-close. When the local input ends, the relay keeps the vchan open
-// until everything has been read by the peer and the peer's answer has come: a peer that understands our end
-// words is told and tells in turn. Any other cannot be told, and may well wait for our end before it closes: after
-// a while of silence we close first.
+// The end of a stream: a vchan has no half-close. When the local input ends, the relay keeps the vchan open until the
+// peer has read everything and its answer has arrived. A peer that understands our end words is told of our end, and
+// tells us of its own. Any other peer cannot be told, and may itself wait for our end before it closes, so after a
+// while of silence we close first.
 import { shim } from "../native/shim.ts";
 import { POLLIN, POLLOUT, READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 import type { LocalEnd, LocalStream } from "./local.ts";
 import type { VchanControl } from "./vchan-control.ts";
 
 /**
- * How a relay ended. done: both streams ended and everything arrived. sent: the peer has read everything, and we
- * were only to send. cut-short: the peer said that it ends before its stream does. peer-closed: the peer closed
- * first. peer-lost: it vanished in the middle of its stream. local-closed: nobody takes what comes. lingered: a
- * peer that cannot be told of our end was silent for long enough. stopped: we were told to.
+ * How a relay ended. done: both streams ended and everything arrived. sent: the peer has read everything, and we were
+ * only to send. cut-short: the peer said that it ended before its stream did. peer-closed: the peer closed first.
+ * peer-lost: it vanished in the middle of its stream. local-closed: nobody takes what the peer sends. lingered: a
+ * peer that cannot be told of our end was silent for long enough. stopped: we were told to stop.
  */
 export type RelayEnd =
   "done" | "sent" | "cut-short" | "peer-closed" | "peer-lost" | "local-closed" | "lingered" | "stopped";
 
-/** How long a peer that cannot be told of our end may be silent before we close, unless somebody chose. */
+/** The default for how long a peer that cannot be told of our end may be silent before we close. */
 export const LINGER_MS = 5000;
 
 export interface RelayResult {
   readonly end: RelayEnd;
-  /** Bytes that we gave to the vchan and the peer did not read before it closed. */
+  /** Bytes that we gave to the vchan but the peer did not read before it closed. */
   readonly unread: number;
-  /** Bytes of the peer's that could not be handed on. */
+  /** Bytes from the peer that could not be delivered. */
   readonly undelivered: number;
-  /** The -errno that reading or writing the local end failed with, 0 if it did not. */
+  /** The -errno of a failed read or write at the local end; 0 if none failed. */
   readonly inputError: number;
   readonly outputError: number;
 }
@@ -36,13 +36,13 @@ export interface RelayResult {
 export interface RelayOptions {
   readonly local: LocalEnd;
   /**
-   * How long a peer that cannot be told of our end may be silent once our input has ended and it has read
-   * everything; Infinity: as long as it likes. Undefined: LINGER_MS, or as long as it likes if we sent nothing.
+   * How long a peer that cannot be told of our end may be silent once our input has ended and it has read everything.
+   * Infinity: as long as it likes. Undefined: LINGER_MS, or as long as it likes if we sent nothing.
    */
   readonly lingerMs?: number | undefined;
-  /** Ends once our input has ended and the peer, whoever it is, has read everything. */
+  /** End once our input has ended and any peer has read everything. */
   readonly sendOnly?: boolean | undefined;
-  /** How long to wait, when told to stop, until the peer has read what is under way. */
+  /** When told to stop, how long to wait until the peer has read what is in flight. */
   readonly stopGraceMs?: number;
 }
 
@@ -56,9 +56,9 @@ const READY_OUTPUT = 2 << SLOT_OUTPUT;
 const EAGAIN = -11;
 const EPIPE = -32;
 const STOP_GRACE_MS = 1000;
-/** A shared pipe that poll calls writable takes this much without blocking (PIPE_BUF). */
+/** A shared pipe that poll reports as writable takes this much without blocking (PIPE_BUF). */
 const SHARED_WRITE_BYTES = 4096;
-/** Less than a ring at a time lets both ends work at once; less than this is not worth a system call. */
+/** Moving less than a ring at a time lets both ends work at once; less than this is not worth a system call. */
 const CHUNK_BYTES_MIN = 4096;
 
 export class Relay {
@@ -78,7 +78,7 @@ export class Relay {
   #outputBroken = false;
   #inputError = 0;
   #outputError = 0;
-  /** When the wait for the peer is over, once something runs out. */
+  /** When the current wait for the peer is over; undefined while there is no limit. */
   #deadline: number | undefined;
   #stopping = false;
 
@@ -99,7 +99,7 @@ export class Relay {
     if (local.input === undefined) endpoint.endStream();
   }
 
-  /** Relays until an end. The local descriptors stay open, but for the end of the output. */
+  /** Relays to an end. The local descriptors stay open; only the output's stream is ended. */
   run(): RelayResult {
     for (;;) {
       const end = this.step();
@@ -107,7 +107,7 @@ export class Relay {
     }
   }
 
-  /** One round: moves what can be moved, or else waits for something to change. */
+  /** One round: moves what can be moved, or otherwise waits for something to change. */
   step(): RelayResult | undefined {
     const endpoint = this.#endpoint;
     this.#obey();
@@ -118,7 +118,7 @@ export class Relay {
     if (moved) {
       if (!this.#stopping) this.#deadline = undefined;
       this.#control.publish(endpoint.counts);
-      // Told now, whoever sleeps at the other end works while we go on.
+      // Notify the peer now, so that it can work while we go on.
       endpoint.flush();
       if (!this.#stopping) return undefined;
     }
@@ -158,8 +158,8 @@ export class Relay {
   }
 
   /**
-   * Whether there is room for more; or nobody there to read it, but somebody who would go on writing it and take
-   * nothing of what we still have for him until he can: then it is dropped.
+   * Whether to read more input: when the ring has room. After the peer has closed, input is read and dropped as long
+   * as data from the peer is undelivered, because the local program may not read until it has been able to write.
    */
   #wantsInput(input: LocalStream): boolean {
     const endpoint = this.#endpoint;
@@ -176,13 +176,13 @@ export class Relay {
     this.#cutInput();
   }
 
-  /** The peer must not take what it got for all there was. */
+  /** The peer must not take what it received for the complete stream. */
   #cutInput(): void {
     this.#input = undefined;
     this.#endpoint.cutStream();
   }
 
-  /** The reader of our output sees its end, while our input goes on. */
+  /** Lets the reader of our output see its end, while our input goes on. */
   #endOutput(output: LocalStream): void {
     this.#output = undefined;
     if (output.kind === "socket") shim.xt_stream_end(output.fd);
@@ -199,7 +199,7 @@ export class Relay {
     if (this.#endsWithOutput) this.#input = undefined;
   }
 
-  /** How it ended, if it did. */
+  /** How the relay ended, or undefined if it has not. */
   #end(): RelayEnd | undefined {
     const endpoint = this.#endpoint;
     const isTaken = endpoint.readable === 0;
@@ -220,7 +220,7 @@ export class Relay {
   #patienceMs(): number {
     const endpoint = this.#endpoint;
     if (endpoint.peerSpeaksOfEnd) return Infinity;
-    // A peer that got nothing from us has no end of ours to wait for: it sends, and may pause.
+    // A peer that received nothing from us is not waiting for our end: it sends, and may pause.
     return this.#lingerMs ?? (endpoint.counts.bytesWritten > 0 ? LINGER_MS : Infinity);
   }
 
@@ -242,7 +242,7 @@ export class Relay {
     const full = endpoint.writable === 0;
     endpoint.watch(SLOT_WAKE, this.#control.wakeFd, POLLIN);
     endpoint.watch(SLOT_INPUT, input !== undefined && this.#wantsInput(input) ? input.fd : -1, POLLIN);
-    // Without anything to write, its errors alone are of interest: its reader may have gone.
+    // With nothing to write, watch only for errors: the reader may have gone.
     endpoint.watch(SLOT_OUTPUT, output?.fd ?? -1, blocked ? POLLOUT : 0);
     const wants = closed ? 0 : (blocked ? 0 : WRITTEN) | (full || input === undefined ? READ : 0);
     const ready = endpoint.wait(wants, this.#timeLeftMs());
@@ -254,7 +254,7 @@ export class Relay {
     if ((ready & READY_WAKE) !== 0) this.#control.drain();
   }
 
-  /** For ever is -1. */
+  /** The time until the deadline, in milliseconds; -1 is for ever. */
   #timeLeftMs(): number {
     if (this.#deadline === undefined || this.#deadline === Infinity) return -1;
     return Math.max(0, Math.ceil(this.#deadline - performance.now()));

@@ -1,6 +1,6 @@
-// How the two ends of a vchan find each other: two keys in xenstore, as libxenvchan's, Qubes' and mirage's.
-// The server writes both in one transaction, readable by the client alone; the client may not see anything
-// else, so it reads and watches these two keys and nothing above them.
+// How the two ends of a vchan find each other: two keys in xenstore, as in libxenvchan, Qubes and mirage. The server
+// writes both in one transaction, readable only by the client. The client may not see anything else, so it reads and
+// watches these two keys and nothing above them.
 import { XentoolError } from "../core/errors.ts";
 import { parseDecimal, type Domid, type EvtchnPort, type GrantRef } from "../core/types.ts";
 import { isValidPath } from "../protocol/xs-wire.ts";
@@ -27,7 +27,7 @@ const KEY_MAX = 0xffff_ffff;
 const PORT_NAME = /^[A-Za-z0-9_-]{1,128}$/;
 
 /**
- * The place that NAME means: a port of the usual convention, or an absolute xenstore path. Fails with `usage`
+ * The place that a name stands for: a port of the usual convention, or an absolute xenstore path. Fails with `usage`
  * when it is neither.
  */
 export function vchanPlace(name: string, server: Domid, client: Domid): VchanPlace {
@@ -44,8 +44,9 @@ export function vchanPlace(name: string, server: Domid, client: Domid): VchanPla
 }
 
 /**
- * Makes the server's keys known, in one transaction: a client sees both or neither, and may read them. Says
- * whether the directory is a vchan's alone: made for the keys now, or by a server before that left nothing else.
+ * Publishes the server's keys in one transaction, so that the client sees both or neither, and lets it read them.
+ * Returns whether the directory belongs to the vchan alone: created for these keys, or by an earlier server that left
+ * nothing else in it.
  */
 export function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<boolean> {
   const values: [string, number][] = [
@@ -67,8 +68,8 @@ export function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKe
 }
 
 /**
- * Removes the keys, unless another server has put its own there meanwhile; and their directory, if it is the
- * vchan's alone and there is nothing else in it.
+ * Removes the keys, unless another server has since put its own there. Also removes their directory if it belongs to
+ * the vchan alone and is empty.
  */
 export async function withdrawKeys(
   xenstore: Xenstore,
@@ -85,12 +86,12 @@ export async function withdrawKeys(
   });
 }
 
-/** Whether keys that were read are these. */
+/** Whether the keys that were read are these. */
 export function areKeys(found: VchanKeys | undefined, keys: VchanKeys): boolean {
   return found?.ringRef === keys.ringRef && found.port === keys.port;
 }
 
-/** Both keys as they stand together; undefined when there is no server, or we may not know of one. */
+/** Reads both keys in one transaction. Undefined when there is no server, or we may not know of one. */
 export async function readKeys(xenstore: Xenstore, place: VchanPlace): Promise<VchanKeys | undefined> {
   const [ringText, portText] = await xenstore.transaction(async (tx) => [
     await orHidden(tx.tryRead(`${place.path}/${RING_REF}`)),
@@ -102,7 +103,7 @@ export async function readKeys(xenstore: Xenstore, place: VchanPlace): Promise<V
   return { ringRef: ringRef as GrantRef, port: port as EvtchnPort };
 }
 
-/** Runs `callback` at once and whenever the keys may have changed. Give back the result to end that. */
+/** Runs `callback` at once and whenever the keys may have changed. Call the result to stop watching. */
 export function watchKeys(
   xenstore: Xenstore,
   place: VchanPlace,
@@ -111,7 +112,7 @@ export function watchKeys(
   return xenstore.watch(`${place.path}/${EVENT_CHANNEL}`, callback);
 }
 
-/** Where nothing is, a client without rights above is told EACCES, not ENOENT. */
+/** For a missing node, a client without rights on the nodes above gets EACCES, not ENOENT. */
 async function orHidden(reading: Promise<string | null>): Promise<string | null> {
   try {
     return await reading;

@@ -1,5 +1,5 @@
-// The server's end of a vchan: it grants the pages and an event channel that its client then finds through
-// xenstore. The unmap-notify makes the kernel tell the client when this process dies.
+// The server's end of a vchan: it grants the pages and an event channel, which its client then finds through
+// xenstore. The unmap-notify makes the kernel notify the client when this process dies.
 import type { Domid, EvtchnPort, GrantRef } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { Access, GrantShare, Platform, SharedPages, UnmapNotify } from "../platform/platform.ts";
@@ -18,23 +18,23 @@ export interface VchanServerOptions {
   /** The domain of the client. */
   readonly peer: Domid;
   readonly orders: VchanOrders;
-  /** False: waiting never looks before it sleeps. */
+  /** False: a wait never polls before it sleeps. */
   readonly looks?: boolean | undefined;
-  /** Where each ring's counters start: anywhere is right, 0 is usual. */
+  /** Where each ring's counters start: any value is valid, 0 is usual. */
   readonly leftCounter?: number;
   readonly rightCounter?: number;
 }
 
 export interface VchanServer {
   readonly endpoint: VchanEndpoint;
-  /** What the client has to be told. */
+  /** What the client needs to know. */
   readonly ringRef: GrantRef;
   readonly port: EvtchnPort;
 }
 
 /**
- * Shares the rings with `peer` and waits for nobody yet. Fails with `usage` on impossible orders, with
- * `environment` when they pass gntalloc's limit, with `io` when the platform gives no pages or no port.
+ * Shares the rings with `peer` and does not wait for it yet. Fails with `usage` on impossible orders, with
+ * `environment` when they exceed gntalloc's limit, with `io` when the platform provides no pages or no port.
  */
 export function openVchanServer(platform: Platform, options: VchanServerOptions): VchanServer {
   const { peer, orders, leftCounter = 0, rightCounter = 0 } = options;
@@ -76,7 +76,7 @@ export function openVchanServer(platform: Platform, options: VchanServerOptions)
     looks: options.looks,
     release: () => owned.dispose(),
   });
-  // A binding may deliver an event at once and stays masked until that is taken.
+  // A new binding may deliver an event at once, and stays masked until that event is taken.
   channels.unmask(port);
   return { endpoint, ringRef: page.refs[0], port };
 }

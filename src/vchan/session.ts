@@ -1,5 +1,5 @@
-// A vchan from its rendezvous to its end, for as many peers as are asked for: the control plane of `xentool
-// vchan`. Asynchronous and always responsive; a worker moves the bytes.
+// A vchan from its rendezvous to its end, for any number of peers: the control plane of `xentool vchan`. It is
+// asynchronous and always responsive; a worker moves the bytes.
 import { endsWithin, onAbort } from "../core/deadline.ts";
 import { XentoolError, type ErrorContext } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
@@ -30,13 +30,13 @@ export interface VchanSessionOptions {
   readonly spawnWorker: SpawnWorker;
   /** Ends everything in order. */
   readonly signal: AbortSignal;
-  /** Ends the plane, whatever it waits for. */
+  /** Ends the plane, whatever it is waiting for. */
   readonly force?: AbortSignal;
-  /** Bounds each wait for a peer; undefined: for ever. */
+  /** Limits each wait for a peer; undefined: for ever. */
   readonly timeoutMs?: number | undefined;
 }
 
-/** A connected vchan. What is done with it happens in the plane. */
+/** A connected vchan. All work on it happens in the plane. */
 export interface VchanConnection {
   readonly plane: Plane;
   readonly control: VchanControl;
@@ -46,7 +46,7 @@ export interface VchanConnection {
   readonly writeSize: number;
 }
 
-/** After this a key that has not changed is tried again: a server may have let another client go. */
+/** After this, keys that have not changed are tried again: the server may have let another client go. */
 const RETRY_MS = 1000;
 
 export class VchanSession implements AsyncDisposable {
@@ -66,8 +66,8 @@ export class VchanSession implements AsyncDisposable {
   }
 
   /**
-   * Connects to xenstore and starts the worker. Fails with `environment` when the peer's domain does not exist
-   * or may not be this one.
+   * Connects to xenstore and starts the worker. Fails with `environment` when the peer's domain does not exist, or is
+   * this domain, which is not allowed.
    */
   static async open(options: VchanSessionOptions, role: VchanRole): Promise<VchanSession> {
     const { platform, place } = options;
@@ -80,7 +80,7 @@ export class VchanSession implements AsyncDisposable {
     const { timeoutMs } = options;
     const xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
     try {
-      // Who may not ask finds out when nobody comes.
+      // An end that may not ask finds out only because nobody comes.
       if ((await domainExists(xenstore, peer)) === false)
         throw new XentoolError("environment", `there is no domain ${peer}`, { domid: peer });
       return new VchanSession(options, xenstore);
@@ -91,9 +91,9 @@ export class VchanSession implements AsyncDisposable {
   }
 
   /**
-   * Serves one client with fresh rings: waits for it, runs `body`, and takes everything back. Undefined when it
-   * was stopped before a client came. Fails with `timeout` when none came in time, with `environment` when none
-   * can come any more.
+   * Serves one client with fresh rings: waits for it, runs `body`, and releases everything. Returns undefined when
+   * stopped before a client came. Fails with `timeout` when none came in time, with `environment` when none can come
+   * any more.
    */
   async serve<T>(orders: VchanOrders, body: (vchan: VchanConnection) => Promise<T>): Promise<T | undefined> {
     const { platform, place } = this.#options;
@@ -120,8 +120,8 @@ export class VchanSession implements AsyncDisposable {
   }
 
   /**
-   * Connects to the server and runs `body`. With `wait` a server that is not there yet, or died and left its
-   * keys, or has another client, is waited for. Undefined when it was stopped before there was one.
+   * Connects to the server and runs `body`. With `wait`, it waits for a server that does not exist yet, that died and
+   * left its keys, or that has another client. Returns undefined when stopped before it had connected.
    */
   async connect<T>(wait: boolean, body: (vchan: VchanConnection) => Promise<T>): Promise<T | undefined> {
     const peer = this.#options.place.server;
@@ -138,7 +138,7 @@ export class VchanSession implements AsyncDisposable {
         role: "client" as const,
         peer,
       };
-      // Who speaks of an end is a server of ours.
+      // Only our own servers speak end words, and they keep their keys until they close.
       return await this.#watched({ role: "client", keys, keepsKeys: peerSpeaksOfEnd }, () =>
         body(connection),
       );
@@ -147,7 +147,7 @@ export class VchanSession implements AsyncDisposable {
     }
   }
 
-  /** Waits for a connection to a listening socket; undefined when stopped. Fails as `serve` does. */
+  /** Waits for a connection to a listening socket; undefined when stopped. Fails like `serve`. */
   async accept(listener: number, name: string): Promise<number | undefined> {
     this.#begin();
     await using limit = await this.#limitWait(`no connection to ${name}`);
@@ -181,7 +181,7 @@ export class VchanSession implements AsyncDisposable {
     }
   }
 
-  /** False when stopped. The keys are watched: without them nobody can come. */
+  /** False when stopped. The keys are watched, because no client can come without them. */
   async #clientComes(keys: VchanKeys): Promise<boolean> {
     const { place } = this.#options;
     await using limit = await this.#limitWait(`no client in domain ${place.client}`);
@@ -203,7 +203,10 @@ export class VchanSession implements AsyncDisposable {
     return WaitLimit.start({ xenstore: this.#xenstore, peer, timeoutMs, what, ...(context && { context }) });
   }
 
-  /** The worker's waiting, which ends with undefined or false when it is stopped; fails as `limit` says. */
+  /**
+   * Waits in the worker. The result is undefined or false when the wait was stopped; fails with the reason of
+   * `limit`.
+   */
   async #inWorker<T>(limit: WaitLimit, waiting: () => Promise<T>): Promise<T> {
     using _ = onAbort(limit.signal, () => this.control.stop());
     const came = await waiting();
@@ -247,7 +250,7 @@ class KeyChanges implements AsyncDisposable {
   #changed = Promise.withResolvers<void>();
   #unwatch: (() => unknown) | undefined;
 
-  /** Without a place nothing ever changes. */
+  /** Without a place, nothing ever changes. */
   static async watch(xenstore: Xenstore, place: VchanPlace | undefined): Promise<KeyChanges> {
     const changes = new KeyChanges();
     if (place !== undefined)
@@ -255,7 +258,7 @@ class KeyChanges implements AsyncDisposable {
     return changes;
   }
 
-  /** Waits until something has changed since the last time, `timeoutMs` has passed, or `signal` fires. */
+  /** Waits until something has changed since the last call, `timeoutMs` has passed, or `signal` fires. */
   async next(timeoutMs: number, signal: AbortSignal): Promise<void> {
     await endsWithin(timeoutMs, this.#changed.promise, signal);
     this.#changed = Promise.withResolvers<void>();

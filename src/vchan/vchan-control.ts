@@ -1,4 +1,4 @@
-// What of a vchan's control page means what: two flags one way, byte counts the other way.
+// The layout of a vchan's control page: two flags one way, byte and event counts the other way.
 import type { ControlPage } from "../plane/control-page.ts";
 import type { VchanCounts } from "./endpoint.ts";
 
@@ -17,7 +17,7 @@ export class VchanControl {
     return this.page.wakeFd;
   }
 
-  /** Asks the plane to end what it does, soon and in order. */
+  /** Asks the plane to end its current work, soon and in order. */
   stop(): void {
     this.page.raise(STOP);
   }
@@ -27,7 +27,7 @@ export class VchanControl {
     this.page.raise(PEER_DEAD);
   }
 
-  /** For a new session on the same plane. */
+  /** Prepares for a new session on the same plane. */
   reset(): void {
     this.page.reset();
   }

@@ -1,4 +1,4 @@
-// What the control side of a vchan orders its plane to do, one order at a time, and what comes of it. All of it is
+// What the control side of a vchan orders its plane to do, one order at a time, and the results. All of it is
 // structured-cloneable.
 import type { Domid } from "../core/types.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
@@ -8,14 +8,14 @@ import type { RelayOptions, RelayResult } from "./relay.ts";
 import type { VchanKeys } from "./rendezvous.ts";
 
 export type VchanTask =
-  /** Share the rings: gives the keys. */
+  /** Share the rings: returns the keys. */
   | {
       readonly op: "serve";
       readonly platform: PlatformDescriptor;
       readonly peer: Domid;
       readonly orders: VchanOrders;
     }
-  /** Wait for the client: gives false when stopped before it came. */
+  /** Wait for the client: returns false when stopped before it came. */
   | { readonly op: "await-client" }
   /** Connect to a server. */
   | {
@@ -24,13 +24,13 @@ export type VchanTask =
       readonly peer: Domid;
       readonly keys: VchanKeys;
     }
-  /** Wait for a connection to a listening socket: gives its descriptor, or undefined when stopped. */
+  /** Wait for a connection to a listening socket: returns its descriptor, or undefined when stopped. */
   | { readonly op: "accept"; readonly listener: number }
   | ({ readonly op: "relay" } & RelayOptions)
-  /** Answer a benchmark's jobs until the peer closes: gives how many. */
+  /** Serve a benchmark's jobs until the peer closes: returns how many. */
   | { readonly op: "bench-serve" }
   | { readonly op: "bench-run"; readonly job: BenchJob; readonly timeoutMs: number | undefined }
-  /** Tell the peer that we are gone and give everything back. */
+  /** Tell the peer that we are gone and release everything. */
   | { readonly op: "close" };
 
 export interface VchanResults {
@@ -48,7 +48,7 @@ export interface VchanResults {
   readonly close: undefined;
 }
 
-/** The type of the orders with this `op`, for `Plane.carryOut`. They report nothing. */
+/** The type of the orders with this `op`, for `Plane.carryOut`. They send no reports. */
 export interface VchanOrder<Op extends VchanTask["op"] = VchanTask["op"]> {
   readonly order: Extract<VchanTask, { op: Op }>;
   readonly report: never;

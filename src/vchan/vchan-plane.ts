@@ -1,5 +1,5 @@
-// The plane of a vchan: it owns the endpoint and does what the control side orders, blocking in one place while it
-// does. Everything that moves bytes is callable without a thread of its own, too.
+// The plane of a vchan: it owns the endpoint and carries out what the control side orders, blocking in one place
+// meanwhile. Everything that moves bytes can also be called without a thread of its own.
 import { XentoolError } from "../core/errors.ts";
 import { errnoText, shim } from "../native/shim.ts";
 import type { CarryOut } from "../plane/answer.ts";
@@ -19,7 +19,7 @@ const LISTENER_READY = 1;
 
 let session: VchanPlaneSession | undefined;
 
-/** Carries out one order. What was opened stays open for the next. */
+/** Carries out one order. What it opened stays open for the next one. */
 export const carryOutVchanOrder: CarryOut<VchanOrder> = (task, page) => {
   session ??= new VchanPlaneSession(new VchanControl(page));
   return session.run(task);
@@ -72,7 +72,10 @@ export class VchanPlaneSession {
     return { readSize, writeSize, peerSpeaksOfEnd };
   }
 
-  /** The platform lives as long as the endpoint; it goes at once when there will be none. */
+  /**
+   * Opens an endpoint on a platform. The platform lives as long as the endpoint; if opening fails, it is closed at
+   * once.
+   */
   #open<T>(descriptor: PlatformDescriptor, open: (platform: Platform) => T): T {
     this.#close();
     const platform = openPlatform(descriptor);

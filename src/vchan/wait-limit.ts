@@ -1,4 +1,4 @@
-// When a wait for a peer has no sense any more: the time is up, the peer's domain is gone, or xenstored is.
+// Ends a wait for a peer that has become pointless: the time is up, or the peer's domain or xenstored is gone.
 import { XentoolError, type ErrorContext } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
 import type { Xenstore } from "../xenstore/client.ts";
@@ -11,7 +11,7 @@ export interface WaitLimitOptions {
   readonly timeoutMs: number | undefined;
   /** For the message when the time is up: what did not happen. */
   readonly what: string;
-  /** Of that error. */
+  /** The context of that error. */
   readonly context?: ErrorContext;
 }
 
@@ -19,7 +19,7 @@ export class WaitLimit implements AsyncDisposable {
   readonly #over = new AbortController();
   readonly #ends: (() => unknown)[] = [];
 
-  /** Counts from now on. Only the control domain is told of domains that go; others wait on. */
+  /** Counts from now on. Only the control domain learns that a domain is gone; others keep waiting. */
   static async start({ xenstore, peer, timeoutMs, what, context }: WaitLimitOptions): Promise<WaitLimit> {
     const limit = new WaitLimit();
     if (timeoutMs !== undefined) {
@@ -34,7 +34,7 @@ export class WaitLimit implements AsyncDisposable {
     return limit;
   }
 
-  /** Aborted when waiting is over, with the error as its reason. */
+  /** Aborted when the wait is over, with the error as its reason. */
   get signal(): AbortSignal {
     return this.#over.signal;
   }
@@ -44,13 +44,13 @@ export class WaitLimit implements AsyncDisposable {
     this.#over.abort(error);
   }
 
-  /** Runs `end` when nobody waits any more, whatever came of it. */
+  /** Runs `end` once nobody waits any more, whatever the outcome. */
   onceOver(end: () => unknown): void {
     this.#ends.push(end);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    // A watch cannot be ended where xenstored is gone, and need not be.
+    // Ending a watch fails when xenstored is gone, and is not needed then.
     await Promise.allSettled(this.#ends.splice(0).map(async (end) => await end()));
   }
 }
