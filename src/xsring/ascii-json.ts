@@ -1,6 +1,6 @@
-// JSON in which every character is printable ASCII: what a guest wrote may be shown on any terminal.
+// JSON in printable ASCII only, so that what a guest wrote can be shown on any terminal.
 
-/** `value` as JSON, everything outside printable ASCII as \uXXXX. */
+/** `value` as JSON, with everything outside printable ASCII as \uXXXX. */
 export function asciiJson(value: unknown, indent = 0): string {
   return JSON.stringify(value, undefined, indent).replaceAll(
     /[^\n\x20-\x7e]/g,

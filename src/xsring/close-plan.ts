@@ -1,5 +1,5 @@
-// What closing a ring would take, decided before anything is touched. Only a server that offers
-// RECONNECTION answers the guest's own way; what else there is costs more, and is refused unless asked for.
+// Decides what closing a ring would take, before anything is touched. Only a server that offers RECONNECTION supports
+// the guest's own way to close. The other methods cost more, and are refused unless asked for.
 import { XentoolError } from "../core/errors.ts";
 import { XENSTORE_RECONNECT } from "../protocol/xs-ring.ts";
 import { unansweredRequest } from "./exchanges.ts";
@@ -7,17 +7,17 @@ import type { RingReport } from "./report.ts";
 import { canReconnect } from "./verdict.ts";
 
 /**
- * handshake: `connection` = RECONNECT, answered by the server. reintroduce: XS_INTRODUCE once more, which C
- * xenstored since 4.17 takes as a new start. release: XS_RELEASE, then XS_INTRODUCE. poison: hvmloader's
- * fallback, which the server does not learn of.
+ * handshake: `connection` = RECONNECT, which the server acknowledges. reintroduce: a second XS_INTRODUCE, which C
+ * xenstored since 4.17 takes as a new start. release: XS_RELEASE, then XS_INTRODUCE. poison: hvmloader's fallback,
+ * which the server does not notice.
  */
 export const CLOSE_METHODS = ["handshake", "reintroduce", "release", "poison"] as const;
 export type CloseMethod = (typeof CLOSE_METHODS)[number];
 
-/** Who serves the ring, as far as it can be told without changing anything. */
+/** Who serves the ring, as far as we can tell without changing anything. */
 export interface ServerIdentity {
   readonly kind: "reconnecting" | "xenstored" | "unknown";
-  /** What was seen, for messages. */
+  /** What was observed, for messages. */
   readonly evidence: string;
 }
 
@@ -25,9 +25,9 @@ export interface CloseRequest {
   readonly domid: number;
   /** Undefined: the handshake, or a refusal. */
   readonly method: CloseMethod | undefined;
-  /** Allows what destroys state that cannot be had back. */
+  /** Allows methods that destroy state which cannot be restored. */
   readonly force: boolean;
-  /** It is this domain's own ring: there is no toolstack to ask. */
+  /** The ring is this domain's own: there is no toolstack to ask. */
   readonly isSelf: boolean;
 }
 
@@ -36,13 +36,16 @@ export interface ClosePlan {
   readonly destructive: boolean;
   /** What will be done, in order. */
   readonly steps: readonly string[];
-  /** What follows from it for the guest. */
+  /** The consequences for the guest. */
   readonly risks: readonly string[];
 }
 
 const DESTRUCTIVE: ReadonlySet<CloseMethod> = new Set(["release", "poison"]);
 
-/** Decides. Fails with `protocol` when the ring cannot be closed so, with the reason and what is left to do. */
+/**
+ * Decides how to close the ring. Fails with `protocol` when that method cannot be used; the message has the reason
+ * and the remaining methods.
+ */
 export function planClose(report: RingReport, server: ServerIdentity, request: CloseRequest): ClosePlan {
   const method = request.method ?? "handshake";
   const obstacle = obstacleTo(method, report, server, request);
@@ -71,7 +74,7 @@ function refusal(
   return new XentoolError("protocol", text, { domid: request.domid, method });
 }
 
-/** Why `method` cannot or must not be used; undefined: it can. */
+/** Why `method` cannot or must not be used; undefined when it can. */
 function obstacleTo(
   method: CloseMethod,
   report: RingReport,
@@ -109,7 +112,7 @@ function obstacleToHandshake(report: RingReport, server: ServerIdentity): string
   return undefined;
 }
 
-/** C xenstored frees a half-read request and goes on using it (a bug from 2016 on): none may be under way. */
+/** C xenstored frees a half-read request and keeps using it (a bug since 2016), so no request may be in progress. */
 function obstacleToReintroduction(report: RingReport, server: ServerIdentity): string | undefined {
   if (server.kind !== "xenstored")
     return `only C xenstored takes a second INTRODUCE as a new start (${server.evidence})`;

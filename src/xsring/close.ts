@@ -1,5 +1,5 @@
-// Closes a ring as planned, and makes sure of it. What was begun and is not answered is taken back where
-// that is possible, so that a failed close leaves the ring as it was.
+// Closes a ring as planned and verifies the result. A request that the server does not acknowledge is taken back
+// where possible, so that a failed close leaves the ring as it was.
 import { XentoolError } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
 import type { Platform } from "../platform/platform.ts";
@@ -22,34 +22,34 @@ import { pauseGuest } from "./guest-pause.ts";
 import { inspectRing, type RingReport } from "./report.ts";
 import { canReconnect } from "./verdict.ts";
 
-/** What a close works on. */
+/** The ring to close and the means to do so. */
 export interface CloseTarget {
   readonly domid: Domid;
   readonly page: XsRingPage;
-  /** Sends the server an event: only in the guest itself. */
+  /** Sends the server an event; only available in the guest itself. */
   readonly notify: (() => void) | undefined;
-  /** The toolstack's means: not in the guest itself. */
+  /** The toolstack's means; not available in the guest itself. */
   readonly toolstack: { readonly platform: Platform; readonly xenstore: Xenstore } | undefined;
 }
 
 export interface CloseOptions {
   readonly timeoutMs: number;
   readonly signal: AbortSignal;
-  /** A node that the guest watches: rewritten with its own value, it makes oxenstored touch the ring. */
+  /** A node that the guest watches. Rewriting it with its own value makes oxenstored touch the ring. */
   readonly kickPath: string | undefined;
 }
 
 export interface CloseResult {
   readonly method: CloseMethod;
   readonly elapsedMs: number;
-  /** The ring afterwards. */
+  /** The ring after the close. */
   readonly report: RingReport;
 }
 
 const LOOK_MS = 2;
 const KICK_MS = 1000;
 
-/** Tells servers apart by what they offer on the ring, and by C xenstored's `help`. */
+/** Tells servers apart by what they offer on the ring, and by whether they answer `help` as C xenstored does. */
 export async function identifyServer(
   report: RingReport,
   xenstore: Xenstore | undefined,
@@ -66,7 +66,10 @@ export async function identifyServer(
   }
 }
 
-/** Does what `plan` says. Fails with `timeout` when the server does not answer, `protocol` when it lies. */
+/**
+ * Carries out `plan`. Fails with `timeout` when the server does not answer, with `protocol` when the ring is wrong
+ * afterwards.
+ */
 export async function closeRing(
   plan: ClosePlan,
   target: CloseTarget,
@@ -100,7 +103,7 @@ async function reintroduce(target: CloseTarget, options: CloseOptions): Promise<
   const store = await storeAddress(xenstore, domid);
   const guest = await pauseGuest(platform, domid);
   try {
-    // The guest may have sent something until it was paused.
+    // The guest may have sent something before it was paused.
     const request = { domid, method: "reintroduce", force: false, isSelf: false } as const;
     const report = inspectRing(page);
     planClose(report, await identifyServer(report, xenstore), request);
@@ -132,7 +135,10 @@ async function release(target: CloseTarget): Promise<void> {
   }
 }
 
-/** One that was released already, by a close that was cut short, still wants its introduction. */
+/**
+ * Releases the domain. ENOENT means that an interrupted close has released it already; it still needs its
+ * introduction.
+ */
 async function releaseOnce(xenstore: Xenstore, domid: Domid): Promise<void> {
   try {
     await xenstore.release(domid);
@@ -151,7 +157,7 @@ async function poison(target: CloseTarget): Promise<void> {
   }
 }
 
-/** As hvmloader, poison first: a server that comes in between finds no packet. */
+/** Poisons before it resets, as hvmloader does, so that a server that reads in between finds no packet. */
 function fillWithPoison(page: XsRingPage): void {
   for (const stream of [XsRingStream.requests(page), XsRingStream.responses(page)]) {
     stream.fill(XS_RING_POISON);
@@ -164,12 +170,12 @@ function toolstackOf({ toolstack }: CloseTarget): NonNullable<CloseTarget["tools
   return toolstack;
 }
 
-/** Whether it was `from` and is `to` now. */
+/** Changes `connection` atomically. False when it was not `from`. */
 function setConnection(page: XsRingPage, from: number, to: number): boolean {
   return Atomics.compareExchange(page.words, XS_RING_CONNECTION >> 2, from, to) === from;
 }
 
-/** Waits for the server to clear the flag. When it does not, a flag of ours is taken back. */
+/** Waits for the server to clear RECONNECT. If it does not, a RECONNECT that we set is taken back. */
 async function untilAnswered(
   { page, domid }: CloseTarget,
   { timeoutMs, signal }: CloseOptions,
@@ -206,8 +212,8 @@ function noAnswer(domid: number, timeoutMs: number, isOurs: boolean): XentoolErr
 }
 
 /**
- * Makes the server look at the ring. In the guest an event does it. From outside oxenstored touches a ring
- * only to write an event of a watch into it; else it scans all rings every 20 to 35 seconds.
+ * Makes the server look at the ring. In the guest, an event is enough. From outside, oxenstored touches a ring only
+ * to write a watch event into it; otherwise it scans all rings every 20 to 35 seconds.
  */
 async function kick({ notify, toolstack, domid }: CloseTarget, path: string | undefined): Promise<void> {
   notify?.();
@@ -244,7 +250,7 @@ async function storeAddress(xenstore: Xenstore, domid: number): Promise<StoreAdd
   return { frame, port };
 }
 
-/** A closed ring is connected and sane, and begins anew; a guest that lives may have used it since. */
+/** Checks that the closed ring is connected, sane and begins anew. A running guest may have used it since. */
 function verify(
   before: RingReport,
   { words, requests, responses, verdict }: RingReport,

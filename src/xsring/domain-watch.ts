@@ -1,4 +1,4 @@
-// Tells when a domain whose ring is looked at is gone: the page stays readable, and says nothing of it.
+// Notices when a domain whose ring we look at is gone: its page stays readable and does not show it.
 import { describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import type { Domid } from "../core/types.ts";
@@ -7,7 +7,7 @@ import { Xenstore } from "../xenstore/client.ts";
 
 const log = moduleLogger("xsring");
 
-/** Watches from its making on, and waits for nobody: xenstored may be what is wrong. */
+/** Watches as soon as it is constructed, without making anyone wait: xenstored may be what is wrong. */
 export class DomainWatch {
   readonly #gone = new AbortController();
   readonly #lost = new AbortController();
@@ -23,12 +23,12 @@ export class DomainWatch {
     );
   }
 
-  /** Fires when the domain that was there is gone. Never where there was no xenstored to say so. */
+  /** Fires when a domain that existed is gone. Never fires where no xenstored could report it. */
   get gone(): AbortSignal {
     return this.#gone.signal;
   }
 
-  /** Fires, with the error, when xenstored goes away, who would have said so. */
+  /** Fires, with the error, when xenstored goes away and so can no longer report the end of the domain. */
   get lost(): AbortSignal {
     return this.#lost.signal;
   }
@@ -43,7 +43,7 @@ export class DomainWatch {
     this.#xenstore = xenstore;
     if (this.#isClosed) return xenstore.close();
     xenstore.onClose((error) => this.#lost.abort(error));
-    // Asked before, so that none goes between the watch and its first look.
+    // Ask before watching, so that the domain cannot go unnoticed between the watch and its first callback.
     let wasThere = await xenstore.isDomainIntroduced(domid);
     await xenstore.watch("@releaseDomain", async () => {
       const isThere = await xenstore.isDomainIntroduced(domid);

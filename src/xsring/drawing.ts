@@ -1,4 +1,4 @@
-// A ring page as a drawing in plain ASCII: two bars with their indices, what waits, and the history.
+// A ring page as a drawing in plain ASCII: two bars with their indices, the waiting packets, and the history.
 import type { RingFragment, RingPacket, RingStreamView } from "../protocol/xs-ring-view.ts";
 import { typeText } from "../protocol/xs-content.ts";
 import { XS_RING_BYTES } from "../protocol/xs-ring.ts";
@@ -12,13 +12,13 @@ const WAITING_MAX = 12;
 const CELL_BYTES = XS_RING_BYTES / CELLS;
 
 export interface DrawingOptions {
-  /** Whose ring it is, for the first line. */
+  /** The owner of the ring, for the first line. */
   readonly title: string;
-  /** The last so many exchanges of the history; 0: none. */
+  /** How many of the last exchanges to show; 0: none. */
   readonly historyMax: number;
 }
 
-/** The lines of the drawing. No line holds a character outside printable ASCII. */
+/** The lines of the drawing. All of them are printable ASCII. */
 export function drawRing(report: RingReport, options: DrawingOptions): string[] {
   const { words } = report;
   const features = featureNames(words.serverFeatures).join(" ");
@@ -85,7 +85,7 @@ function cells(stream: RingStreamView): string {
   return bar.join("");
 }
 
-/** Both labels under their pointers: one line when they are one, else two. */
+/** Both labels under their pointers, one per line, the rightmost pointer's first. */
 function labels(marks: readonly { cell: number; label: string }[]): string[] {
   const [first, second] = marks.toSorted((a, b) => b.cell - a.cell) as [
     (typeof marks)[number],
@@ -95,7 +95,7 @@ function labels(marks: readonly { cell: number; label: string }[]): string[] {
   return [place(first.cell, first.label), place(second.cell, second.label)];
 }
 
-/** The label begins under its pointer, or ends there where the line has no room. */
+/** Starts the label under its pointer, or ends it there when the line has no room. */
 function place(cell: number, label: string): string {
   const start = cell + label.length <= CELLS ? cell : Math.max(0, cell - label.length + 1);
   return `   ${" ".repeat(start)}${label}`;

@@ -1,10 +1,10 @@
-// Requests and their replies, put together from what is left of both streams. A server answers in order and
-// the request's id and type come back; hvmloader's ids are all 0, so pairs are made from the newest on.
+// Pairs requests with their replies, from what is left of both streams. A server answers in order, and its reply
+// repeats the request's id and type. hvmloader's ids are all 0, so the pairing starts from the newest.
 import type { RingFragment, RingPacket, RingStreamView } from "../protocol/xs-ring-view.ts";
 import type { XsHeader } from "../protocol/xs-content.ts";
 import { XS_ERROR, XS_WATCH_EVENT } from "../protocol/xs-wire.ts";
 
-/** A request and its reply, or one of them alone; a watch event is a reply without a request. */
+/** A request and its reply, or one of them alone. A watch event is a reply without a request. */
 export interface Exchange {
   readonly request: RingPacket | undefined;
   readonly reply: RingPacket | undefined;
@@ -19,7 +19,7 @@ export function answers(reply: XsHeader, request: XsHeader): boolean {
   );
 }
 
-/** The consumed requests and all replies that can be seen, oldest first. */
+/** Pairs the consumed requests with all replies that are visible, oldest first. */
 export function pairUp(requests: readonly RingPacket[], replies: readonly RingPacket[]): Exchange[] {
   const open = [...requests];
   const exchanges: Exchange[] = [];
@@ -29,7 +29,7 @@ export function pairUp(requests: readonly RingPacket[], replies: readonly RingPa
       exchanges.push({ request: undefined, reply });
       continue;
     }
-    // Younger requests than the one that was answered have no reply yet.
+    // Requests younger than the answered one have no reply yet.
     for (const request of open.splice(match).toReversed())
       exchanges.push({ request, reply: answers(reply.header, request.header) ? reply : undefined });
   }
@@ -38,8 +38,8 @@ export function pairUp(requests: readonly RingPacket[], replies: readonly RingPa
 }
 
 /**
- * The last request that the server took, when it has certainly not answered it: what is left of the
- * responses reaches back far enough to hold the answer, and does not.
+ * The last request that the server took, if it certainly has not answered it: what is left of the responses reaches
+ * back far enough to hold the answer, and does not.
  */
 export function unansweredRequest(
   requests: RingStreamView,

@@ -1,16 +1,16 @@
-// Holds a guest still while its ring is changed behind its back. On real Xen that is the toolstack's `xl`;
-// the guests of a simulated host have no virtual processors that could be paused.
+// Holds a guest still while its ring is changed behind its back. On real Xen the toolstack's `xl` does it; guests of
+// a simulated host have no virtual processors to pause.
 import { XentoolError } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
 import type { Platform } from "../platform/platform.ts";
 
 export interface PausedGuest {
-  /** False where the platform cannot. */
+  /** False where the platform cannot pause guests. */
   readonly isPaused: boolean;
   resume(): Promise<void>;
 }
 
-/** Pauses `domid` until `resume`. Fails with `environment` when xl does. */
+/** Pauses `domid` until `resume`. Fails with `environment` when xl fails. */
 export async function pauseGuest(platform: Platform, domid: Domid): Promise<PausedGuest> {
   if (platform.name !== "xen") return { isPaused: false, resume: () => Promise.resolve() };
   await xl("pause", domid);

@@ -1,5 +1,5 @@
-// Packets as people read them: like strace's system calls. Everything from a guest is escaped and bounded,
-// whatever it is, so that no terminal ever gets a control character of a guest's.
+// Packets in human-readable form, like strace's system calls. Everything from a guest is escaped and bounded, so that
+// no terminal ever gets a control character from a guest.
 import { escapeText } from "../core/log.ts";
 import { readContent, typeText, type XsDirection, type XsHeader } from "../protocol/xs-content.ts";
 import { XS_ERROR, XS_WATCH_EVENT } from "../protocol/xs-wire.ts";
@@ -7,24 +7,24 @@ import { XS_ERROR, XS_WATCH_EVENT } from "../protocol/xs-wire.ts";
 /** Characters shown of each string by default. */
 export const STRING_LIMIT = 64;
 
-/** Text in printable ASCII, cut at `limit` characters. */
+/** The text in printable ASCII, cut at `limit` characters. */
 export function printable(text: string, limit = STRING_LIMIT): string {
   return `${escapeText(text.slice(0, limit), limit)}${text.length > limit ? "..." : ""}`;
 }
 
-/** The same in quotes, as C has them: the dots of a cut come after. */
+/** Like `printable`, in double quotes as in C; the dots of a cut come after the closing quote. */
 export function quote(text: string, limit = STRING_LIMIT): string {
   const shown = printable(text.slice(0, limit), limit).replaceAll('"', '\\"');
   return `"${shown}"${text.length > limit ? "..." : ""}`;
 }
 
-/** `READ("name")`, with the transaction when there is one. */
+/** `READ("name")`, plus the transaction if there is one. */
 export function requestText(header: XsHeader, payload: Uint8Array, limit = STRING_LIMIT): string {
   const transaction = header.txId === 0 ? "" : `, tx ${header.txId}`;
   return `${typeText(header.type)}(${contentText("request", header.type, payload, limit)}${transaction})`;
 }
 
-/** What a reply gives: `"guest"`, `OK`, `ENOENT`. */
+/** What a reply returns: `"guest"`, `OK`, `ENOENT`. */
 export function replyText(header: XsHeader, payload: Uint8Array, limit = STRING_LIMIT): string {
   const { values } = readContent("response", header.type, payload);
   if (header.type === XS_ERROR) return printable(values[0] ?? "", limit);
@@ -32,14 +32,14 @@ export function replyText(header: XsHeader, payload: Uint8Array, limit = STRING_
   return values.length === 0 ? "nothing" : contentText("response", header.type, payload, limit);
 }
 
-/** A response that stands alone: a watch event, or the reply to a request that was not seen. */
+/** A response on its own: a watch event, or the reply to a request that was not seen. */
 export function responseText(header: XsHeader, payload: Uint8Array, limit = STRING_LIMIT): string {
   return header.type === XS_WATCH_EVENT
     ? `WATCH_EVENT(${contentText("response", header.type, payload, limit)})`
     : `${typeText(header.type)} = ${replyText(header, payload, limit)}`;
 }
 
-/** At most so many strings of one packet are shown: a directory may have a thousand names. */
+/** Limits the strings shown per packet: a directory may have a thousand names. */
 const STRINGS_MAX = 16;
 
 function contentText(direction: XsDirection, type: number, payload: Uint8Array, limit: number): string {

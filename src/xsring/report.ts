@@ -1,4 +1,4 @@
-// Everything that a look at a ring page tells, and the same as plain data for JSON.
+// Everything that a look at a ring page shows, also as plain data for JSON.
 import { readContent, typeText, type XsHeader } from "../protocol/xs-content.ts";
 import {
   copyRingAtRest,
@@ -34,7 +34,7 @@ export interface RingReport {
   readonly verdict: Verdict;
 }
 
-/** A report on a copy of a page. Any bytes will do; it never throws. */
+/** A report on a copy of a page. It accepts any bytes and never throws. */
 export function reportOn(copy: RingCopy): RingReport {
   const requests = viewRequests(copy);
   const responses = viewResponses(copy);
@@ -55,8 +55,8 @@ export function inspectRing(page: XsRingPage): RingReport {
 }
 
 /**
- * A report on a live page that tells a ring where somebody is stuck from one that is merely in use: while
- * somebody waits it looks again, for up to `settleMs`, and what moves on is healthy.
+ * A report on a live page that distinguishes a ring where somebody is stuck from one that is merely in use. While
+ * somebody waits it looks again, for up to `settleMs`; a ring that moves on is healthy.
  */
 export async function inspectSettled(page: XsRingPage, settleMs: number): Promise<RingReport> {
   const first = inspectRing(page);
@@ -81,7 +81,7 @@ function hasMoved(page: XsRingPage, { words }: RingReport): boolean {
   );
 }
 
-/** The layouts are the same; only poison and values that one of them does not have tell them apart. */
+/** The layouts are the same. Only the poison, and values that one of them does not have, tell them apart. */
 function generationOf(words: RingWords, poison: Poison | undefined): RingGeneration {
   if (poison === "deadbeef") return "rfc-2014";
   if (poison === "0xff" || words.serverFeatures > 1 || words.error !== 0 || words.evtchnPort !== 0)
@@ -89,7 +89,7 @@ function generationOf(words: RingWords, poison: Poison | undefined): RingGenerat
   return "unknown";
 }
 
-/** Stable field names. Every string is bytes, a character each (ISO 8859-1). */
+/** The report with stable field names. Strings are bytes, one character each (ISO 8859-1). */
 export function reportAsJson(report: RingReport): Record<string, unknown> {
   const { words, verdict } = report;
   return {
@@ -138,7 +138,7 @@ function packetAsJson(
   return { at, ...contentOf(direction, header, payload) };
 }
 
-/** A packet's header and payload with stable field names; also what `xsring trace` prints. */
+/** A packet's header and payload with stable field names; `xsring trace` prints the same. */
 export function contentOf(
   direction: RingStreamView["direction"],
   header: XsHeader | undefined,

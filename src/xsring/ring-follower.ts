@@ -1,13 +1,13 @@
-// A ring as it is followed from outside: each look gives the records of what happened since the last. The
-// ring is only read. A ring that starts anew is noticed by its indices and by its poison.
+// Follows a ring from outside: each look returns the records of what happened since the last one. The ring is only
+// read. Its indices and its poison show when it starts anew.
 import type { XsDirection, XsHeader } from "../protocol/xs-content.ts";
 import { viewRequests, viewResponses, type RingCopy, type RingWords } from "../protocol/xs-ring-view.ts";
 import { StreamFollower, type Followed } from "./stream-follower.ts";
 
-/** The words beside the indices; they change rarely. */
+/** The words beside the indices; they rarely change. */
 export type StateWords = Pick<RingWords, "serverFeatures" | "connection" | "error">;
 
-/** What happened, and when: microseconds since 1970. What `--write` keeps. */
+/** What happened and when, in microseconds since 1970. `--write` saves these records. */
 export type TraceRecord = { readonly timeUs: number } & (
   | {
       readonly kind: "packet";
@@ -18,14 +18,14 @@ export type TraceRecord = { readonly timeUs: number } & (
   | { readonly kind: "lost"; readonly direction: XsDirection; readonly bytes: number }
   | { readonly kind: "violation"; readonly direction: XsDirection; readonly reason: string }
   /**
-   * Both streams began anew; so many bytes of unfinished packets went with the old ones, and whatever else
-   * passed in the time since the look before.
+   * Both streams began anew. `bytes` of unfinished packets were lost with the old streams, along with anything that
+   * passed in the `unseenUs` since the previous look.
    */
   | { readonly kind: "reset"; readonly bytes: number; readonly unseenUs: number }
   | { readonly kind: "state"; readonly words: StateWords }
 );
 
-/** Whoever resets a ring has reset both streams after so long. */
+/** A reset of both streams is complete after this time. */
 const HALF_RESET_US_MAX = 100_000;
 
 export class RingFollower {
@@ -33,10 +33,10 @@ export class RingFollower {
   readonly #responses: StreamFollower;
   #state: StateWords;
   #lastLookUs: number;
-  /** Since when a reset was seen that is only half done. */
+  /** Since when a half-done reset has been seen. */
   #halfResetUs: number | undefined;
 
-  /** Begins with what waits in the ring at the time of `copy`, which was made at `timeUs`. */
+  /** Starts with what waits in the ring at the time of `copy`, which was made at `timeUs`. */
   constructor(copy: RingCopy, timeUs: number) {
     this.#lastLookUs = timeUs;
     this.#requests = new StreamFollower(viewRequests(copy));
@@ -48,10 +48,11 @@ export class RingFollower {
     return this.#state;
   }
 
-  /** What happened until `copy` was made, which was at `timeUs`. */
+  /** What happened until `copy` was made, at `timeUs`. */
   look(copy: RingCopy, timeUs: number): TraceRecord[] {
     const { words, after } = copy;
-    // A reset during the copy shows at the next look; what was copied is of neither ring.
+    // The ring was reset during the copy, which matches neither the old nor the new ring. The next look shows the
+    // reset.
     if (isBehind(after.reqProd, words.reqProd) || isBehind(after.rspProd, words.rspProd)) return [];
     const records: TraceRecord[] = [];
     const state = stateOf(words);
@@ -91,14 +92,15 @@ function stateOf({ serverFeatures, connection, error }: RingWords): StateWords {
   return { serverFeatures, connection, error };
 }
 
-/** Whether a producer stands before where it stood: indices only go on, unless their ring starts anew. */
+/** Whether a producer is behind its earlier position: indices only advance, unless their ring starts anew. */
 function isBehind(prod: number, before: number): boolean {
   return ((prod - before) | 0) < 0;
 }
 
 /**
- * One stream is at 0 and the other is not: whoever resets them may be between the two. A new request may
- * wait for its reply, though, so where the requests go second, only what stands exactly where it stood counts.
+ * Whether one stream is at 0 and the other is not, so that a reset may be half done. A new request may also be
+ * waiting for its reply, so when the responses were reset first, the requests count as not yet reset only if their
+ * producer has not moved at all.
  */
 function isHalfReset(requests: StreamFollower, responses: StreamFollower, words: RingWords): boolean {
   const { reqProd, rspProd } = words;

@@ -1,5 +1,5 @@
-// Where a ring page comes from: another domain's reserved grant reference 1, which the domain's builder gave
-// to the xenstore domain; our own domain's ring, where the platform lets us; or a file with a page in it.
+// Where a ring page comes from: another domain's reserved grant reference 1, which its builder granted to the
+// xenstore domain; our own domain's ring, where the platform allows it; or a file that holds a page.
 import { readFile } from "node:fs/promises";
 import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE, type Domid } from "../core/types.ts";
@@ -9,20 +9,20 @@ import type { XsRingPage } from "../protocol/xs-ring.ts";
 /** GNTTAB_RESERVED_XENSTORE of public/grant_table.h. */
 const GNTTAB_RESERVED_XENSTORE = 1;
 
-/** Up to here the fields go; the rest of a page may be missing in a file. */
+/** The fields end here; a file may lack the rest of the page. */
 const RING_BYTES_MIN = 2080;
-/** More than a page in hexadecimal, with offsets and characters beside it, takes. */
+/** More than a hexadecimal dump of a page takes, offsets and characters included. */
 const FILE_BYTES_MAX = 64 * 1024;
 
-/** A ring page that is to be given back. */
+/** A ring page that must be closed. */
 export interface OpenRingPage {
   readonly page: XsRingPage;
   close(): void;
 }
 
 /**
- * Maps the ring of `domid`. Fails with `environment` when the domain does not exist, its entry was
- * overwritten, or xenstore lives in another domain than ours, which then has the grant.
+ * Maps the ring of `domid`. Fails with `environment` when the domain does not exist, its grant entry was overwritten,
+ * or xenstore runs in another domain than ours, which then holds the grant.
  */
 export function openDomainRing(platform: Platform, domid: Domid, access: Access): OpenRingPage {
   if (domid === platform.domid) {
@@ -44,7 +44,7 @@ export function openDomainRing(platform: Platform, domid: Domid, access: Access)
   }
 }
 
-/** The page in a file, raw or as hexadecimal; "-" is stdin. Fails with `usage` when it holds none. */
+/** The page in a file, raw or hexadecimal; "-" is stdin. Fails with `usage` when the file holds no page. */
 export async function readRingFile(path: string): Promise<XsRingPage> {
   const bytes = path === "-" ? await readBounded(Bun.stdin.stream()) : await readNamed(path);
   return parseRingPage(bytes);
@@ -75,7 +75,7 @@ function tooLong(): XentoolError {
   return new XentoolError("usage", `a ring page is ${PAGE_SIZE} bytes; this is above ${FILE_BYTES_MAX}`);
 }
 
-/** A page from raw bytes, or from hexadecimal as xxd, hexdump -C and od -tx1 write it, or plain. */
+/** A page from raw bytes, or from hexadecimal: plain, or as written by xxd, hexdump -C and od -tx1. */
 export function parseRingPage(bytes: Uint8Array): XsRingPage {
   const isText =
     bytes.length > 0 &&
@@ -92,13 +92,13 @@ export function parseRingPage(bytes: Uint8Array): XsRingPage {
   return page;
 }
 
-/** A line of a dump: bytes, and where they go when it says so. */
+/** A line of a dump: bytes, and their offset if the line has one. */
 interface HexLine {
   readonly offset: number | undefined;
   readonly bytes: Uint8Array;
 }
 
-/** The page of a dump. A line `*` stands for repetitions of the line before. */
+/** The page in a dump. A line `*` stands for repetitions of the previous line. */
 function parseHex(text: string): Uint8Array | undefined {
   const page = new Uint8Array(PAGE_SIZE);
   let end = 0;

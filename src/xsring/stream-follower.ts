@@ -1,12 +1,12 @@
-// One stream of a ring as somebody sees it who only looks now and then: bytes become packets, and those that
-// were overwritten before they could be seen are counted, never guessed. After a loss the next boundary is
-// searched for; what lies before it counts as lost as well.
+// Follows one stream of a ring by looking at it now and then. Bytes become packets; those that were overwritten
+// before they were seen are counted, never guessed. After a loss it searches for the next boundary, and what lies
+// before that counts as lost as well.
 import { readHeader, type XsDirection, type XsHeader } from "../protocol/xs-content.ts";
 import { findPackets, streamBytes, type RingStreamView } from "../protocol/xs-ring-view.ts";
 import { XS_RING_BYTES } from "../protocol/xs-ring.ts";
 import { XS_HEADER_BYTES, XS_PAYLOAD_MAX } from "../protocol/xs-wire.ts";
 
-/** What was seen of a stream, in its order. */
+/** What was seen of a stream, in order. */
 export type Followed =
   | { readonly kind: "packet"; readonly header: XsHeader; readonly payload: Uint8Array }
   | { readonly kind: "lost"; readonly bytes: number }
@@ -18,12 +18,12 @@ export class StreamFollower {
   readonly direction: XsDirection;
   #next: number;
   #bytes: Uint8Array = new Uint8Array(0);
-  /** Whether `#bytes` begins at the boundary of a packet. */
+  /** Whether `#bytes` begins at a packet boundary. */
   #aligned: boolean;
-  /** Bytes of a packet that had begun before: to be skipped. */
+  /** Remaining bytes of a packet that had begun earlier; they are skipped. */
   #skip = 0;
 
-  /** Begins with what waits in `view` for its consumer. */
+  /** Starts with what waits in `view` for its consumer. */
   constructor(view: RingStreamView) {
     this.direction = view.direction;
     this.#next = view.usedBytes === undefined ? view.prod : view.cons;
@@ -34,14 +34,14 @@ export class StreamFollower {
     this.#skip = XS_HEADER_BYTES + crossing.header.length - crossing.takenBytes;
   }
 
-  /** Index of the first byte that was not looked at yet. */
+  /** Index of the first byte that has not been looked at yet. */
   get next(): number {
     return this.#next;
   }
 
   /**
-   * Takes what was produced until `prod`; `ring` was copied before the producer stood at `prodAfter`, so
-   * what that overwrote is not to be trusted.
+   * Takes what was produced up to `prod`. The copy `ring` was made before the producer reached `prodAfter`, so
+   * whatever it had overwritten by then cannot be trusted.
    */
   follow(ring: Uint8Array, prod: number, prodAfter: number): Followed[] {
     const followed: Followed[] = [];
@@ -62,7 +62,7 @@ export class StreamFollower {
     return followed;
   }
 
-  /** The stream starts anew, on a boundary. Answers how many bytes of an unfinished packet went with it. */
+  /** The stream starts anew, on a boundary. Returns how many bytes of an unfinished packet were lost. */
   restart(): number {
     const dropped = this.#bytes.length;
     this.#next = 0;
@@ -102,7 +102,7 @@ export class StreamFollower {
     this.#bytes = this.#bytes.subarray(at);
   }
 
-  /** Looks for a boundary in what is there. False: none yet. */
+  /** Looks for a boundary in the bytes so far. False: none yet. */
   #align(followed: Followed[]): boolean {
     const found = findPackets(this.direction, this.#bytes, 0);
     const first = found?.packets[0];

@@ -1,5 +1,6 @@
-// Records of a ring as events for people and scripts: replies find their requests, which gives latencies, and
-// filters leave out what nobody asked for. Latencies are as exact as the looks at the ring are frequent.
+// Turns the records of a ring into events for people and scripts. Replies are matched with their requests, which
+// yields latencies, and filters leave out what was not asked for. Latencies are only as exact as the looks at the
+// ring are frequent.
 import { readContent, typeText, type XsDirection, type XsHeader } from "../protocol/xs-content.ts";
 import { XS_WATCH_EVENT } from "../protocol/xs-wire.ts";
 import { answers } from "./exchanges.ts";
@@ -14,13 +15,13 @@ export interface SeenPacket {
 
 export type TraceEvent =
   | { readonly kind: "request"; readonly timeUs: number; readonly packet: SeenPacket }
-  /** A request has waited for a while: people want to see it now. */
+  /** A request has been waiting for a while: people want to see it now. */
   | { readonly kind: "unfinished"; readonly timeUs: number; readonly request: SeenPacket }
   | {
       readonly kind: "reply";
       readonly timeUs: number;
       readonly packet: SeenPacket;
-      /** Undefined: it was not seen, because it was lost or came before the trace. */
+      /** Undefined: the request was not seen, because it was lost or came before the trace. */
       readonly request: SeenPacket | undefined;
       readonly wasUnfinished: boolean;
     }
@@ -43,9 +44,9 @@ export type TraceEvent =
   | { readonly kind: "state"; readonly timeUs: number; readonly words: StateWords };
 
 export interface TraceFilter {
-  /** Types by name, WATCH_EVENT included; undefined: all. */
+  /** Types by name, including WATCH_EVENT; undefined: all. */
   readonly types: ReadonlySet<string> | undefined;
-  /** Paths, with `*` for anything; undefined: all, also what is about no path. */
+  /** Paths, with `*` for anything; undefined: all, including packets without a path. */
   readonly path: string | undefined;
 }
 
@@ -63,13 +64,13 @@ interface Pending {
   unfinished: boolean;
 }
 
-/** A request is shown as unfinished when it has waited for so long. */
+/** A request that has waited this long is shown as unfinished. */
 const UNFINISHED_US = 100_000;
-/** A ring holds 64 requests; a server that answers none takes some more. */
+/** A ring holds 64 requests, and a server that does not answer can take more than that. */
 const PENDING_MAX = 4096;
 
 export class TraceEvents {
-  /** Everything that was seen, also what the filter leaves out. */
+  /** Everything that was seen, including what the filter leaves out. */
   readonly counts: TraceCounts = { requests: 0, replies: 0, watchEvents: 0, lostBytes: 0, resets: 0 };
   readonly #emit: (event: TraceEvent) => void;
   readonly #wants: (direction: XsDirection, packet: SeenPacket) => boolean;
@@ -107,7 +108,7 @@ export class TraceEvents {
     }
   }
 
-  /** It is `nowUs`: what has waited long is shown. */
+  /** Shows what has been waiting for long at `nowUs`. */
   tick(nowUs: number): void {
     for (const pending of this.#pending) {
       if (nowUs - pending.request.timeUs < UNFINISHED_US) return;
@@ -115,7 +116,7 @@ export class TraceEvents {
     }
   }
 
-  /** The trace ends: what still waits is shown. */
+  /** Ends the trace: shows what is still waiting. */
   end(nowUs: number): void {
     for (const pending of this.#pending) this.#showUnfinished(pending, nowUs);
   }
@@ -174,7 +175,7 @@ function compileFilter({
   };
 }
 
-/** `*` stands for any text, also with slashes in it. */
+/** `*` stands for any text, including slashes. */
 function globPattern(glob: string): RegExp {
   const parts = glob.split(/\*+/).map((part) => part.replace(/[^A-Za-z0-9_/@-]/g, "\\$&"));
   return new RegExp(`^${parts.join("[^]*")}$`);

@@ -1,8 +1,8 @@
-// A trace as a file: classic pcap with microseconds, link type 147 (LINKTYPE_USER0), so that capture tools
-// can count, cut and merge it. Each record is an 8-byte head, then what it is about:
-//   u8 version (1), u8 kind, u16 domid, u32 value; all little endian, as the xenstore packets are.
-// Kinds: 1 request, 2 response (a whole xenstore packet follows); 3 and 4 bytes lost of either (value);
-// 5 reset (value: bytes of unfinished packets; u32 microseconds since the look before follow); 6 state (u32
+// A trace as a file: classic pcap with microseconds, link type 147 (LINKTYPE_USER0), so that capture tools can count,
+// cut and merge it. Each record is an 8-byte header, then its content:
+//   u8 version (1), u8 kind, u16 domid, u32 value; all little-endian, like the xenstore packets.
+// Kinds: 1 request, 2 response (a whole xenstore packet follows); 3 and 4 bytes lost of requests or responses (value);
+// 5 reset (value: bytes of unfinished packets; u32 microseconds since the previous look follow); 6 state (u32
 // server_features, connection, error follow); 7 and 8 violation in requests or responses (text follows).
 import { XentoolError } from "../core/errors.ts";
 import { bytesToText, readHeader, type XsDirection } from "../protocol/xs-content.ts";
@@ -21,7 +21,7 @@ const SNAP_BYTES = HEAD_BYTES + XS_HEADER_BYTES + XS_PAYLOAD_MAX;
 const KIND = { packet: [1, 2], lost: [3, 4], reset: 5, state: 6, violation: [7, 8] } as const;
 const DIRECTIONS: readonly XsDirection[] = ["request", "response"];
 
-/** What a file begins with. */
+/** The header of a trace file. */
 export function traceFileHeader(): Uint8Array {
   const bytes = new Uint8Array(PCAP_HEADER_BYTES);
   const view = new DataView(bytes.buffer);
@@ -88,8 +88,8 @@ export interface ReadRecord {
 }
 
 /**
- * The records of a file that comes in pieces. Fails with `usage` when it is no such file, and with `io` when
- * it ends within a record: a trace that was killed loses its last one at most.
+ * The records of a file that arrives in pieces. Fails with `usage` when it is not a trace file, and with `io` when it
+ * ends within a record: a trace that was killed loses at most its last one.
  */
 export async function* readTrace(pieces: AsyncIterable<Uint8Array>): AsyncGenerator<ReadRecord> {
   let bytes: Uint8Array = new Uint8Array(0);
@@ -129,7 +129,7 @@ function checkHeader(bytes: Uint8Array): void {
   if (view.getUint32(20, true) !== LINKTYPE_USER0) throw notATrace("its link type is not 147");
 }
 
-/** Bytes of the record at `at` after its header; undefined: not there yet. */
+/** Size of the record at `at`, without its header; undefined: not there yet. */
 function recordSize(bytes: Uint8Array, at: number): number | undefined {
   if (bytes.length - at < RECORD_HEADER_BYTES) return undefined;
   const view = viewOf(bytes);

@@ -1,4 +1,4 @@
-// Events of a trace as lines: for people like strace's output, for scripts as JSON.
+// Events of a trace as lines: like strace's output for people, JSON for scripts.
 import { typeText } from "../protocol/xs-content.ts";
 import { printable, replyText, requestText, responseText } from "./packet-text.ts";
 import { contentOf } from "./report.ts";
@@ -7,7 +7,7 @@ import { connectionName, errorName, featureNames } from "./verdict.ts";
 
 const REASON_LIMIT = 200;
 
-/** The line of an event, without its time; undefined: it has none. `limit`: characters of each string. */
+/** The line of an event, without its time; undefined: it has none. `limit` is in characters per string. */
 export function eventText(event: TraceEvent, limit: number): string | undefined {
   switch (event.kind) {
     case "request":
@@ -34,14 +34,14 @@ export function eventText(event: TraceEvent, limit: number): string | undefined 
   }
 }
 
-/** What passed between the last look and the reset cannot be told any more, not even how much. */
+/** What passed between the last look and the reset cannot be recovered, not even how much it was. */
 function resetText({ bytes, unseenUs }: TraceEvent & { kind: "reset" }): string {
   const unfinished = bytes === 0 ? "" : `${bytes} bytes of unfinished packets went with it; `;
   const unseen = `what passed in the ${(unseenUs / 1e6).toFixed(6)} s before is not known`;
   return `-- the ring began anew; ${unfinished}${unseen}`;
 }
 
-/** When the line's event began: of a reply, its request's time. */
+/** When the event of a line began: for a reply, when its request was seen, unless that has been shown as unfinished. */
 export function lineTimeUs(event: TraceEvent): number {
   if (event.kind === "unfinished" || event.kind === "dropped") return event.request.timeUs;
   if (event.kind === "reply" && event.request !== undefined && !event.wasUnfinished)
@@ -69,7 +69,7 @@ function requestOf({ header, payload }: SeenPacket, limit: number): string {
   return requestText(header, payload, limit);
 }
 
-/** An event with stable field names; undefined for what only people need. Strings as in inspect's JSON. */
+/** An event with stable field names; undefined for events that only people need. Strings are as in inspect's JSON. */
 export function eventAsJson(event: TraceEvent): Record<string, unknown> | undefined {
   const base = { event: event.kind, timeUs: event.timeUs };
   switch (event.kind) {

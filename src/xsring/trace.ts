@@ -1,5 +1,5 @@
-// Follows a live ring: looks at it as often as it moves, and gives every record to a sink. Reading a page
-// disturbs nobody: no event is sent, nothing is written, and the server is not asked anything.
+// Follows a live ring: looks at it as often as it moves, and passes every record to a sink. Reading a page disturbs
+// nobody: it sends no event, writes nothing, and does not ask the server anything.
 import { setImmediate as untilOthersRan } from "node:timers/promises";
 import { pause } from "../core/deadline.ts";
 import { copyRing } from "../protocol/xs-ring-view.ts";
@@ -7,9 +7,9 @@ import type { XsRingPage } from "../protocol/xs-ring.ts";
 import { RingFollower, type TraceRecord } from "./ring-follower.ts";
 
 export interface TraceOptions {
-  /** Between looks at a ring that is quiet. A busy one is looked at all the time. 0: any ring is. */
+  /** Between looks at a quiet ring. A busy ring is looked at all the time. 0: so is a quiet one. */
   readonly intervalMs: number;
-  /** Gets every record, in order. */
+  /** Receives every record, in order. */
   readonly onRecord: (record: TraceRecord) => void;
   /** Runs after each look. */
   readonly onLook: (nowUs: number) => void;
@@ -17,7 +17,7 @@ export interface TraceOptions {
   readonly signal: AbortSignal;
 }
 
-/** Looks in a row without news after which a ring counts as quiet: some tens of microseconds each. */
+/** After this many looks in a row without news, at some tens of microseconds each, a ring counts as quiet. */
 const BUSY_LOOKS = 200;
 
 /** Microseconds since 1970. */
@@ -25,7 +25,7 @@ function nowUs(): number {
   return Math.round((performance.timeOrigin + performance.now()) * 1000);
 }
 
-/** Traces until `signal` says so, and looks once more then. What waits in the ring at the start belongs to it. */
+/** Traces until `signal` fires, then looks once more. What waits in the ring at the start is part of the trace. */
 export async function traceRing(page: XsRingPage, options: TraceOptions): Promise<void> {
   const first = copyRing(page);
   const startUs = nowUs();

@@ -1,5 +1,5 @@
-// What a look at a ring comes to, in one line: who waits for whom, or what is broken. A look is a moment: on
-// a busy ring somebody always waits, so a wait is only believed after another look (report.ts).
+// Sums up a look at a ring in one line: who waits for whom, or what is broken. A look is a moment, and on a busy ring
+// somebody always waits, so a wait is believed only after another look (report.ts).
 import { typeText } from "../protocol/xs-content.ts";
 import {
   XENSTORE_CONNECTED,
@@ -52,7 +52,7 @@ const CONNECTIONS: Readonly<Record<number, string>> = {
   [XENSTORE_RECONNECT]: "RECONNECT",
 };
 
-/** The names of the bits of server_features; a bit without one as its value. */
+/** The names of the bits of server_features; a bit without a name appears as its value. */
 export function featureNames(features: number): string[] {
   const names: string[] = [];
   for (let bit = 1; bit < 2 ** 32; bit *= 2)
