@@ -1,5 +1,5 @@
-// `blkfront bench`: a fixed number of jobs, each with its own pages, starts its next I/O as soon as its last
-// one is done. One thread, no promises: what is measured is the ring, not the event loop.
+// `blkfront bench`: a fixed number of jobs, each with its own pages. A job starts its next I/O as soon as the last
+// one is done. One thread and no promises, so that it measures the ring, not the event loop.
 import { PAGE_SIZE } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
 import { shim } from "../native/shim.ts";
@@ -21,7 +21,7 @@ export interface BenchOptions {
 
 /** Structured-cloneable. */
 export interface BenchResult extends BenchOptions {
-  /** Jobs that had pages: fewer than `depth` when the pool is smaller than all of them together. */
+  /** Jobs that had pages: fewer than `depth` when the pool is too small for all of them. */
   readonly jobs: number;
   readonly elapsedMs: number;
   readonly reads: number;
@@ -29,14 +29,14 @@ export interface BenchResult extends BenchOptions {
   readonly errors: number;
   readonly bytes: number;
   readonly latencyUs: LatencySummary;
-  /** Of this process, while it ran. */
+  /** CPU time of this process during the run. */
   readonly cpuUserMs: number;
   readonly cpuSystemMs: number;
 }
 
 /** About what a fast disk takes for one small read. */
 const MAX_POLL_US = 200;
-/** Turns between two looks at whether to go on, while there is work. */
+/** While there is work, turns between two checks whether to go on. */
 const LOOK_EVERY = 64;
 
 export class Bench {
@@ -57,7 +57,7 @@ export class Bench {
   #writes = 0;
   #errors = 0;
 
-  /** Takes the whole queue, whose tags must be at least `depth`. Throws `usage` for what this disk cannot do. */
+  /** Takes over the whole queue, which must have at least `depth` tags. Throws `usage` for what this disk cannot do. */
   constructor(queue: FrontQueue, disk: Disk, options: BenchOptions) {
     const { blockBytes, depth, pattern } = options;
     if (blockBytes % disk.logicalSectorBytes !== 0 || blockBytes === 0)
@@ -77,7 +77,10 @@ export class Bench {
     queue.sleeper.poll.maxUs = MAX_POLL_US;
   }
 
-  /** Runs until the time is up, `control` stops it or the backend breaks the protocol; waits for what is left. */
+  /**
+   * Runs until the time is up, `control` stops it or the backend breaks the protocol; then waits for what is in
+   * flight.
+   */
   run(control: FrontControl): BenchResult {
     const { runtimeMs, blockBytes } = this.#options;
     const queue = this.#queue;
@@ -109,7 +112,7 @@ export class Bench {
     };
   }
 
-  /** Completes what is complete and starts what follows; sleeps when there is nothing. */
+  /** Reaps completions, which start the next I/O; sleeps when there are none. */
   #turn(control: FrontControl): number {
     const queue = this.#queue;
     this.#now = performance.now();
@@ -132,7 +135,7 @@ export class Bench {
     if (this.#running) this.#start(job);
   }
 
-  /** There is always room: jobs are no more than what fits. */
+  /** There is always room: there are no more jobs than fit. */
   #start(job: number): void {
     const reads = this.#readsNext();
     const sector = this.#nextOffset() / SECTOR_SIZE;
@@ -143,7 +146,7 @@ export class Bench {
     this.#queue.transfer(op, job, sector, this.#pages[job], this.#options.blockBytes);
   }
 
-  /** Pages for one job, with something in them to write. */
+  /** Allocates the pages of one job and fills them with data to write. */
   #fillPages(): number {
     const { pool } = this.#queue;
     const count = Math.ceil(this.#options.blockBytes / PAGE_SIZE);

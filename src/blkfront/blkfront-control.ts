@@ -1,10 +1,10 @@
-// What of a frontend's control page means what: how far the plane may go, and the disk's facts.
+// The layout of a frontend's control page: how far the plane may go, and the facts about the disk.
 import type { ControlPage } from "../plane/control-page.ts";
 import type { Disk } from "./handshake.ts";
 
-/** The backend serves the ring: `disk` is known. */
+/** The backend serves the ring: `disk` is valid. */
 const RUN = 1;
-/** Finish what is under way, take nothing new. */
+/** Finish what is in flight, take nothing new. */
 const STOP = 2;
 /** The backend has let go: close everything. */
 const RELEASE = 4;
@@ -47,7 +47,7 @@ export class FrontControl {
     return this.#page.isRaised(RELEASE);
   }
 
-  /** Blocks until there is a disk, or there will be none. */
+  /** Blocks until there is a disk, or will never be one. */
   awaitDisk(): void {
     this.#page.await(RUN | STOP | RELEASE);
   }
@@ -60,7 +60,7 @@ export class FrontControl {
     this.#page.drain();
   }
 
-  /** Of its facts only the size changes while a disk is in use. */
+  /** Only the size changes while a disk is in use. */
   set disk(disk: Disk) {
     this.#page.numbers.set([
       disk.sectors512,

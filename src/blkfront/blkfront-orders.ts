@@ -1,4 +1,5 @@
-// What a frontend's control side orders its plane to do, and what it hears. All of it is structured-cloneable.
+// What a frontend's control side orders its plane to do, and what the plane reports. All of it is
+// structured-cloneable.
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import type { FailureMessage } from "../plane/protocol.ts";
 import type { BlkifAbi } from "../protocol/blkif.ts";
@@ -20,7 +21,7 @@ export type BlkfrontReport =
       readonly bench: BenchResult | undefined;
     };
 
-/** The type of the order, for `Plane.carryOut`. It ends when everything is given back. */
+/** The type of the order, for `Plane.carryOut`. It ends when everything is released. */
 export interface BlkfrontOrder {
   readonly order: Omit<FrontDeviceOptions, "abi"> & {
     readonly name: string;

@@ -1,5 +1,5 @@
-// The plane of a frontend: opens what it shares with the backend, waits for the word that the backend serves it, does
-// its job, and keeps everything until the backend has let go.
+// The plane of a frontend: opens what it shares with the backend, waits until the backend serves it, does its job,
+// and keeps everything until the backend has let go.
 import { XentoolError } from "../core/errors.ts";
 import { configureLogging } from "../core/log.ts";
 import type { CarryOut } from "../plane/answer.ts";
@@ -13,7 +13,7 @@ import { FrontDevice } from "./device.ts";
 import { NbdServer } from "./nbd-server.ts";
 import { FrontQueue } from "./queue.ts";
 
-/** Serves until released. Everything opened is closed in the reverse order, whatever happens. */
+/** Serves until released. Everything is closed in reverse order, whatever happens. */
 export const carryOutBlkfrontOrder: CarryOut<BlkfrontOrder> = (order, page, report) => {
   configureLogging(order.verbosity, `xentool: ${order.name}`);
   using cleanup = new DisposableStack();
@@ -27,8 +27,7 @@ export const carryOutBlkfrontOrder: CarryOut<BlkfrontOrder> = (order, page, repo
   control.awaitRelease();
 };
 
-/** Does the job until it is over or `control` says stop, which may have been said already. */
-/** Does the job until it is over or `control` says stop, which may have been said already. */
+/** Does the job until it is over or `control` stops it, possibly before it started. */
 function perform(order: BlkfrontOrder["order"], device: FrontDevice, control: FrontControl): BlkfrontReport {
   try {
     return { type: "finished", failure: undefined, bench: doJob(order, device, control) };

@@ -1,11 +1,11 @@
-// Bytes on their way to or from a socket, in memory that the shim can read and write: what is there lies in
-// one piece, so that nobody has to deal with an end that wraps around.
+// Bytes on their way to or from a socket, in memory that the shim can read and write. They are always contiguous, so
+// that no caller has to handle a wrap-around.
 import { allocateMemory, type Mapping } from "../native/memory.ts";
 
 export class ByteQueue {
   readonly memory: Mapping;
   readonly view: DataView;
-  /** Offsets in `memory` of the first byte that is there, and of the first that is free. */
+  /** Offsets in `memory` of the first used byte and of the first free byte after it. */
   head = 0;
   tail = 0;
 
@@ -30,7 +30,7 @@ export class ByteQueue {
     return this.memory.address + this.tail;
   }
 
-  /** Moves what is there to the start when that is what it takes to have `bytes` free at the tail. */
+  /** Makes `bytes` free at the tail, moving the content to the start if necessary. False when they do not fit. */
   makeRoom(bytes: number): boolean {
     if (this.capacity - this.tail >= bytes) return true;
     this.memory.bytes.copyWithin(0, this.head, this.tail);

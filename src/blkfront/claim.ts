@@ -1,6 +1,6 @@
-// Who uses one of our disks. A domain has many who could, its kernel first, and the state in xenstore does not tell a
-// frontend that lives from one that was killed. So each `blkfront` holds a lock with its ring's name in it: a lock
-// that is free and names the ring in xenstore is that of a dead one.
+// Tracks who uses one of our disks. A domain has many possible users, its kernel first, and the state in xenstore
+// does not distinguish a living frontend from one that was killed. So each `blkfront` holds a lock that contains its
+// ring's name: a free lock that names the ring in xenstore belongs to a dead frontend.
 import { existsSync, readlinkSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { pause } from "../core/deadline.ts";
@@ -12,7 +12,7 @@ import type { PlatformDescriptor } from "../platform/platform.ts";
 const LOOK_AGAIN_MS = 50;
 const SYSFS = "/sys";
 
-/** Where the processes that use disks keep their locks: with the simulated host, or in /run. */
+/** Where processes that use disks keep their locks: in the simulated host's directory, or in /run. */
 function claimsDir(platform: PlatformDescriptor): string {
   return platform.name === "sim" ? join(platform.dir, "blkfront") : "/run/xentool/blkfront";
 }
@@ -27,7 +27,7 @@ export class FrontClaim {
     if (platform.name === "xen") this.#kernelDevice = join(sysfs, "bus/xen/devices", `vbd-${devid}`);
   }
 
-  /** The kernel's driver that has the disk, connected or about to be. */
+  /** The kernel driver that has the disk, connected or about to be. */
   get kernelDriver(): string | undefined {
     if (this.#kernelDevice === undefined) return undefined;
     const driver = join(this.#kernelDevice, "driver");
@@ -44,13 +44,13 @@ export class FrontClaim {
     }
   }
 
-  /** Takes the lock unless a process has it; whether it is ours. */
+  /** Takes the lock unless another process has it. Returns whether it is ours. */
   tryHold(): boolean {
     this.#lock ??= takeLock(this.#path);
     return this.#lock !== undefined;
   }
 
-  /** Waits until the process that has the lock has ended; it has lost the disk and will soon. */
+  /** Waits for the process that has the lock; it has lost the disk and will end soon. */
   async hold(timeoutMs: number, signal: AbortSignal | undefined): Promise<void> {
     const deadline = performance.now() + timeoutMs;
     while (!this.tryHold()) {
@@ -61,12 +61,12 @@ export class FrontClaim {
     }
   }
 
-  /** Whether the ring with this event channel is that of a `blkfront` that was killed. */
+  /** Whether the ring with this event channel belongs to a `blkfront` that was killed. */
   isAbandoned(port: string | null): boolean {
     return port !== null && port === this.#lock?.found;
   }
 
-  /** Notes whose ring it is, for the time after we were killed. */
+  /** Records which ring is ours, in case we are killed. */
   record(port: EvtchnPort): void {
     this.#lock?.write(String(port));
   }

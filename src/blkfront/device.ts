@@ -1,4 +1,4 @@
-// What a frontend shares with its backend: ring pages, an event channel, and the pool of data pages. Made in
+// What a frontend shares with its backend: ring pages, an event channel, and the pool of data pages. It is created in
 // the thread that uses it; only numbers leave that thread, for xenstore.
 import type { Domid, EvtchnPort, GrantRef } from "../core/types.ts";
 import type { EventChannels, Platform } from "../platform/platform.ts";
@@ -9,12 +9,12 @@ import { GrantedPool } from "./granted-pool.ts";
 export interface FrontDeviceOptions {
   readonly backend: Domid;
   readonly abi: BlkifAbi;
-  /** A ring of 2^order pages. */
+  /** The ring has 2^order pages. */
   readonly ringPageOrder: number;
   readonly poolPages: number;
 }
 
-/** What the backend has to know. Structured-cloneable. */
+/** What the backend needs to know. Structured-cloneable. */
 export interface RingAddress {
   readonly refs: readonly GrantRef[];
   readonly port: EvtchnPort;
@@ -41,7 +41,7 @@ export class FrontDevice {
     this.#cleanup = cleanup;
   }
 
-  /** Shares everything with the backend, which may look at it as soon as it knows the numbers. */
+  /** Shares everything with the backend, which may access it as soon as it knows the numbers. */
   static open(platform: Platform, options: FrontDeviceOptions): FrontDevice {
     const { backend, abi } = options;
     using cleanup = new DisposableStack();
@@ -56,7 +56,7 @@ export class FrontDevice {
     return new FrontDevice(ring, pool, channels, { refs: pages.refs, port }, cleanup.move());
   }
 
-  /** Ends the grants. Pages that the backend still maps stay its until it lets go. */
+  /** Ends the grants. The backend keeps the pages that it still maps until it lets go of them. */
   close(): void {
     this.#cleanup.dispose();
   }

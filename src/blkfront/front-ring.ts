@@ -1,6 +1,6 @@
-// The frontend's end of the shared ring. Its indices and the list of what is in flight are private: what
-// stands in the shared page is the backend's word, copied once and believed only where it fits that list
-// (XSA-155 seen from the other side). A backend that lies stops the ring.
+// The frontend's end of the shared ring. Its indices and the list of what is in flight are private. The shared page
+// holds only the backend's claims, which are copied once and believed only where they match that list (XSA-155 seen
+// from the other side). A backend that lies stops the ring.
 import type { Mapping } from "../native/memory.ts";
 import { allocateMemory } from "../native/memory.ts";
 import { shim, type Pointer } from "../native/shim.ts";
@@ -8,7 +8,7 @@ import { REQUEST, type BlkifAbi } from "../protocol/blkif.ts";
 import { RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 
-/** What `fetch` answers when the backend broke the protocol; `fault` says how. */
+/** The result of `fetch` when the backend broke the protocol; `fault` has the details. */
 export const RING_LIES = -1;
 
 const NOT_IN_FLIGHT = 0xffff;
@@ -16,7 +16,7 @@ const ID_WORD = REQUEST.id / 4;
 
 export class FrontRing {
   readonly slots: number;
-  /** Requests staged for the next push, in the layout REQUEST, at the offsets that `stage` gave. */
+  /** Requests staged for the next push, in the layout REQUEST, at the offsets that `stage` returned. */
   readonly requests: Mapping;
   /** The responses of the last fetch: ids, and BLKIF_RSP_*. */
   readonly ids: Uint16Array;
@@ -26,7 +26,7 @@ export class FrontRing {
   readonly #abi: BlkifAbi;
   readonly #shared: Mapping;
   readonly #responses: Mapping;
-  /** By id: the operation that its response has to name, or NOT_IN_FLIGHT. */
+  /** By id: the operation that its response must name, or NOT_IN_FLIGHT. */
   readonly #expected: Uint16Array;
   readonly #free: Uint16Array;
   #freeCount: number;
@@ -34,7 +34,7 @@ export class FrontRing {
   #reqProd = 0;
   #rspCons = 0;
 
-  /** Makes a fresh ring of pages that are shared with nobody yet, or that nobody looks at yet. */
+  /** Creates a ring on pages that nobody shares, or at least nobody reads, yet. */
   constructor(shared: Mapping, abi: BlkifAbi) {
     this.#shared = shared;
     this.#abi = abi;
@@ -54,19 +54,19 @@ export class FrontRing {
     return this.#freeCount;
   }
 
-  /** Requests staged, or pushed and not done with. */
+  /** Requests that are staged, or pushed and not released yet. */
   get inFlight(): number {
     return this.slots - this.#freeCount;
   }
 
-  /** Takes an id; `free` must not be 0. Its request is to be staged before the next push. */
+  /** Takes an id; `free` must not be 0. Its request must be staged before the next push. */
   take(): number {
     return this.#free[--this.#freeCount];
   }
 
   /**
-   * Starts the request of `id`: the byte offset in `requests` where the caller fills in the rest. `echo` is
-   * the operation that the response will name: of an indirect request the inner one.
+   * Starts the request of `id`. Returns the byte offset in `requests` where the caller fills in the rest. `echo` is
+   * the operation that the response will name: for an indirect request, the inner one.
    */
   stage(id: number, operation: number, echo: number): number {
     const at = this.#staged++ * REQUEST.bytes;
@@ -79,7 +79,7 @@ export class FrontRing {
     return at;
   }
 
-  /** Publishes what was staged; true when the backend wants to be notified. */
+  /** Publishes what was staged. True when the backend wants to be notified. */
   push(): boolean {
     const count = this.#staged;
     if (count === 0) return false;
@@ -100,13 +100,16 @@ export class FrontRing {
     return wanted !== 0;
   }
 
-  /** Looks for `us` (0: once): true as soon as the backend has put responses on the ring since the last fetch. */
+  /** Polls for `us` (0: once). True as soon as the backend has put responses on the ring since the last fetch. */
   hasResponses(us: number): boolean {
     const prod = (this.#shared.address + RING_RSP_PROD * 4) as Pointer;
     return shim.xt_changes_within(prod, this.#rspCons, us) !== 0;
   }
 
-  /** Copies every new response off the ring; how many are in `ids`, each to be released, or RING_LIES. */
+  /**
+   * Copies every new response off the ring. Returns how many are in `ids`, each of which must be released, or
+   * RING_LIES.
+   */
   fetch(): number {
     const prod = Atomics.load(this.#shared.words, RING_RSP_PROD);
     const fresh = (prod - this.#rspCons) >>> 0;
@@ -124,25 +127,25 @@ export class FrontRing {
     return fresh;
   }
 
-  /** Gives an id back after its response was dealt with: only then may a new request have it. */
+  /** Releases an id after its response was handled; only then may a new request use it. */
   release(id: number): void {
     this.#free[this.#freeCount++] = id;
   }
 
-  /** Asks to be notified of the next response; true when one came in the meantime, so that nobody sleeps. */
+  /** Asks to be notified of the next response. True when one has already arrived, so that nobody sleeps. */
   finalCheck(): boolean {
     return (
       shim.xt_ring_final_check_responses(this.#shared.address as Pointer, this.#rspCons) !== this.#rspCons
     );
   }
 
-  /** Frees the private copies. The shared mapping stays its owner's. */
+  /** Frees the private copies. The owner keeps the shared mapping. */
   close(): void {
     this.requests.close();
     this.#responses.close();
   }
 
-  /** Believes one response, or says in `fault` why not. */
+  /** Accepts one response, or records in `fault` why not. */
   #accept(index: number): boolean {
     const words = this.#responses.words;
     const at = (index * this.#abi.responseBytes) / 4;

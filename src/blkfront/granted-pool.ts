@@ -1,6 +1,6 @@
-// The pages that data crosses in: granted to the backend once, when the device is opened, and used over and
-// over, because grants are few (gntalloc's limit) and making them is slow. One more page holds zeroes and
-// can stand for any number of segments.
+// The pages that carry the data. They are granted to the backend once, when the device is opened, and reused, because
+// grants are scarce (gntalloc's limit) and slow to make. One more page holds zeroes and can stand for any number of
+// segments.
 import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE, type Domid } from "../core/types.ts";
 import { PageRuns } from "../native/page-runs.ts";
@@ -8,15 +8,15 @@ import type { GrantShare, SharedPages } from "../platform/platform.ts";
 
 /** Half of what one domain can share by default, so that a second device finds pages too. */
 export const DEFAULT_POOL_PAGES = 480;
-/** Nearly all of it: for a device that is measured, alone. */
+/** Nearly all of it, for a device that is benchmarked alone. */
 export const LARGE_POOL_PAGES = 960;
-/** Enough for one request of 11 segments at a time, and then some. */
+/** Enough for one request of 11 segments at a time, with some to spare. */
 const MIN_POOL_PAGES = 15;
 
 export class GrantedPool extends PageRuns {
   /** Grant reference by page; that of `zeroPage` comes last. */
   readonly refs: Uint32Array;
-  /** The number of the page of zeroes. It is never handed out. */
+  /** The number of the page of zeroes. It is never allocated. */
   readonly zeroPage: number;
   readonly words: Uint32Array;
   readonly #data: SharedPages;
@@ -31,7 +31,7 @@ export class GrantedPool extends PageRuns {
     this.refs = Uint32Array.from([...data.refs, ...zeroes.refs]);
   }
 
-  /** Shares `wantedPages` with `backend`, or fewer when this domain has no more: then half, and so on. */
+  /** Shares `wantedPages` with `backend`. If this domain cannot share that many, it tries half, and so on. */
   static share(share: GrantShare, backend: Domid, wantedPages: number): GrantedPool {
     const zeroes = share.share(backend, 1, "r");
     try {

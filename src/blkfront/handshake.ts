@@ -1,6 +1,6 @@
-// The frontend's side of the XenbusState handshake (public/io/blkif.h and xenbus.h): finds the backend, lets
-// go of what an earlier frontend left, offers a ring, learns what the disk is. The backend's keys are
-// believed within bounds; a backend that closes or vanishes meanwhile ends each wait at once.
+// The frontend's side of the XenbusState handshake (public/io/blkif.h and xenbus.h): finds the backend, cleans up
+// after an earlier frontend, offers a ring, and learns what the disk is. The backend's keys are believed within
+// bounds. If the backend closes or vanishes, each wait ends at once.
 import { XentoolError } from "../core/errors.ts";
 import { escapeText, moduleLogger } from "../core/log.ts";
 import { parseDecimal, toDomid, type Domid, type EvtchnPort } from "../core/types.ts";
@@ -21,11 +21,11 @@ import type { RingAddress } from "./device.ts";
 
 const logger = moduleLogger("blkfront");
 
-/** What the backend can do, known before the ring is made. */
+/** What the backend can do, known before the ring is created. */
 export interface BackendLimits {
   readonly backend: Domid;
   readonly maxRingPageOrder: number;
-  /** The deprecated keys count pages instead of giving an order. */
+  /** The deprecated keys hold a page count instead of an order. */
   readonly countsPages: boolean;
   /** 0: no indirect requests. */
   readonly maxIndirectSegments: number;
@@ -45,7 +45,7 @@ export interface Disk {
   readonly discardGranularityBytes: number;
 }
 
-/** What a connected frontend hears: `closing`: its disk is asked back; `lost`: it was taken away. */
+/** Events of a connected frontend. `closing`: we are asked to give the disk back; `lost`: it was taken away. */
 export type BackendEvent =
   | { readonly kind: "resized"; readonly disk: Disk }
   | { readonly kind: "closing" }
@@ -55,7 +55,7 @@ type BoundedWait = WaitOptions & { readonly timeoutMs: number };
 
 const DEFAULT_TIMEOUT_MS = 10_000;
 const MAX_SECTOR_BYTES = 65_536;
-/** Everything an earlier frontend may have left about its ring. */
+/** Every key about its ring that an earlier frontend may have left. */
 const RING_KEYS = [
   "ring-ref",
   "ring-page-order",
@@ -74,7 +74,7 @@ export class FrontHandshake {
   readonly #name: string;
   readonly #claim: FrontClaim;
   readonly #wait: BoundedWait;
-  /** What we wrote last, and the ring that it was said of: a frontend with another state or ring is not us. */
+  /** What we wrote last, and the port of its ring: a frontend with another state or port is not ours. */
   #state: XenbusState | undefined;
   #port: EvtchnPort | undefined;
 
@@ -97,8 +97,8 @@ export class FrontHandshake {
   }
 
   /**
-   * The device `devid` of the platform's own domain; waits until the toolstack has made it. Each wait is bounded by
-   * `wait`. Dispose of it to let others have the disk.
+   * Finds the device `devid` of the platform's own domain, waiting until the toolstack has created it. Each wait is
+   * limited by `wait`. Dispose of the result to let others have the disk.
    */
   static async find(
     xenstore: Xenstore,
@@ -128,8 +128,8 @@ export class FrontHandshake {
   }
 
   /**
-   * Brings both ends to where a ring can be offered, whatever was left, and reads the backend's limits. Fails with
-   * `environment` when somebody in this domain uses the disk, unless we are to `take` it from whoever that is.
+   * Brings both ends to where a ring can be offered, whatever state they are in, and reads the backend's limits.
+   * Fails with `environment` when somebody in this domain uses the disk, unless we are to `take` it from them.
    */
   async prepare(take = false): Promise<BackendLimits> {
     if (take) this.#claim.takeFromKernel();
@@ -137,7 +137,7 @@ export class FrontHandshake {
     const own = await this.#ownState();
     if (own !== XenbusState.Initialising) await this.#letGo();
     await this.#claim.hold(this.#wait.timeoutMs, this.#wait.signal);
-    // Closed is no refusal here: the backend may still have to notice that we start over.
+    // Closed does not mean a refusal here: the backend may not have noticed yet that we start over.
     await this.#waitForAny([XenbusState.InitWait], "offer the device");
     const order = await this.#number("max-ring-page-order", 0xffff_ffff);
     const pages = order === undefined ? await this.#number("max-ring-pages", 0xffff_ffff) : undefined;
@@ -151,7 +151,7 @@ export class FrontHandshake {
     };
   }
 
-  /** Tells the backend where the ring is: state 3. One page has the key that every backend knows. */
+  /** Tells the backend where the ring is: state 3. A single page is offered under the key that every backend knows. */
   async offerRing(ring: RingAddress, abi: BlkifAbi, limits: BackendLimits): Promise<void> {
     const { refs, port } = ring;
     const single = refs.length === 1;
@@ -176,7 +176,7 @@ export class FrontHandshake {
     logger.info(`${this.#name}: Initialised, ${refs.length} ring page(s)`);
   }
 
-  /** Waits until the backend serves the ring; what it serves. */
+  /** Waits until the backend serves the ring. Returns the disk that it serves. */
   async awaitDisk(): Promise<Disk> {
     const { Connected, Closing, Closed, Unknown } = XenbusState;
     const state = await this.#waitForAny([Connected, Closing, Closed, Unknown], "connect");
@@ -189,7 +189,7 @@ export class FrontHandshake {
     if (!(await this.#enter(XenbusState.Connected))) throw this.#lost("somebody else has taken it");
   }
 
-  /** Reports what becomes of a connected disk: a new size, or its end. */
+  /** Reports what happens to a connected disk: a new size, or its end. */
   async watch(disk: Disk, onEvent: (event: BackendEvent) => void): Promise<Unwatch> {
     let sectors = disk.sectors512;
     const look = async (): Promise<void> => {
@@ -209,8 +209,8 @@ export class FrontHandshake {
   }
 
   /**
-   * Lets go of the device: states 5 and 6, each as soon as the backend is ready. No signal cuts that short. What is
-   * not ours any more is left alone.
+   * Lets go of the device: states 5 and 6, each as soon as the backend is ready. No signal cuts that short. A device
+   * that is not ours any more is left alone.
    */
   async close(): Promise<void> {
     const { Unknown, InitWait, Closing, Closed } = XenbusState;
@@ -218,7 +218,7 @@ export class FrontHandshake {
     if (!(await this.#enter(Closing))) return;
     await this.#waitForAny([Closing, Closed, Unknown], "close", patient);
     if (!(await this.#enter(Closed))) return;
-    // A backend that waits for the next frontend at once is past Closed already.
+    // A backend that immediately waits for the next frontend is past Closed already.
     await this.#waitForAny([Closed, InitWait, Unknown], "let go", patient);
   }
 
@@ -226,7 +226,7 @@ export class FrontHandshake {
     this.#claim.release();
   }
 
-  /** Whether the disk is at its end: asked back by who gave it, or taken away. */
+  /** Whether the disk has come to its end: we are asked to give it back, or it was taken away. */
   async #endOf(): Promise<BackendEvent | undefined> {
     const { Connected, Closing, Closed, Unknown } = XenbusState;
     const taken = "somebody else has taken it, or it was removed by force";
@@ -235,10 +235,10 @@ export class FrontHandshake {
     if (state === Connected) return undefined;
     logger.info(`${this.#name}: backend ${xenbusStateName(state)}`);
     if (state === Unknown) return { kind: "lost", error: this.#lost("its backend is gone") };
-    // A toolstack that unplugs a disk says first that it is not to come back; a backend that failed closes it online.
+    // A toolstack that unplugs a disk first takes it offline; a backend that failed closes it while still online.
     const online = await this.#xenstore.tryRead(`${this.#back}/online`);
     if (online !== "1" && (state === Closing || state === Closed)) {
-      // Force changes our side first, perhaps since we looked, and the backend's side follows.
+      // A forced removal changes our side first, perhaps after we looked, and then the backend's side.
       if (await this.#isOurs(this.#xenstore)) return { kind: "closing" };
       return { kind: "lost", error: this.#lost(taken) };
     }
@@ -250,7 +250,7 @@ export class FrontHandshake {
     return new XentoolError("io", `${this.#name} was lost: ${why}`);
   }
 
-  /** Whether xenstore has of our frontend what we last wrote there. */
+  /** Whether xenstore still has what we last wrote for our frontend. */
   async #isOurs(store: Pick<Xenstore, "tryRead">): Promise<boolean> {
     return (
       parseXenbusState(await store.tryRead(`${this.#front}/state`)) === this.#state &&
@@ -258,7 +258,7 @@ export class FrontHandshake {
     );
   }
 
-  /** Fails when somebody else uses the disk; else it is ours. */
+  /** Fails when somebody else uses the disk; otherwise the claim is ours. */
   async #expectFree(): Promise<void> {
     const driver = this.#claim.kernelDriver;
     if (driver !== undefined) throw this.#inUse(`the kernel's driver ${driver} has it`);
@@ -278,7 +278,7 @@ export class FrontHandshake {
     );
   }
 
-  /** What an earlier frontend left: closes it as that one should have, and starts over. */
+  /** Closes what an earlier frontend left, as that frontend should have, and starts over. */
   async #letGo(): Promise<void> {
     const state = await this.#backendState();
     logger.info(`${this.#name}: an earlier frontend left it; backend ${xenbusStateName(state)}`);
@@ -314,7 +314,7 @@ export class FrontHandshake {
     return new XentoolError("protocol", `the backend of ${this.#name} refused to connect${reason}`);
   }
 
-  /** ": REASON". Backends put it next to their directory, where we may not be allowed to look. */
+  /** ": REASON". Backends write it next to their directory, where we may have no access. */
   async #backendError(): Promise<string> {
     const node = this.#back.replace(/^\/local\/domain\/[0-9]+/, (own) => `${own}/error`);
     const reason = await this.#xenstore.tryRead(`${node}/error`).catch(() => null);
@@ -339,7 +339,7 @@ export class FrontHandshake {
     }
   }
 
-  /** Our next state, if the device is still as we left it; whether it is. */
+  /** Enters our next state if the device is still as we left it. Returns whether it was. */
   async #enter(state: XenbusState): Promise<boolean> {
     const entered = await this.#xenstore.transaction(async (tx) => {
       if (!(await this.#isOurs(tx))) return false;
@@ -352,7 +352,7 @@ export class FrontHandshake {
     return true;
   }
 
-  /** A state in the place of another frontend's. What the toolstack has removed meanwhile does not come back. */
+  /** Overwrites another frontend's state. A device that the toolstack has removed meanwhile must not come back. */
   async #write(state: XenbusState): Promise<void> {
     await this.#xenstore.transaction(async (tx) => {
       if (!(await tx.exists(this.#front))) throw this.#lost("it was removed");

@@ -1,7 +1,7 @@
-// Latencies as a histogram of fixed size: 16 steps to each doubling, so that a percentile is right within
-// a few percent however many there are.
+// Latencies as a histogram of fixed size: 16 steps per doubling, so that a percentile is right within a few percent
+// however many values there are.
 
-/** Microseconds. */
+/** In microseconds. */
 export interface LatencySummary {
   readonly min: number;
   readonly mean: number;
@@ -43,7 +43,7 @@ export class LatencyHistogram {
     };
   }
 
-  /** The upper end of the bucket that the share `share` of all lies below. */
+  /** The upper bound of the bucket that contains the percentile `share` (0 to 1). */
   #percentile(share: number): number {
     let left = Math.ceil(this.#count * share);
     if (left === 0) return 0;

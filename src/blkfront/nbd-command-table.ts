@@ -1,5 +1,5 @@
-// What the NBD server has under way, as columns: commands, and the chunks of I/O that they are cut into.
-// Rows are taken and given back; nothing is allocated while serving.
+// What the NBD server has in flight, as columns: commands, and the chunks of I/O that they are split into. Rows are
+// taken and released; nothing is allocated while serving.
 import type { NbdConnection } from "./nbd-connection.ts";
 
 export class CommandTable {
@@ -9,14 +9,14 @@ export class CommandTable {
   readonly cookieLow: Uint32Array;
   readonly offset: Float64Array;
   readonly length: Float64Array;
-  /** Bytes whose I/O is started, and chunks of it that are not done. */
+  /** Bytes whose I/O has been started, and the number of its chunks that are not done. */
   readonly started: Float64Array;
   readonly pending: Uint16Array;
-  /** NBD_E*, 0: none yet. */
+  /** NBD_E*; 0: none yet. */
   readonly error: Uint8Array;
   /** It ends with a flush of its own, once. */
   readonly fua: Uint8Array;
-  /** Simple replies cannot be interleaved: this read has the connection for itself, chunk by chunk. */
+  /** Simple replies cannot be interleaved, so this read has the connection for itself, chunk by chunk. */
   readonly alone: Uint8Array;
   readonly #free: Uint16Array;
   #freeCount: number;
@@ -41,7 +41,7 @@ export class CommandTable {
     return this.#freeCount;
   }
 
-  /** A row for a command of `connection`; `freeCount` must not be 0. */
+  /** Takes a row for a command of `connection`; `freeCount` must not be 0. */
   take(connection: NbdConnection): number {
     const row = this.#free[--this.#freeCount];
     this.connection[row] = connection;
@@ -59,13 +59,13 @@ export class CommandTable {
   }
 }
 
-/** Chunks: one operation of the queue each; their row is its tag. */
+/** Chunks: each is one operation of the queue, and its row is the tag. */
 export class ChunkTable {
   readonly command: Uint16Array;
-  /** First page of its data, and how many; none: 0. */
+  /** First page of its data and the number of pages; 0 if it has none. */
   readonly page: Int32Array;
   readonly pages: Uint16Array;
-  /** Its part of the command: bytes from the command's start. */
+  /** Its part of the command, in bytes from the command's start. */
   readonly offset: Float64Array;
   readonly length: Float64Array;
   readonly #free: Uint16Array;
@@ -85,7 +85,7 @@ export class ChunkTable {
     return this.#freeCount;
   }
 
-  /** The row that `take` will give. */
+  /** The row that the next `take` will use. */
   get next(): number {
     return this.#free[this.#freeCount - 1];
   }

@@ -1,5 +1,5 @@
-// The transmission phase: requests of all connections become operations of one queue, and their completions
-// replies. A command is started chunk by chunk as ring, pool and its client's buffers have room; pages are
+// The transmission phase: requests of all connections become operations of one queue, and their completions become
+// replies. A command is started chunk by chunk as the ring, the pool and its client's buffers have room. Pages are
 // held only while a chunk is on the ring, so no client can keep them from the others.
 import { PAGE_SIZE } from "../core/types.ts";
 import { shim, type Pointer } from "../native/shim.ts";
@@ -55,11 +55,11 @@ export class NbdCommands {
   readonly #commands = new CommandTable(MAX_COMMANDS);
   readonly #chunks: ChunkTable;
   readonly #chunkBytes: number;
-  /** Commands whose data is written and whose flush found no room. */
+  /** Commands whose data is written but whose flush found no room. */
   readonly #flushes = new Uint16Array(MAX_COMMANDS);
   #flushCount = 0;
 
-  /** Takes the whole queue, which has a tag for each slot of its ring. */
+  /** Takes over the whole queue, which has a tag for each slot of its ring. */
   constructor(queue: FrontQueue, disk: Disk, tags: number) {
     this.#queue = queue;
     this.disk = disk;
@@ -70,7 +70,7 @@ export class NbdCommands {
     queue.onDone = (tag, status) => this.#chunkDone(tag, status);
   }
 
-  /** Starts what can be started of what `connection` has sent. */
+  /** Starts as much as possible of what `connection` has sent. */
   advance(connection: NbdConnection): void {
     while (connection.state === READY) {
       if (!this.#skip(connection)) break;
@@ -86,7 +86,7 @@ export class NbdCommands {
     for (let index = 0; index < count; index++) this.#flush(this.#flushes[index]);
   }
 
-  /** Forgets what a dead connection has not started. True when nothing of it is under way any more. */
+  /** Drops what a dead connection has not started. True when nothing of it is in flight any more. */
   abandon(connection: NbdConnection): boolean {
     const row = connection.current;
     connection.current = -1;
@@ -94,9 +94,9 @@ export class NbdCommands {
     return connection.outstanding === 0;
   }
 
-  // 1. What arrives.
+  // 1. Requests arrive.
 
-  /** Throws away the payload of a refused write; true when all of it is gone. */
+  /** Discards the payload of a refused write. True when all of it is gone. */
   #skip(connection: NbdConnection): boolean {
     const { input } = connection;
     const bytes = Math.min(connection.skip, input.size);
@@ -106,7 +106,7 @@ export class NbdCommands {
     return connection.skip === 0;
   }
 
-  /** Takes the next request off the input, and answers it when it makes no sense; false: there is none, or no room. */
+  /** Takes the next request off the input, and refuses an invalid one. False: there is none, or no room. */
   #parse(connection: NbdConnection): boolean {
     const { input } = connection;
     if (input.size < NBD_REQUEST.bytes) {
@@ -152,14 +152,14 @@ export class NbdCommands {
   }
 
   #refuse(connection: NbdConnection, row: number, type: number, error: number, length: number): void {
-    // The payload has to be read to find the next request; beyond the limit that was announced it is hopeless.
+    // The payload must be read to find the next request, but beyond the limit that was announced that is hopeless.
     if (type === NBD_CMD_WRITE && length > MAX_BLOCK_BYTES) connection.kill();
     if (type === NBD_CMD_WRITE) connection.skip = length;
     this.#commands.error[row] = error;
     this.#answer(row);
   }
 
-  /** The error that a request deserves at once, or 0. */
+  /** The error with which a request is refused at once, or 0. */
   #refusal(connection: NbdConnection, type: number, flags: number, offset: number, length: number): number {
     const { disk } = this;
     const durable = canMakeDurable(disk);
@@ -181,9 +181,9 @@ export class NbdCommands {
     return 0;
   }
 
-  // 2. What is started.
+  // 2. I/O is started.
 
-  /** Starts chunks of the connection's current command; true when it needs no more attention. */
+  /** Starts chunks of the connection's current command. True when it needs no more attention. */
   #start(connection: NbdConnection, row: number): boolean {
     const commands = this.#commands;
     const length = commands.length[row];
@@ -200,7 +200,7 @@ export class NbdCommands {
     return true;
   }
 
-  /** A command that failed in part: what is left of it is not started. */
+  /** Gives up a command that failed in part: the rest of it is not started. */
   #giveUp(connection: NbdConnection, row: number): boolean {
     const commands = this.#commands;
     const left = commands.length[row] - commands.started[row];
@@ -248,7 +248,7 @@ export class NbdCommands {
     return true;
   }
 
-  /** A transfer of the next `bytes` of `row`, of what lies at `from` when it writes. */
+  /** Starts a transfer of the next `bytes` of `row`; a write takes its data from address `from`. */
   #startTransfer(
     op: typeof BLKIF_OP_READ | typeof BLKIF_OP_WRITE,
     row: number,
@@ -308,7 +308,7 @@ export class NbdCommands {
     return (this.#commands.offset[row] + this.#commands.started[row]) / SECTOR_SIZE;
   }
 
-  // 3. What is done.
+  // 3. I/O completes.
 
   #chunkDone(tag: number, status: number): void {
     const commands = this.#commands;
@@ -332,7 +332,7 @@ export class NbdCommands {
     this.#finish(row);
   }
 
-  /** Sends the data of a chunk. The last one of a read that went well ends the reply, too. */
+  /** Sends the data of a chunk. The last one of a successful read also ends the reply. */
   #deliver(connection: NbdConnection, row: number, tag: number, ok: boolean): void {
     const commands = this.#commands;
     const offset = this.#chunks.offset[tag];
@@ -340,7 +340,7 @@ export class NbdCommands {
     const address = this.#queue.pool.addressOf(this.#chunks.page[tag]);
     connection.redeem(DATA_CHUNK_BYTES + bytes);
     if (!ok) {
-      // The reply has begun as a good one, and a simple reply cannot take that back.
+      // The reply has started as a success, and a simple reply cannot take that back.
       if (commands.alone[row] === 1 && offset > 0) connection.kill();
       return;
     }
@@ -359,7 +359,7 @@ export class NbdCommands {
     }
   }
 
-  /** All chunks are done: what follows is a flush, the reply, or nothing. */
+  /** All chunks are done: a flush or the reply follows, or nothing. */
   #finish(row: number): void {
     const commands = this.#commands;
     const connection = commands.connection[row] as NbdConnection;

@@ -1,6 +1,6 @@
-// One client of the NBD server: its socket, what it sent and was not looked at yet, what it has not taken
-// yet. Both are bounded: room for a reply is promised before its request is started, so a client that does
-// not read, or stops in the middle of a message, holds nothing but its own buffers.
+// One client of the NBD server: its socket, received bytes that have not been parsed yet, and replies that it has not
+// taken yet. Both buffers are bounded. Room for a reply is promised before its request is started, so a client that
+// does not read, or stops in the middle of a message, holds nothing but its own buffers.
 import { closeSync } from "node:fs";
 import { shim, type Pointer } from "../native/shim.ts";
 import type { NbdExport } from "../protocol/nbd.ts";
@@ -9,9 +9,9 @@ import { MAX_REPLY_BYTES, NbdHandshake } from "./nbd-handshake.ts";
 
 const INPUT_BYTES = 512 << 10;
 const OUTPUT_BYTES = 2 << 20;
-/** Received at a time, at least, unless the buffer is that full. */
+/** The least to receive at a time, unless the buffer is too full. */
 const RECEIVE_BYTES = 64 << 10;
-/** Data from here on is sent from where it lies, if nothing else waits to be sent. */
+/** From this size on, data is sent from where it lies, if nothing else waits to be sent. */
 const DIRECT_BYTES = 32 << 10;
 const HEADER_BYTES = 32;
 const EAGAIN = -11;
@@ -28,13 +28,13 @@ export class NbdConnection {
   readonly sinceMs = performance.now();
   readonly input = new ByteQueue(INPUT_BYTES);
   state: ConnectionState = HANDSHAKE;
-  /** The client will send no more. */
+  /** The client will not send any more. */
   ended = false;
   /** The command whose I/O is not all started yet, or -1. */
   current = -1;
-  /** Commands taken and not answered. */
+  /** Commands that were taken but not answered. */
   outstanding = 0;
-  /** Payload bytes of a refused write that are still to be thrown away. */
+  /** Payload bytes of a refused write that are still to be discarded. */
   skip = 0;
   readonly #output = new ByteQueue(OUTPUT_BYTES);
   readonly #handshake: NbdHandshake;
@@ -42,7 +42,7 @@ export class NbdConnection {
   #full = false;
   #closed = false;
 
-  /** Owns the socket `fd` from now on, and has greeted the client. */
+  /** Takes ownership of the socket `fd`, and queues the greeting. */
   constructor(fd: number, exported: () => NbdExport) {
     this.fd = fd;
     this.#handshake = new NbdHandshake(exported);
@@ -57,17 +57,17 @@ export class NbdConnection {
     return this.state <= READY && !this.ended && this.input.size < this.input.capacity;
   }
 
-  /** The socket takes no more just now. */
+  /** The socket's buffer is full for now. */
   get wantsToSend(): boolean {
     return this.#full && this.state !== DEAD;
   }
 
-  /** The socket takes more again. */
+  /** The socket accepts data again. */
   sendable(): void {
     this.#full = false;
   }
 
-  /** Takes what the socket has, once. */
+  /** Receives what the socket has, once. */
   receive(): void {
     const { input } = this;
     if (!input.makeRoom(RECEIVE_BYTES) && input.tail === input.capacity) return;
@@ -79,7 +79,7 @@ export class NbdConnection {
   }
 
   /**
-   * Gives the socket what waits, once; then closes if that was the end. True when this made room for replies
+   * Sends waiting bytes to the socket, once, then closes it if that was the end. True when this made room for replies
    * to what was received before.
    */
   send(): boolean {
@@ -95,7 +95,7 @@ export class NbdConnection {
     return sent > 0 && this.input.size > 0;
   }
 
-  /** Goes through the options that have arrived. */
+  /** Handles the options that have arrived. */
   negotiate(): void {
     while (this.state === HANDSHAKE && this.#hasRoom(MAX_REPLY_BYTES)) {
       const { input } = this;
@@ -109,19 +109,19 @@ export class NbdConnection {
     }
   }
 
-  /** Promises room for `bytes` of replies; false when the client has to take some first. */
+  /** Promises room for `bytes` of replies. False when the client must read some first. */
   promise(bytes: number): boolean {
     if (!this.#hasRoom(bytes)) return false;
     this.#promised += bytes;
     return true;
   }
 
-  /** Takes back a promise: what it was for was said, or will not be. */
+  /** Releases promised room, because the reply takes it now or will never come. */
   redeem(bytes: number): void {
     this.#promised -= bytes;
   }
 
-  /** Where in `outputView` the next header is to be written: there is room for one that was promised. */
+  /** Where in `outputView` to write the next header. There is room for any header that was promised. */
   headerAt(): number {
     this.#output.makeRoom(HEADER_BYTES);
     return this.#output.tail;
@@ -131,7 +131,10 @@ export class NbdConnection {
     return this.#output.view;
   }
 
-  /** Sends the header written last, of `headerBytes`, and `bytes` of data at `address`, or keeps them to be sent. */
+  /**
+   * Sends the header written last, of `headerBytes`, and `bytes` of data at `address`. What the socket does not take
+   * is queued.
+   */
   reply(headerBytes: number, address: number, bytes: number): void {
     const output = this.#output;
     if (this.state === DEAD) return;
@@ -153,7 +156,7 @@ export class NbdConnection {
     output.produce(left);
   }
 
-  /** Ends it now. Its buffers stay until `close`. */
+  /** Ends the connection now. Its buffers stay until `close`. */
   kill(): void {
     if (this.state === DEAD) return;
     this.state = DEAD;

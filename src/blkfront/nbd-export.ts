@@ -1,4 +1,4 @@
-// A disk as an NBD export: what a client is told, from what the backend said.
+// A disk as an NBD export: what a client learns, derived from what the backend announced.
 import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import {
   NBD_FLAG_CAN_MULTI_CONN,
@@ -12,17 +12,17 @@ import {
 } from "../protocol/nbd.ts";
 import type { Disk } from "./handshake.ts";
 
-/** Most bytes that one read or write may carry. */
+/** The most bytes that one read or write may carry. */
 export const MAX_BLOCK_BYTES = 32 << 20;
 const PREFERRED_BLOCK_BYTES = 4096;
 
-/** Whether the backend can be made to write everything down. */
+/** Whether the backend can make all its writes durable. */
 export function canMakeDurable(disk: Disk): boolean {
   return disk.canFlush || disk.canBarrier;
 }
 
 export function exportOf(disk: Disk, name: string): NbdExport {
-  // One ring serves all connections, so that a flush on one of them covers the others.
+  // One ring serves all connections, so a flush on one of them covers the others.
   let flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_CAN_MULTI_CONN;
   if (canMakeDurable(disk)) flags |= NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA;
   if (disk.readOnly) flags |= NBD_FLAG_READ_ONLY;

@@ -1,5 +1,5 @@
-// Option haggling of one NBD connection, from the greeting to the transmission phase: bytes in, bytes out,
-// nothing else. Whatever the client sends is bounded and answered or ends the connection; it never throws.
+// Option negotiation of one NBD connection, from the greeting to the transmission phase: bytes in, bytes out, nothing
+// else. Whatever the client sends is bounded, and is answered or ends the connection; it never throws.
 import {
   encodeExportNameReply,
   encodeGreeting,
@@ -32,11 +32,11 @@ import {
   type NbdExport,
 } from "../protocol/nbd.ts";
 
-/** More than any client has to say in one option; NBD allows names of 4096 bytes. */
+/** More than any client needs in one option; NBD allows names of 4096 bytes. */
 const MAX_OPTION_BYTES = 8192;
-/** A larger option is skipped and refused; from here on, as with QEMU's server, it ends the connection. */
+/** A larger option is skipped and refused; above this size it ends the connection, as in QEMU's server. */
 const MAX_SKIPPED_BYTES = 32 << 20;
-/** What the reply to one option takes at most: names and descriptions are ours. */
+/** The largest reply to one option: names and descriptions are ours. */
 export const MAX_REPLY_BYTES = 1024;
 
 /** more: feed what comes next; transmission: options are over; end: close when the reply is sent. */
@@ -60,14 +60,14 @@ export class NbdHandshake {
   /** Bytes of a refused option that are still to come. */
   #skip = 0;
 
-  /** `exported` is asked each time, because a disk may be resized. */
+  /** `exported` is called each time, because a disk may be resized. */
   constructor(exported: () => NbdExport) {
     this.#exported = exported;
   }
 
   /**
-   * Takes the client flags or one option from the start of `bytes`; consumes nothing when it is not all there. An
-   * option that is too big is skipped as it comes.
+   * Takes the client flags or one option from the start of `bytes`; consumes nothing when it is incomplete. An option
+   * that is too big is skipped as it arrives.
    */
   step(bytes: Uint8Array): HandshakeStep {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -85,14 +85,14 @@ export class NbdHandshake {
   #takeFlags(view: DataView): HandshakeStep {
     if (view.byteLength < 4) return more(0);
     const flags = view.getUint32(0);
-    // Without fixed newstyle a client cannot cope with a refused option.
+    // A client without fixed newstyle cannot cope with a refused option.
     if ((flags & ~(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) !== 0) return end();
     this.#flagsSeen = true;
     this.#noZeroes = (flags & NBD_FLAG_NO_ZEROES) !== 0;
     return more(4);
   }
 
-  /** A name to export cannot be refused: there is no reply to EXPORT_NAME but the export. */
+  /** Refuses an oversized option. EXPORT_NAME has no reply but the export itself, so it ends the connection instead. */
   #refuse(option: number, length: number): HandshakeStep {
     if (option === NBD_OPT_EXPORT_NAME || length > MAX_SKIPPED_BYTES) return end();
     this.#skip = length;
@@ -159,12 +159,12 @@ export class NbdHandshake {
     return { consumed, reply: text, outcome: option === NBD_OPT_GO ? "transmission" : "more" };
   }
 
-  /** The only export has a name, and is the default. */
+  /** The only export has a name, and is also the default. */
   #knows(name: Uint8Array): boolean {
     return name.length === 0 || Buffer.from(name).toString("utf8") === this.#exported().name;
   }
 
-  /** Unfragmented replies mean something only where replies have structure. */
+  /** Unfragmented replies (DF) only make sense with structured replies. */
   #offer(): NbdExport {
     const exported = this.#exported();
     return this.structured ? { ...exported, flags: exported.flags | NBD_FLAG_SEND_DF } : exported;
@@ -175,7 +175,7 @@ function more(consumed: number, reply: Uint8Array = NOTHING): HandshakeStep {
   return { consumed, reply, outcome: "more" };
 }
 
-/** The client makes no sense: nothing that could be said would help. */
+/** Ends the connection without a reply: none would help this client. */
 function end(): HandshakeStep {
   return { consumed: 0, reply: NOTHING, outcome: "end" };
 }

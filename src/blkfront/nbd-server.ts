@@ -1,7 +1,7 @@
-// The NBD server's one loop: ring, clients' sockets and orders from the main thread, all without waiting
-// except in one place. Clients take turns at being first, and none can hold what the others need. A client that has
-// the disk keeps it however long it is idle, because a mounted file system may be; one that is still haggling makes
-// place for others when there is none.
+// The NBD server's one loop: it handles the ring, the clients' sockets and orders from the main thread, and blocks in
+// only one place. Clients take turns at going first, and none can hold what the others need. A client that has the
+// disk keeps it however long it is idle, because a mounted file system may be idle; one that is still negotiating
+// makes room for others when there is none.
 import { errnoName, shim } from "../native/shim.ts";
 import type { FrontControl } from "./blkfront-control.ts";
 import { NbdCommands } from "./nbd-commands.ts";
@@ -10,17 +10,17 @@ import { exportOf } from "./nbd-export.ts";
 import { POLL_GONE, POLLIN, POLLOUT, PollSet } from "./poll-set.ts";
 import type { FrontQueue } from "./queue.ts";
 
-/** Each has up to 2.5 MiB for what is under way, and next to nothing while it is idle. */
+/** Each has up to 2.5 MiB for what is in flight, and next to nothing while it is idle. */
 const MAX_CONNECTIONS = 1024;
-/** A handshake takes milliseconds. One that has taken so long makes place for others, if there is none. */
+/** A handshake takes milliseconds. One that takes this long makes room for others, if there is none. */
 const HANDSHAKE_MS = 3000;
-/** Without a place for the next client it is tried again when one has left, and after this time. */
+/** When there is no room for the next client, accepting resumes once a client has left, or after this time. */
 const ACCEPT_AGAIN_MS = 500;
 const SHORTAGES: ReadonlySet<string> = new Set(["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"]);
-/** Short, because clients wait meanwhile, and need the processor. */
+/** Short, because clients wait meanwhile and need the processor. */
 const MAX_POLL_US = 50;
 const ACCEPTS_AT_ONCE = 16;
-/** The places of what is always waited for; connections follow. */
+/** Indices of the descriptors that are always polled; connections follow. */
 const AT_RING = 0;
 const AT_CONTROL = 1;
 const AT_LISTENER = 2;
@@ -37,10 +37,10 @@ export class NbdServer {
   readonly #connections: NbdConnection[] = [];
   readonly #polled = new PollSet(AT_CONNECTIONS + MAX_CONNECTIONS);
   #turn = 0;
-  /** There was no place for the next client, which waits in the listener's queue until then. */
+  /** Until then no new client is accepted, for lack of room; it waits in the listener's queue. */
   #acceptAgainAtMs = 0;
 
-  /** Serves the disk of `queue`, whose tags are `tags`, as the export `name` to who connects to `listener`. */
+  /** Serves the disk of `queue`, which has `tags` tags, as the export `name` to clients of `listener`. */
   constructor(queue: FrontQueue, tags: number, control: FrontControl, listener: number, name: string) {
     this.#queue = queue;
     this.#control = control;
@@ -50,7 +50,7 @@ export class NbdServer {
     queue.sleeper.poll.maxUs = MAX_POLL_US;
   }
 
-  /** Serves until `control` says stop and what is under way is answered, or the backend breaks the protocol. */
+  /** Serves until `control` stops it and what is in flight is answered, or the backend breaks the protocol. */
   run(): void {
     const queue = this.#queue;
     for (;;) {
@@ -68,7 +68,7 @@ export class NbdServer {
     }
   }
 
-  /** Ends every connection and frees everything. The queue and the listener stay their owners'. */
+  /** Closes every connection and frees everything. The queue and the listener belong to their owners. */
   close(): void {
     for (const connection of this.#connections) connection.close();
     this.#connections.length = 0;
@@ -86,7 +86,7 @@ export class NbdServer {
     }
   }
 
-  /** True when somebody's request may find room now that found none before. */
+  /** True when a request that found no room before may find some now. */
   #send(): boolean {
     let roomMade = false;
     for (const connection of this.#connections) if (connection.send()) roomMade = true;
@@ -154,7 +154,7 @@ export class NbdServer {
     }
   }
 
-  /** Drops the client that has been haggling longest, if that is long: it may have no intention to end. */
+  /** Drops the client that has been negotiating longest, if that is long: it may never finish. */
   #makePlace(): boolean {
     const oldest = this.#connections.find((it) => it.state === HANDSHAKE);
     if (oldest === undefined || performance.now() - oldest.sinceMs < HANDSHAKE_MS) return false;

@@ -7,7 +7,7 @@ export const POLLIN = XT_POLL_IN;
 export const POLLOUT = XT_POLL_OUT;
 export const POLL_GONE = XT_POLL_ERROR | XT_POLL_HANGUP;
 
-// Places of the fields of struct xt_poll in words, or in halves of one.
+// Offsets of the fields of struct xt_poll, in words or half-words.
 const WORDS = XT_POLL.bytes / 4;
 const HALVES = XT_POLL.bytes / 2;
 const FD = XT_POLL.fd / 4;
@@ -30,7 +30,7 @@ export class PollSet {
     this.#count = 0;
   }
 
-  /** Waits for `events` of `fd`, too; its place in the set. Errors and hang-ups are always reported. */
+  /** Also waits for `events` of `fd`. Returns its index in the set. Errors and hang-ups are always reported. */
   add(fd: number, events: number): number {
     const index = this.#count++;
     this.#fds[index * WORDS + FD] = fd;
@@ -39,14 +39,14 @@ export class PollSet {
     return index;
   }
 
-  /** Waits at most `timeoutMs` (-1: for ever); true when something is ready. A signal ends it, too. */
+  /** Waits at most `timeoutMs` (-1: for ever). True when something is ready. A signal also ends the wait. */
   wait(timeoutMs: number): boolean {
     return (
       check(shim.xt_poll(this.#memory.address as Pointer, this.#count, timeoutMs), "wait for clients") > 0
     );
   }
 
-  /** What happened at place `index`. */
+  /** The events at index `index`. */
   seen(index: number): number {
     return this.#events[index * HALVES + SEEN];
   }

@@ -1,6 +1,6 @@
-// The data plane of one ring, from the guest's side: operations become requests, a batch of them is pushed
-// with at most one notification, and responses become completions by tag. Synchronous; nothing here awaits,
-// allocates or throws per request. Whoever drives it decides when to sleep.
+// The data plane of one ring, from the guest's side. Operations become requests, a batch of requests is pushed with
+// at most one notification, and responses become completions by tag. Synchronous: nothing here awaits, allocates or
+// throws per request. The caller decides when to sleep.
 import type { EvtchnPort } from "../core/types.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import type { EventChannels } from "../platform/platform.ts";
@@ -37,7 +37,7 @@ const PAGE_WORDS = PAGE_SIZE / 4;
 
 export type TransferOp = typeof BLKIF_OP_READ | typeof BLKIF_OP_WRITE | typeof BLKIF_OP_WRITE_BARRIER;
 
-/** What the owner of a tag hears: the worst BLKIF_RSP_* of its requests. */
+/** Called with the tag of a completed operation and the worst BLKIF_RSP_* of its requests. */
 export type OnDone = (tag: number, status: number) => void;
 
 export interface FrontQueueOptions {
@@ -47,7 +47,7 @@ export interface FrontQueueOptions {
   readonly port: EvtchnPort;
   /** The device's number, which every request carries. */
   readonly handle: number;
-  /** Segments of an indirect request; up to 11: none is made. */
+  /** Segments of an indirect request; if at most 11, none is made. */
   readonly maxIndirectSegments: number;
   /** Tags are 0 to `tags` - 1; each may be used by one operation at a time. */
   readonly tags: number;
@@ -62,11 +62,11 @@ export class FrontQueue {
   readonly #notify: () => void;
   readonly #handle: number;
   readonly #maxSegments: number;
-  /** By request id: whose it is, and the indirect pages it holds. */
+  /** By request id: its tag, and the indirect pages it holds. */
   readonly #tagOf: Uint16Array;
   readonly #indirectPages: Int32Array;
   readonly #indirectCount: Uint8Array;
-  /** By tag: requests not answered yet, and the worst answer so far. */
+  /** By tag: requests not answered yet, and the worst status so far. */
   readonly #parts: Uint16Array;
   readonly #status: Int16Array;
 
@@ -85,17 +85,17 @@ export class FrontQueue {
     this.sleeper = new FrontSleeper(ring, channels, port);
   }
 
-  /** Why the queue is of no use any more: the backend broke the protocol. */
+  /** Why the queue is unusable: the backend broke the protocol. */
   get failure(): string | undefined {
     return this.#ring.fault;
   }
 
-  /** Requests that wait for their response. */
+  /** Requests that are waiting for their response. */
   get inFlight(): number {
     return this.#ring.inFlight;
   }
 
-  /** How many transfers of `bytes` ring and pool hold at the same time; 0: not even one. */
+  /** How many transfers of `bytes` the ring and the pool can hold at the same time; 0: not even one. */
   transfersThatFit(bytes: number): number {
     const pages = Math.ceil(bytes / PAGE_SIZE);
     const byRing = Math.floor(this.#ring.slots / Math.ceil(pages / this.#maxSegments));
@@ -103,29 +103,29 @@ export class FrontQueue {
   }
 
   /**
-   * Reads or writes `bytes` (whole sectors) at `sector` (of 512 bytes) from or to the run of pages at `page`.
-   * False, and nothing done, when ring or pool are too full: try again after completions.
+   * Reads or writes `bytes` (whole sectors) at `sector` (of 512 bytes) into or from the run of pages at `page`. Does
+   * nothing and returns false when the ring or the pool is too full: try again after completions.
    */
   transfer(op: TransferOp, tag: number, sector: number, page: number, bytes: number): boolean {
     return this.#transfer(op, tag, sector, page, 1, bytes);
   }
 
-  /** Writes `bytes` (whole sectors) of zeroes at `sector`. False as for `transfer`. */
+  /** Writes `bytes` (whole sectors) of zeroes at `sector`. False as in `transfer`. */
   writeZeroes(tag: number, sector: number, bytes: number): boolean {
     return this.#transfer(BLKIF_OP_WRITE, tag, sector, this.pool.zeroPage, 0, bytes);
   }
 
-  /** Makes durable what was completed before. False as for `transfer`. */
+  /** Makes everything completed before durable. False as in `transfer`. */
   flush(tag: number): boolean {
     return this.#stageEmpty(BLKIF_OP_FLUSH_DISKCACHE, tag);
   }
 
-  /** The same for a backend that knows only barriers. */
+  /** Like `flush`, for a backend that supports only barriers. */
   barrier(tag: number): boolean {
     return this.#stageEmpty(BLKIF_OP_WRITE_BARRIER, tag);
   }
 
-  /** Tells the backend that `sectors` at `sector` (of 512 bytes) are of no use. False as for `transfer`. */
+  /** Tells the backend that `sectors` at `sector` (of 512 bytes) are unused. False as in `transfer`. */
   discard(tag: number, sector: number, sectors: number, secure = false): boolean {
     if (this.#ring.free === 0) return false;
     this.#begin(tag, 1);
@@ -137,12 +137,12 @@ export class FrontQueue {
     return true;
   }
 
-  /** Publishes what was started since the last time, and notifies the backend when it asked for that. */
+  /** Publishes what was started since the last push, and notifies the backend if it asked for that. */
   push(): void {
     if (this.#ring.push()) this.#notify();
   }
 
-  /** Takes new responses and reports the operations that they complete; how many responses there were. */
+  /** Takes new responses and reports the operations that they complete. Returns the number of responses. */
   reap(): number {
     if (this.#ring.fault !== undefined) return 0;
     const count = this.#ring.fetch();
@@ -203,7 +203,7 @@ export class FrontQueue {
     this.#status[tag] = BLKIF_RSP_OKAY;
   }
 
-  /** What every request has; the byte offset of the rest in `requests`. */
+  /** Fills in what every request has. Returns the byte offset of the request in `requests`. */
   #stage(operation: number, echo: number, tag: number, sector: number): number {
     const ring = this.#ring;
     const id = ring.take();
@@ -270,7 +270,7 @@ export class FrontQueue {
     }
   }
 
-  /** Whole pages, but for the last one, which ends with sector `lastSect`. */
+  /** Whole pages, except that the last one ends with sector `lastSect`. */
   #fillSegments(
     words: Uint32Array,
     at: number,

@@ -1,13 +1,13 @@
-// How the ring is made: what was asked for, within what the backend offers.
+// How to make the ring: what was asked for, within what the backend offers.
 import { ABI_X86_32, ABI_X86_64, type BlkifAbi } from "../protocol/blkif.ts";
 import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
 import { DEFAULT_POOL_PAGES } from "./granted-pool.ts";
 import type { BackendLimits } from "./handshake.ts";
 
-/** Segments of our largest requests: what backends offer, and little enough to keep many in flight. */
+/** Segments of our largest requests: what backends offer, and small enough to keep many in flight. */
 const DEFAULT_INDIRECT_SEGMENTS = 256;
 
-/** How the ring is made; the backend's limits come first. */
+/** What was asked for; the backend's limits take precedence. */
 export interface RingOptions {
   readonly abi?: BlkifAbi["name"];
   readonly ringPageOrder?: number;

@@ -1,4 +1,4 @@
-// A frontend's life from the main thread: handshake, a plane that moves the data, what the backend does
+// A frontend's life from the main thread: the handshake, a plane that moves the data, the backend's changes
 // meanwhile, and letting go in the order that leaves nothing behind.
 import { unlessAborted, within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
@@ -15,7 +15,7 @@ import { FrontHandshake, type Disk } from "./handshake.ts";
 import { chooseRing, type RingOptions } from "./ring-options.ts";
 
 const logger = moduleLogger("blkfront");
-/** What is under way when we are to stop gets this long. */
+/** When we are to stop, this much time is left for what is in flight. */
 const DRAIN_MS = 10_000;
 
 export interface SessionOptions extends RingOptions {
@@ -23,21 +23,21 @@ export interface SessionOptions extends RingOptions {
   readonly verbosity: number;
   /** Takes the disk away from whoever in this domain uses it. */
   readonly take?: boolean;
-  /** Bound of each wait for the backend. */
+  /** Limits each wait for the backend. */
   readonly wait?: WaitOptions;
 }
 
-/** Why the job ended. `finished`: by itself. `stopped`: as the caller asked. `closed`: the backend let go. */
+/** Why the job ended. `finished`: by itself. `stopped`: the caller asked. `closed`: the backend let go. */
 export interface SessionEnd {
   readonly reason: "finished" | "stopped" | "closed";
   readonly bench: BenchResult | undefined;
 }
 
 /**
- * Connects to the disk, has a plane do `job`, lets go of the disk. `onConnected` runs when the disk can be
- * used. Fails with `environment` when somebody else uses the disk, `io` when it is taken away from us, `protocol` when
- * the backend breaks the protocol, `timeout` when it does not answer, and as the connection to xenstored does when
- * that is lost.
+ * Connects to the disk, has a plane do `job`, then lets go of the disk. `onConnected` runs when the disk can be used.
+ * Fails with `environment` when somebody else uses the disk, `io` when it is taken away from us, `protocol` when the
+ * backend breaks the protocol, `timeout` when it does not answer; if xenstored goes away, with the error of that
+ * connection.
  */
 export async function runSession(
   platform: Platform,
@@ -86,7 +86,7 @@ async function supervise(
 ): Promise<SessionEnd> {
   const closed = Promise.withResolvers<"closed">();
   const lost = Promise.withResolvers<never>();
-  // It may be lost before anybody waits for that.
+  // The disk may be lost before anybody waits for that.
   lost.promise.catch(() => {});
   const unwatch = await handshake.watch(disk, (event) => {
     if (event.kind === "closing") return closed.resolve("closed");
@@ -94,7 +94,7 @@ async function supervise(
     logger.info(`${handshake.name}: ${event.disk.sectors512} sectors from now on`);
     plane.resize(event.disk);
   });
-  // Without xenstored we should never learn that the backend is gone.
+  // Without xenstored we would never learn that the backend is gone.
   const forget = xenstore.onClose(lost.reject);
   try {
     const finished = plane.finished.then(() => "finished" as const);
@@ -107,7 +107,7 @@ async function supervise(
   }
 }
 
-/** A backend that is gone or silent keeps us from nothing but a clean end. */
+/** If the backend is gone or silent, we lose nothing but a clean end. */
 async function letGo(handshake: FrontHandshake): Promise<void> {
   try {
     await handshake.close();
@@ -124,7 +124,7 @@ class FrontPlane implements AsyncDisposable {
   readonly finished: Promise<BenchResult | undefined>;
   readonly #plane: Plane;
   readonly #control: FrontControl;
-  /** Resolves when everything is given back. */
+  /** Resolves when everything is released. */
   readonly #released: Promise<void>;
 
   constructor(spawnWorker: SpawnWorker, order: BlkfrontOrder["order"]) {
@@ -155,7 +155,10 @@ class FrontPlane implements AsyncDisposable {
     this.#control.disk = disk;
   }
 
-  /** Has the plane end its job; its result. Fails with `timeout` when the backend does not answer what is left. */
+  /**
+   * Ends the plane's job and returns its result. Fails with `timeout` when the backend does not answer what is in
+   * flight.
+   */
   async stop(timeoutMs: number): Promise<BenchResult | undefined> {
     this.#control.stop();
     return within(

@@ -1,7 +1,6 @@
-// When and how a frontend's data plane sleeps. While responses keep coming the event channel stays masked,
-// because a masked port costs nothing; it is unmasked, and the ring's event index armed, just before
-// sleeping. Looking at the ring for a moment first may save both sides an event: it does so while recent waits
-// were short.
+// When and how a frontend's data plane sleeps. While responses keep coming the event channel stays masked, because a
+// masked port costs nothing. Just before sleeping it is unmasked and the ring's event index is armed. Polling the
+// ring for a moment first may save both sides an event, so it does that while recent waits were short.
 import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { EvtchnPort } from "../core/types.ts";
 import type { EventChannels } from "../platform/platform.ts";
@@ -23,12 +22,12 @@ export class FrontSleeper {
     this.#port = port;
   }
 
-  /** Becomes readable when responses came after `maySleep` allowed to sleep. */
+  /** Becomes readable when responses arrive after `maySleep` allowed sleeping. */
   get fd(): number {
     return this.#channels.fd;
   }
 
-  /** True when the caller may sleep: an event will come for what the backend answers from here on. */
+  /** True when the caller may sleep: an event will come for any further response of the backend. */
   maySleep(): boolean {
     if (this.#ring.inFlight > 0) {
       this.#lookedAtMs = performance.now();
@@ -41,7 +40,7 @@ export class FrontSleeper {
     return !this.#ring.finalCheck();
   }
 
-  /** To be called after sleeping. `byEvent`: `fd` was readable; the port then stays masked until the next sleep. */
+  /** Must be called after sleeping. `byEvent`: `fd` was readable; the port then stays masked until the next sleep. */
   woke(byEvent: boolean): void {
     if (byEvent && this.#channels.pending(this.#ports) > 0) this.#masked = true;
     if (byEvent) this.poll.slept((performance.now() - this.#lookedAtMs) * 1000);
