@@ -16,10 +16,10 @@ import {
   type Session,
 } from "./lib/session.ts";
 
-/** How long the command of --run may take to end once it was asked to, until it is made to. */
+/** How long the command of --run may take to exit after SIGTERM before it gets SIGKILL. */
 const COMMAND_EXIT_MS = 2000;
 
-/** How disks are served, whichever they are. */
+/** How disks are served, the same for both commands. */
 interface ServingArguments extends GlobalArguments {
   readonly direct: boolean;
   readonly format: "raw" | undefined;
@@ -75,7 +75,7 @@ function servingOptions<T>(argv: Argv<T>): Argv<T & Omit<ServingArguments, keyof
     .middleware(explainFilters, true) as never;
 }
 
-/** `--filter help`, whatever else is on the command line. */
+/** Handles `--filter help`, whatever else is on the command line. */
 async function explainFilters(argv: { readonly filter?: unknown }): Promise<void> {
   if (!Array.isArray(argv.filter) || !argv.filter.includes("help")) return;
   const { filterHelp } = await import("../src/block/filters/catalogue.ts");
@@ -83,7 +83,7 @@ async function explainFilters(argv: { readonly filter?: unknown }): Promise<void
   process.exit(0);
 }
 
-/** What of a device's options the command line decides. */
+/** The device options that the command line determines. */
 async function servingOptionsOf(
   argv: ServingArguments,
   platform: Platform,
@@ -106,7 +106,7 @@ async function servingOptionsOf(
   };
 }
 
-/** Ends that nobody here has asked for, and that are no failure of ours. */
+/** Ends that nobody here asked for, and that are not failures of ours. */
 const UNEXPECTED: Readonly<Partial<Record<ServeEnd, string>>> = {
   removed: "the device was removed",
   "frontend-gone": "the guest, or its end of the device, is gone",
@@ -207,7 +207,7 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
   }
 }
 
-/** Runs a shell command, asks it to end at `stop`, makes it 2 s later or at `force`, and gives its exit status. */
+/** Runs a shell command and returns its exit status. It gets SIGTERM at `stop`, and SIGKILL 2 s later or at `force`. */
 async function startCommand(line: string, stop: AbortSignal, force: AbortSignal): Promise<number> {
   const child = Bun.spawn(["sh", "-c", line], { stdio: ["inherit", "inherit", "inherit"] });
   using _stop = onAbort(stop, async () => {

@@ -1,4 +1,4 @@
-// `xentool blkback`: serve disks to guests, the toolstack's steps one by one, and statistics.
+// `xentool blkback`: serving disks to guests, the toolstack's steps one by one, and statistics.
 import type { CommandModule } from "yargs";
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import { serveCommand, watchCommand } from "./blkback-serve.ts";
@@ -15,7 +15,7 @@ import {
   type Session,
 } from "./lib/session.ts";
 
-/** A command that does one thing to one device. */
+/** A command that performs one step on one device. */
 function step(
   command: string,
   describe: string,
@@ -171,7 +171,7 @@ interface InstallArguments extends GlobalArguments {
   readonly root: string;
 }
 
-/** `install` and `uninstall`, which do the same to the same files. */
+/** `install` and `uninstall`, which write and remove the same files. */
 function installation(
   name: "install" | "uninstall",
   describe: string,

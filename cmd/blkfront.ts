@@ -1,4 +1,4 @@
-// `xentool blkfront`: a disk as a guest would use it, from user space: exported over NBD, or measured.
+// `xentool blkfront`: uses a disk as a guest would, from user space: exports it over NBD, or benchmarks it.
 import type { Argv, CommandModule } from "yargs";
 import type { BenchOptions, BenchPattern, BenchResult } from "../src/blkfront/bench.ts";
 import type { Disk } from "../src/blkfront/handshake.ts";

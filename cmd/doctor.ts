@@ -24,7 +24,7 @@ export const doctorCommand: CommandModule<GlobalArguments, GlobalArguments> = {
   handler: (argv) => runCommand(argv, examine),
 };
 
-/** Exit status 0 when the platform asked for (auto: either) is usable, else that of `environment`. */
+/** Exit status 0 when the requested platform (auto: either) is usable, otherwise that of `environment`. */
 async function examine({ json, platform }: CommandContext): Promise<number> {
   const { examineHost, isUsable } = await import("./lib/host-checks.ts");
   const checks = await examineHost();

@@ -86,7 +86,7 @@ const run: CommandModule<GlobalArguments, RunArguments> = {
     }),
 };
 
-/** This program again, as a command line to which arguments can be added. */
+/** The command line that runs this program again; arguments can be appended. */
 function selfCommand(): string[] {
   return Bun.main.startsWith("/$bunfs/") ? [process.execPath] : [process.execPath, Bun.main];
 }
@@ -142,7 +142,7 @@ async function startInBackground(argv: StartArguments): Promise<void> {
   else for (const line of await exportsFor(ready.dir)) print(line);
 }
 
-/** What a shell evaluates to use the host: ours, and what Xen's own programs need. */
+/** What a shell evaluates to use the host: our own variables, and those that Xen's own programs need. */
 async function exportsFor(dir: string): Promise<string[]> {
   const { programEnvironment } = await import("../src/sim/programs.ts");
   const { XENTOOL_SIM, XENSTORED_PATH, LD_LIBRARY_PATH } = programEnvironment(dir, 0);

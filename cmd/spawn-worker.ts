@@ -1,10 +1,10 @@
-// Makes the workers of the data planes. The executable finds a worker only next to its entry point, and only
-// by a URL made in this folder, so this file stays beside xentool.ts and worker.ts.
+// Creates the workers of the data planes. The executable finds a worker only next to its entry point, and only by a
+// URL built in this folder, so this file stays beside xentool.ts and worker.ts.
 import { closeSync, openSync } from "node:fs";
 import { describeError, XentoolError } from "../src/core/errors.ts";
 import type { SpawnWorker } from "../src/plane/plane.ts";
 
-/** What a worker and the shim in it open as they start, and some to spare for what starts beside them. */
+/** Descriptors that a worker and its shim open as they start, with some to spare for what starts beside them. */
 const DESCRIPTORS = 12;
 
 /** A new worker running worker.ts; its first message says what it becomes. Fails with `environment`. */
@@ -13,7 +13,7 @@ export const spawnWorker: SpawnWorker = () => {
   return new Worker(new URL("./worker.ts", import.meta.url));
 };
 
-/** Bun ends the whole process, and with it every disk, when a worker cannot have the descriptors it begins with. */
+/** If a worker cannot get the descriptors it starts with, Bun ends the whole process, and every disk with it. */
 function expectDescriptors(): void {
   const opened: number[] = [];
   try {

@@ -1,5 +1,5 @@
-// Entry point of the thread of every data plane: a message is an order, and what is reported and comes of it goes back
-// as messages. Nothing else lives here, because coverage cannot see into workers.
+// Entry point of every data plane's thread: each message is an order, and reports and results go back as messages.
+// Nothing else lives here, because coverage cannot see into workers.
 import "./lib/standard-error.ts";
 import type { BlkbackOrder } from "../src/blkback/blkback-orders.ts";
 import type { BlkfrontOrder } from "../src/blkfront/blkfront-orders.ts";
@@ -17,7 +17,7 @@ function post(message: PlaneMessage): void {
   self.postMessage(message);
 }
 
-/** What an order needs is loaded only now, so that a host which lacks something for it can be reported. */
+/** Loads what an order needs only now, so that a host which lacks something for it can be reported. */
 async function obey(data: Message): Promise<void> {
   const { answerOrder } = await import("../src/plane/answer.ts");
   switch (data.role) {

@@ -1,5 +1,5 @@
-// xentool's entry point: the commands and the options they share. Commands import what they work with only
-// when they run, so that help, completion and --version come at once.
+// xentool's entry point: the commands and the options they share. Commands import what they work with only when they
+// run, so that help, completion and --version respond at once.
 import "./lib/standard-error.ts";
 import "./lib/working-directory.ts";
 import yargs from "yargs";
@@ -71,12 +71,12 @@ function commandLine(args: readonly string[]) {
   ]);
 }
 
-/** As wide as the terminal or COLUMNS says, at most 110 unless COLUMNS is set. */
+/** As wide as the terminal, but at most COLUMNS, or 110 if COLUMNS is not set. */
 function helpWidth(): number {
   return Math.min(process.stdout.columns ?? Infinity, Number(process.env["COLUMNS"]) || 110);
 }
 
-/** What yargs found wrong, in our words, with the help that may help. */
+/** What yargs found wrong, in our own words, with the help command to try. */
 function usageError(message: string, args: readonly string[]): XentoolError {
   const what = message
     .replace("Not enough non-option arguments:", "arguments are missing:")
@@ -89,7 +89,7 @@ function usageError(message: string, args: readonly string[]): XentoolError {
   );
 }
 
-/** The command whose help may help, with a space; nothing when there is no such command. */
+/** The command whose help to suggest, with a space; empty when there is no such command. */
 function helpTopic(args: readonly string[]): string {
   const commands = [blkbackCommand, blkfrontCommand, vchanCommand, xsringCommand, simCommand, doctorCommand];
   const names = commands.map(({ command }) => String(command).split(" ")[0]);
@@ -98,15 +98,15 @@ function helpTopic(args: readonly string[]): string {
 
 const args = Bun.argv.slice(2);
 
-// Whoever reads our output may leave when they have enough; other errors are said, once. Also after the command
-// itself has ended.
+// The reader of our output may leave when it has enough; other errors are reported, once. This also applies after the
+// command itself has ended.
 process.stdout.once("error", (error: NodeJS.ErrnoException) => {
   process.stdout.on("error", () => {});
   const failure = new XentoolError("io", "cannot write to standard output", {}, error);
   if (error.code !== "EPIPE") reportError(failure, args.includes("--json"));
   process.exitCode = outputErrorStatus(error);
 });
-// yargs prints help with this, and Bun's own does not say when it fails.
+// yargs prints help with console.log, and Bun's own does not report failed writes.
 console.log = print;
 
 try {

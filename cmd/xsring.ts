@@ -14,7 +14,7 @@ const CLOSE_METHODS = ["handshake", "reintroduce", "release", "poison"] as const
 const STATUS_HELP =
   "Exit status: 0 healthy, 4 corrupt, 10 the guest waits for the server, 11 the server waits for the guest, 12 reconnect pending; others as everywhere.";
 
-/** --domid, for the commands that take a guest or something else instead. */
+/** --domid, for commands that take either a guest or something else. */
 function domidOption<T>(argv: Argv<T>, describe: string): Argv<T & { domid: number | undefined }> {
   return argv.option("domid", { type: "number", requiresArg: true, describe });
 }

@@ -1,14 +1,14 @@
-// A command that only groups others, as `xentool blkback` does `serve` and the rest.
+// A command that only groups others, as `xentool blkback` groups `serve` and the rest.
 import type { CommandModule } from "yargs";
 import { XentoolError } from "../../src/core/errors.ts";
 import { withExamples, type Example } from "./examples.ts";
 import type { GlobalArguments } from "./run-command.ts";
 
 type Group = CommandModule<GlobalArguments, GlobalArguments>;
-/** A command whose arguments are its own affair: yargs has no type for "whichever". */
+/** A command with arguments of its own: yargs has no type for "whichever". */
 type Action = Pick<CommandModule<GlobalArguments, never>, "command" | "describe">;
 
-/** The command `path`, with one of `actions` after it; errors name them. */
+/** The command `path`, followed by one of `actions`; errors list them. */
 export function actionGroup(
   path: string,
   describe: string,
@@ -28,7 +28,7 @@ export function actionGroup(
           .usage(`$0 ${path} ACTION\n\n${describe}`),
         examples,
       ),
-    // What comes after -- is enough for yargs, but it is no action.
+    // yargs accepts what follows -- as the action, but it is not one.
     handler: () => {
       throw new XentoolError("usage", `${which} try: xentool ${path} --help`);
     },

@@ -1,11 +1,11 @@
-// What goes for the arguments of every command: an option is given once, a number is in decimal digits, and no
-// text is empty. yargs alone takes "" for 0 and makes an array of what is given twice.
+// Checks that apply to the arguments of every command: an option is given once, a number is decimal, and no text is
+// empty. yargs alone takes "" for 0 and turns a repeated option into an array.
 import type { Argv } from "yargs";
 import { XentoolError } from "../../src/core/errors.ts";
 
 const DECIMAL = /^-?[0-9]*\.?[0-9]+$/;
 
-/** What yargs knows about the options and positionals of the command it is at; its types leave it out. */
+/** What yargs knows about the options and positionals of the current command; its types leave this out. */
 interface Declarations {
   getOptions(): {
     readonly key: Readonly<Record<string, unknown>>;
@@ -17,7 +17,7 @@ interface Declarations {
   getGroups(): Readonly<Record<string, readonly string[]>>;
 }
 
-/** Has yargs leave what was typed for the numbers declared so far, so that `checkArguments` can show it. */
+/** Makes yargs keep the numbers declared so far as typed, so that `checkArguments` can show them. */
 export function keepNumbersAsTyped<T>(argv: Argv<T>): Argv<T> {
   for (const name of declarationsOf(argv).getOptions().number) argv.string(name).coerce(name, toNumber);
   return argv;
@@ -27,12 +27,12 @@ function declarationsOf<T>(argv: Argv<T>): Declarations {
   return argv as unknown as Declarations;
 }
 
-/** `text` as a number, or as it is when it is none. */
+/** `text` as a number, or unchanged if it is not one. */
 export function toNumber(text: unknown): unknown {
   return typeof text === "string" && DECIMAL.test(text) ? Number(text) : text;
 }
 
-/** Fails with what is wrong with the first of the values that yargs found. */
+/** Fails with what is wrong with the first bad value. */
 export function checkArguments<T>(argv: Argv<T>, values: Readonly<Record<string, unknown>>): void {
   const options = declarationsOf(argv).getOptions();
   const positionals = declarationsOf(argv).getGroups()["Positionals:"] ?? [];

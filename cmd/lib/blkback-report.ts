@@ -1,4 +1,4 @@
-// How devices and their statistics look on a terminal.
+// How devices and their statistics are shown on a terminal.
 import { pause } from "../../src/core/deadline.ts";
 import { describeDevice, type DeviceAddress } from "../../src/blkback/address.ts";
 import { describeResize, type Resize } from "../../src/blkback/resize.ts";
@@ -16,7 +16,7 @@ const WATCH_INTERVAL_MS = 1000;
 const BAR_WIDTH = 24;
 const BLOCKS = " ▏▎▍▌▋▊▉█";
 
-/** Prints the devices, each with what its statistics say of I/O that failed if a process of this host serves it. */
+/** Prints the devices, each with the I/O errors in its statistics if a process on this host serves it. */
 export function printDevices(platform: Platform, listed: readonly ListedDevice[], json: boolean): void {
   const served = readAllStats(statsDir(platform.descriptor)).filter((it) => it.alive);
   const devices = listed.map((it) => {
@@ -70,7 +70,7 @@ function countIoErrors(stats: DeviceStats): number {
   return stats.readErrors + stats.writeErrors + stats.flushErrors + stats.discardErrors;
 }
 
-/** Says what became of a resize; what the guest may miss is a warning on stderr. */
+/** Reports the result of a resize; anything the guest may miss is a warning on stderr. */
 export function printResize(address: DeviceAddress, { before, after }: Resize, json: boolean): void {
   const { text, warns } = describeResize({ before, after });
   const device = { domid: address.frontend, vdev: vdevName(address.devid) };
@@ -86,7 +86,7 @@ interface StatsSelection {
   readonly watch: boolean;
 }
 
-/** Prints the statistics of the selected devices, once or every second until stopped. */
+/** Prints the statistics of the selected devices, once, or every second until stopped. */
 export async function showStats(
   platform: Platform,
   selection: StatsSelection,
@@ -139,7 +139,7 @@ function formatRates(before: DeviceStats | undefined, now: DeviceStats): string 
   return cells.join("  ");
 }
 
-/** The whole story of one device. */
+/** The full statistics of one device. */
 export function formatStats(stats: DeviceStats): string {
   const served = formatDuration((Date.now() - stats.startedAtMs) * 1e6);
   const state = stats.alive

@@ -1,6 +1,6 @@
-// Looks at this host for `xentool doctor`: what real Xen needs, what the simulated platform needs, and what
-// makes either fast. Only looks: devices are opened and closed, nothing is changed. What needs the C shim is
-// imported where it is used, because a host where the shim does not load is one to say something about, too.
+// Examines this host for `xentool doctor`: what real Xen needs, what the simulated platform needs, and what makes
+// either fast. It only looks: devices are opened and closed, nothing is changed. Checks that need the C shim import
+// it where they use it, because a host where the shim does not load must be reported too.
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
 import { release } from "node:os";
 import { join } from "node:path";
@@ -12,17 +12,17 @@ export interface Check {
   readonly area: "host" | "xen" | "sim";
   readonly name: string;
   readonly ok: boolean;
-  /** Without it its area is unusable; the others cost a feature or speed. */
+  /** Without it, its area is unusable; the others cost a feature or speed. */
   readonly required: boolean;
-  /** Everything works without it: a matter of speed. */
+  /** Everything works without it, only slower. */
   readonly tuning: boolean;
   readonly found: string;
-  /** What to type, or what goes without. Absent when ok. */
+  /** What to type, or what is lost without it. Absent when ok. */
   readonly advice?: string;
 }
 
 export interface Host {
-  /** Where /dev, /proc, /sys are looked for; tests make their own. */
+  /** Where /dev, /proc and /sys are looked for; tests create their own. */
   readonly root: string;
   readonly env: Readonly<Record<string, string | undefined>>;
 }
@@ -70,7 +70,7 @@ export async function examineHost(host: Host = { root: "/", env: process.env }):
   ];
 }
 
-/** Whether everything that `area`, or anything at all, requires is there. */
+/** Whether everything that `area`, or the host as a whole, requires is present. */
 export function isUsable(checks: readonly Check[], area: "xen" | "sim"): boolean {
   const concerned = checks.filter((check) => check.area === area || check.area === "host");
   return concerned.every(({ ok, required }) => ok || !required);
@@ -84,7 +84,7 @@ function readText(host: Host, path: string): string | undefined {
   }
 }
 
-/** What is thrown on the way is what was found. */
+/** Turns an error into a finding. */
 async function attempt(advice: string, finding: () => Promise<Finding>): Promise<Finding> {
   try {
     return await finding();
@@ -94,7 +94,7 @@ async function attempt(advice: string, finding: () => Promise<Finding>): Promise
 }
 
 function checkShim(): Promise<Finding> {
-  // Not /proc: without it the Bun inside us has aborted by now.
+  // /proc is not listed: without it, the Bun inside us would have aborted by now.
   const needs = "needs memory, a few descriptors (ulimit -n)";
   return attempt(`${needs} and leave to run code from a memfd; nothing works without`, async () => {
     await import("../../src/native/shim.ts");

@@ -1,11 +1,11 @@
-// Signals as a command sees them: the first asks it to let go of things and end, the second to hurry. One that
-// does not listen ends at once. A stdout that takes no more counts as a first signal, too.
+// Signals as a command sees them: the first asks it to clean up and end, the second to hurry. A command that does not
+// listen ends at once. A stdout that fails also counts as a first signal.
 import { constants } from "node:os";
 import { EXIT_CODE } from "../../src/core/errors.ts";
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
-/** What a command ends with whose stdout failed: without a reader as by SIGPIPE, which Bun ignores. */
+/** Exit status of a command whose stdout failed. Without a reader it is that of SIGPIPE, which Bun ignores. */
 export function outputErrorStatus({ code }: NodeJS.ErrnoException): number {
   return code === "EPIPE" ? 128 + constants.signals.SIGPIPE : EXIT_CODE.io;
 }
@@ -25,7 +25,7 @@ export class Interruption {
     process.stdout.on("error", this.#onOutputError);
   }
 
-  /** Fires at the first signal. Reading it is a promise to end soon after. */
+  /** Fires at the first signal. Reading it is a promise to end soon after it fires. */
   get stop(): AbortSignal {
     this.#listening = true;
     return this.#stop.signal;
@@ -36,12 +36,12 @@ export class Interruption {
     return this.#force.signal;
   }
 
-  /** Exit status of a command that was interrupted (SIGINT 130, SIGTERM 143); undefined when it was not. */
+  /** Exit status of an interrupted command (SIGINT 130, SIGTERM 143); undefined when it was not interrupted. */
   get exitCode(): number | undefined {
     return this.#exitCode;
   }
 
-  /** Has the command end with `exitCode`. When it is ending already, `urgent` says that it should hurry. */
+  /** Makes the command end with `exitCode`. If it is already ending, `urgent` makes it hurry. */
   interrupt(exitCode: number, urgent: boolean): void {
     const first = this.#exitCode === undefined;
     this.#exitCode ??= exitCode;

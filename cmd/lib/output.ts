@@ -1,5 +1,5 @@
-// What commands print on stdout: JSON documents, tables, and quantities in units that people read. Colours
-// and redrawing only on a terminal, never in a pipe, and no colours where NO_COLOR is set.
+// What commands print on stdout: JSON documents, tables, and quantities in human-readable units. Colours and
+// redrawing are used only on a terminal, never in a pipe, and there are no colours when NO_COLOR is set.
 import { styleText } from "node:util";
 
 type Style = Parameters<typeof styleText>[0];
@@ -7,24 +7,24 @@ type Style = Parameters<typeof styleText>[0];
 const BYTE_UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 const TIME_UNITS = ["ns", "µs", "ms", "s"];
 
-/** One line on stdout. */
+/** Prints one line on stdout. */
 export function print(line: string): void {
   process.stdout.write(`${line}\n`);
 }
 
-/** One JSON document, or with `compact` one line of a stream. */
+/** Prints one JSON document; with `compact`, one line of a stream. */
 export function printJson(value: unknown, compact = false): void {
   print(
     JSON.stringify(value, (_key, it: unknown) => (typeof it === "bigint" ? Number(it) : it), compact ? 0 : 2),
   );
 }
 
-/** `text` in a colour, where stdout is a terminal that shows colours. */
+/** `text` in a colour, if stdout is a terminal that shows colours. */
 export function paint(style: Style, text: string): string {
   return styleText(style, text, { stream: process.stdout });
 }
 
-/** `value` in the largest of `units`, each `step` times the one before, that leaves it below `step`. */
+/** `value` in the smallest of `units` in which it is below `step`; each unit is `step` times the previous one. */
 function scale(value: number, step: number, units: readonly string[]): string {
   let scaled = value;
   let unit = 0;
@@ -46,14 +46,14 @@ export function formatCount(count: number): string {
   return String(Math.round(count)).replace(/\B(?=(\d{3})+$)/g, " ");
 }
 
-/** A duration in the unit that suits it: "850 ns", "12.3 µs", "4.5 ms", "6.1 s". */
+/** A duration in a suitable unit: "850 ns", "12.3 µs", "4.5 ms", "6.1 s". */
 export function formatDuration(ns: number): string {
   return scale(ns, 1000, TIME_UNITS);
 }
 
 export interface Column {
   readonly title: string;
-  /** Numbers read better on the right. */
+  /** Numbers are easier to read when aligned right. */
   readonly align?: "left" | "right";
 }
 

@@ -1,10 +1,10 @@
-// Runs the body of every command: global options in, signals watched, and whatever is thrown turned into one
-// line on stderr and an exit status, in this one place. Heavy modules are imported here only when a body runs.
+// Runs the body of every command. Global options, signals, and turning errors into one line on stderr and an exit
+// status are all handled in this one place. Heavy modules are imported only when a body runs.
 import { EXIT_CODE, XentoolError, describeError, kindOf } from "../../src/core/errors.ts";
 import type { PlatformChoice } from "../../src/platform/open.ts";
 import { Interruption } from "./interruption.ts";
 
-/** The options that every command has, as yargs gives them. */
+/** The options that every command has, as yargs returns them. */
 export interface GlobalArguments {
   readonly platform: PlatformChoice;
   readonly json: boolean;
@@ -18,21 +18,21 @@ export interface CommandContext {
   readonly json: boolean;
   /** 0, 1 (-v) or 2 (-vv). */
   readonly verbosity: number;
-  /** Bound of each wait, from --timeout. */
+  /** Limits each wait, from --timeout. */
   readonly timeoutMs: number | undefined;
-  /** Fires at the first SIGINT or SIGTERM. A command that never reads it ends at once instead. */
+  /** Fires at the first SIGINT, SIGTERM or SIGHUP, or when stdout fails. A command that never reads it ends at once. */
   readonly stop: AbortSignal;
-  /** Fires at the second. */
+  /** Fires at the second one. */
   readonly force: AbortSignal;
-  /** Signals are the body's own business from now on, and so is the exit status. */
+  /** From now on the body handles signals, and the exit status, itself. */
   readonly leaveSignals: () => void;
 }
 
 const LONGEST_TIMEOUT_SECONDS = 1_000_000;
 
 /**
- * Runs `body` and sets the process's exit status: what it returns (default 0), 128 + n after signal n, the
- * kind's of an XentoolError, 70 for anything else. Never exits by itself, because piped output may wait.
+ * Runs `body` and sets the process's exit status: what it returns (default 0), 128 + n after signal n, that of the
+ * kind of a XentoolError, 70 for anything else. It never exits by itself, because piped output may still be pending.
  */
 export async function runCommand(
   argv: GlobalArguments,
@@ -71,7 +71,7 @@ function timeoutMs(seconds: number | undefined): number | undefined {
   throw new XentoolError("usage", `--timeout must be a number of seconds above 0, not ${seconds}`);
 }
 
-/** One line on stderr, or one JSON object; for a bug also what to do about it. */
+/** Prints one line on stderr, or one JSON object; for a bug, also how to report it. */
 export function reportError(error: unknown, json: boolean, verbosity = 0): void {
   const kind = kindOf(error);
   const message = describeError(error).replace(/\s*\n\s*/g, " ");

@@ -1,5 +1,5 @@
-// What the commands about block devices share: the options that name a device, and a platform with a
-// connection to xenstore for the time of one command.
+// Shared by the commands about block devices: the options that name a device, and a platform with a xenstore
+// connection for the duration of one command.
 import type { Argv } from "yargs";
 import type { DeviceAddress } from "../../src/blkback/address.ts";
 import type { Platform } from "../../src/platform/platform.ts";
@@ -29,7 +29,7 @@ export function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, 
     });
 }
 
-/** --device-type, of those who make a device. */
+/** --device-type, for commands that create a device. */
 export function deviceTypeOption<T>(argv: Argv<T>): Argv<T & { deviceType: "disk" | "cdrom" }> {
   return argv.option("device-type", {
     choices: ["disk", "cdrom"] as const,
@@ -43,7 +43,7 @@ export interface Session {
   readonly xenstore: Xenstore;
 }
 
-/** Runs `body` with a platform and a xenstore connection, and closes both. */
+/** Runs `body` with a platform and a xenstore connection, then closes both. */
 export async function withSession<T>(
   context: CommandContext,
   body: (session: Session) => Promise<T>,

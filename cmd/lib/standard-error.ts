@@ -1,3 +1,3 @@
-// Imported where a program or a worker begins: when stderr is full or nobody reads it, nobody can be told, and
-// what is said there is lost. Nothing else changes, the exit status least of all.
+// Imported at the start of a program or a worker. When stderr is full or has no reader, there is nobody to report
+// that to, and messages are lost. Nothing else changes, least of all the exit status.
 process.stderr.on("error", () => {});

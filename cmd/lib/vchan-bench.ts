@@ -1,4 +1,4 @@
-// The bodies of `xentool vchan bench`: the two ends, and the table or JSON that comes out of it.
+// The bodies of `xentool vchan bench`: the two ends, and the resulting table or JSON.
 import { XentoolError } from "../../src/core/errors.ts";
 import type { SpawnWorker } from "../../src/plane/plane.ts";
 import type { VchanOrder } from "../../src/vchan/vchan-orders.ts";
@@ -8,8 +8,8 @@ import type { CommandContext } from "./run-command.ts";
 import { openPlace, ordersOf, type PlaceArguments, type RingArguments } from "./vchan-relay.ts";
 
 /**
- * First everything runs unmeasured, with this part of the amounts, again and again for so long: what runs for the first
- * time is still being compiled, and by the same processor where there is but one.
+ * First everything runs unmeasured with this part of the amounts, repeatedly for this long: code that runs for the
+ * first time is still being compiled, and by the same processor if there is only one.
  */
 const WARM_UP = 0.1;
 const WARM_UP_MS = 3000;

@@ -1,4 +1,4 @@
-// The bodies of `xentool vchan listen` and `connect`: arguments into a session, progress and summaries out.
+// The bodies of `xentool vchan listen` and `connect`: arguments become a session; progress and summaries are printed.
 import { existsSync } from "node:fs";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
@@ -44,7 +44,7 @@ export type ConnectArguments = RelayArguments & { readonly wait: boolean };
 const PROGRESS_INTERVAL_MS = 500;
 const LINGER_SECONDS_MAX = 1_000_000;
 
-/** Serves clients until there is nothing more to do; the exit status. */
+/** Serves clients until there is nothing more to do. Returns the exit status. */
 export async function runListen(
   argv: ListenArguments,
   context: CommandContext,
@@ -59,7 +59,7 @@ export async function runListen(
   }
 }
 
-/** Connects, once or for one local connection after another; the exit status. */
+/** Connects, once or for one local connection after another. Returns the exit status. */
 export async function runConnect(
   argv: ConnectArguments,
   context: CommandContext,
@@ -75,14 +75,14 @@ export async function runConnect(
   }
 }
 
-/** The rings' orders that the arguments ask for. */
+/** The ring orders that the arguments ask for. */
 export function ordersOf(argv: RingArguments): VchanOrders {
   const orders = chooseOrders(argv["read-size"], argv["write-size"]);
   if (orders !== undefined) return orders;
   throw new XentoolError("usage", "--read-size and --write-size are bytes, from 0 to 1048576");
 }
 
-/** The platform, and the place in xenstore where both ends meet. Both arguments are checked first. */
+/** The platform, and the place in xenstore where both ends meet. Checks both arguments first. */
 export async function openPlace(
   argv: PlaceArguments,
   context: CommandContext,
@@ -123,7 +123,7 @@ async function relayOptions(
   };
 }
 
-/** Which of the two streams there are, and what ends them, must be told in one way only. */
+/** There must be only one instruction on which of the two streams to use and what ends them. */
 function checkDirections(argv: RelayArguments): void {
   const { send, receive, linger, unix, tcp } = argv;
   if (send && receive) throw new XentoolError("usage", "--send and --receive exclude each other");
@@ -145,7 +145,7 @@ function localSpec(argv: RelayArguments): LocalSpec {
   return argv.tcp === undefined ? { kind: "stdio", receiveOnly: argv.receive } : tcpSpec(argv.tcp);
 }
 
-/** What cannot be run is found now, not when a client comes. */
+/** Fails now if the program cannot be run, rather than when a client comes. */
 function checkProgram(name: string): void {
   if (Bun.which(name) !== null) return;
   const why = name.includes("/") && existsSync(name) ? "not executable" : "not found";
@@ -172,13 +172,13 @@ function lingerMsOf(text: string | undefined): number | undefined {
   );
 }
 
-/** Standard output is the stream itself in a plain relay: then words and summaries go to standard error. */
+/** In a plain relay, standard output is the stream itself, so messages and summaries go to standard error. */
 function printSummary(summary: SessionSummary, local: LocalSpec): void {
   const stream = local.kind === "stdio" ? process.stderr : process.stdout;
   stream.write(`${JSON.stringify(summary)}\n`);
 }
 
-/** One line on the terminal that says how much went each way, and how fast. */
+/** Shows, on one terminal line, how much went each way and how fast. */
 function showRates(counts: () => VchanCounts): () => void {
   let last = counts();
   let lastAt = performance.now();

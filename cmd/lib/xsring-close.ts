@@ -1,4 +1,4 @@
-// The body of `xsring close`: decide, say what it means, do it, and say what came of it.
+// The body of `xsring close`: decide, announce the plan and its risks, carry it out, and report the result.
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
@@ -69,7 +69,7 @@ async function close(context: CommandContext, argv: CloseArguments, target: Clos
   return 0;
 }
 
-/** What will happen is said before it does, on stderr. */
+/** Announces on stderr what will happen, before it does. */
 function announce(plan: ClosePlan, domid: number, isDryRun: boolean): void {
   const lines = [
     `closing the xenstore ring of domain ${domid} by ${plan.method}${plan.destructive ? ", which destroys state" : ""}${isDryRun ? " would" : ""}:`,
@@ -98,7 +98,7 @@ async function withDomainRing<T>(
   }
 }
 
-/** Only a simulated domain lets its processes have the ring; on Linux the kernel keeps page and port. */
+/** Only a simulated domain gives its processes access to the ring; on Linux the kernel keeps the page and the port. */
 async function withOwnRing<T>(platform: Platform, body: (target: CloseTarget) => Promise<T>): Promise<T> {
   if (!(platform instanceof SimPlatform)) {
     const message = `the kernel of this domain owns its xenstore ring and gives neither page nor port away; close it from domain 0: xentool xsring close --domid ${platform.domid}`;

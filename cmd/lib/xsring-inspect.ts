@@ -24,13 +24,13 @@ export interface InspectArguments {
 
 const CLEAR_SCREEN = "\x1b[H\x1b[2J";
 
-/** `value` of an option as a number that makes sense, or a usage error. */
+/** Returns `value` if the option's number is in range; otherwise fails with `usage`. */
 export function checkNumber(name: string, value: number, min: number, max: number): number {
   if (value >= min && value <= max) return value;
   throw new XentoolError("usage", `--${name} must be a number from ${min} to ${max}, not ${value}`);
 }
 
-/** Answers the exit status that stands for the verdict. */
+/** Returns the exit status for the verdict. */
 export async function runInspect(context: CommandContext, argv: InspectArguments): Promise<number> {
   checkNumber("settle", argv.settle, 0, 3600);
   checkNumber("interval", argv.interval, 0.01, 3600);
@@ -66,7 +66,7 @@ function show(context: CommandContext, argv: InspectArguments, report: RingRepor
   return VERDICT_STATUS[report.verdict.code];
 }
 
-/** On a terminal the drawing is redrawn; elsewhere there is one line, or one object, whenever it changes. */
+/** On a terminal the drawing is redrawn; elsewhere one line, or one JSON object, is printed whenever it changes. */
 async function watch(
   { json, stop }: CommandContext,
   argv: InspectArguments,

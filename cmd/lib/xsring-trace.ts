@@ -1,4 +1,4 @@
-// The body of `xsring trace`: a live ring or a file of one, as lines for people or JSON for scripts.
+// The body of `xsring trace`: a live ring or a recorded file, as lines for people or JSON for scripts.
 import { closeSync, openSync, writeSync } from "node:fs";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid, type Domid } from "../../src/core/types.ts";
@@ -52,9 +52,9 @@ function parseFilter({ type, path }: TraceArguments): TraceFilter {
   return { types: names === undefined ? undefined : new Set(names), path };
 }
 
-/** Prints events until enough was printed. */
+/** Prints events until enough have been printed. */
 class Printer {
-  /** Fires when --count lines are out. */
+  /** Fires when --count lines have been printed. */
   readonly enough = new AbortController();
   readonly events: TraceEvents;
   readonly #json: boolean;
@@ -77,7 +77,7 @@ class Printer {
     this.events.push(record);
   }
 
-  /** What still waits is shown, and what was seen is summed up on stderr. */
+  /** Shows what is still waiting, and prints a summary of what was seen on stderr. */
   finish(): void {
     this.events.end(this.#lastUs);
     const { requests, replies, watchEvents, lostBytes } = this.events.counts;
@@ -135,7 +135,7 @@ async function traceDomain(
   try {
     const ring = openDomainRing(platform, domid, "r");
     try {
-      // The ring first: a file that is there stays as it is when the domain is not.
+      // Open the ring first, so that an existing file is not overwritten when the domain does not exist.
       const file = argv.write === undefined ? undefined : new TraceFile(argv.write, domid);
       try {
         using domain = new DomainWatch(platform, domid);
@@ -163,7 +163,9 @@ async function traceDomain(
   }
 }
 
-/** The file of --write. What one look found is written at once: whoever reads along sees whole records. */
+/**
+ * The file of --write. The records of each look are written at once, so that a concurrent reader sees whole records.
+ */
 class TraceFile {
   readonly #path: string;
   readonly #fd: number;

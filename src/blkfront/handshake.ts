@@ -1,6 +1,6 @@
 // The frontend's side of the XenbusState handshake (public/io/blkif.h and xenbus.h): finds the backend, cleans up
 // after an earlier frontend, offers a ring, and learns what the disk is. The backend's keys are believed within
-// bounds. If the backend closes or vanishes, each wait ends at once.
+// bounds. Once a ring is offered, a backend that closes or vanishes ends each wait at once.
 import { XentoolError } from "../core/errors.ts";
 import { escapeText, moduleLogger } from "../core/log.ts";
 import { parseDecimal, toDomid, type Domid, type EvtchnPort } from "../core/types.ts";

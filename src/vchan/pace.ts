@@ -10,8 +10,8 @@ export class Pace {
   #lastAt = -Infinity;
 
   /**
-   * Resolves at once the first time, and when the last time was at least a second ago. Otherwise it pauses for 100
-   * ms, doubled each further time, up to a second. Returns false, without pausing, when `signal` is aborted.
+   * Resolves at once the first time, and when the last time was at least a second ago. Otherwise it pauses for
+   * 100 ms, doubled each further time, up to a second. Returns false at once when `signal` is aborted.
    */
   async next(signal: AbortSignal): Promise<boolean> {
     const soon = performance.now() - this.#lastAt < PAUSE_MAX_MS;

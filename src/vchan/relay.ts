@@ -78,7 +78,7 @@ export class Relay {
   #outputBroken = false;
   #inputError = 0;
   #outputError = 0;
-  /** When the current wait for the peer is over; undefined while there is no limit. */
+  /** When the current wait for the peer is over; undefined when there is no such wait. */
   #deadline: number | undefined;
   #stopping = false;
 

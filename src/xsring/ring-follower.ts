@@ -1,5 +1,5 @@
 // Follows a ring from outside: each look returns the records of what happened since the last one. The ring is only
-// read. Its indices and its poison show when it starts anew.
+// read. Its indices show when it starts anew.
 import type { XsDirection, XsHeader } from "../protocol/xs-content.ts";
 import { viewRequests, viewResponses, type RingCopy, type RingWords } from "../protocol/xs-ring-view.ts";
 import { StreamFollower, type Followed } from "./stream-follower.ts";
