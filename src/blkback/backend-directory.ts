@@ -45,8 +45,8 @@ export function offerUnlessClosing(
 }
 
 /**
- * Removes the backend's directory, and what would be empty or meaningless without it. With `onlyOffline`, does so
- * only unless the toolstack wants the device to stay, or has created another one.
+ * Removes the backend's directory, and what would be empty or meaningless without it. With `onlyOffline`, keeps the
+ * directory if the toolstack wants the device to stay, or has created another one.
  */
 export function removeBackend(
   xenstore: Xenstore,

@@ -1,4 +1,4 @@
-// The meaning of the words in a disk's control page: whether to stop, and the disk's current size.
+// The meaning of the flags and numbers in a disk's control page: whether to stop, and the disk's current size.
 import type { ControlPage } from "../plane/control-page.ts";
 
 const LEAVE = 1;

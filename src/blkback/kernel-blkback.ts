@@ -8,7 +8,8 @@ import { SERVED } from "./device-lock.ts";
 
 /**
  * Unbinds the device from the kernel's backend, if that holds it. Throws `environment` when it is in use there
- * (`isLive`). A disk meant for us, with our hotplug script, cannot be: the kernel has no image for it.
+ * (`isLive`). A disk meant for us, with our hotplug script, cannot be in use there, because the kernel has no image
+ * for it.
  */
 export function releaseFromKernel(address: DeviceAddress, isLive: boolean, sysfs = "/sys"): void {
   const name = `vbd-${address.frontend}-${address.devid}`;

@@ -1,8 +1,8 @@
-// Detects through xenstore who uses an image. Xen's hotplug script `block` (tools/hotplug/Linux/block, check_sharing)
-// refuses a device that is written to according to another backend's `physical-device` and `mode`. We write
-// `physical-device` so that the script sees us, and read other backends' so that we see the kernel's blkback, which
-// opens a device without claiming it. `physical-device-path` is left alone: with it libxl would also hand the image
-// to QEMU, as an emulated disk.
+// Coordinates through xenstore who uses an image. Xen's hotplug script `block` (tools/hotplug/Linux/block,
+// check_sharing) refuses a device that another backend's `physical-device` and `mode` show as written to. We write
+// `physical-device` so that the script sees us, and read that of other backends so that we see the kernel's blkback,
+// which opens a device without claiming it. `physical-device-path` is left alone: with it libxl would also hand the
+// image to QEMU, as an emulated disk.
 import { fstatSync, type Stats } from "node:fs";
 import type { Image } from "../block/image.ts";
 import { tryStat } from "../block/image/attempt.ts";
