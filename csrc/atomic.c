@@ -1,4 +1,7 @@
-/* Single sequentially consistent accesses to memory that another domain may change at any moment. */
+/*
+ * Atomic accesses to memory that another domain may change at any moment. All are sequentially consistent except the
+ * polling loads of xt_changes_within, which only acquire.
+ */
 #define _GNU_SOURCE
 #include "clock.h"
 #include "xentool.h"

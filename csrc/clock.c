@@ -1,6 +1,6 @@
 /*
- * The processor's own counter, measured against the system's clock once: asking that one is a system call in a PV
- * guest of Xen, which may cost as much as what is waited for.
+ * Microseconds from the processor's own counter, calibrated once against the system clock. In a PV guest of Xen reading
+ * the system clock is a system call, which may cost as much as the event being waited for.
  */
 #define _GNU_SOURCE
 #include "clock.h"
@@ -27,7 +27,10 @@ static uint64_t ticks(void) {
 #endif
 }
 
-/* The smallest of some: being interrupted between the two clocks only ever makes it too large. */
+/*
+ * Takes the smallest of several samples: an interruption between reading the two clocks only ever makes a sample too
+ * large.
+ */
 static double measure(void) {
   double rate = 0;
   for (int i = 0; i < MEASUREMENTS; i++) {

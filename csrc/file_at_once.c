@@ -1,26 +1,28 @@
 /*
- * What is better done now than by io_uring. A read alone that finds its data in memory takes io_uring longer. A
- * write into a file's page cache io_uring would hand to a kernel thread, one at a time for each file, which costs more
- * than the write. But storage that makes us wait would make the guest's other requests wait, too: after that has been
- * seen, the next operations are io_uring's, and later it is tried again.
+ * Operations that are better done immediately than through io_uring. A lone read whose data is in the page cache takes
+ * longer through io_uring. A buffered write would be handed by io_uring to a kernel thread, one at a time per file,
+ * which costs more than the write itself. But slow storage would also hold up the guest's other requests: once an
+ * operation was slow, or found nothing in memory, the next ones go to io_uring before this is tried again.
  */
 #define _GNU_SOURCE
 #include "file_io.h"
 
 #include <time.h>
 
-/* Two ticks of a slow kernel's clock; and how many operations go without being tried after one that took that
- * long, or found nothing in memory. */
+/*
+ * SLOW_WRITE_US is two ticks of a slow kernel's clock. SLOW_WRITES and COLD_READS say how many operations go straight
+ * to io_uring after a write took that long or a read found nothing in memory.
+ */
 enum { SLOW_WRITE_US = 8000, SLOW_WRITES = 256, COLD_READS = 32 };
 
-/* In ticks, but never a system call. */
+/* Has the resolution of a tick, but never takes a system call. */
 static int64_t coarse_us(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
   return now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
-/* Where the file system cannot say that it would have to wait, the read is io_uring's. */
+/* Where the file system cannot report that it would have to wait, the read goes to io_uring. */
 static int read_at_once(struct file *file, const struct xt_io *op, int64_t *result) {
   if (file->cold_reads) {
     file->cold_reads--;

@@ -1,4 +1,4 @@
-/* Operations on a disk's file by the system calls that do them now: reads, writes, flushes, discards. */
+/* Synchronous operations on a disk's file: reads, writes, flushes, discards. */
 #define _GNU_SOURCE
 #include "file_io.h"
 
@@ -15,7 +15,7 @@
 struct file file_of(int fd, int is_block_device) {
   struct file file = {.fd = fd, .is_block_device = is_block_device};
   file.is_buffered = !is_block_device && !(fcntl(fd, F_GETFL) & O_DIRECT);
-  /* A tmpfs does not know the flag, and needs none: what it has is in memory. */
+  /* tmpfs does not support the flag and does not need it: its data is in memory. */
   struct statfs file_system;
   int in_memory = fstatfs(fd, &file_system) == 0 && file_system.f_type == TMPFS_MAGIC;
   file.nowait_flag = in_memory ? 0 : RWF_NOWAIT;
@@ -28,7 +28,7 @@ ssize_t file_preadv2(int fd, const struct iovec *vectors, int count, off_t offse
   return syscall(SYS_preadv2, fd, vectors, count, offset, 0, flags);
 }
 
-/* Block devices have their discard as an ioctl, which io_uring cannot issue on the kernels in use. */
+/* Discarding on a block device is an ioctl, which io_uring cannot issue on the kernels in use. */
 static int64_t discard_block_device(int fd, const struct xt_io *op) {
   uint64_t range[2] = {(uint64_t)op->offset, (uint64_t)op->length};
   int secure = op->op == XT_IO_SECURE_DISCARD;

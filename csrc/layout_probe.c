@@ -1,6 +1,6 @@
 /*
- * Prints, as JSON, sizes and offsets of Xen's structures that xentool's protocols use, as a C compiler lays them out.
- * Tests compare src/protocol with this.
+ * Prints, as JSON, the sizes and offsets of the Xen structures that xentool's protocols use, as a C compiler lays them
+ * out. Tests compare src/protocol with this.
  */
 #include "xen/layouts.h"
 

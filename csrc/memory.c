@@ -1,4 +1,4 @@
-/* Memory, eventfds and poll: what every data plane stands on. */
+/* Memory, eventfds and poll: the foundation of every data plane. */
 #define _GNU_SOURCE
 #include "copy.h"
 #include "reserve.h"

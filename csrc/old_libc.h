@@ -1,7 +1,7 @@
 /*
- * The shim must load wherever the Bun that carries it runs, and that asks for no newer C library than 2.17. Since
- * 2.34 the functions of threads have a newer version besides their old one, which is the same function; the
- * linker would ask for the newer. A test compares what the shim and Bun ask for.
+ * The shim must load wherever the Bun that carries it runs, and Bun needs no C library newer than 2.17. Since 2.34 the
+ * thread functions exist in a second, newer version that is the same function, and the linker would pick that one. A
+ * test compares the versions that the shim and Bun require.
  */
 #ifndef XENTOOL_OLD_LIBC_H
 #define XENTOOL_OLD_LIBC_H

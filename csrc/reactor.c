@@ -1,6 +1,6 @@
 /*
- * The one place where a data plane waits: for operations on files and for descriptors together. Two ways behind one
- * call: io_uring, and poll(2) with pread and pwrite where io_uring is not allowed.
+ * The one place where a data plane waits, for file operations and descriptors together. One call has two engines behind
+ * it: io_uring, or poll(2) with pread and pwrite where io_uring is not allowed.
  */
 #define _GNU_SOURCE
 #include "reactor.h"

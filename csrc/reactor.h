@@ -1,6 +1,6 @@
 /*
- * Inside of the reactor: what its two ways to wait share. Calls go one way: reactor.c calls reactor_uring.c or
- * reactor_poll.c, and both call file_io.c.
+ * Internals shared by the reactor's two engines. Calls go one way: reactor.c calls reactor_uring.c or reactor_poll.c,
+ * and both call file_io.c.
  */
 #ifndef XENTOOL_REACTOR_H
 #define XENTOOL_REACTOR_H
@@ -13,8 +13,8 @@
 struct watch {
   int fd; /* -1: a free place, once nothing is armed there */
   uint32_t tag, events;
-  uint32_t armed;      /* URING: the events of the poll that is under way; 0: none is */
-  uint32_t generation; /* and its number */
+  uint32_t armed;      /* URING: events of the poll in progress; 0: none */
+  uint32_t generation; /* number of that poll */
 };
 
 struct uring {
@@ -24,7 +24,7 @@ struct uring {
   struct io_uring_sqe *sqes;
   uint32_t *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
   struct io_uring_cqe *cqes;
-  uint32_t unsubmitted, polls; /* polls: of watches, also those being removed */
+  uint32_t unsubmitted, polls; /* polls: of watches, including those being removed */
 };
 
 struct reactor {
@@ -34,11 +34,11 @@ struct reactor {
   struct watch *watches;
   uint32_t watch_count, max_watches;
 
-  /* Completions not handed out yet: of operations that ended within a call. */
+  /* Completions not handed out yet, of operations that finished within a call. */
   struct xt_io_done *ready;
   uint32_t ready_count;
 
-  struct pollfd *polled; /* POLL: one a watch */
+  struct pollfd *polled; /* POLL: one per watch */
   struct uring uring;
 };
 
@@ -46,17 +46,17 @@ static inline void reactor_finish(struct reactor *reactor, uint32_t tag, int64_t
   reactor->ready[reactor->ready_count++] = (struct xt_io_done){tag, (int32_t)result};
 }
 
-/* 0 or -errno; uring_unmap undoes it, also when it failed in between. */
+/* Returns 0 or -errno. uring_unmap undoes it, even after a partial failure. */
 int32_t uring_open(struct reactor *reactor);
-/* Operations that are not done at once go to the kernel. */
+/* Performs operations immediately where possible and hands the others to the kernel. */
 void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t count);
-/* Waits until `wait` completions are there; how many are in `done`, or -errno. */
+/* Waits for `wait` completions. Returns how many were stored in `done`, or -errno. */
 int32_t uring_wait(struct reactor *reactor, uint32_t wait, int32_t timeout_us, struct xt_io_done *done, uint32_t max);
-/* Waits for what is in flight and disarms the watches. */
+/* Waits for the operations in flight and disarms the watches. */
 void uring_drain(struct reactor *reactor);
 void uring_unmap(struct reactor *reactor);
 
-/* Waits until `wait` completions are ready, with poll(2); 0 or -errno. */
+/* Waits with poll(2) until `wait` completions are ready; returns 0 or -errno. */
 int32_t poll_wait(struct reactor *reactor, uint32_t wait, int32_t timeout_us);
 
 #endif

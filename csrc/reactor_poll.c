@@ -1,4 +1,4 @@
-/* The reactor where io_uring is not allowed: operations are done within the call, and poll(2) waits. */
+/* The reactor where io_uring is not allowed: operations are performed within the call, and poll(2) waits. */
 #define _GNU_SOURCE
 #include "clock.h"
 #include "reactor.h"
@@ -15,7 +15,7 @@ int32_t poll_wait(struct reactor *reactor, uint32_t wait, int32_t timeout_us) {
     if (!first && enough) return 0;
     for (uint32_t i = 0; i < reactor->watch_count; i++) {
       const struct watch *watch = &reactor->watches[i];
-      /* poll(2) passes over a negative descriptor. */
+      /* poll(2) ignores a negative descriptor. */
       int fd = watch->events ? watch->fd : -1;
       reactor->polled[i] = (struct pollfd){.fd = fd, .events = (short)watch->events};
     }

@@ -1,4 +1,4 @@
-/* The reactor on io_uring, by raw system calls: the needed part of it is small. */
+/* The reactor on io_uring. It uses raw system calls because it needs only a small part of the interface. */
 #define _GNU_SOURCE
 #include "reactor.h"
 
@@ -9,7 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* What comes back with a completion: an operation's tag; a watch's place and generation; or nothing of interest. */
+/* A completion's user_data is an operation's tag, a watch's place and generation, or NOBODY if nobody is interested. */
 #define WATCH_BIT (1ull << 31)
 #define NOBODY UINT64_MAX
 
@@ -30,7 +30,7 @@ static int enter(struct uring *uring, uint32_t wait, int32_t timeout_us) {
   return errno == EINTR || errno == ETIME || errno == EAGAIN || errno == EBUSY ? 0 : -errno;
 }
 
-/* The next free submission entry, zeroed. Depth and two a watch never exceed the ring, so there is always one. */
+/* The next free submission entry, zeroed. There is always one: the ring holds the depth plus two entries per watch. */
 static struct io_uring_sqe *next_sqe(struct uring *uring) {
   uint32_t tail = *uring->sq_tail, slot = tail & *uring->sq_mask;
   struct io_uring_sqe *sqe = &uring->sqes[slot];
@@ -44,7 +44,7 @@ static struct io_uring_sqe *next_sqe(struct uring *uring) {
 static void prepare(struct uring *uring, const struct file *file, const struct xt_io *op) {
   struct io_uring_sqe *sqe = next_sqe(uring);
   sqe->user_data = op->tag;
-  /* Not a registered file: the ring would hold it, and its lock, for a while after it is closed. */
+  /* Not a registered file: the ring would keep it open, and locked, for a while after we close it. */
   sqe->fd = file->fd;
   sqe->off = (uint64_t)op->offset;
   sqe->addr = (uintptr_t)op->address;
@@ -84,7 +84,7 @@ void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t coun
   }
 }
 
-/* The end of the poll that is removed is of no interest: it has an older generation. */
+/* The removed poll's completion is ignored because it carries an older generation. */
 static void disarm(struct reactor *reactor, uint32_t place) {
   struct io_uring_sqe *sqe = next_sqe(&reactor->uring);
   sqe->opcode = IORING_OP_POLL_REMOVE;
@@ -138,7 +138,7 @@ static uint32_t reap(struct reactor *reactor, struct xt_io_done *done, uint32_t 
 int32_t uring_wait(struct reactor *reactor, uint32_t wait, int32_t timeout_us, struct xt_io_done *done, uint32_t max) {
   update_watches(reactor);
   uint32_t got = reap(reactor, done, max);
-  /* What one enter does not take (a completion queue that is full) goes with the next wait. */
+  /* Entries that one enter does not take (because the completion queue is full) are submitted with the next wait. */
   if (reactor->uring.unsubmitted || got < wait) {
     int32_t error = enter(&reactor->uring, got < wait ? wait - got : 0, timeout_us);
     if (error) return error;
@@ -161,7 +161,7 @@ static void *map_ring(const struct uring *uring, size_t bytes, uint64_t offset) 
 }
 
 int32_t uring_open(struct reactor *reactor) {
-  /* The best flags first: completions run only when we ask, in our thread (Linux 6.1). */
+  /* The best flags come first: completions run only when we ask for them, in our own thread (Linux 6.1). */
   static const uint32_t flag_sets[] = {
       IORING_SETUP_SINGLE_ISSUER | (1u << 13) /* IORING_SETUP_DEFER_TASKRUN */ | IORING_SETUP_CLAMP,
       IORING_SETUP_CLAMP};

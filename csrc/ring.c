@@ -1,7 +1,7 @@
 /*
- * The shared ring of public/io/ring.h. Indices run freely modulo 2^32; a slot is index & (slots - 1).
- * Everything read here may be changed by the other side at any moment, so each word is loaded once and
- * slots are copied out before anyone looks at them.
+ * The shared ring of public/io/ring.h. Indices run freely modulo 2^32; a slot is index & (slots - 1). The other side
+ * may change anything read here at any moment, so each word is loaded once and slots are copied out before their
+ * contents are examined.
  */
 #include "xen/layouts.h"
 #include "xentool.h"
@@ -17,8 +17,10 @@ static uint8_t *slot(const void *ring, uint32_t index, uint32_t slots, uint32_t 
   return (uint8_t *)ring + RING_HEADER_BYTES + (size_t)(index & (slots - 1)) * stride;
 }
 
-/* Requests are kept in the x86_64 layout. The x86_32 one is the same with everything after the first word
-   four bytes earlier: `gap` bytes are put in there on the way out and left out on the way in. */
+/*
+ * Requests are kept in the x86_64 layout. In the x86_32 layout everything after the first word lies four bytes earlier:
+ * `gap` bytes are inserted there when copying out and skipped when copying in.
+ */
 static void request_out(uint8_t *to, const uint8_t *from, uint32_t stride, uint32_t gap) {
   memcpy(to, from, 4);
   memset(to + 4, 0, gap);
@@ -30,7 +32,7 @@ static void request_in(uint8_t *to, const uint8_t *from, uint32_t stride, uint32
   memcpy(to + 4, from + 4 + gap, stride - 4);
 }
 
-/* Publishes `prod` and tells whether the other side's event index lies in the part just published. */
+/* Publishes `prod` and returns whether the other side's event index lies in the part just published. */
 static int32_t publish(uint32_t *prod_word, const uint32_t *event_word, uint32_t prod, uint32_t count) {
   store(prod_word, prod, __ATOMIC_RELEASE);
   __atomic_thread_fence(__ATOMIC_SEQ_CST);

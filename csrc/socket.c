@@ -1,6 +1,6 @@
 /*
- * Many sockets served by one thread: nothing here waits but xt_poll, and a peer that goes away is an error,
- * never a signal.
+ * Serves many sockets from one thread. Only xt_poll waits, and a peer that disconnects is reported as an error, never
+ * as a signal.
  */
 #define _GNU_SOURCE
 #include "xentool.h"

@@ -1,6 +1,6 @@
 /*
- * The local end of a relay: sockets, pipes, and standard streams that other processes share with us, whose
- * O_NONBLOCK flag is therefore not ours to change.
+ * The local end of a relay: sockets, pipes and standard streams. Other processes may share the standard streams, so we
+ * must not change their O_NONBLOCK flag.
  */
 #define _GNU_SOURCE
 #include "xentool.h"
@@ -25,7 +25,7 @@ union any_address {
   struct sockaddr_in6 v6;
 };
 
-/* The length of the address; 0, and errno, when it is none. */
+/* Returns the address length, or 0 with errno if it is not a valid address. */
 static socklen_t parse_address(union any_address *to, const char *address, int32_t port) {
   memset(to, 0, sizeof *to);
   errno = EINVAL;
@@ -57,7 +57,7 @@ static int32_t fail(int fd) {
   return error;
 }
 
-/* A small write must not wait for the answer to the one before it. Meaningless for AF_UNIX. */
+/* A small write must not wait for the acknowledgement of the one before it. Meaningless for AF_UNIX. */
 static void send_at_once(int fd, int family) {
   int one = 1;
   if (family != AF_UNIX) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -78,8 +78,10 @@ int32_t xt_stream_listen(const char *address, int32_t port) {
   union any_address to;
   char ours[sizeof to.local.sun_path];
   int one = 1, is_path = port < 0;
-  /* A path that is there must be one that listens: between bind and listen, who waits for it would be refused,
-     and who wants it for himself take it for a dead one's. So it gets its name last. */
+  /*
+   * A path that exists must be listening. Between bind and listen, a client would be refused, and another server that
+   * wants the path would take it for a dead one's. So the socket gets its final name last.
+   */
   if (is_path && snprintf(ours, sizeof ours, "%s~%d", address, getpid()) >= (int)sizeof ours) return -ENAMETOOLONG;
   socklen_t length = parse_address(&to, is_path ? ours : address, port);
   if (length == 0) return -errno;

@@ -1,7 +1,7 @@
 /*
- * One end of a vchan (io/libxenvchan.h): moves bytes between the shared rings and memory or descriptors.
- * The peer may write anything into the shared page at any moment, so each of its words is loaded once and
- * checked before it is used, our own counters live in private memory, and our words are only ever stored.
+ * One end of a vchan (io/libxenvchan.h): moves bytes between the shared rings and memory or descriptors. The peer may
+ * write anything into the shared page at any moment. Therefore each of its words is loaded once and checked before use,
+ * our own counters live in private memory, and our words in the page are only ever stored.
  */
 #define _GNU_SOURCE
 #include "clock.h"
@@ -17,7 +17,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Where in the shared page. The rest of it is the peer's and ours by layout, see src/protocol/vchan.ts. */
+/* Offsets in the shared page. For the rest of its layout, and which side owns what, see src/protocol/vchan.ts. */
 enum {
   LEFT_CONS = offsetof(struct vchan_interface, left.cons),
   LEFT_PROD = offsetof(struct vchan_interface, left.prod),
@@ -37,7 +37,7 @@ static uint32_t load(const struct xt_vchan *vchan, uint32_t offset) {
   return __atomic_load_n((const uint32_t *)(page(vchan) + offset), __ATOMIC_ACQUIRE);
 }
 
-/* Release: whatever was copied into or out of the ring before is done when the peer sees the counter. */
+/* The release order makes every earlier copy into or out of the ring complete before the peer sees the counter. */
 static void publish(const struct xt_vchan *vchan, uint32_t offset, uint32_t counter) {
   __atomic_store_n((uint32_t *)(page(vchan) + offset), counter, __ATOMIC_RELEASE);
 }
@@ -49,7 +49,7 @@ static uint32_t peer_live(const struct xt_vchan *v) {
 }
 static uint32_t peer_end(const struct xt_vchan *v) { return load(v, v->end_offset + (v->is_server ? 4 : 0)); }
 
-/* A counter of the peer may only move forward, and at most to where the ring is full or empty. */
+/* A counter of the peer may only move forward, and no further than to where the ring is full or empty. */
 static int is_sane(uint32_t distance, uint32_t distance_before, uint32_t size) {
   return distance <= size && distance >= distance_before;
 }
@@ -73,7 +73,7 @@ int32_t xt_vchan_sample(struct xt_vchan *vchan) {
   return 0;
 }
 
-/* The up to two runs of `count` bytes from `counter` on. */
+/* Stores the one or two runs that hold `count` bytes from `counter` on; returns the number of runs. */
 static int split(struct iovec runs[2], double data, uint32_t size, uint32_t counter, uint32_t count) {
   uint8_t *base = (uint8_t *)(uintptr_t)data;
   uint32_t at = counter & (size - 1), first = size - at < count ? size - at : count;
@@ -181,8 +181,8 @@ static uint32_t between(int64_t min, int64_t value, int64_t max) {
 }
 
 /*
- * Looks at the ring for `us`, and now and then at the descriptors. That takes system calls, which are dear in a PV
- * guest, so it is given a small share of the time only.
+ * Looks at the ring for `us` microseconds, and now and then at the descriptors. Checking those takes system calls,
+ * which are expensive in a PV guest, so it gets only a small share of the time.
  */
 static int32_t look(struct xt_vchan *vchan, struct pollfd *polled, uint32_t count, uint32_t wants, uint32_t us) {
   int64_t begin = xt_clock_us(), lasted = 0, next_check = at_most(vchan->check_us, us / 4);
@@ -204,7 +204,7 @@ static int32_t look(struct xt_vchan *vchan, struct pollfd *polled, uint32_t coun
   return 0;
 }
 
-/* At least 1: what took place took some time. */
+/* At least 1, because 0 means that it did not happen at all. */
 static uint32_t lasted_us(int64_t begin) { return between(1, xt_clock_us() - begin, UINT32_MAX); }
 
 int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, uint32_t count, uint32_t wants,
@@ -214,7 +214,7 @@ int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, uint32_
   for (uint32_t i = 0; i < count; i++)
     polled[i] = (struct pollfd){.fd = fds[i].fd, .events = (short)fds[i].events};
   vchan->looked_us = vchan->slept_us = 0;
-  /* A peer of whom nothing is wanted cannot spare us a sleep. */
+  /* If nothing is expected of the peer, looking at its ring cannot spare us a sleep. */
   uint32_t look_us = wants ? vchan->look_us : 0;
   if (timeout_ms >= 0 && timeout_ms < (int32_t)look_us / 1000) look_us = (uint32_t)timeout_ms * 1000;
   if (look_us) {

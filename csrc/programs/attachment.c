@@ -1,6 +1,7 @@
 /*
- * A program's attachment to the simulated host that XENTOOL_SIM names, as the domain XENTOOL_DOMID (0): one a process,
- * because a port of one handle may be the notify of another's mapping. A child of a fork attaches anew.
+ * A program's attachment to the simulated host named by XENTOOL_SIM, as the domain XENTOOL_DOMID (default 0). A process
+ * has only one, because a port of one handle may serve as the unmap-notify of another's mapping. A child of a fork
+ * attaches anew.
  */
 #define _GNU_SOURCE
 #include "attachment.h"
@@ -53,7 +54,10 @@ int programs_result(int32_t result) {
   return -1;
 }
 
-/* xenstore is a domain's: what names another domain's socket of this host was meant for another program. */
+/*
+ * Each domain has its own xenstore socket. If XENSTORED_PATH names another domain's socket of this host, it was meant
+ * for another program and is replaced.
+ */
 __attribute__((constructor)) static void name_xenstore(void) {
   const char *dir = host_directory(), *named = getenv("XENSTORED_PATH");
   char path[128];

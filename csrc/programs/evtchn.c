@@ -1,4 +1,4 @@
-/* libxenevtchn on a simulated host. Descriptors block, as the device's do: xenevtchn_pending waits. */
+/* libxenevtchn on a simulated host. Descriptors block, like the device's: xenevtchn_pending waits. */
 #define _GNU_SOURCE
 #include "attachment.h"
 #include "names.h"
@@ -44,7 +44,10 @@ int xenevtchn_restrict(xenevtchn_handle *xce, uint16_t domid) {
   return programs_result(xt_evtchn_restrict(xce, domid));
 }
 
-/* A signal, or no event where the program made the descriptor non-blocking, is an error as in the real one. */
+/*
+ * As in the real library, it is an error if a signal arrives, or if the program made the descriptor non-blocking and
+ * there is no event.
+ */
 int xenevtchn_pending(xenevtchn_handle *xce) {
   uint32_t port;
   return read(xt_evtchn_fd(xce), &port, sizeof port) == (ssize_t)sizeof port ? (int)port : -1;

@@ -1,4 +1,4 @@
-/* libxengnttab on a simulated host. Areas are named by their address: unmapping finds them by it. */
+/* libxengnttab on a simulated host. An area is identified by its address, which is how unmapping finds it. */
 #define _GNU_SOURCE
 #include "attachment.h"
 #include "names.h"
@@ -10,7 +10,7 @@
 
 enum { PAGE = 4096 };
 
-/* ---- areas: what is mapped, and what is shared ---- */
+/* ---- areas: mapped or shared pages ---- */
 
 struct area {
   void *address, *handle;
@@ -21,7 +21,7 @@ struct area {
 static pthread_mutex_t areas_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct area *areas;
 
-/* Notes an area made by `result`; its address, or NULL with errno and nothing left. */
+/* Records the area that `result` stands for. Returns its address, or NULL with errno and nothing left behind. */
 static void *note_area(double result, double address, uint32_t count, int32_t (*undo)(void *)) {
   void *handle = programs_handle(result);
   struct area *area = handle ? malloc(sizeof *area) : NULL;
@@ -37,7 +37,7 @@ static void *note_area(double result, double address, uint32_t count, int32_t (*
   return area->address;
 }
 
-/* Takes the area that begins at `address` off the list; another count is not that area. */
+/* Removes the area that begins at `address` from the list and undoes it. The count must match as well. */
 static int end_area(const void *address, uint32_t count, int32_t (*undo)(void *)) {
   pthread_mutex_lock(&areas_lock);
   struct area **link = &areas;
@@ -64,7 +64,7 @@ xengnttab_handle *xengnttab_open(struct xentoollog_logger *logger, unsigned open
 
 int xengnttab_close(xengnttab_handle *xgt) { return xgt ? programs_result(xt_gnttab_close(xgt)) : 0; }
 
-/* There is no device behind it. */
+/* There is no device behind the handle. */
 int xengnttab_fd(xengnttab_handle *xgt) {
   (void)xgt;
   return programs_result(-EOPNOTSUPP);

@@ -1,6 +1,6 @@
 /*
- * libxencall, libxenforeignmemory and libxendevicemodel on a simulated host, which has no hypercalls: they open, so
- * that the real libxenctrl does, and everything else is refused with ENOSYS.
+ * libxencall, libxenforeignmemory and libxendevicemodel on a simulated host, which has no hypercalls. They can be
+ * opened, so that the real libxenctrl opens, but most other calls fail with ENOSYS.
  */
 #define _GNU_SOURCE
 #include "attachment.h"
@@ -12,7 +12,7 @@
 
 enum { PAGE = 4096 };
 
-/* A handle of nothing: there is only one. */
+/* The one handle that all of them share: it has no state. */
 static char nothing;
 
 static void *open_nothing(void) { return programs_platform() ? &nothing : NULL; }
@@ -21,7 +21,7 @@ static void *refuse_pointer(void) { return programs_handle(-ENOSYS); }
 XEN_API int xentool_refuse(void);
 int xentool_refuse(void) { return programs_result(-ENOSYS); }
 
-/* What none of these can do: any arguments, the same answer. */
+/* A function that a simulated host cannot provide: it fails the same way whatever its arguments. */
 #define REFUSED(name) XEN_API int name(void) __attribute__((alias("xentool_refuse")))
 
 /* ---- libxencall ---- */
@@ -153,7 +153,7 @@ REFUSED(xendevicemodel_shutdown);
 REFUSED(xendevicemodel_relocate_memory);
 REFUSED(xendevicemodel_pin_memory_cacheattr);
 REFUSED(xendevicemodel_nr_vcpus);
-/* libxengnttab's, which has no device to export buffers from. */
+/* These belong to libxengnttab: there is no device to export buffers from. */
 REFUSED(xengnttab_dmabuf_exp_from_refs);
 REFUSED(xengnttab_dmabuf_exp_wait_released);
 REFUSED(xengnttab_dmabuf_imp_to_refs);

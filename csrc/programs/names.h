@@ -1,7 +1,7 @@
 /*
- * Xen's own names for what csrc/xen/xen.h does: the functions of libxenevtchn, libxengnttab, libxencall,
- * libxenforeignmemory and libxendevicemodel that programs get from us on a simulated host. A test compiles this beside
- * Debian's headers, which say the same. As there, an error is -1 or NULL with errno.
+ * Xen's own names for the functions of csrc/xen/xen.h: the parts of libxenevtchn, libxengnttab, libxencall,
+ * libxenforeignmemory and libxendevicemodel that we provide to programs on a simulated host. A test compiles this
+ * together with Debian's headers to prove that the declarations agree. As there, an error is -1 or NULL with errno.
  */
 #ifndef XENTOOL_PROGRAMS_NAMES_H
 #define XENTOOL_PROGRAMS_NAMES_H
@@ -44,7 +44,7 @@ XEN_API void *xengnttab_map_domain_grant_refs(xengnttab_handle *xgt, uint32_t co
 XEN_API void *xengnttab_map_grant_ref_notify(xengnttab_handle *xgt, uint32_t domid, uint32_t ref, int prot,
                                              uint32_t notify_offset, uint32_t notify_port);
 XEN_API int xengnttab_unmap(xengnttab_handle *xgt, void *start_address, uint32_t count);
-/* Laid out as struct xt_copy_segment. */
+/* Has the layout of struct xt_copy_segment. */
 struct xengnttab_grant_copy_segment;
 XEN_API int xengnttab_grant_copy(xengnttab_handle *xgt, uint32_t count, struct xengnttab_grant_copy_segment *segs);
 
@@ -57,7 +57,7 @@ XEN_API void *xengntshr_share_page_notify(xengntshr_handle *xgs, uint32_t domid,
                                           uint32_t notify_offset, uint32_t notify_port);
 XEN_API int xengntshr_unshare(xengntshr_handle *xgs, void *start_address, uint32_t count);
 
-/* ---- libxencall, libxenforeignmemory, libxendevicemodel: they open, and refuse all else ---- */
+/* ---- libxencall, libxenforeignmemory, libxendevicemodel: they open, but offer little else ---- */
 
 typedef struct xencall_handle xencall_handle;
 XEN_API xencall_handle *xencall_open(struct xentoollog_logger *logger, unsigned open_flags);

@@ -1,6 +1,6 @@
 /*
  * Xen's own structures, from the field lists of its public headers (io/ring.h, io/blkif.h, io/libxenvchan.h,
- * io/xs_wire.h, grant_table.h): what C here needs of them, and what layout_probe.c prints.
+ * io/xs_wire.h, grant_table.h): those that the C code here needs and those that layout_probe.c prints.
  */
 #ifndef XENTOOL_XEN_LAYOUTS_H
 #define XENTOOL_XEN_LAYOUTS_H
@@ -74,10 +74,10 @@ struct grant_entry_v1 {
   uint32_t frame;
 };
 
-/* The first number that is no domain's (xen.h). */
+/* The first number that no domain has (xen.h). */
 enum { DOMID_FIRST_RESERVED = 0x7ff0 };
 
-/* Flags of a grant entry, and statuses of grant operations. */
+/* Flags of a grant entry and statuses of grant operations. */
 enum { GTF_PERMIT_ACCESS = 1, GTF_TYPE_MASK = 3, GTF_READONLY = 4, GTF_READING = 8, GTF_WRITING = 16 };
 enum {
   GNTST_OKAY = 0,

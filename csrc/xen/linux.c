@@ -1,7 +1,7 @@
 /*
- * Real Xen on Linux: /dev/xen/evtchn, /dev/xen/gntdev and /dev/xen/gntalloc. Request numbers and layouts are those
- * of the kernel's uapi headers xen/evtchn.h, gntdev.h and gntalloc.h; they are spelled out because those headers are
- * not installed everywhere.
+ * Real Xen on Linux: /dev/xen/evtchn, /dev/xen/gntdev and /dev/xen/gntalloc. Request numbers and layouts come from the
+ * kernel's uapi headers xen/evtchn.h, gntdev.h and gntalloc.h. They are spelled out because those headers are not
+ * installed everywhere.
  */
 #define _GNU_SOURCE
 #include "layouts.h"
@@ -30,7 +30,7 @@ enum {
   IOCTL_GNTALLOC_SET_UNMAP_NOTIFY = 0x00104707,
   NOTIFY_CLEAR_BYTE = 1,
   NOTIFY_SEND_EVENT = 2,
-  MAP_RETRIES = 1000, /* a paged-out grant answers EAGAIN: about a second of them */
+  MAP_RETRIES = 1000, /* retries on EAGAIN (a paged-out grant): about a second */
 };
 
 static int32_t call(int32_t fd, unsigned long request, void *argument) {
@@ -42,7 +42,7 @@ static int32_t call(int32_t fd, unsigned long request, void *argument) {
 
 /* ---- devices ---- */
 
-/* An open device. What is mapped through it needs it to end: it is closed with the last of them. */
+/* An open device. Pages mapped through it need it for their unmapping, so it is closed with the last of them. */
 struct device {
   int fd;
   uint32_t users;
@@ -118,7 +118,7 @@ static int32_t linux_restrict(struct evtchn *evtchn, uint32_t domid) {
 
 /* ---- mappings and shares ---- */
 
-/* Pages of gntdev or gntalloc, which keep them under `index`. */
+/* Pages that gntdev or gntalloc knows by `index`. */
 struct linux_pages {
   struct pages base;
   struct device *device;
@@ -144,7 +144,7 @@ static int32_t set_notify(const struct linux_pages *pages, unsigned long request
   return argument.action ? call(pages->device->fd, request, &argument) : 0;
 }
 
-/* A page of the peer's that is paged out is on its way back: EAGAIN. */
+/* EAGAIN means that a page of the peer is paged out and on its way back. */
 static int32_t map_index(struct linux_pages *pages, int protection) {
   void *address = MAP_FAILED;
   for (int tries = 0; tries < MAP_RETRIES; tries++) {
@@ -238,7 +238,7 @@ static int32_t linux_gnttab_copy(struct gnttab *gnttab, struct xt_copy_segment *
   int fd = ((struct linux_gnttab *)gnttab)->device->fd;
   struct { uint32_t count; struct xt_copy_segment *segments; } copy = {count, segments};
   int32_t error = call(fd, IOCTL_GNTDEV_GRANT_COPY, &copy);
-  /* A page that is paged out is on its way back: try those segments again for about a second. */
+  /* A paged-out page is on its way back: retry those segments for about a second. */
   for (uint32_t i = 0, tries = 0; error >= 0 && i < count && tries < MAP_RETRIES;) {
     if (segments[i].status != GNTST_EAGAIN) {
       i++;
@@ -292,7 +292,7 @@ static int32_t allocate_grants(int fd, uint32_t domid, uint32_t count, int writa
   return error < 0 ? error : 0;
 }
 
-/* The references are given up first: the kernel frees each page once nobody maps it any more. */
+/* The references are released first; the kernel frees each page once nobody maps it any more. */
 static int32_t unshare(struct linux_pages *pages) {
   int32_t error = forget_index(pages->device->fd, IOCTL_GNTALLOC_DEALLOC_GREF, pages->index, pages->count);
   if (munmap(pages->base.address, (size_t)pages->count * PAGE)) return -errno;

@@ -1,6 +1,6 @@
 /*
- * What a platform implements. A handle of any kind begins with the functions of its platform; xen.c checks nothing and
- * calls those.
+ * The interface that a platform implements. Every kind of handle begins with its platform's operations; xen.c calls
+ * those and checks almost nothing itself.
  */
 #ifndef XENTOOL_PLATFORM_H
 #define XENTOOL_PLATFORM_H
@@ -22,19 +22,19 @@ struct gnttab {
 struct gntshr {
   const struct platform_ops *ops;
 };
-/* Pages that are mapped or shared. */
+/* Mapped or shared pages. */
 struct pages {
   const struct platform_ops *ops;
   void *address;
 };
 
-/* What happens when pages go. */
+/* The actions that follow the unmapping of pages. */
 struct notify {
   int64_t clear_byte; /* or -1 */
   int64_t port;       /* or -1 */
 };
 
-/* Errors are -errno. */
+/* All return -errno on error. */
 struct platform_ops {
   int32_t (*close)(struct platform *platform);
 

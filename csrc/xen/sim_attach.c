@@ -1,6 +1,7 @@
 /*
- * Attaching a process to a simulated host: it takes a slot in the host's table and keeps a connection open,
- * whose end tells the host of its death. Nothing waits for an answer, so host and process may be one.
+ * Attaches a process to a simulated host. The process takes a slot in the host's table and keeps a connection open;
+ * when that connection ends, the host knows that the process died. Nothing waits for a reply, so host and attached
+ * process may be the same process.
  */
 #define _GNU_SOURCE
 #include "sim.h"
@@ -24,8 +25,8 @@ int32_t xt_sim_crash(void *handle) {
 /* ---- forks ---- */
 
 /*
- * An attachment is one process's. A child of a fork would keep its connection open, and the host would not notice the
- * parent's death as long as the child lives; so the child lets go of it at once, and is not attached.
+ * An attachment belongs to one process. A child of a fork would keep its connection open and so hide the parent's death
+ * from the host. Therefore the child drops the connection at once and is not attached.
  */
 static pthread_mutex_t attachments_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sim *attachments;
@@ -35,7 +36,7 @@ static void after_fork_in_parent(void) { pthread_mutex_unlock(&attachments_lock)
 static void after_fork_in_child(void) {
   for (struct sim *sim = attachments; sim; sim = sim->next) {
     xt_sim_crash(sim);
-    pthread_mutex_init(&sim->lock, NULL); /* whoever held it is not here */
+    pthread_mutex_init(&sim->lock, NULL); /* its holder does not exist in the child */
   }
   pthread_mutex_unlock(&attachments_lock);
 }
@@ -106,7 +107,7 @@ static int connect_to_host(const char *dir) {
   return error;
 }
 
-/* The host learns which slot hangs on this connection; when it closes, the host reaps the slot. */
+/* Tells the host which slot belongs to this connection. When the connection closes, the host reaps the slot. */
 static int tell_host(const struct sim *sim) {
   char line[96];
   int length = snprintf(line, sizeof line, "{\"op\":\"attach\",\"slot\":%u,\"generation\":%u}\n", sim->slot,
@@ -118,7 +119,7 @@ int sim_ask_to_deliver(const struct sim *sim) {
   static const char line[] = "{\"op\":\"deliver\"}\n";
   if (sim->connection < 0) return -ENOTCONN;
   if (send(sim->connection, line, sizeof line - 1, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)sizeof line - 1) return 0;
-  return errno == EAGAIN ? 0 : -errno; /* it has as many of these to read as fit there */
+  return errno == EAGAIN ? 0 : -errno; /* its queue is full of these requests already */
 }
 
 static void free_sim(struct sim *sim) {
@@ -176,7 +177,7 @@ void sim_put(struct sim *sim) {
 
 /* ---- domains ---- */
 
-/* The lock is held. One that died is forgotten. */
+/* The lock must be held. Forgets the domain if it has died. */
 static struct domain *cached(struct sim *sim, uint32_t domid) {
   for (uint32_t i = 0; i < sim->peer_count; i++) {
     struct domain *domain = sim->peers[i];

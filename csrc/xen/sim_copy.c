@@ -1,6 +1,6 @@
 /*
- * Grant copies of the simulated platform: between our memory and granted pages, or from one granted page to
- * another. Pages are reached through the granter's file, mapped whole; a batch makes no system call.
+ * Grant copies of the simulated platform: between our memory and granted pages, or from one granted page to another.
+ * Pages are reached through the granter's file, which is mapped whole, so copying makes no system call.
  */
 #define _GNU_SOURCE
 #include "sim.h"
@@ -13,7 +13,7 @@ static int crosses_page(const struct xt_copy_segment *segment) {
   return (segment->flags & XT_COPY_DEST_GREF) && segment->dest.foreign.offset + segment->length > PAGE;
 }
 
-/* The memory of one side, or NULL with *status. */
+/* The address of one side, or NULL with *status. */
 static uint8_t *side_memory(const struct sim *sim, const union xt_copy_side *side, struct domain *domain, int write,
                             int16_t *status) {
   uint32_t access, frame;
@@ -24,12 +24,12 @@ static uint8_t *side_memory(const struct sim *sim, const union xt_copy_side *sid
   return domain->frames + (uint64_t)frame * PAGE + side->foreign.offset;
 }
 
-/* The granters whose locks are held, referenced: one that died meanwhile stays in memory. */
+/* The granters whose locks are held. The references keep one that dies meanwhile in memory. */
 struct held {
   struct domain *source, *dest;
 };
 
-/* Takes over the references. */
+/* Takes over the caller's references. */
 static void hold(struct held *held, struct domain *source, struct domain *dest) {
   sim_grant_unlock_two(held->source, held->dest);
   sim_domain_put(held->source);
@@ -43,7 +43,7 @@ static int is_held(const struct domain *held, const union xt_copy_side *side, in
   return held && held->domid == side->foreign.domid && !sim_domain_is_dead(held);
 }
 
-/* Has the granters of this segment held. */
+/* Makes `held` hold the granters of this segment. */
 static int16_t hold_granters(struct sim *sim, const struct xt_copy_segment *segment, struct held *held) {
   int from_grant = segment->flags & XT_COPY_SOURCE_GREF, to_grant = segment->flags & XT_COPY_DEST_GREF;
   if (is_held(held->source, &segment->source, from_grant) && is_held(held->dest, &segment->dest, to_grant))
@@ -70,8 +70,8 @@ static void copy_segment(struct sim *sim, struct xt_copy_segment *segment, struc
 }
 
 /*
- * A granter stays locked as long as consecutive segments are its own: a batch from one guest locks once,
- * and a page cannot be revoked and reused while it is being copied.
+ * A granter stays locked across consecutive segments that use it. A batch from one guest therefore locks only once, and
+ * a page cannot be revoked and reused while it is being copied.
  */
 int32_t sim_gnttab_copy(struct gnttab *gnttab, struct xt_copy_segment *segments, uint32_t count) {
   struct sim *sim = ((struct sim_gnttab *)gnttab)->sim;

@@ -1,4 +1,4 @@
-/* The simulated platform's files: making, mapping and locking them. */
+/* Creates, maps and locks the files of the simulated platform. */
 #define _GNU_SOURCE
 #include "../reserve.h"
 #include "sim.h"
@@ -66,9 +66,9 @@ static int mutex_init(pthread_mutex_t *mutex) {
 }
 
 /*
- * Waits in steps: a wake-up can go to a waiter that is being killed, and when a third process took the lock
- * meanwhile nothing tells the others that it is free again. They find out by looking. The steps go by the clock
- * of the day because older C libraries have no other here: one that is set back makes such a step longer.
+ * Waits in steps. A wake-up can go to a waiter that is being killed; if a third process has taken the lock meanwhile,
+ * nothing tells the others that it is free again, so they must look for themselves. The steps use the wall clock
+ * because older C libraries offer no other here; setting that clock back makes one step longer.
  */
 static int wait_for_mutex(pthread_mutex_t *mutex) {
   struct timespec until;
@@ -93,9 +93,9 @@ int sim_mutex_lock(pthread_mutex_t *mutex) {
   return 1;
 }
 
-/* ---- making files ---- */
+/* ---- creating files ---- */
 
-/* The first `used` bytes have their memory at once: the rest is a hole. */
+/* Memory for the first `used` bytes is allocated immediately; the rest is a hole. */
 static void *create_file(int dir_fd, const char *name, uint64_t size, uint64_t used) {
   int fd = openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (fd < 0) return MAP_FAILED;
@@ -103,7 +103,7 @@ static void *create_file(int dir_fd, const char *name, uint64_t size, uint64_t u
   int error = ftruncate(fd, (off_t)size) ? -errno : xt_reserve(fd, 0, used);
   if (error == 0) memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   error = error ? -error : errno;
-  if (memory == MAP_FAILED) unlinkat(dir_fd, name, 0); /* whoever made it removes it, no one else */
+  if (memory == MAP_FAILED) unlinkat(dir_fd, name, 0); /* only its creator removes it */
   close(fd);
   errno = error;
   return memory;
@@ -128,7 +128,7 @@ int32_t xt_sim_host_create(const char *dir, const struct xt_sim_limits *limits) 
   return 0;
 }
 
-/* What the toolstack prepares in a new domain: its xenstore page and port, both for domain 0. */
+/* Prepares a new domain as the toolstack does: a xenstore page and port, both for domain 0. */
 static int32_t prepare_store(uint8_t *memory, const struct layout *layout) {
   struct domain_header *header = (struct domain_header *)memory;
   struct grant_entry *entry = (struct grant_entry *)(memory + layout->entries) + XT_SIM_STORE_GREF;
@@ -209,7 +209,7 @@ int32_t xt_sim_domain_create(const char *dir, uint32_t domid) {
   return result;
 }
 
-/* ---- a domain's file in this process ---- */
+/* ---- mapping a domain's file ---- */
 
 struct domain *sim_domain_open(int dir_fd, uint32_t domid) {
   char file[80];
@@ -222,7 +222,7 @@ struct domain *sim_domain_open(int dir_fd, uint32_t domid) {
   struct domain *domain = calloc(1, sizeof *domain);
   uint8_t *memory = MAP_FAILED;
   off_t length = lseek(fd, 0, SEEK_END);
-  errno = domain ? ESRCH : ENOMEM; /* a file that is being made is no domain yet */
+  errno = domain ? ESRCH : ENOMEM; /* a file still being created is not a domain yet */
   if (domain && length >= PAGE)
     memory = mmap(NULL, (size_t)length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (memory == MAP_FAILED) goto fail;

@@ -1,9 +1,9 @@
 /*
- * Event channels of the simulated platform. A handle is a FIFO that its owner opens and notifiers write
- * to; it yields u32 ports like /dev/xen/evtchn. A port that was delivered is masked until unmasked, so it
- * is in the FIFO at most once. A port is written before it is marked: a notifier that dies in between
- * causes one event too many and never one too few. An event that cannot be written (no descriptor is left to open
- * the FIFO with, or the FIFO is full) stays pending on its unmasked port, where the host finds it and tries again.
+ * Event channels of the simulated platform. A handle is a FIFO that its owner opens and notifiers write to; it yields
+ * u32 ports like /dev/xen/evtchn. A delivered port is masked until it is unmasked, so it is in the FIFO at most once. A
+ * port is written before it is marked: a notifier that dies in between causes one event too many, never one too few. An
+ * event that cannot be written (because no descriptor is left to open the FIFO with, or the FIFO is full) stays pending
+ * on its unmasked port, where the host finds it and tries again.
  */
 #define _GNU_SOURCE
 #include "sim.h"
@@ -24,15 +24,17 @@ static void fifo_name(char *name, size_t size, uint32_t domid, uint32_t handle) 
   snprintf(name, size, "dom%u/evtchn-%u", domid, handle);
 }
 
-/* Our own handles have theirs open already; NULL for others. */
+/* Our own handle, whose FIFO is already open; NULL for any other. */
 static const struct sim_evtchn *own_handle(const struct sim *sim, uint32_t domid, uint32_t handle) {
   const struct sim_evtchn *own = domid == sim->domid ? sim->handles : NULL;
   while (own && own->id != handle) own = own->next;
   return own;
 }
 
-/* Handle numbers are never used again, so a cached descriptor is never someone else's. Opened for reading,
-   too: a writer alone would get SIGPIPE when the owner is gone. */
+/*
+ * Handle numbers are never reused, so a cached descriptor never belongs to another handle. The FIFO is opened for
+ * reading too: a mere writer would get SIGPIPE once the owner is gone.
+ */
 static int fifo_fd(struct sim *sim, uint32_t domid, uint32_t handle) {
   struct fifo *fifo = &sim->fifos[(handle + domid * 7) % FIFO_CACHE];
   if (fifo->fd >= 0 && fifo->domid == domid && fifo->handle == handle) return fifo->fd;
@@ -45,14 +47,14 @@ static int fifo_fd(struct sim *sim, uint32_t domid, uint32_t handle) {
   return fifo->fd;
 }
 
-/* A descriptor that blocks would wait for room. */
+/* Writing to a blocking descriptor would wait for room, so check for room first. */
 static int write_port(int fd, int blocks, uint32_t number) {
   struct pollfd room = {.fd = fd, .events = POLLOUT};
   if (blocks && poll(&room, 1, 0) == 0) return -EAGAIN;
   return write(fd, &number, sizeof number) == (ssize_t)sizeof number ? 0 : -errno;
 }
 
-/* 0, or -errno when the event is not in the FIFO. */
+/* 0, or -errno if the event is not in the FIFO. */
 static int send_port(struct sim *sim, struct domain *domain, struct port *port) {
   uint32_t number = (uint32_t)(port - domain->ports);
   pthread_mutex_lock(&sim->lock);
@@ -66,7 +68,7 @@ static int send_port(struct sim *sim, struct domain *domain, struct port *port) 
   return 0;
 }
 
-/* 0 when the event is in the FIFO, waits to be unmasked, or the host will send it. */
+/* 0 if the event is in the FIFO, is pending until the port is unmasked, or will be sent by the host. */
 static int deliver(struct sim *sim, struct domain *domain, struct port *port) {
   int is_open = !port->masked && port->handle != 0;
   int error = is_open ? send_port(sim, domain, port) : 0;
@@ -79,10 +81,10 @@ static struct port *port_at(struct domain *domain, uint32_t number) {
   return number > 0 && number < domain->header->limits.ports ? &domain->ports[number] : NULL;
 }
 
-/* Looked at without the lock: what else is in a port that counts is there by then. */
+/* Reads the state without the lock. Once it is set, the rest of the port is valid too (open_port). */
 static int is_open(const struct port *port) { return __atomic_load_n(&port->state, __ATOMIC_ACQUIRE) != PORT_FREE; }
 
-/* The port if it is open and this handle's. */
+/* The port if it is open and belongs to this handle. */
 static struct port *own_port(const struct sim_evtchn *evtchn, uint32_t number) {
   struct port *port = port_at(evtchn->sim->own, number);
   if (!port || !is_open(port) || port->zombie) return NULL;
@@ -95,14 +97,14 @@ static struct port *free_port(struct domain *domain) {
   return NULL;
 }
 
-/* The other end, if it is one: locks are not held between reading a peer's number and locking the peer. */
+/* The other end, if it still points back: no lock is held between reading a peer's number and locking the peer. */
 static struct port *remote_end(struct domain *remote, const struct domain *domain, const struct port *port) {
   struct port *end = port_at(remote, port->remote_port);
   if (!end || end->state != PORT_INTERDOMAIN) return NULL;
   return end->remote_domid == domain->domid && end->remote_port == (uint32_t)(port - domain->ports) ? end : NULL;
 }
 
-/* A port counts from the moment its state is set; everything else in it is there by then. */
+/* A port becomes valid when its state is set, so everything else is stored first. */
 static void open_port(struct port *port, struct port value) {
   uint32_t state = value.state;
   value.state = PORT_FREE;
@@ -126,7 +128,7 @@ static struct handle *take_handle(struct sim *sim) {
   return handle;
 }
 
-/* The handle's FIFO, made and opened: its descriptor or -errno. */
+/* Creates and opens the handle's FIFO; returns its descriptor or -errno. */
 static int open_fifo(const struct sim *sim, uint32_t id, uint32_t flags) {
   char name[64];
   int mode = O_RDWR | (flags & XT_EVTCHN_NONBLOCK ? O_NONBLOCK : 0) | (flags & XT_EVTCHN_KEEP ? 0 : O_CLOEXEC);
@@ -196,17 +198,17 @@ int32_t sim_evtchn_close(struct evtchn *base) {
 
 /* ---- ports ---- */
 
-/* Xen's own numbers end here; what is above is no port of anybody's. */
+/* Xen's port numbers end at PORTS_OF_XEN; a number from there on cannot be anyone's port. */
 static int is_no_port(uint32_t number) { return number >= PORTS_OF_XEN; }
 
-/* 0, or why a handle may not bind to `domid`. */
+/* 0, or the reason why a handle may not bind to `domid`. */
 static int may_bind(const struct sim_evtchn *evtchn, uint32_t domid) {
   if (sim_usable(evtchn->sim)) return -ENODEV;
   uint32_t restricted_to = __atomic_load_n(&evtchn->restricted_to, __ATOMIC_ACQUIRE);
   return restricted_to == ANYBODY || restricted_to == domid ? 0 : -EACCES;
 }
 
-/* As the device: domain 0 is not one to be restricted to. */
+/* Like the device, refuses to restrict a handle to domain 0. */
 int32_t sim_evtchn_restrict(struct evtchn *base, uint32_t domid) {
   struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
   uint32_t anybody = ANYBODY;
@@ -222,7 +224,7 @@ int32_t sim_evtchn_bind_unbound(struct evtchn *base, uint32_t domid) {
   struct sim *sim = evtchn->sim;
   int error = may_bind(evtchn, domid);
   if (error) return error;
-  struct domain *remote = sim_domain_get(sim, domid); /* open from now on: no event will lack a descriptor for it */
+  struct domain *remote = sim_domain_get(sim, domid); /* now open: no event will lack a descriptor for it */
   if (!remote) return -errno;
   sim_domain_put(remote);
   sim_evtchn_lock_two(sim->own, NULL);
@@ -234,7 +236,7 @@ int32_t sim_evtchn_bind_unbound(struct evtchn *base, uint32_t domid) {
   return port ? (int32_t)(port - sim->own->ports) : -ENOSPC;
 }
 
-/* Our end is made first: a death before the peer's end points back leaves an end that closes harmlessly. */
+/* Creates our end first: if we die before the peer's end points back, closing the leftover end is harmless. */
 static int32_t bind_ends(struct sim *sim, uint32_t handle, struct domain *remote, uint32_t remote_number) {
   struct port *far = port_at(remote, remote_number);
   if (!far || far->state != PORT_UNBOUND || far->remote_domid != sim->domid || far->zombie) return -EINVAL;
@@ -248,7 +250,7 @@ static int32_t bind_ends(struct sim *sim, uint32_t handle, struct domain *remote
                                 .remote_port = remote_number});
   far->remote_port = (uint32_t)number;
   far->state = PORT_INTERDOMAIN;
-  deliver(sim, sim->own, near); /* as Xen: whatever was sent before we listened is not lost */
+  deliver(sim, sim->own, near); /* as in Xen: events sent before we listened are not lost */
   return number;
 }
 
@@ -288,7 +290,7 @@ int32_t sim_evtchn_adopt_store(struct evtchn *base) {
   return result;
 }
 
-/* Both ends' domains are locked. The peer's end goes first and waits for our domain to bind again. */
+/* The domains of both ends are locked. The peer's end is released first and then waits for our domain to bind again. */
 static void close_locked(struct domain *domain, struct port *port, struct domain *remote) {
   if (port->kernel) {
     port->handle = 0;
@@ -309,7 +311,7 @@ static void close_locked(struct domain *domain, struct port *port, struct domain
   __atomic_store_n(&port->state, PORT_FREE, __ATOMIC_RELEASE);
 }
 
-/* The domain at a port's other end, referenced. */
+/* The domain at a port's other end, with a reference. */
 static struct domain *remote_domain(struct sim *sim, struct domain *domain, uint32_t domid) {
   if (domid != domain->domid) return sim_domain_get(sim, domid);
   sim_domain_hold(domain);
@@ -318,7 +320,7 @@ static struct domain *remote_domain(struct sim *sim, struct domain *domain, uint
 
 void sim_port_close(struct sim *sim, struct domain *domain, uint32_t number) {
   struct port *port = &domain->ports[number];
-  /* Also of an unbound port: its peer may be binding just now. */
+  /* Even for an unbound port, because its peer may be binding to it right now. */
   struct domain *remote = remote_domain(sim, domain, port->remote_domid);
   sim_evtchn_lock_two(domain, remote);
   close_locked(domain, port, remote);
@@ -371,7 +373,7 @@ int32_t sim_evtchn_notify(struct evtchn *base, uint32_t number) {
   return sim_port_notify(evtchn->sim, evtchn->sim->own, number);
 }
 
-/* As the device: a port that is not ours is ignored. */
+/* Like the device, ignores a port that is not ours. */
 int32_t sim_evtchn_unmask(struct evtchn *base, uint32_t number) {
   const struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
   struct sim *sim = evtchn->sim;

@@ -1,4 +1,4 @@
-/* Grants of the simulated platform: mapping others' pages, sharing our own. What an entry allows is in sim_table.c. */
+/* Grants of the simulated platform: mapping others' pages and sharing our own. sim_table.c has the access rules. */
 #define _GNU_SOURCE
 #include "sim.h"
 
@@ -7,13 +7,15 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* A page of `domain`: that of a track when it is mapped, of a reference when it is shared. */
+/* A page of `domain`. `item` is its track if the page is mapped, its reference if the page is shared. */
 struct page {
   struct domain *domain;
   uint32_t item, frame;
 };
 
-/* What was mapped or shared in one go. Neighbours of one domain are a run, which holds the domain once. */
+/*
+ * Pages mapped or shared in one call. Adjacent pages of one domain form a run, which holds one reference to the domain.
+ */
 struct region {
   struct pages base;
   struct sim *sim;
@@ -29,7 +31,7 @@ static struct region *new_region(struct sim *sim, uint32_t count) {
   return region;
 }
 
-/* Where the run of pages of one domain that begins at `first` ends. */
+/* Returns the end of the run of pages of one domain that begins at `first`. */
 static uint32_t run_end(const struct region *region, uint32_t first) {
   uint32_t end = first + 1;
   while (end < region->count && region->pages[end].domain == region->pages[first].domain) end++;
@@ -49,7 +51,7 @@ static void free_region(struct region *region) {
   sim_put(sim);
 }
 
-/* How many frames from pages[first] on lie behind each other in one file. */
+/* How many frames from pages[first] on lie consecutively in one file. */
 static uint32_t contiguous(const struct region *region, uint32_t first) {
   const struct page *page = &region->pages[first];
   uint32_t count = 1;
@@ -59,7 +61,7 @@ static uint32_t contiguous(const struct region *region, uint32_t first) {
   return count;
 }
 
-/* One contiguous range of addresses over all frames: a system call for neighbours. */
+/* Maps all frames into one contiguous address range, with one system call per run of consecutive frames. */
 static int map_memory(struct region *region, int protection) {
   size_t size = (size_t)region->count * PAGE;
   uint8_t *base = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -72,14 +74,14 @@ static int map_memory(struct region *region, int protection) {
     off_t offset = (off_t)(page->domain->frames_offset + (uint64_t)page->frame * PAGE);
     if (mmap(part, (size_t)count * PAGE, protection, MAP_SHARED | MAP_FIXED, page->domain->fd, offset) == MAP_FAILED)
       return -errno;
-    madvise(part, (size_t)count * PAGE, MADV_DONTFORK); /* a child would see who has the page next */
+    madvise(part, (size_t)count * PAGE, MADV_DONTFORK); /* a child must not see the page's next owner's data */
   }
   return 0;
 }
 
 /* ---- unmap-notifies ---- */
 
-/* Checks one and holds its port. */
+/* Checks an unmap-notify and holds its port. */
 static int take_notify(struct sim *sim, struct notify notify, uint32_t count, int writable) {
   if (notify.clear_byte >= (int64_t)count * PAGE || (notify.clear_byte >= 0 && !writable)) return -EINVAL;
   if (notify.port < 0) return 0;
@@ -90,7 +92,7 @@ static void drop_notify(struct sim *sim, struct notify notify) {
   if (notify.port >= 0) sim_port_put(sim, sim->own, (uint32_t)notify.port);
 }
 
-/* Which page carries it, and what the page's record says. */
+/* Which page carries the notify, and the values for that page's record. */
 static uint32_t notify_page(struct notify notify) {
   return notify.clear_byte >= 0 ? (uint32_t)(notify.clear_byte / PAGE) : 0;
 }
@@ -107,7 +109,7 @@ static void send_notify(struct sim *sim, uint32_t port) {
 
 /* ---- mapping ---- */
 
-/* Unpins pages[first] up to `end` without a notify; they are one domain's, whose lock is held. */
+/* Unpins pages[first] up to `end` without a notify. They belong to one domain, whose lock is held. */
 static void drop(const struct region *region, uint32_t first, uint32_t end) {
   for (uint32_t i = first; i < end; i++) {
     struct domain *domain = region->pages[i].domain;
@@ -115,7 +117,7 @@ static void drop(const struct region *region, uint32_t first, uint32_t end) {
   }
 }
 
-/* Pins pages[first] up to `end`, all or none. */
+/* Pins pages[first] up to `end`: all or none. */
 static int pin(struct region *region, uint32_t first, uint32_t end, const uint32_t *refs, int writable,
                struct notify notify) {
   struct sim *sim = region->sim;
@@ -137,7 +139,7 @@ static int pin(struct region *region, uint32_t first, uint32_t end, const uint32
   return error;
 }
 
-/* Undoes `pin` of all pages before `end`. */
+/* Undoes `pin` for all pages before `end`. */
 static void unpin(const struct region *region, uint32_t end) {
   for (uint32_t i = 0, next; i < end; i = next) {
     next = run_end(region, i);
@@ -147,7 +149,7 @@ static void unpin(const struct region *region, uint32_t end) {
   }
 }
 
-/* Finds the domains: each run holds its own. */
+/* Looks up the domains; each run holds one reference. */
 static int find_domains(struct region *region, const uint32_t *domids) {
   for (uint32_t i = 0; i < region->count; i++) {
     int is_same = i > 0 && domids[i] == domids[i - 1];
@@ -193,7 +195,7 @@ int32_t sim_gnttab_map(struct gnttab *gnttab, const uint32_t *domids, const uint
   return error;
 }
 
-/* The byte is cleared while the page is still pinned, the event comes when it no longer is. */
+/* The byte is cleared while the page is still pinned; the event is sent once it no longer is. */
 int32_t sim_gnttab_unmap(struct pages *base) {
   struct region *region = (struct region *)base;
   if (sim_usable(region->sim) == 0) {
@@ -213,7 +215,7 @@ int32_t sim_gnttab_unmap(struct pages *base) {
 
 /* ---- sharing ---- */
 
-/* The lock is held. */
+/* The grant lock must be held. */
 static void end_shares(struct region *region, uint32_t end) {
   while (end > 0) sim_grant_end(region->sim->own, region->pages[--end].item);
 }

@@ -1,6 +1,6 @@
 /*
- * The host's part of the simulated platform: it does for a process or a domain that died what a kernel and
- * Xen do, and lists what is in use.
+ * The host's part of the simulated platform. It does what a kernel and Xen do for a process or a domain that died, and
+ * lists what is in use.
  */
 #define _GNU_SOURCE
 #include "sim.h"
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* The numbers of the domains there are; how many, or -errno. */
+/* Stores the numbers of all existing domains; returns how many, or -errno. */
 static int32_t list_domains(const struct sim *sim, uint32_t *domids) {
   uint32_t domid;
   int32_t count = 0;
@@ -30,13 +30,13 @@ static int32_t list_domains(const struct sim *sim, uint32_t *domids) {
   return count;
 }
 
-/* All domains, mapped here and referenced: what is done with them then lacks nothing half-way. */
+/* All domains, mapped and referenced in advance, so that the work on them cannot run out of resources half-way. */
 struct domains {
   struct domain *all[XT_SIM_DOMAINS_MAX];
   uint32_t count;
 };
 
-/* 0 or -errno. Put them in any case. */
+/* Returns 0 or -errno. Call put_domains in either case. */
 static int32_t get_domains(struct sim *sim, struct domains *domains) {
   uint32_t domids[XT_SIM_DOMAINS_MAX];
   int32_t count = list_domains(sim, domids);
@@ -62,7 +62,7 @@ static void notify_once(struct sim *sim, struct domain *owner, uint32_t *port) {
   *port = 0;
 }
 
-/* The unmap-notifies of what the slot, a process of `owner`, maps and shares in `domain`. */
+/* Runs the unmap-notifies of everything that the slot, a process of `owner`, maps and shares in `domain`. */
 static void run_notifies(struct sim *sim, struct domain *domain, struct domain *owner, uint32_t slot) {
   sim_grant_lock(domain);
   for (uint32_t i = 0; i < domain->header->track_high; i++) {
@@ -94,7 +94,7 @@ static void close_handles(struct sim *sim, struct domain *domain, uint32_t slot)
     if (domain->handles[i].id && domain->handles[i].slot == slot) sim_handle_close(sim, domain, domain->handles[i].id);
 }
 
-/* Ports without a handle: those that only waited for an unmap-notify that will not come any more. */
+/* Ports without a handle that were kept only for an unmap-notify that will never come. */
 static void close_leftover_ports(struct sim *sim, struct domain *domain, uint32_t slot) {
   for (uint32_t i = 1; i < domain->header->limits.ports; i++) {
     if (domain->ports[i].state == PORT_FREE || domain->ports[i].slot != slot) continue;
@@ -133,7 +133,7 @@ static int32_t bury(struct sim *sim, uint32_t slot, int with_notifies) {
 
 int32_t xt_sim_reap(void *opaque, uint32_t slot, uint32_t generation) {
   struct sim *sim = opaque;
-  if (slot == KERNEL_SLOT || slot >= sim->host->limits.slots) return 0; /* nobody's */
+  if (slot == KERNEL_SLOT || slot >= sim->host->limits.slots) return 0; /* not a process's slot */
   const struct slot *record = &sim->host->slots[slot];
   return record->in_use && record->generation == generation ? bury(sim, slot, 1) : 0;
 }
@@ -200,7 +200,7 @@ int32_t xt_sim_domain_destroy(void *opaque, uint32_t domid) {
   return 0;
 }
 
-/* ---- what is in use ---- */
+/* ---- usage ---- */
 
 struct list {
   const struct sim *sim;

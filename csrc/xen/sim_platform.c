@@ -1,4 +1,4 @@
-/* A simulated host as a platform: its functions behind those of xen.h, and those that only it has. */
+/* A simulated host as a platform: implements the functions of xen.h and those that only a simulated host has. */
 #define _GNU_SOURCE
 #include "sim.h"
 

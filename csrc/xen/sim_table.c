@@ -1,7 +1,7 @@
 /*
  * A domain's grant table and the locks of its tables. The rules are those of Xen's grant table v1: a mapping pins its
- * entry and sets GTF_reading/writing; a pinned entry cannot end. Frame N belongs to reference N for good, so a page
- * is reusable exactly when its reference is.
+ * entry and sets GTF_reading/writing; a pinned entry cannot end. Frame N always belongs to reference N, so a page is
+ * reusable exactly when its reference is.
  */
 #define _GNU_SOURCE
 #include "../reserve.h"
@@ -13,7 +13,7 @@
 
 /* ---- entries ---- */
 
-/* The entry is the granter's memory: read once. */
+/* The entry is in the granter's memory, so each word is read only once. */
 int16_t sim_check_entry(const struct domain *domain, uint32_t ref, uint32_t by, int write, uint32_t *access,
                         uint32_t *frame) {
   if (ref >= domain->header->limits.grant_entries) return GNTST_BAD_GNTREF;
@@ -47,7 +47,7 @@ static void free_grant(struct domain *domain, uint32_t ref) {
   if (ref < header->gref_low && ref >= XT_SIM_RESERVED_GREFS) header->gref_low = ref;
 }
 
-/* Shows in the entry what the pins say; frees an orphan without any. */
+/* Updates the entry's flags from the pins; frees an orphan that has none left. */
 static void settle_entry(struct domain *domain, uint32_t ref) {
   const struct grant_record *record = &domain->records[ref];
   uint32_t clear = record->writers == 0 ? GTF_WRITING : 0;
@@ -61,7 +61,7 @@ static void settle_entry(struct domain *domain, uint32_t ref) {
   if (clear) __atomic_fetch_and(&domain->entries[ref].access, ~clear, __ATOMIC_SEQ_CST);
 }
 
-/* Ends access when nobody has the page pinned; else it stays as it is, an orphan, until the last unpin. */
+/* Ends access if nobody has the page pinned. Otherwise the entry remains as an orphan until the last unpin. */
 void sim_grant_end(struct domain *domain, uint32_t ref) {
   struct grant_record *record = &domain->records[ref];
   if (record->state == GRANT_SHARED) domain->header->shared_pages--;
@@ -97,7 +97,7 @@ void sim_track_drop(struct domain *domain, struct track *track) {
   settle_entry(domain, ref);
 }
 
-/* ---- what is taken ---- */
+/* ---- taking tracks and references ---- */
 
 static struct track *take_track(struct domain *domain) {
   struct domain_header *header = domain->header;
@@ -110,7 +110,7 @@ static struct track *take_track(struct domain *domain) {
   return NULL;
 }
 
-/* A record is complete before it counts: in_use is set last. */
+/* in_use is set last, so that a record is complete before it counts. */
 int sim_track_take(struct domain *domain, uint32_t ref, uint32_t by, uint32_t slot, int write, uint32_t *number,
                    uint32_t *frame) {
   struct track *track = take_track(domain);
@@ -151,7 +151,10 @@ uint32_t sim_grant_take(struct domain *domain, int *error) {
 
 /* ---- locks ---- */
 
-/* After a death within a change: the records of who maps what are the truth, the rest is counted anew. */
+/*
+ * Repairs the table after a process died in the middle of a change. The tracks say who maps what; everything else is
+ * recounted from them.
+ */
 static void recount(struct domain *domain) {
   struct domain_header *header = domain->header;
   const struct xt_sim_limits *limits = &header->limits;
@@ -181,7 +184,7 @@ void sim_grant_lock(struct domain *domain) {
 
 void sim_grant_unlock(struct domain *domain) { pthread_mutex_unlock(&domain->header->grant_lock); }
 
-/* Every step of a change of ports leaves tables that later steps can go on from: nothing to recover. */
+/* Nothing to recover here: every step of a change to the ports leaves tables from which later steps can continue. */
 static void evtchn_lock(struct domain *domain) { sim_mutex_lock(&domain->header->evtchn_lock); }
 static void evtchn_unlock(struct domain *domain) { pthread_mutex_unlock(&domain->header->evtchn_lock); }
 

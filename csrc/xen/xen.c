@@ -1,4 +1,4 @@
-/* The functions of xen.h: each calls its platform's. */
+/* The functions of xen.h. Each calls its platform's. */
 #define _GNU_SOURCE
 #include "platform.h"
 
