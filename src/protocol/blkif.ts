@@ -1,7 +1,7 @@
-// The PV block protocol, public/io/blkif.h: operations, layouts, features and the xenstore spellings.
+// The PV block protocol, public/io/blkif.h: operations, layouts, features and spellings in xenstore.
 //
-// Requests are always handled in the x86_64 layout below: csrc/ring.c converts x86_32 slots (everything
-// after the first word lies four bytes earlier there) while it copies them off or onto the ring.
+// Requests are always handled in the x86_64 layout below. csrc/ring.c converts x86_32 slots (where everything after the
+// first word lies four bytes earlier) while it copies them from or to the ring.
 
 export const BLKIF_OP_READ = 0;
 export const BLKIF_OP_WRITE = 1;
@@ -16,14 +16,14 @@ export const BLKIF_RSP_EOPNOTSUPP = -2;
 
 export const BLKIF_DISCARD_SECURE = 1;
 
-/** Segments in a request's own slot. */
+/** Maximum segments in a request's own slot. */
 export const BLKIF_MAX_SEGMENTS_PER_REQUEST = 11;
 export const BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST = 8;
 export const SEGMENTS_PER_INDIRECT_PAGE = 512;
-/** What the protocol can carry at most: 8 indirect pages. */
+/** The most that the protocol can carry: 8 indirect pages. */
 export const MAX_INDIRECT_SEGMENTS = BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST * SEGMENTS_PER_INDIRECT_PAGE;
 
-/** The protocol's sectors, and those of `sectors` in xenstore, are of 512 bytes whatever the disk's are. */
+/** Sectors in the protocol, and in `sectors` in xenstore, have 512 bytes regardless of the disk's sector size. */
 export const SECTOR_SIZE = 512;
 export const SECTORS_PER_PAGE = 8;
 
@@ -31,7 +31,7 @@ export const VDISK_CDROM = 1;
 export const VDISK_REMOVABLE = 2;
 export const VDISK_READONLY = 4;
 
-/** A request as we keep it: byte offsets of its fields (layout x86_64), sizes in bytes. */
+/** A request as we keep it: byte offsets of its fields (x86_64 layout), sizes in bytes. */
 export const REQUEST = {
   bytes: 112,
   operation: 0,
@@ -51,20 +51,20 @@ export const REQUEST = {
   indirectGrefs: 28,
 } as const;
 
-/** One segment: a part of a granted page, in sectors of 512 bytes, both ends included. */
+/** A segment: part of a granted page, in sectors of 512 bytes, both ends inclusive. */
 export const SEGMENT = { bytes: 8, gref: 0, firstSect: 4, lastSect: 5 } as const;
 
-/** A response: the same offsets in both layouts. */
+/** A response; its offsets are the same in both layouts. */
 export const RESPONSE = { id: 0, operation: 8, status: 10 } as const;
 
-/** What differs between the two layouts on the ring. */
+/** The differences between the two layouts on the ring. */
 export interface BlkifAbi {
   readonly name: "x86_64" | "x86_32";
   /** The value of the frontend's `protocol` key. */
   readonly protocol: "x86_64-abi" | "x86_32-abi";
-  /** Bytes from slot to slot. */
+  /** Distance between slots in bytes. */
   readonly slotBytes: number;
-  /** Bytes that a slot lacks, after its first word, compared with REQUEST. */
+  /** Bytes that a slot lacks after its first word, compared with REQUEST. */
   readonly gapBytes: number;
   readonly responseBytes: number;
 }
@@ -85,8 +85,8 @@ export const ABI_X86_32: BlkifAbi = {
 };
 
 /**
- * The layout a frontend chose with its `protocol` key, undefined for one we do not know. A frontend on x86
- * that writes none means x86_32, as Linux, QEMU and tapdisk take it; Arm's layout is that of x86_64.
+ * The layout that a frontend chose with its `protocol` key, or undefined if we do not know it. On x86 a frontend that
+ * writes no key means x86_32, as Linux, QEMU and tapdisk assume; Arm's layout is that of x86_64.
  */
 export function abiOfProtocol(protocol: string | null): BlkifAbi | undefined {
   switch (protocol) {
@@ -106,8 +106,8 @@ export function abiOfProtocol(protocol: string | null): BlkifAbi | undefined {
 const VDEV_EXTENDED = 1 << 28;
 
 /**
- * The number of a virtual device: "xvdb", "xvda1", "sda", "hdc", "d2p1", "51728", "0xca10"; undefined when
- * it is none. docs/misc/vbd-interface: xvd up to disk 15 in the classic numbering, beyond it extended.
+ * Parses a virtual device name or number: "xvdb", "xvda1", "sda", "hdc", "d2p1", "51728", "0xca10"; undefined if it is
+ * not one. Source: docs/misc/vbd-interface. xvd uses the classic numbering up to disk 15 and the extended one beyond.
  */
 export function parseVdev(name: string): number | undefined {
   if (/^(0x[0-9a-f]+|[0-9]+)$/i.test(name)) {
@@ -132,7 +132,7 @@ function xvdNumber(disk: number, partition: number): number | undefined {
   return disk < 1 << 20 && partition < 256 ? VDEV_EXTENDED | (disk << 8) | partition : undefined;
 }
 
-/** The name a device number is known by, "xvdb" for 51728; the number itself where there is none. */
+/** The usual name of a device number ("xvdb" for 51728), or the number itself if it has none. */
 export function vdevName(devid: number): string {
   if ((devid & VDEV_EXTENDED) !== 0) return xvdName((devid >> 8) & 0xfffff, devid & 0xff);
   if (devid >> 8 === 202) return xvdName((devid >> 4) & 15, devid & 15);

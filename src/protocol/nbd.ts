@@ -1,5 +1,5 @@
-// The NBD protocol, newstyle (NetworkBlockDevice/nbd, doc/proto.md): magics, options, commands, errors, and
-// the bytes of what a server sends. All numbers are big-endian. Not here: TLS, extended headers, block status.
+// The NBD protocol, newstyle (NetworkBlockDevice/nbd, doc/proto.md): magics, options, commands, errors, and the
+// encoding of what a server sends. All numbers are big-endian. Not included: TLS, extended headers, block status.
 
 export const NBD_MAGIC_HIGH = 0x4e42_444d; // "NBDM"
 export const NBD_MAGIC_LOW = 0x4147_4943; // "AGIC"
@@ -65,7 +65,7 @@ export const NBD_REPLY_FLAG_DONE = 1;
 export const NBD_REPLY_TYPE_OFFSET_DATA = 1;
 export const NBD_REPLY_TYPE_ERROR = 0x8001;
 
-/** A request: byte offsets of its fields. The payload of a write follows. */
+/** A request: byte offsets of its fields. A write's payload follows. */
 export const NBD_REQUEST = {
   bytes: 28,
   magic: 0,
@@ -79,12 +79,12 @@ export const NBD_REQUEST = {
 export const OPTION_HEADER_BYTES = 16;
 export const SIMPLE_REPLY_BYTES = 16;
 export const STRUCTURED_HEADER_BYTES = 20;
-/** Header and offset of a chunk of read data. */
+/** Header and offset that precede a chunk of read data. */
 export const DATA_CHUNK_BYTES = STRUCTURED_HEADER_BYTES + 8;
 /** Header, errno and an empty message. */
 export const ERROR_CHUNK_BYTES = STRUCTURED_HEADER_BYTES + 6;
 
-/** What a client is told of an export. */
+/** An export as a server describes it to a client. */
 export interface NbdExport {
   readonly name: string;
   readonly description: string;
@@ -96,7 +96,7 @@ export interface NbdExport {
   readonly maxBlockBytes: number;
 }
 
-/** The first thing a server says. */
+/** The first message a server sends. */
 export function encodeGreeting(): Uint8Array {
   const bytes = new Uint8Array(18);
   const view = new DataView(bytes.buffer);
@@ -108,7 +108,7 @@ export function encodeGreeting(): Uint8Array {
   return bytes;
 }
 
-/** The reply `type` to `option`. */
+/** The reply of type `type` to `option`. */
 export function encodeOptionReply(
   option: number,
   type: number,
@@ -151,7 +151,7 @@ export function encodeInfo(type: number, exported: NbdExport): Uint8Array {
   }
 }
 
-/** The end of NBD_OPT_EXPORT_NAME, which has no other reply. */
+/** The final reply to NBD_OPT_EXPORT_NAME; this option has no other. */
 export function encodeExportNameReply(exported: NbdExport, zeroes: boolean): Uint8Array {
   const bytes = new Uint8Array(zeroes ? 134 : 10);
   const view = new DataView(bytes.buffer);
@@ -169,8 +169,8 @@ export function encodeServer(exported: NbdExport): Uint8Array {
 }
 
 /**
- * Writes a simple reply at `at`; how many bytes. The data of a read follows. A request's cookie comes back as
- * it was, in two halves.
+ * Writes a simple reply at `at` and returns its size in bytes. A read's data follows. The request's cookie is returned
+ * unchanged, in two halves.
  */
 export function writeSimpleReply(
   view: DataView,
@@ -186,7 +186,7 @@ export function writeSimpleReply(
   return SIMPLE_REPLY_BYTES;
 }
 
-/** The same for a chunk of `length` bytes of read data that lie at `offset` of the disk. */
+/** The same for a data chunk: `length` bytes of read data follow, from offset `offset` on the disk. */
 export function writeDataChunk(
   view: DataView,
   at: number,
@@ -203,7 +203,7 @@ export function writeDataChunk(
   return DATA_CHUNK_BYTES;
 }
 
-/** The same for the end of a read that failed. */
+/** The same for the chunk that ends a failed read. */
 export function writeErrorChunk(
   view: DataView,
   at: number,

@@ -1,5 +1,5 @@
-// The vchan protocol as bytes: the shared page, ring orders, the list of grants and where each ring lies.
-// Source: xen/include/public/io/libxenvchan.h; how a server chooses its orders is libxenvchan's init.c.
+// The vchan protocol as bytes: the shared page, ring orders, the list of grants and the position of each ring. Source:
+// xen/include/public/io/libxenvchan.h; libxenvchan's init.c for how a server chooses its orders.
 import { PAGE_SIZE } from "../core/types.ts";
 
 // struct vchan_interface, native byte order (little-endian on x86 and Arm). "left" is client to server.
@@ -11,59 +11,62 @@ export const VCHAN_LEFT_ORDER = 16;
 export const VCHAN_RIGHT_ORDER = 18;
 export const VCHAN_CLI_LIVE = 20;
 export const VCHAN_SRV_LIVE = 21;
-/** What the client must signal: the server sets bits, the client clears them. */
+/** Bits that the client must signal: the server sets them, the client clears them. */
 export const VCHAN_CLI_NOTIFY = 22;
-/** What the server must signal: the client sets bits, the server clears them. */
+/** Bits that the server must signal: the client sets them, the server clears them. */
 export const VCHAN_SRV_NOTIFY = 23;
 export const VCHAN_GRANTS = 24;
 
-/** "Tell me when you have written" and "… when you have read". */
+/** "Notify me when you have written" and "… when you have read". */
 export const VCHAN_NOTIFY_WRITE = 1;
 export const VCHAN_NOTIFY_READ = 2;
 
 // Values of the live bytes.
 export const VCHAN_GONE = 0;
 export const VCHAN_CONNECTED = 1;
-/** Of cli_live only: no client yet. */
+/** Only in cli_live: no client yet. */
 export const VCHAN_NOT_CONNECTED = 2;
 
 export const VCHAN_ORDER_MIN = 10;
 export const VCHAN_ORDER_MAX = 20;
-/** Rings of this order and above have pages of their own. */
+/** Rings of this order and above have their own pages. */
 const ORDER_EXTERNAL = 12;
 const SMALL_RING_BYTES = 1024;
 const LARGE_RING_BYTES = 2048;
 
-// Our addition, in bytes that libxenvchan leaves zero: a word of each end that says "I can tell the end of my
-// stream from my end" and then "this was the end of my stream", or "I had to end before it did". See docs/vchan.md.
+// Our extension, in bytes that libxenvchan leaves zero: each end has a word that says "I can tell the end of my stream
+// from my closing" and then "this was the end of my stream" or "I had to close before the end". See docs/vchan.md.
 export const VCHAN_END_SPOKEN = 0x3065_7478;
 export const VCHAN_END_REACHED = 0x3165_7478;
 export const VCHAN_END_CUT = 0x3265_7478;
 const END_WORDS_BYTES = 8;
 
 export interface VchanOrders {
-  /** log2 of the size of the ring from client to server. */
+  /** log2 of the size in bytes of the ring from client to server. */
   readonly left: number;
-  /** log2 of the size of the ring from server to client. */
+  /** log2 of the size in bytes of the ring from server to client. */
   readonly right: number;
 }
 
 export interface RingPlace {
   readonly sizeBytes: number;
-  /** Where it lies in the shared page; undefined for a ring with pages of its own. */
+  /** Offset in the shared page; undefined for a ring with its own pages. */
   readonly offsetInPage: number | undefined;
-  /** How many pages of its own it has. */
+  /** Number of its own pages. */
   readonly pageCount: number;
 }
 
 export interface VchanLayout {
   readonly left: RingPlace;
   readonly right: RingPlace;
-  /** Where the two end words lie in the shared page: the server's, then the client's. */
+  /** Offset of the two end words in the shared page: the server's, then the client's. */
   readonly endWordsAt: number;
 }
 
-/** What is wrong with a pair of orders, or undefined. Libxenvchan does not see a grant list that is too long. */
+/**
+ * Describes what is wrong with a pair of orders, or returns undefined. Libxenvchan does not detect a grant list that is
+ * too long.
+ */
 export function ordersFault(orders: VchanOrders): string | undefined {
   for (const [name, order] of Object.entries(orders) as [string, number][])
     if (!Number.isInteger(order) || order < VCHAN_ORDER_MIN || order > VCHAN_ORDER_MAX)
@@ -76,7 +79,7 @@ export function ordersFault(orders: VchanOrders): string | undefined {
   return undefined;
 }
 
-/** Where everything lies. `orders` must be without fault. */
+/** Where everything lies. `orders` must be valid (see ordersFault). */
 export function layoutOf(orders: VchanOrders): VchanLayout {
   return {
     left: placeOf(orders.left),
@@ -86,8 +89,8 @@ export function layoutOf(orders: VchanOrders): VchanLayout {
 }
 
 /**
- * The orders that libxenvchan's server takes for rings of at least these sizes, or undefined when a size is
- * beyond 1 MiB. Both small enough, they share the one page.
+ * The orders that libxenvchan's server chooses for rings of at least these sizes, or undefined if a size exceeds 1 MiB.
+ * If both are small enough, they share the one page.
  */
 export function chooseOrders(leftBytes: number, rightBytes: number): VchanOrders | undefined {
   const longest = 2 ** VCHAN_ORDER_MAX;
@@ -99,7 +102,7 @@ export function chooseOrders(leftBytes: number, rightBytes: number): VchanOrders
   return { left: externalOrder(leftBytes), right: externalOrder(rightBytes) };
 }
 
-/** The shared page as a client finds it: nothing in it is checked. */
+/** The shared page as a client finds it; none of it has been checked. */
 export interface VchanPage {
   readonly orders: VchanOrders;
   readonly leftCons: number;
@@ -124,7 +127,7 @@ export function decodePage(page: Uint8Array): VchanPage {
   };
 }
 
-/** The grants of both rings in a private copy of the shared page. The orders must be without fault. */
+/** The grants of both rings, from a private copy of the shared page. The orders must be valid. */
 export function decodeGrants(page: Uint8Array, layout: VchanLayout): { left: number[]; right: number[] } {
   const view = viewOf(page);
   const count = layout.left.pageCount + layout.right.pageCount;
@@ -132,7 +135,7 @@ export function decodeGrants(page: Uint8Array, layout: VchanLayout): { left: num
   return { left: grants.slice(0, layout.left.pageCount), right: grants.slice(layout.left.pageCount) };
 }
 
-/** The two end words in a private copy of the shared page. */
+/** The two end words, from a private copy of the shared page. */
 export function endWordsOf(page: Uint8Array, layout: VchanLayout): { server: number; client: number } {
   const view = viewOf(page);
   return {
@@ -145,14 +148,14 @@ export interface ServerPage {
   readonly orders: VchanOrders;
   /** Grants of the left ring's pages, then of the right ring's. */
   readonly grants: readonly number[];
-  /** What both counters of each ring start from; 0 but for tests. */
+  /** Initial value of both counters of each ring; nonzero only in tests. */
   readonly leftCounter: number;
   readonly rightCounter: number;
 }
 
 /**
- * Fills in the shared page as a server does before anyone knows of it. All but VCHAN_SRV_LIVE: that goes last, because
- * a client with the keys of a server before may be looking at this very page.
+ * Fills in the shared page as a server does before it announces the page. VCHAN_SRV_LIVE is left out and must be set
+ * last, because a client that has a previous server's keys may already be looking at this very page.
  */
 export function encodeServerPage(page: Uint8Array, server: ServerPage): void {
   const view = viewOf(page);
@@ -169,7 +172,7 @@ export function encodeServerPage(page: Uint8Array, server: ServerPage): void {
   server.grants.forEach((ref, i) => view.setUint32(VCHAN_GRANTS + 4 * i, ref, true));
 }
 
-/** Whether an end word is that of a peer which can say where its stream ends. */
+/** Whether an end word comes from a peer that can tell where its stream ends. */
 export function speaksOfEnd(word: number): boolean {
   return word === VCHAN_END_SPOKEN || isEnd(word);
 }
@@ -187,7 +190,7 @@ function pagesOf(order: number): number {
   return order < ORDER_EXTERNAL ? 0 : 2 ** (order - ORDER_EXTERNAL);
 }
 
-/** How much of the shared page is left in front of the rings that lie in it. */
+/** Size of the part of the shared page in front of any rings in it. */
 function headerBytes(orders: VchanOrders): number {
   const smallest = Math.min(orders.left, orders.right);
   return smallest < ORDER_EXTERNAL ? 2 ** smallest : PAGE_SIZE;

@@ -1,5 +1,4 @@
-// Device handshakes through xenstore, public/io/xenbus.h: the states, and where a device's two
-// directories are.
+// Device handshakes through xenstore, public/io/xenbus.h: the states, and the paths of a device's two directories.
 
 export const XenbusState = {
   Unknown: 0,
@@ -16,7 +15,7 @@ export type XenbusState = (typeof XenbusState)[keyof typeof XenbusState];
 
 const NAMES = Object.keys(XenbusState);
 
-/** The state a `state` node holds; Unknown when it is absent or no state. */
+/** The state in a `state` node's value; Unknown if the node is missing or its value is not a state. */
 export function parseXenbusState(text: string | null): XenbusState {
   return text !== null && /^[0-8]$/.test(text) ? (Number(text) as XenbusState) : XenbusState.Unknown;
 }
@@ -26,7 +25,7 @@ export function xenbusStateName(state: XenbusState): string {
   return NAMES[state] ?? "Unknown";
 }
 
-/** `/local/domain/<domid>/device/vbd/<devid>`, the frontend's directory. */
+/** `/local/domain/<domid>/device/<type>/<devid>`, the frontend's directory. */
 export function frontendPath(domid: number, type: string, devid: number): string {
   return `/local/domain/${domid}/device/${type}/${devid}`;
 }

@@ -1,6 +1,6 @@
-// What a xenstore packet says: its payload as path, values and error, and whether bytes look like a packet at
-// all, which is how a boundary is found again in a ring whose beginning was overwritten.
-// Source: docs/misc/xenstore.txt. Text is bytes, one character each: nothing is lost, all is to be escaped.
+// The contents of a xenstore packet: its payload as path, values and error. Also whether bytes look like a packet at
+// all, which is how a packet boundary is found in a ring whose beginning was overwritten. Source:
+// docs/misc/xenstore.txt. Text keeps one character per byte, so nothing is lost, but it must be escaped.
 import {
   XS_CONTROL,
   XS_DIRECTORY,
@@ -26,25 +26,25 @@ import {
   xsTypeName,
 } from "./xs-wire.ts";
 
-/** Who sent it: the guest sends requests, the server responses (replies and watch events). */
+/** The sender: the guest sends requests, the server responses (replies and watch events). */
 export type XsDirection = "request" | "response";
 
 export interface XsHeader {
   readonly type: number;
   readonly reqId: number;
   readonly txId: number;
-  /** Announced bytes of the payload; above XS_PAYLOAD_MAX it is a violation. */
+  /** Announced payload size in bytes; above XS_PAYLOAD_MAX it violates the protocol. */
   readonly length: number;
 }
 
 export interface XsContent {
-  /** The node it is about, where its type names one. */
+  /** The node that the packet concerns, if its type names one. */
   readonly path: string | undefined;
-  /** Its other strings: a value, a token, names, permissions, an error. */
+  /** The other strings: a value, a token, names, permissions, an error. */
   readonly values: readonly string[];
 }
 
-/** Types whose request begins with the path of a node. */
+/** Types whose request begins with a node's path. */
 const NODE_REQUESTS: ReadonlySet<number> = new Set([
   XS_DIRECTORY,
   XS_READ,
@@ -57,7 +57,7 @@ const NODE_REQUESTS: ReadonlySet<number> = new Set([
   XS_SET_PERMS,
   XS_DIRECTORY_PART,
 ]);
-/** Types whose reply is data; to all others it is "OK". */
+/** Types whose reply carries data; all others reply "OK". */
 const DATA_REPLIES: ReadonlySet<number> = new Set([
   XS_CONTROL,
   XS_DIRECTORY,
@@ -70,7 +70,7 @@ const DATA_REPLIES: ReadonlySet<number> = new Set([
   XS_GET_FEATURE,
   XS_GET_QUOTA,
 ]);
-/** Types whose reply is bytes, not strings. */
+/** Types whose reply is raw bytes, not strings. */
 const RAW_REPLIES: ReadonlySet<number> = new Set([XS_READ, XS_CONTROL]);
 const MAY_BE_EMPTY: Readonly<Record<XsDirection, ReadonlySet<number>>> = {
   request: new Set([XS_TRANSACTION_START, XS_RESET_WATCHES]),
@@ -80,12 +80,12 @@ const OK = "OK\0";
 const PATH_START = /^[A-Za-z0-9_/@:+-]+(?:\0|$)/;
 const ERROR_REPLY = /^E[A-Z0-9]{1,15}\0$/;
 
-/** Bytes as text, a character each. */
+/** Bytes as text, one character per byte. */
 export function bytesToText(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("latin1");
 }
 
-/** The header at `at` of `bytes`, or undefined when it is not all there. */
+/** The header at `at` in `bytes`, or undefined if it is incomplete. */
 export function readHeader(bytes: Uint8Array, at = 0): XsHeader | undefined {
   if (bytes.length - at < XS_HEADER_BYTES) return undefined;
   return {
@@ -96,24 +96,26 @@ export function readHeader(bytes: Uint8Array, at = 0): XsHeader | undefined {
   };
 }
 
-/** Whether there can be no likely header at `at`: types are below 256, lengths below 64 KiB. A quick look. */
+/** A quick test for bytes at `at` that cannot be a likely header: types are below 256, lengths below 64 KiB. */
 export function isNoHeader(bytes: Uint8Array, at: number): boolean {
   const byte = (offset: number): number => bytes[at + offset];
   return (byte(1) | byte(2) | byte(3) | byte(14) | byte(15)) !== 0;
 }
 
-/** Little-endian. A header is looked for at every byte of a ring: making a DataView for each is what would cost. */
+/**
+ * Little-endian. Headers are tried at every byte of a ring, and creating a DataView for each would dominate the cost.
+ */
 function readU32(bytes: Uint8Array, at: number): number {
   const byte = (offset: number): number => bytes[at + offset];
   return (byte(0) | (byte(1) << 8) | (byte(2) << 16) | (byte(3) << 24)) >>> 0;
 }
 
-/** The name of a type, or its number when it has none. */
+/** The name of a type, or its number if it has no name. */
 export function typeText(type: number): string {
   return xsTypeName(type) ?? `TYPE_${type}`;
 }
 
-/** What a payload of `type` says. It may be cut short, or no xenstore payload at all. */
+/** Decodes a payload of `type`, which may be truncated or not a xenstore payload at all. */
 export function readContent(direction: XsDirection, type: number, payload: Uint8Array): XsContent {
   const text = bytesToText(payload);
   if (direction === "response" && RAW_REPLIES.has(type))
@@ -129,7 +131,7 @@ export function readContent(direction: XsDirection, type: number, payload: Uint8
     : { path: undefined, values: strings };
 }
 
-/** Whether a header could be meant: only for finding boundaries, real clients may send stranger ones. */
+/** Whether this could be a real header. Only for finding boundaries: real clients may send stranger ones. */
 export function isLikelyHeader(direction: XsDirection, header: XsHeader): boolean {
   const { type, length } = header;
   if (xsTypeName(type) === undefined || length > XS_PAYLOAD_MAX) return false;
@@ -137,7 +139,7 @@ export function isLikelyHeader(direction: XsDirection, header: XsHeader): boolea
   return length > 0 || MAY_BE_EMPTY[direction].has(type);
 }
 
-/** Whether `payload` could be what a likely `header` announces, or its beginning when it is shorter. */
+/** Whether `payload` could be what a likely `header` announces, or its beginning if it is shorter. */
 export function isLikelyPayload(direction: XsDirection, header: XsHeader, payload: Uint8Array): boolean {
   const text = bytesToText(payload);
   const complete = payload.length >= header.length;

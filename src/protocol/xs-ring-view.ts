@@ -1,6 +1,6 @@
-// A xenstore ring page as it is at one moment: a private copy, then both streams walked from the consumer's
-// index: what waits, what is half there, and what can still be recovered of the bytes that were consumed
-// but not overwritten. Nothing in the page is believed; every walk ends within the stream's 1,024 bytes.
+// A snapshot of a xenstore ring page: a private copy, in which both streams are walked from the consumer's index to
+// find what is waiting, what is incomplete, and which consumed bytes can still be recovered because they were not
+// overwritten. Nothing in the page is trusted; every walk stays within the stream's 1,024 bytes.
 import {
   isLikelyHeader,
   isLikelyPayload,
@@ -29,9 +29,9 @@ export interface RingWords {
   readonly reqProd: number;
   readonly rspCons: number;
   readonly rspProd: number;
-  /** server_features; server_version in the RFC of 2014. */
+  /** server_features; called server_version in the RFC of 2014. */
   readonly serverFeatures: number;
-  /** connection; closing in the RFC. */
+  /** connection; called closing in the RFC. */
   readonly connection: number;
   readonly error: number;
   readonly evtchnPort: number;
@@ -39,9 +39,9 @@ export interface RingWords {
 
 /** A copy of a ring page. */
 export interface RingCopy {
-  /** As they were before the bytes were copied. */
+  /** The words before the bytes were copied. */
   readonly words: RingWords;
-  /** As they were afterwards: what was overwritten meanwhile can be told from the producers' progress. */
+  /** The words after copying: the producers' progress shows what was overwritten meanwhile. */
   readonly after: RingWords;
   readonly requests: Uint8Array;
   readonly responses: Uint8Array;
@@ -54,15 +54,15 @@ export interface RingPacket {
   readonly payload: Uint8Array;
 }
 
-/** A packet of which a part is missing, or was taken already. */
+/** A packet that is partly missing or partly consumed already. */
 export interface RingFragment {
   readonly at: number;
-  /** Undefined while fewer than its 16 bytes are there. */
+  /** Undefined while fewer than its 16 bytes are present. */
   readonly header: XsHeader | undefined;
-  /** Bytes that were produced, header included, and how many of these were consumed. */
+  /** Bytes produced, header included, and how many of those were consumed. */
   readonly producedBytes: number;
   readonly takenBytes: number;
-  /** Of the payload, what can be seen. */
+  /** The visible part of the payload. */
   readonly payload: Uint8Array;
 }
 
@@ -72,21 +72,21 @@ export interface RingStreamView {
   readonly direction: XsDirection;
   readonly cons: number;
   readonly prod: number;
-  /** Bytes that wait; undefined when the indices are further apart than the stream is long. */
+  /** Bytes waiting; undefined if the indices are further apart than the stream is long. */
   readonly usedBytes: number | undefined;
-  /** What fills the part that was not written since the ring was made or reset. */
+  /** The filling of the part not written since the ring was made or reset. */
   readonly poison: Poison | undefined;
   /** Consumed packets that can still be read, oldest first. */
   readonly consumed: readonly RingPacket[];
-  /** The packet that the consumer has a part of. */
+  /** The packet that the consumer has partly read. */
   readonly crossing: RingFragment | undefined;
-  /** Complete packets that wait. */
+  /** Complete packets that are waiting. */
   readonly waiting: readonly RingPacket[];
-  /** The packet that the producer has put a part of. */
+  /** The packet that the producer has partly written. */
   readonly partial: RingFragment | undefined;
-  /** Why what waits is no sequence of packets. */
+  /** Why the waiting bytes are not a sequence of packets. */
   readonly violation: { readonly at: number; readonly reason: string } | undefined;
-  /** Whether the consumer stands at the boundary of a packet, as far as can be seen; undefined: unknown. */
+  /** Whether the consumer is at a packet boundary, as far as can be seen; undefined if unknown. */
   readonly atBoundary: boolean | undefined;
 }
 
@@ -97,7 +97,7 @@ const WORDS_END = XS_RING_EVTCHN_PORT + 4;
 const DEADBEEF = new TextEncoder().encode("deadbeef");
 const POISON_BYTES_MIN = XS_HEADER_BYTES;
 
-/** All words as they were at one moment. The page may be read-only. */
+/** All words as of one moment. The page may be read-only. */
 export function loadRingWords(page: XsRingPage): RingWords {
   let words = copyWords(page);
   for (let attempt = 1; attempt < LOAD_ATTEMPTS; attempt++) {
@@ -118,12 +118,12 @@ export function loadRingWords(page: XsRingPage): RingWords {
   };
 }
 
-/** Not with Atomics: compiled, Atomics.load is a locked exchange, which a read-only mapping does not survive. */
+/** Does not use Atomics: Atomics.load compiles to a locked exchange, which faults on a read-only mapping. */
 function copyWords(page: XsRingPage): Uint32Array {
   return new Uint32Array(page.bytes.slice(WORDS_START, WORDS_END).buffer);
 }
 
-/** One copy of the page as it passes, with the indices before and after. */
+/** A single copy of the page while it may be changing, with the indices before and after. */
 export function copyRing(page: XsRingPage): RingCopy {
   const words = loadRingWords(page);
   const bytes = page.bytes.slice(0, 2 * XS_RING_BYTES);
@@ -136,14 +136,14 @@ export function copyRing(page: XsRingPage): RingCopy {
   };
 }
 
-/** A copy during which nothing moved, or after some attempts one of a busy ring as it is. */
+/** A copy during which nothing moved; after several failed attempts, one of the busy ring as it is. */
 export function copyRingAtRest(page: XsRingPage): RingCopy {
   let copy = copyRing(page);
   for (let attempt = 1; attempt < COPY_ATTEMPTS && !isAtRest(copy); attempt++) copy = copyRing(page);
   return copy;
 }
 
-/** Whether both sides kept still while it was copied. */
+/** Whether neither side moved while it was copied. */
 export function isAtRest({ words, after }: RingCopy): boolean {
   return (Object.keys(words) as (keyof RingWords)[]).every((name) => words[name] === after[name]);
 }
@@ -156,7 +156,7 @@ export function viewResponses(copy: RingCopy): RingStreamView {
   return viewStream("response", copy.responses, copy.words.rspCons, copy.words.rspProd);
 }
 
-/** The `count` bytes of a stream from `index` on, in their order. */
+/** `count` bytes of a stream from `index` on, in stream order. */
 export function streamBytes(ring: Uint8Array, index: number, count: number): Uint8Array {
   const start = index % XS_RING_BYTES;
   const bytes = new Uint8Array(count);
@@ -186,9 +186,9 @@ type Walked = Pick<
 >;
 
 /**
- * Explains the bytes around the consumer. First choice: it stands at a boundary. Only where that makes no
- * sense, a packet that began earlier reaches across it. Before index 0 there is nothing: what the ring held
- * before a new start, or before its indices wrapped after 4 GiB, is not part of this.
+ * Interprets the bytes around the consumer. It first assumes that the consumer is at a boundary; only if that makes no
+ * sense does it look for an earlier packet that reaches across. Nothing exists before index 0: what the ring held
+ * before a restart, or before its indices wrapped after 4 GiB, does not count.
  */
 function walk(direction: XsDirection, ring: Uint8Array, cons: number, prod: number): Walked {
   const used = (prod - cons) >>> 0;
@@ -207,7 +207,7 @@ function walk(direction: XsDirection, ring: Uint8Array, cons: number, prod: numb
   return { consumed, crossing: undefined, ...forward, atBoundary };
 }
 
-/** Whether there is anything, and it looks like what real clients and servers send. */
+/** Whether there is anything at all, and it looks like what real clients and servers send. */
 function isLikelySequence(
   direction: XsDirection,
   { waiting, partial }: Pick<RingStreamView, "waiting" | "partial">,
@@ -217,7 +217,7 @@ function isLikelySequence(
   return (waiting.length > 0 || header !== undefined) && waiting.every((each) => isLikely(direction, each));
 }
 
-/** A packet that began at `rest` of `before` reaches into `ahead`. */
+/** The case of a packet that begins at `rest` in `before` and reaches into `ahead`. */
 function walkAcross(
   consumed: readonly RingPacket[],
   rest: number,
@@ -244,7 +244,7 @@ function walkAcross(
   return { consumed, crossing, ...forward, atBoundary: false };
 }
 
-/** Packets one after the other from a boundary on, taken as the server would take them. */
+/** Consecutive packets from a boundary on, split as the server would split them. */
 function walkForward(
   bytes: Uint8Array,
   index: number,
@@ -283,16 +283,16 @@ function isLikely(direction: XsDirection, { header, payload }: RingPacket): bool
   return isLikelyHeader(direction, header) && isLikelyPayload(direction, header, payload);
 }
 
-/** Packets up to the end of some bytes, and where a last, incomplete one begins. */
+/** Packets up to the end of some bytes, and where a final incomplete one begins. */
 export interface FoundPackets {
   readonly packets: readonly RingPacket[];
   readonly rest: number | undefined;
 }
 
 /**
- * Finds the packets in bytes whose first may lie anywhere within one: the longest chain of likely packets
- * that ends exactly with the bytes, else one whose last packet is cut off there. Undefined: none.
- * `index` is the stream's index of the first byte.
+ * Finds the packets in bytes whose first byte may lie anywhere within a packet: the longest chain of likely packets
+ * that ends exactly with the bytes, otherwise one whose last packet is cut off there. Undefined if there is none.
+ * `index` is the stream index of the first byte.
  */
 export function findPackets(
   direction: XsDirection,
@@ -302,7 +302,7 @@ export function findPackets(
   const end = bytes.length;
   const EXACT = 1;
   const CUT = 2;
-  const chain = new Uint8Array(end + 1); // how the chain from here ends; 0: there is none
+  const chain = new Uint8Array(end + 1); // how the chain from here ends; 0: no chain
   chain[end] = EXACT;
   const starts: Partial<Record<number, number>> = {};
   for (let at = Math.max(0, end - XS_HEADER_BYTES + 1); at < end; at++) {
@@ -318,7 +318,7 @@ export function findPackets(
     const payload = bytes.subarray(at + XS_HEADER_BYTES, Math.min(next, end));
     if (kind === 0 || !isLikelyPayload(direction, header, payload)) continue;
     chain[at] = kind;
-    // A reply of any bytes that is cut off says too little to begin with it, unless the stream does.
+    // A truncated reply with arbitrary bytes is too weak evidence to start a chain, unless the stream starts here.
     if (next <= end || direction === "request" || (at === 0 && index === 0)) starts[kind] = at;
   }
   const first = starts[EXACT] ?? starts[CUT];
@@ -338,7 +338,7 @@ export function findPackets(
   }
 }
 
-/** Whether a part of a header, cut off, could be one: a type is a small number. */
+/** Whether a truncated header could be a real one: types are small numbers. */
 function isLikelyHeaderStart(bytes: Uint8Array): boolean {
   return xsTypeName(bytes[0]) !== undefined && bytes.subarray(1, 4).every((byte) => byte === 0);
 }
@@ -348,7 +348,7 @@ function findPoison(ring: Uint8Array, prod: number): Poison | undefined {
   return poisonOf(ring.subarray(prod), prod);
 }
 
-/** What bytes that begin at `index` of a stream are filled with. */
+/** The kind of poison that fills bytes beginning at `index` of a stream. */
 function poisonOf(bytes: Uint8Array, index: number): Poison | undefined {
   if (bytes.every((byte) => byte === 0xff)) return "0xff";
   if (bytes.every((byte) => byte === 0)) return "zeroes";

@@ -1,18 +1,18 @@
-// The xenstore ring: one page, a byte stream in each direction, and the words around them. Bytes only;
-// who closes a ring, and when, is for its users. Source: public/io/xs_wire.h (MIT), docs/misc/xenstore-ring.txt.
+// The xenstore ring: one page with a byte stream in each direction and the control words. Bytes only: who closes a
+// ring, and when, is up to its users. Source: public/io/xs_wire.h (MIT), docs/misc/xenstore-ring.txt.
 
-/** The memory of a ring page, as a Mapping shows it. */
+/** The memory of a ring page, as a Mapping exposes it. */
 export interface XsRingPage {
   readonly bytes: Uint8Array<ArrayBuffer>;
   readonly words: Uint32Array<ArrayBuffer>;
 }
 
-/** XENSTORE_RING_SIZE: bytes of each stream. */
+/** XENSTORE_RING_SIZE: size of each stream in bytes. */
 export const XS_RING_BYTES = 1024;
 const REQUESTS_AT = 0;
 const RESPONSES_AT = XS_RING_BYTES;
 
-/** What a closed stream is filled with: it reads as packets of type XS_INVALID. */
+/** Fills a closed stream; it reads as packets of type XS_INVALID. */
 export const XS_RING_POISON = new Uint8Array([0xff]);
 
 /** Offsets of the page's words. */
@@ -51,8 +51,8 @@ export function storeRingWord(page: XsRingPage, offset: number, value: number): 
 }
 
 /**
- * One of the two byte streams of a ring page. Both indices are read from the page each time, because a
- * close puts them back to zero; a difference that cannot be is reported, and no copy leaves the stream.
+ * One of the two byte streams of a ring page. Both indices are read from the page each time, because a close resets
+ * them to zero. An impossible difference is reported, and no copy ever leaves the stream.
  */
 export class XsRingStream {
   readonly #page: XsRingPage;
@@ -67,23 +67,23 @@ export class XsRingStream {
     this.#prodAt = prodAt;
   }
 
-  /** What the guest sends. */
+  /** The guest's stream. */
   static requests(page: XsRingPage): XsRingStream {
     return new XsRingStream(page, REQUESTS_AT, XS_RING_REQ_CONS, XS_RING_REQ_PROD);
   }
 
-  /** What the server sends. */
+  /** The server's stream. */
   static responses(page: XsRingPage): XsRingStream {
     return new XsRingStream(page, RESPONSES_AT, XS_RING_RSP_CONS, XS_RING_RSP_PROD);
   }
 
-  /** Bytes that wait to be read, or undefined when the indices are further apart than the stream is long. */
+  /** Bytes waiting to be read, or undefined if the indices are further apart than the stream is long. */
   get usedBytes(): number | undefined {
     const used = (loadRingWord(this.#page, this.#prodAt) - loadRingWord(this.#page, this.#consAt)) >>> 0;
     return used <= XS_RING_BYTES ? used : undefined;
   }
 
-  /** Takes all that waits; undefined as for `usedBytes`. */
+  /** Reads everything that is waiting; undefined as for `usedBytes`. */
   read(): Uint8Array | undefined {
     const cons = loadRingWord(this.#page, this.#consAt);
     const used = (loadRingWord(this.#page, this.#prodAt) - cons) >>> 0;
@@ -94,7 +94,7 @@ export class XsRingStream {
     return bytes;
   }
 
-  /** Puts in what fits and answers how many bytes did; undefined as for `usedBytes`. */
+  /** Writes as many bytes as fit and returns how many; undefined as for `usedBytes`. */
   write(bytes: Uint8Array): number | undefined {
     const prod = loadRingWord(this.#page, this.#prodAt);
     const used = (prod - loadRingWord(this.#page, this.#consAt)) >>> 0;
@@ -105,25 +105,25 @@ export class XsRingStream {
     return count;
   }
 
-  /** Throws away what waits to be read: the consumer catches up with the producer. */
+  /** Discards what is waiting to be read: the consumer catches up with the producer. */
   skip(): void {
     storeRingWord(this.#page, this.#consAt, loadRingWord(this.#page, this.#prodAt));
   }
 
-  /** Both indices zero, and every byte of the stream from `poison`, repeated. */
+  /** Sets both indices to zero and, if given, fills the stream with `poison`. */
   reset(poison?: Uint8Array): void {
     storeRingWord(this.#page, this.#consAt, 0);
     storeRingWord(this.#page, this.#prodAt, 0);
     if (poison !== undefined) this.fill(poison);
   }
 
-  /** Every byte of the stream from `poison`, repeated. */
+  /** Fills the stream with repetitions of `poison`. */
   fill(poison: Uint8Array): void {
     const data = this.#page.bytes.subarray(this.#dataAt, this.#dataAt + XS_RING_BYTES);
     for (let at = 0; at < data.length; at += poison.length) data.set(poison, at);
   }
 
-  /** Hands the one or two pieces of the page that hold `count` bytes from `index` on to `use`. */
+  /** Passes the one or two pieces of the page that hold `count` bytes from `index` on to `use`. */
   #copy(index: number, count: number, use: (part: Uint8Array, at: number) => void): void {
     const start = index % XS_RING_BYTES;
     const first = Math.min(count, XS_RING_BYTES - start);

@@ -1,9 +1,9 @@
-// The xenstore wire protocol: headers, operations, error names, strings, permissions and paths, and an
-// incremental packet parser. Bytes only. Source: docs/misc/xenstore.txt and public/io/xs_wire.h (MIT).
+// The xenstore wire protocol: headers, operations, error names, strings, permissions and paths, plus an incremental
+// packet parser. Bytes only. Source: docs/misc/xenstore.txt and public/io/xs_wire.h (MIT).
 
-/** Bytes of a header: u32 type, req_id, tx_id, len, little endian. */
+/** Size of a header in bytes: u32 type, req_id, tx_id, len, little-endian. */
 export const XS_HEADER_BYTES = 16;
-/** XENSTORE_PAYLOAD_MAX: the longest payload, in both directions. */
+/** XENSTORE_PAYLOAD_MAX: the maximum payload in bytes, in both directions. */
 export const XS_PAYLOAD_MAX = 4096;
 /** XENSTORE_REL_PATH_MAX and XENSTORE_ABS_PATH_MAX. */
 export const XS_REL_PATH_MAX = 2048;
@@ -35,7 +35,7 @@ export const XS_GET_FEATURE = 23;
 export const XS_SET_FEATURE = 24;
 export const XS_GET_QUOTA = 25;
 export const XS_SET_QUOTA = 26;
-/** What a poisoned ring reads as: never a valid type. */
+/** The type that a poisoned ring reads as; never valid. */
 export const XS_INVALID = 0xffff;
 
 const TYPE_NAMES: readonly (string | undefined)[] = [
@@ -73,7 +73,7 @@ export function xsTypeName(type: number): string | undefined {
   return TYPE_NAMES[type];
 }
 
-/** The errors of xsd_errors in xs_wire.h; EQUOTA is oxenstored's own, ECANCELED never appears. */
+/** The errors of xsd_errors in xs_wire.h. EQUOTA is specific to oxenstored; ECANCELED never appears. */
 export type XsErrno =
   | "EINVAL"
   | "EACCES"
@@ -104,22 +104,22 @@ const NO_BYTES = new Uint8Array(0);
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
-/** Text of xenstore as UTF-8 bytes, without a NUL. */
+/** xenstore text as UTF-8 bytes, without a NUL. */
 export function encodeText(text: string): Uint8Array {
   return encoder.encode(text);
 }
 
-/** Bytes of xenstore as text; what is not UTF-8 becomes U+FFFD. */
+/** xenstore bytes as text; invalid UTF-8 becomes U+FFFD. */
 export function decodeText(bytes: Uint8Array): string {
   return decoder.decode(bytes);
 }
 
-/** Each part followed by a NUL: how paths and tokens travel. */
+/** Each part followed by a NUL, the encoding of paths and tokens. */
 export function encodeStrings(...parts: readonly string[]): Uint8Array {
   return encoder.encode(parts.map((part) => `${part}\0`).join(""));
 }
 
-/** `path`, a NUL, then `value` as it is: the payload of XS_WRITE. */
+/** `path`, a NUL, then `value` unchanged: the payload of XS_WRITE. */
 export function encodePathAndValue(path: string, value: Uint8Array): Uint8Array {
   const head = encodeStrings(path);
   const payload = new Uint8Array(head.length + value.length);
@@ -128,14 +128,14 @@ export function encodePathAndValue(path: string, value: Uint8Array): Uint8Array 
   return payload;
 }
 
-/** The strings of a payload where each ends with a NUL, or undefined when the last one does not. */
+/** The NUL-terminated strings of a payload, or undefined if the last NUL is missing. */
 export function decodeStrings(payload: Uint8Array): string[] | undefined {
   if (payload.length === 0) return [];
   if (payload[payload.length - 1] !== 0) return undefined;
   return decoder.decode(payload.subarray(0, -1)).split("\0");
 }
 
-/** One whole packet. The payload must not exceed XS_PAYLOAD_MAX: the caller has checked. */
+/** A complete packet. The caller has checked that the payload does not exceed XS_PAYLOAD_MAX. */
 export function encodePacket(
   type: number,
   reqId: number,
@@ -152,15 +152,15 @@ export function encodePacket(
   return packet;
 }
 
-/** What a parser does about a length above XS_PAYLOAD_MAX: refuse it, or cut it as oxenstored does. */
+/** How a parser treats a length above XS_PAYLOAD_MAX: refuse it, or clamp it as oxenstored does. */
 export type OverlongPolicy = "violation" | "clamp";
 
 const KEPT_BUFFER_BYTES = 8192;
 
 /**
- * Turns a byte stream in fragments of any size into packets. `push` what came, then `next` until it
- * answers undefined. A header that announces too much sets `violation` to the length it announced: the
- * stream has no further packets then. Holds no more than what was pushed and not yet taken.
+ * Turns a byte stream, in fragments of any size, into packets. `push` the received bytes, then call `next` until it
+ * returns undefined. A header that announces too much sets `violation` to the announced length, and the stream yields
+ * no further packets. The parser holds only what was pushed and not yet taken.
  */
 export class XsPacketParser {
   /** The announced payload length that broke the protocol. */
@@ -175,7 +175,7 @@ export class XsPacketParser {
     this.#overlong = overlong;
   }
 
-  /** Bytes pushed and not yet taken as packets. */
+  /** Bytes pushed but not yet taken as packets. */
   get bufferedBytes(): number {
     return this.#end - this.#start;
   }
@@ -187,7 +187,7 @@ export class XsPacketParser {
     this.#end += bytes.length;
   }
 
-  /** The next complete packet, with a payload of its own, or undefined. */
+  /** The next complete packet, whose payload is a copy, or undefined. */
   next(): XsPacket | undefined {
     const available = this.bufferedBytes;
     if (this.violation !== undefined) return undefined;
@@ -211,13 +211,13 @@ export class XsPacketParser {
     return packet;
   }
 
-  /** Forgets everything, also a violation: the stream starts anew on a packet boundary. */
+  /** Forgets everything, including a violation: the stream restarts at a packet boundary. */
   reset(): void {
     this.violation = undefined;
     this.#release();
   }
 
-  /** A piece of a packet keeps no large buffer. */
+  /** Avoids keeping a large buffer just for a partial packet. */
   #waitForMore(): undefined {
     if (this.#buffer.length <= KEPT_BUFFER_BYTES || this.#start === 0) return;
     const rest = this.#buffer.slice(this.#start, this.#end);
@@ -249,7 +249,7 @@ export class XsPacketParser {
   }
 }
 
-/** What a domain may do with a node; the first entry of a list is the owner and everyone else's access. */
+/** A domain's access to a node. The first entry of a list names the owner and the access of all others. */
 export type XsAccess = "none" | "read" | "write" | "both";
 
 export interface XsPermission {
@@ -260,12 +260,12 @@ export interface XsPermission {
 const ACCESS_LETTERS: Readonly<Record<XsAccess, string>> = { none: "n", read: "r", write: "w", both: "b" };
 const LETTER_ACCESS: Readonly<Record<string, XsAccess>> = { n: "none", r: "read", w: "write", b: "both" };
 
-/** As on the wire: `n0`, `r5`, `w5`, `b5`. */
+/** In wire format: `n0`, `r5`, `w5`, `b5`. */
 export function formatPermission(permission: XsPermission): string {
   return `${ACCESS_LETTERS[permission.access]}${permission.domid}`;
 }
 
-/** A permission as on the wire, or undefined when it is none. */
+/** Parses a permission in wire format; undefined if it is not one. */
 export function parsePermission(text: string): XsPermission | undefined {
   const match = /^([nrwb])([0-9]{1,5})$/.exec(text);
   const domid = Number(match?.[2]);
@@ -275,17 +275,17 @@ export function parsePermission(text: string): XsPermission | undefined {
 
 const PATH = /^(?:\/|\/?[A-Za-z0-9_@-]+(?:\/[A-Za-z0-9_@-]+)*)$/;
 
-/** Whether `path` names a node: allowed characters, no empty component, no trailing slash, not too long. */
+/** Whether `path` is a valid node path: allowed characters, no empty component, no trailing slash, not too long. */
 export function isValidPath(path: string): boolean {
   return path.length <= (path.startsWith("/") ? XS_ABS_PATH_MAX : XS_REL_PATH_MAX) && PATH.test(path);
 }
 
-/** Whether `path` is one of the special ones, `@introduceDomain` or `@releaseDomain/5`: no nodes, only watched. */
+/** Whether `path` is a special one, `@introduceDomain` or `@releaseDomain/5`: not a node, can only be watched. */
 export function isSpecialPath(path: string): boolean {
   return path.startsWith("@");
 }
 
-/** The path one level up; "/" for a top-level one and for itself. */
+/** The parent path; "/" for a top-level path and for "/" itself. */
 export function parentPath(path: string): string {
   const slash = path.lastIndexOf("/");
   return slash <= 0 ? "/" : path.slice(0, slash);
@@ -296,7 +296,7 @@ export function joinPath(path: string, name: string): string {
   return path === "/" ? `/${name}` : `${path}/${name}`;
 }
 
-/** The names on the way from "/" to `path`. */
+/** The node names along the way from "/" to `path`. */
 export function nodeNames(path: string): string[] {
   return path === "/" ? [] : path.slice(1).split("/");
 }
