@@ -1,5 +1,5 @@
-// The adapter of every platform: the functions of csrc/xen/xen.h, which behave the same over Linux' devices and in a
-// simulated host. xen.ts and sim.ts open the one and the other.
+// The adapter for every platform: the functions of csrc/xen/xen.h, which behave the same over Linux's devices and on a
+// simulated host. xen.ts opens the former, sim.ts the latter.
 import { PAGE_SIZE, type Domid, type EvtchnPort, type GrantRef } from "../core/types.ts";
 import { XT_EVTCHN_NONBLOCK } from "../native/abi.ts";
 import type { GrantCopyBatch } from "../native/grant-copy.ts";
@@ -17,7 +17,7 @@ import type {
   XenstoreEndpoint,
 } from "./platform.ts";
 
-/** What a platform lets one open. */
+/** The kinds of handle that a platform can open. */
 export type DeviceKind = "evtchn" | "gntdev" | "gntalloc";
 
 export abstract class NativePlatform implements Platform {
@@ -25,7 +25,7 @@ export abstract class NativePlatform implements Platform {
   abstract readonly descriptor: PlatformDescriptor;
   abstract readonly xenstore: XenstoreEndpoint;
   readonly domid: Domid;
-  /** What the shim's functions know the platform by. */
+  /** Identifies the platform to the shim's functions. */
   protected readonly handle: Pointer;
   #closed = false;
 
@@ -58,13 +58,13 @@ export abstract class NativePlatform implements Platform {
     this.close();
   }
 
-  /** The handle in `result`; throws what is to be said when that is an error. */
+  /** Returns the handle in `result`, or throws the appropriate error if it is a negative errno. */
   protected abstract opened(device: DeviceKind, result: number): Pointer;
 }
 
 export class NativeEventChannels implements EventChannels {
   readonly fd: number;
-  /** What the shim's functions know it by. */
+  /** Identifies the handle to the shim's functions. */
   readonly handle: Pointer;
   #closed = false;
 
@@ -110,7 +110,7 @@ export class NativeEventChannels implements EventChannels {
   }
 }
 
-/** Clear-byte offset and port as the shim takes them: -1 is none. */
+/** Clear-byte offset and port as the shim expects them; -1 for none. */
 function notifyArguments(notify: UnmapNotify | undefined): [clearByte: number, port: number] {
   return [notify?.clearByteAt ?? -1, notify?.port ?? -1];
 }

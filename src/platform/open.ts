@@ -1,4 +1,4 @@
-// Picks and opens a platform: the simulated host that XENTOOL_SIM names, or the Xen that we run on.
+// Picks and opens a platform: the simulated host named by XENTOOL_SIM, or the Xen host we run on.
 import { open, readFile } from "node:fs/promises";
 import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
@@ -20,15 +20,18 @@ export interface PlatformOptions {
 const DOMID_ANSWER_MS = 5000;
 const CAPABILITIES = "/proc/xen/capabilities";
 
-/** Opens what `descriptor` says, at once: a worker gets the same platform as the thread it came from. */
+/**
+ * Opens the platform that `descriptor` describes, synchronously. A worker thereby gets the same platform as the thread
+ * that started it.
+ */
 export function openPlatform(descriptor: PlatformDescriptor): Platform {
   return descriptor.name === "sim" ? new SimPlatform(descriptor) : new XenPlatform(descriptor);
 }
 
 /**
- * Opens the platform of a command line. `auto` takes the simulated host of XENTOOL_SIM, else Xen. Who we
- * are is XENTOOL_DOMID; without it domain 0 in a simulated host, and what Xen says on a real one.
- * Fails with `environment` when there is neither, `usage` when the variables make no sense.
+ * Opens the platform for a command line. `auto` takes the simulated host of XENTOOL_SIM, otherwise Xen. Our domid is
+ * XENTOOL_DOMID; without it, domain 0 on a simulated host and what Xen reports on a real one. Fails with `environment`
+ * when neither platform is available, `usage` when the variables make no sense.
  */
 export async function choosePlatform(options: PlatformOptions = {}): Promise<Platform> {
   const env = options.env ?? process.env;
@@ -48,7 +51,7 @@ export async function choosePlatform(options: PlatformOptions = {}): Promise<Pla
   throw new XentoolError("environment", `${what}; ${advice}`);
 }
 
-/** XENTOOL_XENSTORE=ring: as a guest's kernel talks to xenstored, which `xsring trace` shows. */
+/** XENTOOL_XENSTORE=ring reaches xenstored as a guest's kernel does, through the ring that `xsring trace` shows. */
 function xenstoreOf(env: Readonly<Record<string, string | undefined>>): { xenstore?: "ring" } {
   const choice = env["XENTOOL_XENSTORE"] ?? "";
   if (choice === "ring") return { xenstore: "ring" };
@@ -56,7 +59,7 @@ function xenstoreOf(env: Readonly<Record<string, string | undefined>>): { xensto
   throw new XentoolError("usage", `XENTOOL_XENSTORE is socket or ring, not ${escapeText(choice)}`);
 }
 
-/** XENTOOL_DOMID, if it is set. Fails with `usage` when it is no domain's number. */
+/** The value of XENTOOL_DOMID, if it is set. Fails with `usage` if it is not a domain number. */
 export function domidFromEnv(env: Readonly<Record<string, string | undefined>>): Domid | undefined {
   const text = env["XENTOOL_DOMID"];
   if (text === undefined || text === "") return undefined;
@@ -66,7 +69,7 @@ export function domidFromEnv(env: Readonly<Record<string, string | undefined>>):
   return toDomid(value, "XENTOOL_DOMID");
 }
 
-/** Our number on a real Xen: 0 in the control domain, else what xenstore says. */
+/** Our domid on a real Xen: 0 in the control domain, otherwise the one in xenstore. */
 async function ownDomid(env: Readonly<Record<string, string | undefined>>): Promise<Domid> {
   const capabilities = await readFile(CAPABILITIES, "utf8").catch(() => "");
   if (capabilities.includes("control_d")) return toDomid(0);
@@ -81,7 +84,7 @@ async function ownDomid(env: Readonly<Record<string, string | undefined>>): Prom
   return toDomid(value);
 }
 
-/** One READ of the relative path `domid`, over the kernel's device: one packet out, one reply back. */
+/** Reads the relative path `domid` over the kernel's device: one packet out, one reply back. */
 async function readOwnDomid(device: string): Promise<string> {
   const file = await open(device, "r+");
   try {

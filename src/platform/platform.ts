@@ -1,8 +1,8 @@
-// The platform port: what xentool needs from Xen, and nothing more. Two adapters: xen.ts (/dev/xen/*)
-// and sim.ts (the simulated platform). One conformance suite, test/conformance/platform, holds for both.
+// The platform port: what xentool needs from Xen, and nothing more. There are two adapters: xen.ts (/dev/xen/*) and
+// sim.ts (the simulated platform). Both must pass the same conformance suite, test/conformance/platform.
 //
-// Calls made per request or per batch do not throw: they answer 0 or a negative errno. The others throw
-// an XentoolError.
+// Calls made per request or per batch do not throw: they return 0 or a negative errno. The others throw an
+// XentoolError.
 import type { Domid, EvtchnPort, GrantRef } from "../core/types.ts";
 import type { Mapping } from "../native/memory.ts";
 import type { GrantCopyBatch } from "../native/grant-copy.ts";
@@ -10,14 +10,14 @@ import type { GrantCopyBatch } from "../native/grant-copy.ts";
 export interface Platform {
   readonly name: "xen" | "sim";
   readonly domid: Domid;
-  /** Where this domain's xenstore is reached; xenstore/transport.ts opens it. */
+  /** Where to reach this domain's xenstore; xenstore/open.ts opens it. */
   readonly xenstore: XenstoreEndpoint;
-  /** Structured-cloneable: `openPlatform(descriptor)` in a worker gives the same platform. */
+  /** Structured-cloneable: `openPlatform(descriptor)` in a worker opens the same platform. */
   readonly descriptor: PlatformDescriptor;
   openEventChannels(): EventChannels;
   openGrantTable(): GrantTable;
   openGrantShare(): GrantShare;
-  /** Closes what this object itself holds. Handles opened through it are closed by their owners. */
+  /** Closes what this object itself holds. Handles opened through it must be closed by their owners. */
   close(): void;
 }
 
@@ -31,9 +31,9 @@ export interface StoreRing {
   readonly page: Pick<Mapping, "bytes" | "words">;
   readonly events: Pick<EventChannels, "notify">;
   readonly port: EvtchnPort;
-  /** Has `wake` run for each event on the port until the function it gives back is called. */
+  /** Calls `wake` for each event on the port until the returned function is called. */
   onEvent(wake: () => void): () => void;
-  /** Gives page and port back. */
+  /** Releases page and port. */
   close?(): void;
 }
 
@@ -43,65 +43,68 @@ export type PlatformDescriptor =
       readonly name: "sim";
       readonly dir: string;
       readonly domid: Domid;
-      /** How xenstore is reached: as a program on a host does, or as a guest's kernel. Default: the socket. */
+      /**
+       * How to reach xenstore: through the socket, as a program on a host does (the default), or through the ring, as a
+       * guest's kernel does.
+       */
       readonly xenstore?: "socket" | "ring";
     };
 
-/** An open event-channel handle, as /dev/xen/evtchn: a port that was delivered stays masked until unmasked. */
+/** An open event-channel handle, like /dev/xen/evtchn: a delivered port stays masked until it is unmasked. */
 export interface EventChannels {
-  /** Readable (poll) when a delivered port waits to be read. */
+  /** Readable (poll) when a delivered port is waiting to be read. */
   readonly fd: number;
-  /** Connects to `remotePort` of `domid`. The new local port gets one event at once, as on Xen. */
+  /** Connects to `remotePort` of `domid`. As on Xen, the new local port immediately gets one event. */
   bindInterdomain(domid: Domid, remotePort: EvtchnPort): EvtchnPort;
-  /** A new port that `domid` may connect to. */
+  /** Makes a new port that `domid` may connect to. */
   bindUnbound(domid: Domid): EvtchnPort;
-  /** Sends an event to the peer of `port`. 0 or -errno. */
+  /** Sends an event to the peer of `port`. Returns 0 or -errno. */
   notify(port: EvtchnPort): number;
-  /** Reads delivered ports into `ports` without blocking; returns how many (0: none) or -errno. */
+  /** Reads delivered ports into `ports` without blocking. Returns how many (0: none) or -errno. */
   pending(ports: Uint32Array): number;
-  /** Lets `port` deliver again; an event that came while it was masked is delivered now. 0 or -errno. */
+  /** Lets `port` deliver again; an event that arrived while it was masked is delivered now. Returns 0 or -errno. */
   unmask(port: EvtchnPort): number;
-  /** Closes `port`. The peer is not told: Xen sends no event. */
+  /** Closes `port`. The peer is not notified: Xen sends no event. */
   unbind(port: EvtchnPort): void;
-  /** Gives up the right to bind to any domain but `domid`. False where the kernel does not allow it. */
+  /** Gives up the right to bind to any domain but `domid`. Returns false where the kernel does not allow that. */
   restrict(domid: Domid): boolean;
   close(): void;
 }
 
 export type Access = "r" | "rw";
 
-/** What happens to a page when its mapping or share goes away, even by the death of the process. */
+/** The actions that follow the end of a page's mapping or share, even by the death of the process. */
 export interface UnmapNotify {
-  /** Offset in the mapping of a byte that is cleared, if any. */
+  /** Offset in the mapping of a byte to clear, if any. */
   readonly clearByteAt?: number;
   /** Port of an open EventChannels to notify, if any. */
   readonly port?: EvtchnPort;
 }
 
-/** Another domain's grants: mapped, or copied in batches. As /dev/xen/gntdev. */
+/** Another domain's grants: mapped, or copied in batches. Like /dev/xen/gntdev. */
 export interface GrantTable {
   /**
-   * Maps `refs` of `domid` as one contiguous Mapping. A bad or revoked grant fails here, with `io`;
-   * "r" gives memory that cannot be written. Close the Mapping to unmap.
+   * Maps `refs` of `domid` as one contiguous Mapping. A bad or revoked grant makes this fail with `io`. With "r" the
+   * memory is read-only. Close the Mapping to unmap.
    */
   map(domid: Domid, refs: ArrayLike<number>, access: Access, unmapNotify?: UnmapNotify): Mapping;
   /**
-   * Runs every copy of the batch and fills in its statuses. 0, or -errno when the call as a whole failed
-   * (then the statuses say nothing).
+   * Runs every copy of the batch and fills in its statuses. Returns 0, or -errno if the call as a whole failed (the
+   * statuses are then meaningless).
    */
   copy(batch: GrantCopyBatch): number;
   close(): void;
 }
 
-/** Pages of ours that another domain may map. As /dev/xen/gntalloc. */
+/** Pages of ours that another domain may map. Like /dev/xen/gntalloc. */
 export interface GrantShare {
-  /** `pageCount` zeroed pages granted to `domid`: one Mapping, and a reference a page. */
+  /** Grants `pageCount` zeroed pages to `domid`. Returns one Mapping and a reference per page. */
   share(domid: Domid, pageCount: number, access: Access, unmapNotify?: UnmapNotify): SharedPages;
   close(): void;
 }
 
 export interface SharedPages {
   readonly refs: readonly GrantRef[];
-  /** Closing it ends the grants; a page that the peer still maps is not reused until it lets go. */
+  /** Closing it ends the grants; a page that the peer still maps is not reused until the peer unmaps it. */
   readonly mapping: Mapping;
 }

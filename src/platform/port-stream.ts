@@ -1,5 +1,5 @@
-// Events on the main thread: the ports that a handle delivers, read without blocking and without a thread.
-// Data planes do not use this; they wait in their worker.
+// Events on the main thread: reads the ports that a handle delivers, without blocking and without another thread. Data
+// planes do not use this; they wait in their workers.
 import type { EvtchnPort } from "../core/types.ts";
 import type { EventChannels } from "./platform.ts";
 
@@ -13,8 +13,9 @@ export class PortStream {
   readonly #finished: Promise<void>;
 
   /**
-   * Runs `onPort` for each port that `channels` delivers, unmasked already: what arrives meanwhile comes
-   * again. It must not throw. Nobody else may read the handle. Close this before the handle.
+   * Runs `onPort` for each port that `channels` delivers. The port is unmasked before, so an event that arrives
+   * meanwhile is delivered again. `onPort` must not throw, and nobody else may read the handle. Close this before the
+   * handle.
    */
   constructor(channels: EventChannels, onPort: (port: EvtchnPort) => void) {
     this.#reader = Bun.file(channels.fd).stream().getReader();
@@ -38,7 +39,7 @@ export class PortStream {
   }
 }
 
-/** The handle gives whole ports at a time; the chunk may lie anywhere in its buffer. */
+/** The handle delivers whole ports, but the chunk may lie anywhere in its buffer. */
 function wholeWords(chunk: Uint8Array): Uint32Array {
   return new Uint32Array(chunk.slice().buffer, 0, chunk.length >> 2);
 }

@@ -1,5 +1,5 @@
-// A simulated host as a platform: one process's attachment to its directory (csrc/xen/sim_*.c), and the domain's
-// xenstore ring, which on a real host belongs to the guest's kernel.
+// A simulated host as a platform: one process's attachment to its directory (csrc/xen/sim_*.c), plus the domain's
+// xenstore ring, which in a real guest belongs to the kernel.
 import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE, type Domid, type EvtchnPort } from "../core/types.ts";
 import { XT_SIM_STORE_GREF } from "../native/abi.ts";
@@ -24,12 +24,12 @@ export interface StoreRingEnd {
 
 const NO_SUCH_HOST = new Set(["ENOENT", "ECONNREFUSED", "ENOTDIR"]);
 
-/** `text` as C wants it. */
+/** `text` as a NUL-terminated C string. */
 export function cString(text: string): Uint8Array {
   return new TextEncoder().encode(`${text}\0`);
 }
 
-/** Attaches to the host in `dir` as a process of `domid`. Synchronous: nothing waits for the host. */
+/** Attaches to the host in `dir` as a process of `domid`. Synchronous, because nothing waits for the host. */
 export function attachSim(dir: string, domid: number, isHost = false): Pointer {
   const handle = shim.xt_sim_open(cString(dir), domid, isHost ? 1 : 0);
   if (handle >= 0) return handle as Pointer;
@@ -61,7 +61,7 @@ export class SimPlatform extends NativePlatform {
   readonly descriptor: SimDescriptor;
   readonly xenstore: XenstoreEndpoint;
 
-  /** Fails with `environment` when no host runs in the directory or it has no such domain. */
+  /** Fails with `environment` if no host runs in the directory or it has no such domain. */
   constructor(descriptor: SimDescriptor, isHost = false) {
     super(attachSim(descriptor.dir, descriptor.domid, isHost), descriptor.domid);
     this.descriptor = descriptor;
@@ -72,8 +72,8 @@ export class SimPlatform extends NativePlatform {
   }
 
   /**
-   * The guest's end of this domain's xenstore ring. One holder at a time; closing `channels` gives the
-   * port back, closing the page unmaps it. The grant stays.
+   * The guest's end of this domain's xenstore ring. Only one holder at a time: closing `channels` releases the port,
+   * closing the page unmaps it. The grant remains.
    */
   openStoreRing(channels: NativeEventChannels): StoreRingEnd {
     const adopted = shim.xt_sim_adopt_store_port(channels.handle);
@@ -85,7 +85,7 @@ export class SimPlatform extends NativePlatform {
     return { page: new Mapping(address, PAGE_SIZE, () => shim.xt_memory_free(address, PAGE_SIZE)), port };
   }
 
-  /** For tests: the host sees this attachment die as with kill -9. What is open must be closed all the same. */
+  /** For tests: the host sees this attachment die as with kill -9. Open handles must still be closed. */
   crash(): void {
     shim.xt_sim_crash(this.handle);
   }
@@ -94,7 +94,7 @@ export class SimPlatform extends NativePlatform {
     return checkAddress(result, `open ${WHAT[device]}`);
   }
 
-  /** The ring with its events on this thread, for a xenstore client. */
+  /** The ring with its events delivered on this thread, for a xenstore client. */
   #openRing(): StoreRing {
     const channels = this.openEventChannels();
     const { page, port } = this.openStoreRing(channels);

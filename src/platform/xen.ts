@@ -1,4 +1,4 @@
-// Real Xen: Linux' devices /dev/xen/evtchn, gntdev and gntalloc, and where xenstore is.
+// Real Xen: Linux's devices /dev/xen/evtchn, gntdev and gntalloc, and the way to xenstore.
 import { existsSync } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
@@ -6,7 +6,7 @@ import { checkAddress, errnoName, errnoText, shim, type Pointer } from "../nativ
 import { NativePlatform, type DeviceKind } from "./adapter.ts";
 import type { XenstoreEndpoint } from "./platform.ts";
 
-/** Dom0's xenstored listens here; everyone else goes through the kernel. */
+/** Dom0's xenstored listens here; all other domains go through the kernel. */
 const XENSTORED_SOCKETS = ["/run/xenstored/socket", "/var/run/xenstored/socket"];
 const XENBUS_DEVICES = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 
@@ -24,7 +24,7 @@ export function onXen(): boolean {
   return existsSync(pathOf("evtchn"));
 }
 
-/** How xenstore is reached: XENSTORED_PATH, the daemon's socket, or the kernel's device. */
+/** The way to xenstore: XENSTORED_PATH, the daemon's socket, or the kernel's device. */
 export function xenstoreEndpoint(env: Readonly<Record<string, string | undefined>>): XenstoreEndpoint {
   const named = env["XENSTORED_PATH"];
   if (named !== undefined && named !== "") return { kind: "socket", path: named };
