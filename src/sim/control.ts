@@ -1,5 +1,6 @@
-// The host's control socket: JSON, one object a line. A process that attaches says so and keeps the
-// connection open; its end tells the host that the process died. Tools ask for status, domains and the end.
+// The host's control socket: JSON, one object per line. A process that attaches says so and keeps the connection open;
+// when the connection ends, the host knows that the process died. Tools use it to query the status, manage domains and
+// stop the host.
 import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 
@@ -16,11 +17,11 @@ export type ControlReply =
   { readonly ok: true; readonly result: unknown } | { readonly ok: false; readonly error: string };
 
 export interface ControlHandlers {
-  /** A request of a tool; what it gives back, or throws, is the answer. */
+  /** Handles a tool's request. What it returns or throws becomes the reply. */
   request(request: ControlRequest): Promise<unknown>;
-  /** A process cannot send an event of its own: send what is pending. */
+  /** A process could not send an event itself: send what is pending. */
   undelivered(): void;
-  /** The connection of process `slot` ended. */
+  /** The connection of the process in `slot` ended. */
   detached(slot: number, generation: number): void;
 }
 
@@ -33,7 +34,7 @@ export interface ControlSocket {
   close(): void;
 }
 
-/** Listens at `path`. Fails with `environment` when it cannot. */
+/** Listens at `path`. Fails with `environment` if it cannot. */
 export function listenForControl(path: string, handlers: ControlHandlers): ControlSocket {
   try {
     const listener = Bun.listen<ConnectionState>({
@@ -60,7 +61,7 @@ export function listenForControl(path: string, handlers: ControlHandlers): Contr
   }
 }
 
-/** The complete lines that have come; undefined when one is too long. */
+/** The complete lines received so far; undefined if one is too long. */
 function takeLines(state: ConnectionState, bytes: Uint8Array): string[] | undefined {
   const lines = (state.text + new TextDecoder().decode(bytes)).split("\n");
   state.text = lines.pop() as string;
@@ -115,8 +116,8 @@ function asRequest(message: unknown): ControlRequest | undefined {
 }
 
 /**
- * Asks the host in `dir`. Fails with `environment` when no host runs there, `timeout` when it does not
- * answer in time, `io` with the host's words when it refuses.
+ * Sends a request to the host in `dir`. Fails with `environment` if no host runs there, `timeout` if it does not reply
+ * in time, and `io` with the host's message if it refuses.
  */
 export async function askHost(
   dir: string,

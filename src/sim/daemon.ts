@@ -1,5 +1,5 @@
-// A simulated host in the background: starting it as a process of its own, asking it, ending it. What it
-// has to say after its start goes to host.log in its directory.
+// A simulated host in the background: starting it as its own process, querying it, stopping it. After the start its
+// messages go to host.log in its directory.
 import { spawn, type ChildProcess } from "node:child_process";
 import { closeSync, openSync, readSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -27,8 +27,8 @@ export interface DaemonReady {
 }
 
 /**
- * Starts `command` with `--dir DIR` added, a process that calls `serveInForeground`, and waits until it is
- * ready. Fails with `environment` and its own words when it does not come up.
+ * Starts `command` with `--dir DIR` appended, a process that calls `serveInForeground`, and waits until it is ready.
+ * Fails with `environment` and the process's own message if it does not come up.
  */
 export async function startDaemon(command: readonly string[], dir?: string): Promise<DaemonReady> {
   const { path: home, isNew } = makeDirectory(dir);
@@ -41,7 +41,7 @@ export async function startDaemon(command: readonly string[], dir?: string): Pro
     });
     return await readiness(child, home);
   } catch (error) {
-    // The process removes what it made, unless it was killed.
+    // The process cleans up after itself unless it was killed.
     if (holdsDeadHost(home)) removeHostFiles(home);
     else rmSync(join(home, HOST_LOG), { force: true });
     if (isNew) removeIfEmpty(home);
@@ -52,7 +52,7 @@ export async function startDaemon(command: readonly string[], dir?: string): Pro
   }
 }
 
-/** Only one of those that found the directory empty makes the log, and goes on. */
+/** Of several starters that found the directory empty, only the one that creates the log goes on. */
 function openLog(dir: string): number {
   try {
     return openSync(join(dir, HOST_LOG), "ax+", 0o600);
@@ -62,13 +62,13 @@ function openLog(dir: string): number {
   }
 }
 
-/** What the process said, though it removed the file when it ended. */
+/** The process's output, readable even though the process removed the file when it ended. */
 function readLog(fd: number): string {
   const text = Buffer.alloc(LOG_BYTES_MAX);
   return text.toString("utf8", 0, readSync(fd, text, 0, text.length, 0)).trim();
 }
 
-/** Resolves with the first line that the child says, then lets go of it. */
+/** Resolves with the child's first line of output, then lets the child run on its own. */
 async function readiness(child: ChildProcess, dir: string): Promise<DaemonReady> {
   const { promise, resolve: ready, reject } = Promise.withResolvers<string>();
   let text = "";
@@ -93,7 +93,7 @@ async function readiness(child: ChildProcess, dir: string): Promise<DaemonReady>
   }
 }
 
-/** Runs a host in this process until it is told to stop or `stop` fires, and says so when it is ready. */
+/** Runs a host in this process until it is asked to stop or `stop` fires. Calls `onReady` once it is ready. */
 export async function serveInForeground(
   options: SimHostOptions,
   stop: AbortSignal,
@@ -111,12 +111,12 @@ export async function serveInForeground(
   await host.stopped;
 }
 
-/** What the host in `dir` is and has in use. Fails as `askHost` does. */
+/** The status of the host in `dir` and what it has in use. Fails as `askHost` does. */
 export async function hostStatus(dir: string, timeoutMs?: number): Promise<SimStatus> {
   return (await askHost(dir, { op: "status" }, timeoutMs)) as SimStatus;
 }
 
-/** A host that dies in this moment hangs up; then nobody is there any more. */
+/** A host that is dying at this moment hangs up; the second attempt then finds none. */
 async function askToStop(dir: string, timeoutMs: number): Promise<void> {
   try {
     await askHost(dir, { op: "stop" }, timeoutMs);
@@ -128,8 +128,8 @@ async function askToStop(dir: string, timeoutMs: number): Promise<void> {
 }
 
 /**
- * Ends the host in `dir` and waits until it is gone. One whose process died has its files removed. Fails with
- * `environment` when there is none, `timeout` when it does not end.
+ * Stops the host in `dir` and waits until it is gone. If its process is dead already, only its files are removed. Fails
+ * with `environment` if there is no host, `timeout` if it does not end.
  */
 export async function stopHost(dir: string, timeoutMs = START_TIMEOUT_MS): Promise<"stopped" | "was dead"> {
   const deadline = performance.now() + timeoutMs;

@@ -1,4 +1,5 @@
-// The directory of a simulated host: taking an empty one, telling what in it is a host's, removing just that.
+// The directory of a simulated host: claims an empty one, recognises which files in it are a host's, and removes only
+// those.
 import {
   chmodSync,
   existsSync,
@@ -20,12 +21,12 @@ import { XentoolError } from "../core/errors.ts";
 
 export const FORMAT_VERSION = 1;
 
-/** What processes of all domains share. Whoever makes it, which happens once, has the directory. */
+/** Shared by processes of all domains. It can be created only once; its creator owns the directory. */
 export const HOST_MEMORY = "host";
-/** Where a host that runs in the background says what is wrong. */
+/** The log of a host that runs in the background. */
 export const HOST_LOG = "host.log";
 export const HOST_DESCRIPTION = "host.json";
-/** Xen's libraries for programs (programs.ts), perhaps a link to a temporary directory that is named so. */
+/** Xen's libraries for programs (programs.ts), perhaps a link to a temporary directory with the prefix below. */
 export const HOST_LIBRARIES = "lib";
 export const LIBRARIES_ELSEWHERE = "xentool-sim-lib-";
 const HOST_FILES: ReadonlySet<string> = new Set([
@@ -34,19 +35,19 @@ const HOST_FILES: ReadonlySet<string> = new Set([
   HOST_DESCRIPTION,
   HOST_LOG,
   HOST_LIBRARIES,
-  "blkback", // of those that serve disks
-  "blkfront", // of those that use them
+  "blkback", // of processes that serve disks
+  "blkfront", // of processes that use disks
 ]);
 
 export interface HostDirectory {
   readonly path: string;
-  /** It was not there before. */
+  /** Whether it did not exist before. */
   readonly isNew: boolean;
 }
 
 /**
- * An empty directory for a host, by default a new one in /dev/shm. One that has anything in it is somebody's,
- * and stays untouched: `environment`, as for one that cannot be made.
+ * An empty directory for a host, by default a new one in /dev/shm. A directory that contains anything may belong to
+ * someone and is left alone: that fails with `environment`, as does one that cannot be created.
  */
 export function makeDirectory(dir: string | undefined): HostDirectory {
   try {
@@ -69,13 +70,13 @@ function notEmpty(dir: string): XentoolError {
   return new XentoolError("environment", `${dir} is not empty${what}; choose another directory`, { dir });
 }
 
-/** A host in the background finds the log that it was started with; any other is another host's. */
+/** A background host finds the log that it was started with; any other log is another host's. */
 function isOwnLog(path: string): boolean {
   const [log, stderr] = [statSync(path), fstatSync(2)];
   return log.dev === stderr.dev && log.ino === stderr.ino;
 }
 
-/** What a host made in its directory and has not removed yet. */
+/** Names of the files that a host created in its directory and has not removed yet. */
 export function hostFilesIn(dir: string): string[] {
   try {
     return readdirSync(dir).filter((name) => HOST_FILES.has(name) || /^dom\d+$/.test(name));
@@ -85,7 +86,7 @@ export function hostFilesIn(dir: string): string[] {
   }
 }
 
-/** Removes what a host made in its directory: only for one that was a host's. */
+/** Removes what a host created in its directory. Call it only for a directory that was a host's. */
 export function removeHostFiles(dir: string): void {
   removeLibrariesElsewhere(join(dir, HOST_LIBRARIES));
   for (const name of hostFilesIn(dir)) rmSync(join(dir, name), { recursive: true, force: true });
@@ -97,7 +98,7 @@ function removeLibrariesElsewhere(link: string): void {
   if (basename(place).startsWith(LIBRARIES_ELSEWHERE)) rmSync(place, { recursive: true, force: true });
 }
 
-/** Removes a directory, unless there is something in it. */
+/** Removes a directory unless it contains something. */
 export function removeIfEmpty(dir: string): void {
   try {
     rmdirSync(dir);
@@ -107,7 +108,7 @@ export function removeIfEmpty(dir: string): void {
   }
 }
 
-/** Whether `dir` is what a host left whose process is gone. Anything else is not for us to remove. */
+/** Whether `dir` holds the remains of a host whose process is gone. Anything else is not ours to remove. */
 export function holdsDeadHost(dir: string): boolean {
   try {
     const text = readFileSync(join(dir, HOST_DESCRIPTION), "utf8");
@@ -122,7 +123,7 @@ function isGone(pid: unknown): boolean {
   if (typeof pid !== "number" || !Number.isInteger(pid) || pid <= 0 || pid >= 2 ** 31) return false;
   try {
     process.kill(pid, 0);
-    return /\) Z /.test(readFileSync(`/proc/${pid}/stat`, "utf8")); // dead, and nobody collects it
+    return /\) Z /.test(readFileSync(`/proc/${pid}/stat`, "utf8")); // a zombie that nobody has reaped
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === "ESRCH";
   }

@@ -1,5 +1,5 @@
-// A simulated Xen host: its directory and domains, the xenstore server, and the reaping of processes that
-// died. It runs in a process of its own (`xentool sim`) or inside a test; the data paths never need it.
+// A simulated Xen host: its directory and domains, the xenstore server, and the reaping of processes that died. It runs
+// as its own process (`xentool sim`) or inside a test; the data paths never need it.
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
@@ -30,9 +30,9 @@ const ATTEND_AGAIN_MS = 10;
 const log = moduleLogger("sim");
 
 export interface SimHostOptions {
-  /** An empty directory, or one to make; by default a new one in /dev/shm. Removed when the host stops. */
+  /** An empty directory, or one to create; by default a new one in /dev/shm. Removed when the host stops. */
   readonly dir?: string;
-  /** How many domains there are from the start, domain 0 included. */
+  /** Number of initial domains, domain 0 included. */
   readonly domains?: number;
   readonly personality?: PersonalityName;
   readonly limits?: Partial<SimLimits>;
@@ -46,7 +46,7 @@ export interface SimStatus {
   readonly limits: SimLimits;
   readonly domains: readonly { readonly domid: number; readonly name: string }[];
   readonly usage: readonly UsageItem[];
-  /** What processes hold at the moment, a line each. */
+  /** The resources that processes hold at the moment, one line per item. */
   readonly leaks: readonly string[];
   readonly xenstore: XenstoreServerStatistics;
 }
@@ -66,7 +66,7 @@ export class SimHost {
   #dom0: SimPlatform | undefined;
   #rings: StoreRings | undefined;
   #control: ControlSocket | undefined;
-  /** Slots of processes that died, with their generations, until they are buried. */
+  /** Slots of dead processes, with their generations, that are still to be reaped. */
   readonly #unburied = new Map<number, number>();
   #attendLater: NodeJS.Timeout | undefined;
   #stopping: Promise<void> | undefined;
@@ -87,7 +87,7 @@ export class SimHost {
     this.#markStopped = resolve;
   }
 
-  /** Starts a host in this process. Nothing is left behind when that fails. */
+  /** Starts a host in this process. If that fails, nothing is left behind. */
   static async start(options: SimHostOptions = {}): Promise<SimHost> {
     const host = new SimHost(makeDirectory(options.dir), options);
     try {
@@ -99,12 +99,12 @@ export class SimHost {
     return host;
   }
 
-  /** A process's view of the host as `domid`. Close it. */
+  /** A process's view of the host as `domid`. The caller must close it. */
   platform(domid: number): SimPlatform {
     return new SimPlatform({ name: "sim", dir: this.dir, domid: toDomid(domid) });
   }
 
-  /** Makes a domain as a toolstack does: tables, xenstore ring, directory and socket. Gives its number. */
+  /** Creates a domain as a toolstack does: tables, xenstore ring, directory and socket. Returns its number. */
   async createDomain(wanted?: number, name?: string): Promise<Domid> {
     const domid = toDomid(wanted ?? Math.max(-1, ...this.#names.keys()) + 1);
     if (this.#names.has(domid)) throw new XentoolError("usage", `domain ${domid} exists already`);
@@ -118,7 +118,7 @@ export class SimHost {
     return domid;
   }
 
-  /** Ends a domain as `xl destroy`: no process of it gets to clean up. */
+  /** Destroys a domain like `xl destroy`: none of its processes gets to clean up. */
   async destroyDomain(domid: number): Promise<void> {
     if (domid === 0 || !this.#names.delete(domid))
       throw new XentoolError(
@@ -131,7 +131,7 @@ export class SimHost {
     rmSync(join(this.dir, `dom${domid}`), { recursive: true, force: true });
   }
 
-  /** All that is in use, by anyone, the host's own part included. */
+  /** Everything in use by anyone, including the host itself. */
   usage(): UsageItem[] {
     return listUsage(this.#host());
   }
@@ -150,7 +150,7 @@ export class SimHost {
     };
   }
 
-  /** One line for everything that somebody still holds, in this instant. */
+  /** One line for everything that someone still holds at this instant. */
   leaks(): string[] {
     const items = this.usage();
     const hosts = new Set(
@@ -167,8 +167,8 @@ export class SimHost {
   }
 
   /**
-   * `leaks`, once what was closed or killed has been noticed: waits until there are none, at most
-   * `timeoutMs`. For the end of tests.
+   * `leaks`, once everything closed or killed has been noticed: waits until there are none, for at most `timeoutMs`.
+   * For the end of tests.
    */
   async settle(timeoutMs = 5000): Promise<string[]> {
     const deadline = performance.now() + timeoutMs;
@@ -179,7 +179,7 @@ export class SimHost {
     }
   }
 
-  /** Ends the host and removes its directory. Whoever is attached loses the platform. */
+  /** Stops the host and removes its directory. Attached processes lose the platform. */
   stop(): Promise<void> {
     this.#stopping ??= this.#stop();
     return this.#stopping;
@@ -198,7 +198,7 @@ export class SimHost {
       "environment",
     );
     this.#ownsFiles = true;
-    this.#describe(); // early: whoever finds the directory of a host that died knows what it was
+    this.#describe(); // early, so that the remains of a host that died can be recognised
     this.#control = listenForControl(join(this.dir, "host.sock"), {
       request: (request) => this.#answer(request),
       detached: (slot, generation) => this.#reap(slot, generation),
@@ -235,7 +235,7 @@ export class SimHost {
     return this.#handle;
   }
 
-  /** host.json, for people and for tools that find the directory of a dead host. */
+  /** Writes host.json, for people and for tools that find a dead host's directory. */
   #describe(): void {
     const { dir, personality, limits } = this;
     const domains = [...this.#names.keys()];
@@ -262,7 +262,7 @@ export class SimHost {
     return this.#rings?.open(domid, port);
   }
 
-  /** Where the ring is, for whoever looks in xenstore, as libxl leaves it. */
+  /** Publishes where the ring is, as libxl does, for anyone who looks in xenstore. */
   async #seedStore(domid: Domid, port: number): Promise<void> {
     const store = new Xenstore(this.server.connectDirectly(0));
     await store.write(`/local/domain/${domid}/store/ring-ref`, String(XT_SIM_STORE_GREF));
@@ -276,7 +276,9 @@ export class SimHost {
     this.#attend();
   }
 
-  /** Buries who died and sends the events that others could not send; what lacks a descriptor is done later. */
+  /**
+   * Reaps dead processes and sends the events that others could not send; retries later whatever lacked a descriptor.
+   */
   #attend(): void {
     if (this.#handle === undefined || this.#attendLater !== undefined) return;
     for (const [slot, generation] of this.#unburied)
@@ -311,7 +313,7 @@ export class SimHost {
   }
 }
 
-/** As the shim takes them. */
+/** The limits in the shim's layout. */
 function limitsForShim(limits: SimLimits): Uint32Array {
   const words = new Uint32Array(XT_SIM_LIMITS.bytes / 4);
   words[XT_SIM_LIMITS.grant_entries / 4] = limits.grantEntries;

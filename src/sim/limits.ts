@@ -1,13 +1,13 @@
-// The limits of a simulated host's domains, their usual values, and how they are written on a command line.
+// The limits of a simulated host's domains, their defaults, and their command-line syntax.
 import { XentoolError } from "../core/errors.ts";
 
-/** Limits of every domain (csrc/xentool.h, struct xt_sim_limits); `slots` is the whole host's. */
+/** Limits per domain (csrc/xen/xen.h, struct xt_sim_limits); `slots` applies to the whole host. */
 export interface SimLimits {
-  /** Grant references, each with a page. */
+  /** Grant references, each with its page. */
   readonly grantEntries: number;
   /** Pages that a domain's processes may share at a time. */
   readonly sharePages: number;
-  /** Pages of a domain that others may have mapped. */
+  /** Pages of a domain that others may map at a time. */
   readonly maptrack: number;
   readonly ports: number;
   /** Open event-channel handles. */
@@ -16,7 +16,7 @@ export interface SimLimits {
   readonly slots: number;
 }
 
-/** 64 frames of grant entries, as Xen's default; 1024 pages, as gntalloc's. */
+/** As Xen's default, 64 frames of grant entries; as gntalloc's, 1024 pages. */
 export const DEFAULT_LIMITS: SimLimits = {
   grantEntries: 32_768,
   sharePages: 1024,
@@ -35,12 +35,12 @@ const NAMES: Readonly<Record<string, keyof SimLimits>> = {
   processes: "slots",
 };
 
-/** The defaults as `parseLimits` reads them. */
+/** The defaults in the syntax of `parseLimits`. */
 export const DEFAULT_LIMITS_TEXT = Object.entries(NAMES)
   .map(([name, key]) => `${name}=${DEFAULT_LIMITS[key]}`)
   .join(" ");
 
-/** Limits from texts like `share-pages=16`. Fails with `usage`. */
+/** Parses limits like `share-pages=16`. Fails with `usage`. */
 export function parseLimits(texts: readonly string[]): Partial<SimLimits> {
   const limits: Partial<Record<keyof SimLimits, number>> = {};
   for (const text of texts) {

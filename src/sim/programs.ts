@@ -1,5 +1,5 @@
-// What Xen's own programs need to run on a simulated host: its libraries' names leading to ours (csrc/programs), and
-// where xenstore is. Programs that are not Xen's load nothing of it.
+// Lets Xen's own programs run on a simulated host: its libraries' names lead to ours (csrc/programs), and the
+// environment shows the way to xenstore. Other programs load none of these libraries.
 import { mkdirSync, mkdtempSync, readFileSync, realpathSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -17,8 +17,8 @@ const NAMES = [
 ];
 
 /**
- * Writes the libraries into the host's directory `dir`; where nothing may be executed from there, into a temporary
- * one that is linked to. Fails with `environment`. Removed with the host's other files.
+ * Writes the libraries into the host's directory `dir`, or, where nothing may be executed from there, into a temporary
+ * directory that it links to. They are removed with the host's other files. Fails with `environment`.
  */
 export function installLibraries(dir: string): void {
   const place = join(dir, HOST_LIBRARIES);
@@ -33,7 +33,7 @@ export function installLibraries(dir: string): void {
   }
 }
 
-/** Not on a file system that is mounted noexec, as /dev/shm is in many containers. */
+/** False on a file system mounted noexec, like /dev/shm in many containers. */
 function mayExecuteIn(dir: string): boolean {
   const options = new Map<string, string>();
   for (const line of readFileSync("/proc/self/mounts", "utf8").split("\n")) {
@@ -47,14 +47,14 @@ function mayExecuteIn(dir: string): boolean {
   }
 }
 
-/** Blanks and the like are octal there. */
+/** Blanks and similar characters are octal escapes in /proc/self/mounts. */
 function unescapeMount(text: string): string {
   return text.replaceAll(/\\([0-7]{3})/g, (_, digits: string) =>
     String.fromCodePoint(Number.parseInt(digits, 8)),
   );
 }
 
-/** The variables by which programs find the host in `dir` as domain `domid`. */
+/** The environment variables through which programs find the host in `dir` as domain `domid`. */
 export function programEnvironment(
   dir: string,
   domid: number,

@@ -1,4 +1,4 @@
-// A simulated host for the time of one command: `xentool sim run -- CMD`.
+// A simulated host for the duration of one command: `xentool sim run -- CMD`.
 import { existsSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
@@ -7,11 +7,11 @@ import { domidFromEnv } from "../platform/open.ts";
 import { SimHost, type SimHostOptions } from "./host.ts";
 import { installLibraries, programEnvironment } from "./programs.ts";
 
-/** Passed on to the command. A terminal sends its SIGINT and SIGQUIT to the command itself. */
+/** Forwarded to the command. A terminal itself sends SIGINT and SIGQUIT to the command. */
 const PASSED_ON = ["SIGTERM", "SIGHUP"] as const;
 const LEFT_TO_THE_COMMAND = ["SIGINT", "SIGQUIT"] as const;
 
-/** Keeps signals from ending us before the host is stopped; the command gets those that are for it. */
+/** Keeps signals from ending us before the host is stopped, and forwards to the command those meant for it. */
 class SignalsForCommand {
   #child: Bun.Subprocess | undefined;
   #early: NodeJS.Signals | undefined;
@@ -26,7 +26,7 @@ class SignalsForCommand {
     for (const signal of LEFT_TO_THE_COMMAND) process.on(signal, this.#ignore);
   }
 
-  /** From now on `child` is the command; a signal that came before it was there is for it, too. */
+  /** From now on `child` is the command. It also gets a signal that arrived before it was started. */
   attach(child: Bun.Subprocess): void {
     this.#child = child;
     if (this.#early !== undefined) child.kill(this.#early);
@@ -39,9 +39,9 @@ class SignalsForCommand {
 }
 
 /**
- * Starts a host, runs `command` on it (programEnvironment) with our stdio, and stops the host whatever
- * happens; signals are taken care of from the call on. Gives the command's exit status, 128 + N when signal
- * N ended it. Fails with `environment` when the command cannot be started.
+ * Starts a host, runs `command` on it (programEnvironment) with our stdio, and always stops the host. Signals are
+ * handled from the call on. Returns the command's exit status, or 128 + N if signal N ended it. Fails with
+ * `environment` if the command cannot be started.
  */
 export async function runInHost(command: readonly string[], options: SimHostOptions): Promise<number> {
   const signals = new SignalsForCommand();
@@ -58,7 +58,7 @@ export async function runInHost(command: readonly string[], options: SimHostOpti
   }
 }
 
-/** Runs `command` as domain `domid` of the host in `dir`; otherwise as `runInHost`. Fails with `environment`. */
+/** Runs `command` as domain `domid` of the host in `dir`; otherwise like `runInHost`. Fails with `environment`. */
 export async function runAsDomain(command: readonly string[], dir: string, domid: number): Promise<number> {
   if (!existsSync(join(dir, `dom${domid}`)))
     throw new XentoolError("environment", `there is no domain ${domid} of a simulated host in ${dir}`, {

@@ -1,5 +1,5 @@
-// The xenstore rings of a simulated host's domains, from the server's side: pages mapped and ports bound as
-// domain 0, and one stream of events that wakes the server for the ring that rang.
+// The xenstore rings of a simulated host's domains, from the server's side: pages mapped and ports bound as domain 0,
+// and one event stream that wakes the server for the ring that was signalled.
 import { describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { toDomid, type EvtchnPort } from "../core/types.ts";
@@ -10,15 +10,15 @@ import type { Ring } from "../xenstore/server/ring-channel.ts";
 
 const log = moduleLogger("sim");
 
-/** A ring whose port can be given up before the ring: a new one for the same domain needs it. */
+/** A ring whose port can be released before the ring, because a new ring for the same domain needs the port. */
 interface OpenRing extends Ring {
   releasePort(): void;
 }
 
 export interface StoreRingHandlers {
-  /** The ring of this domain wants attention. */
+  /** The ring of this domain needs attention. */
   event(domid: number): void;
-  /** An event of ours waits for a descriptor to be sent with. */
+  /** We could not send an event for lack of a descriptor; it is still pending. */
   undelivered(): void;
 }
 
@@ -30,7 +30,7 @@ export class StoreRings {
   readonly #ports: PortStream;
   readonly #handlers: StoreRingHandlers;
 
-  /** Rings as `platform`, which is domain 0. */
+  /** Opens rings through `platform`, which is domain 0. */
   constructor(platform: Platform, handlers: StoreRingHandlers) {
     this.#events = platform.openEventChannels();
     this.#grants = platform.openGrantTable();
@@ -42,7 +42,7 @@ export class StoreRings {
     return this.#open.size;
   }
 
-  /** The ring of `domid`, whose own port is `remotePort`. It replaces the one that was open before. */
+  /** Opens the ring of `domid`, whose own port is `remotePort`. It replaces the one that was open before. */
   open(domid: number, remotePort: number): Ring {
     this.#open.get(domid)?.releasePort();
     const mapping = this.#grants.map(toDomid(domid), [XT_SIM_STORE_GREF], "rw");
@@ -56,7 +56,7 @@ export class StoreRings {
     this.#domidOfPort.set(port, domid);
     let bound = true;
     const releasePort = (): void => {
-      if (!bound) return; // the next ring may have got the same number
+      if (!bound) return; // the next ring may have the same port number
       bound = false;
       this.#domidOfPort.delete(port);
       this.#events.unbind(port);
@@ -79,7 +79,7 @@ export class StoreRings {
     return ring;
   }
 
-  /** Closes what is still open. */
+  /** Closes everything that is still open. */
   async close(): Promise<void> {
     for (const ring of this.#open.values()) ring.close();
     await this.#ports.close();

@@ -1,4 +1,4 @@
-// What is in use in a simulated host, as the shim lists it: for `sim status`, and for tests to see that
+// The resources in use in a simulated host, as the shim lists them: for `sim status`, and for tests to check that
 // nothing was left behind.
 import {
   XT_SIM_GRANT,
@@ -24,20 +24,20 @@ const KINDS: ReadonlyMap<number, UsageKind> = new Map([
 
 export interface UsageItem {
   readonly kind: UsageKind;
-  /** The domain whose it is; of a map, the domain whose page it is. */
+  /** The owning domain; for a map, the domain that owns the page. */
   readonly domid: number;
   /** Slot of a process; reference of a grant, an orphan or a map; port; handle. */
   readonly id: number;
-  /** Domain that a grant is for, that maps, or that a port leads to. */
+  /** The domain that a grant is for, that maps, or that a port leads to. */
   readonly peer: number;
-  /** Pins of a grant; 1 for a writable map; the remote port, 0 when unbound; generation of a process. */
+  /** Pins of a grant; 1 for a writable map; the remote port, 0 if unbound; generation of a process. */
   readonly count: number;
-  /** Slot of the process that owns it; 0 for what belongs to the domain itself. */
+  /** Slot of the owning process; 0 for what belongs to the domain itself. */
   readonly slot: number;
   readonly pid: number;
 }
 
-/** What comes in hundreds, in consecutive references. */
+/** Kinds that occur in hundreds, with consecutive references. */
 const RANGED: ReadonlySet<UsageKind> = new Set(["grant", "orphan", "map"]);
 
 /** Everything in use in the host that `sim` is attached to. */
@@ -62,7 +62,7 @@ function itemAt(words: Uint32Array, index: number): UsageItem {
   };
 }
 
-/** Whether some process, or the memory of one, is behind it: not so for a domain's own page and port. */
+/** Whether a process, or memory it left behind, is the cause; false for a domain's own page and port. */
 export function isHeld(item: UsageItem): boolean {
   if (item.slot !== 0) return true;
   return (
@@ -77,7 +77,7 @@ export function describeUsage(item: UsageItem): string {
   return describeRange(item, item.id, item.id);
 }
 
-/** Lines for people: as describeUsage, but one for each range of grants that differ in nothing else. */
+/** Lines for people, like describeUsage, but with one line for each range of grants that are otherwise alike. */
 export function describeUsages(items: readonly UsageItem[]): string[] {
   const alike = Map.groupBy(items, ({ id, ...rest }) =>
     JSON.stringify(RANGED.has(rest.kind) ? rest : { ...rest, id }),
@@ -87,7 +87,7 @@ export function describeUsages(items: readonly UsageItem[]): string[] {
   );
 }
 
-/** Numbers in any order as ranges without gaps; what is there twice is told twice. */
+/** Numbers in any order as ranges without gaps; duplicates are kept. */
 function rangesOf(numbers: readonly number[]): [first: number, last: number][] {
   const ranges: [number, number][] = [];
   for (const number of numbers.toSorted((a, b) => a - b)) {
