@@ -1,5 +1,5 @@
-// The xenstore client: nodes, transactions, watches and domains over one connection, whatever carries it.
-// See docs/misc/xenstore.txt for what each operation means to the server.
+// The xenstore client: nodes, transactions, watches and domains over one connection, independent of the transport. See
+// docs/misc/xenstore.txt for what each operation means to the server.
 import { onAbort, pause, within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import { parseDecimal } from "../core/types.ts";
@@ -31,9 +31,9 @@ const TRANSACTION_ATTEMPTS = 64;
 const BACKOFF_MS_MAX = 50;
 
 export interface WatchOptions {
-  /** Comes back with each event; by default a unique one is made. */
+  /** Returned with each event; by default a unique one is generated. */
   readonly token?: string;
-  /** How many levels below the path changes are reported for; needs a server that knows WATCHDEPTH. */
+  /** Number of levels below the path to report changes for; needs a server with the WATCHDEPTH feature. */
   readonly depth?: number;
 }
 
@@ -42,7 +42,7 @@ export interface WaitOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Ends a watch. Harmless when it has ended already or the connection is gone. */
+/** Ends a watch. Harmless if it has already ended or the connection is gone. */
 export type Unwatch = () => Promise<void>;
 
 export class Xenstore extends XenstoreOperations {
@@ -50,7 +50,7 @@ export class Xenstore extends XenstoreOperations {
   readonly #watches = new Map<string, WatchEvents>();
   #tokens = 0;
 
-  /** A client over `transport`, which it owns from now on. */
+  /** Creates a client over `transport`, which it owns from now on. */
   constructor(transport: XenstoreTransport) {
     super();
     this.#connection = new XenstoreConnection(transport);
@@ -58,8 +58,8 @@ export class Xenstore extends XenstoreOperations {
   }
 
   /**
-   * Connects to the xenstore of a platform, or at an endpoint, and makes sure that it answers within
-   * `timeoutMs`. Fails with `environment` when there is nothing, `timeout` when nothing answers.
+   * Connects to the xenstore of a platform, or at an endpoint, and makes sure that it responds within `timeoutMs`.
+   * Fails with `environment` if there is none, `timeout` if it does not respond.
    */
   static async connect(
     target: Platform | XenstoreEndpoint,
@@ -78,7 +78,7 @@ export class Xenstore extends XenstoreOperations {
     return client;
   }
 
-  /** Requests and watches under way; zero when nothing was forgotten. */
+  /** Requests in progress and active watches; both zero if nothing was forgotten. */
   get statistics(): { readonly pendingRequests: number; readonly watches: number } {
     return { pendingRequests: this.#connection.pendingCount, watches: this.#watches.size };
   }
@@ -89,17 +89,17 @@ export class Xenstore extends XenstoreOperations {
   }
 
   /**
-   * Runs `listener` once when xenstored goes away or breaks the protocol; not after `close`. Watches are
-   * gone then, and every operation under way or started later fails with the same error.
+   * Runs `listener` once when xenstored goes away or breaks the protocol, but not after `close`. By then the watches
+   * are gone, and every operation in progress or started later fails with the same error.
    */
   onClose(listener: (error: XentoolError) => void): () => void {
     return this.#connection.onClose(listener);
   }
 
   /**
-   * Reports changes of `path` and of everything below it, first once for the path itself. Events of one
-   * path that wait for the callback are merged; a flood of paths becomes one event for `path`. The
-   * callback runs once at a time; what it throws is logged.
+   * Reports changes of `path` and everything below it, beginning with one event for the path itself. Events for the
+   * same path that wait for the callback are merged; a flood of paths becomes one event for `path`. Calls of the
+   * callback never overlap; what it throws is logged.
    */
   async watch(path: string, callback: WatchCallback, options: WatchOptions = {}): Promise<Unwatch> {
     const token = options.token ?? `xentool-${++this.#tokens}`;
@@ -118,8 +118,8 @@ export class Xenstore extends XenstoreOperations {
   }
 
   /**
-   * Waits until `predicate` holds for the value of `path` (null: no such node) and gives that value. Fails
-   * with `timeout`, with `cancelled` when `signal` says so, or as reading does.
+   * Waits until `predicate` holds for the value of `path` (null: no such node) and returns that value. Fails with
+   * `timeout`, with `cancelled` when `signal` is aborted, or as reading does.
    */
   async waitFor(
     path: string,
@@ -145,14 +145,14 @@ export class Xenstore extends XenstoreOperations {
       return await within(timeoutMs, promise, () => new XentoolError("timeout", late, { path }));
     } finally {
       forget();
-      // Not awaited: a server that does not answer must not hold up a timeout. Requests keep their order.
+      // Not awaited: a server that does not respond must not delay a timeout. Requests keep their order.
       watching.then((unwatch) => unwatch()).catch(() => {});
     }
   }
 
   /**
-   * Runs `body` in a transaction and commits it; again from the start, a bounded number of times and with
-   * growing pauses, when another client changed the same nodes. What `body` throws aborts it.
+   * Runs `body` in a transaction and commits it. If another client changed the same nodes, starts over, a bounded
+   * number of times and with growing pauses. If `body` throws, the transaction is aborted.
    */
   async transaction<T>(body: (tx: XenstoreTransaction) => Promise<T>): Promise<T> {
     for (let attempt = 1; ; attempt++) {
@@ -177,35 +177,35 @@ export class Xenstore extends XenstoreOperations {
     return replyStrings(reply)[0] === "T";
   }
 
-  /** Tells xenstored of a domain: its ring is the page `gfn`, its event channel the domain's `port`. */
+  /** Introduces a domain to xenstored: its ring is the page `gfn`, its event channel the domain's `port`. */
   async introduce(domid: number, gfn: number, port: number): Promise<void> {
     await this.request(XS_INTRODUCE, encodeStrings(String(domid), String(gfn), String(port)), String(domid));
   }
 
-  /** Tells xenstored that a domain is gone: its nodes, watches and transactions go too. */
+  /** Tells xenstored that a domain is gone; its nodes, watches and transactions go too. */
   async release(domid: number): Promise<void> {
     await this.request(XS_RELEASE, encodeStrings(String(domid)), String(domid));
   }
 
-  /** Gives `domid` the rights of `target`, as a device model's domain needs them. */
+  /** Gives `domid` the rights of `target`, as needed by a device model's domain. */
   async setTarget(domid: number, target: number): Promise<void> {
     await this.request(XS_SET_TARGET, encodeStrings(String(domid), String(target)), String(domid));
   }
 
-  /** Ends every watch of this connection at the server, and here. */
+  /** Ends every watch of this connection, at the server and here. */
   async resetWatches(): Promise<void> {
     for (const events of this.#watches.values()) events.stop();
     this.#watches.clear();
     await this.request(XS_RESET_WATCHES, encodeStrings(""), "");
   }
 
-  /** Sends a command to xenstored itself (`xenstore-control`'s) and gives its answer. */
+  /** Sends a command to xenstored itself (like `xenstore-control`) and returns its reply. */
   async control(command: string, ...args: readonly string[]): Promise<string> {
     const reply = await this.request(XS_CONTROL, encodeStrings(command, ...args), command);
     return decodeText(reply).replace(/\0+$/, "");
   }
 
-  /** Ends the connection. Whoever waits for a reply gets a `cancelled` error. */
+  /** Closes the connection. Requests that wait for a reply fail with `cancelled`. */
   close(): void {
     for (const events of this.#watches.values()) events.stop();
     this.#watches.clear();
@@ -241,7 +241,7 @@ export class Xenstore extends XenstoreOperations {
     await this.request(XS_UNWATCH, encodeStrings(path, token), path);
   }
 
-  /** False when that watch had ended before. */
+  /** False if that watch had already ended. */
   #forget(token: string, events: WatchEvents): boolean {
     events.stop();
     return this.#watches.get(token) === events && this.#watches.delete(token);

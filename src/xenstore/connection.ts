@@ -1,6 +1,5 @@
-// One connection of a client: requests go out with an id of their own, many at a time where the transport can
-// do that; replies come back to whoever asked; watch events go to their watch. When the server goes away,
-// everything that waits fails.
+// One client connection. Requests are sent with unique ids, many at a time if the transport allows it; replies go back
+// to their requesters and events to their watches. When the server goes away, everything that waits fails.
 import { XentoolError } from "../core/errors.ts";
 import { escapeText } from "../core/log.ts";
 import {
@@ -25,12 +24,12 @@ interface Pending {
 }
 
 export class XenstoreConnection {
-  /** Gets each watch event: the path that changed and the watch's token. */
+  /** Receives each watch event: the path that changed and the watch's token. */
   onWatchEvent: (path: string, token: string) => void = () => {};
   readonly #transport: XenstoreTransport;
   readonly #parser = new XsPacketParser();
   readonly #pending = new Map<number, Pending>();
-  /** Requests for which the transport is not ready yet. */
+  /** Requests that the transport is not ready for yet. */
   #unsent: Uint8Array[] = [];
   readonly #closeListeners = new Set<(error: XentoolError) => void>();
   #failure: XentoolError | undefined;
@@ -47,7 +46,7 @@ export class XenstoreConnection {
     return this.#failure;
   }
 
-  /** Requests that wait for their replies. */
+  /** Number of requests waiting for their replies. */
   get pendingCount(): number {
     return this.#pending.size;
   }
@@ -67,13 +66,13 @@ export class XenstoreConnection {
     });
   }
 
-  /** Runs `listener` once when the server goes away or breaks the protocol; not after `close`. */
+  /** Runs `listener` once when the server goes away or breaks the protocol, but not after `close`. */
   onClose(listener: (error: XentoolError) => void): () => void {
     this.#closeListeners.add(listener);
     return () => this.#closeListeners.delete(listener);
   }
 
-  /** Ends the connection; whoever waits for a reply gets a `cancelled` error. */
+  /** Closes the connection. Requests that wait for a reply fail with `cancelled`. */
   close(): void {
     this.#closeListeners.clear();
     this.#transport.close();

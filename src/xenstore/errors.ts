@@ -1,4 +1,4 @@
-// How the errors of a xenstore server look to its clients: an XentoolError that carries the errno's name.
+// How a xenstore server's errors appear to its clients: an XentoolError that carries the errno's name.
 import { XentoolError, type ErrorKind } from "../core/errors.ts";
 import { escapeText } from "../core/log.ts";
 
@@ -17,7 +17,7 @@ const EXPLANATIONS: Readonly<Record<string, string>> = {
   ENOSYS: "this xenstored does not know the operation",
 };
 
-/** The error reply `errno` to `operation` on `subject` (a path, as a rule). */
+/** The error for the reply `errno` to `operation` on `subject` (usually a path). */
 export function replyError(operation: string, subject: string, errno: string): XentoolError {
   const kind: ErrorKind = errno === "EACCES" || errno === "EPERM" ? "environment" : "io";
   const name = escapeText(errno, 32);
@@ -30,24 +30,24 @@ export function replyError(operation: string, subject: string, errno: string): X
   });
 }
 
-/** The errno's name that xenstored answered with, or undefined when `error` is another kind of failure. */
+/** The name of the errno in xenstored's reply, or undefined if `error` is another kind of failure. */
 export function errnoOf(error: unknown): string | undefined {
   if (!(error instanceof XentoolError)) return undefined;
   const errno = error.context["errno"];
   return typeof errno === "string" ? errno : undefined;
 }
 
-/** The error of a xenstore that there is no way to. */
+/** The error for a xenstore that cannot be reached. */
 export function cannotConnect(path: string, cause: unknown): XentoolError {
   return new XentoolError("environment", `cannot connect to xenstore at ${path}`, { path }, cause);
 }
 
-/** The error of a connection that the other side ended. */
+/** The error for a connection that the other side closed. */
 export function connectionLost(where: string, cause?: unknown): XentoolError {
   return new XentoolError("io", `xenstored at ${where} went away; is it still running?`, { where }, cause);
 }
 
-/** The error of everything that was under way when this side closed the connection. */
+/** The error for everything in progress when this side closed the connection. */
 export function connectionClosed(): XentoolError {
   return new XentoolError("cancelled", "the xenstore connection was closed");
 }

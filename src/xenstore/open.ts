@@ -1,4 +1,4 @@
-// Opens the transport that leads to a platform's xenstore.
+// Opens the transport to a platform's xenstore.
 import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { XenstoreEndpoint } from "../platform/platform.ts";
@@ -10,8 +10,8 @@ import { openSocket } from "./transports/socket.ts";
 const ignore = (): void => {};
 
 /**
- * Opens `endpoint` within `timeoutMs`. Fails with `environment` when there is nothing to connect to and
- * with `timeout` when opening hangs, as the device does while no xenstored runs.
+ * Opens `endpoint` within `timeoutMs`. Fails with `environment` if there is nothing to connect to, and with `timeout`
+ * if opening hangs, as the device does while no xenstored runs.
  */
 export async function openTransport(
   endpoint: XenstoreEndpoint,

@@ -1,5 +1,5 @@
-// The operations on nodes that a client may ask of xenstore, in a transaction or outside of one: each is
-// one request and what its reply means. client.ts and transaction.ts say where the requests go.
+// A client's operations on xenstore nodes, inside or outside a transaction: each is one request and the interpretation
+// of its reply. client.ts and transaction.ts determine where the requests go.
 import { XentoolError } from "../core/errors.ts";
 import {
   decodeStrings,
@@ -22,10 +22,10 @@ import {
 } from "../protocol/xs-wire.ts";
 import { errnoOf } from "./errors.ts";
 
-/** How often a listing in parts starts again because the directory changed meanwhile. */
+/** Maximum attempts to list a directory in parts, since a change of the directory makes the listing start again. */
 const DIRECTORY_ATTEMPTS = 32;
 
-/** A reply that no xenstored may give. */
+/** The error for a reply that no xenstored may send. */
 export function malformedReply(type: number, subject: string): XentoolError {
   return new XentoolError(
     "protocol",
@@ -36,24 +36,24 @@ export function malformedReply(type: number, subject: string): XentoolError {
   );
 }
 
-/** The strings of a reply where each ends with a NUL; oxenstored leaves the last NUL out. */
+/** The NUL-terminated strings of a reply; oxenstored omits the last NUL. */
 export function replyStrings(reply: Uint8Array): string[] {
   return decodeStrings(reply) ?? decodeText(reply).split("\0");
 }
 
 export abstract class XenstoreOperations {
   /**
-   * Sends one request and gives its reply's payload. `subject` is named in errors. An error reply becomes
-   * an XentoolError whose `context.errno` is the errno's name: `environment` for EACCES and EPERM, else `io`.
+   * Sends one request and returns its reply's payload. `subject` is named in errors. An error reply becomes an
+   * XentoolError whose `context.errno` is the errno's name: `environment` for EACCES and EPERM, otherwise `io`.
    */
   protected abstract request(type: number, payload: Uint8Array, subject: string): Promise<Uint8Array>;
 
-  /** The value of a node, as text. Missing: an `io` error with errno ENOENT. */
+  /** The value of a node, as text. A missing node is an `io` error with errno ENOENT. */
   async read(path: string): Promise<string> {
     return decodeText(await this.readBytes(path));
   }
 
-  /** The value of a node, or null when there is none. */
+  /** The value of a node, or null if it does not exist. */
   async tryRead(path: string): Promise<string | null> {
     return orOnMissing(this.read(path), null);
   }
@@ -63,7 +63,7 @@ export abstract class XenstoreOperations {
     return this.request(XS_READ, encodeStrings(path), path);
   }
 
-  /** Sets the value of a node; makes it and its parents where they are missing. */
+  /** Sets the value of a node. Creates the node and its parents if they are missing. */
   write(path: string, value: string): Promise<void> {
     return this.writeBytes(path, encodeText(value));
   }
@@ -72,17 +72,17 @@ export abstract class XenstoreOperations {
     await this.request(XS_WRITE, encodePathAndValue(path, value), path);
   }
 
-  /** Makes an empty node unless it exists. */
+  /** Creates an empty node unless it exists. */
   async mkdir(path: string): Promise<void> {
     await this.request(XS_MKDIR, encodeStrings(path), path);
   }
 
-  /** Removes a node with all below it. A missing node is no error as long as its parent exists. */
+  /** Removes a node with everything below it. A missing node is not an error as long as its parent exists. */
   async rm(path: string): Promise<void> {
     await this.request(XS_RM, encodeStrings(path), path);
   }
 
-  /** Whether there is a node. Where reading it is not allowed, an `environment` error. */
+  /** Whether the node exists. Fails with `environment` if reading it is not allowed. */
   async exists(path: string): Promise<boolean> {
     return orOnMissing(
       this.readBytes(path).then(() => true),
@@ -90,7 +90,7 @@ export abstract class XenstoreOperations {
     );
   }
 
-  /** The names of the nodes right below `path`, in the server's order. */
+  /** The names of the nodes directly below `path`, in the server's order. */
   async directory(path: string): Promise<string[]> {
     try {
       const names = replyStrings(await this.request(XS_DIRECTORY, encodeStrings(path), path));
@@ -101,7 +101,7 @@ export abstract class XenstoreOperations {
     }
   }
 
-  /** Owner first (its access is everyone else's), then the domains with an access of their own. */
+  /** The permissions: the owner first (its access applies to all others), then the domains with their own access. */
   async getPerms(path: string): Promise<XsPermission[]> {
     const texts = replyStrings(await this.request(XS_GET_PERMS, encodeStrings(path), path));
     return texts.map((text) => {
@@ -124,7 +124,7 @@ export abstract class XenstoreOperations {
     throw new XentoolError("io", `xenstore directory ${path} changes faster than it can be read`, { path });
   }
 
-  /** Undefined when the directory's generation changed between two parts. */
+  /** Undefined if the directory's generation changed between two parts. */
   async #readParts(path: string): Promise<string[] | undefined> {
     const names: string[] = [];
     let generation: string | undefined;
@@ -146,7 +146,7 @@ export abstract class XenstoreOperations {
   }
 }
 
-/** What `promise` gives, or `fallback` when xenstored answered ENOENT. */
+/** The result of `promise`, or `fallback` if xenstored replied ENOENT. */
 async function orOnMissing<T, F>(promise: Promise<T>, fallback: F): Promise<T | F> {
   try {
     return await promise;

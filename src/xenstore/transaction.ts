@@ -1,11 +1,11 @@
-// A client's transaction: the same operations as outside, on a view of their own, until it is ended.
+// A client's transaction: the same operations as outside, on its own view, until it ends.
 import { XentoolError } from "../core/errors.ts";
 import { encodeStrings, XS_TRANSACTION_END } from "../protocol/xs-wire.ts";
 import type { XenstoreConnection } from "./connection.ts";
 import { XenstoreOperations } from "./operations.ts";
 
 export class XenstoreTransaction extends XenstoreOperations {
-  /** The id that xenstored gave it. */
+  /** The id that xenstored assigned. */
   readonly id: number;
   readonly #connection: XenstoreConnection;
   #ended = false;
@@ -16,7 +16,7 @@ export class XenstoreTransaction extends XenstoreOperations {
     this.id = id;
   }
 
-  /** Commits, or throws the changes away. Fails with errno EAGAIN when another client came in between. */
+  /** Commits or discards the changes. Fails with errno EAGAIN if another client's change conflicts. */
   async end(commit: boolean): Promise<void> {
     const ending = this.request(XS_TRANSACTION_END, encodeStrings(commit ? "T" : "F"), `${this.id}`);
     this.#ended = true;

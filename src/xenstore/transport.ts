@@ -1,19 +1,19 @@
-// The port to a xenstore server, whatever carries it: whole packets go out and bytes come in; the client above
-// matches them. Its adapters are in transports/.
+// The port to a xenstore server, independent of what carries it: whole packets go out, bytes come in, and the client
+// above matches them. Its adapters are in transports/.
 import type { XentoolError } from "../core/errors.ts";
 
 export interface XenstoreTransport {
-  /** What it is connected to, for messages. */
+  /** The peer's name in messages. */
   readonly name: string;
-  /** The longest payload that it carries. */
+  /** Maximum payload in bytes. */
   readonly payloadBytesMax: number;
-  /** A request may be written only when the one before has been answered. */
+  /** If true, a request may be written only after the previous one has been answered. */
   readonly oneAtATime?: boolean;
-  /** Gets what the server sent, in pieces of any size. Set it before the first write. */
+  /** Called with what the server sent, in pieces of any size. Set it before the first write. */
   onData: (bytes: Uint8Array) => void;
-  /** Runs once when the server's end is gone; not after `close`. */
+  /** Called once when the server's end is gone, but not after `close`. */
   onClose: (error: XentoolError) => void;
-  /** Sends one whole packet. Never blocks; what does not fit yet is kept. */
+  /** Sends one complete packet. Never blocks: what does not fit yet is queued. */
   write(packet: Uint8Array): void;
   close(): void;
 }

@@ -1,10 +1,10 @@
-// Watch events on their way to whoever watches. A guest can change its nodes as fast as it likes, so
-// events wait in a set, at most one for a path, and past a limit as one for the watched path itself
-// (XSA-349: unbounded queues of events exhausted the memory of backends).
+// Watch events on their way to the watch's callback. A guest can change its nodes as fast as it likes, so events wait
+// in a set, at most one per path; past a limit they become one event for the watched path itself (XSA-349: unbounded
+// event queues exhausted the memory of backends).
 import { describeError } from "../core/errors.ts";
 import { escapeText, moduleLogger } from "../core/log.ts";
 
-/** Runs for each event with the path that changed, one run at a time for a watch. */
+/** Called for each event with the path that changed, one call at a time per watch. */
 export type WatchCallback = (path: string) => void | Promise<void>;
 
 const PENDING_PATHS_MAX = 1024;
@@ -22,7 +22,7 @@ export class WatchEvents {
     this.#callback = callback;
   }
 
-  /** Paths that wait for the callback. */
+  /** Number of paths waiting for the callback. */
   get pendingCount(): number {
     return this.#pending.size;
   }
@@ -34,7 +34,7 @@ export class WatchEvents {
     if (!this.#running) void this.#run();
   }
 
-  /** No further callback starts. */
+  /** Starts no further callbacks. */
   stop(): void {
     this.#stopped = true;
     this.#pending.clear();

@@ -1,5 +1,6 @@
-// How much of a domain waits in all its connections together, to be read by the domain or by us, and who of them
-// waits until it is less. The limits of a connection alone bound nothing much: a domain has hundreds of them.
+// Counts the bytes queued on all of a domain's connections together, waiting to be read by the domain or by us, and
+// keeps the connections that wait for the count to drop. Limits per connection would bound little: a domain has
+// hundreds of connections.
 import type { Turns, Waiter } from "./turns.ts";
 
 export class Backlog {
@@ -8,23 +9,23 @@ export class Backlog {
   readonly #waiting = new Set<Waiter>();
   #bytes = 0;
 
-  /** `limit`: the bytes that are allowed at the moment. Who waited gets one of the `turns`. */
+  /** `limit` returns the bytes currently allowed. A waiter that may continue takes one of the `turns`. */
   constructor(limit: () => number, turns: Turns) {
     this.#limit = limit;
     this.#turns = turns;
   }
 
-  /** Nothing more is taken on. */
+  /** Nothing more is accepted. */
   get full(): boolean {
     return this.#bytes >= this.#limit();
   }
 
-  /** No room for events: with half of it, those who only watch and do not read never fill it. */
+  /** No more room for events. They get only half, so that clients that watch but never read cannot fill it. */
   get fullOfEvents(): boolean {
     return this.#bytes >= this.#limit() / 2;
   }
 
-  /** There are so many bytes more, or less when it is negative. */
+  /** Adds `bytes`, which may be negative, to the count. */
   change(bytes: number): void {
     this.#bytes += bytes;
     if (this.#waiting.size === 0 || this.full) return;
@@ -32,7 +33,7 @@ export class Backlog {
     this.#waiting.clear();
   }
 
-  /** Has `waiter` take a turn once there is room. */
+  /** Lets `waiter` take a turn once there is room. */
   wait(waiter: Waiter): void {
     this.#waiting.add(waiter);
   }

@@ -1,6 +1,6 @@
-// One connection to the server, whatever carries it: takes bytes in, has each complete request answered,
-// and keeps what the client has not taken. A client that does not read its replies is not read either, and
-// none is served for long without letting the others have their turn.
+// One connection to the server, over any channel: takes in bytes, has each complete request answered, and keeps the
+// output that the client has not read. A client that does not read its replies is not read from either, and no
+// connection is served for long before the others get their turn.
 import {
   encodePacket,
   isSpecialPath,
@@ -15,19 +15,19 @@ import { OutputQueue } from "./output-queue.ts";
 import { Session, type SessionHost, type SessionOutput } from "./session.ts";
 import type { Waiter } from "./turns.ts";
 
-/** What carries a connection: a socket, a ring page, or a call in this process. */
+/** The carrier of a connection: a socket, a ring page, or calls within this process. */
 export interface Channel {
-  /** Sends what it can; answers how many bytes it took. When it can take more it calls `writable`. */
+  /** Sends what it can and returns how many bytes it took. When it can take more, it calls `Connection.writable`. */
   write(bytes: Uint8Array): number;
   /** Whether more input is wanted now. */
   setReading(wanted: boolean): void;
-  /** The client broke the packet format: no boundary is known any more. */
+  /** The client violated the packet format, so packet boundaries are lost. */
   violation(): void;
-  /** The connection ended on the server's side. */
+  /** The server ended the connection. */
   close(): void;
 }
 
-/** What a connection needs of its server. */
+/** The server as a connection needs it. */
 export interface ConnectionOwner extends SessionHost {
   /** Answers one request through `connection.session`, now or in one of the domain's next turns. */
   handle(connection: Connection, packet: XsPacket): void;
@@ -41,7 +41,7 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
   readonly #parser: XsPacketParser;
   readonly #output: OutputQueue;
   #session: Session;
-  /** This connection's part of the domain's intake. */
+  /** This connection's share of the domain's intake. */
   #inputBytes = 0;
   #closed = false;
   #pumping = false;
@@ -56,7 +56,7 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
     domain.connections.add(this);
   }
 
-  /** What the client has with the server. Another one after a reset. */
+  /** The client's state at the server. A reset replaces it. */
   get session(): Session {
     return this.#session;
   }
@@ -83,7 +83,7 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
     this.#pump();
   }
 
-  /** Until the domain's intake has room again. */
+  /** Stops reading until the domain's intake has room again. */
   stopReading(): void {
     this.domain.intake.wait(this);
     this.#channel.setReading(false);
@@ -101,8 +101,8 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
   }
 
   /**
-   * Queues a watch event, each character of its text a byte. One that says the same as a waiting one, or is
-   * too long, is left out.
+   * Queues a watch event, with one byte per character of its text. An event is dropped if it equals a waiting one or is
+   * too long.
    */
   sendEvent(path: string, token: string): void {
     const payload = Buffer.from(`${path}\0${token}\0`, "latin1");
@@ -113,7 +113,7 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
     if (!this.#pumping) this.#flush();
   }
 
-  /** As if it had just been opened: no partial packets, queued output, watches or transactions are left. */
+  /** Returns to the state of a new connection: no partial packets, queued output, watches or transactions are left. */
   reset(): void {
     this.domain.turns.leave(this);
     this.domain.backlog.leave(this);
@@ -125,7 +125,7 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
     this.#session = new Session(this.domain, this.#owner, this);
   }
 
-  /** Ends the connection. The channel is closed too. */
+  /** Ends the connection and closes its channel. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -134,7 +134,7 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
     this.#channel.close();
   }
 
-  /** The domain's next turn has come, and in it this connection's. */
+  /** The domain's next turn has come, and within it this connection's. */
   takeTurn(): void {
     this.#pump();
   }
@@ -154,7 +154,7 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
     else this.#channel.setReading(outcome === "idle");
   }
 
-  /** Serves what is complete, until that is done or something else has to happen first. */
+  /** Serves complete requests until there are none or something must happen first. */
   #serve(): "idle" | "turn-over" | "unread-replies" | "backlog" | "violation" {
     const { turns, backlog } = this.domain;
     turns.begin();

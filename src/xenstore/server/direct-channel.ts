@@ -1,11 +1,11 @@
-// A connection within this process: a client's transport whose other end is the server itself. Bytes pass
-// in both directions in a later microtask, as they would through a socket in a later turn.
+// A connection within this process: a client transport whose other end is the server itself. Bytes in either direction
+// are passed in a later microtask, as they would pass through a socket in a later event-loop turn.
 import { XS_PAYLOAD_MAX } from "../../protocol/xs-wire.ts";
 import { connectionLost } from "../errors.ts";
 import type { XenstoreTransport } from "../transport.ts";
 import type { Channel, Connection } from "./connection.ts";
 
-/** Opens a connection; `accept` makes the server's end of it. */
+/** Opens a connection; `accept` creates the server's end. */
 export function connectDirectly(accept: (channel: Channel) => Connection): XenstoreTransport {
   let open = true;
   const whileOpen = (action: () => void): void => {

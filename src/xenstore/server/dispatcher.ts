@@ -1,5 +1,5 @@
-// From a request's type to its handler, and from what the handler returns to the one reply that each request
-// gets. A request that fails changes nothing.
+// Maps a request's type to its handler, and the handler's result to the one reply that each request gets. A request
+// that fails changes nothing.
 import {
   encodeStrings,
   XS_CONTROL,
@@ -39,7 +39,7 @@ import * as sessions from "./session-requests.ts";
 import { PlainWorkspace, type LoggedRequest, type Workspace } from "./transaction.ts";
 import type { Change } from "./watch.ts";
 
-/** Those that work on nodes: what a transaction records. */
+/** Operations on nodes, which a transaction records. */
 const NODE_OPERATIONS: ReadonlyMap<number, NodeHandler> = new Map<number, NodeHandler>([
   [XS_DIRECTORY, nodes.directory],
   [XS_DIRECTORY_PART, nodes.directoryPart],
@@ -53,9 +53,9 @@ const NODE_OPERATIONS: ReadonlyMap<number, NodeHandler> = new Map<number, NodeHa
 
 interface Operation {
   readonly handler: Handler;
-  /** Only dom0 may. */
+  /** Reserved for dom0. */
   readonly privileged?: true;
-  /** The transaction id of the request means nothing. */
+  /** The request's transaction id is ignored. */
   readonly outsideTransactions?: true;
 }
 
@@ -84,7 +84,7 @@ interface Reply {
   readonly payload: Uint8Array;
 }
 
-/** Answers one request, then lets its events go. Most requests are one step. */
+/** Answers one request, then sends its events. Most requests take a single step. */
 export function* handleRequest(
   server: ServerState,
   session: Session,
@@ -114,7 +114,7 @@ export function* handleRequest(
   for (const action of later) action();
 }
 
-/** Does a request of a transaction again, in `work`; false when it gets another reply than it had. */
+/** Repeats a request of a transaction in `work`. Returns false if its reply differs from the earlier one. */
 export function repeatRequest(
   server: ServerState,
   session: Session,
@@ -168,7 +168,7 @@ function replyOfNodes(handler: NodeHandler, request: Request): Reply {
   }
 }
 
-/** The error reply for the failure that a handler threw. */
+/** The error reply for the failure thrown by a handler. */
 function errorReply(error: unknown): Reply {
   if (error instanceof RequestFailure) return { type: XS_ERROR, payload: encodeStrings(error.errno) };
   throw error;

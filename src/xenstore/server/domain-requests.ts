@@ -1,5 +1,5 @@
-// The requests that only dom0 may make: domains come and go, get targets, features and quotas, and the
-// server's own control commands.
+// Requests reserved for dom0: introducing and releasing domains, their targets, features and quotas, and the server's
+// own control commands.
 import { encodeStrings } from "../../protocol/xs-wire.ts";
 import { fail, QUOTA_WIRE_NAMES, type Quotas } from "./quota.ts";
 import { domidOf, knownDomain, number, OK, strings, type Request } from "./request.ts";
@@ -37,7 +37,7 @@ export function setTarget(request: Request): Uint8Array {
   return OK;
 }
 
-/** Features are what a domain's kernel found when it started: they cannot change under it. */
+/** A domain's kernel reads the features when it starts, so they cannot change while it runs. */
 export function setFeature(request: Request): Uint8Array {
   const { server } = request;
   if (!server.personality.features) fail("ENOSYS");
@@ -53,7 +53,7 @@ export function setFeature(request: Request): Uint8Array {
   return OK;
 }
 
-/** Without arguments the names of the quotas, else one value: of a domain, or of domains to come. */
+/** Without arguments, returns the names of the quotas; otherwise one value, of a domain or of domains to come. */
 export function getQuota(request: Request): Uint8Array {
   const { server } = request;
   if (!server.personality.features) fail("ENOSYS");
@@ -84,7 +84,7 @@ export function control(request: Request): Uint8Array {
   return CONTROL_COMMANDS[command]?.(request, args) ?? OK;
 }
 
-/** Commands that answer more than OK. */
+/** Commands that reply with more than OK. */
 const CONTROL_COMMANDS: Readonly<Record<string, (request: Request, args: readonly string[]) => Uint8Array>> =
   {
     help: ({ server }) =>

@@ -1,18 +1,18 @@
-// One domain as the xenstore server knows it: its rights, and what it has under way in all its connections.
+// One domain as the xenstore server sees it: its rights, and the work in progress on all its connections.
 import { Backlog } from "./backlog.ts";
 import type { Actor } from "./permissions.ts";
 import { PRIVILEGED_QUOTAS, type Quotas } from "./quota.ts";
 import { Turns } from "./turns.ts";
 
-/** What a domain knows of its connections. */
+/** A connection as its domain sees it. */
 export interface DomainClient {
-  /** Replies that the client has not taken. */
+  /** Replies that the client has not read. */
   readonly unreadReplies: number;
-  /** Watch events that the client has not taken. */
+  /** Watch events that the client has not read. */
   readonly unreadEvents: number;
-  /** Watch events that the client lost because it did not read them. */
+  /** Watch events lost because the client did not read them. */
   readonly droppedEvents: number;
-  /** Until the domain's intake has room again. */
+  /** Stops reading until the domain's intake has room again. */
   stopReading(): void;
   close(): void;
 }
@@ -21,24 +21,24 @@ export class Domain implements Actor {
   readonly domid: number;
   readonly privileged: boolean;
   target: number | undefined;
-  /** Whether INTRODUCE or `introduce` told of it. */
+  /** Whether it was introduced, by INTRODUCE or by `introduce`. */
   introduced = false;
-  /** Feature bits (XS_SET_FEATURE); the personality's when undefined. */
+  /** Feature bits (XS_SET_FEATURE); undefined for the defaults. */
   features: number | undefined;
-  /** The limits it is held to. */
+  /** The limits that apply to it. */
   quotas: Quotas;
   readonly connections = new Set<DomainClient>();
   readonly turns: Turns;
-  /** What its connections have not taken. */
+  /** Output that its connections have not read. */
   readonly backlog: Backlog;
-  /** What its connections have sent and nobody has handled. */
+  /** Input from its connections that has not been handled. */
   readonly intake: Backlog;
   watchCount = 0;
   transactionCount = 0;
-  /** What its transactions hold, also those whose events are not out yet. */
+  /** Bytes held by its transactions, including those whose events have not been sent yet. */
   transactionBytes = 0;
 
-  /** `now` returns milliseconds of a clock that only goes forward. */
+  /** `now` returns the milliseconds of a monotonic clock. */
   constructor(domid: number, quotas: Quotas, now: () => number) {
     this.domid = domid;
     this.privileged = domid === 0;

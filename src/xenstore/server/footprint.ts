@@ -1,14 +1,14 @@
-// What a transaction looked at and changed: a tree of names with a mark for each node. Marking a path costs its
-// depth, and a comparison with a tree costs as much as was marked, however large the tree is.
+// A transaction's reads and changes: a tree of names with a mark for each node. Marking a path costs its depth, and
+// comparing with a tree costs as much as was marked, however large the tree is.
 import { nodeNames } from "../../protocol/xs-wire.ts";
 
 /** The marks of one node. */
 export class Mark {
-  /** Something depends on the node as it is, also on its absence. */
+  /** The outcome depends on this node's state, or on its absence. */
   touched = false;
-  /** The node was made, changed or removed. */
+  /** The node was created, changed or removed. */
   modified = false;
-  /** It was, or a node below it was. */
+  /** This node or one below it was modified. */
   dirty = false;
   #below: Map<string, Mark> | undefined;
 
@@ -28,12 +28,12 @@ export class Mark {
   }
 }
 
-/** As much of a node as is needed to mark all below it. */
+/** The part of a node needed to mark everything below it. */
 interface Branch {
   readonly children: ReadonlyMap<string, Branch>;
 }
 
-/** About what a mark takes. */
+/** Approximate memory of a mark, in bytes. */
 const MARK_BYTES = 400;
 
 export class Footprint {
@@ -42,12 +42,12 @@ export class Footprint {
   #touched = 0;
   #bytes = 0;
 
-  /** `admit` gets the number of touched nodes before there is one more, and throws when that is too many. */
+  /** `admit` is called with the new number of touched nodes before one is added. It throws if that is too many. */
   constructor(admit: (touched: number) => void) {
     this.#admit = admit;
   }
 
-  /** About what all of it takes. */
+  /** Approximate total memory, in bytes. */
   get bytes(): number {
     return this.#bytes;
   }
@@ -64,7 +64,7 @@ export class Footprint {
     });
   }
 
-  /** Touches `node`, which is at `path`, and all below it. */
+  /** Touches `node`, which is at `path`, and everything below it. */
   touchTree(path: string, node: Branch): void {
     this.#walkTree(path, node, (mark) => this.#touch(mark));
   }
@@ -82,7 +82,7 @@ export class Footprint {
     });
   }
 
-  /** Modifies `node`, which was at `path`, and all below it. */
+  /** Modifies `node`, which was at `path`, and everything below it. */
   modifyTree(path: string, node: Branch): void {
     this.modify(path);
     this.#walkTree(path, node, (mark) => {
@@ -90,7 +90,7 @@ export class Footprint {
     });
   }
 
-  /** Visits the marks from "/", which is level 0, down to `path`, and returns the last one. */
+  /** Visits the marks from "/" (level 0) down to `path` and returns the last one. */
   #walk(path: string, visit: (mark: Mark, level: number) => void): Mark {
     const before = this.#bytes;
     let mark = this.root;
@@ -100,7 +100,7 @@ export class Footprint {
       mark = this.#below(mark, name);
       visit(mark, ++level);
     }
-    if (this.#bytes > before) this.#bytes += path.length; // names are parts of it and keep it
+    if (this.#bytes > before) this.#bytes += path.length; // names are slices that keep the path alive
     return mark;
   }
 

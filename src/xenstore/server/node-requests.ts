@@ -1,5 +1,5 @@
-// The requests on nodes: read, list, write, make, remove, permissions. Each works on the workspace of its
-// transaction or of the moment, checks everything before it changes anything, and notes what it changed.
+// Requests on nodes: read, list, write, create, remove, permissions. Each works on the workspace of its transaction, or
+// on a plain one outside any. It checks everything before it changes anything, and notes its changes.
 import {
   encodeStrings,
   formatPermission,
@@ -15,7 +15,7 @@ import { fail } from "./quota.ts";
 import { nodePath, number, OK, splitFirst, strings, watchablePath, type Request } from "./request.ts";
 import type { StoreNode } from "./store.ts";
 
-/** Bytes of a node's own bookkeeping, and of each permission, where they count towards its size. */
+/** Bytes for a node's own bookkeeping and for each permission, where they count towards the node's size. */
 const NODE_HEADER_BYTES = 20;
 const PERMISSION_BYTES = 4;
 
@@ -28,11 +28,11 @@ export function directory(request: Request): Uint8Array {
   const [text] = strings(request, 1) as [string];
   const node = lookUp(request, nodePath(request, text), ALLOW_READ);
   if (node.childNameBytes > XS_PAYLOAD_MAX && request.server.personality.oversizeReply === "E2BIG")
-    fail("E2BIG"); // before all the names are put together
+    fail("E2BIG"); // before all the names are assembled
   return encodeStrings(...node.children.keys());
 }
 
-/** `<generation>\0<names…>`: whole names from the offset on, and one more NUL after the very last. */
+/** `<generation>\0<names…>`: complete names from the offset on, and an additional NUL after the very last one. */
 export function directoryPart(request: Request): Uint8Array {
   const { directoryPart: allowed } = request.server.personality;
   if (allowed === "nobody") fail("ENOSYS");
@@ -48,7 +48,7 @@ export function directoryPart(request: Request): Uint8Array {
   return reply;
 }
 
-/** The children's names, each with its NUL, from the byte `offset` on: what is whole of them in `room` bytes. */
+/** The children's names, each with its NUL, from byte `offset` on: as many complete ones as fit into `room` bytes. */
 function namesFrom(
   node: StoreNode,
   offset: number,
@@ -133,8 +133,8 @@ export function setPermissions(request: Request): Uint8Array {
 }
 
 /**
- * The node at `path`, for one who may do `wanted`. Who may not even do that with the nearest node above is
- * told EACCES, whether the node exists or not.
+ * The node at `path`, if the client may do `wanted`. A client that lacks that right even on the nearest existing
+ * ancestor gets EACCES, whether the node exists or not.
  */
 function lookUp(request: Request, path: string, wanted: number): StoreNode {
   const found = request.work.tree.nearest(path);
@@ -144,8 +144,8 @@ function lookUp(request: Request, path: string, wanted: number): StoreNode {
 }
 
 /**
- * Notes that the reply depends on the node at `path`, or on its absence. oxenstored's also depends on `found`, the
- * nearest node that exists; C xenstored does not look whether that has changed.
+ * Records that the reply depends on the node at `path`, or on its absence. In oxenstored the reply also depends on
+ * `found`, the nearest existing node; C xenstored does not check whether that one has changed.
  */
 function touch({ work, server }: Request, path: string, found: string): void {
   work.footprint?.touch(path);
@@ -159,8 +159,8 @@ function permissionsFor(request: Request, path: string, wanted: number): Permiss
 }
 
 /**
- * Makes sure that there is a node at `path` that may be written and whose value may become `value`; makes
- * it and its parents if need be. Gives the node as it was, undefined when it is new.
+ * Ensures that there is a writable node at `path` whose value may become `value`, creating it and its parents if
+ * necessary. Returns the node as it was, or undefined if it is new.
  */
 function prepare(request: Request, path: string, value: Uint8Array | undefined): StoreNode | undefined {
   const { work, domain, server } = request;
@@ -183,7 +183,7 @@ function prepare(request: Request, path: string, value: Uint8Array | undefined):
   return undefined;
 }
 
-/** Whether the node may become `growth` bytes larger than it is. */
+/** Checks that the node may grow by `growth` bytes. */
 function checkSize(
   request: Request,
   node: Pick<StoreNode, "permissions" | "childNameBytes"> & { readonly value?: Uint8Array },
@@ -204,7 +204,7 @@ function removeSubtree(request: Request, path: string): void {
   work.note({ path, oldPermissions: removed.permissions, removed });
 }
 
-/** Without the domains that do not exist, where the server looks. An owner has to exist. */
+/** Drops entries for domains that do not exist, if the server checks that. The owner must exist. */
 function onlyKnown(request: Request, permissions: Permissions): Permissions {
   const { server } = request;
   if (!server.personality.checksDomains) return permissions;

@@ -1,32 +1,32 @@
-// What one connection has yet to take: replies, and watch events, both in order. Bounded against clients
-// that do not read: replies by not reading further requests (the connection sees to that), events by
-// merging equal ones, by a limit, and by age; both by what the whole domain has left unread.
+// One connection's unread output: replies and watch events, in order. It is bounded against clients that do not read.
+// Replies are bounded because the connection stops reading requests; events by merging equal ones, by a limit and by
+// age; both by what the whole domain has left unread.
 import type { Backlog } from "./backlog.ts";
 
 interface Entry {
   readonly bytes: Uint8Array;
-  /** Identity of a watch event that may be merged; undefined: a reply, or an event that counts each time. */
+  /** Identity of a mergeable watch event; undefined for a reply or for an event that must not be merged. */
   readonly key: string | undefined;
   readonly isEvent: boolean;
   readonly queuedAtMs: number;
 }
 
-/** As C xenstored: events that a domain left unread for so long are thrown away when new ones come. */
+/** As in C xenstored, events left unread for this long are discarded when new ones arrive. */
 const EVENT_AGE_MS_MAX = 20_000;
 
-/** About what an entry takes beside its bytes. */
+/** Approximate memory of an entry besides its bytes. */
 const ENTRY_BYTES = 256;
 
 export class OutputQueue {
   #entries: Entry[] = [];
-  /** Bytes of the first entry that are out already. */
+  /** Bytes of the first entry that were sent already. */
   #sentOfFirst = 0;
   readonly #mergeable = new Set<string>();
   #replies = 0;
   #events = 0;
-  /** This queue's part of the backlog. */
+  /** This queue's share of the backlog. */
   #weight = 0;
-  /** Events lost to the limits or to their age. */
+  /** Events lost to the limits or to age. */
   droppedEvents = 0;
   readonly #now: () => number;
   readonly #backlog: Backlog;
@@ -36,12 +36,12 @@ export class OutputQueue {
     this.#backlog = backlog;
   }
 
-  /** Replies that are not wholly out. */
+  /** Replies not completely sent. */
   get replyCount(): number {
     return this.#replies;
   }
 
-  /** Events that are not wholly out. */
+  /** Events not completely sent. */
   get eventCount(): number {
     return this.#events;
   }
@@ -55,11 +55,11 @@ export class OutputQueue {
     this.#replies++;
   }
 
-  /** `key`: equal events have equal keys; undefined: never merged. `expires`: whether age matters. */
+  /** Equal events have equal `key`s; undefined: never merged. `expires`: whether age matters. */
   pushEvent(bytes: Uint8Array, key: string | undefined, limit: number, expires: boolean): void {
     if (key !== undefined && this.#mergeable.has(key)) return;
     if (expires) this.#dropOld();
-    // Who has taken all the rest is given this one too: it is on its way at once.
+    // A client that has read everything else gets this event too, because it is sent immediately.
     if (this.#events >= limit || (this.#backlog.fullOfEvents && !this.empty)) {
       this.droppedEvents++;
       return;
@@ -69,7 +69,7 @@ export class OutputQueue {
     if (key !== undefined) this.#mergeable.add(key);
   }
 
-  /** Gives bytes to `write`, which answers how many it took, until it takes no more or nothing is left. */
+  /** Passes bytes to `write`, which returns how many it took, until it takes no more or nothing is left. */
   drain(write: (bytes: Uint8Array) => number): void {
     const entries = this.#entries;
     let done = 0;
@@ -129,7 +129,7 @@ export class OutputQueue {
   }
 }
 
-/** The memory that an entry is counted as. */
+/** The memory charged for an entry, in bytes. */
 function weight({ bytes, key }: Entry): number {
   return ENTRY_BYTES + bytes.length + (key?.length ?? 0);
 }

@@ -1,8 +1,7 @@
-// A number for each path, made from its parent's number and its name. So the numbers of all nodes above a node, or of
-// all nodes below it, cost no more than reading the names once. Equal paths have equal numbers; different paths may
-// have equal numbers, too.
+// A hash for each path, computed from its parent's hash and its name. The hashes of all nodes above or below a node
+// therefore cost no more than reading the names once. Equal paths have equal hashes; different paths may collide.
 
-/** The number of "/", and of the path that is empty. FNV-1a, of 32 bits. */
+/** The hash of "/" and of the empty path. 32-bit FNV-1a. */
 export const ROOT_HASH = 0x811c_9dc5;
 const SLASH = 0x2f;
 
@@ -10,14 +9,14 @@ function addByte(hash: number, byte: number): number {
   return Math.imul(hash ^ byte, 0x0100_0193);
 }
 
-/** The number of `name` below the path whose number is `parent`. */
+/** The hash of `name` below the path whose hash is `parent`. */
 export function hashBelow(parent: number, name: string): number {
   let hash = addByte(parent, SLASH);
   for (let at = 0; at < name.length; at++) hash = addByte(hash, name.charCodeAt(at));
   return hash;
 }
 
-/** The numbers of "/", of each node above `path` and of `path` itself, with the length that each path has. */
+/** The hashes of "/", of each node above `path`, and of `path` itself, each with the length of its path. */
 export function* hashesDownTo(path: string): Generator<readonly [hash: number, length: number]> {
   yield [ROOT_HASH, 1];
   if (path === "/") return;

@@ -1,19 +1,19 @@
-// Who may do what with a node. The first permission names the owner, who may do everything, and what all
-// others may; the further ones name domains with an access of their own (docs/misc/xenstore.txt).
+// Access rights to a node. The first permission names the owner, who may do everything, and the access of all others;
+// further ones name domains with their own access (docs/misc/xenstore.txt).
 import type { XsAccess, XsPermission } from "../../protocol/xs-wire.ts";
 
 export const ALLOW_READ = 1;
 export const ALLOW_WRITE = 2;
-/** To change the permissions. */
+/** The right to change the permissions. */
 export const ALLOW_OWNER = 4;
 
 export type Permissions = readonly XsPermission[];
 
-/** On whose behalf a request is made. */
+/** The domain on whose behalf a request is made. */
 export interface Actor {
   readonly domid: number;
   readonly privileged: boolean;
-  /** A domain whose rights it has too (XS_SET_TARGET). */
+  /** A domain whose rights it also has (XS_SET_TARGET). */
   readonly target: number | undefined;
 }
 
@@ -24,7 +24,7 @@ const BITS: Readonly<Record<XsAccess, number>> = {
   both: ALLOW_READ | ALLOW_WRITE,
 };
 
-/** Whether `actor` may do all that `wanted` (ALLOW_* bits) says. */
+/** Whether `actor` has all the rights in `wanted` (ALLOW_* bits). */
 export function allows(actor: Actor, permissions: Permissions, wanted: number): boolean {
   return actor.privileged || (rights(actor, permissions) & wanted) === wanted;
 }
@@ -41,7 +41,7 @@ function isActor(actor: Actor, domid: number): boolean {
   return domid === actor.domid || domid === actor.target;
 }
 
-/** The permissions of a new node: its parent's; a creator without privileges becomes the owner. */
+/** The permissions of a new node: its parent's, except that an unprivileged creator becomes the owner. */
 export function inherit(actor: Actor, parent: Permissions): Permissions {
   const first = parent[0];
   if (actor.privileged || first === undefined || first.domid === actor.domid) return parent;

@@ -1,5 +1,5 @@
-// How real xenstore servers differ where a client can see it. One record a server; the code asks the
-// record, never the name. Facts: Xen 4.17 and 4.22 C xenstored, oxenstored, the ring-close RFC of 2014-06.
+// The client-visible differences between real xenstore servers, with one record per server. The code asks the record,
+// never the name. Sources: Xen 4.17 and 4.22 C xenstored, oxenstored, the ring-close RFC of 2014-06.
 import type { XsErrno } from "../../protocol/xs-wire.ts";
 import { fail, type Quotas } from "./quota.ts";
 
@@ -9,45 +9,45 @@ export type PersonalityName = (typeof PERSONALITY_NAMES)[number];
 export interface Personality {
   readonly name: PersonalityName;
 
-  /** What the ring page's server_features word says (server_version in the RFC). */
+  /** Value of the ring page's server_features word (server_version in the RFC). */
   readonly serverFeatures: number;
-  /** Bytes that fill a ring when the guest closes it; undefined: such a wish is ignored. */
+  /** Bytes that fill a ring when the guest closes it; undefined: requests to close are ignored. */
   readonly ringPoison: Uint8Array | undefined;
-  /** How often a ring is looked at although no event came; undefined: never. */
+  /** Interval in ms at which a ring is checked even without an event; undefined: never. */
   readonly ringScanMs: number | undefined;
   /** Whether a violation is written to the ring page's error word. */
   readonly writesErrorWord: boolean;
-  /** What INTRODUCE of a known domain does: reset its connection, or only compare. */
+  /** The effect of INTRODUCE for a known domain: reset its connection, or only compare. */
   readonly reintroduce: "reset" | "compare";
-  /** What a header that announces more than 4096 bytes does. */
+  /** The effect of a header that announces more than 4096 bytes. */
   readonly overlong: "violation" | "clamp";
 
-  /** How a transaction finds out that it came too late. */
+  /** How a transaction detects a conflict. */
   readonly conflicts: "generations" | "replay";
-  /** Whether several changes of one path in a transaction become one event. */
+  /** Whether several changes of one path in a transaction are merged into one event. */
   readonly mergesTransactionEvents: boolean;
-  /** What removing "/" does. */
+  /** The effect of removing "/". */
   readonly removeRoot: "refuse" | "empty";
-  /** What becomes of a reply above 4096 bytes. */
+  /** What happens to a reply above 4096 bytes. */
   readonly oversizeReply: "E2BIG" | "send";
   /** Who may use DIRECTORY_PART. */
   readonly directoryPart: "everyone" | "dom0" | "nobody";
-  /** Whether WATCH takes a depth. */
+  /** Whether WATCH accepts a depth. */
   readonly watchDepth: boolean;
-  /** GET_FEATURE, SET_FEATURE, GET_QUOTA and SET_QUOTA. */
+  /** Whether GET_FEATURE, SET_FEATURE, GET_QUOTA and SET_QUOTA exist. */
   readonly features: boolean;
-  /** Whether permissions may name an owner that does not exist (ENOENT) and drop other unknown domains. */
+  /** Whether SET_PERMS fails with ENOENT for an owner that does not exist and drops other unknown domains. */
   readonly checksDomains: boolean;
-  /** Whether a node's names of children and permissions count towards its size. */
+  /** Whether the names of a node's children and its permissions count towards its size. */
   readonly countsWholeNode: boolean;
-  /** Whether every domain hears of domains that go away. */
+  /** Whether every domain may watch for domains that go away. */
   readonly releaseDomainForAll: boolean;
-  /** CONTROL commands, as `help` lists them; empty: there is no help. */
+  /** The CONTROL commands that exist, in the order in which `help` lists them. */
   readonly controlCommands: readonly string[];
   readonly hasControlHelp: boolean;
 
   readonly quotas: Quotas;
-  /** The error that each quota ends with when it is used up. */
+  /** The error of a request that exceeds each quota. */
   readonly quotaErrno: Readonly<Record<keyof Quotas, XsErrno>>;
 }
 
@@ -56,7 +56,7 @@ const C_QUOTAS: Quotas = {
   watches: 128,
   transactions: 10,
   transactionNodes: 1024,
-  transactionBytes: 2.5 * 1024 * 1024, // C xenstored's limit of all memory of a domain
+  transactionBytes: 2.5 * 1024 * 1024, // C xenstored's limit for all of a domain's memory
   permissions: 5,
   nodeBytes: 2048,
   pathBytes: 2048,
@@ -169,7 +169,7 @@ export const PERSONALITIES: Readonly<Record<PersonalityName, Personality>> = {
   "rfc-2014": RFC_2014,
 };
 
-/** Ends the request as the personality does when `limit` is used up, unless `amount` is within it. */
+/** Fails with the personality's error for `limit` unless `amount` is within it. */
 export function enforce(personality: Personality, quotas: Quotas, limit: keyof Quotas, amount: number): void {
   if (amount > quotas[limit]) fail(personality.quotaErrno[limit]);
 }

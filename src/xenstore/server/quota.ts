@@ -1,36 +1,36 @@
-// The limits that a domain without privileges is held to, and the failure that requests end with.
+// The limits for unprivileged domains, and the failure that ends a request.
 import type { XsErrno } from "../../protocol/xs-wire.ts";
 
 export interface Quotas {
   /** Nodes that a domain owns. */
   readonly nodes: number;
   readonly watches: number;
-  /** Transactions open at a time. */
+  /** Transactions open at the same time. */
   readonly transactions: number;
-  /** Nodes that one transaction touches; requests in one, where conflicts are found by replaying. */
+  /** Nodes that one transaction touches; where conflicts are found by replaying, its number of requests. */
   readonly transactionNodes: number;
-  /** Bytes that all its transactions hold, with hundreds for each node they looked at, changed or removed. */
+  /** Bytes held by all its transactions, including hundreds for each node they read, changed or removed. */
   readonly transactionBytes: number;
-  /** Entries of a node's permissions. */
+  /** Entries in a node's permissions. */
   readonly permissions: number;
   readonly nodeBytes: number;
   readonly pathBytes: number;
-  /** Replies that a connection has not taken; then no further request of it is read. */
+  /** Unread replies on a connection; beyond this no further request is read from it. */
   readonly outstanding: number;
-  /** Watch events that a connection has not taken; further ones are lost. */
+  /** Unread watch events on a connection; further ones are lost. */
   readonly watchEvents: number;
-  /** Bytes that all its connections have not taken; then none is served. At half of it events are lost. */
+  /** Unread bytes on all its connections; beyond this none is served. From half of it on, events are lost. */
   readonly unreadBytes: number;
   /**
-   * Bytes that all its connections have sent and that nobody has handled; then none is read. More than half a packet
-   * of each of them.
+   * Unhandled bytes received from all its connections; beyond this none is read. Large enough for an incomplete packet
+   * from each of them.
    */
   readonly inputBytes: number;
-  /** Socket connections at a time. */
+  /** Simultaneous socket connections. */
   readonly connections: number;
 }
 
-/** Names of the limits in GET_QUOTA and SET_QUOTA (xenstore-control's). */
+/** Names of the limits in GET_QUOTA and SET_QUOTA, as in xenstore-control. */
 export const QUOTA_WIRE_NAMES: ReadonlyMap<string, keyof Quotas> = new Map([
   ["nodes", "nodes"],
   ["watches", "watches"],
@@ -42,7 +42,7 @@ export const QUOTA_WIRE_NAMES: ReadonlyMap<string, keyof Quotas> = new Map([
   ["outstanding", "outstanding"],
 ]);
 
-/** What a domain with privileges is held to: nothing but what keeps this process alive. */
+/** The limits for a privileged domain: only those that keep this process alive. */
 export const PRIVILEGED_QUOTAS: Quotas = {
   nodes: Infinity,
   watches: Infinity,
@@ -59,7 +59,7 @@ export const PRIVILEGED_QUOTAS: Quotas = {
   connections: Infinity,
 };
 
-/** Ends a request with an error reply. Private to the server: the dispatcher catches it. */
+/** Ends a request with an error reply. Internal to the server: the dispatcher catches it. */
 export class RequestFailure extends Error {
   readonly errno: XsErrno;
 

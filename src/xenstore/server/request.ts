@@ -1,5 +1,5 @@
-// What every request handler gets and what it may throw, and the reading of payloads: strings, domain
-// numbers, and paths with the rules of docs/misc/xenstore.txt. Everything in a payload is untrusted.
+// The input of every request handler and the errors it may raise, plus payload parsing: strings, domain numbers, and
+// paths under the rules of docs/misc/xenstore.txt. Everything in a payload is untrusted.
 import { parseDecimal } from "../../core/types.ts";
 import {
   encodeStrings,
@@ -17,24 +17,24 @@ import type { StoreTree } from "./store.ts";
 import type { LoggedRequest, Workspace } from "./transaction.ts";
 import type { Change } from "./watch.ts";
 
-/** What requests may use of the server. */
+/** The parts of the server that requests may use. */
 export interface ServerState extends SessionHost {
   readonly personality: Personality;
-  /** The present tree. A commit replaces it. */
+  /** The current tree. A commit replaces it. */
   tree: StoreTree;
   readonly domains: ReadonlyMap<number, Domain>;
-  /** Limits that domains introduced from now on are held to. */
+  /** Limits for domains introduced from now on. */
   quotas: Quotas;
-  /** Feature bits that domains introduced from now on are offered; the personality's when undefined. */
+  /** Feature bits offered to domains introduced from now on; undefined for the personality's. */
   defaultFeatures: number | undefined;
   specialPermissions(path: string): Permissions;
   setSpecialPermissions(path: string, permissions: Permissions): void;
   domainExists(domid: number): boolean;
-  /** Serves the ring of a domain, by INTRODUCE. */
+  /** Serves a domain's ring, for INTRODUCE. */
   introduceByRequest(domid: number, gfn: number, port: number): void;
   release(domid: number): void;
   ringFrame(domid: number): number | undefined;
-  /** Does a request of a transaction again, in `work`; false when it gets another reply than it had. */
+  /** Repeats a request of a transaction in `work`. Returns false if its reply differs from the earlier one. */
   repeat(session: Session, request: LoggedRequest, work: Workspace): boolean;
 }
 
@@ -43,33 +43,34 @@ export interface Request {
   readonly session: Session;
   readonly domain: Domain;
   readonly packet: XsPacket;
-  /** Whether it is part of a transaction, the one that its packet names. */
+  /** Whether it belongs to the transaction that its packet names. */
   readonly inTransaction: boolean;
   readonly work: Workspace;
-  /** Has `changes` reported when the reply is on its way. */
+  /** Sets the `changes` to report after the reply is sent. */
   report(changes: readonly Change[]): void;
-  /** Has `action` run when that is done. */
+  /** Schedules `action` for after that. */
   after(action: () => void): void;
 }
 
-/** A reply's payload, or a request of many steps that ends with one. */
+/** A reply's payload, or a generator that takes several steps and returns one. */
 export type Outcome = Uint8Array | Generator<void, Uint8Array>;
 
 export type Handler = (request: Request) => Outcome;
-/** What works on nodes is never long. */
+/** Requests on nodes are never long, so they take a single step. */
 export type NodeHandler = (request: Request) => Uint8Array;
 
 export const OK = encodeStrings("OK");
 
 /**
- * The bytes before `end`, one character for each, as `Connection.sendEvent` has it: tokens are any bytes, all else
- * is ASCII. Without a view of the payload, which would take it as long to be collected as all else that has one.
+ * The bytes before `end`, one character per byte, as `Connection.sendEvent` expects: tokens may hold any bytes,
+ * everything else is ASCII. Creates no view of the payload, because that would delay its collection until everything
+ * else with a view is collected.
  */
 function decodeBytes(bytes: Uint8Array, end: number): string {
   return Buffer.prototype.latin1Slice.call(bytes, 0, end);
 }
 
-/** The payload's strings: at least `min`, at most `max`, the last with its NUL too. EINVAL otherwise. */
+/** The payload's strings: from `min` to `max` of them, each ended by a NUL. Fails with EINVAL otherwise. */
 export function strings(request: Request, min: number, max = min): string[] {
   const { payload } = request.packet;
   const ended = payload.length === 0 || payload[payload.length - 1] === 0;
@@ -78,14 +79,14 @@ export function strings(request: Request, min: number, max = min): string[] {
   return parts;
 }
 
-/** The first string of a payload, and a copy of the bytes after its NUL. */
+/** The first string of a payload, and a copy of the bytes after its NUL. Fails with EINVAL if there is no NUL. */
 export function splitFirst(payload: Uint8Array): { readonly first: string; readonly rest: Uint8Array } {
   const end = payload.indexOf(0);
   if (end < 0) fail("EINVAL");
   return { first: decodeBytes(payload, end), rest: payload.slice(end + 1) };
 }
 
-/** A whole number in decimal. EINVAL otherwise. */
+/** A decimal integer. Fails with EINVAL otherwise. */
 export function number(text: string | undefined, max = Number.MAX_SAFE_INTEGER): number {
   return parseDecimal(text, max) ?? fail("EINVAL");
 }
@@ -94,18 +95,21 @@ export function domidOf(text: string | undefined): number {
   return number(text, 0xffff);
 }
 
-/** The domain of this number, ENOENT when there is none. */
+/** The domain with this number. Fails with ENOENT if there is none. */
 export function knownDomain(request: Request, text: string | undefined): Domain {
   return request.server.domains.get(domidOf(text)) ?? fail("ENOENT");
 }
 
-/** `text` as an absolute path; relative ones are below the client's own directory. EINVAL when it is none. */
+/**
+ * `text` as an absolute path; a relative one is below the client's own directory. Fails with EINVAL if it is not a
+ * valid path.
+ */
 export function nodePath(request: Request, text: string): string {
   if (isSpecialPath(text)) fail("EINVAL");
   return watchablePath(request, text);
 }
 
-/** As `nodePath`, but a special path is allowed too and stays as it is. */
+/** Like `nodePath`, but also accepts a special path and leaves it unchanged. */
 export function watchablePath(request: Request, text: string): string {
   const { domain, server } = request;
   if (!isValidPath(text)) fail("EINVAL");

@@ -1,6 +1,6 @@
-// A connection over a ring page, the server's side. The guest owns half of the page and may write all of
-// it, so nothing in it is believed: an impossible index or length makes the server ignore the ring for
-// good, as xenstored does. `pump` does what an event on the ring's port asks for.
+// A connection over a ring page, on the server's side. The guest owns half of the page and may write to all of it, so
+// nothing in it is trusted: an impossible index or length makes the server ignore the ring for good, as xenstored does.
+// `pump` performs the work that an event on the ring's port asks for.
 import type { EventChannels } from "../../platform/platform.ts";
 import type { EvtchnPort } from "../../core/types.ts";
 import {
@@ -20,20 +20,20 @@ import {
 import type { Channel, Connection } from "./connection.ts";
 import type { Personality } from "./personality.ts";
 
-/** A ring that the server is given. It is the server's from then on. */
+/** A ring handed to the server, which owns it from then on. */
 export interface Ring {
   readonly page: XsRingPage;
   readonly events: Pick<EventChannels, "notify">;
-  /** Our port, bound to the guest's. */
+  /** Our port, which is bound to the guest's. */
   readonly port: EvtchnPort;
-  /** The guest frame of the page and the guest's own port, as INTRODUCE names them. */
+  /** The page's guest frame and the guest's own port, as given in INTRODUCE. */
   readonly gfn: number;
   readonly remotePort: number;
   /** Unbinds the port and unmaps the page. */
   close(): void;
 }
 
-/** Reads in a row before others get their turn: a guest can fill the ring as fast as it is read. */
+/** Maximum consecutive reads before others get their turn: a guest can fill the ring as fast as it is read. */
 const PUMP_ROUNDS = 16;
 
 export class RingChannel implements Channel {
@@ -62,18 +62,18 @@ export class RingChannel implements Channel {
     return this.#ring;
   }
 
-  /** Whether a violation made the server deaf to this ring. */
+  /** Whether the server ignores this ring because of a violation. */
   get ignored(): boolean {
     return this.#ignored;
   }
 
-  /** Serves `connection` from now on, beginning with what is in the ring already. */
+  /** Serves `connection` from now on, beginning with what is already in the ring. */
   attach(connection: Connection): void {
     this.#connection = connection;
     this.pump();
   }
 
-  /** Does all that can be done now: call it for each event on the ring's port. */
+  /** Does everything that can be done now. Call it for each event on the ring's port. */
   pump(): void {
     const connection = this.#connection;
     if (connection === undefined || this.#ignored || this.#closed || this.#pumping) return;
@@ -120,8 +120,8 @@ export class RingChannel implements Channel {
   }
 
   /**
-   * INTRODUCE for a domain that has this ring, where that means a new start: C xenstored takes the new
-   * port, forgets the connection's state, zeroes the indices and ends a close that the guest waits for.
+   * INTRODUCE for a domain that already has this ring, on servers where that restarts it: C xenstored takes the new
+   * port, forgets the connection's state, zeroes the indices and completes a close that the guest is waiting for.
    */
   restart(ring: Ring): void {
     this.#ring.close();
@@ -132,7 +132,7 @@ export class RingChannel implements Channel {
     this.pump();
   }
 
-  /** False when there is nothing to read. */
+  /** Returns false if there is nothing to read. */
   #readInto(connection: Connection): boolean {
     const bytes = this.#requests.read();
     if (bytes === undefined) this.#ignore(XENSTORE_ERROR_RINGIDX);
@@ -142,7 +142,10 @@ export class RingChannel implements Channel {
     return !this.#ignored && !this.#closed;
   }
 
-  /** The guest's wish to close, where the server knows it: seen at each read and each write. True when it was one. */
+  /**
+   * Performs the close that the guest requests, if the server supports it; checked at each read and each write. Returns
+   * true if there was a request.
+   */
   #answerClose(): boolean {
     const poison = this.#personality.ringPoison;
     if (this.#ignored || this.#closed || poison === undefined) return false;
@@ -151,7 +154,7 @@ export class RingChannel implements Channel {
     return true;
   }
 
-  /** The flag goes last: it tells the guest that all the rest is done. */
+  /** The flag is cleared last, because it tells the guest that everything else is done. */
   #startAnew(poison: Uint8Array | undefined): void {
     this.#connection?.reset();
     this.#reading = true;

@@ -1,22 +1,22 @@
-// The nodes that a toolstack makes before a domain runs, with libxl's permissions: the domain reads its
-// directory, and owns only the parts that are for it to write.
+// The nodes that a toolstack creates before a domain runs, with libxl's permissions: the domain may read its directory
+// and owns only the parts that it should write.
 import { encodeText, joinPath, type XsPermission } from "../../protocol/xs-wire.ts";
 import type { StoreTree } from "./store.ts";
 
-/** Directories in a domain's own that the domain reads. */
+/** Directories within a domain's own that it may only read. */
 const READ_ONLY = ["device", "control", "memory", "cpu", "console", "store"];
 /** Directories and nodes that the domain owns. */
 const OWN = ["data", "drivers", "feature", "attr", "error", "control/shutdown", "control/sysrq"];
 
 const DOM0_ONLY: readonly XsPermission[] = [{ domid: 0, access: "none" }];
 
-/** Makes the nodes that a xenstore server has from its start. */
+/** Creates the nodes that a xenstore server has from the start. */
 export function seedServer(tree: StoreTree): void {
   for (const path of ["/tool", "/tool/xenstored", "/local", "/local/domain", "/vm", "/libxl"])
     put(tree, path, DOM0_ONLY);
 }
 
-/** Makes the directory of a domain, and returns the paths it made. A node that is there keeps its value. */
+/** Creates a domain's directory and returns the paths it created. Existing nodes keep their values. */
 export function seedDomain(tree: StoreTree, domid: number, name: string): string[] {
   const readable: readonly XsPermission[] = [...DOM0_ONLY, { domid, access: "read" }];
   const own: readonly XsPermission[] = [{ domid, access: "none" }];
@@ -31,7 +31,7 @@ export function seedDomain(tree: StoreTree, domid: number, name: string): string
   return made.filter((path) => path !== undefined);
 }
 
-/** Undefined when there was a node already. */
+/** Returns undefined if the node already existed. */
 function put(
   tree: StoreTree,
   path: string,

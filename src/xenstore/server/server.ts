@@ -1,5 +1,5 @@
-// The xenstore server: one tree, its watches, and the domains that are connected by socket, ring page or
-// from within this process. Everything is served on the calling thread; a request never waits for another.
+// The xenstore server: one tree, its watches, and the domains connected by socket, by ring page or from within this
+// process. Everything is served on the calling thread; a request never waits for another.
 import { assert, XentoolError } from "../../core/errors.ts";
 import { isWithin, type XsPacket } from "../../protocol/xs-wire.ts";
 import type { XenstoreTransport } from "../transport.ts";
@@ -23,25 +23,25 @@ const INTRODUCE_DOMAIN = "@introduceDomain";
 const RELEASE_DOMAIN = "@releaseDomain";
 
 /**
- * After requests of this many bytes the garbage that they left is collected. The collector alone waits until there is
- * several times as much garbage as live data, and a flood of large values fills the memory before that.
+ * After requests with this many payload bytes their garbage is collected. Left alone, the collector waits until there
+ * is several times as much garbage as live data, and a flood of large values fills the memory before that.
  */
 const COLLECT_BYTES = 16 * 1024 * 1024;
 
 export interface XenstoreServerOptions {
   readonly personality: PersonalityName;
-  /** Replaces some of the personality's limits for domains without privileges. */
+  /** Overrides some of the personality's limits for unprivileged domains. */
   readonly quotas?: Partial<Quotas>;
   /**
-   * Opens the ring that an INTRODUCE request names: the page `gfn` of `domid` and its event channel
-   * `port`. Undefined when there is no such page or port. Without it domains are introduced without a ring.
+   * Opens the ring that an INTRODUCE request names: the page `gfn` of `domid` and its event channel `port`. Returns
+   * undefined if there is no such page or port. Without this function, domains are introduced without a ring.
    */
   readonly openRing?: (domid: number, gfn: number, port: number) => Ring | undefined;
-  /** Milliseconds of a clock that only goes forward. */
+  /** Returns the milliseconds of a monotonic clock. */
   readonly now?: () => number;
 }
 
-/** What is there: all zero, but for nodes and domains, when every client is gone. */
+/** Current numbers. Once every client is gone, everything except nodes and domains is zero. */
 export interface XenstoreServerStatistics {
   readonly domains: number;
   readonly connections: number;
@@ -59,7 +59,7 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
   tree = StoreTree.empty();
   quotas: Quotas;
   defaultFeatures: number | undefined;
-  /** Of the requests since the last collection. */
+  /** Payload bytes of the requests since the last collection. */
   #payloadBytes = 0;
   readonly #openRing: XenstoreServerOptions["openRing"];
   readonly #listeners = new Map<number, SocketListener[]>();
@@ -89,21 +89,21 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
     };
   }
 
-  /** Makes a domain as a toolstack does: its directory with libxl's permissions, then its introduction. */
+  /** Creates a domain as a toolstack does: first its directory with libxl's permissions, then its introduction. */
   createDomain(domid: number, name: string): void {
     for (const path of seedDomain(this.tree, domid, name))
       this.watches.fire({ path, oldPermissions: undefined, removed: undefined }, this.tree);
     this.introduce(domid);
   }
 
-  /** Listens at the socket `path` for clients that are `domid`. Fails with `environment` when it cannot. */
+  /** Listens at the socket `path` for clients acting as `domid`. Fails with `environment` if it cannot. */
   async listen(path: string, domid: number): Promise<void> {
     const listener = listenOnSocket(path, (channel) => this.#connect(domid, channel));
     this.#listeners.set(domid, [...(this.#listeners.get(domid) ?? []), listener]);
     this.#domain(domid);
   }
 
-  /** A client's transport within this process, for a client that is `domid`. */
+  /** A transport within this process for a client acting as `domid`. */
   connectDirectly(domid: number): XenstoreTransport {
     this.#domain(domid);
     return connectDirectly((channel) => {
@@ -115,8 +115,8 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
   }
 
   /**
-   * Introduces a domain, which @introduceDomain reports, with or without a ring. The ring is the server's
-   * from now on: call `pump` of what this returns for each event on its port.
+   * Introduces a domain, with or without a ring, and reports it through @introduceDomain. The server owns the ring from
+   * now on: call `pump` on the returned channel for each event on its port.
    */
   introduce(domid: number): undefined;
   introduce(domid: number, ring: Ring): RingChannel;
@@ -129,7 +129,7 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
     return channel;
   }
 
-  /** A domain is gone for good: as `release`, and with it go its sockets. */
+  /** A domain is gone for good: does what `release` does and also closes its sockets. */
   destroyDomain(domid: number): void {
     for (const listener of this.#listeners.get(domid) ?? []) listener.close();
     this.#listeners.delete(domid);
@@ -137,8 +137,8 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
   }
 
   /**
-   * A domain is gone: with it its connections, ring and nodes. @releaseDomain reports it. Its sockets refuse
-   * everyone until it is introduced again, as a toolstack may do with a domain that lives.
+   * A domain is gone, along with its connections, ring and nodes; this is reported through @releaseDomain. Its sockets
+   * refuse everyone until it is introduced again, which a toolstack may do with a living domain.
    */
   release(domid: number): void {
     const domain = this.domains.get(domid);
@@ -148,19 +148,19 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
     this.#rings.delete(domid);
     for (const other of this.domains.values()) if (other.target === domid) other.target = undefined;
     const removed = this.tree.removeDomain(domid);
-    // What a dead domain's turns were to do, and to report that it died, is dom0's work.
+    // The dead domain's unfinished jobs and the report of its death run in dom0's turns.
     const { turns } = this.#domain(0);
     turns.begin();
     for (const job of domain.turns.surrender()) turns.run(job);
     turns.run(this.#reportRelease(domid, removed));
   }
 
-  /** The ring of a domain, to be pumped. */
+  /** The ring of a domain, for calling `pump`. */
   ringOf(domid: number): RingChannel | undefined {
     return this.#rings.get(domid);
   }
 
-  /** Ends every connection and removes the sockets. */
+  /** Closes every connection and removes the sockets. */
   close(): void {
     for (const listeners of this.#listeners.values()) for (const listener of listeners) listener.close();
     this.#listeners.clear();
@@ -169,7 +169,7 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
     this.#rings.clear();
   }
 
-  // What requests use (ServerState), and connections (ConnectionOwner).
+  // The methods used by requests (ServerState) and connections (ConnectionOwner).
 
   handle({ domain, session }: Connection, packet: XsPacket): void {
     this.#payloadBytes += packet.payload.length;
@@ -226,7 +226,7 @@ export class XenstoreServer implements ServerState, ConnectionOwner {
     return domain;
   }
 
-  /** Undefined when the domain is gone or has too many connections. */
+  /** Returns undefined if the domain is gone or has too many connections. */
   #connect(domid: number, channel: Channel): Connection | undefined {
     const domain = this.domains.get(domid);
     if (domain === undefined || domain.connections.size >= domain.quotas.connections) return undefined;

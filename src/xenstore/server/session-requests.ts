@@ -1,4 +1,4 @@
-// The requests about the client's own session: watches, transactions, its path and its features.
+// Requests about the client's own session: watches, transactions, its path and its features.
 import { encodeStrings } from "../../protocol/xs-wire.ts";
 import { fail } from "./quota.ts";
 import {
@@ -13,7 +13,7 @@ import {
 } from "./request.ts";
 import type { CommitResult, Transaction } from "./transaction.ts";
 
-/** How often a transaction is done again because others came in between even then. */
+/** Maximum replays of a transaction: other clients may change the tree again during each of them. */
 const REPLAYS_MAX = 4;
 
 export function watch(request: Request): Uint8Array {
@@ -56,7 +56,7 @@ export function endTransaction(request: Request): Outcome {
   return OK;
 }
 
-/** What the transaction holds is counted until its events are out. */
+/** What the transaction holds remains charged until its events are sent. */
 function* commit(request: Request, transaction: Transaction): Generator<void, Uint8Array> {
   const { server } = request;
   try {
@@ -72,8 +72,8 @@ function* commit(request: Request, transaction: Transaction): Generator<void, Ui
 }
 
 /**
- * Does all requests of the transaction again, a step each. Others may come in between, then what this leads to is
- * merged, or done once more. Fails with EAGAIN when a reply is another one now, or when that happens too often.
+ * Repeats all requests of the transaction, one per step. If others change the tree in between, the result is merged or
+ * the replay repeated. Fails with EAGAIN if a reply differs now, or if that happens too often.
  */
 function* replay(request: Request, transaction: Transaction): Generator<void, CommitResult> {
   const { server, session } = request;
@@ -99,7 +99,7 @@ export function getDomainPath(request: Request): Uint8Array {
   return encodeStrings(`/local/domain/${domidOf(text)}`);
 }
 
-/** A domain's own features are for it to read; those of others, and the default, for dom0. */
+/** A domain may read its own features; only dom0 may read the default and those of others. */
 export function getFeature(request: Request): Uint8Array {
   const { server, domain } = request;
   if (!server.personality.features) fail("ENOSYS");

@@ -1,5 +1,5 @@
-// What a client has with the server from the start of its connection, or from its last reset, until it ends: its
-// watches and its transactions. A session that is closed holds neither, and nobody hears of it any more.
+// A client's state at the server, from the start of its connection or its last reset until its end: watches and
+// transactions. A closed session holds neither and sends nothing more.
 import type { XsPacket } from "../../protocol/xs-wire.ts";
 import type { Domain } from "./domain.ts";
 import { enforce } from "./personality.ts";
@@ -7,12 +7,12 @@ import { fail } from "./quota.ts";
 import { Transaction, type TransactionHost } from "./transaction.ts";
 import type { Watch, Watcher, WatchRegistry } from "./watch.ts";
 
-/** What sessions need of their server. */
+/** The server as sessions need it. */
 export interface SessionHost extends TransactionHost {
   readonly watches: WatchRegistry;
 }
 
-/** Where the client hears from the server. */
+/** The way from the server to the client. */
 export interface SessionOutput {
   sendReply(type: number, request: XsPacket, payload: Uint8Array): void;
   sendEvent(path: string, token: string): void;
@@ -45,7 +45,7 @@ export class Session implements Watcher {
     if (!this.#closed) this.#output.sendEvent(path, token);
   }
 
-  /** EEXIST when the path is watched with this token already. */
+  /** Fails with EEXIST if the path is already watched with this token. */
   addWatch(watch: Omit<Watch, "watcher">): void {
     const { domain } = this;
     const key = watchKey(watch.path, watch.token);
@@ -57,7 +57,7 @@ export class Session implements Watcher {
     this.#host.watches.add(added);
   }
 
-  /** ENOENT when the path is not watched with this token. */
+  /** Fails with ENOENT if the path is not watched with this token. */
   removeWatch(path: string, token: string): void {
     const key = watchKey(path, token);
     const removed = this.#watches.get(key) ?? fail("ENOENT");
@@ -72,7 +72,7 @@ export class Session implements Watcher {
     this.#watches.clear();
   }
 
-  /** ENOENT when there is none of this id. */
+  /** Fails with ENOENT if there is no transaction with this id. */
   transaction(id: number): Transaction {
     return this.#transactions.get(id) ?? fail("ENOENT");
   }
@@ -86,7 +86,7 @@ export class Session implements Watcher {
     return transaction;
   }
 
-  /** The transaction is the client's no longer: it ends, whichever way. */
+  /** Takes the transaction away from the client because it is ending, one way or the other. */
   takeTransaction(id: number): Transaction {
     const taken = this.transaction(id);
     this.#transactions.delete(id);
@@ -100,7 +100,7 @@ export class Session implements Watcher {
     for (const id of this.#transactions.keys()) this.takeTransaction(id).release();
   }
 
-  /** An id for a new transaction: not 0, and not one that is in use. */
+  /** An id for a new transaction: neither 0 nor in use. */
   #takeId(): number {
     do this.#lastTransaction = (this.#lastTransaction % 0x7fff_ffff) + 1;
     while (this.#transactions.has(this.#lastTransaction));

@@ -1,17 +1,17 @@
-// The trees that guests' transactions began with, oldest first. Each keeps alive what has been replaced since, so
-// those that fall too far behind are given up: their transactions have to be done again, as after any conflict.
-// A domain that holds several loses the older ones much earlier than one that holds a single one.
+// The trees that guests' transactions started from, oldest first. Each keeps alive everything that was replaced since.
+// Those that fall too far behind are therefore dropped, and their transactions must be repeated as after any conflict.
+// A domain that holds several loses its older ones much earlier than its newest.
 
-/** How much the tree may turn over (StoreTree.turnover) after a domain's newest snapshot, and after its other ones. */
+/** How far the tree's turnover (StoreTree.turnover) may grow after a domain's newest snapshot, and after its others. */
 const NEWEST_LAG_MAX = 32 * 1024 * 1024;
 const LAG_MAX = 8 * 1024 * 1024;
 
 export interface Snapshot {
-  /** Whose it is. */
+  /** The domain that owns it. */
   readonly domain: object;
-  /** StoreTree.turnover when it was taken. */
+  /** StoreTree.turnover when the snapshot was taken. */
   readonly turnover: number;
-  /** Lets go of its trees. It is no longer among the snapshots. */
+  /** Releases its trees. It has been removed from the snapshots before. */
   expire(): void;
 }
 
@@ -33,7 +33,7 @@ export class Snapshots {
     if (this.#isNewest(snapshot)) this.#newest.delete(snapshot.domain);
   }
 
-  /** Gives up those that are too far behind a tree with this turnover. */
+  /** Drops the snapshots that are too far behind a tree with this turnover. */
   trim(turnover: number): void {
     for (const snapshot of this.#oldestFirst) {
       const lag = turnover - snapshot.turnover;

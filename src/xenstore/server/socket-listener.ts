@@ -1,4 +1,4 @@
-// Connections over AF_UNIX sockets. A socket belongs to one domain: whoever can open it is that domain.
+// Connections over AF_UNIX sockets. A socket belongs to one domain: whoever can open it acts as that domain.
 import { rmSync } from "node:fs";
 import { XentoolError } from "../../core/errors.ts";
 import type { Channel, Connection } from "./connection.ts";
@@ -33,11 +33,11 @@ class SocketChannel implements Channel {
 
 export interface SocketListener {
   readonly path: string;
-  /** Takes no further connections and removes the socket file. Connections stay. */
+  /** Accepts no further connections and removes the socket file. Existing connections remain. */
   close(): void;
 }
 
-/** Listens at `path`; `accept` makes the connection of each client, or refuses with undefined. */
+/** Listens at `path`. `accept` creates each client's connection, or returns undefined to refuse it. */
 export function listenOnSocket(
   path: string,
   accept: (channel: Channel) => Connection | undefined,

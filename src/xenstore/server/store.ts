@@ -1,5 +1,5 @@
-// The tree of nodes. Forking it is cheap and makes a snapshot: nodes are shared, and a tree copies a node
-// before it changes it unless it made that copy itself (each tree has a mark, and so have its own nodes).
+// The tree of nodes. Forking it is cheap and makes a snapshot: nodes are shared, and a tree copies a node before
+// changing it unless it made that copy itself. For that, each tree has a mark that its own nodes carry.
 import { joinPath, nodeNames, parentPath } from "../../protocol/xs-wire.ts";
 import { assert } from "../../core/errors.ts";
 import type { Footprint, Mark } from "./footprint.ts";
@@ -9,9 +9,9 @@ export interface StoreNode {
   readonly value: Uint8Array;
   readonly permissions: Permissions;
   readonly children: ReadonlyMap<string, StoreNode>;
-  /** Bytes of the children's names, each with a NUL: the size of a DIRECTORY reply. */
+  /** Size of the children's names in bytes, each with a NUL: the size of a DIRECTORY reply. */
   readonly childNameBytes: number;
-  /** Changes with the node's value, permissions and names of children, and only then. */
+  /** Changes whenever the node's value, permissions or child names change, and only then. */
   readonly generation: number;
 }
 
@@ -21,30 +21,30 @@ interface OwnNode {
   children: Map<string, OwnNode>;
   childNameBytes: number;
   generation: number;
-  /** The tree that may change this object. */
+  /** Mark of the tree that may change this object. */
   mark: object;
 }
 
-/** A node that was removed, with all that was below it. */
+/** A removed node with everything that was below it. */
 export interface Removed {
   readonly path: string;
   readonly node: StoreNode;
 }
 
-/** About what a node takes beside its value, and what each child adds to that. */
+/** Approximate memory of a node besides its value, and the addition for each child. */
 const NODE_BYTES = 400;
 const CHILD_BYTES = 64;
 
 const NO_BYTES = new Uint8Array(0);
-/** The children of every node that has none. Never changed. */
+/** Shared by all nodes without children. Never changed. */
 const NO_CHILDREN = new Map<string, OwnNode>();
-/** Generations are never used twice, in any tree of this process. */
+/** Generations are never reused in any tree of this process. */
 let lastGeneration = 0;
 
 export class StoreTree {
   #root: OwnNode;
   #mark = {};
-  /** How many nodes each domain owns; zero is absent. */
+  /** Number of nodes that each domain owns; domains with none are absent. */
   readonly #owned: Map<number, number>;
   #version: number;
   #turnover: number;
@@ -56,25 +56,25 @@ export class StoreTree {
     this.#root = from === undefined ? this.#newNode([{ domid: 0, access: "none" }]) : from.#root;
   }
 
-  /** A tree of one node, "/", that belongs to domain 0. */
+  /** A tree with a single node, "/", which belongs to domain 0. */
   static empty(): StoreTree {
     return new StoreTree(undefined);
   }
 
-  /** A tree with the same nodes; from here on the two change apart. */
+  /** Creates a tree with the same nodes. From then on the two change independently. */
   fork(): StoreTree {
     this.#mark = {};
     return new StoreTree(this);
   }
 
-  /** Equal to another tree's exactly when the two hold the same nodes. */
+  /** Equal to another tree's version exactly when the two hold the same nodes. */
   get version(): number {
     return this.#version;
   }
 
   /**
-   * Grows with each node that is made, copied, changed or removed by about the bytes it takes. What this
-   * tree and a fork do not share is less than what it grew by since.
+   * Grows with each node created, copied, changed or removed, by about the bytes that it takes. What this tree does not
+   * share with a fork is smaller than the growth since that fork.
    */
   get turnover(): number {
     return this.#turnover;
@@ -84,7 +84,7 @@ export class StoreTree {
     return this.#owned.get(domid) ?? 0;
   }
 
-  /** How many nodes there are. */
+  /** Number of nodes. */
   get size(): number {
     return this.#owned.values().reduce((sum, count) => sum + count, 0);
   }
@@ -98,7 +98,7 @@ export class StoreTree {
     return node;
   }
 
-  /** The node at `path`, or the nearest one above it that exists. */
+  /** The node at `path`, or its nearest existing ancestor. */
   nearest(path: string): { readonly path: string; readonly node: StoreNode } {
     let node = this.#root;
     let length = 0;
@@ -111,7 +111,7 @@ export class StoreTree {
     return { path: length === 0 ? "/" : path.slice(0, length), node };
   }
 
-  /** Makes an empty node where there is none, and those above it that are missing, with these permissions. */
+  /** Creates an empty node where there is none, and any missing ancestors, with these permissions. */
   create(path: string, permissions: Permissions): void {
     let node = (this.#root = this.#own(this.#root));
     let made = false;
@@ -132,7 +132,7 @@ export class StoreTree {
     this.#setPermissions(this.#editable(path), permissions);
   }
 
-  /** Removes an existing node other than "/" with all below it, and returns what was removed. */
+  /** Removes an existing node other than "/" with everything below it, and returns it. */
   remove(path: string): StoreNode {
     const parent = this.#editable(parentPath(path));
     const name = path.slice(path.lastIndexOf("/") + 1);
@@ -142,19 +142,21 @@ export class StoreTree {
     return removed;
   }
 
-  /** Removes the nodes that a domain owns, with all below them, and its name from the permissions of others. */
+  /**
+   * Removes the nodes that a domain owns, with everything below them, and its entries from other nodes' permissions.
+   */
   removeDomain(domid: number): Removed[] {
     const removed: Removed[] = [];
     this.#root = this.#withoutDomain(domid, "/", this.#root, removed);
     return removed;
   }
 
-  /** Whether all that `footprint` touched is the same here and in `other`, a tree of the same origin. */
+  /** Whether everything that `footprint` touched is the same here and in `other`, a tree of the same origin. */
   agreesWith(other: StoreTree, footprint: Footprint): boolean {
     return agree(this.#root, other.#root, footprint.root);
   }
 
-  /** Makes what `footprint` says was modified as it is in `source`. */
+  /** Makes everything that `footprint` marks as modified the same as in `source`. */
   graft(source: StoreTree, footprint: Footprint): void {
     this.#root = this.#own(this.#root);
     this.#graft(this.#root, source.#root, footprint.root);
@@ -177,7 +179,8 @@ export class StoreTree {
         this.#graft(own, wanted, below);
       } else if (child !== undefined && below.modified) this.#dropChild(node, name, child);
     }
-    // Nobody else made or removed one, then: DIRECTORY shows them in the order in which they were made.
+    // Since the node was touched, nobody else has created or removed children of it. DIRECTORY lists children in
+    // creation order, so take over that of `source`.
     if (mark.touched && mark.dirty) node.children = inOrderOf(source.children, node.children);
   }
 
@@ -251,7 +254,7 @@ export class StoreTree {
     this.#touch(node);
   }
 
-  /** The node at an existing path, as an object of this tree alone. */
+  /** The node at an existing path, as an object that only this tree uses. */
   #editable(path: string): OwnNode {
     let node = (this.#root = this.#own(this.#root));
     for (const name of nodeNames(path)) {
@@ -287,7 +290,7 @@ export class StoreTree {
   }
 }
 
-/** `children`, in the order of `others`, which has the same names. */
+/** `children` in the order of `others`, which has the same names. */
 function inOrderOf(
   others: ReadonlyMap<string, OwnNode>,
   children: ReadonlyMap<string, OwnNode>,
@@ -306,14 +309,14 @@ function bytesOf(node: OwnNode): number {
 }
 
 function agree(one: OwnNode | undefined, other: OwnNode | undefined, mark: Mark): boolean {
-  if (one === other) return true; // shared, with all below
+  if (one === other) return true; // shared, including everything below
   if (mark.touched && one?.generation !== other?.generation) return false;
   for (const [name, below] of mark.below)
     if (!agree(one?.children.get(name), other?.children.get(name), below)) return false;
   return true;
 }
 
-/** `node`, which is at `path`, and all below it: parents before their children. */
+/** `node`, which is at `path`, and everything below it, parents before children. */
 export function* descendants(path: string, node: StoreNode): Generator<[path: string, node: StoreNode]> {
   const waiting: [string, StoreNode][] = [[path, node]];
   for (let entry = waiting.pop(); entry !== undefined; entry = waiting.pop()) {

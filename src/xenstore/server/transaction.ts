@@ -1,6 +1,6 @@
-// A transaction: a fork of the tree, what was done to it, and how its end finds out whether it may still
-// happen. When nothing that it looked at has changed since, its changes are made in the present tree. Otherwise
-// C xenstored refuses, and oxenstored does all its requests again and insists on the same replies.
+// A transaction: a fork of the tree, the changes made to it, and the check at its end whether it may be committed. If
+// nothing that it read has changed since, its changes are applied to the current tree. Otherwise C xenstored refuses,
+// and oxenstored repeats all its requests and insists on the same replies.
 import {
   XS_DIRECTORY,
   XS_DIRECTORY_PART,
@@ -16,35 +16,35 @@ import type { Snapshot, Snapshots } from "./snapshots.ts";
 import type { StoreTree } from "./store.ts";
 import type { Change } from "./watch.ts";
 
-/** Requests that change nothing: a transaction of these alone is never in anyone's way where it is replayed. */
+/** Requests that change nothing. Where transactions are replayed, one with only these never conflicts. */
 const READING: ReadonlySet<number> = new Set([XS_DIRECTORY, XS_DIRECTORY_PART, XS_GET_PERMS, XS_READ]);
-/** About what a logged request and a noted change take beside their bytes. */
+/** Approximate memory of a logged request or a noted change besides its bytes. */
 const ENTRY_BYTES = 256;
 
-/** A request of a transaction and the reply it got. */
+/** A request of a transaction and its reply. */
 export interface LoggedRequest {
   readonly packet: XsPacket;
   readonly reply: { readonly type: number; readonly payload: Uint8Array };
 }
 
-/** What node requests work on: the tree, and places for what they saw of it and did to it. */
+/** The material of node requests: the tree, and records of what they read and changed. */
 export interface Workspace {
   readonly tree: StoreTree;
-  /** Undefined where nobody asks later. */
+  /** Undefined if nobody needs it later. */
   readonly footprint: Footprint | undefined;
-  /** Notes an event to be fired. */
+  /** Notes a change for which to fire events later. */
   note(change: Change): void;
 }
 
-/** Where transactions begin and end. */
+/** The server as transactions see it when they begin and commit. */
 export interface TransactionHost {
   readonly personality: Personality;
-  /** The present tree. */
+  /** The current tree. */
   readonly tree: StoreTree;
   readonly snapshots: Snapshots;
 }
 
-/** What a transaction leads to. */
+/** The result of a successful commit. */
 export interface CommitResult {
   readonly tree: StoreTree;
   readonly changes: readonly Change[];
@@ -59,10 +59,10 @@ export class Transaction implements Workspace, Snapshot {
   #base: StoreTree | undefined;
   #tree: StoreTree | undefined;
   #changes: Change[] = [];
-  /** Where in `changes` each path is. */
+  /** Each path's position in `changes`. */
   readonly #places = new Map<string, number>();
   #log: LoggedRequest[] = [];
-  /** Of the changes and the log. */
+  /** Bytes of the changes and the log. */
   #entryBytes = 0;
   #chargedBytes = 0;
   #expired = false;
@@ -76,7 +76,7 @@ export class Transaction implements Workspace, Snapshot {
     if (this.#replays) this.#fork();
   }
 
-  /** Its own tree. C xenstored reads a node when it is first asked for, so the fork comes no earlier. */
+  /** Its own tree. C xenstored reads a node only when it is first requested, so the fork is made no earlier. */
   get tree(): StoreTree {
     return this.#tree ?? this.#fork();
   }
@@ -89,7 +89,7 @@ export class Transaction implements Workspace, Snapshot {
     return this.#changes;
   }
 
-  /** Its requests so far, where they may have to be done again. */
+  /** Its requests so far, if they may have to be repeated. */
   get log(): readonly LoggedRequest[] {
     return this.#log;
   }
@@ -98,7 +98,10 @@ export class Transaction implements Workspace, Snapshot {
     return this.#base?.turnover ?? 0;
   }
 
-  /** Merged at once where events are: who changes one node for ever must not fill the memory. */
+  /**
+   * Where events are merged, they are merged immediately: a client that changes one node for ever must not fill the
+   * memory.
+   */
   note(change: Change): void {
     const { path } = change;
     const place = this.#host.personality.mergesTransactionEvents ? this.#places.get(path) : undefined;
@@ -111,7 +114,7 @@ export class Transaction implements Workspace, Snapshot {
     this.#changes[place] = { path, removed: change.removed ?? removed, oldPermissions };
   }
 
-  /** Fails when there may be no further request. */
+  /** Fails if no further request is allowed. */
   admitRequest(): void {
     const { personality } = this.#host;
     const { quotas, transactionBytes } = this.domain;
@@ -119,7 +122,7 @@ export class Transaction implements Workspace, Snapshot {
     enforce(personality, quotas, "transactionBytes", transactionBytes);
   }
 
-  /** A request was done, and got this reply. */
+  /** Records a request and its reply. */
   logRequest(request: LoggedRequest): void {
     if (this.#replays) {
       this.#log.push(request);
@@ -129,8 +132,8 @@ export class Transaction implements Workspace, Snapshot {
   }
 
   /**
-   * The tree and the events that the transaction leads to; undefined when its requests have to be done again,
-   * in `again`. Fails with EAGAIN when another client came in between.
+   * The tree and the events that result from the transaction; undefined if its requests must be repeated in `again`.
+   * Fails with EAGAIN if another client's change conflicts.
    */
   commit(): CommitResult | undefined {
     const { tree: current } = this.#host;
@@ -147,14 +150,17 @@ export class Transaction implements Workspace, Snapshot {
     return changesNothing ? unchanged : { tree: this.#merge(tree, current), changes: this.#changes };
   }
 
-  /** One that begins now, to do the requests of this one in. It is not counted: it lives as long as one request. */
+  /**
+   * A transaction that begins now, in which to repeat this one's requests. It is not counted, because it lives only as
+   * long as one request.
+   */
   again(): Transaction {
     const again = new Transaction(this.id, this.domain, this.#host);
     again.#log = this.#log;
     return again;
   }
 
-  /** Forgets all but the log: nothing else of it is needed to do it again. */
+  /** Discards everything except the log, which is all that is needed to repeat it. */
   forgetResult(): void {
     this.#host.snapshots.delete(this);
     this.#base = this.#tree = undefined;
@@ -163,7 +169,7 @@ export class Transaction implements Workspace, Snapshot {
     this.#footprint = this.#newFootprint();
   }
 
-  /** It holds nothing any more. */
+  /** Releases everything it holds. */
   release(): void {
     this.forgetResult();
     this.#log = [];
@@ -197,13 +203,13 @@ export class Transaction implements Workspace, Snapshot {
     this.#chargedBytes = bytes;
   }
 
-  /** Whether a request might be refused for its quota now that was not before, or the other way round. */
+  /** Whether a quota might now refuse a request that it allowed before, or the other way round. */
   #quotaMoved(base: StoreTree, current: StoreTree): boolean {
     const { domid, privileged } = this.domain;
     return !privileged && base.ownedBy(domid) !== current.ownedBy(domid);
   }
 
-  /** The present tree with the nodes that this transaction changed. */
+  /** The current tree with this transaction's changes. */
   #merge(tree: StoreTree, current: StoreTree): StoreTree {
     const merged = current.fork();
     merged.graft(tree, this.#footprint);
@@ -214,7 +220,7 @@ export class Transaction implements Workspace, Snapshot {
   }
 }
 
-/** Work on a tree outside of any transaction. */
+/** Work on a tree outside any transaction. */
 export class PlainWorkspace implements Workspace {
   readonly tree: StoreTree;
   readonly footprint: undefined;

@@ -1,57 +1,57 @@
-// Turns: a domain's connections together are served for a short while, then all other domains come first.
-// Counted for the domain, not for the connection: it may have as many of those as it likes. What takes longer
-// than a turn is a job in steps: it goes on in the next turn, and nothing else of the domain is begun before.
+// Turns: a domain's connections together are served for a short while, then all other domains come first. Turns count
+// per domain, because a domain may have as many connections as it likes. Work that takes longer than a turn is a job in
+// steps: it continues in the next turn, and the domain starts nothing else before it is done.
 
-/** Steps taken in a row. A request is one, unless it is a long one. */
+/** Consecutive steps in a turn. A request is one step unless it is a long one. */
 const TURN_STEPS = 64;
-/** Time that they may take: one can be a thousand times the work of another. */
+/** Time that they may take, since one step can be a thousand times the work of another. */
 const TURN_MS = 2;
 
-/** Who waits for a turn. */
+/** A client waiting for a turn. */
 export interface Waiter {
   takeTurn(): void;
 }
 
-/** Work that may stop after each step. */
+/** Work that may be interrupted after each step. */
 export type Job = Generator<void, void>;
 
 export class Turns {
   readonly #now: () => number;
   #steps = 0;
   #ms = 0;
-  /** When the step under way began. */
+  /** When the current step began. */
   #begunAt = 0;
   #jobs: Job[] = [];
   readonly #waiting = new Set<Waiter>();
-  /** Whether the next turn is on its way. */
+  /** Whether the next turn has been scheduled. */
   #announced = false;
 
-  /** `now` returns milliseconds of a clock that only goes forward. */
+  /** `now` returns the milliseconds of a monotonic clock. */
   constructor(now: () => number) {
     this.#now = now;
   }
 
-  /** Whether nothing more of the domain is begun before others were served. */
+  /** Whether the domain must start nothing more until others were served. */
   get over(): boolean {
     return this.#isSpent || this.#jobs.length > 0;
   }
 
-  /** Time counts from here on, until the steps of the next `run` are done. */
+  /** Starts the time measurement for the steps of the next `run`. */
   begin(): void {
     this.#begunAt = this.#now();
   }
 
-  /** Takes the steps of `job`, after those of the jobs before it: as many as the turn has left, the others later. */
+  /** Runs the steps of `job` after those of earlier jobs: as many as fit in this turn, the rest later. */
   run(job: Job): void {
     if (this.#jobs.push(job) === 1) this.#work();
   }
 
-  /** Returns the jobs that are not done. The caller has to do them from now on. */
+  /** Returns the unfinished jobs, which the caller must run from now on. */
   surrender(): Job[] {
     return this.#jobs.splice(0);
   }
 
-  /** Has `waiter` take its turn, after those who wait already. */
+  /** Queues `waiter` for a turn, after those already waiting. */
   wait(waiter: Waiter): void {
     this.#waiting.add(waiter);
     this.#announce();
@@ -74,13 +74,13 @@ export class Turns {
     if (this.#jobs.length > 0) this.#announce();
   }
 
-  /** One step of the first job. True when it was the last of this turn. */
+  /** Runs one step of the first job. Returns true if it was the last of this turn. */
   #stepIsLast(): boolean {
     let done: boolean | undefined = true;
     try {
       done = this.#jobs[0]?.next().done;
     } finally {
-      if (done === true) this.#jobs.shift(); // also one that threw
+      if (done === true) this.#jobs.shift(); // also if it threw
       const now = this.#now();
       this.#steps++;
       this.#ms += now - this.#begunAt;

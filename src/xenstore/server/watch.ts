@@ -1,12 +1,12 @@
-// Watches: who wants to hear of which path, and who hears of a change. A change is reported to the watches
-// of its path and of every path above; a removal also to those of the removed nodes below, each with its
-// own path. Only those hear of it who may read the node, its parent, or the node as it was.
+// Watches: who watches which path, and who is notified of a change. A change is reported to the watches of its path and
+// of every path above it. A removal is also reported to those of the removed nodes below, each with its own path. Only
+// clients that may read the node, its parent, or the node as it was are notified.
 import { isSpecialPath, joinPath, parentPath } from "../../protocol/xs-wire.ts";
 import { hashBelow, hashesDownTo, ROOT_HASH } from "./path-hash.ts";
 import { ALLOW_READ, allows, type Actor, type Permissions } from "./permissions.ts";
 import type { StoreNode, StoreTree } from "./store.ts";
 
-/** Whom a watch is for. */
+/** The client that a watch belongs to. */
 export interface Watcher {
   readonly domain: Actor & { readonly path: string };
   sendEvent(path: string, token: string): void;
@@ -16,24 +16,24 @@ export interface Watch {
   readonly watcher: Watcher;
   /** Absolute, or special. */
   readonly path: string;
-  /** As the client wrote it. Events name paths the same way. */
+  /** The path as the client wrote it. Events use the same form. */
   readonly givenPath: string;
   readonly token: string;
-  /** Levels below the path that are reported; undefined: all. */
+  /** Number of levels below the path to report; undefined: all. */
   readonly depth: number | undefined;
 }
 
-/** What happened to one node, for the watches. */
+/** A change of one node, as needed by the watches. */
 export interface Change {
   readonly path: string;
-  /** Permissions of the node before the change, where there was one. */
+  /** Permissions of the node before the change, if it existed. */
   readonly oldPermissions: Permissions | undefined;
-  /** The node that is gone, with all that was below it. */
+  /** The removed node, with everything that was below it. */
   readonly removed: StoreNode | undefined;
 }
 
 export class WatchRegistry {
-  /** By the path's number. */
+  /** Watches by the hash of their path. */
   readonly #watches = new Map<number, Set<Watch>>();
   #count = 0;
 
@@ -57,7 +57,7 @@ export class WatchRegistry {
     if (watches.size === 0) this.#watches.delete(hash);
   }
 
-  /** Reports `change`; `tree` is the tree after it. */
+  /** Reports `change`; `tree` is the tree after the change. */
   fire(change: Change, tree: StoreTree): void {
     if (this.#count === 0) return;
     const { path, oldPermissions, removed } = change;
@@ -82,8 +82,8 @@ export class WatchRegistry {
   }
 
   /**
-   * Reports that domain `domid` came or went: `base` is @introduceDomain or @releaseDomain. A watch with a
-   * depth hears which domain it was, and `base/<domid>` may be watched itself.
+   * Reports that domain `domid` came or went: `base` is @introduceDomain or @releaseDomain. A watch with a depth learns
+   * which domain it was, and `base/<domid>` may be watched itself.
    */
   fireSpecial(base: string, domid: number, permissionsOf: (path: string) => Permissions): void {
     const exact = joinPath(base, String(domid));
@@ -94,7 +94,7 @@ export class WatchRegistry {
   }
 }
 
-/** A changed node, for those who watch it. The tree is looked at once, however many they are. */
+/** A changed node, for its watchers. The tree is read only once, however many there are. */
 class ChangedNode {
   readonly path: string;
   readonly #old: Permissions | undefined;
@@ -118,7 +118,7 @@ class ChangedNode {
   }
 }
 
-/** Reports a change `levels` below `watched` to those of `watches` who watch exactly that path. */
+/** Reports a change `levels` below `watched` to those of `watches` that watch exactly that path. */
 function report(watches: ReadonlySet<Watch>, watched: string, levels: number, changed: ChangedNode): void {
   for (const watch of watches)
     if (
@@ -129,13 +129,13 @@ function report(watches: ReadonlySet<Watch>, watched: string, levels: number, ch
       watch.watcher.sendEvent(eventPath(watch, changed.path), watch.token);
 }
 
-/** `path` as the watch's owner names paths: relative to its directory when it watches a relative one. */
+/** `path` in the form used by the watch's owner: relative to its directory if it watches a relative path. */
 function eventPath(watch: Watch, path: string): string {
   const relative = !watch.givenPath.startsWith("/") && !isSpecialPath(watch.givenPath);
   return relative ? path.slice(watch.watcher.domain.path.length + 1) : path;
 }
 
-/** A special path's is that of its text. */
+/** The hash of a path. A special path is hashed by its text. */
 function hashOf(path: string): number {
   let last = ROOT_HASH;
   for (const [hash] of hashesDownTo(path)) last = hash;

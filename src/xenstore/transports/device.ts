@@ -1,4 +1,4 @@
-// A client over the device of the Linux kernel, /dev/xen/xenbus.
+// A client over the Linux kernel's device, /dev/xen/xenbus.
 import { close, open, read, write } from "node:fs";
 import { promisify } from "node:util";
 import type { XentoolError } from "../../core/errors.ts";
@@ -25,17 +25,17 @@ export async function openDevice(path: string): Promise<XenstoreTransport> {
 }
 
 /**
- * The device of the Linux kernel. Reads block, so one waits in a thread of the runtime's pool. The kernel
- * takes one packet a write and throws the rest of a longer one away. A read cannot be cancelled: closing
- * sends one last harmless request, whose reply wakes the read, and then closes the file.
+ * The Linux kernel's device. Reads block, so one waits in a thread of the runtime's pool. The kernel takes one packet
+ * per write and discards the rest of a longer one. A read cannot be cancelled: closing sends one last harmless request,
+ * whose reply wakes the read, and then closes the file.
  */
 class DeviceTransport implements XenstoreTransport {
   readonly name: string;
-  /** The kernel's buffer holds a packet of 4096 bytes with its header. */
+  /** The kernel's buffer holds 4096 bytes for a packet including its header. */
   readonly payloadBytesMax = XS_PAYLOAD_MAX - XS_HEADER_BYTES;
   /**
-   * The kernel handles a request to watch within the write, with a lock held that the reply to any other request
-   * of the same file needs: both at once, and its xenstore is dead for the whole domain (Linux 6.1).
+   * The kernel handles a watch request within the write while holding a lock that the reply to any other request on the
+   * same file needs. With both in progress, the kernel's xenstore is dead for the whole domain (Linux 6.1).
    */
   readonly oneAtATime = true;
   onData: (bytes: Uint8Array) => void = ignore;

@@ -1,6 +1,6 @@
-// A client over a xenstore ring page: the guest's side. A predecessor may have left the ring in use (a boot
-// loader, a crashed kernel), so it is first brought to a packet boundary, by the close handshake where the
-// server knows it, else as Linux does: wait until the requests are taken, and skip the replies.
+// A client over a xenstore ring page: the guest's side. A predecessor (a boot loader, a crashed kernel) may have left
+// the ring in use, so it is first brought to a packet boundary. If the server supports the close handshake, that is
+// used; otherwise the client does as Linux does: it waits until the requests are taken and skips the replies.
 import { within } from "../../core/deadline.ts";
 import { XentoolError } from "../../core/errors.ts";
 import type { StoreRing } from "../../platform/platform.ts";
@@ -46,8 +46,8 @@ export class RingTransport implements XenstoreTransport {
   }
 
   /**
-   * Takes the ring over, within `timeoutMs`: `timeout` when the server does not answer. The ring is closed when that
-   * fails, and with the transport.
+   * Takes over the ring within `timeoutMs`; fails with `timeout` if the server does not respond. The ring is closed if
+   * this fails, and otherwise together with the transport.
    */
   static async connect(ring: StoreRing, timeoutMs: number): Promise<RingTransport> {
     try {
@@ -73,12 +73,12 @@ export class RingTransport implements XenstoreTransport {
     this.#ring.close?.();
   }
 
-  /** Takes what the server sent and sends what fits, until neither moves. */
+  /** Receives what the server sent and sends what fits, until neither makes progress. */
   #pump(): void {
     while (!this.#closed && (this.#send() || this.#receive()));
   }
 
-  /** True when something went out. */
+  /** Returns true if something was sent. */
   #send(): boolean {
     const head = this.#unsent[0];
     if (head === undefined) return false;
@@ -91,7 +91,7 @@ export class RingTransport implements XenstoreTransport {
     return true;
   }
 
-  /** True when something came in. */
+  /** Returns true if something was received. */
   #receive(): boolean {
     const bytes = this.#responses.read();
     if (bytes === undefined || loadRingWord(this.#ring.page, XS_RING_ERROR) !== XENSTORE_ERROR_NONE)
@@ -112,7 +112,7 @@ export class RingTransport implements XenstoreTransport {
   }
 }
 
-/** Brings a ring that others have used to a packet boundary. */
+/** Brings a ring that was used before to a packet boundary. */
 async function clear(ring: StoreRing, timeoutMs: number): Promise<void> {
   const { page } = ring;
   const canClose = (loadRingWord(page, XS_RING_SERVER_FEATURES) & XENSTORE_SERVER_FEATURE_RECONNECTION) !== 0;
@@ -130,13 +130,13 @@ function requestsTaken(page: XsRingPage): boolean {
   return loadRingWord(page, XS_RING_REQ_CONS) === loadRingWord(page, XS_RING_REQ_PROD);
 }
 
-/** Nothing was ever sent since the ring was set up or closed. A used one may hold half a packet. */
+/** Whether nothing was sent since the ring was set up or closed. A used ring may hold an incomplete packet. */
 function isFresh(page: XsRingPage): boolean {
   const indices = [XS_RING_REQ_CONS, XS_RING_REQ_PROD, XS_RING_RSP_CONS, XS_RING_RSP_PROD];
   return isConnected(page) && indices.every((offset) => loadRingWord(page, offset) === 0);
 }
 
-/** Waits for `condition`, which is looked at after each event. */
+/** Waits for `condition`, which is checked after each event. */
 async function until(ring: StoreRing, timeoutMs: number, condition: () => boolean): Promise<void> {
   if (condition()) return;
   const { promise, resolve } = Promise.withResolvers<void>();

@@ -1,4 +1,4 @@
-// A client over an AF_UNIX socket, as xenstored and the simulated host offer it.
+// A client over an AF_UNIX socket, as provided by xenstored and the simulated host.
 import type { XentoolError } from "../../core/errors.ts";
 import { XS_PAYLOAD_MAX } from "../../protocol/xs-wire.ts";
 import { cannotConnect, connectionLost } from "../errors.ts";
@@ -43,7 +43,7 @@ class SocketTransport implements XenstoreTransport {
     if (this.#unsent.length === 1) this.flush();
   }
 
-  /** Sends what the socket takes; the rest goes out when it drains. */
+  /** Sends what the socket takes; the rest is sent when it drains. */
   flush(): void {
     while (this.#unsent.length > 0) {
       const head = this.#unsent[0];
