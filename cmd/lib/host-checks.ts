@@ -3,7 +3,7 @@
 // it where they use it, because a host where the shim does not load must be reported too.
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
 import { release } from "node:os";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { describeError } from "../../src/core/errors.ts";
 import { escapeControls, escapeText } from "../../src/core/log.ts";
 import { formatBytes } from "./output.ts";
@@ -161,15 +161,24 @@ function checkDevice(host: Host, device: (typeof DEVICES)[number], onXen: boolea
   }
 }
 
+/** A simulated host names its own xenstored in XENSTORED_PATH, for Xen's programs. It is not that of a real Xen. */
+function withoutSimulatedStore(env: Host["env"]): Host["env"] {
+  const { XENSTORED_PATH, ...rest } = env;
+  const dir = env["XENTOOL_SIM"];
+  const isSimulated = dir && XENSTORED_PATH && !relative(dir, XENSTORED_PATH).startsWith("..");
+  return isSimulated ? rest : env;
+}
+
 async function checkXenstore(host: Host, onXen: boolean): Promise<Finding> {
-  const named = host.env["XENSTORED_PATH"];
+  const env = withoutSimulatedStore(host.env);
+  const named = env["XENSTORED_PATH"];
   if (!onXen && (named === undefined || named === ""))
     return { ok: false, found: "not looked for", advice: "see hypervisor" };
   const advice = "in dom0 `systemctl start xenstored`, or the init script of your distribution";
   return attempt(advice, async () => {
     const { xenstoreEndpoint } = await import("../../src/platform/xen.ts");
     const { Xenstore } = await import("../../src/xenstore/client.ts");
-    const endpoint = xenstoreEndpoint(host.env);
+    const endpoint = xenstoreEndpoint(env);
     const xenstore = await Xenstore.connect(endpoint, { timeoutMs: XENSTORE_TIMEOUT_MS });
     xenstore.close();
     return { ok: true, found: `answers at ${endpoint.path}` };

@@ -141,6 +141,18 @@ describe("the simulation", () => {
   });
 });
 
+test("the xenstored of a simulated host is not taken for that of a real Xen", async () => {
+  const host = await SimHost.start();
+  try {
+    const env = { XENTOOL_SIM: host.dir, XENSTORED_PATH: join(host.dir, "dom0/xenstored") };
+    expect((await examine(env)).get("xenstore")).toMatchObject({ ok: false, found: "not looked for" });
+    const other = { ...env, XENTOOL_SIM: join(host.dir, "other") };
+    expect((await examine(other)).get("xenstore")).toMatchObject({ ok: true });
+  } finally {
+    await host.stop();
+  }
+});
+
 test.each([
   ["unlimited", true, "unlimited"],
   ["67108864", true, "64 MiB"],
