@@ -76,8 +76,11 @@ function servingOptions<T>(argv: Argv<T>): Argv<T & Omit<ServingArguments, keyof
 }
 
 /** Handles `--filter help`, whatever else is on the command line. */
-async function explainFilters(argv: { readonly filter?: unknown }): Promise<void> {
-  if (!Array.isArray(argv.filter) || !argv.filter.includes("help")) return;
+function explainFilters(argv: { readonly filter?: unknown }): Promise<never> | undefined {
+  return Array.isArray(argv.filter) && argv.filter.includes("help") ? printFilters() : undefined;
+}
+
+async function printFilters(): Promise<never> {
   const { filterHelp } = await import("../src/block/filters/catalogue.ts");
   process.stdout.write(filterHelp());
   process.exit(0);
@@ -119,13 +122,17 @@ interface ServeArguments extends DeviceArguments, ServingArguments {
   readonly run: string | undefined;
 }
 
+const SERVE = "Serve a disk image or block device until it is detached, its guest is gone, or SIGTERM";
+
 export const serveCommand: CommandModule<GlobalArguments, ServeArguments> = {
-  command: "serve <image>",
-  describe: "Serve a disk image or block device until it is detached, its guest is gone, or SIGTERM",
+  // The image is required, but yargs would demand an <image> before `--filter help` is looked at.
+  command: "serve [image]",
+  describe: SERVE,
   builder: (argv) =>
     withExamples(
-      servingOptions(deviceTypeOption(deviceOptions(argv)))
-        .positional("image", { type: "string", demandOption: true, describe: "A file or a block device" })
+      servingOptions(deviceTypeOption(deviceOptions(argv.usage(`$0 blkback serve <image>\n\n${SERVE}`))))
+        .positional("image", { type: "string", describe: "A file or a block device" })
+        .demandOption("image")
         .option("mode", {
           choices: ["r", "w", "w!"] as const,
           default: "w" as const,

@@ -8,7 +8,7 @@ import { EXIT_CODE, kindOf, XentoolError } from "../src/core/errors.ts";
 import { blkbackCommand } from "./blkback.ts";
 import { blkfrontCommand } from "./blkfront.ts";
 import { doctorCommand } from "./doctor.ts";
-import { checkArguments } from "./lib/arguments.ts";
+import { checkArguments, usageError } from "./lib/arguments.ts";
 import { withExamples } from "./lib/examples.ts";
 import { outputErrorStatus } from "./lib/interruption.ts";
 import { print } from "./lib/output.ts";
@@ -59,10 +59,10 @@ function commandLine(args: readonly string[]) {
     .version(version)
     .group(["platform", "json", "timeout", "verbose", "help", "version"], "Global options:")
     .wrap(helpWidth())
-    .exitProcess(false)
-    .fail((message, error) => {
-      throw error ?? usageError(message, args);
-    });
+    .exitProcess(false);
+  parser.fail((message, error) => {
+    throw error ?? usageError(message, parser);
+  });
   parser.middleware((values) => checkArguments(parser, values));
   return withExamples(parser, [
     ["xentool sim run -- sh", "a shell in a simulated Xen host"],
@@ -74,26 +74,6 @@ function commandLine(args: readonly string[]) {
 /** As wide as the terminal, but at most COLUMNS, or 110 if COLUMNS is not set. */
 function helpWidth(): number {
   return Math.min(process.stdout.columns ?? Infinity, Number(process.env["COLUMNS"]) || 110);
-}
-
-/** What yargs found wrong, in our own words, with the help command to try. */
-function usageError(message: string, args: readonly string[]): XentoolError {
-  const what = message
-    .replace("Not enough non-option arguments:", "arguments are missing:")
-    .replace("Unknown argument", "unknown option")
-    .replace("Unknown command", "unknown command")
-    .replace("Did you mean", "unknown command, did you mean");
-  return new XentoolError(
-    "usage",
-    `${what}${what.endsWith("?") ? "" : ";"} try: xentool ${helpTopic(args)}--help`,
-  );
-}
-
-/** The command whose help to suggest, with a space; empty when there is no such command. */
-function helpTopic(args: readonly string[]): string {
-  const commands = [blkbackCommand, blkfrontCommand, vchanCommand, xsringCommand, simCommand, doctorCommand];
-  const names = commands.map(({ command }) => String(command).split(" ")[0]);
-  return names.includes(args[0]) ? `${args[0]} ` : "";
 }
 
 const args = Bun.argv.slice(2);

@@ -1,5 +1,6 @@
 // Checks that apply to the arguments of every command: an option is given once, a number is decimal, and no text is
-// empty. yargs alone takes "" for 0 and turns a repeated option into an array.
+// empty. yargs alone takes "" for 0 and turns a repeated option into an array. What yargs itself finds wrong is put
+// into our own words here.
 import type { Argv } from "yargs";
 import { XentoolError } from "../../src/core/errors.ts";
 
@@ -15,6 +16,7 @@ interface Declarations {
     readonly number: readonly string[];
   };
   getGroups(): Readonly<Record<string, readonly string[]>>;
+  getInternalMethods(): { getContext(): { readonly commands: readonly string[] } };
 }
 
 /** Makes yargs keep the numbers declared so far as typed, so that `checkArguments` can show them. */
@@ -35,17 +37,44 @@ export function toNumber(text: unknown): unknown {
 /** Fails with what is wrong with the first bad value. */
 export function checkArguments<T>(argv: Argv<T>, values: Readonly<Record<string, unknown>>): void {
   const options = declarationsOf(argv).getOptions();
-  const positionals = declarationsOf(argv).getGroups()["Positionals:"] ?? [];
   for (const name of Object.keys(options.key)) {
     const value = values[name];
     if (value === options.default[name] || options.boolean.includes(name)) continue;
-    const label = positionals.includes(name) ? name.toUpperCase() : `--${name}`;
+    const label = labelOf(argv, name);
     if (Array.isArray(value) && !options.array.includes(name)) fail(`${label} was given twice`);
     if (options.number.includes(name) && typeof value !== "number")
       fail(`${label} wants a number, not ${JSON.stringify(value)}`);
     if ([value].flat().some((each) => each === "" || each === false)) fail(`${label} must not be empty`);
   }
   if ([values["--"]].flat()[0] === "") fail("the command after -- must not be empty");
+}
+
+/** What yargs found wrong, in our own words, with the help of the command that it was parsing. */
+export function usageError<T>(message: string, argv: Argv<T>): XentoolError {
+  const what = message
+    .replace(/^Not enough non-option arguments: got (\d+), need at least (\d+)$/, (_, got, need) =>
+      missing(argv, positionalsOf(argv).slice(Number(got), Number(need))),
+    )
+    .replace(/^Missing required arguments?: (.*)$/, (_, names) => missing(argv, String(names).split(", ")))
+    .replace("Unknown argument", "unknown option")
+    .replace("Unknown command", "unknown command")
+    .replace("Did you mean", "unknown command, did you mean");
+  const { commands } = declarationsOf(argv).getInternalMethods().getContext();
+  const help = ["xentool", ...commands, "--help"].join(" ");
+  return new XentoolError("usage", `${what}${what.endsWith("?") ? "" : ";"} try: ${help}`);
+}
+
+function missing<T>(argv: Argv<T>, names: readonly string[]): string {
+  return `missing: ${names.map((name) => labelOf(argv, name)).join(", ")}`;
+}
+
+function positionalsOf<T>(argv: Argv<T>): readonly string[] {
+  return declarationsOf(argv).getGroups()["Positionals:"] ?? [];
+}
+
+/** An argument's name as help shows it: DOMID for a positional, --domid for an option. */
+function labelOf<T>(argv: Argv<T>, name: string): string {
+  return positionalsOf(argv).includes(name) ? name.toUpperCase() : `--${name}`;
 }
 
 function fail(message: string): never {

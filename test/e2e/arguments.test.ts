@@ -95,7 +95,7 @@ describe("empty texts are mistakes:", () => {
 
   test("a part of an option is no option", async () => {
     const { stderr } = await runXentool([...LISTEN, "--unix.path", "a"]);
-    expect(stderr).toBe("xentool: unknown option: unix.path; try: xentool vchan --help\n");
+    expect(stderr).toBe("xentool: unknown option: unix.path; try: xentool vchan listen --help\n");
   });
 });
 

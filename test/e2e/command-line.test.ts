@@ -20,11 +20,36 @@ describe("mistakes", () => {
       ["sim", "--", "sh"],
       "which one: run, start, exec, status, stop? try: xentool sim --help",
     ],
-    ["no action of an action", ["vchan", "bench"], "which one: listen, connect? try: xentool vchan --help"],
+    [
+      "no action of an action",
+      ["vchan", "bench"],
+      "which one: listen, connect? try: xentool vchan bench --help",
+    ],
     [
       "an unknown action with arguments",
       ["vchan", "serve", "1", "files"],
       "unknown commands: serve, 1, files; try: xentool vchan --help",
+    ],
+    [
+      "options that an action requires",
+      ["-v", "blkback", "serve", "d.img"],
+      "missing: --domid, --vdev; try: xentool blkback serve --help",
+    ],
+    [
+      "an option and an argument that an action requires",
+      ["blkback", "serve", "--vdev", "foo"],
+      "missing: --domid, IMAGE; try: xentool blkback serve --help",
+    ],
+    ["arguments", ["vchan", "listen"], "missing: DOMID, NAME; try: xentool vchan listen --help"],
+    [
+      "one argument of two",
+      ["vchan", "bench", "connect", "0"],
+      "missing: NAME; try: xentool vchan bench connect --help",
+    ],
+    [
+      "an argument too many for an action",
+      ["blkback", "serve", "d.img", "e.img", "--domid", "1", "--vdev", "xvdb"],
+      "unknown command: e.img; try: xentool blkback serve --help",
     ],
   ])("%s: status 2 and one line", async (_what, args, message) => {
     expect(await runXentool(args)).toEqual({ status: 2, stdout: "", stderr: `xentool: ${message}\n` });
@@ -52,6 +77,21 @@ describe("mistakes", () => {
 });
 
 describe("help", () => {
+  test.each(["serve", "watch"])(
+    "blkback %s --filter help lists the filters, whatever is missing",
+    async (action) => {
+      const { status, stdout, stderr } = await runXentool(["blkback", action, "--filter", "help"]);
+      expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+      expect(stdout).toContain("error[:");
+    },
+  );
+
+  test("the image of blkback serve is required", async () => {
+    const { stdout } = await runXentool(["blkback", "serve", "--help"]);
+    expect(stdout).toStartWith("xentool blkback serve <image>");
+    expect(stdout).toMatch(/^ +image .*\[required\]/m);
+  });
+
   test.each([
     [[]],
     [["blkback"]],
