@@ -15,12 +15,12 @@ import {
   type Session,
 } from "./lib/session.ts";
 
-/** A command that performs one step on one device. */
+/** A command that performs one step on one device. `work` may return the exit status. */
 function step(
   command: string,
   describe: string,
   example: string,
-  work: (session: Session, address: DeviceAddress, context: CommandContext) => Promise<void>,
+  work: (session: Session, address: DeviceAddress, context: CommandContext) => Promise<number | void>,
 ): CommandModule<GlobalArguments, DeviceArguments> {
   return {
     command,
@@ -116,7 +116,7 @@ const resize = step(
   async ({ xenstore }, address, { json, stop, timeoutMs = DETACH_TIMEOUT_MS }) => {
     const { resizeDevice } = await import("../src/blkback/resize.ts");
     const { printResize } = await import("./lib/blkback-report.ts");
-    printResize(address, await resizeDevice(xenstore, address, { timeoutMs, signal: stop }), json);
+    return printResize(address, await resizeDevice(xenstore, address, { timeoutMs, signal: stop }), json);
   },
 );
 

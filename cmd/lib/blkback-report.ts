@@ -6,7 +6,7 @@ import type { DeviceStats, Latency } from "../../src/blkback/stats.ts";
 import { readAllStats, statsDir } from "../../src/blkback/stats.ts";
 import type { ListedDevice } from "../../src/blkback/toolstack.ts";
 import { escapeText } from "../../src/core/log.ts";
-import { XentoolError } from "../../src/core/errors.ts";
+import { EXIT_CODE, XentoolError } from "../../src/core/errors.ts";
 import type { Platform } from "../../src/platform/platform.ts";
 import { parseVdev, vdevName } from "../../src/protocol/blkif.ts";
 import { formatBytes, formatCount, formatDuration, formatTable, paint, print, printJson } from "./output.ts";
@@ -70,14 +70,24 @@ function countIoErrors(stats: DeviceStats): number {
   return stats.readErrors + stats.writeErrors + stats.flushErrors + stats.discardErrors;
 }
 
-/** Reports the result of a resize; anything the guest may miss is a warning on stderr. */
-export function printResize(address: DeviceAddress, { before, after }: Resize, json: boolean): void {
-  const { text, warns } = describeResize({ before, after });
+/**
+ * Reports the result of a resize; anything the guest may miss is a warning on stderr. Returns the exit status: that of
+ * `io` when the disk could not take its image's size.
+ */
+export function printResize(address: DeviceAddress, { before, after }: Resize, json: boolean): number {
+  const { text, warns, applied } = describeResize({ before, after });
   const device = { domid: address.frontend, vdev: vdevName(address.devid) };
   if (json)
-    printJson({ ...device, sectorsBefore: before, sectorsOfImage: after, warning: warns ? text : null });
+    printJson({
+      ...device,
+      sectorsBefore: before,
+      sectorsOfImage: after,
+      applied,
+      warning: warns ? text : null,
+    });
   else if (!warns) print(`${describeDevice(address)}: ${text}`);
   if (warns) process.stderr.write(`xentool: warning: ${describeDevice(address)}: ${text}\n`);
+  return applied ? 0 : EXIT_CODE.io;
 }
 
 interface StatsSelection {
@@ -105,7 +115,7 @@ export async function showStats(
   if (!selection.watch) {
     const all = read();
     if (context.json) printJson(all);
-    else if (all.length === 0) print("nothing is served here");
+    else if (all.length === 0) print(nothingServed(selection));
     else all.forEach((it) => print(formatStats(it)));
     return;
   }
@@ -119,6 +129,12 @@ export async function showStats(
     before = new Map(all.map((it) => [keyOf(it), it]));
     await pause(WATCH_INTERVAL_MS, stop);
   }
+}
+
+function nothingServed({ domid, vdev }: StatsSelection): string {
+  if (domid === undefined && vdev === undefined) return "nothing is served here";
+  const disk = vdev === undefined ? "disk" : `disk ${vdev}`;
+  return `no ${disk}${domid === undefined ? "" : ` of domain ${domid}`} is served here`;
 }
 
 function keyOf(stats: DeviceStats): string {

@@ -57,19 +57,32 @@ export function answerToResize(word: string, { before, after }: Resize): Keys {
   return { [ANSWER_KEY]: `${word} ${before} ${after}` };
 }
 
-/** A message about the outcome, and whether it is a warning, because the guest may miss data. */
-export function describeResize({ before, after }: Resize): {
+export interface ResizeOutcome {
   readonly text: string;
+  /** The guest may miss data. */
   readonly warns: boolean;
-} {
+  /** The disk has its image's size now. */
+  readonly applied: boolean;
+}
+
+export function describeResize({ before, after }: Resize): ResizeOutcome {
   if (after === before)
-    return { text: `the disk has its image's size already, ${after} sectors`, warns: false };
+    return {
+      text: `the disk has its image's size already, ${after} sectors`,
+      warns: false,
+      applied: true,
+    };
   if (after === 0)
-    return { text: `the image is empty now; the disk stays as it is, ${before} sectors`, warns: true };
+    return {
+      text: `the image is empty now; the disk stays as it is, ${before} sectors`,
+      warns: true,
+      applied: false,
+    };
   const change = `from ${before} to ${after} sectors`;
-  if (after > before) return { text: `the disk grew ${change}`, warns: false };
+  if (after > before) return { text: `the disk grew ${change}`, warns: false, applied: true };
   return {
     text: `the disk shrank ${change}: data beyond the new end is lost, and the guest may still need it`,
     warns: true,
+    applied: true,
   };
 }

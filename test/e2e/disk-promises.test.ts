@@ -152,9 +152,41 @@ test("resize tells what it did, and warns of an image that shrank, there and in 
     vdev: "xvdb",
     sectorsBefore: 4096,
     sectorsOfImage: 8,
+    applied: true,
     warning,
   });
   expect(shrunk.stderr).toBe(`xentool: warning: xvdb of domain 1: ${warning}\n`);
   const { status, stderr } = await detach(server);
   expect([status, stderr]).toEqual([143, expect.stringContaining(`warning: xvdb of domain 1: ${warning}`)]);
+});
+
+test("resize fails when the image is empty, because the disk stays as it is", async () => {
+  const path = healthyDisk();
+  const server = await serving(path);
+  await guest.connect();
+  truncateSync(path, 0);
+  const warning = "the image is empty now; the disk stays as it is, 2048 sectors";
+  const { status, stdout, stderr } = await runXentool(["blkback", "resize", ...NAMED, "--json"], { env });
+  expect([status, stderr]).toEqual([5, `xentool: warning: xvdb of domain 1: ${warning}\n`]);
+  expect(JSON.parse(stdout)).toMatchObject({
+    sectorsBefore: 2048,
+    sectorsOfImage: 0,
+    applied: false,
+    warning,
+  });
+  expect((await detach(server)).status).toBe(143);
+});
+
+test("stats names the disk that is not served, while another one is", async () => {
+  const server = await serving(healthyDisk());
+  await guest.connect();
+  const stats = (...args: string[]): Promise<Outcome> => runXentool(["blkback", "stats", ...args], { env });
+  for (const [args, text] of [
+    [["--domid", "2"], "no disk of domain 2 is served here\n"],
+    [["--vdev", "xvdc"], "no disk xvdc is served here\n"],
+    [["--domid", "1", "--vdev", "xvdc"], "no disk xvdc of domain 1 is served here\n"],
+  ] as const)
+    expect(await stats(...args)).toEqual({ status: 0, stdout: text, stderr: "" });
+  expect((await detach(server)).status).toBe(143);
+  expect((await stats()).stdout).toBe("nothing is served here\n");
 });
