@@ -1,6 +1,7 @@
 // How devices and their statistics are shown on a terminal.
 import { pause } from "../../src/core/deadline.ts";
 import { describeDevice, type DeviceAddress } from "../../src/blkback/address.ts";
+import { REFUSALS } from "../../src/blkback/refusals.ts";
 import { describeResize, type Resize } from "../../src/blkback/resize.ts";
 import type { DeviceStats, Latency } from "../../src/blkback/stats.ts";
 import { readAllStats, statsDir } from "../../src/blkback/stats.ts";
@@ -188,6 +189,12 @@ export function formatStats(stats: DeviceStats): string {
     `${formatCount(stats.requests)} requests, ${formatCount(stats.errors)} errors, ${formatCount(stats.merged)} merged, ${formatCount(stats.indirect)} indirect`,
     `${formatCount(stats.batches)} batches of ${perBatch.toFixed(1)} on average, ${formatCount(stats.notifies)} notifications, ${formatCount(stats.wakeups)} wake-ups`,
   ];
+  const refused = REFUSALS.filter(({ name }) => stats.refused[name] > 0);
+  if (refused.length > 0)
+    facts.push(
+      "refused: " +
+        refused.map(({ name, words }) => `${formatCount(stats.refused[name])} ${words}`).join("; "),
+    );
   const ioErrors = countIoErrors(stats);
   if (ioErrors > 0)
     facts.push(

@@ -13,9 +13,6 @@ import {
   BLKIF_OP_READ,
   BLKIF_OP_WRITE,
   BLKIF_OP_WRITE_BARRIER,
-  BLKIF_RSP_EOPNOTSUPP,
-  BLKIF_RSP_ERROR,
-  BLKIF_RSP_OKAY,
   REQUEST,
   SECTORS_PER_PAGE,
   SECTOR_SIZE,
@@ -23,6 +20,20 @@ import {
   SEGMENTS_PER_INDIRECT_PAGE,
 } from "../protocol/blkif.ts";
 import type { RequestCopies } from "./grants.ts";
+import {
+  BAD_INDIRECT_PAGE,
+  BAD_SEGMENT,
+  BEYOND_THE_END,
+  MISALIGNED,
+  NO_DISCARD,
+  NO_SECURE_DISCARD,
+  NO_SEGMENTS,
+  BAD_INDIRECT_OPERATION,
+  NOT_REFUSED,
+  READ_ONLY,
+  TOO_MANY_SEGMENTS,
+  UNKNOWN_OPERATION,
+} from "./refusals.ts";
 import {
   KIND_BARRIER,
   KIND_DISCARD,
@@ -34,10 +45,13 @@ import {
   type RequestTable,
 } from "./requests.ts";
 
-/** The verdict on a request that may proceed; any other verdict is the status of its response. */
-export const ADMITTED = 1;
+/**
+ * The verdict on a request that may proceed. Any other verdict is the reason why it is answered at once: one of
+ * refusals.ts, or NOT_REFUSED because there is nothing to do.
+ */
+export const ADMITTED = -1;
 /** Used while parsing: the segments are on indirect pages and must be fetched first. */
-const NEEDS_INDIRECT = 2;
+const NEEDS_INDIRECT = -2;
 
 const WORDS = REQUEST.bytes / 4;
 const ID_WORD = REQUEST.id / 4;
@@ -50,12 +64,12 @@ const TWO_32 = 2 ** 32;
 const MAX_SECTOR_HIGH = 2 ** 21;
 
 export class RequestParser {
-  /** Indexed by slot of the last batch: the row of its request, and ADMITTED or the status of its response. */
+  /** Indexed by slot of the last batch: the row of its request, and the verdict on it. */
   readonly rows: Uint16Array;
   readonly verdicts: Int8Array;
   /** Number of indirect requests in the last batch. */
   indirect = 0;
-  /** Number of requests in the last batch that are answered with an error. */
+  /** Number of requests in the last batch that are refused. */
   bad = 0;
   readonly #requests: RequestTable;
   readonly #slots: Mapping;
@@ -102,8 +116,8 @@ export class RequestParser {
     for (let slot = 0; slot < count; slot++) {
       const row = rows[slot];
       if (verdicts[slot] === NEEDS_INDIRECT)
-        verdicts[slot] = this.#requests.failed[row] === 0 ? this.#checkSegments(row) : BLKIF_RSP_ERROR;
-      if (verdicts[slot] < 0) this.bad++;
+        verdicts[slot] = this.#requests.failed[row] === 0 ? this.#checkSegments(row) : BAD_INDIRECT_PAGE;
+      if (verdicts[slot] > NOT_REFUSED) this.bad++;
     }
   }
 
@@ -139,28 +153,26 @@ export class RequestParser {
       case BLKIF_OP_READ:
       case BLKIF_OP_WRITE:
         requests.kind[row] = operation === BLKIF_OP_READ ? KIND_READ : KIND_WRITE;
-        return count === 0 || sectorHigh >= MAX_SECTOR_HIGH
-          ? BLKIF_RSP_ERROR
-          : this.#decodeDirect(row, word, count);
+        return count === 0 ? NO_SEGMENTS : this.#decodeDirect(row, word, count, sectorHigh);
       case BLKIF_OP_FLUSH_DISKCACHE:
       case BLKIF_OP_WRITE_BARRIER:
         // A flush that carries data is carried out as a barrier: flush, write, flush.
         requests.kind[row] =
           count === 0 && operation === BLKIF_OP_FLUSH_DISKCACHE ? KIND_FLUSH : KIND_BARRIER;
-        if (count === 0) return ADMITTED;
-        return sectorHigh >= MAX_SECTOR_HIGH ? BLKIF_RSP_ERROR : this.#decodeDirect(row, word, count);
+        return count === 0 ? ADMITTED : this.#decodeDirect(row, word, count, sectorHigh);
       case BLKIF_OP_DISCARD:
         return this.#decodeDiscard(row, word, at, sector);
       case BLKIF_OP_INDIRECT:
         return this.#decodeIndirect(row, word, at, sectorHigh);
       default:
-        return BLKIF_RSP_EOPNOTSUPP;
+        return UNKNOWN_OPERATION;
     }
   }
 
-  #decodeDirect(row: number, word: number, count: number): number {
+  #decodeDirect(row: number, word: number, count: number, sectorHigh: number): number {
     const requests = this.#requests;
-    if (count > BLKIF_MAX_SEGMENTS_PER_REQUEST) return BLKIF_RSP_ERROR;
+    if (count > BLKIF_MAX_SEGMENTS_PER_REQUEST) return TOO_MANY_SEGMENTS;
+    if (sectorHigh >= MAX_SECTOR_HIGH) return BEYOND_THE_END;
     const from = this.#slots.words;
     const to = this.#segmentWords;
     const base = row * requests.segmentStride * 2;
@@ -174,9 +186,10 @@ export class RequestParser {
     const inner = this.#slots.bytes[at + REQUEST.indirectOp];
     const count = read16(this.#slots.bytes, at + REQUEST.indirectNrSegments);
     requests.echo[row] = inner;
-    if (inner !== BLKIF_OP_READ && inner !== BLKIF_OP_WRITE) return BLKIF_RSP_ERROR;
-    if (count === 0 || count > this.#limits.maxIndirectSegments) return BLKIF_RSP_ERROR;
-    if (sectorHigh >= MAX_SECTOR_HIGH) return BLKIF_RSP_ERROR;
+    if (inner !== BLKIF_OP_READ && inner !== BLKIF_OP_WRITE) return BAD_INDIRECT_OPERATION;
+    if (count === 0) return NO_SEGMENTS;
+    if (count > this.#limits.maxIndirectSegments) return TOO_MANY_SEGMENTS;
+    if (sectorHigh >= MAX_SECTOR_HIGH) return BEYOND_THE_END;
     requests.kind[row] = inner === BLKIF_OP_READ ? KIND_READ : KIND_WRITE;
     requests.segmentCount[row] = count;
     for (let i = 0; i < BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST; i++)
@@ -192,13 +205,14 @@ export class RequestParser {
     const words = this.#slots.words;
     const countHigh = words[word + DISCARD_WORD + 1];
     const count = words[word + DISCARD_WORD] + countHigh * TWO_32;
-    if (limits.readOnly) return BLKIF_RSP_ERROR;
-    if (!limits.canDiscard || (secure && !limits.canSecureDiscard)) return BLKIF_RSP_EOPNOTSUPP;
+    if (limits.readOnly) return READ_ONLY;
+    if (!limits.canDiscard) return NO_DISCARD;
+    if (secure && !limits.canSecureDiscard) return NO_SECURE_DISCARD;
     // Beyond 2^53 the sum is inexact, but then it is far beyond any disk.
-    if (sector + count > limits.sectors512) return BLKIF_RSP_ERROR;
+    if (sector + count > limits.sectors512) return BEYOND_THE_END;
     requests.kind[row] = secure ? KIND_SECURE_DISCARD : KIND_DISCARD;
     requests.length[row] = count * SECTOR_SIZE;
-    return count === 0 ? BLKIF_RSP_OKAY : this.#checkRange(row);
+    return count === 0 ? NOT_REFUSED : this.#checkRange(row);
   }
 
   /** Checks the segments of `row`, wherever they came from, and sets its length. */
@@ -212,10 +226,10 @@ export class RequestParser {
     for (let i = 0; i < count; i++, at += SEGMENT.bytes) {
       const first = bytes[at];
       const last = bytes[at + 1];
-      if (first > last || last >= SECTORS_PER_PAGE) return BLKIF_RSP_ERROR;
+      if (first > last || last >= SECTORS_PER_PAGE) return BAD_SEGMENT;
       sectors += last - first + 1;
     }
-    if (limits.readOnly && requests.kind[row] !== KIND_READ) return BLKIF_RSP_ERROR;
+    if (limits.readOnly && requests.kind[row] !== KIND_READ) return READ_ONLY;
     requests.length[row] = sectors * SECTOR_SIZE;
     return this.#checkRange(row);
   }
@@ -225,9 +239,9 @@ export class RequestParser {
     const limits = this.#limits;
     const start = requests.start[row];
     const length = requests.length[row];
-    if (start + length > limits.sectors512 * SECTOR_SIZE) return BLKIF_RSP_ERROR;
+    if (start + length > limits.sectors512 * SECTOR_SIZE) return BEYOND_THE_END;
     const unit = limits.logicalSectorBytes;
-    if (unit !== SECTOR_SIZE && (start % unit !== 0 || length % unit !== 0)) return BLKIF_RSP_ERROR;
+    if (unit !== SECTOR_SIZE && (start % unit !== 0 || length % unit !== 0)) return MISALIGNED;
     return ADMITTED;
   }
 }

@@ -1,5 +1,5 @@
 // Counts a queue's activity in its statistics page. Plain additions to doubles, a few per request.
-import { BLKIF_RSP_OKAY } from "../protocol/blkif.ts";
+import { NOT_REFUSED } from "./refusals.ts";
 import {
   KIND_BARRIER,
   KIND_DISCARD,
@@ -15,6 +15,7 @@ import {
   FLUSH_LATENCY,
   latencyBucket,
   READ_LATENCY,
+  refusalCounter,
   RING_UTILISATION,
   SEGMENTS_PER_REQUEST,
   STAT,
@@ -61,12 +62,14 @@ export class QueueCounters {
     this.#counters[STAT.indirect] += count;
   }
 
-  answer(requests: RequestTable, row: number, status: number, nowMs: number): void {
+  /** Counts the answer to request `row`, by the reason for its refusal, or by its kind when it was carried out. */
+  answer(requests: RequestTable, row: number, reason: number, nowMs: number): void {
     const counters = this.#counters;
     const kind = requests.kind[row];
     counters[STAT.requests]++;
-    if (status !== BLKIF_RSP_OKAY) {
+    if (reason !== NOT_REFUSED) {
       counters[STAT.errors]++;
+      counters[refusalCounter(reason)]++;
       return;
     }
     counters[STAT.ok]++;

@@ -9,7 +9,7 @@ import type { Mapping } from "../native/memory.ts";
 import { IO_FLUSH, type Reactor } from "../native/reactor.ts";
 import { errnoText } from "../native/shim.ts";
 import type { EventChannels, GrantTable } from "../platform/platform.ts";
-import { BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, type BlkifAbi } from "../protocol/blkif.ts";
+import type { BlkifAbi } from "../protocol/blkif.ts";
 import { BackRing, RING_LIES } from "./back-ring.ts";
 import { CopyPath } from "./copy-path.ts";
 import { DONE, Executor, UNDER_WAY } from "./execute.ts";
@@ -20,6 +20,14 @@ import { MapPath } from "./map-path.ts";
 import { OperationTable } from "./operations.ts";
 import { ADMITTED, RequestParser } from "./parse.ts";
 import { QueueCounters } from "./queue-counters.ts";
+import {
+  AFTER_FAILED_FLUSH,
+  BAD_DATA_GRANT,
+  IMAGE_CANNOT,
+  IMAGE_FAILED,
+  NOT_REFUSED,
+  STATUS_OF,
+} from "./refusals.ts";
 import { KIND_READ, RequestTable, type DiskLimits } from "./requests.ts";
 import { changesDisk, Scheduler } from "./scheduler.ts";
 import { Sleeper } from "./sleeper.ts";
@@ -223,8 +231,8 @@ export class BlockQueue {
     this.#path.fetch();
     for (let i = 0; i < scheduler.startedCount; i++) {
       const op = scheduler.started[i];
-      if (this.#failures.forbids(this.#operations.kind[op])) this.#answer(op, BLKIF_RSP_ERROR);
-      else if (this.#hasFailedRequest(op)) this.#giveUp(op, BLKIF_RSP_ERROR);
+      if (this.#failures.forbids(this.#operations.kind[op])) this.#answer(op, AFTER_FAILED_FLUSH);
+      else if (this.#hasFailedRequest(op)) this.#giveUp(op, BAD_DATA_GRANT);
       else this.#executor.submit(op);
     }
   }
@@ -272,14 +280,14 @@ export class BlockQueue {
       this.#path.finish(op);
       this.#finished[this.#finishedCount++] = op;
     } else {
-      this.#answer(op, BLKIF_RSP_OKAY);
+      this.#answer(op, NOT_REFUSED);
     }
   }
 
   #deliver(): void {
     if (this.#finishedCount === 0) return;
     this.#path.deliver();
-    for (let i = 0; i < this.#finishedCount; i++) this.#answer(this.#finished[i], BLKIF_RSP_OKAY);
+    for (let i = 0; i < this.#finishedCount; i++) this.#answer(this.#finished[i], NOT_REFUSED);
     this.#finishedCount = 0;
   }
 
@@ -291,7 +299,7 @@ export class BlockQueue {
     const { kind, start, end, first } = this.#operations;
     const of = kind[op];
     if (errno === EOPNOTSUPP && of !== KIND_READ) {
-      this.#giveUp(op, BLKIF_RSP_EOPNOTSUPP);
+      this.#giveUp(op, IMAGE_CANNOT);
       return;
     }
     if (this.#executor.isFlushing(op)) this.#failures.flushFailed(errno);
@@ -299,15 +307,15 @@ export class BlockQueue {
       const from = start[op];
       this.#failures.failed(of, from, end[op] - from, errno, this.#reactor.nowMs);
     }
-    this.#giveUp(op, BLKIF_RSP_ERROR);
+    this.#giveUp(op, IMAGE_FAILED);
   }
 
   /** Ends a failed operation: a single request is answered, and merged ones are put back to be tried one by one. */
-  #giveUp(op: number, status: number): void {
+  #giveUp(op: number, reason: number): void {
     const operations = this.#operations;
     const first = operations.first[op];
     if (this.#requests.next[first] === -1) {
-      this.#answer(op, status);
+      this.#answer(op, reason);
       return;
     }
     this.#end(op);
@@ -320,13 +328,13 @@ export class BlockQueue {
   }
 
   /** Ends `op` and stages its responses. Its pages are given back before the responses are published. */
-  #answer(op: number, status: number): void {
+  #answer(op: number, reason: number): void {
     const requests = this.#requests;
     let row = this.#operations.first[op];
     this.#end(op);
     while (row >= 0) {
       const next = requests.next[row];
-      this.#respond(row, requests.failed[row] === 0 ? status : BLKIF_RSP_ERROR);
+      this.#respond(row, requests.failed[row] === 0 ? reason : BAD_DATA_GRANT);
       row = next;
     }
   }
@@ -338,15 +346,15 @@ export class BlockQueue {
 
   // 4. Respond: one push and at most one notification for everything staged.
 
-  #respond(row: number, status: number): void {
+  #respond(row: number, reason: number): void {
     const requests = this.#requests;
     const words = this.#responses;
     this.#journal?.answer(row, this.#staged);
     const at = this.#staged++ * this.#responseWords;
     words[at] = requests.idLow[row];
     words[at + 1] = requests.idHigh[row];
-    words[at + 2] = requests.echo[row] | ((status & 0xffff) << 16);
-    this.#counters.answer(requests, row, status, this.#reactor.nowMs);
+    words[at + 2] = requests.echo[row] | ((STATUS_OF[reason] & 0xffff) << 16);
+    this.#counters.answer(requests, row, reason, this.#reactor.nowMs);
     requests.release(row);
   }
 

@@ -7,9 +7,10 @@ import { mapFile, type Mapping } from "../native/memory.ts";
 import { errnoName } from "../native/shim.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import { MAX_INDIRECT_SEGMENTS } from "../protocol/blkif.ts";
+import { REFUSALS } from "./refusals.ts";
 
 const MAGIC = 0x584e_5442;
-const VERSION = 2;
+const VERSION = 3;
 const MAX_RING_SLOTS = 512;
 const LATENCY_BUCKETS = 32;
 
@@ -53,8 +54,11 @@ export const STAT = Object.fromEntries(FIELDS.map((name, index) => [name, index]
   Record<StatField, number>
 >;
 
+/** The counters of refusals, in the order of their codes. There is room, so that new ones move nothing else. */
+const REFUSED = 64;
+const REFUSED_ROOM = 32;
 /** Histograms, one after another after the counters. */
-export const RING_UTILISATION = 64;
+export const RING_UTILISATION = REFUSED + REFUSED_ROOM;
 export const BATCH_SIZES = RING_UTILISATION + MAX_RING_SLOTS + 1;
 export const SEGMENTS_PER_REQUEST = BATCH_SIZES + MAX_RING_SLOTS + 1;
 export const READ_LATENCY = SEGMENTS_PER_REQUEST + MAX_INDIRECT_SEGMENTS + 1;
@@ -63,6 +67,14 @@ export const FLUSH_LATENCY = WRITE_LATENCY + LATENCY_BUCKETS;
 export const DISCARD_LATENCY = FLUSH_LATENCY + LATENCY_BUCKETS;
 const DOUBLES = DISCARD_LATENCY + LATENCY_BUCKETS;
 const FILE_BYTES = Math.ceil((DOUBLES * 8) / 4096) * 4096;
+
+if (FIELDS.length > REFUSED || REFUSALS.length > REFUSED_ROOM)
+  throw new Error("the counters reach into what follows them in the page: make room, and raise VERSION");
+
+/** Position of the counter of the reason with this code, which is at least 1. */
+export function refusalCounter(reason: number): number {
+  return REFUSED + reason - 1;
+}
 
 /** Bucket of a latency: 0 below 1 µs, n for 2^(n-1) to 2^n µs. */
 export function latencyBucket(ms: number): number {
@@ -152,6 +164,8 @@ type NotShown = "magic" | "version" | "ioErrno" | "flushErrno";
 /** A snapshot, for people and JSON. */
 export interface DeviceStats extends Readonly<Record<Exclude<StatField, NotShown>, number>> {
   readonly alive: boolean;
+  /** How many requests were refused for each reason, by its name in refusals.ts; together they are `errors`. */
+  readonly refused: Readonly<Record<string, number>>;
   /** The image's last error, e.g. "ENOSPC", or null. The counters that end in `Errors` show how many there were. */
   readonly lastIoError: string | null;
   /** The error of a failed flush, or null. While it is set, writes and flushes fail. */
@@ -215,6 +229,9 @@ function decodeStats(counters: Float64Array): DeviceStats {
   return {
     ...values,
     alive: isAlive(values.pid),
+    refused: Object.fromEntries(
+      REFUSALS.map(({ name }, index) => [name, counters[refusalCounter(index + 1)]]),
+    ),
     lastIoError: nameAt(ioErrno),
     flushFailure: nameAt(flushErrno),
     ringUtilisation: histogram(counters, RING_UTILISATION, MAX_RING_SLOTS + 1),

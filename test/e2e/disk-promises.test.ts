@@ -95,9 +95,16 @@ test("a flush that failed stays failed, also under the server after the next kil
 
   const stats = await runXentool(["blkback", "stats", "--json"], { env });
   expect(JSON.parse(stats.stdout)).toEqual([
-    expect.objectContaining({ flushErrors: 1, lastIoError: "EIO", flushFailure: "EIO" }),
+    expect.objectContaining({
+      errors: 3,
+      refused: expect.objectContaining({ imageFailed: 1, afterFailedFlush: 2, beyondTheEnd: 0 }) as unknown,
+      flushErrors: 1,
+      lastIoError: "EIO",
+      flushFailure: "EIO",
+    }),
   ]);
   const words = await runXentool(["blkback", "stats"], { env });
+  expect(words.stdout).toContain("  refused: 2 after a flush that failed; 1 that the image failed\n");
   expect(words.stdout).toContain("the image failed 0 reads, 0 writes, 1 flushes, 0 discards, last with EIO");
   expect(words.stdout).toContain("writes and flushes fail until the guest reconnects");
   const listed = await runXentool(["blkback", "list", "--json"], { env });

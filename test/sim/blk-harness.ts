@@ -36,6 +36,8 @@ export interface HarnessOptions {
   readonly readOnly?: boolean;
   readonly sectorBytes?: 512 | 4096;
   readonly maxIndirectSegments?: number;
+  /** False: the disk does not offer discard. */
+  readonly discard?: boolean;
   readonly grantMode?: "copy" | "map";
   readonly engine?: EngineKind;
   readonly filters?: readonly string[];
@@ -146,7 +148,8 @@ export class RingHarness {
       maxIndirectSegments: options.maxIndirectSegments ?? 256,
     };
     const image = this.#image;
-    const limits = diskLimits(offer, image.info);
+    const canDiscard = (options.discard ?? true) && image.info.canDiscard;
+    const limits = diskLimits(offer, { ...image.info, canDiscard });
     const reactor = Reactor.open(1024, options.engine ?? "uring");
     this.#reactor = reactor;
     const filters = ["assert", ...(options.filters ?? [])];

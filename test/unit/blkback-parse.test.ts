@@ -1,8 +1,25 @@
 // From a slot's bytes to a verdict: every combination of operations, counts, sectors and sizes at the edges of what is
-// allowed, against the protocol's rules written down a second time, in whole numbers without bounds.
+// allowed, against the protocol's rules written down a second time, in whole numbers without bounds. A refused request
+// must be refused for the right reason.
 import { describe, expect, test } from "bun:test";
 import { RequestCopies } from "../../src/blkback/grants.ts";
 import { ADMITTED, RequestParser } from "../../src/blkback/parse.ts";
+import {
+  BAD_INDIRECT_OPERATION,
+  BAD_INDIRECT_PAGE,
+  BAD_SEGMENT,
+  BEYOND_THE_END,
+  MISALIGNED,
+  NO_DISCARD,
+  NO_SECURE_DISCARD,
+  NO_SEGMENTS,
+  NOT_REFUSED,
+  READ_ONLY,
+  REFUSALS,
+  STATUS_OF,
+  TOO_MANY_SEGMENTS,
+  UNKNOWN_OPERATION,
+} from "../../src/blkback/refusals.ts";
 import {
   KIND_BARRIER,
   KIND_DISCARD,
@@ -16,9 +33,6 @@ import {
 import { allocateMemory } from "../../src/native/memory.ts";
 import { FakeGrants, GUEST } from "./blkback-fakes.ts";
 
-const OKAY = 0;
-const ERROR = -1;
-const EOPNOTSUPP = -2;
 const SECTORS = 64;
 const SIZE = 16;
 const LIMITS: DiskLimits = {
@@ -55,7 +69,8 @@ const EDGES: readonly bigint[] = [
 ];
 
 interface Verdict {
-  readonly status: number;
+  /** Why it is refused; NOT_REFUSED also when it is answered at once because there is nothing to do. */
+  readonly reason: number;
   readonly echo: number;
   /** When admitted. */
   readonly kind?: number;
@@ -87,7 +102,7 @@ class Bench {
     const { requests, parser } = this;
     const row = parser.rows[0];
     const got = {
-      status: parser.verdicts[0] === ADMITTED ? "admitted" : parser.verdicts[0],
+      reason: parser.verdicts[0] === ADMITTED ? "admitted" : parser.verdicts[0],
       echo: requests.echo[row],
       ...(parser.verdicts[0] === ADMITTED && {
         kind: requests.kind[row],
@@ -97,14 +112,14 @@ class Bench {
     };
     const admitted = wanted.kind !== undefined;
     const matches =
-      got.status === (admitted ? "admitted" : wanted.status) &&
+      got.reason === (admitted ? "admitted" : wanted.reason) &&
       got.echo === wanted.echo &&
       got.kind === wanted.kind &&
       got.start === wanted.start &&
       got.length === wanted.length &&
       requests.idLow[row] === 0x7654_3210 &&
       requests.idHigh[row] === 0xfedc_ba98 &&
-      parser.bad === (admitted || wanted.status === OKAY ? 0 : 1);
+      parser.bad === (admitted || wanted.reason === NOT_REFUSED ? 0 : 1);
     if (!matches)
       expect({ slot: Buffer.from(this.slots.bytes.subarray(0, 112)).toString("hex"), ...got }).toEqual({
         slot: "",
@@ -133,14 +148,14 @@ function judgeTransfer(
   sector: bigint,
   parts: readonly Part[],
 ): Verdict {
-  const refused = { status: ERROR, echo };
-  if (parts.some(({ first, last }) => first > last || last > 7)) return refused;
-  if (limits.readOnly && kind !== KIND_READ) return refused;
+  if (sector >= 1n << 53n) return { reason: BEYOND_THE_END, echo };
+  if (parts.some(({ first, last }) => first > last || last > 7)) return { reason: BAD_SEGMENT, echo };
+  if (limits.readOnly && kind !== KIND_READ) return { reason: READ_ONLY, echo };
   const sectors = parts.reduce((sum, { first, last }) => sum + last - first + 1, 0);
-  if (sector + BigInt(sectors) > BigInt(limits.sectors512)) return refused;
+  if (sector + BigInt(sectors) > BigInt(limits.sectors512)) return { reason: BEYOND_THE_END, echo };
   const unit = limits.logicalSectorBytes / 512;
-  if (Number(sector) % unit !== 0 || sectors % unit !== 0) return refused;
-  return { status: OKAY, echo, kind, start: Number(sector) * 512, length: sectors * 512 };
+  if (Number(sector) % unit !== 0 || sectors % unit !== 0) return { reason: MISALIGNED, echo };
+  return { reason: NOT_REFUSED, echo, kind, start: Number(sector) * 512, length: sectors * 512 };
 }
 
 const PART_SETS: readonly (readonly Part[])[] = [
@@ -170,24 +185,21 @@ describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))(
       if (operation === 5 || operation === 6) continue;
       for (let count = 0; count < 256; count++) {
         const parts = Array.from({ length: Math.min(count, 11) }, () => ({ first: 0, last: 7 }));
-        const refused = { status: ERROR, echo: operation };
         const isFlush = operation === 3;
         const kind = operation === 0 ? KIND_READ : operation === 1 ? KIND_WRITE : KIND_BARRIER;
         let wanted: Verdict;
-        if (operation > 3) wanted = { status: EOPNOTSUPP, echo: operation };
-        else if (count === 0 && operation < 2) wanted = refused;
+        if (operation > 3) wanted = { reason: UNKNOWN_OPERATION, echo: operation };
+        else if (count === 0 && operation < 2) wanted = { reason: NO_SEGMENTS, echo: operation };
         else if (count === 0)
           wanted = {
-            status: OKAY,
+            reason: NOT_REFUSED,
             echo: operation,
             kind: isFlush ? KIND_FLUSH : KIND_BARRIER,
             start: 0,
             length: 0,
           };
-        else if (count > 11) wanted = refused;
-        else wanted = judgeTransfer({ ...limits, sectors512: 88 }, operation, kind, 0n, parts);
-        // 11 whole pages do not fit on the disk.
-        if (count > 0 && count <= 11 && count * 8 > SECTORS && operation < 4) wanted = refused;
+        else if (count > 11) wanted = { reason: TOO_MANY_SEGMENTS, echo: operation };
+        else wanted = judgeTransfer(limits, operation, kind, 0n, parts);
         bench.expect((view) => {
           view.setUint8(0, operation);
           view.setUint8(1, count);
@@ -228,11 +240,13 @@ describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))(
           const secure = (flag & 1) !== 0;
           const end = sector + count;
           const unit = limits.logicalSectorBytes / 512;
-          let status = OKAY;
-          if (limits.readOnly) status = ERROR;
-          else if (!limits.canDiscard || (secure && !limits.canSecureDiscard)) status = EOPNOTSUPP;
-          else if (end > BigInt(SECTORS)) status = ERROR;
-          else if (count > 0n && (Number(sector) % unit !== 0 || Number(count) % unit !== 0)) status = ERROR;
+          const isMisaligned = Number(sector) % unit !== 0 || Number(count) % unit !== 0;
+          let reason = NOT_REFUSED;
+          if (limits.readOnly) reason = READ_ONLY;
+          else if (!limits.canDiscard) reason = NO_DISCARD;
+          else if (secure && !limits.canSecureDiscard) reason = NO_SECURE_DISCARD;
+          else if (end > BigInt(SECTORS)) reason = BEYOND_THE_END;
+          else if (count > 0n && isMisaligned) reason = MISALIGNED;
           const kind = secure ? KIND_SECURE_DISCARD : KIND_DISCARD;
           const admitted = { kind, start: Number(sector) * 512, length: Number(count) * 512 };
           bench.expect(
@@ -242,7 +256,7 @@ describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))(
               view.setBigUint64(16, sector, true);
               view.setBigUint64(24, count, true);
             },
-            { status, echo: 5, ...(status === OKAY && count > 0n && admitted) },
+            { reason, echo: 5, ...(reason === NOT_REFUSED && count > 0n && admitted) },
           );
         }
     bench.close();
@@ -265,6 +279,9 @@ describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))(
               pages.setUint8(index * 8 + 5, last);
             }
             const kind = inner === 0 ? KIND_READ : KIND_WRITE;
+            let reason = TOO_MANY_SEGMENTS;
+            if (inner > 1) reason = BAD_INDIRECT_OPERATION;
+            else if (count === 0) reason = NO_SEGMENTS;
             bench.expect(
               (view) => {
                 view.setUint8(0, 6);
@@ -274,7 +291,7 @@ describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))(
                 view.setUint32(28, grants.ref(0), true);
                 view.setUint32(32, grants.ref(1), true);
               },
-              isFair ? judgeTransfer(limits, inner, kind, sector, parts) : { status: ERROR, echo: inner },
+              isFair ? judgeTransfer(limits, inner, kind, sector, parts) : { reason, echo: inner },
             );
           }
     bench.close();
@@ -299,7 +316,7 @@ describe("a batch", () => {
     putIndirect(bench, 1, 600, [grants.ref(2), 9999]);
     putIndirect(bench, 2, 10, [grants.ref(3)]);
     parser.admit(3, 0);
-    expect([...parser.verdicts.subarray(0, 3)]).toEqual([ADMITTED, ERROR, ADMITTED]);
+    expect([...parser.verdicts.subarray(0, 3)]).toEqual([ADMITTED, BAD_INDIRECT_PAGE, ADMITTED]);
     expect([grants.copyCalls, parser.indirect, parser.bad]).toEqual([1, 3, 1]);
     const [first, , third] = parser.rows;
     expect([0, 511, 512, 599].map((index) => requests.gref(first, index))).toEqual([5000, 5511, 5512, 5599]);
@@ -313,7 +330,7 @@ describe("a batch", () => {
     bench.view.setUint8(112, 3);
     bench.grants.copyErrno = -14;
     bench.parser.admit(2, 0);
-    expect([...bench.parser.verdicts.subarray(0, 2)]).toEqual([ERROR, ADMITTED]);
+    expect([...bench.parser.verdicts.subarray(0, 2)]).toEqual([BAD_INDIRECT_PAGE, ADMITTED]);
     bench.close();
   });
 
@@ -329,4 +346,22 @@ describe("a batch", () => {
     expect([bench.requests.kind[row], bench.requests.length[row]]).toEqual([KIND_READ, 4 * 512]);
     bench.close();
   });
+});
+
+test("every reason has a name of its own, words, and the status of an error", () => {
+  expect(new Set(REFUSALS.map(({ name }) => name)).size).toBe(REFUSALS.length);
+  for (const { name, words } of REFUSALS) {
+    expect(name).toMatch(/^[a-z]+([A-Z][a-z]+)*$/);
+    expect(words).toMatch(/^[a-z, -]+$/);
+  }
+  expect([...STATUS_OF]).toEqual([0, ...REFUSALS.map(({ status }) => status)]);
+  expect([...new Set(STATUS_OF)].toSorted()).toEqual([-1, -2, 0]);
+});
+
+test("docs/protocol-support.md lists every reason with its status, and no other", async () => {
+  const page = await Bun.file(new URL("../../docs/protocol-support.md", import.meta.url)).text();
+  const rows = [...page.matchAll(/^\| `(\w+)` +\| (ERROR|EOPNOTSUPP) +\|/gm)];
+  expect(rows.map(([, name, status]) => [name, status])).toEqual(
+    REFUSALS.map(({ name, status }) => [name, status === -1 ? "ERROR" : "EOPNOTSUPP"]),
+  );
 });
