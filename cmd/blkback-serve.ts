@@ -259,13 +259,15 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const { platform, xenstore } = session;
   const serving = await servingOptionsOf(argv, platform, context);
   const { kind, direct, format } = argv;
+  // Read before anything is made: from now on a signal asks us to end, and what was made is removed.
+  const { stop } = context;
   using _ = platform.name === "xen" ? announceWatching() : undefined;
   const anyScript = argv.anyScript ?? platform.domid !== 0;
   const options = { ...serving, kind, direct, format, anyScript };
   const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
   process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
   try {
-    await unlessAborted(watch.failed, context.stop);
+    await unlessAborted(watch.failed, stop);
   } finally {
     await watch.stop();
   }

@@ -40,11 +40,12 @@ function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, keyof G
     }) as never;
 }
 
-/** Connects to the disk and has a worker do `job`. */
+/** Connects to the disk and has a worker do `job`, until `stop` fires. */
 async function useDisk(
   context: CommandContext,
   argv: DeviceArguments,
   job: BlkfrontJob,
+  stop: AbortSignal,
   onConnected: (disk: Disk) => void,
 ): Promise<SessionEnd> {
   const { choosePlatform } = await import("../src/platform/open.ts");
@@ -74,7 +75,7 @@ async function useDisk(
     poolPages: job.type === "bench" ? LARGE_POOL_PAGES : DEFAULT_POOL_PAGES,
     ...(order !== undefined && { ringPageOrder: order }),
   };
-  return await runSession(platform, xenstore, options, job, spawnWorker, context.stop, onConnected);
+  return await runSession(platform, xenstore, options, job, spawnWorker, stop, onConnected);
 }
 
 interface NbdArguments extends DeviceArguments {
@@ -104,10 +105,12 @@ const nbd: CommandModule<GlobalArguments, NbdArguments> = {
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { listenAt } = await import("../src/native/unix-listener.ts");
+      // Read before there is a socket: from now on a signal asks us to end, and the socket is removed.
+      const { stop } = context;
       const listener = listenAt(argv.socket);
       try {
         const job = { type: "nbd", listener: listener.fd, exportName: argv.vdev } as const;
-        const end = await useDisk(context, argv, job, (disk) => announce(context, argv, disk));
+        const end = await useDisk(context, argv, job, stop, (disk) => announce(context, argv, disk));
         if (context.json) printLine({ event: "ended", reason: end.reason });
       } finally {
         listener.close();
@@ -161,7 +164,7 @@ const bench: CommandModule<GlobalArguments, BenchArguments> = {
       const { XentoolError } = await import("../src/core/errors.ts");
       const options = await benchOptions(argv);
       const job = { type: "bench", options } as const;
-      const { reason, bench: result } = await useDisk(context, argv, job, () => {});
+      const { reason, bench: result } = await useDisk(context, argv, job, context.stop, () => {});
       if (result === undefined && reason === "stopped")
         throw new XentoolError("cancelled", "stopped before there was anything to measure");
       if (result === undefined)

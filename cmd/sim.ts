@@ -115,7 +115,7 @@ const start: CommandModule<GlobalArguments, StartArguments> = {
     ),
   handler: (argv) =>
     runCommand(argv, (context) =>
-      argv.foreground ? stayInForeground(argv, context) : startInBackground(argv),
+      argv.foreground ? stayInForeground(argv, context) : startInBackground(argv, context),
     ),
 };
 
@@ -125,7 +125,7 @@ async function stayInForeground(argv: StartArguments, { stop }: CommandContext):
   await serveInForeground({ ...optionsOf(argv), ...place }, stop, (ready) => printJson(ready, true));
 }
 
-async function startInBackground(argv: StartArguments): Promise<void> {
+async function startInBackground(argv: StartArguments, { stop }: CommandContext): Promise<void> {
   const { startDaemon } = await import("../src/sim/daemon.ts");
   optionsOf(argv);
   const limits = argv.limit.flatMap((limit) => ["--limit", limit]);
@@ -137,7 +137,7 @@ async function startInBackground(argv: StartArguments): Promise<void> {
     argv.personality,
     ...limits,
   ];
-  const ready = await startDaemon([...selfCommand(), "sim", "start", ...flags], argv.dir);
+  const ready = await startDaemon([...selfCommand(), "sim", "start", ...flags], argv.dir, stop);
   if (argv.json) printJson(ready);
   else for (const line of await exportsFor(ready.dir)) print(line);
 }

@@ -4,7 +4,7 @@ import { spawn, type ChildProcess } from "node:child_process";
 import { closeSync, openSync, readSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { onAbort } from "../core/deadline.ts";
-import { XentoolError } from "../core/errors.ts";
+import { kindOf, XentoolError } from "../core/errors.ts";
 import { askHost } from "./control.ts";
 import {
   holdsDeadHost,
@@ -28,9 +28,14 @@ export interface DaemonReady {
 
 /**
  * Starts `command` with `--dir DIR` appended, a process that calls `serveInForeground`, and waits until it is ready.
- * Fails with `environment` and the process's own message if it does not come up.
+ * Fails with `environment` and the process's own message if it does not come up, with `cancelled` if `stop` fires
+ * before; nothing of it remains then.
  */
-export async function startDaemon(command: readonly string[], dir?: string): Promise<DaemonReady> {
+export async function startDaemon(
+  command: readonly string[],
+  dir?: string,
+  stop?: AbortSignal,
+): Promise<DaemonReady> {
   const { path: home, isNew } = makeDirectory(dir);
   const log = openLog(home);
   try {
@@ -39,12 +44,13 @@ export async function startDaemon(command: readonly string[], dir?: string): Pro
       detached: true,
       stdio: ["ignore", "pipe", log],
     });
-    return await readiness(child, home);
+    return await readiness(child, home, stop);
   } catch (error) {
     // The process cleans up after itself unless it was killed.
     if (holdsDeadHost(home)) removeHostFiles(home);
     else rmSync(join(home, HOST_LOG), { force: true });
     if (isNew) removeIfEmpty(home);
+    if (kindOf(error) === "cancelled") throw error;
     const message = `the simulated host did not start: ${readLog(log)}`;
     throw new XentoolError("environment", message, { dir: home }, error);
   } finally {
@@ -68,20 +74,22 @@ function readLog(fd: number): string {
   return text.toString("utf8", 0, readSync(fd, text, 0, text.length, 0)).trim();
 }
 
-/** Resolves with the child's first line of output, then lets the child run on its own. */
-async function readiness(child: ChildProcess, dir: string): Promise<DaemonReady> {
+/** Resolves with the child's first line of output, then lets the child run on its own, unless `stop` has fired. */
+async function readiness(child: ChildProcess, dir: string, stop?: AbortSignal): Promise<DaemonReady> {
   const { promise, resolve: ready, reject } = Promise.withResolvers<string>();
   let text = "";
   child.stdout?.on("data", (chunk: Buffer) => {
     text += chunk.toString();
-    if (text.includes("\n")) ready(text);
+    if (text.includes("\n") && stop?.aborted !== true) ready(text);
   });
   child.once("error", reject);
   child.once("exit", (code, signal) => {
     const late = new XentoolError("timeout", `it was not ready within ${START_TIMEOUT_MS} ms`);
     const ended = new XentoolError("environment", `its process ended with status ${code ?? signal}`);
-    reject(child.killed ? late : ended);
+    const stopped = new XentoolError("cancelled", "stopped before the simulated host was ready");
+    reject(stop?.aborted === true ? stopped : child.killed ? late : ended);
   });
+  using _ = onAbort(stop, () => child.kill("SIGTERM"));
   const timer = setTimeout(() => child.kill("SIGKILL"), START_TIMEOUT_MS);
   try {
     const { pid } = JSON.parse(await promise) as { pid: number };

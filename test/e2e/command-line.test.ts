@@ -206,4 +206,13 @@ describe("on a simulated host", () => {
     expect(await other.exited).toBe(143);
     expect(existsSync(hostDir)).toBe(false);
   });
+
+  test("a signal to the starter of a simulated host ends the host, too", async () => {
+    const hostDir = join(dir, "early");
+    const starter = spawnXentool(["sim", "start", "--dir", hostDir]);
+    while (!existsSync(join(hostDir, "host.log"))) await new Promise(setImmediate);
+    starter.kill("SIGTERM");
+    expect(await starter.exited).toBe(143);
+    expect(existsSync(hostDir)).toBe(false);
+  });
 });

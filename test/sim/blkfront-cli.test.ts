@@ -139,6 +139,15 @@ describe("nbd", () => {
     expect(existsSync(socket)).toBe(false);
   });
 
+  test("a signal while it still waits for the disk removes the socket", async () => {
+    const socket = join(disk.dir, "cli.sock");
+    const child = spawn("nbd", "--vdev", "xvdz", "--socket", socket);
+    while (!existsSync(socket)) await new Promise(setImmediate);
+    child.kill("SIGTERM");
+    expect(await child.exited).toBe(143);
+    expect(existsSync(socket)).toBe(false);
+  });
+
   test("killed, it leaves a socket that the next one replaces", async () => {
     const socket = join(disk.dir, "cli.sock");
     const victim = spawn("nbd", "--vdev", "xvdb", "--socket", socket);
