@@ -53,6 +53,19 @@ export function assert(condition: unknown, message: string): asserts condition {
 
 /** The text of anything thrown, with its chain of causes, on one line. */
 export function describeError(error: unknown): string {
+  return describeBelow("", error);
+}
+
+/** `outer` is the text of the error that `error` caused. */
+function describeBelow(outer: string, error: unknown): string {
   if (!(error instanceof Error)) return String(error);
-  return error.cause === undefined ? error.message : `${error.message}: ${describeError(error.cause)}`;
+  const text = withoutPath(outer, error);
+  return error.cause === undefined ? text : `${text}: ${describeBelow(text, error.cause)}`;
+}
+
+/** The text without the `, stat '/p'` that node:fs appends, if the text before it names /p already. */
+function withoutPath(outer: string, { message, syscall, path }: NodeJS.ErrnoException): string {
+  const tail = `, ${syscall} '${path}'`;
+  const isNamed = path !== undefined && ` ${outer} `.includes(` ${path} `);
+  return isNamed && message.endsWith(tail) ? message.slice(0, -tail.length) : message;
 }

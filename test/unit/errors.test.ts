@@ -1,7 +1,7 @@
 // What kind anything thrown is of, and thereby the exit status of the command that it ends.
 import { expect, test } from "bun:test";
-import { openSync, readSync } from "node:fs";
-import { kindOf, XentoolError } from "../../src/core/errors.ts";
+import { openSync, readSync, renameSync, statSync } from "node:fs";
+import { describeError, kindOf, XentoolError } from "../../src/core/errors.ts";
 
 function thrownBy(body: () => unknown): unknown {
   try {
@@ -31,4 +31,25 @@ test("real ones, ours, and what is no error at all", () => {
   expect(kindOf(new XentoolError("protocol", "a lie"))).toBe("protocol");
   expect(kindOf(new TypeError("undefined is not a function"))).toBe("bug");
   expect(kindOf("text")).toBe("bug");
+});
+
+test.each([
+  ["cannot open /none", "/none", "cannot open /none: ENOENT: no such file or directory"],
+  ["cannot make /none for us", "/none", "cannot make /none for us: ENOENT: no such file or directory"],
+  ["cannot open /none/x", "/none", "cannot open /none/x: ENOENT: no such file or directory, stat '/none'"],
+  ["no such disk", "/none", "no such disk: ENOENT: no such file or directory, stat '/none'"],
+])("%s, because of %s: the path is named once", (message, path, text) => {
+  const cause = thrownBy(() => statSync(path));
+  expect(describeError(new XentoolError("io", message, {}, cause))).toBe(text);
+});
+
+test("nothing that is said only once is lost", () => {
+  const stat = thrownBy(() => statSync("/none"));
+  expect(describeError(stat)).toBe("ENOENT: no such file or directory, stat '/none'");
+  const rename = thrownBy(() => renameSync("/none", "/other"));
+  expect(describeError(new XentoolError("io", "cannot use /none", {}, rename))).toEndWith(
+    "rename '/none' -> '/other'",
+  );
+  const twice = new XentoolError("io", "no disk", {}, new XentoolError("io", "cannot open /none", {}, stat));
+  expect(describeError(twice)).toBe("no disk: cannot open /none: ENOENT: no such file or directory");
 });
