@@ -2,6 +2,7 @@
 // does for a disk line; public/io/blkif.h and docs/misc/xenstore-paths define the nodes.
 import { XentoolError } from "../core/errors.ts";
 import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
+import { noDomain } from "../platform/domains.ts";
 import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import { vdevName } from "../protocol/blkif.ts";
 import type { Xenstore } from "../xenstore/client.ts";
@@ -26,16 +27,16 @@ export interface NewDevice {
 export const SERVE_KEY = "xentool-serve";
 
 /**
- * Creates both directories of a device, with their owners. Throws `usage` when the device exists. QEMU and the
- * kernels of dom0 serve all devices of a kind and take any that they find in state 1. So a device that is already
- * offered begins in state 2, and one without params has no state until its server is there.
+ * Creates both directories of a device, with their owners. Throws `usage` when the device exists, `environment` when
+ * its domain does not. QEMU and the kernels of dom0 serve all devices of a kind and take any that they find in state
+ * 1. So a device that is already offered begins in state 2, and one without params has no state until its server is
+ * there.
  */
 export async function createDevice(xenstore: Xenstore, device: NewDevice): Promise<void> {
   const { address } = device;
   const back = backendDir(address);
   const front = frontendDir(address);
-  if (!(await xenstore.exists(`/local/domain/${address.frontend}`)))
-    throw new XentoolError("usage", `there is no domain ${address.frontend}`);
+  if (!(await xenstore.exists(`/local/domain/${address.frontend}`))) throw noDomain(address.frontend);
   await xenstore.transaction(async (tx) => {
     if ((await tx.exists(front)) || (await isDevice(tx, address)))
       throw new XentoolError("usage", `${describeDevice(address)} exists already`);

@@ -3,18 +3,16 @@
 // domains does. Others ask Xen, or, where that does not help, watch for the peer's keys to disappear.
 import { moduleLogger } from "../core/log.ts";
 import { describeError } from "../core/errors.ts";
-import type { Domid, EvtchnPort } from "../core/types.ts";
-import type { EventChannels, Platform } from "../platform/platform.ts";
+import type { Domid } from "../core/types.ts";
+import { isDomainUnknown } from "../platform/domains.ts";
+import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
-import { errnoOf } from "../xenstore/errors.ts";
 import { watchDomain } from "./domain-watch.ts";
 import { areKeys, readKeys, watchKeys, type VchanKeys, type VchanPlace } from "./rendezvous.ts";
 import type { VchanRole } from "./endpoint.ts";
 
 /** Between two queries to Xen: a dying domain takes a while to be gone. */
 const PROBE_INTERVAL_MS = 1500;
-/** A port that no domain can be bound to: the error shows whether the domain exists. */
-const NO_PORT = 0 as EvtchnPort;
 /** A server that removes its keys once it is connected does so within this time. */
 const KEYS_STAY_MS = 5000;
 /** A server that closes may remove its keys first; it then has this long to report that it closed. */
@@ -73,15 +71,7 @@ export class PeerWatch {
    */
   #askXen(): void {
     this.#timer = setInterval(() => {
-      let channels: EventChannels | undefined;
-      try {
-        channels = this.#options.platform.openEventChannels();
-        channels.unbind(channels.bindInterdomain(this.#peer, NO_PORT));
-      } catch (error) {
-        if (errnoOf(error) === "ESRCH") this.#declareGone();
-      } finally {
-        channels?.close();
-      }
+      if (isDomainUnknown(this.#options.platform, this.#peer)) this.#declareGone();
     }, PROBE_INTERVAL_MS);
   }
 

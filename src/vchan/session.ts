@@ -4,6 +4,7 @@ import { endsWithin, onAbort } from "../core/deadline.ts";
 import { XentoolError, type ErrorContext } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
 import { Plane, type SpawnWorker } from "../plane/plane.ts";
+import { noDomain } from "../platform/domains.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
 import { Xenstore } from "../xenstore/client.ts";
@@ -81,8 +82,7 @@ export class VchanSession implements AsyncDisposable {
     const xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
     try {
       // An end that may not ask finds out only because nobody comes.
-      if ((await domainExists(xenstore, peer)) === false)
-        throw new XentoolError("environment", `there is no domain ${peer}`, { domid: peer });
+      if ((await domainExists(xenstore, peer)) === false) throw noDomain(peer);
       return new VchanSession(options, xenstore);
     } catch (error) {
       xenstore.close();

@@ -3,6 +3,7 @@
 import { readFile } from "node:fs/promises";
 import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE, type Domid } from "../core/types.ts";
+import { isDomainUnknown, noDomain } from "../platform/domains.ts";
 import type { Access, Platform } from "../platform/platform.ts";
 import type { XsRingPage } from "../protocol/xs-ring.ts";
 
@@ -39,7 +40,8 @@ export function openDomainRing(platform: Platform, domid: Domid, access: Access)
     return { page, close };
   } catch (error) {
     grants.close();
-    const message = `cannot map the xenstore ring of domain ${domid}; does it exist, and is this the xenstore domain?`;
+    if (isDomainUnknown(platform, domid)) throw noDomain(domid);
+    const message = `cannot map the xenstore ring of domain ${domid}; is this the xenstore domain?`;
     throw new XentoolError("environment", message, { domid }, error);
   }
 }
