@@ -80,9 +80,11 @@ const destroy = step(
   "destroy",
   "Remove a device's directories, used or not",
   "as if it had never been",
-  async ({ xenstore }, address) => {
+  async ({ platform, xenstore }, address) => {
     const { destroyDevice } = await import("../src/blkback/toolstack.ts");
+    const { removeRemains } = await import("../src/blkback/remains.ts");
     await destroyDevice(xenstore, address);
+    await removeRemains(platform, xenstore, address);
   },
 );
 
@@ -101,9 +103,11 @@ const forceClose = step(
   "force-close",
   "Take the disk away without asking: what the guest has not written is lost",
   "for a guest that hangs",
-  async ({ xenstore }, address, context) => {
+  async ({ platform, xenstore }, address, context) => {
     const { forceCloseDevice, waitUntilClosed } = await import("../src/blkback/toolstack.ts");
+    const { removeRemains } = await import("../src/blkback/remains.ts");
     await forceCloseDevice(xenstore, address);
+    await removeRemains(platform, xenstore, address);
     const late = "nobody seems to serve it; `xentool blkback destroy` removes it";
     await waitUntilClosed(xenstore, address, context.timeoutMs ?? DETACH_TIMEOUT_MS, context.stop, late);
   },

@@ -8,9 +8,13 @@ import { describeDevice, type DeviceAddress } from "./address.ts";
 /** The `reason` in the context of the error thrown when the device is already served. */
 export const SERVED = "served";
 
+export function lockPath(statsDir: string, { frontend, devid }: DeviceAddress): string {
+  return join(statsDir, `${frontend}-${devid}.lock`);
+}
+
 /** Throws `environment` when another process serves the device. Release the lock to let others serve it. */
 export function lockDevice(statsDir: string, address: DeviceAddress): LockFile {
-  const lock = takeLock(join(statsDir, `${address.frontend}-${address.devid}.lock`));
+  const lock = takeLock(lockPath(statsDir, address));
   if (lock !== undefined) return lock;
   throw new XentoolError("environment", `${describeDevice(address)} is served by another process`, {
     reason: SERVED,

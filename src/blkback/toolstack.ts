@@ -207,17 +207,26 @@ async function readIfAllowed(xenstore: Xenstore, path: string): Promise<string |
  */
 export async function findKind(
   xenstore: Xenstore,
-  { backend, frontend, devid }: Omit<DeviceAddress, "kind">,
+  device: Omit<DeviceAddress, "kind">,
 ): Promise<string | undefined> {
+  const found = await findKinds(xenstore, device);
+  if (found.length < 2) return found[0];
+  const text = `${vdevName(device.devid)} of domain ${device.frontend} has several backends: say --kind ${found.toSorted().join(" or ")}`;
+  throw new XentoolError("usage", text);
+}
+
+/** The kinds of all backends of this domain that have a directory for this frontend. */
+export async function findKinds(
+  xenstore: Xenstore,
+  { backend, frontend, devid }: Omit<DeviceAddress, "kind">,
+): Promise<string[]> {
   const found: string[] = [];
   for (const kind of await names(xenstore, `/local/domain/${backend}/backend`)) {
     const address = { backend, kind, frontend, devid };
     if ((await xenstore.tryRead(`${backendDir(address)}/frontend`)) === frontendDir(address))
       found.push(kind);
   }
-  if (found.length < 2) return found[0];
-  const text = `${vdevName(devid)} of domain ${frontend} has several backends: say --kind ${found.toSorted().join(" or ")}`;
-  throw new XentoolError("usage", text);
+  return found;
 }
 
 export interface ListedDevice extends DeviceAddress {

@@ -1,7 +1,7 @@
 // kill -9, of either side, at any moment: what is left is noticed and taken back, nobody hangs, the other
 // disk of the same host does not notice, and whoever starts next works.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DEFAULT_KIND, backendDir } from "../../src/blkback/address.ts";
@@ -90,6 +90,44 @@ test("a server that is killed: the guest waits, the next server answers what is 
   neighbour.close();
   const list = await runXentool(["blkback", "list", "--json"], { env });
   expect((JSON.parse(list.stdout) as { frontend: number }[]).map(({ frontend }) => frontend)).toEqual([2]);
+});
+
+test.each([
+  ["destroy", 0],
+  ["force-close", 6], // nobody closes the backend
+])(
+  "%s removes what a killed server left, but neither a live one's nor another kind's",
+  async (step, status) => {
+    const at = { backend: toDomid(0), frontend: toDomid(1), kind: DEFAULT_KIND, devid: XVDB };
+    const server = await serve("a.img", 1);
+    await serve("b.img", 2);
+    const guest = await HandmadeGuest.start(host, at);
+    await guest.connect();
+    const files = (domid: number): string[] =>
+      readdirSync(join(host.dir, "blkback")).filter((name) => name.startsWith(`${domid}-`));
+    const endings = ["journal", "lock", "stats"].map((it) => `1-${XVDB}.${it}`);
+    const neighbours = files(2);
+    const blkback = (action: string, ...args: string[]): ReturnType<typeof runXentool> =>
+      runXentool(["blkback", action, "--vdev", "xvdb", ...args], { env });
+    server.kill("SIGKILL");
+    await server.exited;
+    await blkback("destroy", "--domid", "1", "--kind", "vbd");
+    expect(files(1).toSorted()).toEqual(endings);
+    expect((await blkback(step, "--domid", "1", "--timeout", "0.2")).status).toBe(status);
+    expect(files(1)).toEqual([]);
+    expect((await blkback("stats", "--domid", "1")).stdout).toBe("no disk xvdb of domain 1 is served here\n");
+    await blkback("destroy", "--domid", "3");
+    expect(files(2)).toEqual(neighbours);
+    guest.close();
+  },
+);
+
+test("destroy leaves the files of a live server to that server", async () => {
+  const server = await serve("a.img", 1);
+  const destroyed = runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
+  expect((await destroyed).status).toBe(0);
+  expect(await server.exited).toBe(0);
+  expect(readdirSync(join(host.dir, "blkback"))).toEqual([]);
 });
 
 test("a guest that makes a new ring while nobody serves is not given what it asked for on the old one", async () => {

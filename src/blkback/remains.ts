@@ -1,0 +1,35 @@
+// What a killed server of a device leaves on this host: its statistics, its journal and its lock, all for a successor.
+// A device that is taken away has none.
+import { existsSync, rmSync } from "node:fs";
+import { takeLock } from "../native/lock-file.ts";
+import type { Platform } from "../platform/platform.ts";
+import type { Xenstore } from "../xenstore/client.ts";
+import type { DeviceAddress } from "./address.ts";
+import { lockPath } from "./device-lock.ts";
+import { journalPath, removeJournal } from "./journal.ts";
+import { statsDir, statsPath } from "./stats.ts";
+import { findKinds } from "./toolstack.ts";
+
+/**
+ * Removes these files of a device that no guest uses any more. They stay while a server lives, which removes them
+ * itself, and while another kind of backend has the same disk of the guest, because files are the same for all kinds.
+ */
+export async function removeRemains(
+  platform: Platform,
+  xenstore: Xenstore,
+  address: DeviceAddress,
+): Promise<void> {
+  const dir = statsDir(platform.descriptor);
+  const stats = statsPath(dir, address.frontend, address.devid);
+  if (![stats, journalPath(stats), lockPath(dir, address)].some((path) => existsSync(path))) return;
+  const kinds = await findKinds(xenstore, address);
+  if (kinds.some((kind) => kind !== address.kind)) return;
+  const lock = takeLock(lockPath(dir, address));
+  if (lock === undefined) return;
+  try {
+    rmSync(stats, { force: true });
+    removeJournal(journalPath(stats));
+  } finally {
+    lock.release();
+  }
+}
