@@ -2,6 +2,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
+import { readStats } from "../../src/blkback/stats.ts";
 import { ServedDisk, type DiskOptions } from "./blkfront-harness.ts";
 import { RawClient, READ } from "./nbd-raw-client.ts";
 
@@ -108,6 +109,10 @@ describe("bench", () => {
     await serve();
     const child = spawn("bench", "--vdev", "xvdb", "--runtime", "60", "--json", "-v");
     await untilSaid(child, "Connected");
+    // Its worker may not have begun to measure.
+    const { frontend, devid } = disk.address;
+    while (readStats(join(disk.dir, "stats"), frontend, devid).requests === 0)
+      await new Promise(setImmediate);
     child.kill("SIGINT");
     const result = JSON.parse(await child.stdout.text()) as { elapsedMs: number };
     expect(result.elapsedMs).toBeLessThan(60_000);
