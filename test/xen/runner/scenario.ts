@@ -1,6 +1,7 @@
 // A scenario: a bash file that runs in dom0, with a header of comments. The first says what it shows; then
 // `# key: value` lines: xenstored (which daemons it runs under), limit (seconds), files (of the repository,
-// taken along), expect (self-tests only: what the report must say of it).
+// taken along), run (`by name`: only when it is named, as what measures and decides nothing), expect (self-tests
+// only: what the report must say of it).
 
 import { readdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
@@ -18,6 +19,7 @@ export interface Run {
   readonly daemon: Daemon;
   readonly limitSeconds: number;
   readonly files: readonly string[];
+  readonly byName: boolean;
   readonly expect: RegExp | undefined;
 }
 
@@ -63,14 +65,18 @@ export function parseRuns(path: string): Run[] {
     daemon,
     limitSeconds,
     files: (value("files") ?? "").split(/\s+/).filter((file) => file !== ""),
+    byName: value("run") === "by name",
     expect: expect === undefined ? undefined : new RegExp(`^${expect}`),
   }));
 }
 
-/** The runs that `names` (with or without @daemon; none: all) choose. Throws on a name that chooses none. */
+/**
+ * The runs that `names` (with or without @daemon) choose; without names all but those that are run by name only. Throws
+ * on a name that chooses none.
+ */
 export function chooseRuns(runs: readonly Run[], names: readonly string[]): Run[] {
   const matches = (run: Run, name: string) => run.name === name || run.name.split("@")[0] === name;
   const unknown = names.find((name) => !runs.some((run) => matches(run, name)));
   if (unknown !== undefined) throw new Error(`there is no scenario '${unknown}'; --list shows them`);
-  return runs.filter((run) => names.length === 0 || names.some((name) => matches(run, name)));
+  return runs.filter((run) => (names.length === 0 ? !run.byName : names.some((name) => matches(run, name))));
 }

@@ -2,6 +2,7 @@
 # by side, and what a request costs xentool in system calls.
 # limit: 900
 # files: dist/xentool
+# run: by name
 . /payload/dom0/blkback.sh
 
 install_script >/dev/null

@@ -1,6 +1,7 @@
 # How fast xentool's vchan is beside libxenvchan's, as ratios within one boot: three ring sizes, and round trips.
 # limit: 600
 # files: dist/xentool
+# run: by name
 . /payload/dom0/vchan.sh
 
 rounds=3
