@@ -37,7 +37,7 @@ import {
 import type { Disk } from "./handshake.ts";
 import { ChunkTable, CommandTable } from "./nbd-command-table.ts";
 import { DEAD, FINISHING, READY, type NbdConnection } from "./nbd-connection.ts";
-import { canMakeDurable, MAX_BLOCK_BYTES } from "./nbd-export.ts";
+import { canMakeDurable, canReadWhole, MAX_BLOCK_BYTES } from "./nbd-export.ts";
 import type { FrontQueue } from "./queue.ts";
 
 const MAX_COMMANDS = 1024;
@@ -51,10 +51,11 @@ const TWO_32 = 2 ** 32;
 export class NbdCommands {
   /** Replaced when the disk is resized. */
   disk: Disk;
+  /** The most data of one operation, and so the most of a read that is sent in one piece. */
+  readonly chunkBytes: number;
   readonly #queue: FrontQueue;
   readonly #commands = new CommandTable(MAX_COMMANDS);
   readonly #chunks: ChunkTable;
-  readonly #chunkBytes: number;
   /** Commands whose data is written but whose flush found no room. */
   readonly #flushes = new Uint16Array(MAX_COMMANDS);
   #flushCount = 0;
@@ -66,7 +67,7 @@ export class NbdCommands {
     this.#chunks = new ChunkTable(tags);
     let chunkBytes = CHUNK_BYTES;
     while (queue.transfersThatFit(chunkBytes) === 0) chunkBytes /= 2;
-    this.#chunkBytes = chunkBytes;
+    this.chunkBytes = chunkBytes;
     queue.onDone = (tag, status) => this.#chunkDone(tag, status);
   }
 
@@ -145,8 +146,7 @@ export class NbdCommands {
     commands.offset[row] = offset;
     commands.length[row] = length;
     commands.fua[row] = (flags & NBD_CMD_FLAG_FUA) !== 0 && changes(type) ? 1 : 0;
-    commands.alone[row] =
-      type === NBD_CMD_READ && !connection.structured && length > this.#chunkBytes ? 1 : 0;
+    commands.alone[row] = type === NBD_CMD_READ && !connection.structured && length > this.chunkBytes ? 1 : 0;
     connection.current = row;
     return true;
   }
@@ -164,7 +164,8 @@ export class NbdCommands {
     const { disk } = this;
     const durable = canMakeDurable(disk);
     let allowed = durable ? NBD_CMD_FLAG_FUA : 0;
-    if (type === NBD_CMD_READ && connection.structured) allowed |= NBD_CMD_FLAG_DF;
+    if (type === NBD_CMD_READ && connection.structured && canReadWhole(this.chunkBytes))
+      allowed |= NBD_CMD_FLAG_DF;
     if (type === NBD_CMD_WRITE_ZEROES) allowed |= NBD_CMD_FLAG_NO_HOLE;
     if ((flags & ~allowed) !== 0) return NBD_EINVAL;
     if (changes(type) && disk.readOnly) return NBD_EPERM;
@@ -177,7 +178,7 @@ export class NbdCommands {
       return type === NBD_CMD_WRITE || type === NBD_CMD_WRITE_ZEROES ? NBD_ENOSPC : NBD_EINVAL;
     const carries = type === NBD_CMD_READ || type === NBD_CMD_WRITE;
     if (carries && length > MAX_BLOCK_BYTES) return NBD_EINVAL;
-    if ((flags & NBD_CMD_FLAG_DF) !== 0 && length > this.#chunkBytes) return NBD_EOVERFLOW;
+    if ((flags & NBD_CMD_FLAG_DF) !== 0 && length > this.chunkBytes) return NBD_EOVERFLOW;
     return 0;
   }
 
@@ -229,7 +230,7 @@ export class NbdCommands {
     const commands = this.#commands;
     if (commands.alone[row] === 1 && connection.outstanding > 1) return false;
     if (commands.alone[row] === 1 && commands.pending[row] !== 0) return false;
-    const bytes = this.#nextBytes(row, this.#chunkBytes);
+    const bytes = this.#nextBytes(row, this.chunkBytes);
     if (!connection.promise(DATA_CHUNK_BYTES + bytes)) return false;
     if (this.#startTransfer(BLKIF_OP_READ, row, bytes, 0)) return true;
     connection.redeem(DATA_CHUNK_BYTES + bytes);
@@ -238,7 +239,7 @@ export class NbdCommands {
 
   #startWrite(connection: NbdConnection, row: number): boolean {
     const { input } = connection;
-    const bytes = this.#nextBytes(row, this.#chunkBytes);
+    const bytes = this.#nextBytes(row, this.chunkBytes);
     if (input.size < bytes) {
       if (connection.ended) connection.kill();
       return false;
@@ -278,7 +279,7 @@ export class NbdCommands {
 
   #startZeroes(row: number): boolean {
     if (this.#commands.pending[row] >= ZEROES_CHUNKS) return false;
-    const most = Math.min(ZEROES_CHUNK_BYTES, this.#chunkBytes * 8);
+    const most = Math.min(ZEROES_CHUNK_BYTES, this.chunkBytes * 8);
     const bytes = this.#nextBytes(row, most);
     if (!this.#queue.writeZeroes(this.#chunks.next, this.#nextSector(row), bytes)) return false;
     this.#started(row, 0, 0, bytes);

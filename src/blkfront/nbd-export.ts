@@ -4,6 +4,7 @@ import {
   NBD_FLAG_CAN_MULTI_CONN,
   NBD_FLAG_HAS_FLAGS,
   NBD_FLAG_READ_ONLY,
+  NBD_FLAG_SEND_DF,
   NBD_FLAG_SEND_FLUSH,
   NBD_FLAG_SEND_FUA,
   NBD_FLAG_SEND_TRIM,
@@ -15,16 +16,24 @@ import type { Disk } from "./handshake.ts";
 /** The most bytes that one read or write may carry. */
 export const MAX_BLOCK_BYTES = 32 << 20;
 const PREFERRED_BLOCK_BYTES = 4096;
+/** A server that offers not to fragment reads must be able to send this much in one piece. */
+const MIN_WHOLE_READ_BYTES = 64 << 10;
 
 /** Whether the backend can make all its writes durable. */
 export function canMakeDurable(disk: Disk): boolean {
   return disk.canFlush || disk.canBarrier;
 }
 
-export function exportOf(disk: Disk, name: string): NbdExport {
+/** Whether a server that sends up to `pieceBytes` in one piece may offer not to fragment reads. */
+export function canReadWhole(pieceBytes: number): boolean {
+  return pieceBytes >= MIN_WHOLE_READ_BYTES;
+}
+
+export function exportOf(disk: Disk, name: string, pieceBytes: number): NbdExport {
   // One ring serves all connections, so a flush on one of them covers the others.
   let flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_CAN_MULTI_CONN;
   if (canMakeDurable(disk)) flags |= NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA;
+  if (canReadWhole(pieceBytes)) flags |= NBD_FLAG_SEND_DF;
   if (disk.readOnly) flags |= NBD_FLAG_READ_ONLY;
   else flags |= NBD_FLAG_SEND_WRITE_ZEROES | (disk.canDiscard ? NBD_FLAG_SEND_TRIM : 0);
   return {

@@ -164,10 +164,10 @@ export class NbdHandshake {
     return name.length === 0 || Buffer.from(name).toString("utf8") === this.#exported().name;
   }
 
-  /** Unfragmented replies (DF) only make sense with structured replies. */
+  /** Without structured replies no read is fragmented, so there is nothing to ask for with DF. */
   #offer(): NbdExport {
     const exported = this.#exported();
-    return this.structured ? { ...exported, flags: exported.flags | NBD_FLAG_SEND_DF } : exported;
+    return this.structured ? exported : { ...exported, flags: exported.flags & ~NBD_FLAG_SEND_DF };
   }
 }
 

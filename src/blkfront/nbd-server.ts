@@ -3,6 +3,7 @@
 // disk keeps it however long it is idle, because a mounted file system may be idle; one that is still negotiating
 // makes room for others when there is none.
 import { errnoName, shim } from "../native/shim.ts";
+import type { NbdExport } from "../protocol/nbd.ts";
 import type { FrontControl } from "./blkfront-control.ts";
 import { NbdCommands } from "./nbd-commands.ts";
 import { DEAD, HANDSHAKE, NbdConnection, READY } from "./nbd-connection.ts";
@@ -144,14 +145,17 @@ export class NbdServer {
     for (let count = 0; count < ACCEPTS_AT_ONCE; count++) {
       const isFull = this.#connections.length === MAX_CONNECTIONS;
       const fd = isFull ? NO_PLACE : shim.xt_stream_accept(this.#listener);
-      if (fd >= 0)
-        this.#connections.push(new NbdConnection(fd, () => exportOf(this.#commands.disk, this.#name)));
+      if (fd >= 0) this.#connections.push(new NbdConnection(fd, () => this.#exported()));
       else if (!isFull && !SHORTAGES.has(errnoName(fd))) return;
       else if (!this.#makePlace()) {
         this.#acceptAgainAtMs = performance.now() + ACCEPT_AGAIN_MS;
         return;
       }
     }
+  }
+
+  #exported(): NbdExport {
+    return exportOf(this.#commands.disk, this.#name, this.#commands.chunkBytes);
   }
 
   /** Drops the client that has been negotiating longest, if that is long: it may never finish. */

@@ -1,10 +1,20 @@
 // The disk behind the NBD server: a backend that carries out the ring's requests late, in any order and not always
 // with success, and beside it what clients may believe. No two commands under way share a sector, so each request on
 // the ring belongs to one command, and every byte of a reply is known.
-import type { Disk } from "../../src/blkfront/handshake.ts";
 import type { Random } from "../sim/random.ts";
 import type { FakeBackend, SeenRequest } from "../unit/blkfront-fake-backend.ts";
-import { changes, EIO, ENOTSUP, FLUSH, FUA, READ, TRIM, WRITE, type Request } from "./nbd-protocol-model.ts";
+import {
+  changes,
+  EIO,
+  ENOTSUP,
+  FLUSH,
+  FUA,
+  READ,
+  TRIM,
+  WRITE,
+  type Request,
+  type ServedDisk,
+} from "./nbd-protocol-model.ts";
 
 const SECTOR = 512;
 const RING_READ = 0;
@@ -42,7 +52,7 @@ interface Waiting {
 }
 
 export class DiskModel {
-  readonly disk: Disk;
+  readonly disk: ServedDisk;
   /** What clients must find. */
   readonly believed: Uint8Array;
   /** Share of the backend's answers that are failures. */
@@ -62,7 +72,7 @@ export class DiskModel {
   #flushErrors = 0;
   #flushOrphans = 0;
 
-  constructor(disk: Disk, backend: FakeBackend, random: Random, noise: Uint8Array) {
+  constructor(disk: ServedDisk, backend: FakeBackend, random: Random, noise: Uint8Array) {
     this.disk = disk;
     this.#backend = backend;
     this.#random = random;

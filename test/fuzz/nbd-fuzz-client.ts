@@ -4,15 +4,7 @@ import { closeSync } from "node:fs";
 import { XT_STREAM_LOCAL } from "../../src/native/abi.ts";
 import { check, shim } from "../../src/native/shim.ts";
 import { listed, type Command, type DiskModel } from "./nbd-disk-model.ts";
-import {
-  DF,
-  encodeRequest,
-  PIECE_BYTES,
-  errorsOf,
-  HandshakeModel,
-  READ,
-  type Request,
-} from "./nbd-protocol-model.ts";
+import { DF, encodeRequest, errorsOf, HandshakeModel, READ, type Request } from "./nbd-protocol-model.ts";
 
 const SIMPLE = 0x67446698;
 const STRUCTURED = 0x668e33ef;
@@ -163,8 +155,9 @@ export class FuzzClient {
   /** A simple reply that has begun cannot turn into an error, so its connection ends. */
   get #isCut(): boolean {
     if (this.handshake.structured) return false;
+    const { pieceBytes } = this.#disk.disk;
     return [...this.#pending.values()].some(
-      ({ request, failures }) => request.type === READ && request.length > PIECE_BYTES && failures.size > 0,
+      ({ request, failures }) => request.type === READ && request.length > pieceBytes && failures.size > 0,
     );
   }
 

@@ -21,8 +21,8 @@ export const EOVERFLOW = 75;
 export const ENOTSUP = 95;
 
 export const MAX_BYTES = 32 << 20;
-/** The most that our server sends in one piece. */
-export const PIECE_BYTES = 128 << 10;
+/** A server that offers not to fragment reads must be able to do that with so many bytes. */
+const MIN_WHOLE_BYTES = 65_536;
 const MAX_OPTION_BYTES = 8192;
 const DESCRIPTION = `PV disk ${EXPORT}`;
 const IHAVEOPT = 0x49484156454f5054n;
@@ -34,6 +34,16 @@ const UNSUP = 0x8000_0001;
 const INVALID = 0x8000_0003;
 const UNKNOWN = 0x8000_0006;
 const TOO_BIG = 0x8000_0009;
+
+/** The disk, and how the server serves it. */
+export interface ServedDisk extends Disk {
+  /** The most that the server sends in one piece. */
+  readonly pieceBytes: number;
+}
+
+function canReadWhole({ pieceBytes }: ServedDisk): boolean {
+  return pieceBytes >= MIN_WHOLE_BYTES;
+}
 
 export function numbers(...fields: readonly (readonly [bytes: 2 | 4 | 8, value: number | bigint])[]): Buffer {
   const parts = fields.map(([bytes, value]) => {
@@ -63,12 +73,12 @@ export class HandshakeModel {
   expected: Buffer = Buffer.concat([Buffer.from("NBDMAGICIHAVEOPT"), numbers([2, 3])]);
   /** Bytes that are not understood yet. After the handshake they belong to the first request. */
   rest: Buffer = Buffer.alloc(0);
-  readonly #disk: Disk;
+  readonly #disk: ServedDisk;
   #noZeroes = false;
   /** Bytes of an option that is too big, still to come. */
   #skip = 0;
 
-  constructor(disk: Disk) {
+  constructor(disk: ServedDisk) {
     this.#disk = disk;
   }
 
@@ -160,7 +170,7 @@ export class HandshakeModel {
 
   #sizeAndFlags(): Buffer {
     const disk = this.#disk;
-    let flags = 0x101 | (this.structured ? 0x80 : 0); // HAS_FLAGS, CAN_MULTI_CONN; DF
+    let flags = 0x101 | (this.structured && canReadWhole(disk) ? 0x80 : 0); // HAS_FLAGS, CAN_MULTI_CONN; DF
     if (disk.canFlush || disk.canBarrier) flags |= 0xc;
     if (disk.readOnly) flags |= 2;
     else flags |= disk.canDiscard ? 0x60 : 0x40;
@@ -194,12 +204,14 @@ export function changes(type: number): boolean {
 }
 
 /** Every error that `request` deserves; any of them may be its answer. None: it must be carried out. */
-export function errorsOf(request: Request, disk: Disk, structured: boolean): ReadonlySet<number> {
+export function errorsOf(request: Request, disk: ServedDisk, structured: boolean): ReadonlySet<number> {
   const { flags, type, offset, length } = request;
   const errors = new Set<number>();
   const isDurable = disk.canFlush || disk.canBarrier;
   const allowed =
-    (isDurable ? FUA : 0) | (type === WRITE_ZEROES ? NO_HOLE : 0) | (type === READ && structured ? DF : 0);
+    (isDurable ? FUA : 0) |
+    (type === WRITE_ZEROES ? NO_HOLE : 0) |
+    (type === READ && structured && canReadWhole(disk) ? DF : 0);
   if ((flags & ~allowed) !== 0) errors.add(EINVAL);
   if (type === FLUSH) return isDurable ? errors : errors.add(EINVAL);
   if (changes(type) && disk.readOnly) errors.add(EPERM);
@@ -209,6 +221,6 @@ export function errorsOf(request: Request, disk: Disk, structured: boolean): Rea
   const isBeyondEnd = offset + BigInt(length) > BigInt(disk.sectors512 * 512);
   if (isBeyondEnd) errors.add(type === WRITE || type === WRITE_ZEROES ? ENOSPC : EINVAL);
   if ((type === READ || type === WRITE) && length > MAX_BYTES) errors.add(EINVAL);
-  if ((flags & DF) !== 0 && type === READ && length > PIECE_BYTES) errors.add(EOVERFLOW);
+  if ((flags & DF) !== 0 && type === READ && length > disk.pieceBytes) errors.add(EOVERFLOW);
   return errors;
 }

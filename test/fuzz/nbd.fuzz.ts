@@ -5,7 +5,6 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { FrontControl } from "../../src/blkfront/blkfront-control.ts";
-import type { Disk } from "../../src/blkfront/handshake.ts";
 import { NbdConnection } from "../../src/blkfront/nbd-connection.ts";
 import { NbdServer } from "../../src/blkfront/nbd-server.ts";
 import { listenAt } from "../../src/native/unix-listener.ts";
@@ -78,17 +77,17 @@ class Episode {
     this.#wanted = wanted;
     this.#stopsEarly = random.chance(0.2);
     const cleanup = this.#cleanup;
-    const maxIndirectSegments = random.pick([0, 32, 256]);
+    const poolPages = random.pick([15, 40, 100, 480]);
     this.#backend = cleanup.adopt(
       new FakeBackend({
         abi: random.pick([ABI_X86_64, ABI_X86_32]),
         ringPages: random.pick([1, 2]),
-        poolPages: random.pick([40, 100, 480]),
-        maxIndirectSegments,
+        poolPages,
+        maxIndirectSegments: random.pick([0, 32, 256]),
       }),
       (it) => it.close(),
     );
-    const disk = randomDisk(random);
+    const disk = randomDisk(random, poolPages === 15 ? 32 << 10 : 128 << 10);
     this.#disk = new DiskModel(disk, this.#backend, random, noise);
     this.#disk.failing = random.pick([0, 0, 0.02, 0.2]);
     const page = cleanup.adopt(ControlPage.create(), (it) => it.close());
@@ -279,7 +278,7 @@ class Episode {
 /** Of all servers so far; each connection counts once. */
 let closedConnections = 0;
 
-function randomDisk(random: Random): Disk {
+function randomDisk(random: Random, pieceBytes: number): nbd.ServedDisk {
   const durable = random.pick(["flush", "flush", "barrier", "none"]);
   return {
     sectors512: DISK_BYTES / 512,
@@ -292,6 +291,7 @@ function randomDisk(random: Random): Disk {
     canDiscard: random.chance(0.8),
     canSecureDiscard: false,
     discardGranularityBytes: 4096,
+    pieceBytes,
   };
 }
 

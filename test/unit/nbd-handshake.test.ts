@@ -31,8 +31,8 @@ interface Talk {
 }
 
 /** Says `hex` to a fresh server, `size` bytes at a time. */
-function say(hex: string, size = Infinity, disk = DISK): Talk {
-  const handshake = new NbdHandshake(() => exportOf(disk, "xvdb"));
+function say(hex: string, size = Infinity, disk = DISK, pieceBytes = 128 << 10): Talk {
+  const handshake = new NbdHandshake(() => exportOf(disk, "xvdb", pieceBytes));
   const all = Buffer.from(hex, "hex");
   let reply = "";
   let at = 0;
@@ -97,6 +97,15 @@ test("structured replies, and what they allow", () => {
   const talk = say(FLAGS + option(8) + option(7, u32(0) + "0000"));
   expect(talk.handshake.structured).toBe(true);
   expect(talk.reply).toStartWith(reply(8, ACK) + reply(7, INFO, `0000${SIZE}01ed`));
+});
+
+test.each([
+  [64 << 10, "01ed"],
+  [32 << 10, FLAGS_RW],
+])("reads in one piece, by a server whose pieces have %d bytes", (pieceBytes, flags) => {
+  // NBD wants 64 KiB in one piece from each server that offers DF.
+  const talk = say(FLAGS + option(8) + option(1), Infinity, DISK, pieceBytes);
+  expect(talk.reply).toBe(reply(8, ACK) + SIZE + flags);
 });
 
 test("EXPORT_NAME, with and without padding", () => {
