@@ -81,10 +81,6 @@ export class DiskModel {
     this.believed = this.#stored.slice();
   }
 
-  get waiting(): number {
-    return this.#waiting.length;
-  }
-
   /** Whether `request` would use sectors that another command uses. */
   isBusy({ offset, length, type }: Request): boolean {
     if (type === FLUSH) return false;
@@ -151,10 +147,11 @@ export class DiskModel {
     this.#orphans.clear();
   }
 
-  /** The backend takes what is on the ring, and answers some of it: all, if `isEager`. */
-  turn(isEager: boolean): void {
+  /** The backend takes what is on the ring, and answers some of it: all, if `isEager`. True when there was any. */
+  turn(isEager: boolean): boolean {
     this.now++;
     for (const seen of this.#backend.take()) this.#take(seen);
+    const isBusy = this.#waiting.length > 0;
     const random = this.#random;
     let count = isEager ? this.#waiting.length : random.below(Math.min(8, this.#waiting.length + 1));
     for (; count > 0; count--) {
@@ -163,6 +160,7 @@ export class DiskModel {
       const error = random.chance(this.failing) ? random.pick([...STATUSES.keys()]) : 0;
       this.#answer(entry, error);
     }
+    return isBusy;
   }
 
   /** Nothing is under way: what is stored must be what clients believe. */

@@ -124,8 +124,7 @@ class Episode {
       this.#disk.turn(true);
       return false;
     }
-    const responses = this.#disk.waiting;
-    this.#disk.turn(isLast);
+    const isDiskBusy = this.#disk.turn(isLast);
     const moved = this.#clients.reduce((sum, client) => sum + this.#move(client, isLast), 0);
     this.#clients = this.#clients.filter((client) => !client.isClosed);
     const isEachOpen = !this.#clients.some((client) => client.mayBeClosed);
@@ -134,8 +133,7 @@ class Episode {
       this.#act();
       return true;
     }
-    const isIdle = moved === 0 && responses === 0 && this.#disk.waiting === 0;
-    this.#idleTurns = isIdle ? this.#idleTurns + 1 : 0;
+    this.#idleTurns = moved > 0 || isDiskBusy ? 0 : this.#idleTurns + 1;
     return this.#idleTurns < PATIENCE || this.#goOn();
   }
 
