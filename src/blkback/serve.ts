@@ -1,5 +1,5 @@
 // `xentool blkback serve` as a function: opens the image, creates the device unless a toolstack already has, serves
-// it until the guest lets go or the caller asks to stop, and leaves nothing behind.
+// it until it is detached, its guest is gone or the caller asks to stop, and leaves nothing behind.
 import { resolve } from "node:path";
 import { closeImage, type Image } from "../block/image.ts";
 import { openImageWhenFree } from "../block/image/wait.ts";
