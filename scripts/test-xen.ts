@@ -19,7 +19,7 @@ import {
 } from "../test/xen/runner/scenario.ts";
 
 const USAGE = `npm run test:xen [-- [OPTIONS] [NAME…]]
-  NAME        a scenario, with @xenstored or @oxenstored or without, or a file; none: all but measurements
+  NAME        a scenario, with @xenstored or @oxenstored or without, or a file; none: all but those that are run by name
   --list      what there is
   --verbose   shows the host's console and the scenarios' logs as they come
   --keep      keeps each boot's disk images and console, in build/xen/boots

@@ -1,6 +1,7 @@
 # A PV guest boots, runs commands for dom0, reboots, shuts down, and leaves nothing.
 # xenstored: xenstored oxenstored
 # limit: 180
+# run: by name
 
 guest g
 assert_eq "$(on g 'echo hello from $(uname -s)')" 'hello from Linux' "a command's output"
