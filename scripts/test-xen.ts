@@ -53,7 +53,8 @@ async function main(): Promise<number> {
   const named = files.length > 0 && names.length === 0 ? [] : chooseRuns(known, names);
   const runs = [...named, ...files.flatMap((file) => parseRuns(resolve(file)))];
   if (values.list) {
-    for (const run of runs) console.log(`${run.name.padEnd(40)} ${run.summary}`);
+    for (const run of positionals.length > 0 ? runs : known)
+      console.log(`${run.name.padEnd(40)} ${run.summary}`);
     return 0;
   }
   const lab = ensureLab(sources);
