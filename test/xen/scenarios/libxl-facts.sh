@@ -2,6 +2,7 @@
 # The order of the keys and of the script, how errors reach xl, and that the kernel's blkback can be kept from our
 # disks and no others. A shell loop stands in for the backend. docs/xen-notes.md says what follows from it.
 # limit: 240
+# run: by name
 
 # ---- the stand-ins: a script, a udev rule with its helper, a backend ----
 
