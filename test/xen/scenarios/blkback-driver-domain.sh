@@ -1,6 +1,6 @@
 # A driver domain: the backend in one guest, the frontend in another. And our own frontend in a guest, against
 # the kernel's blkback and QEMU's qdisk.
-# limit: 700
+# limit: 900
 # files: dist/xentool
 . /payload/dom0/blkback.sh
 

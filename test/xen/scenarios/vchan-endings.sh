@@ -1,5 +1,5 @@
 # Either side closes, is stopped or is killed: the other notices at once, whoever serves, and wherever.
-# limit: 540
+# limit: 800
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 

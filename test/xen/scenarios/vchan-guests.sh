@@ -1,5 +1,5 @@
 # Two guests, with no dom0 in between: xentool and libxenvchan, every placing; a guest that is destroyed is noticed.
-# limit: 660
+# limit: 800
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 

@@ -1,5 +1,5 @@
 # xentool and vchan-socket-proxy, with an echo service behind a unix socket: the proxy as server, and as client.
-# limit: 300
+# limit: 600
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 

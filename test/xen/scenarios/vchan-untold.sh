@@ -1,5 +1,5 @@
 # A libxenvchan program that reads until the vchan is closed cannot be told that xentool's input has ended: xentool ends.
-# limit: 300
+# limit: 600
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 
