@@ -44,7 +44,6 @@ export interface Personality {
   readonly releaseDomainForAll: boolean;
   /** The CONTROL commands that exist, in the order in which `help` lists them. */
   readonly controlCommands: readonly string[];
-  readonly hasControlHelp: boolean;
 
   readonly quotas: Quotas;
   /** The error of a request that exceeds each quota. */
@@ -86,7 +85,6 @@ const XENSTORED_417: Personality = {
   countsWholeNode: true,
   releaseDomainForAll: false,
   controlCommands: ["check", "log", "print", "quota", "help"],
-  hasControlHelp: true,
   quotas: C_QUOTAS,
   quotaErrno: {
     nodes: "ENOSPC",
@@ -134,7 +132,6 @@ const OXENSTORED: Personality = {
   countsWholeNode: false,
   releaseDomainForAll: false,
   controlCommands: ["print", "quota", "watches", "txn", "mfn"],
-  hasControlHelp: false,
   quotas: { ...C_QUOTAS, watches: 100, pathBytes: 1024, outstanding: 1024 },
   quotaErrno: {
     nodes: "EQUOTA",
