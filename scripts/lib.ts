@@ -14,6 +14,8 @@ interface RunOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Shows what the command says only when it fails. */
   readonly quiet?: boolean;
+  /** Where it runs, relative to the project; default its root. */
+  readonly directory?: string;
   /** Kills the command after this time. */
   readonly timeoutMs?: number;
 }
@@ -27,7 +29,7 @@ export function run(command: string, args: readonly string[], options: RunOption
 /** The same; answers the exit status (128 + n for a signal, 127 when there is no such command). */
 export function tryRun(command: string, args: readonly string[], options: RunOptions = {}): number {
   const done = spawnSync(command, args, {
-    cwd: root,
+    cwd: join(root, options.directory ?? "."),
     encoding: "utf8",
     env: { ...process.env, ...options.env },
     stdio: options.quiet === true ? ["ignore", "pipe", "pipe"] : ["ignore", "inherit", "inherit"],
@@ -42,12 +44,17 @@ export function tryRun(command: string, args: readonly string[], options: RunOpt
   return done.status ?? (done.error === undefined ? 128 : 127);
 }
 
-/** Configures and builds CMake's `target` (all by default) in build/NAME. */
-export function cmake(name: string, options: readonly string[] = [], target = "all"): void {
-  const build = join("build", name);
+/** Configures and builds CMake's `targets` in `tree`/build/NAME. */
+export function cmake(
+  name: string,
+  options: readonly string[] = [],
+  targets: readonly string[] = ["all"],
+  tree = ".",
+): void {
+  const build = join(tree, "build", name);
   run("cmake", ["-S", ".", "-B", build, ...options], { quiet: true });
   const jobs = String(availableParallelism());
-  run("cmake", ["--build", build, "--target", target, "--parallel", jobs], { quiet: true });
+  run("cmake", ["--build", build, "--target", ...targets, "--parallel", jobs], { quiet: true });
 }
 
 /** When anything below `paths` last changed, in milliseconds; 0 where there is nothing. */

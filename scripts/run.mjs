@@ -16,6 +16,18 @@ const xen = xenVersion();
 
 /** Debian packages, each with what is there (a command or a file) once it is installed. */
 const COMPILER = { cmake: "cmake", make: "make", gcc: "cc", "libc6-dev": "/usr/include/stdlib.h" };
+const CROSS_COMPILER = {
+  arm64: {
+    "gcc-aarch64-linux-gnu": "aarch64-linux-gnu-gcc",
+    "libc6-dev-arm64-cross": "/usr/aarch64-linux-gnu/include/stdlib.h",
+  },
+  x64: {
+    "gcc-x86-64-linux-gnu": "x86_64-linux-gnu-gcc",
+    "libc6-dev-amd64-cross": "/usr/x86_64-linux-gnu/include/stdlib.h",
+  },
+};
+/** The architecture that this machine is not. */
+const OTHER = process.arch === "arm64" ? "x64" : "arm64";
 const JUDGES = {
   "libnbd-bin": "nbdcopy",
   fio: "fio",
@@ -34,7 +46,12 @@ const NEEDS = {
   fuzz: COMPILER,
   man: COMPILER,
   soak: COMPILER,
-  test: { ...COMPILER, ...JUDGES },
+  test: {
+    ...COMPILER,
+    ...JUDGES,
+    ...CROSS_COMPILER[OTHER],
+    "qemu-user-static": OTHER === "arm64" ? "qemu-aarch64-static" : "qemu-x86_64-static",
+  },
   "test-xen": {
     ...COMPILER,
     "qemu-system-x86": "qemu-system-x86_64",
@@ -124,5 +141,6 @@ if (name === undefined || !/^[a-z-]+$/.test(name) || !existsSync(script))
   fail(EXIT_USAGE, `usage: node scripts/run.mjs NAME, where scripts/NAME.ts exists`);
 process.chdir(root);
 installModules();
-installPackages(NEEDS[name] ?? {});
+const crosses = args.some((arg) => arg === OTHER || arg === `--target=${OTHER}`);
+installPackages({ ...NEEDS[name], ...(name === "build" && crosses ? CROSS_COMPILER[OTHER] : {}) });
 runScript(script, args);

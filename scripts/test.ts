@@ -57,8 +57,6 @@ await main(() => {
   const args = process.argv.slice(2);
   rmSync(REPORTS, { recursive: true, force: true });
   mkdirSync(REPORTS, { recursive: true });
-  // Tests of the TypeScript, too, start programs of the shim's build, such as the one that prints layouts.
-  cmake("shim", []);
   buildAll();
   const shimTests =
     args.length > 0 ? [] : [testShim("shim", []), testShim("shim-sanitized", ["-DXT_SANITIZE=ON"])];

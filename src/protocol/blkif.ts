@@ -61,7 +61,7 @@ export const RESPONSE = { id: 0, operation: 8, status: 10 } as const;
 export interface BlkifAbi {
   readonly name: "x86_64" | "x86_32";
   /** The value of the frontend's `protocol` key. */
-  readonly protocol: "x86_64-abi" | "x86_32-abi";
+  readonly protocol: "x86_64-abi" | "x86_32-abi" | "arm-abi";
   /** Distance between slots in bytes. */
   readonly slotBytes: number;
   /** Bytes that a slot lacks after its first word, compared with REQUEST. */
@@ -69,9 +69,10 @@ export interface BlkifAbi {
   readonly responseBytes: number;
 }
 
+/** Also Arm's layout, under a name of its own. */
 export const ABI_X86_64: BlkifAbi = {
   name: "x86_64",
-  protocol: "x86_64-abi",
+  protocol: process.arch === "arm64" ? "arm-abi" : "x86_64-abi",
   slotBytes: 112,
   gapBytes: 0,
   responseBytes: 16,
