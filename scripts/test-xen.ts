@@ -3,18 +3,17 @@
 
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
-import { availableParallelism, freemem } from "node:os";
 import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { buildAll } from "./build-all.ts";
-import { boot, MEMORY_MIB, type BootSettings } from "../test/xen/runner/boot.ts";
+import { boot, type BootSettings } from "../test/xen/runner/boot.ts";
 import { ensureLab } from "../test/xen/runner/lab.ts";
 import { writeReport } from "../test/xen/runner/report.ts";
 import {
   chooseRuns,
+  DAEMONS,
   loadRuns,
   parseRuns,
-  planBoots,
   type Result,
   type Run,
 } from "../test/xen/runner/scenario.ts";
@@ -23,7 +22,6 @@ const USAGE = `npm run test:xen [-- [OPTIONS] [NAME…]]
   NAME        a scenario, with @xenstored or @oxenstored or without, or a file; none: all but those that are run by name
   --list      what there is
   --verbose   shows the host's console and the scenarios' logs as they come
-  --machines N  runs up to N machines at once; default 2 where there are processors and memory for it
   --keep      keeps each boot's disk images and console, in build/xen/boots
   --share DIR lets dom0 mount this directory (mount -t 9p share), for test/xen/live.sh
   --selftest  runs the lab's own tests instead: scenarios that fail, hang, leak and crash the host
@@ -37,7 +35,6 @@ async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: {
-      machines: { type: "string", default: String(defaultMachines()) },
       list: { type: "boolean", default: false },
       keep: { type: "boolean", default: false },
       verbose: { type: "boolean", default: false },
@@ -64,9 +61,7 @@ async function main(): Promise<number> {
   buildAll();
   const programs = buildPrograms();
   rmSync(reports, { recursive: true, force: true });
-  const machines = Number(values.machines);
-  if (!Number.isInteger(machines) || machines < 1) throw new Error("--machines is a number from 1");
-  const results = await runAll(runs, machines, (number) => ({
+  const results = await runAll(runs, (number) => ({
     lab,
     root,
     sources,
@@ -85,50 +80,31 @@ async function main(): Promise<number> {
     : Number(results.some(({ verdict }) => verdict !== "passed"));
 }
 
-/** Two machines halve the time, because each is often idle while its scenario waits; a third would only slow them. */
-function defaultMachines(): number {
-  return availableParallelism() >= 2 && freemem() >= 3 * MEMORY_MIB * 2 ** 20 ? 2 : 1;
-}
-
-/** Boots until every run has a result, with up to `machines` at once; the results are in the order of `runs`. */
-async function runAll(
-  runs: readonly Run[],
-  machines: number,
-  settingsOf: (boot: number) => BootSettings,
-): Promise<Result[]> {
+/** Boots until every run has a result: once for each daemon, and again after a run that took the host down. */
+async function runAll(runs: readonly Run[], settingsOf: (boot: number) => BootSettings): Promise<Result[]> {
   const results: Result[] = [];
   for (const run of runs) {
     const missing = run.files.find((file) => !existsSync(join(root, file)));
     if (missing !== undefined) results.push(notRun(run, `${missing} is missing`));
   }
-  const plan = planBoots(
-    runs.filter((run) => !results.some((result) => result.run === run)),
-    machines,
-  );
   let boots = 0;
-  const work = async (): Promise<void> => {
-    for (let next = plan.shift(); next !== undefined; next = plan.shift())
-      results.push(...(await runOn(next, () => settingsOf(boots++))));
-  };
-  await Promise.all(Array.from({ length: machines }, work));
-  return results.toSorted((a, b) => runs.indexOf(a.run) - runs.indexOf(b.run));
-}
-
-/** Runs `runs`, all of one daemon, in one boot, and in another after each run that took the host down. */
-async function runOn(runs: readonly Run[], nextSettings: () => BootSettings): Promise<Result[]> {
-  const results: Result[] = [];
-  let waiting = runs;
-  while (waiting.length > 0) {
-    const [{ daemon }] = waiting;
-    const settings = nextSettings();
-    for (const directory of [settings.work, settings.logs]) mkdirSync(directory, { recursive: true });
-    console.error(`booting Xen with ${daemon}: ${waiting.map((run) => run.name).join(" ")}`);
-    const done = await boot(settings, daemon, waiting);
-    results.push(...done);
-    waiting = waiting.filter((run) => !done.some((result) => result.run === run));
-    if (done.length === 0) {
-      const message = `the host did not come up: see ${settings.console}`;
-      return [...results, ...waiting.map((run) => notRun(run, message))];
+  for (const daemon of DAEMONS) {
+    let waiting = runs.filter(
+      (run) => run.daemon === daemon && !results.some((result) => result.run === run),
+    );
+    while (waiting.length > 0) {
+      const settings = settingsOf(boots++);
+      for (const directory of [settings.work, settings.logs]) mkdirSync(directory, { recursive: true });
+      console.error(`booting Xen with ${daemon}: ${waiting.map((run) => run.name).join(" ")}`);
+      const done = await boot(settings, daemon, waiting);
+      results.push(...done);
+      waiting = waiting.filter((run) => !done.some((result) => result.run === run));
+      if (done.length === 0) {
+        results.push(
+          ...waiting.map((run) => notRun(run, `the host did not come up: see ${settings.console}`)),
+        );
+        break;
+      }
     }
   }
   return results;

@@ -2,7 +2,7 @@
 // and comes back as an ext4 image, so that nothing needs a network or root. What dom0 says on the serial
 // console is the only thing that is followed live: `XENLAB: begin NAME`, `XENLAB: end NAME VERDICT SECONDS`.
 
-import { spawn, spawnSync, type ChildProcess } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import {
   copyFileSync,
   cpSync,
@@ -38,17 +38,13 @@ export interface BootSettings {
   readonly share: string | undefined;
 }
 
-/** Of one machine. */
-export const MEMORY_MIB = 5120;
+const MEMORY_MIB = 5120;
 const DOM0_MEMORY_MIB = 2560;
 const CPUS = 2;
 const BOOT_SECONDS = 180;
 /** What the runner in dom0 may need, after a scenario's limit, to end and diagnose it. */
 const GRACE_SECONDS = 240;
 const FREE_MIB = 256;
-
-/** Machines that run now: there may be several, and an interruption ends them all. */
-const machines = new Set<ChildProcess>();
 
 /**
  * Boots once with `daemon` and runs `runs`. The results are those of the runs that began; when the host went
@@ -102,10 +98,9 @@ async function follow(settings: BootSettings, image: string, runs: readonly Run[
   const machine = spawn("qemu-system-x86_64", machineArguments(settings, image), {
     stdio: ["ignore", "pipe", "pipe"],
   });
-  machines.add(machine);
   const end = () => machine.kill("SIGKILL");
   const interrupted = () => {
-    for (const each of machines) each.kill("SIGKILL");
+    end();
     process.exit(130);
   };
   process.once("SIGINT", interrupted);
@@ -136,7 +131,6 @@ async function follow(settings: BootSettings, image: string, runs: readonly Run[
   try {
     await exited;
   } finally {
-    machines.delete(machine);
     clearTimeout(watchdog);
     process.removeListener("SIGINT", interrupted);
     process.removeListener("SIGTERM", interrupted);

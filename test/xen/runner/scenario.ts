@@ -80,20 +80,3 @@ export function chooseRuns(runs: readonly Run[], names: readonly string[]): Run[
   if (unknown !== undefined) throw new Error(`there is no scenario '${unknown}'; --list shows them`);
   return runs.filter((run) => (names.length === 0 ? !run.byName : names.some((name) => matches(run, name))));
 }
-
-/**
- * Lists of runs, each to be done in one boot: of one daemon, and dealt out by their limits so that `machines` working
- * side by side end at about the same time. Longest list first.
- */
-export function planBoots(runs: readonly Run[], machines: number): Run[][] {
-  const total = (list: readonly Run[]): number => list.reduce((sum, run) => sum + run.limitSeconds, 0);
-  const fair = total(runs) / machines;
-  const boots = DAEMONS.flatMap((daemon) => {
-    const own = runs.filter((run) => run.daemon === daemon);
-    const lists: Run[][] = Array.from({ length: Math.max(1, Math.round(total(own) / fair)) }, () => []);
-    for (const run of own.toSorted((a, b) => b.limitSeconds - a.limitSeconds))
-      lists.reduce((least, list) => (total(list) < total(least) ? list : least)).push(run);
-    return lists;
-  });
-  return boots.filter((list) => list.length > 0).toSorted((a, b) => total(b) - total(a));
-}
