@@ -75,7 +75,7 @@ export class BackRing {
    * Polls for `us` microseconds (0: looks once); true as soon as the frontend has added requests since the last
    * fetch.
    */
-  hasRequests(us: number): boolean {
+  hasNews(us: number): boolean {
     const prod = (this.#shared.address + RING_REQ_PROD * 4) as Pointer;
     return shim.xt_changes_within(prod, this.#reqCons, us) !== 0;
   }

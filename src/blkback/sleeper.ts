@@ -1,8 +1,7 @@
-// When and how a data plane sleeps. The event channel stays masked while there is work, because a masked port costs
-// nothing. It is unmasked, and the ring's event index armed, just before sleeping. A short poll before that may pay
-// off: there is one while recent sleeps were short, and none when idle.
-import { AdaptivePoll } from "../core/adaptive-poll.ts";
+// When a queue sleeps, and for how long: the backend's policies on top of the ring's doorbell. A guest that rings
+// without requests is made to wait. Operations in flight, whose ends will wake us, spare both sides the bell.
 import type { EvtchnPort } from "../core/types.ts";
+import { Doorbell } from "../platform/doorbell.ts";
 import type { EventChannels } from "../platform/platform.ts";
 import type { BackRing } from "./back-ring.ts";
 import { STAT } from "./stats.ts";
@@ -28,15 +27,10 @@ export class Sleeper {
   /** Limit on the wait that `mayWait` allowed; -1: none. */
   timeoutUs = -1;
   readonly #ring: BackRing;
-  readonly #channels: EventChannels;
-  readonly #port: EvtchnPort;
+  readonly #doorbell: Doorbell;
   readonly #counters: Float64Array;
-  readonly #ports = new Uint32Array(16);
-  #masked = false;
   #eventTaken = false;
   #spurious = 0;
-  readonly #poll = new AdaptivePoll(MAX_POLL_US);
-  #lookedAtMs = 0;
   #sleptIdle = false;
   #busyWaiting = false;
   #busyWaitFailed = false;
@@ -45,8 +39,7 @@ export class Sleeper {
 
   constructor(ring: BackRing, channels: EventChannels, port: EvtchnPort, counters: Float64Array) {
     this.#ring = ring;
-    this.#channels = channels;
-    this.#port = port;
+    this.#doorbell = new Doorbell(ring, channels, port, MAX_POLL_US);
     this.#counters = counters;
   }
 
@@ -59,10 +52,7 @@ export class Sleeper {
     this.#judgeEvent(fetched);
     if (submitted > 0 && this.#inlineTrust > 0) return false;
     const idle = active === 0;
-    if (idle) {
-      this.#lookedAtMs = nowMs;
-      if (this.#ring.hasRequests(this.#poll.us)) return false;
-    }
+    if (idle && this.#doorbell.look(nowMs)) return false;
     const pause = penaltyUs > 0 ? penaltyUs : this.#spurious > SPURIOUS_LIMIT ? STORM_PAUSE_US : 0;
     if (pause > 0) {
       this.#spurious = 0;
@@ -70,24 +60,19 @@ export class Sleeper {
       return true;
     }
     if (active >= BUSY_OPERATIONS && !this.#busyWaitFailed) {
-      if (this.#ring.hasRequests(0)) return false;
+      if (this.#ring.hasNews(0)) return false;
       this.#busyWaiting = true;
       this.timeoutUs = BUSY_WAIT_US;
       return true;
     }
-    if (this.#masked) {
-      this.#masked = false;
-      this.#channels.unmask(this.#port);
-    }
-    if (this.#ring.finalCheck()) return false;
+    if (!this.#doorbell.arm()) return false;
     this.#sleptIdle = idle;
     return true;
   }
 
   /** Reads the delivered ports. They stay masked until the next sleep. */
   takeEvents(): void {
-    if (this.#channels.pending(this.#ports) <= 0) return;
-    this.#masked = true;
+    if (!this.#doorbell.take()) return;
     this.#eventTaken = true;
     this.#counters[STAT.wakeups]++;
   }
@@ -105,7 +90,7 @@ export class Sleeper {
       this.#sinceInline = 0;
       this.#inlineTrust = 1;
     }
-    if (this.#sleptIdle) this.#poll.slept((nowMs - this.#lookedAtMs) * 1000);
+    if (this.#sleptIdle) this.#doorbell.slept(nowMs);
     this.#sleptIdle = false;
   }
 

@@ -74,7 +74,7 @@ export class Bench {
     this.#startedAt = new Float64Array(this.#jobs);
     for (let job = 0; job < this.#jobs; job++) this.#pages[job] = this.#fillPages();
     queue.onDone = (tag, status) => this.#done(tag, status);
-    queue.sleeper.poll.maxUs = MAX_POLL_US;
+    queue.doorbell.poll.maxUs = MAX_POLL_US;
   }
 
   /**
@@ -119,12 +119,11 @@ export class Bench {
     const responses = queue.reap();
     queue.push();
     if (responses > 0 || queue.failure !== undefined) return responses;
-    const { sleeper } = queue;
-    if (!sleeper.maySleep()) return 0;
-    this.#fds[0] = sleeper.fd;
+    if (!queue.maySleep()) return 0;
+    this.#fds[0] = queue.doorbell.fd;
     this.#fds[1] = control.wakeFd;
     const ready = shim.xt_wait(this.#fds, 2, -1);
-    sleeper.woke((ready & 1) !== 0);
+    queue.woke((ready & 1) !== 0);
     if ((ready & 2) !== 0) control.drain();
     return 0;
   }

@@ -101,7 +101,7 @@ export class FrontRing {
   }
 
   /** Polls for `us` (0: once). True as soon as the backend has put responses on the ring since the last fetch. */
-  hasResponses(us: number): boolean {
+  hasNews(us: number): boolean {
     const prod = (this.#shared.address + RING_RSP_PROD * 4) as Pointer;
     return shim.xt_changes_within(prod, this.#rspCons, us) !== 0;
   }

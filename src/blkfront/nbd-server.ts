@@ -48,7 +48,7 @@ export class NbdServer {
     this.#listener = listener;
     this.#name = name;
     this.#commands = new NbdCommands(queue, control.disk, tags);
-    queue.sleeper.poll.maxUs = MAX_POLL_US;
+    queue.doorbell.poll.maxUs = MAX_POLL_US;
   }
 
   /** Serves until `control` stops it and what is in flight is answered, or the backend breaks the protocol. */
@@ -64,7 +64,7 @@ export class NbdServer {
       const roomMade = this.#send();
       this.#bury();
       if (stopping && queue.inFlight === 0) return;
-      const busy = responses > 0 || roomMade || !queue.sleeper.maySleep();
+      const busy = responses > 0 || roomMade || !queue.maySleep();
       this.#wait(busy ? 0 : -1, stopping);
     }
   }
@@ -108,10 +108,10 @@ export class NbdServer {
 
   #wait(timeoutMs: number, stopping: boolean): void {
     const polled = this.#polled;
-    const { sleeper } = this.#queue;
+    const queue = this.#queue;
     const connections = this.#connections;
     polled.clear();
-    polled.add(sleeper.fd, POLLIN);
+    polled.add(queue.doorbell.fd, POLLIN);
     polled.add(this.#control.wakeFd, POLLIN);
     const isCrowded = this.#acceptAgainAtMs > performance.now();
     polled.add(stopping || isCrowded ? UNUSED_FD : this.#listener, POLLIN);
@@ -123,7 +123,7 @@ export class NbdServer {
       polled.add(connection.state === DEAD ? UNUSED_FD : connection.fd, receives | sends);
     }
     const ready = polled.wait(timeoutMs < 0 && isCrowded ? ACCEPT_AGAIN_MS : timeoutMs);
-    sleeper.woke(polled.seen(AT_RING) !== 0);
+    queue.woke(polled.seen(AT_RING) !== 0);
     if (!ready) return;
     if (polled.seen(AT_CONTROL) !== 0) this.#takeOrders();
     for (let index = 0; index < count; index++) {

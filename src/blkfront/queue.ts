@@ -23,9 +23,9 @@ import {
   SEGMENT,
   SEGMENTS_PER_INDIRECT_PAGE,
 } from "../protocol/blkif.ts";
+import { Doorbell } from "../platform/doorbell.ts";
 import { RING_LIES, type FrontRing } from "./front-ring.ts";
 import type { GrantedPool } from "./granted-pool.ts";
-import { FrontSleeper } from "./sleeper.ts";
 
 const TWO_32 = 2 ** 32;
 const SECTOR_WORD = REQUEST.sectorNumber / 4;
@@ -55,7 +55,7 @@ export interface FrontQueueOptions {
 
 export class FrontQueue {
   readonly pool: GrantedPool;
-  readonly sleeper: FrontSleeper;
+  readonly doorbell: Doorbell;
   /** Set by the queue's user before its first operation. */
   onDone: OnDone = () => {};
   readonly #ring: FrontRing;
@@ -82,7 +82,20 @@ export class FrontQueue {
     this.#parts = new Uint16Array(tags);
     this.#status = new Int16Array(tags);
     this.#notify = () => void channels.notify(port);
-    this.sleeper = new FrontSleeper(ring, channels, port);
+    this.doorbell = new Doorbell(ring, channels, port, 0);
+  }
+
+  /** True when the caller may sleep until `doorbell.fd` is readable, which any further response makes it. */
+  maySleep(): boolean {
+    if (this.inFlight > 0 && this.doorbell.look(performance.now())) return false;
+    return this.doorbell.arm();
+  }
+
+  /** Must be called after a sleep. `byEvent`: `doorbell.fd` was readable. */
+  woke(byEvent: boolean): void {
+    if (!byEvent) return;
+    this.doorbell.take();
+    this.doorbell.slept(performance.now());
   }
 
   /** Why the queue is unusable: the backend broke the protocol. */

@@ -238,7 +238,7 @@ export class BlockFrontend {
       }
       this.#startWaiting();
       this.#queue.push();
-    } while (this.#queue.reap() > 0 || !this.#queue.sleeper.maySleep());
+    } while (this.#queue.reap() > 0 || !this.#queue.maySleep());
   }
 
   /** In order, as far as there is room. */

@@ -66,10 +66,10 @@ describe.each([
           if (answered < 0 || answered > fill) continue;
           const back = attach(base);
           produce(base, u32(base + fill));
-          expect(back.hasRequests(0)).toBe(fill > 0);
+          expect(back.hasNews(0)).toBe(fill > 0);
           expect([back.fetch(), back.unanswered]).toEqual([fill, fill]);
           expectFetched(fill, base);
-          expect([back.fetch(), back.hasRequests(0)]).toEqual([0, false]);
+          expect([back.fetch(), back.hasNews(0)]).toEqual([0, false]);
           back.push(answered);
           expect([back.unanswered, shared.words[RING_RSP_PROD]]).toEqual([
             fill - answered,

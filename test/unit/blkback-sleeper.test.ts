@@ -4,51 +4,12 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { BackRing } from "../../src/blkback/back-ring.ts";
 import { Sleeper } from "../../src/blkback/sleeper.ts";
 import { STAT } from "../../src/blkback/stats.ts";
-import { PAGE_SIZE, type EvtchnPort } from "../../src/core/types.ts";
+import { PAGE_SIZE } from "../../src/core/types.ts";
 import { allocateMemory, type Mapping } from "../../src/native/memory.ts";
-import type { EventChannels } from "../../src/platform/platform.ts";
 import { ABI_X86_64 } from "../../src/protocol/blkif.ts";
 import { RING_REQ_EVENT, RING_REQ_PROD } from "../../src/protocol/ring.ts";
 import { inEveryWay } from "./blkback-fakes.ts";
-
-const PORT = 3 as EvtchnPort;
-
-/** One port that the frontend fires: masked from its delivery until it is unmasked, as on Xen. */
-class FakeChannels implements EventChannels {
-  readonly fd = -1;
-  masked = false;
-  #fired = false;
-
-  /** The frontend's event. */
-  fire(): void {
-    this.#fired = true;
-  }
-
-  /** Whether a sleeper would be woken now. */
-  get isDelivered(): boolean {
-    return this.#fired && !this.masked;
-  }
-
-  pending(ports: Uint32Array): number {
-    if (!this.isDelivered) return 0;
-    ports[0] = PORT;
-    this.#fired = false;
-    this.masked = true;
-    return 1;
-  }
-
-  unmask(): number {
-    this.masked = false;
-    return 0;
-  }
-
-  bindInterdomain = (): EvtchnPort => PORT;
-  bindUnbound = (): EvtchnPort => PORT;
-  notify = (): number => 0;
-  unbind(): void {}
-  restrict = (): boolean => true;
-  close(): void {}
-}
+import { FakeChannels, FAKE_PORT as PORT } from "./fake-channels.ts";
 
 class Bench {
   readonly channels = new FakeChannels();
