@@ -1,5 +1,5 @@
 /*
- * Serves many sockets from one thread. Only xt_poll waits, and a peer that disconnects is reported as an error, never
+ * Serves many sockets from one thread. Nothing here waits, and a peer that disconnects is reported as an error, never
  * as a signal.
  */
 #define _GNU_SOURCE
@@ -28,8 +28,3 @@ _Static_assert(offsetof(struct xt_poll, events) == offsetof(struct pollfd, event
 _Static_assert(offsetof(struct xt_poll, seen) == offsetof(struct pollfd, revents), "and so does what was seen");
 _Static_assert(XT_POLL_IN == POLLIN && XT_POLL_OUT == POLLOUT, "events are poll's");
 _Static_assert(XT_POLL_ERROR == POLLERR && XT_POLL_HANGUP == POLLHUP, "and so are failures");
-
-int32_t xt_poll(struct xt_poll *fds, uint32_t count, int32_t timeout_ms) {
-  int ready = poll((struct pollfd *)fds, count, timeout_ms);
-  return ready >= 0 ? ready : errno == EINTR ? 0 : -errno;
-}

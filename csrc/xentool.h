@@ -121,7 +121,7 @@ XT_API int32_t xt_file_range_locked(int32_t fd, uint32_t first, uint32_t count);
 /* ---- reactor.c: the one place where a data plane waits ---- */
 
 enum { XT_ENGINE_URING = 0, XT_ENGINE_POLL = 1 };
-enum { XT_REACTOR_DEPTH_MAX = 4096, XT_REACTOR_WATCHES_MAX = 1024, XT_REACTOR_FILES_MAX = 8 };
+enum { XT_REACTOR_DEPTH_MAX = 4096, XT_REACTOR_WATCHES_MAX = 2048, XT_REACTOR_FILES_MAX = 8 };
 
 /*
  * For up to `depth` operations in flight and `max_watches` watched descriptors. POLL performs operations within the
@@ -230,7 +230,5 @@ XT_API int32_t xt_socket_receive(int32_t fd, void *to, uint32_t size);
 /* Sends `header`, then `data`, as far as the socket takes them now. Returns the bytes sent or -errno. */
 XT_API int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_size, const void *data,
                               uint32_t data_size);
-/* poll(2). Returns how many are ready; 0 if the time ran out or a signal arrived. */
-XT_API int32_t xt_poll(struct xt_poll *fds, uint32_t count, int32_t timeout_ms);
 
 #endif

@@ -2,7 +2,8 @@
 // one is done. One thread and no promises, so that it measures the ring, not the event loop.
 import { PAGE_SIZE } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
-import { shim } from "../native/shim.ts";
+import { Reactor } from "../native/reactor.ts";
+import { check } from "../native/shim.ts";
 import { BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_RSP_OKAY, SECTOR_SIZE } from "../protocol/blkif.ts";
 import type { FrontControl } from "./blkfront-control.ts";
 import type { Disk } from "./handshake.ts";
@@ -48,7 +49,6 @@ export class Bench {
   /** By job: its pages, and when its I/O was started. */
   readonly #pages: Int32Array;
   readonly #startedAt: Float64Array;
-  readonly #fds = new Int32Array(2);
   #nextBlock = 0;
   #random = 0x9e37_79b9;
   #now = 0;
@@ -85,6 +85,10 @@ export class Bench {
     const { runtimeMs, blockBytes } = this.#options;
     const queue = this.#queue;
     const cpu = process.cpuUsage();
+    // It has no files, so it needs none of io_uring's memory.
+    using reactor = Reactor.open(1, "sync");
+    reactor.watch(queue.doorbell.fd, () => queue.woke());
+    reactor.watch(control.wakeFd, () => control.drain());
     const started = performance.now();
     this.#now = started;
     this.#running = true;
@@ -92,7 +96,7 @@ export class Bench {
     queue.push();
     for (let turn = 0; queue.inFlight > 0 && queue.failure === undefined; turn++) {
       if (control.released) break;
-      const responses = this.#turn(control);
+      const responses = this.#turn(reactor);
       if (!this.#running || (responses > 0 && turn % LOOK_EVERY !== 0)) continue;
       this.#running = this.#now - started < runtimeMs && control.runs;
     }
@@ -113,18 +117,15 @@ export class Bench {
   }
 
   /** Reaps completions, which start the next I/O; sleeps when there are none. */
-  #turn(control: FrontControl): number {
+  #turn(reactor: Reactor): number {
     const queue = this.#queue;
     this.#now = performance.now();
     const responses = queue.reap();
     queue.push();
     if (responses > 0 || queue.failure !== undefined) return responses;
     if (!queue.maySleep()) return 0;
-    this.#fds[0] = queue.doorbell.fd;
-    this.#fds[1] = control.wakeFd;
-    const ready = shim.xt_wait(this.#fds, 2, -1);
-    queue.woke((ready & 1) !== 0);
-    if ((ready & 2) !== 0) control.drain();
+    check(reactor.wait(1, -1), "wait for the backend");
+    reactor.dispatch();
     return 0;
   }
 

@@ -2,6 +2,7 @@
 // taken yet. Both buffers are bounded. Room for a reply is promised before its request is started, so a client that
 // does not read, or stops in the middle of a message, holds nothing but its own buffers.
 import { closeSync } from "node:fs";
+import { POLL_GONE, POLLIN, POLLOUT, type Reactor } from "../native/reactor.ts";
 import { shim, type Pointer } from "../native/shim.ts";
 import type { NbdExport } from "../protocol/nbd.ts";
 import { ByteQueue } from "./byte-queue.ts";
@@ -38,13 +39,18 @@ export class NbdConnection {
   skip = 0;
   readonly #output = new ByteQueue(OUTPUT_BYTES);
   readonly #handshake: NbdHandshake;
+  readonly #reactor: Reactor;
+  readonly #watch: number;
+  #events = POLL_GONE;
   #promised = 0;
   #full = false;
   #closed = false;
 
-  /** Takes ownership of the socket `fd`, and queues the greeting. */
-  constructor(fd: number, exported: () => NbdExport) {
+  /** Takes ownership of the socket `fd`, which `reactor` watches while it lives, and queues the greeting. */
+  constructor(fd: number, reactor: Reactor, exported: () => NbdExport) {
     this.fd = fd;
+    this.#reactor = reactor;
+    this.#watch = reactor.watch(fd, (seen) => this.#ready(seen), this.#events);
     this.#handshake = new NbdHandshake(exported);
     this.#output.append(this.#handshake.greeting);
   }
@@ -53,7 +59,7 @@ export class NbdConnection {
     return this.#handshake.structured;
   }
 
-  get wantsToReceive(): boolean {
+  get #wantsToReceive(): boolean {
     return this.state <= READY && !this.ended && this.input.size < this.input.capacity;
   }
 
@@ -62,13 +68,26 @@ export class NbdConnection {
     return this.#full && this.state !== DEAD;
   }
 
-  /** The socket accepts data again. */
-  sendable(): void {
-    this.#full = false;
+  /**
+   * Tells the reactor what of the socket to wait for: room where its buffer is full, and data if `receives` and there
+   * is room for it. That the client is gone is always noticed.
+   */
+  watchSocket(receives: boolean): void {
+    if (this.state === DEAD) return;
+    const events =
+      POLL_GONE | (receives && this.#wantsToReceive ? POLLIN : 0) | (this.wantsToSend ? POLLOUT : 0);
+    if (events !== this.#events) this.#reactor.rewatch(this.#watch, events);
+    this.#events = events;
+  }
+
+  #ready(seen: number): void {
+    if ((seen & POLLOUT) !== 0) this.#full = false;
+    if ((seen & POLLIN) !== 0) this.#receive();
+    else if ((seen & POLL_GONE) !== 0) this.kill();
   }
 
   /** Receives what the socket has, once. */
-  receive(): void {
+  #receive(): void {
     const { input } = this;
     if (!input.makeRoom(RECEIVE_BYTES) && input.tail === input.capacity) return;
     const room = input.capacity - input.tail;
@@ -160,6 +179,7 @@ export class NbdConnection {
   kill(): void {
     if (this.state === DEAD) return;
     this.state = DEAD;
+    this.#reactor.unwatch(this.#watch);
     closeSync(this.fd);
   }
 

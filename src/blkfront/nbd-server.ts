@@ -2,13 +2,13 @@
 // only one place. Clients take turns at going first, and none can hold what the others need. A client that has the
 // disk keeps it however long it is idle, because a mounted file system may be idle; one that is still negotiating
 // makes room for others when there is none.
-import { errnoName, shim } from "../native/shim.ts";
+import { Reactor, POLLIN } from "../native/reactor.ts";
+import { check, errnoName, shim } from "../native/shim.ts";
 import type { NbdExport } from "../protocol/nbd.ts";
 import type { FrontControl } from "./blkfront-control.ts";
 import { NbdCommands } from "./nbd-commands.ts";
 import { DEAD, HANDSHAKE, NbdConnection, READY } from "./nbd-connection.ts";
 import { exportOf } from "./nbd-export.ts";
-import { POLL_GONE, POLLIN, POLLOUT, PollSet } from "./poll-set.ts";
 import type { FrontQueue } from "./queue.ts";
 
 /** Each has up to 2.5 MiB for what is in flight, and next to nothing while it is idle. */
@@ -21,12 +21,8 @@ const SHORTAGES: ReadonlySet<string> = new Set(["EMFILE", "ENFILE", "ENOBUFS", "
 /** Short, because clients wait meanwhile and need the processor. */
 const MAX_POLL_US = 50;
 const ACCEPTS_AT_ONCE = 16;
-/** Indices of the descriptors that are always polled; connections follow. */
-const AT_RING = 0;
-const AT_CONTROL = 1;
-const AT_LISTENER = 2;
-const AT_CONNECTIONS = 3;
-const UNUSED_FD = -1;
+/** Watched besides the connections: ring, control and listener. */
+const OTHER_WATCHES = 3;
 const NO_PLACE = -1;
 
 export class NbdServer {
@@ -36,7 +32,9 @@ export class NbdServer {
   readonly #name: string;
   readonly #commands: NbdCommands;
   readonly #connections: NbdConnection[] = [];
-  readonly #polled = new PollSet(AT_CONNECTIONS + MAX_CONNECTIONS);
+  readonly #reactor = Reactor.open(1, "sync", OTHER_WATCHES + MAX_CONNECTIONS);
+  readonly #listening: number;
+  #isListening = true;
   #turn = 0;
   /** Until then no new client is accepted, for lack of room; it waits in the listener's queue. */
   #acceptAgainAtMs = 0;
@@ -49,6 +47,9 @@ export class NbdServer {
     this.#name = name;
     this.#commands = new NbdCommands(queue, control.disk, tags);
     queue.doorbell.poll.maxUs = MAX_POLL_US;
+    this.#reactor.watch(queue.doorbell.fd, () => queue.woke());
+    this.#reactor.watch(control.wakeFd, () => this.#takeOrders());
+    this.#listening = this.#reactor.watch(listener, () => this.#accept());
   }
 
   /** Serves until `control` stops it and what is in flight is answered, or the backend breaks the protocol. */
@@ -73,7 +74,7 @@ export class NbdServer {
   close(): void {
     for (const connection of this.#connections) connection.close();
     this.#connections.length = 0;
-    this.#polled.close();
+    this.#reactor.close();
   }
 
   #advance(): void {
@@ -107,33 +108,15 @@ export class NbdServer {
   }
 
   #wait(timeoutMs: number, stopping: boolean): void {
-    const polled = this.#polled;
-    const queue = this.#queue;
-    const connections = this.#connections;
-    polled.clear();
-    polled.add(queue.doorbell.fd, POLLIN);
-    polled.add(this.#control.wakeFd, POLLIN);
+    const reactor = this.#reactor;
     const isCrowded = this.#acceptAgainAtMs > performance.now();
-    polled.add(stopping || isCrowded ? UNUSED_FD : this.#listener, POLLIN);
-    const count = connections.length;
-    for (let index = 0; index < count; index++) {
-      const connection = connections[index];
-      const receives = connection.wantsToReceive && !stopping ? POLLIN : 0;
-      const sends = connection.wantsToSend ? POLLOUT : 0;
-      polled.add(connection.state === DEAD ? UNUSED_FD : connection.fd, receives | sends);
-    }
-    const ready = polled.wait(timeoutMs < 0 && isCrowded ? ACCEPT_AGAIN_MS : timeoutMs);
-    queue.woke(polled.seen(AT_RING) !== 0);
-    if (!ready) return;
-    if (polled.seen(AT_CONTROL) !== 0) this.#takeOrders();
-    for (let index = 0; index < count; index++) {
-      const connection = connections[index];
-      const seen = polled.seen(AT_CONNECTIONS + index);
-      if ((seen & POLLOUT) !== 0) connection.sendable();
-      if ((seen & POLLIN) !== 0) connection.receive();
-      else if ((seen & POLL_GONE) !== 0) connection.kill();
-    }
-    if (polled.seen(AT_LISTENER) !== 0) this.#accept();
+    const listens = !stopping && !isCrowded;
+    if (listens !== this.#isListening) reactor.rewatch(this.#listening, listens ? POLLIN : 0);
+    this.#isListening = listens;
+    for (const connection of this.#connections) connection.watchSocket(!stopping);
+    const limitMs = timeoutMs < 0 && isCrowded ? ACCEPT_AGAIN_MS : timeoutMs;
+    check(reactor.wait(timeoutMs === 0 ? 0 : 1, limitMs < 0 ? -1 : limitMs * 1000), "wait for clients");
+    reactor.dispatch();
   }
 
   #takeOrders(): void {
@@ -145,7 +128,7 @@ export class NbdServer {
     for (let count = 0; count < ACCEPTS_AT_ONCE; count++) {
       const isFull = this.#connections.length === MAX_CONNECTIONS;
       const fd = isFull ? NO_PLACE : shim.xt_stream_accept(this.#listener);
-      if (fd >= 0) this.#connections.push(new NbdConnection(fd, () => this.#exported()));
+      if (fd >= 0) this.#connections.push(new NbdConnection(fd, this.#reactor, () => this.#exported()));
       else if (!isFull && !SHORTAGES.has(errnoName(fd))) return;
       else if (!this.#makePlace()) {
         this.#acceptAgainAtMs = performance.now() + ACCEPT_AGAIN_MS;

@@ -91,9 +91,8 @@ export class FrontQueue {
     return this.doorbell.arm();
   }
 
-  /** Must be called after a sleep. `byEvent`: `doorbell.fd` was readable. */
-  woke(byEvent: boolean): void {
-    if (!byEvent) return;
+  /** Must be called after a sleep that ended because `doorbell.fd` was readable. */
+  woke(): void {
     this.doorbell.take();
     this.doorbell.slept(performance.now());
   }

@@ -16,7 +16,7 @@ export const XT_IO_WRITEV = 6;
 export const XT_ENGINE_URING = 0;
 export const XT_ENGINE_POLL = 1;
 export const XT_REACTOR_DEPTH_MAX = 4096;
-export const XT_REACTOR_WATCHES_MAX = 1024;
+export const XT_REACTOR_WATCHES_MAX = 2048;
 export const XT_REACTOR_FILES_MAX = 8;
 export const XT_VCHAN_WRITTEN = 1;
 export const XT_VCHAN_READ = 2;
@@ -171,7 +171,6 @@ export const symbols = {
   xt_stream_discard: { args: ["i32"], returns: "i32" },
   xt_socket_receive: { args: ["i32", "ptr", "u32"], returns: "i32" },
   xt_socket_send: { args: ["i32", "ptr", "u32", "ptr", "u32"], returns: "i32" },
-  xt_poll: { args: ["ptr", "u32", "i32"], returns: "i32" },
   xt_linux_open: { args: [], returns: "f64" },
   xt_platform_close: { args: ["ptr"], returns: "i32" },
   xt_evtchn_open: { args: ["ptr", "u32"], returns: "f64" },

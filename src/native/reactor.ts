@@ -6,6 +6,8 @@ import {
   XT_ENGINE_URING,
   XT_IO,
   XT_IO_DONE,
+  XT_POLL_ERROR,
+  XT_POLL_HANGUP,
   XT_POLL_IN,
   type XT_IO_DISCARD,
   type XT_IO_FLUSH,
@@ -27,7 +29,10 @@ export {
   XT_IO_READV as IO_READV,
   XT_IO_WRITEV as IO_WRITEV,
   XT_POLL_IN as POLLIN,
+  XT_POLL_OUT as POLLOUT,
 } from "./abi.ts";
+/** Seen of a descriptor whose other end is gone, where any event was asked for. */
+export const POLL_GONE = XT_POLL_ERROR | XT_POLL_HANGUP;
 export type IoOp =
   | typeof XT_IO_READ
   | typeof XT_IO_WRITE
@@ -39,6 +44,9 @@ export type IoOp =
 
 /** `sync`: operations are carried out within the call, for use where a kernel or a sandbox forbids io_uring. */
 export type EngineKind = "uring" | "sync";
+
+/** Called after a wait that found events of a watched descriptor, with these events. */
+export type OnReady = (events: number) => void;
 
 /** Called when an operation ends, with the tag it was started with and its result: bytes, 0 or -errno. */
 export type OnEnd = (tag: number, result: number) => void;
@@ -56,7 +64,7 @@ const FILE = XT_IO.file / 4;
 const DONE_U32 = XT_IO_DONE.bytes / 4;
 const DONE_TAG = XT_IO_DONE.tag / 4;
 const DONE_RESULT = XT_IO_DONE.result / 4;
-const MAX_WATCHES = 8;
+const FEW_WATCHES = 8;
 /**
  * A tag in the shim is the source's number shifted above the source's own tag. The last source stands for the
  * watches.
@@ -87,7 +95,12 @@ export class Reactor {
   readonly #done: Int32Array;
   readonly #doneMax: number;
   readonly #sources: OnEnd[] = [];
-  readonly #watches: (() => void)[] = [];
+  /** By the watch's number. */
+  readonly #watches: (OnReady | undefined)[] = [];
+  readonly #places: number[] = [];
+  readonly #freeWatches: number[] = [];
+  /** Removed since the last dispatch, which may still hold events of theirs: these numbers are not used again yet. */
+  readonly #removed: number[] = [];
   readonly #timers: Timer[] = [];
   /** Operations ended without I/O since the last wait: source, tag and result in turn. */
   readonly #finished: number[] = [];
@@ -95,10 +108,10 @@ export class Reactor {
   #doneCount = 0;
   #closed = false;
 
-  private constructor(handle: Pointer, kind: EngineKind, depth: number) {
+  private constructor(handle: Pointer, kind: EngineKind, depth: number, maxWatches: number) {
     this.#handle = handle;
     this.kind = kind;
-    this.#doneMax = depth + MAX_WATCHES;
+    this.#doneMax = depth + maxWatches;
     this.#ops = allocateMemory(depth * XT_IO.bytes);
     this.#f64 = new Float64Array(this.#ops.bytes.buffer);
     this.#u32 = this.#ops.words;
@@ -107,18 +120,19 @@ export class Reactor {
   }
 
   /**
-   * Opens a reactor for up to `depth` operations in flight. `uring` falls back to `sync` where the kernel or a
-   * sandbox forbids io_uring; the reactor's `kind` shows which it is. Throws `io` when neither is available.
+   * Opens a reactor for up to `depth` operations in flight and `maxWatches` watched descriptors. `uring` falls back to
+   * `sync` where the kernel or a sandbox forbids io_uring; the reactor's `kind` shows which it is. Throws `io` when
+   * neither is available.
    */
-  static open(depth: number, kind: EngineKind = "uring"): Reactor {
+  static open(depth: number, kind: EngineKind = "uring", maxWatches = FEW_WATCHES): Reactor {
     if (kind === "uring") {
-      const handle = shim.xt_reactor_open(depth, MAX_WATCHES, XT_ENGINE_URING);
-      if (handle >= 0) return new Reactor(handle as Pointer, "uring", depth);
+      const handle = shim.xt_reactor_open(depth, maxWatches, XT_ENGINE_URING);
+      if (handle >= 0) return new Reactor(handle as Pointer, "uring", depth, maxWatches);
       if (!["EPERM", "EACCES", "ENOSYS", "ENOMEM", "EINVAL"].includes(errnoName(handle)))
         check(handle, "set up io_uring");
     }
-    const handle = check(shim.xt_reactor_open(depth, MAX_WATCHES, XT_ENGINE_POLL), "set up an I/O engine");
-    return new Reactor(handle as Pointer, "sync", depth);
+    const handle = check(shim.xt_reactor_open(depth, maxWatches, XT_ENGINE_POLL), "set up an I/O engine");
+    return new Reactor(handle as Pointer, "sync", depth, maxWatches);
   }
 
   /**
@@ -134,11 +148,29 @@ export class Reactor {
     return this.#sources.push(onEnd) - 1;
   }
 
-  /** Calls `onReadable` after each wait that found `fd` readable, until the reactor is closed. */
-  watch(fd: number, onReadable: () => void): void {
-    const tag = (WATCHES << TAG_BITS) | this.#watches.length;
-    check(shim.xt_reactor_watch(this.#handle, fd, XT_POLL_IN, tag), "watch a descriptor");
-    this.#watches.push(onReadable);
+  /**
+   * Calls `onReady` after each wait that found one of `events` on `fd`, or that its other end is gone. Returns the
+   * watch's number. The caller still owns `fd`.
+   */
+  watch(fd: number, onReady: OnReady, events: number = XT_POLL_IN): number {
+    const watch = this.#freeWatches.at(-1) ?? this.#watches.length;
+    const tag = (WATCHES << TAG_BITS) | watch;
+    this.#places[watch] = check(shim.xt_reactor_watch(this.#handle, fd, events, tag), "watch a descriptor");
+    this.#watches[watch] = onReady;
+    this.#freeWatches.pop();
+    return watch;
+  }
+
+  /** Changes the events of `watch`. With none, its descriptor is not looked at. */
+  rewatch(watch: number, events: number): void {
+    check(shim.xt_reactor_rewatch(this.#handle, this.#places[watch], events), "watch a descriptor");
+  }
+
+  /** Removes `watch`, which is not called again. Its descriptor may be closed immediately. */
+  unwatch(watch: number): void {
+    check(shim.xt_reactor_unwatch(this.#handle, this.#places[watch]), "watch a descriptor no more");
+    this.#watches[watch] = undefined;
+    this.#removed.push(watch);
   }
 
   /** Calls the timer's `onDue` after the first wait that ends `ms` milliseconds from now or later. */
@@ -209,9 +241,11 @@ export class Reactor {
     for (let i = 0; i < count; i++) {
       const tag = done[i * DONE_U32 + DONE_TAG];
       const source = tag >>> TAG_BITS;
-      if (source === WATCHES) this.#watches[tag & TAG_MASK]?.();
-      else this.#sources[source]?.(tag & TAG_MASK, done[i * DONE_U32 + DONE_RESULT]);
+      const result = done[i * DONE_U32 + DONE_RESULT];
+      if (source === WATCHES) this.#watches[tag & TAG_MASK]?.(result);
+      else this.#sources[source]?.(tag & TAG_MASK, result);
     }
+    if (this.#removed.length > 0) this.#freeWatches.push(...this.#removed.splice(0));
     if (this.#finished.length > 0) this.#dispatchFinished();
     if (this.#timers.length > 0) this.#dispatchTimers();
   }
@@ -223,6 +257,10 @@ export class Reactor {
     shim.xt_reactor_close(this.#handle);
     this.#ops.close();
     this.#doneMemory.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
   }
 
   #dispatchFinished(): void {

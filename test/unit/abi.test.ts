@@ -6,9 +6,6 @@ import { ABI_FILE, generateAbi } from "../../scripts/abi-file.ts";
 import { symbols } from "../../src/native/abi.ts";
 import { filesLike } from "../tidy/sources.ts";
 
-/** Descriptors that come and go: the reactor has them, and network disks will use them. */
-const FOR_NETWORK_DISKS = new Set(["xt_reactor_rewatch", "xt_reactor_unwatch"]);
-
 test("the description of the C interface is fresh", () => {
   expect(readFileSync(join(import.meta.dir, "../..", ABI_FILE), "utf8")).toBe(generateAbi());
 });
@@ -19,7 +16,7 @@ test("TypeScript uses every function of the shim", () => {
     .map((file) => file.text)
     .join("\n");
   const unused = Object.keys(symbols).filter((name) => !new RegExp(`\\b${name}\\b`).test(text));
-  expect(unused.filter((name) => !FOR_NETWORK_DISKS.has(name))).toEqual([]);
+  expect(unused).toEqual([]);
 });
 
 test("nobody else writes down what stands there", () => {

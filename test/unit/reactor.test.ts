@@ -8,7 +8,16 @@ import { openFiltered } from "../../src/block/filters/catalogue.ts";
 import type { BlockTarget, TargetInfo } from "../../src/block/target.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 import { allocateMemory } from "../../src/native/memory.ts";
-import { IO_DISCARD, IO_FLUSH, IO_READ, IO_WRITE, Reactor, Timer } from "../../src/native/reactor.ts";
+import {
+  IO_DISCARD,
+  IO_FLUSH,
+  IO_READ,
+  IO_WRITE,
+  POLLIN,
+  POLLOUT,
+  Reactor,
+  Timer,
+} from "../../src/native/reactor.ts";
 import { check, shim } from "../../src/native/shim.ts";
 
 const SIZE = 64 * 1024;
@@ -101,6 +110,52 @@ describe.each(["uring", "sync"] as const)("the reactor on %s", (engine) => {
     fixture.turn(1);
     expect(calls).toBe(2);
     closeSync(event);
+  });
+
+  test("watches what it is told to, and forgets", () => {
+    fixture = new Fixture(engine);
+    const { reactor } = fixture;
+    const event = check(shim.xt_eventfd(), "make an eventfd");
+    const seen: number[] = [];
+    const watch = reactor.watch(event, (events) => seen.push(events), POLLOUT);
+    fixture.turn(1);
+    expect(seen).toEqual([POLLOUT]);
+    reactor.rewatch(watch, 0);
+    shim.xt_eventfd_signal(event);
+    fixture.turn(0, 0);
+    expect(seen).toEqual([POLLOUT]);
+    reactor.rewatch(watch, POLLIN);
+    fixture.turn(1);
+    expect(seen).toEqual([POLLOUT, POLLIN]);
+    reactor.unwatch(watch);
+    fixture.turn(0, 0);
+    expect(seen).toEqual([POLLOUT, POLLIN]);
+    closeSync(event);
+  });
+
+  test("a watch that is new is not told what was seen of one that is gone", () => {
+    fixture = new Fixture(engine);
+    const { reactor } = fixture;
+    const [first, second, third] = [0, 1, 2].map(() => check(shim.xt_eventfd(), "make an eventfd"));
+    const said: string[] = [];
+    let next = -1;
+    const watches = [first, second].map((fd, index) =>
+      reactor.watch(fd, () => {
+        said.push(`old ${index}`);
+        reactor.unwatch(watches[1 - index]);
+        next = reactor.watch(third, () => said.push("new"));
+      }),
+    );
+    for (const fd of [first, second]) shim.xt_eventfd_signal(fd);
+    fixture.turn(2);
+    expect(said).toHaveLength(1);
+    shim.xt_eventfd_drain(first);
+    shim.xt_eventfd_drain(second);
+    shim.xt_eventfd_signal(third);
+    fixture.turn(1);
+    expect(said).toEqual([said[0], "new"]);
+    reactor.unwatch(next);
+    for (const fd of [first, second, third]) closeSync(fd);
   });
 });
 
