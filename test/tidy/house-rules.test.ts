@@ -185,4 +185,10 @@ describe("documents", () => {
       );
     expect(broken).toEqual([]);
   });
+
+  test("show the first test as it is", () => {
+    const textOf = (path: string): string => everything.find((file) => file.path === path)?.text ?? "";
+    const shown = /```ts\n(.*?)```/s.exec(textOf("docs/testing.md"))?.[1];
+    expect(shown).toBe(textOf("test/sim/first.test.ts"));
+  });
 });
