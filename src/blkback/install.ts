@@ -59,14 +59,18 @@ function unit(executable: string): string {
 [Unit]
 Description=xentool: disks for Xen guests, served from user space
 Documentation=man:xentool(1)
-Requires=xenstored.service
-After=xenstored.service xen-init-dom0.service
+# xenstored is started by xen.service on Debian and by a unit of its own elsewhere, so none of them is required. Until
+# it runs, we are started again and again.
+After=xen.service xenstored.service xen-init-dom0.service
 Before=xendomains.service
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart=${executable} -v blkback watch
 Restart=always
 RestartSec=1
+# io_uring's memory is locked on kernels before 5.12.
+LimitMEMLOCK=infinity
 # Guests keep their disks while the daemon is away; the next one goes on where it stopped.
 KillMode=mixed
 TimeoutStopSec=30

@@ -469,6 +469,11 @@ test("install writes what a host needs, sh accepts it, uninstall removes it", ()
   }
   const unit = readFileSync(join(dir, "etc/systemd/system/xentool-blkback.service"), "utf8");
   expect(unit).toContain("ExecStart=/usr/local/bin/xentool -v blkback watch");
+  // Debian starts xenstored from /etc/init.d/xen and has no unit of its own for it, so only the order may name units. A
+  // start before xenstored runs fails, and must not be the last.
+  expect(unit).not.toMatch(/^(Requires|BindsTo|Requisite)=/m);
+  expect(unit).toMatch(/^After=.*\bxen\.service\b/m);
+  expect(unit).toMatch(/^StartLimitIntervalSec=0$/m);
   // They would make the images in /home, for example, read-only, for the daemon alone.
   expect(unit).not.toMatch(/^(Protect|ReadOnly|Inaccessible)/m);
   uninstall({ root: dir, executable: "/usr/local/bin/xentool" });
