@@ -1,5 +1,6 @@
 # A libxenvchan program that reads until the vchan is closed cannot be told that xentool's input has ended: xentool ends.
 # limit: 600
+# run: by name
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 
