@@ -1,9 +1,13 @@
-// The meaning of the flags and numbers in a disk's control page: whether to stop, and the disk's current size.
+// The meaning of the flags and numbers in a disk's control page: whether to stop, and the disk's current size and
+// limits.
 import type { ControlPage } from "../plane/control-page.ts";
+import { RATE_NUMBERS, ratesAsNumbers, ratesFromNumbers, type DiskRates } from "./rates.ts";
 
 const LEAVE = 1;
 const CLOSE = 2;
 const SECTORS = 0;
+/** The limits' numbers, one after another. */
+const LIMITS = 1;
 
 export type StopOrder = "leave" | "close";
 
@@ -42,6 +46,16 @@ export class BlkbackControl {
 
   get sectors512(): number {
     return this.#page.numbers[SECTORS] ?? 0;
+  }
+
+  /** Takes effect at once. */
+  set limits(limits: DiskRates) {
+    this.#page.numbers.set(ratesAsNumbers(limits), LIMITS);
+    this.#page.wake();
+  }
+
+  get limits(): DiskRates {
+    return ratesFromNumbers(this.#page.numbers.subarray(LIMITS, LIMITS + RATE_NUMBERS));
   }
 
   drain(): void {

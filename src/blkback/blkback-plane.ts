@@ -16,6 +16,7 @@ import { BlkbackControl } from "./blkback-control.ts";
 import type { BlkbackOrder } from "./blkback-orders.ts";
 import { Journal } from "./journal.ts";
 import { BlockQueue } from "./queue.ts";
+import { RateLimiter } from "./rate-limiter.ts";
 import { StatsPage } from "./stats.ts";
 
 /** Errnos that blame the guest's keys; every other one blames the host. */
@@ -47,6 +48,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   const context = { reactor, device, sizeBytes: () => limits.sectors512 * SECTOR_SIZE };
   const wasUsed = Atomics.load(ring.words, RING_RSP_PROD) !== 0;
   const journal = cleanup.adopt(openJournal(order, ring, abi), (it) => it.close());
+  const limiter = new RateLimiter(reactor, control.limits);
   const queue = new BlockQueue({
     domid: order.frontend,
     abi,
@@ -64,6 +66,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
       ),
     limits,
     grantMode: order.grantMode,
+    limiter,
     counters: stats.counters,
     journal,
     refreshLimits: () => {
@@ -74,7 +77,10 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   report("connected");
   // The former server may have been killed between a response and its event.
   if (wasUsed) channels.notify(port);
-  reactor.watch(control.wakeFd, () => control.drain());
+  reactor.watch(control.wakeFd, () => {
+    control.drain();
+    limiter.change(control.limits);
+  });
   queue.run(() => control.stopped);
   const { failure } = queue;
   const closes = failure === undefined ? !control.leaves : failure.kind === "protocol";

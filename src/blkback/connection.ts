@@ -5,6 +5,7 @@ import { Plane, type SpawnWorker } from "../plane/plane.ts";
 import { asError } from "../plane/protocol.ts";
 import { BlkbackControl, type StopOrder } from "./blkback-control.ts";
 import type { BlkbackOrder } from "./blkback-orders.ts";
+import type { DiskRates } from "./rates.ts";
 
 export class QueueConnection {
   /** Set once it has stopped: why some of the guest's writes may not be on the disk. */
@@ -16,10 +17,11 @@ export class QueueConnection {
   readonly #control: BlkbackControl;
 
   /** Throws what `spawnWorker` throws, and `io` when no descriptor is left. */
-  constructor(spawnWorker: SpawnWorker, order: BlkbackOrder["order"]) {
+  constructor(spawnWorker: SpawnWorker, order: BlkbackOrder["order"], rates: DiskRates) {
     const plane = new Plane("blkback", spawnWorker);
     this.#control = new BlkbackControl(plane.control);
     this.#control.sectors512 = order.limits.sectors512;
+    this.#control.limits = rates;
     const connected = Promise.withResolvers<void>();
     this.connected = connected.promise;
     this.connected.catch(() => {});
@@ -40,6 +42,10 @@ export class QueueConnection {
   async stop(how: StopOrder): Promise<void> {
     this.#control.stop(how);
     await this.stopped;
+  }
+
+  limit(rates: DiskRates): void {
+    this.#control.limits = rates;
   }
 
   /** Changes the disk's size from the next batch on. */

@@ -3,13 +3,12 @@
 // ends with our own and takes the one step that decide.ts chooses. Events may therefore come in any number and order,
 // and a guest that flaps costs no more than one step at a time.
 import { endsWithin } from "../core/deadline.ts";
-import { currentSizeBytes, type Image } from "../block/image.ts";
+import type { Image } from "../block/image.ts";
 import { describeError, kindOf, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { EngineKind } from "../native/reactor.ts";
 import type { Platform } from "../platform/platform.ts";
-import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import { XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
@@ -22,10 +21,12 @@ import type { DiskLimits } from "./requests.ts";
 import type { StopOrder } from "./blkback-control.ts";
 import { journalPath, removeJournal } from "./journal.ts";
 import { expectPromisesKept } from "./promises.ts";
+import { RateKeys } from "./rate-keys.ts";
+import type { DiskRates } from "./rates.ts";
 import { ReconnectPause } from "./reconnect-pause.ts";
 import { readRingParameters } from "./ring-parameters.ts";
-import { answerToResize, describeResize, resizeAsked } from "./resize.ts";
-import { StatsPage, statsPath } from "./stats.ts";
+import { ResizeKeys } from "./resize.ts";
+import { ServedStats } from "./served-stats.ts";
 import { Trouble } from "./trouble.ts";
 
 const logger = moduleLogger("blkback");
@@ -36,6 +37,8 @@ export interface DeviceOptions {
   readonly engine: EngineKind;
   /** Filters as given to `--filter`, each already accepted by `parseFilter`. */
   readonly filters: readonly string[];
+  /** Hold where the device's keys say nothing about its limits. */
+  readonly rates?: DiskRates;
   /** Directory of the statistics files. */
   readonly statsDir: string;
   readonly verbosity: number;
@@ -52,8 +55,7 @@ export class BlkbackDevice {
   readonly #options: DeviceOptions;
   readonly #spawnWorker: SpawnWorker;
   readonly #limits: DiskLimits;
-  readonly #statsPath: string;
-  #stats: StatsPage | undefined;
+  readonly #stats: ServedStats;
   readonly #end = Promise.withResolvers<DeviceEnd>();
   readonly #unwatch: Unwatch[] = [];
   #state: XenbusState = XenbusState.Initialising;
@@ -68,13 +70,14 @@ export class BlkbackDevice {
   /** We are taking over a ring in use. Its former server may have been waiting for the guest to let go. */
   #takeover = false;
   readonly #trouble: Trouble;
+  readonly #rates: RateKeys;
+  readonly #resizes: ResizeKeys;
   /** The frontend's state at the last look, and whether it has offered a ring since the one we last connected to. */
   #frontend: XenbusState = XenbusState.Unknown;
   #anew = false;
   #looking = false;
   #lookAgain = false;
   #over = false;
-  #resizeSeen: string | null = null;
 
   private constructor(
     platform: Platform,
@@ -93,8 +96,10 @@ export class BlkbackDevice {
     this.#options = options;
     this.#spawnWorker = spawnWorker;
     this.#limits = diskLimits(options.offer, image.info);
-    this.#statsPath = statsPath(options.statsDir, address.frontend, address.devid);
+    this.#stats = new ServedStats(options.statsDir, address);
     this.#trouble = new Trouble(describeDevice(address), directory);
+    this.#rates = new RateKeys(xenstore, address, options.rates);
+    this.#resizes = new ResizeKeys(xenstore, address, image, this.#limits);
     this.ended = this.#end.promise;
     this.ended.catch(() => {});
   }
@@ -164,13 +169,15 @@ export class BlkbackDevice {
       readFrontendState(this.#xenstore, this.address),
     ]);
     if (!isInUse(backend, frontend)) {
-      this.#openStats();
+      // Without room for the page a device does not even begin. A takeover opens it in `#connect`, so that the ring
+      // waits for room.
+      this.#stats.open();
       return this.#say(XenbusState.InitWait);
     }
     await expectPromisesKept(this.#xenstore, this.address, this.#options.offer, this.#image.info);
     logger.info(`${this.#name}: taking over a ring in use`);
     this.#takeover = true;
-    this.#state = backend;
+    this.#state = this.#stats.state = backend;
     this.#frontend = frontend;
   }
 
@@ -231,6 +238,7 @@ export class BlkbackDevice {
     if (backend === XenbusState.Closing && this.#state !== XenbusState.Closing)
       this.#entered(XenbusState.Closing);
     await this.#resizeIfAsked();
+    await this.#limitIfAsked();
     return {
       removed: !isThere,
       frontend,
@@ -248,15 +256,6 @@ export class BlkbackDevice {
     if (ring === "drop") await this.#drop();
     await this.#say(say);
     if (end !== undefined) this.#finishOnce(end);
-  }
-
-  /**
-   * Fails when there is no room for the page. A takeover opens it only in `#connect`, so that the ring waits for
-   * room; any other device does not even begin without it.
-   */
-  #openStats(): void {
-    const { frontend, devid } = this.address;
-    this.#stats ??= StatsPage.create(this.#options.statsDir, frontend, devid);
   }
 
   #lookIn(pauseMs: number): void {
@@ -286,9 +285,9 @@ export class BlkbackDevice {
       const isThere = await this.#directory.isThere();
       // If the device was abandoned in the meantime, there was no worker to stop, and the image is already closed.
       if (this.#over || !isThere) return;
-      this.#openStats();
+      this.#stats.connecting();
       const { grantMode, engine, filters, verbosity } = this.#options;
-      connection = new QueueConnection(this.#spawnWorker, {
+      const order = {
         name: this.#name,
         verbosity,
         platform: this.#platform.descriptor,
@@ -301,9 +300,10 @@ export class BlkbackDevice {
         filters,
         limits: this.#limits,
         grantMode,
-        statsPath: this.#statsPath,
-        journalPath: journalPath(this.#statsPath),
-      });
+        statsPath: this.#stats.path,
+        journalPath: journalPath(this.#stats.path),
+      };
+      connection = new QueueConnection(this.#spawnWorker, order, this.#rates.rates);
       this.#connection = connection;
       void connection.stopped.then(() => (this.#lost ??= connection.lost));
       await connection.connected;
@@ -337,7 +337,7 @@ export class BlkbackDevice {
   async #drop(): Promise<void> {
     await this.#stopServing("close");
     this.#takeover = this.#refused = false;
-    removeJournal(journalPath(this.#statsPath));
+    removeJournal(journalPath(this.#stats.path));
   }
 
   /** The worker has finished: after `stop`, or by itself because the ring or the engine failed. */
@@ -375,19 +375,22 @@ export class BlkbackDevice {
   }
 
   async #resizeIfAsked(): Promise<void> {
-    const word = await resizeAsked(this.#xenstore, this.address);
-    if (word === null || word === this.#resizeSeen) return;
-    this.#resizeSeen = word;
-    const before = this.#limits.sectors512;
-    const after = currentSizeBytes(this.#image, this.#options.offer.logicalSectorBytes) / SECTOR_SIZE;
-    if (after !== before && after !== 0) {
-      this.#limits.sectors512 = after;
-      this.#connection?.resize(after);
+    const resize = await this.#resizes.look();
+    if (resize === undefined) return;
+    const { sectors512 } = this.#limits;
+    if (sectors512 !== resize.before) {
+      this.#connection?.resize(sectors512);
       if (this.#state === XenbusState.Connected) await this.#connected();
     }
-    const { text, warns } = describeResize({ before, after });
-    logger[warns ? "warn" : "info"](`${this.#name}: ${text}`);
-    await this.#write(answerToResize(word, { before, after }));
+    await this.#write(resize.answer);
+  }
+
+  async #limitIfAsked(): Promise<void> {
+    const isNew = await this.#rates.look();
+    this.#stats.limits = this.#rates.rates;
+    if (!isNew) return;
+    this.#connection?.limit(this.#rates.rates);
+    await this.#write(this.#rates.answer);
   }
 
   /** Writes `state`, together with the keys that it promises. */
@@ -406,6 +409,7 @@ export class BlkbackDevice {
 
   #entered(state: XenbusState): void {
     this.#state = state;
+    this.#stats.state = state;
     logger.info(`${this.#name}: ${xenbusStateName(state)}`);
   }
 
@@ -429,11 +433,7 @@ export class BlkbackDevice {
     this.#over = true;
     clearTimeout(this.#pauseTimer);
     for (const unwatch of this.#unwatch.splice(0)) await unwatch().catch(() => {});
-    try {
-      this.#stats?.remove();
-    } catch (error) {
-      logger.warn(`${this.#name}: ${describeError(error)}`);
-    }
+    this.#stats.remove();
   }
 
   get #name(): string {

@@ -36,6 +36,10 @@ const ERRORS = [
   STAT.discardErrors,
   STAT.writeErrors,
 ];
+/** The time that requests took in all, for averages. */
+const TIMES = [STAT.readMs, STAT.writeMs, STAT.flushMs, STAT.discardMs, STAT.discardMs, STAT.writeMs];
+/** A request that takes longer, not counting how long the limits held it back, has stalled. */
+const STALL_MS = 1000;
 const KINDS = [KIND_READ, KIND_WRITE, KIND_FLUSH, KIND_DISCARD, KIND_SECURE_DISCARD, KIND_BARRIER];
 if (KINDS.some((kind, index) => kind !== index))
   throw new Error("the tables above follow the order of the kinds");
@@ -56,6 +60,13 @@ export class QueueCounters {
   /** Counts a fetch that found `count` requests on the ring. */
   fetched(count: number): void {
     this.#counters[RING_UTILISATION + count]++;
+    this.#counters[STAT.inFlight] += count;
+  }
+
+  /** Shows how many requests have not started yet, and how many of them the limits hold back. */
+  waiting(count: number, held: number): void {
+    this.#counters[STAT.waiting] = count;
+    this.#counters[STAT.held] = held;
   }
 
   indirect(count: number): void {
@@ -66,7 +77,14 @@ export class QueueCounters {
   answer(requests: RequestTable, row: number, reason: number, nowMs: number): void {
     const counters = this.#counters;
     const kind = requests.kind[row];
+    const tookMs = nowMs - requests.startedAtMs[row];
+    const heldMs = requests.heldMs[row];
     counters[STAT.requests]++;
+    if (heldMs > 0) {
+      counters[STAT.throttled]++;
+      counters[STAT.throttledMs] += heldMs;
+    }
+    if (tookMs - heldMs >= STALL_MS) counters[STAT.stalls]++;
     if (reason !== NOT_REFUSED) {
       counters[STAT.errors]++;
       counters[refusalCounter(reason)]++;
@@ -77,7 +95,8 @@ export class QueueCounters {
     const bytes = BYTES[kind];
     if (bytes >= 0) counters[bytes] += requests.length[row];
     counters[SEGMENTS_PER_REQUEST + requests.segmentCount[row]]++;
-    counters[LATENCY[kind] + latencyBucket(nowMs - requests.startedAtMs[row])]++;
+    counters[LATENCY[kind] + latencyBucket(tookMs)]++;
+    counters[TIMES[kind]] += tookMs;
   }
 
   /** Counts an operation of this kind that the image failed with -`errno`. */
@@ -92,8 +111,10 @@ export class QueueCounters {
   }
 
   /** Counts a push of `count` responses. `copiedSegments` and `merged` are running totals. */
-  pushed(count: number, notified: boolean, copiedSegments: number, merged: number): void {
+  pushed(count: number, notified: boolean, copiedSegments: number, merged: number, nowMs: number): void {
     const counters = this.#counters;
+    counters[STAT.inFlight] -= count;
+    counters[STAT.lastAnswerAtMs] = performance.timeOrigin + nowMs;
     counters[STAT.batches]++;
     counters[BATCH_SIZES + count]++;
     if (notified) counters[STAT.notifies]++;

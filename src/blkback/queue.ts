@@ -20,6 +20,7 @@ import { MapPath } from "./map-path.ts";
 import { OperationTable } from "./operations.ts";
 import { ADMITTED, RequestParser } from "./parse.ts";
 import { QueueCounters } from "./queue-counters.ts";
+import { RateLimiter } from "./rate-limiter.ts";
 import {
   AFTER_FAILED_FLUSH,
   BAD_DATA_GRANT,
@@ -54,6 +55,8 @@ export interface QueueOptions {
   readonly limits: DiskLimits;
   /** Whether data is grant-copied (the default) or mapped. */
   readonly grantMode: "copy" | "map";
+  /** Holds requests back when the disk has limits. Without one, it has none. */
+  readonly limiter?: RateLimiter;
   /** Counters as laid out in stats.ts. */
   readonly counters: Float64Array;
   /** Records what is in flight, for a successor. */
@@ -112,7 +115,8 @@ export class BlockQueue {
         : new MapPath(domid, this.#requests, this.#operations, grants, poolBytes / PAGE_SIZE);
     this.#target = this.#openTarget(options.openTarget);
     this.#executor = new Executor(this.#operations, this.#path, this.#target);
-    this.#scheduler = new Scheduler(size, this.#requests, this.#operations, this.#path);
+    const limiter = options.limiter ?? new RateLimiter(reactor);
+    this.#scheduler = new Scheduler(size, this.#requests, this.#operations, this.#path, limiter);
     this.#counters = new QueueCounters(options.counters, size);
     this.#failures = new IoFailures(this.#counters, options.journal);
     this.#responses = this.#ring.responses.words;
@@ -155,7 +159,7 @@ export class BlockQueue {
     if (this.failure === undefined) this.#fetch();
     do {
       this.#start();
-      this.#complete(this.#operations.activeCount > 0 ? 1 : 0);
+      this.#complete(this.#operations.activeCount > 0 || this.#scheduler.heldCount > 0 ? 1 : 0);
     } while (this.#operations.activeCount > 0 || this.#scheduler.waitingCount > 0);
     this.#push();
     return this.#counters.answered - before;
@@ -227,6 +231,7 @@ export class BlockQueue {
     const scheduler = this.#scheduler;
     if (scheduler.waitingCount === 0) return;
     scheduler.pass();
+    this.#counters.waiting(scheduler.waitingCount, scheduler.heldCount);
     if (scheduler.startedCount === 0) return;
     this.#path.fetch();
     for (let i = 0; i < scheduler.startedCount; i++) {
@@ -364,7 +369,7 @@ export class BlockQueue {
     this.#staged = 0;
     const notify = this.#ring.push(count);
     this.#journal?.pushed(count);
-    this.#counters.pushed(count, notify, this.#copies.copied, this.#scheduler.merged);
+    this.#counters.pushed(count, notify, this.#copies.copied, this.#scheduler.merged, this.#reactor.nowMs);
     if (notify) this.#notify();
   }
 
@@ -373,8 +378,7 @@ export class BlockQueue {
   #mayWait(fetched: number, stopping: boolean): number {
     if (this.#staged > 0 && this.#executor.submitted === 0) return 0;
     const active = this.#operations.activeCount;
-    // Requests that were put back must be started again, and nothing else would wake us for them.
-    if (stopping || (active === 0 && this.#scheduler.waitingCount > 0)) return active > 0 ? 1 : 0;
+    if (stopping || (active === 0 && this.#scheduler.mustPass)) return active > 0 ? 1 : 0;
     const bad = this.#bad;
     this.#bad = 0;
     const wait = this.#sleeper.mayWait(

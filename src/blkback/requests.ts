@@ -15,6 +15,9 @@ export const KIND_SECURE_DISCARD = 4;
 /** Flush, write (unless there is no data), flush. Nothing passes a barrier in either direction. */
 export const KIND_BARRIER = 5;
 
+/** In `heldMs`: the request has not passed the limits yet. */
+export const STILL_HELD = -1;
+
 export interface DiskLimits {
   /** Capacity in sectors of 512 bytes. */
   sectors512: number;
@@ -41,6 +44,8 @@ export class RequestTable {
   /** Order of arrival. */
   readonly sequence: Float64Array;
   readonly startedAtMs: Float64Array;
+  /** How long the disk's limits held it back: 0 if they did not, STILL_HELD while they do. */
+  readonly heldMs: Float64Array;
   /** Set when one of its grants could not be copied or mapped. */
   readonly failed: Uint8Array;
   /** Set after its merged operation failed: the request is then tried alone. */
@@ -68,6 +73,7 @@ export class RequestTable {
     this.indirectGrefs = new Uint32Array(size * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST);
     this.sequence = new Float64Array(size);
     this.startedAtMs = new Float64Array(size);
+    this.heldMs = new Float64Array(size);
     this.failed = new Uint8Array(size);
     this.alone = new Uint8Array(size);
     this.next = new Int16Array(size);
@@ -87,6 +93,7 @@ export class RequestTable {
     const row = this.#free[--this.#freeCount];
     this.sequence[row] = this.#arrivals++;
     this.startedAtMs[row] = nowMs;
+    this.heldMs[row] = 0;
     this.failed[row] = 0;
     this.alone[row] = 0;
     this.next[row] = -1;

@@ -1,12 +1,18 @@
 // Resizes a disk to the current size of its image: the toolstack asks through one key of the device, and the server
 // that watches it reports the outcome through another.
 import { randomUUID } from "node:crypto";
+import { currentSizeBytes, type Image } from "../block/image.ts";
 import { XentoolError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
 import { parseDecimal } from "../core/types.ts";
+import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import type { Keys } from "./backend-directory.ts";
+import type { DiskLimits } from "./requests.ts";
 import { requireWritten } from "./toolstack.ts";
+
+const logger = moduleLogger("blkback");
 
 /** Written by whoever asks, with a token that the answer repeats. */
 const ASKED_KEY = "xentool-resize";
@@ -47,14 +53,33 @@ function parseAnswer(text: string | null, word: string): Resize | undefined {
   return answered !== word || before === undefined || after === undefined ? undefined : { before, after };
 }
 
-/** The token of the latest resize request, if there is one. */
-export function resizeAsked(xenstore: Xenstore, address: DeviceAddress): Promise<string | null> {
-  return xenstore.tryRead(`${backendDir(address)}/${ASKED_KEY}`);
-}
+/** Requests to resize a device, as its server follows them. */
+export class ResizeKeys {
+  readonly #xenstore: Xenstore;
+  readonly #address: DeviceAddress;
+  readonly #image: Image;
+  readonly #limits: DiskLimits;
+  #seen: string | null = null;
 
-/** The keys that answer the request with token `word`. */
-export function answerToResize(word: string, { before, after }: Resize): Keys {
-  return { [ANSWER_KEY]: `${word} ${before} ${after}` };
+  constructor(xenstore: Xenstore, address: DeviceAddress, image: Image, limits: DiskLimits) {
+    this.#xenstore = xenstore;
+    this.#address = address;
+    this.#image = image;
+    this.#limits = limits;
+  }
+
+  /** Changes the limits if a resize is asked for. Returns the sizes, and the keys that answer the request. */
+  async look(): Promise<(Resize & { answer: Keys }) | undefined> {
+    const word = await this.#xenstore.tryRead(`${backendDir(this.#address)}/${ASKED_KEY}`);
+    if (word === null || word === this.#seen) return undefined;
+    this.#seen = word;
+    const before = this.#limits.sectors512;
+    const after = currentSizeBytes(this.#image, this.#limits.logicalSectorBytes) / SECTOR_SIZE;
+    if (after !== 0) this.#limits.sectors512 = after;
+    const { text, warns } = describeResize({ before, after });
+    logger[warns ? "warn" : "info"](`${describeDevice(this.#address)}: ${text}`);
+    return { before, after, answer: { [ANSWER_KEY]: `${word} ${before} ${after}` } };
+  }
 }
 
 export interface ResizeOutcome {

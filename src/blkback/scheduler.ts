@@ -1,9 +1,19 @@
 // Decides what may start now. Requests start in order of arrival unless they have to wait: overlapping ones keep
 // their order (unless both read), a flush waits for the writes before it, nothing passes a barrier, and memory may be
-// short. Requests that are adjacent on the disk become one operation.
+// short. The disk's limits are one more reason to wait. Requests that are adjacent on the disk become one operation.
 import type { GrantPath } from "./grants.ts";
 import { STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH, type OperationTable } from "./operations.ts";
-import { KIND_BARRIER, KIND_FLUSH, KIND_READ, KIND_WRITE, type RequestTable } from "./requests.ts";
+import type { RateLimiter } from "./rate-limiter.ts";
+import {
+  KIND_BARRIER,
+  KIND_DISCARD,
+  KIND_FLUSH,
+  KIND_READ,
+  KIND_SECURE_DISCARD,
+  KIND_WRITE,
+  STILL_HELD,
+  type RequestTable,
+} from "./requests.ts";
 
 /** Adjacent requests are merged up to this size; larger I/O gains nothing. */
 const MAX_MERGED_BYTES = 1 << 20;
@@ -18,20 +28,32 @@ export class Scheduler {
   readonly started: Uint16Array;
   startedCount = 0;
   waitingCount = 0;
+  /** How many of the waiting requests the last pass kept because of the limits. They wake us when they may start. */
+  heldCount = 0;
+  /** Requests were put back since the last pass, and nothing else would wake us for them. */
+  mustPass = false;
   /** Statistic: requests that were merged into another request's operation. */
   merged = 0;
   readonly #waiting: Uint16Array;
   readonly #requests: RequestTable;
   readonly #operations: OperationTable;
   readonly #path: GrantPath;
+  readonly #limiter: RateLimiter;
   #keptWrites = 0;
 
-  constructor(size: number, requests: RequestTable, operations: OperationTable, path: GrantPath) {
+  constructor(
+    size: number,
+    requests: RequestTable,
+    operations: OperationTable,
+    path: GrantPath,
+    limiter: RateLimiter,
+  ) {
     this.started = new Uint16Array(size);
     this.#waiting = new Uint16Array(size);
     this.#requests = requests;
     this.#operations = operations;
     this.#path = path;
+    this.#limiter = limiter;
   }
 
   add(row: number): void {
@@ -43,6 +65,7 @@ export class Scheduler {
     const { sequence, alone, next } = this.#requests;
     alone[row] = 1;
     next[row] = -1;
+    this.mustPass = true;
     let at = this.waitingCount++;
     for (; at > 0 && sequence[this.#waiting[at - 1]] > sequence[row]; at--)
       this.#waiting[at] = this.#waiting[at - 1];
@@ -58,12 +81,19 @@ export class Scheduler {
     let stalled = this.#barrierActive();
     this.startedCount = 0;
     this.#keptWrites = 0;
+    this.heldCount = 0;
+    this.mustPass = false;
     for (let i = 0; i < this.waitingCount; i++) {
       const row = waiting[i];
-      if (!stalled && !this.#mustWait(row, kept)) {
-        if (open >= 0 && this.#extend(open, row)) continue;
+      // The limits come first, because they are looked up at once, and one queue may hold hundreds of requests back.
+      if (!stalled && this.#mayPass(row) && !this.#mustWait(row, kept)) {
+        if (open >= 0 && this.#extend(open, row)) {
+          this.#passed(row);
+          continue;
+        }
         const op = this.#start(row);
         if (op >= 0) {
+          this.#passed(row);
           open = op;
           stalled = kind[row] === KIND_BARRIER;
           continue;
@@ -75,6 +105,31 @@ export class Scheduler {
       waiting[kept++] = row;
     }
     this.waitingCount = kept;
+  }
+
+  /** Whether the disk's limits let `row` start. */
+  #mayPass(row: number): boolean {
+    if (!this.#isLimited(row) || this.#limiter.isOpen(changesDisk(this.#requests.kind[row]))) return true;
+    this.#requests.heldMs[row] = STILL_HELD;
+    this.heldCount++;
+    return false;
+  }
+
+  /** Counts the start of `row` towards the limits. */
+  #passed(row: number): void {
+    if (!this.#isLimited(row)) return;
+    const { kind, length, heldMs, startedAtMs } = this.#requests;
+    const of = kind[row];
+    const discards = of === KIND_DISCARD || of === KIND_SECURE_DISCARD;
+    this.#limiter.pass(changesDisk(of), discards ? 0 : length[row]);
+    if (heldMs[row] === STILL_HELD) heldMs[row] = this.#limiter.nowMs - startedAtMs[row];
+  }
+
+  /** A flush costs nothing, so it only waits for the writes before it. What is tried again has been paid for. */
+  #isLimited(row: number): boolean {
+    const { kind, length, alone } = this.#requests;
+    const of = kind[row];
+    return of !== KIND_FLUSH && (of !== KIND_BARRIER || length[row] > 0) && alone[row] === 0;
   }
 
   /** `kept` is the number of earlier requests that stay waiting. */

@@ -16,6 +16,7 @@ import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
 import { isRingInUse } from "./end-states.ts";
 import { checkOffer, diskLimits, offeredKeys } from "./features.ts";
+import { keysOfRates, type AskedRates } from "./rate-keys.ts";
 import { announceImage, hasServedRaw, refuseOthersDevice, refuseOthersOffer } from "./sharing.ts";
 import { createDevice, destroyDevice, expectOurFrontend, SERVE_KEY } from "./toolstack.ts";
 
@@ -30,6 +31,8 @@ export interface ServeOptions extends DeviceOptions {
   /** "raw": treat the image as raw, whatever it looks like. */
   readonly format?: "raw" | undefined;
   readonly direct: boolean;
+  /** Written into the device's keys: they count for whoever serves it next, too. */
+  readonly limits?: AskedRates;
   /** How long a guest may take to let go after `stop` has fired. */
   readonly detachTimeoutMs: number;
 }
@@ -64,6 +67,7 @@ export async function serveImage(
     const origin = await ensureDevice(xenstore, image, options);
     removes = origin === "made";
     await announceImage(xenstore, address, image);
+    await writeKeys(xenstore, address, keysOfRates(options.limits ?? {}));
     const device = await BlkbackDevice.start(platform, xenstore, address, image, options, spawnWorker);
     // From now on a guest may use the device, whatever becomes of us, until it has let go.
     removes = false;

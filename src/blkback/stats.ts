@@ -7,6 +7,8 @@ import { mapFile, type Mapping } from "../native/memory.ts";
 import { errnoName } from "../native/shim.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import { MAX_INDIRECT_SEGMENTS } from "../protocol/blkif.ts";
+import { xenbusStateName, type XenbusState } from "../protocol/xenbus.ts";
+import { RATE_NUMBERS, ratesAsNumbers, ratesFromNumbers, type DiskRates } from "./rates.ts";
 import { REFUSALS } from "./refusals.ts";
 
 const MAGIC = 0x584e_5442;
@@ -47,6 +49,19 @@ const FIELDS = [
   "discardErrors",
   "ioErrno",
   "flushErrno",
+  "state",
+  "connections",
+  "inFlight",
+  "waiting",
+  "held",
+  "throttled",
+  "throttledMs",
+  "stalls",
+  "lastAnswerAtMs",
+  "readMs",
+  "writeMs",
+  "flushMs",
+  "discardMs",
 ] as const;
 export type StatField = (typeof FIELDS)[number];
 
@@ -54,6 +69,8 @@ export const STAT = Object.fromEntries(FIELDS.map((name, index) => [name, index]
   Record<StatField, number>
 >;
 
+/** The disk's limits, as `ratesAsNumbers` orders them. */
+const LIMITS = 56;
 /** The counters of refusals, in the order of their codes. There is room, so that new ones move nothing else. */
 const REFUSED = 64;
 const REFUSED_ROOM = 32;
@@ -68,7 +85,7 @@ export const DISCARD_LATENCY = FLUSH_LATENCY + LATENCY_BUCKETS;
 const DOUBLES = DISCARD_LATENCY + LATENCY_BUCKETS;
 const FILE_BYTES = Math.ceil((DOUBLES * 8) / 4096) * 4096;
 
-if (FIELDS.length > REFUSED || REFUSALS.length > REFUSED_ROOM)
+if (FIELDS.length > LIMITS || LIMITS + RATE_NUMBERS > REFUSED || REFUSALS.length > REFUSED_ROOM)
   throw new Error("the counters reach into what follows them in the page: make room, and raise VERSION");
 
 /** Position of the counter of the reason with this code, which is at least 1. */
@@ -119,6 +136,20 @@ export class StatsPage {
     return StatsPage.#map(path, "r+", true);
   }
 
+  set state(state: XenbusState) {
+    this.counters[STAT.state] = state;
+  }
+
+  set limits(limits: DiskRates) {
+    this.counters.set(ratesAsNumbers(limits), LIMITS);
+  }
+
+  /** A guest connects to a fresh ring, or a former server's: nothing is known to be in flight yet. */
+  connecting(): void {
+    this.counters[STAT.connections]++;
+    for (const gauge of [STAT.inFlight, STAT.waiting, STAT.held]) this.counters[gauge] = 0;
+  }
+
   /** Unmaps; the file stays. */
   close(): void {
     this.#mapping.close();
@@ -159,11 +190,14 @@ export interface Latency {
   readonly p99Us: number;
 }
 
-type NotShown = "magic" | "version" | "ioErrno" | "flushErrno";
+type NotShown = "magic" | "version" | "ioErrno" | "flushErrno" | "state";
 
 /** A snapshot, for people and JSON. */
 export interface DeviceStats extends Readonly<Record<Exclude<StatField, NotShown>, number>> {
   readonly alive: boolean;
+  /** What the backend's state was when its server last changed it, e.g. "Connected". */
+  readonly state: string;
+  readonly limits: DiskRates;
   /** How many requests were refused for each reason, by its name in refusals.ts; together they are `errors`. */
   readonly refused: Readonly<Record<string, number>>;
   /** The image's last error, e.g. "ENOSPC", or null. The counters that end in `Errors` show how many there were. */
@@ -220,7 +254,7 @@ export function readAllStats(runDir: string): DeviceStats[] {
 function decodeStats(counters: Float64Array): DeviceStats {
   if (counters.length < DOUBLES || counters[STAT.magic] !== MAGIC || counters[STAT.version] !== VERSION)
     throw new XentoolError("io", "the statistics file is not complete, or of another version of xentool");
-  const { magic: _magic, version: _version, ioErrno, flushErrno, ...fields } = STAT;
+  const { magic: _magic, version: _version, ioErrno, flushErrno, state, ...fields } = STAT;
   const nameAt = (index: number): string | null =>
     counters[index] === 0 ? null : errnoName(counters[index]);
   const values = Object.fromEntries(
@@ -229,6 +263,8 @@ function decodeStats(counters: Float64Array): DeviceStats {
   return {
     ...values,
     alive: isAlive(values.pid),
+    state: xenbusStateName(counters[state] as XenbusState),
+    limits: ratesFromNumbers(counters.subarray(LIMITS, LIMITS + RATE_NUMBERS)),
     refused: Object.fromEntries(
       REFUSALS.map(({ name }, index) => [name, counters[refusalCounter(index + 1)]]),
     ),

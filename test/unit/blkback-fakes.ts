@@ -1,7 +1,8 @@
 // What the tests of blkback's core put in the place of guest, grants and data: a guest's pages in memory of the test's,
-// a data path that only counts, and choices that a test makes in every possible way.
+// a data path that only counts, a clock, and choices that a test makes in every possible way.
 import { PAGE_SIZE, toDomid, type Domid } from "../../src/core/types.ts";
 import type { GrantPath } from "../../src/blkback/grants.ts";
+import type { Clock } from "../../src/blkback/rate-limiter.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 import {
   XT_COPY_DEST_GREF,
@@ -12,6 +13,7 @@ import {
 } from "../../src/native/abi.ts";
 import type { GrantCopyBatch } from "../../src/native/grant-copy.ts";
 import { allocateMemory, Mapping } from "../../src/native/memory.ts";
+import type { Timer } from "../../src/native/reactor.ts";
 import type { Access, GrantTable } from "../../src/platform/platform.ts";
 
 export const GUEST = toDomid(7);
@@ -36,6 +38,29 @@ export function inEveryWay(body: (choose: (count: number) => number) => void): n
     while (taken.length > 0 && (taken.at(-1) as number) + 1 === limits[taken.length - 1]) taken.pop();
     if (taken.length === 0) return ways;
     taken[taken.length - 1] += 1;
+  }
+}
+
+/** Time that stands still until somebody waits. */
+export class TestClock implements Clock {
+  nowMs = 1000;
+  /** How often a wait ended. */
+  wakeUps = 0;
+  #timer: Timer | undefined;
+
+  setTimer(timer: Timer, ms: number): void {
+    timer.dueMs = this.nowMs + ms;
+    this.#timer = timer;
+  }
+
+  /** Waits for the timer, which comes `lateMs` late. */
+  wait(lateMs = 0): void {
+    const timer = this.#timer;
+    if (timer === undefined || timer.dueMs === Infinity) throw new Error("nothing would end this wait");
+    this.nowMs = timer.dueMs + lateMs;
+    timer.dueMs = Infinity;
+    this.wakeUps++;
+    timer.onDue();
   }
 }
 

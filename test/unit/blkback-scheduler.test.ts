@@ -10,6 +10,7 @@ import {
   KIND_WRITE,
   RequestTable,
 } from "../../src/blkback/requests.ts";
+import { RateLimiter } from "../../src/blkback/rate-limiter.ts";
 import { changesDisk, Scheduler } from "../../src/blkback/scheduler.ts";
 import { FakePath, inEveryWay } from "./blkback-fakes.ts";
 
@@ -48,7 +49,8 @@ class Bench {
 
   constructor(room = SIZE, joins = true) {
     this.#path = new FakePath(room, joins);
-    this.#scheduler = new Scheduler(SIZE, this.#requests, this.#operations, this.#path);
+    const limiter = new RateLimiter({ nowMs: 0, setTimer: () => {} });
+    this.#scheduler = new Scheduler(SIZE, this.#requests, this.#operations, this.#path, limiter);
   }
 
   get active(): number[] {

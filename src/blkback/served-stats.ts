@@ -1,0 +1,58 @@
+// The statistics of one device, from its server's side: what it knows of the device is in the page from the time that
+// there is one.
+import { describeError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
+import { XenbusState } from "../protocol/xenbus.ts";
+import { describeDevice, type DeviceAddress } from "./address.ts";
+import { UNLIMITED_DISK, type DiskRates } from "./rates.ts";
+import { StatsPage, statsPath } from "./stats.ts";
+
+const logger = moduleLogger("blkback");
+
+export class ServedStats {
+  readonly path: string;
+  readonly #dir: string;
+  readonly #address: DeviceAddress;
+  #page: StatsPage | undefined;
+  #state: XenbusState = XenbusState.Initialising;
+  #limits = UNLIMITED_DISK;
+
+  constructor(dir: string, address: DeviceAddress) {
+    this.#dir = dir;
+    this.#address = address;
+    this.path = statsPath(dir, address.frontend, address.devid);
+  }
+
+  /** Throws `environment` when there is no room for the page. */
+  open(): void {
+    if (this.#page !== undefined) return;
+    this.#page = StatsPage.create(this.#dir, this.#address.frontend, this.#address.devid);
+    this.#page.state = this.#state;
+    this.#page.limits = this.#limits;
+  }
+
+  /** Opens the page, and counts a connection. */
+  connecting(): void {
+    this.open();
+    this.#page?.connecting();
+  }
+
+  set state(state: XenbusState) {
+    this.#state = state;
+    if (this.#page !== undefined) this.#page.state = state;
+  }
+
+  set limits(limits: DiskRates) {
+    this.#limits = limits;
+    if (this.#page !== undefined) this.#page.limits = limits;
+  }
+
+  /** Never throws: nothing depends on the file. */
+  remove(): void {
+    try {
+      this.#page?.remove();
+    } catch (error) {
+      logger.warn(`${describeDevice(this.#address)}: ${describeError(error)}`);
+    }
+  }
+}

@@ -1,0 +1,192 @@
+// Limits of a disk in use, from its keys in xenstore to the ring: they are obeyed, change while requests wait for them,
+// and neither a stop nor a takeover loses what was held back.
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { backendDir, type DeviceAddress } from "../../src/blkback/address.ts";
+import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
+import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { limitDevice, readRates } from "../../src/blkback/rate-keys.ts";
+import { parseRate, UNLIMITED, UNLIMITED_DISK } from "../../src/blkback/rates.ts";
+import { readAllStats, readStats, type DeviceStats } from "../../src/blkback/stats.ts";
+import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
+import { closeImage, openImage, type Image } from "../../src/block/image.ts";
+import { toDomid } from "../../src/core/types.ts";
+import type { SimPlatform } from "../../src/platform/sim.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { HandmadeGuest, type PageRequest } from "./blk-guest.ts";
+
+const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
+const ADDRESS: DeviceAddress = {
+  backend: toDomid(0),
+  kind: "qdisk",
+  frontend: toDomid(1),
+  devid: 51728,
+};
+const READS: readonly PageRequest[] = Array.from({ length: 31 }, (_, i) => ({
+  operation: 0,
+  sector: i * 16,
+}));
+const WAIT = { timeoutMs: 20_000 };
+
+let host: SimHost;
+let dom0: SimPlatform;
+let xenstore: Xenstore;
+let dir: string;
+let image: Image;
+let options: DeviceOptions;
+let guest: HandmadeGuest;
+const devices: BlkbackDevice[] = [];
+
+beforeEach(async () => {
+  host = await SimHost.start({ domains: 2 });
+  dom0 = host.platform(0);
+  xenstore = await Xenstore.connect(dom0);
+  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  writeFileSync(join(dir, "disk.img"), new Uint8Array(1 << 20).fill(7));
+  image = openImage(join(dir, "disk.img"), { readOnly: false, direct: false, sectorSizeBytes: 512 });
+  options = {
+    offer: DEFAULT_OFFER,
+    grantMode: "copy",
+    engine: "uring",
+    filters: [],
+    statsDir: join(dir, "stats"),
+    verbosity: 0,
+  };
+  await createDevice(xenstore, {
+    address: ADDRESS,
+    readOnly: false,
+    deviceType: "disk",
+    params: image.path,
+  });
+  guest = await HandmadeGuest.start(host, ADDRESS);
+});
+
+afterEach(async () => {
+  for (const device of devices.splice(0)) await device.abandon();
+  guest.close();
+  await destroyDevice(xenstore, ADDRESS);
+  xenstore.close();
+  dom0.close();
+  closeImage(image);
+  rmSync(dir, { recursive: true });
+  expect(await host.settle()).toEqual([]);
+  await host.stop();
+});
+
+async function serve(rates = UNLIMITED_DISK): Promise<BlkbackDevice> {
+  const device = await BlkbackDevice.start(
+    dom0,
+    xenstore,
+    ADDRESS,
+    image,
+    { ...options, rates },
+    spawnWorker,
+  );
+  devices.push(device);
+  return device;
+}
+
+const stats = (): DeviceStats => readStats(options.statsDir, 1, 51728);
+const iops = (text: string) => parseRate("iops", "", text);
+
+/** Waits until the plane shows what the test waits for. */
+async function until(isSo: (now: DeviceStats) => boolean): Promise<void> {
+  const deadline = performance.now() + WAIT.timeoutMs;
+  for (;;) {
+    // A server that takes a ring over has statistics only once it has connected.
+    const [now] = readAllStats(options.statsDir);
+    if (now !== undefined && isSo(now)) return;
+    if (performance.now() > deadline) throw new Error(`never: ${JSON.stringify(now)}`);
+    await Bun.sleep(1);
+  }
+}
+
+describe("a limit", () => {
+  test("changes while requests wait for it, and all of them are answered", async () => {
+    await serve();
+    await guest.connect();
+    await limitDevice(xenstore, ADDRESS, { iops: iops("1") }, WAIT);
+    expect(stats().limits).toEqual({ iops: { ...UNLIMITED, total: 1 }, bandwidth: UNLIMITED });
+    const answers = guest.submit(READS);
+    await until(({ held }) => held > 20);
+    expect(stats().inFlight).toBeGreaterThanOrEqual(stats().held);
+    expect(await limitDevice(xenstore, ADDRESS, { iops: UNLIMITED }, WAIT)).toEqual(UNLIMITED_DISK);
+    expect(await answers).toEqual(READS.map(() => 0));
+    const { held, waiting, inFlight, throttled, throttledMs, errors } = stats();
+    expect({ held, waiting, inFlight, errors }).toEqual({ held: 0, waiting: 0, inFlight: 0, errors: 0 });
+    expect(throttled).toBeGreaterThan(20);
+    expect(throttledMs).toBeGreaterThan(0);
+  });
+
+  test("of one quantity leaves the other as it is", async () => {
+    await serve();
+    await limitDevice(xenstore, ADDRESS, { iops: iops("read:70,write:30") }, WAIT);
+    const bandwidth = parseRate("bandwidth", "", "3M,burst=9M");
+    const both = { iops: iops("read:70,write:30"), bandwidth };
+    expect(await limitDevice(xenstore, ADDRESS, { bandwidth }, WAIT)).toEqual(both);
+    expect(await readRates(xenstore, ADDRESS)).toEqual(both);
+  });
+
+  test("that a toolstack wrote before anybody served the disk counts from the first request", async () => {
+    await xenstore.write(`${backendDir(ADDRESS)}/xentool-bandwidth`, "4k");
+    await serve({ ...UNLIMITED_DISK, bandwidth: parseRate("bandwidth", "", "1G") });
+    await guest.connect();
+    const answers = guest.submit(READS);
+    await until(({ held }) => held > 20);
+    await xenstore.rm(`${backendDir(ADDRESS)}/xentool-bandwidth`);
+    expect(await answers).toEqual(READS.map(() => 0));
+    expect(stats().limits.bandwidth.total).toBe(2 ** 30);
+  });
+
+  test("that means nothing changes nothing, and the next one counts", async () => {
+    await serve({ ...UNLIMITED_DISK, iops: iops("500") });
+    const key = `${backendDir(ADDRESS)}/xentool-iops`;
+    await xenstore.write(key, "fast");
+    await limitDevice(xenstore, ADDRESS, { bandwidth: parseRate("bandwidth", "", "1M") }, WAIT);
+    expect((await readRates(xenstore, ADDRESS))?.iops).toEqual(iops("500"));
+    await limitDevice(xenstore, ADDRESS, { iops: iops("600") }, WAIT);
+    expect(stats().limits.iops.total).toBe(600);
+  });
+
+  test("stays for the next server, which also gets what was held back", async () => {
+    const first = await serve();
+    await guest.connect();
+    await limitDevice(xenstore, ADDRESS, { iops: iops("1") }, WAIT);
+    const answers = guest.submit(READS);
+    await until(({ held }) => held > 20);
+    await first.abandon();
+    await serve();
+    await until(({ held }) => held > 20);
+    expect(stats().limits.iops.total).toBe(1);
+    await limitDevice(xenstore, ADDRESS, { iops: UNLIMITED }, WAIT);
+    expect(await answers).toEqual(READS.map(() => 0));
+  });
+
+  test("of a disk that nobody serves is kept for its next server", async () => {
+    const asked = { iops: iops("5") };
+    const late = /seems not to be served: nobody has answered; its next server will obey/;
+    expect(limitDevice(xenstore, ADDRESS, asked, { timeoutMs: 20 })).rejects.toThrow(late);
+    await serve();
+    await limitDevice(xenstore, ADDRESS, asked, WAIT);
+    expect(stats().limits.iops.total).toBe(5);
+  });
+});
+
+test("statistics show the state of the device, its connections and its last answer", async () => {
+  await serve();
+  await guest.untilBackend(2);
+  expect([stats().state, stats().connections]).toEqual(["InitWait", 0]);
+  for (let round = 1; round < 3; round++) {
+    await guest.connect();
+    const before = Date.now();
+    expect(await guest.read(0)).not.toBe(-1);
+    expect([stats().state, stats().connections]).toEqual(["Connected", round]);
+    expect(Math.abs(stats().lastAnswerAtMs - before)).toBeLessThan(60_000);
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+  }
+});
