@@ -2,6 +2,7 @@
 import type { Argv, CommandModule } from "yargs";
 import { endsWithin, onAbort, unlessAborted } from "../src/core/deadline.ts";
 import type { DeviceOptions } from "../src/blkback/device.ts";
+import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";
 import { withExamples } from "./lib/examples.ts";
@@ -19,6 +20,9 @@ import {
 /** How long the command of --run may take to exit after SIGTERM before it gets SIGKILL. */
 const COMMAND_EXIT_MS = 2000;
 
+export const IOPS = "At most N requests a second, or read:N,write:N; also burst=N; none";
+export const BANDWIDTH = "At most SIZE a second, or read:SIZE,write:SIZE; also burst=SIZE; none";
+
 /** How disks are served, the same for both commands. */
 interface ServingArguments extends GlobalArguments {
   readonly direct: boolean;
@@ -29,6 +33,8 @@ interface ServingArguments extends GlobalArguments {
   readonly grants: "copy" | "map";
   readonly engine: "uring" | "sync";
   readonly filter: readonly string[];
+  readonly iops: string | undefined;
+  readonly bandwidth: string | undefined;
 }
 
 function servingOptions<T>(argv: Argv<T>): Argv<T & Omit<ServingArguments, keyof GlobalArguments>> {
@@ -72,6 +78,8 @@ function servingOptions<T>(argv: Argv<T>): Argv<T & Omit<ServingArguments, keyof
       requiresArg: true,
       describe: "A filter in front of the disk; repeatable; help lists them",
     })
+    .option("iops", { type: "string", requiresArg: true, describe: IOPS })
+    .option("bandwidth", { type: "string", requiresArg: true, describe: BANDWIDTH })
     .middleware(explainFilters, true) as never;
 }
 
@@ -84,6 +92,16 @@ async function printFilters(): Promise<never> {
   const { filterHelp } = await import("../src/block/filters/catalogue.ts");
   process.stdout.write(filterHelp());
   process.exit(0);
+}
+
+/** The limits on the command line; those that are not there stay as the device's keys say. */
+export async function askedRates(argv: Pick<ServingArguments, "iops" | "bandwidth">): Promise<AskedRates> {
+  const { parseRate } = await import("../src/blkback/rates.ts");
+  const { iops, bandwidth } = argv;
+  return {
+    ...(iops !== undefined && { iops: parseRate("iops", "--iops", iops) }),
+    ...(bandwidth !== undefined && { bandwidth: parseRate("bandwidth", "--bandwidth", bandwidth) }),
+  };
 }
 
 /** The device options that the command line determines. */
@@ -153,6 +171,10 @@ export const serveCommand: CommandModule<GlobalArguments, ServeArguments> = {
           "xentool blkback serve d.img --domid 1 --vdev xvdc --filter error:rate=1%",
           "one request in a hundred fails",
         ],
+        [
+          "xentool blkback serve d.img --domid 1 --vdev xvdd --iops 500 --bandwidth 20M",
+          "no faster than that; `limit` changes it",
+        ],
       ],
     ),
   handler: (argv) =>
@@ -167,6 +189,7 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
   const { platform, xenstore } = session;
   const address = await addressOf(session, argv);
   const serving = await servingOptionsOf(argv, platform, context);
+  const limits = await askedRates(argv);
   const finished = new AbortController();
   const failed = new AbortController();
   let command: Promise<number> | undefined;
@@ -176,6 +199,7 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
       xenstore,
       {
         ...serving,
+        limits,
         path: argv.image,
         address,
         readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
@@ -263,7 +287,9 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const { stop } = context;
   using _ = platform.name === "xen" ? announceWatching() : undefined;
   const anyScript = argv.anyScript ?? platform.domid !== 0;
-  const options = { ...serving, kind, direct, format, anyScript };
+  const { UNLIMITED_DISK } = await import("../src/blkback/rates.ts");
+  const rates = { ...UNLIMITED_DISK, ...(await askedRates(argv)) };
+  const options = { ...serving, kind, direct, format, anyScript, rates };
   const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
   process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
   try {

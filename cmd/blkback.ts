@@ -1,7 +1,8 @@
 // `xentool blkback`: serving disks to guests, the toolstack's steps one by one, and statistics.
 import type { CommandModule } from "yargs";
 import type { DeviceAddress } from "../src/blkback/address.ts";
-import { serveCommand, watchCommand } from "./blkback-serve.ts";
+import type { AskedRates } from "../src/blkback/rate-keys.ts";
+import { askedRates, BANDWIDTH, IOPS, serveCommand, watchCommand } from "./blkback-serve.ts";
 import { actionGroup } from "./lib/action-group.ts";
 import { withExamples } from "./lib/examples.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
@@ -124,6 +125,52 @@ const resize = step(
   },
 );
 
+interface LimitArguments extends DeviceArguments {
+  readonly iops: string | undefined;
+  readonly bandwidth: string | undefined;
+}
+
+const LIMIT = "Change how fast a disk may be while its guest uses it, or show it";
+
+const limit: CommandModule<GlobalArguments, LimitArguments> = {
+  command: "limit",
+  describe: LIMIT,
+  builder: (argv) =>
+    withExamples(
+      deviceOptions(argv)
+        .option("iops", { type: "string", requiresArg: true, describe: IOPS })
+        .option("bandwidth", { type: "string", requiresArg: true, describe: BANDWIDTH }),
+      [
+        ["xentool blkback limit --domid 1 --vdev xvdb --iops 500,burst=2000", "what passes that waits"],
+        ["xentool blkback limit --domid 1 --vdev xvdb --iops none --bandwidth 20M", "bytes instead"],
+        ["xentool blkback limit --domid 1 --vdev xvdb", "the limits in force"],
+      ],
+    ),
+  handler: (argv) =>
+    runCommand(argv, async (context) => {
+      // Before anything is looked for: a mistyped limit needs no xenstore.
+      const asked = await askedRates(argv);
+      await withSession(context, (session) => runLimit(context, session, argv, asked));
+    }),
+};
+
+async function runLimit(
+  { json, stop, timeoutMs = DETACH_TIMEOUT_MS }: CommandContext,
+  session: Session,
+  argv: LimitArguments,
+  asked: AskedRates,
+): Promise<void> {
+  const { limitDevice, readRates } = await import("../src/blkback/rate-keys.ts");
+  const { printRates } = await import("./lib/rates-report.ts");
+  const address = await addressOf(session, argv);
+  const { xenstore } = session;
+  const isQuestion = asked.iops === undefined && asked.bandwidth === undefined;
+  const rates = isQuestion
+    ? await readRates(xenstore, address)
+    : await limitDevice(xenstore, address, asked, { timeoutMs, signal: stop });
+  printRates(address, rates, json);
+}
+
 const list: CommandModule<GlobalArguments, GlobalArguments> = {
   command: "list",
   describe: "Every block device that this domain is the backend of",
@@ -131,9 +178,11 @@ const list: CommandModule<GlobalArguments, GlobalArguments> = {
   handler: (argv) =>
     runCommand(argv, (context) =>
       withSession(context, async ({ platform, xenstore }) => {
-        const { listDevices } = await import("../src/blkback/toolstack.ts");
+        const { listDevices } = await import("../src/blkback/device-list.ts");
+        const { readAllStats, statsDir } = await import("../src/blkback/stats.ts");
         const { printDevices } = await import("./lib/blkback-report.ts");
-        printDevices(platform, await listDevices(xenstore, platform.domid), context.json);
+        const served = readAllStats(statsDir(platform.descriptor));
+        printDevices(await listDevices(xenstore, platform.domid, served), context.json);
       }),
     ),
 };
@@ -142,6 +191,7 @@ interface StatsArguments extends GlobalArguments {
   readonly domid: number | undefined;
   readonly vdev: string | undefined;
   readonly watch: boolean;
+  readonly interval: number;
 }
 
 const stats: CommandModule<GlobalArguments, StatsArguments> = {
@@ -152,16 +202,27 @@ const stats: CommandModule<GlobalArguments, StatsArguments> = {
       argv
         .option("domid", { type: "number", requiresArg: true, describe: "Only this guest" })
         .option("vdev", { type: "string", requiresArg: true, describe: "Only this disk" })
-        .option("watch", { type: "boolean", default: false, describe: "Repeat every second, with rates" }),
+        .option("watch", {
+          type: "boolean",
+          default: false,
+          describe: "Show rates again and again, until Ctrl-C",
+        })
+        .option("interval", {
+          type: "number",
+          default: 1,
+          requiresArg: true,
+          describe: "Seconds between the lines of --watch",
+        }),
       [
         ["xentool blkback stats", "totals, latencies, how full the ring was"],
+        ["xentool blkback stats --watch --interval 5", "a line a disk, every 5 seconds"],
         ["xentool blkback stats --watch --json", "an object a line, every second"],
       ],
     ),
   handler: (argv) =>
     runCommand(argv, async (context) => {
       const { choosePlatform } = await import("../src/platform/open.ts");
-      const { showStats } = await import("./lib/blkback-report.ts");
+      const { showStats } = await import("./lib/stats-report.ts");
       const platform = await choosePlatform({ platform: context.platform });
       try {
         await showStats(platform, argv, context);
@@ -226,6 +287,7 @@ export const blkbackCommand = actionGroup(
     close,
     forceClose,
     resize,
+    limit,
     list,
     stats,
   ],

@@ -13,6 +13,11 @@ const MARK_KEY = "xentool-served-by";
 
 export type Keys = Readonly<Record<string, string | number>>;
 
+/** Whether a server of ours has claimed the device, alive or not. */
+export async function isClaimed(xenstore: XenstoreOperations, address: DeviceAddress): Promise<boolean> {
+  return (await xenstore.tryRead(`${backendDir(address)}/${MARK_KEY}`)) !== null;
+}
+
 /** Whether a device exists, as opposed to the remains of one that a late write left. */
 export function isDevice(xenstore: XenstoreOperations, address: DeviceAddress): Promise<boolean> {
   return xenstore.exists(`${backendDir(address)}/frontend`);

@@ -4,9 +4,9 @@ import { XentoolError, describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
-import type { Keys } from "./backend-directory.ts";
+import { isDevice, type Keys } from "./backend-directory.ts";
 import { parseRate, rateText, UNLIMITED_DISK, type DiskRates, type Quantity, type Rate } from "./rates.ts";
-import { requireWritten } from "./toolstack.ts";
+import { noDevice, requireWritten } from "./toolstack.ts";
 
 const logger = moduleLogger("blkback");
 
@@ -44,9 +44,10 @@ export function keysOfRates(rates: AskedRates): Keys {
   );
 }
 
-/** The limits in force: undefined if nobody has served the device since it was made. */
-export async function readRates(xenstore: Xenstore, address: DeviceAddress): Promise<DiskRates | undefined> {
-  return parseAnswer(await xenstore.tryRead(`${backendDir(address)}/${ANSWER_KEY}`));
+/** The limits in force. Throws `usage` if there is no such device. */
+export async function readRates(xenstore: Xenstore, address: DeviceAddress): Promise<DiskRates> {
+  if (!(await isDevice(xenstore, address))) throw noDevice(address);
+  return parseAnswer(await xenstore.tryRead(`${backendDir(address)}/${ANSWER_KEY}`)) ?? UNLIMITED_DISK;
 }
 
 /** Asks for other limits, and waits until they are in force. Returns all that are. */

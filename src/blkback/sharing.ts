@@ -50,6 +50,11 @@ export async function announceImage(
   });
 }
 
+/** Whether a server of ours shows an image as this device. */
+export async function showsImage(xenstore: Xenstore, address: DeviceAddress): Promise<boolean> {
+  return (await xenstore.tryRead(`${backendDir(address)}/${RAW_KEY}`)) !== null;
+}
+
 /** An older xentool wrote a block device's identity without its diskseq. */
 function isSameIdentity(before: string, now: string): boolean {
   return `${now},`.startsWith(`${before},`);

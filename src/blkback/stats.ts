@@ -251,6 +251,11 @@ export function readAllStats(runDir: string): DeviceStats[] {
   });
 }
 
+/** How many operations the image has failed. */
+export function imageErrors(stats: DeviceStats): number {
+  return stats.readErrors + stats.writeErrors + stats.flushErrors + stats.discardErrors;
+}
+
 function decodeStats(counters: Float64Array): DeviceStats {
   if (counters.length < DOUBLES || counters[STAT.magic] !== MAGIC || counters[STAT.version] !== VERSION)
     throw new XentoolError("io", "the statistics file is not complete, or of another version of xentool");
@@ -297,11 +302,11 @@ function histogram(counters: Float64Array, at: number, length: number): number[]
 
 function latency(counters: Float64Array, at: number): Latency {
   const buckets = histogram(counters, at, LATENCY_BUCKETS);
-  return { buckets, medianUs: quantile(buckets, 0.5), p99Us: quantile(buckets, 0.99) };
+  return { buckets, medianUs: quantileUs(buckets, 0.5), p99Us: quantileUs(buckets, 0.99) };
 }
 
-/** The upper end of the bucket in which the quantile lies. */
-function quantile(buckets: readonly number[], fraction: number): number {
+/** The upper end of the bucket in which the quantile lies; 0 if the buckets are empty. */
+export function quantileUs(buckets: readonly number[], fraction: number): number {
   const total = buckets.reduce((sum, count) => sum + count, 0);
   let seen = 0;
   for (const [index, count] of buckets.entries()) {

@@ -1,9 +1,9 @@
-// The toolstack's steps for one block device: create, hot-unplug, force off, remove, list. They do by hand what libxl
+// The toolstack's steps for one block device: create, hot-unplug, force off, remove. They do by hand what libxl
 // does for a disk line; public/io/blkif.h and docs/misc/xenstore-paths define the nodes.
 import { XentoolError } from "../core/errors.ts";
 import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
 import { noDomain } from "../platform/domains.ts";
-import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
+import { XenbusState } from "../protocol/xenbus.ts";
 import { vdevName } from "../protocol/blkif.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
@@ -166,11 +166,12 @@ export async function waitUntilClosed(
 
 /** Writes `keys` into the backend's directory. Throws `usage` if there is no such device. */
 export async function requireWritten(xenstore: Xenstore, address: DeviceAddress, keys: Keys): Promise<void> {
-  if (!(await writeKeys(xenstore, address, keys)))
-    throw new XentoolError(
-      "usage",
-      `there is no ${describeDevice(address)} with a backend of kind ${address.kind}`,
-    );
+  if (!(await writeKeys(xenstore, address, keys))) throw noDevice(address);
+}
+
+export function noDevice(address: DeviceAddress): XentoolError {
+  const text = `there is no ${describeDevice(address)} with a backend of kind ${address.kind}`;
+  return new XentoolError("usage", text);
 }
 
 /**
@@ -227,58 +228,6 @@ export async function findKinds(
       found.push(kind);
   }
   return found;
-}
-
-export interface ListedDevice extends DeviceAddress {
-  readonly vdev: string;
-  readonly backendState: string;
-  readonly frontendState: string;
-  readonly online: boolean;
-  readonly mode: string;
-  readonly params: string;
-  /** Undefined until the backend has connected. */
-  readonly sectors512: number | undefined;
-}
-
-/** Lists every block device, of whatever kind, that `backend` has a directory for. */
-export async function listDevices(xenstore: Xenstore, backend: Domid): Promise<ListedDevice[]> {
-  const found: ListedDevice[] = [];
-  const root = `/local/domain/${backend}/backend`;
-  for (const kind of await names(xenstore, root))
-    for (const frontend of await names(xenstore, `${root}/${kind}`))
-      for (const devid of await names(xenstore, `${root}/${kind}/${frontend}`)) {
-        const device = await listDevice(xenstore, backend, kind, frontend, devid);
-        if (device !== undefined) found.push(device);
-      }
-  return found;
-}
-
-async function listDevice(
-  xenstore: Xenstore,
-  backend: Domid,
-  kind: string,
-  frontendName: string,
-  devidName: string,
-): Promise<ListedDevice | undefined> {
-  const frontend = parseDecimal(frontendName, DOMID_FIRST_RESERVED - 1);
-  const devid = parseDecimal(devidName, 2 ** 29);
-  if (frontend === undefined || devid === undefined) return undefined;
-  const address = { backend, kind, frontend: frontend as Domid, devid };
-  const back = backendDir(address);
-  const front = frontendDir(address);
-  // The directory of a network card or console looks alike, but its frontend is not a vbd.
-  if ((await xenstore.tryRead(`${back}/frontend`)) !== front) return undefined;
-  const read = (path: string): Promise<string | null> => xenstore.tryRead(path);
-  return {
-    ...address,
-    vdev: vdevName(devid),
-    backendState: xenbusStateName(parseXenbusState(await read(`${back}/state`))),
-    frontendState: xenbusStateName(parseXenbusState(await read(`${front}/state`).catch(() => null))),
-    online: (await read(`${back}/online`)) === "1",
-    mode: (await read(`${back}/mode`)) ?? "",
-    params: (await read(`${back}/params`)) ?? "",
-    sectors512: parseDecimal(await read(`${back}/sectors`), Number.MAX_SAFE_INTEGER),
-  };
 }
 
 async function names(xenstore: Xenstore, path: string): Promise<string[]> {

@@ -9,13 +9,13 @@ import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { serveImage } from "../../src/blkback/serve.ts";
 import { resizeDevice } from "../../src/blkback/resize.ts";
+import { listDevices } from "../../src/blkback/device-list.ts";
 import { readStats } from "../../src/blkback/stats.ts";
 import {
   closeDevice,
   createDevice,
   destroyDevice,
   forceCloseDevice,
-  listDevices,
   waitUntilClosed,
 } from "../../src/blkback/toolstack.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
@@ -121,7 +121,7 @@ describe("the handshake", () => {
     const stats = readStats(options.statsDir, 1, 51728);
     expect([stats.requests, stats.ok, stats.readBytes, stats.pid]).toEqual([1, 1, 4096, process.pid]);
     expect(
-      (await listDevices(xenstore, toDomid(0))).map((it) => [
+      (await listDevices(xenstore, toDomid(0), [])).map((it) => [
         it.vdev,
         it.frontend,
         it.backendState,

@@ -4,7 +4,7 @@ import { afterEach, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { formatStats } from "../../cmd/lib/blkback-report.ts";
+import { formatStats } from "../../cmd/lib/stats-report.ts";
 import { REFUSALS, STATUS_OF } from "../../src/blkback/refusals.ts";
 import { readStats, refusalCounter, STAT, StatsPage } from "../../src/blkback/stats.ts";
 import { RingHarness, type HarnessOptions } from "./blk-harness.ts";

@@ -1,0 +1,167 @@
+// The statistics of disks on a terminal: what `blkback stats` prints.
+import { REFUSALS } from "../../src/blkback/refusals.ts";
+import {
+  imageErrors,
+  readAllStats,
+  statsDir,
+  type DeviceStats,
+  type Latency,
+} from "../../src/blkback/stats.ts";
+import { XentoolError } from "../../src/core/errors.ts";
+import type { Platform } from "../../src/platform/platform.ts";
+import { parseVdev, vdevName } from "../../src/protocol/blkif.ts";
+import { formatBytes, formatCount, formatDuration, formatTable, paint, print, printJson } from "./output.ts";
+import { describeRates } from "./rates-report.ts";
+import type { CommandContext } from "./run-command.ts";
+import { watchStats } from "./stats-watch.ts";
+
+const BAR_WIDTH = 24;
+const BLOCKS = " ▏▎▍▌▋▊▉█";
+
+interface StatsSelection {
+  readonly domid: number | undefined;
+  readonly vdev: string | undefined;
+  readonly watch: boolean;
+  /** Seconds. */
+  readonly interval: number;
+}
+
+/** Prints the statistics of the selected devices, once, or again and again until stopped. */
+export async function showStats(
+  platform: Platform,
+  selection: StatsSelection,
+  context: CommandContext,
+): Promise<void> {
+  const dir = statsDir(platform.descriptor);
+  const devid = selection.vdev === undefined ? undefined : parseVdev(selection.vdev);
+  if (selection.vdev !== undefined && devid === undefined)
+    throw new XentoolError("usage", `--vdev: "${selection.vdev}" is not a disk name such as xvdb`);
+  const { interval } = selection;
+  if (!(interval >= 0.1 && interval <= 86_400))
+    throw new XentoolError("usage", `--interval must be a number from 0.1 to 86400, not ${interval}`);
+  const read = (): DeviceStats[] =>
+    readAllStats(dir).filter(
+      (it) =>
+        (selection.domid === undefined || it.domid === selection.domid) &&
+        (devid === undefined || it.devid === devid),
+    );
+  if (selection.watch) return watchStats(read, interval * 1000, context);
+  const all = read();
+  if (context.json) printJson(all);
+  else if (all.length === 0) print(nothingServed(selection));
+  else all.forEach((it) => print(formatStats(it)));
+}
+
+function nothingServed({ domid, vdev }: StatsSelection): string {
+  if (domid === undefined && vdev === undefined) return "nothing is served here";
+  const disk = vdev === undefined ? "disk" : `disk ${vdev}`;
+  return `no ${disk}${domid === undefined ? "" : ` of domain ${domid}`} is served here`;
+}
+
+/** The full statistics of one device. */
+export function formatStats(stats: DeviceStats): string {
+  const served = formatDuration((Date.now() - stats.startedAtMs) * 1e6);
+  const state = stats.alive
+    ? `served for ${served} by process ${stats.pid}`
+    : `its server, process ${stats.pid}, is dead`;
+  const perBatch = stats.batches === 0 ? 0 : stats.requests / stats.batches;
+  const rows = [
+    ["reads", stats.reads, stats.readBytes, stats.readLatency],
+    ["writes", stats.writes + stats.barriers, stats.writeBytes, stats.writeLatency],
+    ["flushes", stats.flushes, undefined, stats.flushLatency],
+    ["discards", stats.discards, stats.discardBytes, stats.discardLatency],
+  ] as const;
+  const table = formatTable(
+    [
+      { title: "" },
+      { title: "requests", align: "right" },
+      { title: "bytes", align: "right" },
+      { title: "median", align: "right" },
+      { title: "99 %", align: "right" },
+    ],
+    rows.map(([name, count, bytes, latency]) => [
+      name,
+      formatCount(count),
+      bytes === undefined ? "" : formatBytes(bytes),
+      formatLatency(latency.medianUs, latency),
+      formatLatency(latency.p99Us, latency),
+    ]),
+  );
+  const facts = [
+    `${formatCount(stats.requests)} requests, ${formatCount(stats.errors)} errors, ${formatCount(stats.merged)} merged, ${formatCount(stats.indirect)} indirect`,
+    `${formatCount(stats.batches)} batches of ${perBatch.toFixed(1)} on average, ${formatCount(stats.notifies)} notifications, ${formatCount(stats.wakeups)} wake-ups`,
+  ];
+  if (stats.inFlight > 0)
+    facts.push(
+      `${formatCount(stats.inFlight)} requests in flight, ${formatCount(stats.waiting)} of them not started yet`,
+    );
+  if (stats.stalls > 0) facts.push(`${formatCount(stats.stalls)} requests took a second or more`);
+  facts.push(...limitFacts(stats));
+  const refused = REFUSALS.filter(({ name }) => stats.refused[name] > 0);
+  if (refused.length > 0)
+    facts.push(
+      "refused: " +
+        refused.map(({ name, words }) => `${formatCount(stats.refused[name])} ${words}`).join("; "),
+    );
+  const ioErrors = imageErrors(stats);
+  if (ioErrors > 0)
+    facts.push(
+      `the image failed ${formatCount(stats.readErrors)} reads, ${formatCount(stats.writeErrors)} writes, ` +
+        `${formatCount(stats.flushErrors)} flushes, ${formatCount(stats.discardErrors)} discards, last with ${stats.lastIoError}`,
+    );
+  if (stats.flushFailure !== null)
+    facts.push(
+      `a flush failed with ${stats.flushFailure}: writes and flushes fail until the guest reconnects`,
+    );
+  return [
+    paint("bold", `${vdevName(stats.devid)} of domain ${stats.domid}`) + `: ${stats.state}, ${state}`,
+    indent(table),
+    ...facts.map(indent),
+    ...formatHistogram("requests found on the ring", stats.ringUtilisation, stats.ringSlots),
+    ...formatHistogram("segments per request", stats.segmentsPerRequest, Infinity),
+    "",
+  ].join("\n");
+}
+
+function limitFacts({ limits, throttled, throttledMs, held }: DeviceStats): string[] {
+  const rates = describeRates(limits);
+  const facts = rates === "" ? [] : [`limited to ${rates}`];
+  if (throttled + held > 0)
+    facts.push(
+      `limits held back ${formatCount(throttled)} requests, ` +
+        `for ${formatDuration((throttledMs / Math.max(1, throttled)) * 1e6)} on average; ${formatCount(held)} now`,
+    );
+  return facts;
+}
+
+function formatLatency(us: number, latency: Latency): string {
+  return latency.buckets.length === 0 ? "" : `≤ ${formatDuration(us * 1000)}`;
+}
+
+/** Buckets by powers of two, as bars. */
+function formatHistogram(title: string, counts: readonly number[], limit: number): string[] {
+  const buckets: { label: string; count: number }[] = [];
+  for (let from = 0, to = 1; from < counts.length; from = to, to = Math.min(to * 2, limit + 1)) {
+    const count = counts.slice(from, to).reduce((sum, it) => sum + it, 0);
+    buckets.push({ label: to - from === 1 ? String(from) : `${from}-${to - 1}`, count });
+    if (to === limit + 1 && to >= counts.length) break;
+  }
+  const first = buckets.findIndex(({ count }) => count > 0);
+  if (first < 0) return [];
+  const most = Math.max(...buckets.map(({ count }) => count));
+  const rows = buckets
+    .slice(first)
+    .map(({ label, count }) => `${label.padStart(9)}  ${bar(count / most)} ${formatCount(count)}`);
+  return [indent(paint("dim", title)), ...rows.map(indent)];
+}
+
+function bar(share: number): string {
+  const eighths = Math.round(share * BAR_WIDTH * 8);
+  const full = Math.floor(eighths / 8);
+  const rest = eighths % 8 === 0 ? "" : BLOCKS[eighths % 8];
+  return ("█".repeat(full) + rest).padEnd(BAR_WIDTH);
+}
+
+function indent(text: string): string {
+  return text.replace(/^/gm, "  ");
+}
