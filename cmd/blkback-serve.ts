@@ -2,10 +2,12 @@
 import type { Argv, CommandModule } from "yargs";
 import { endsWithin, onAbort, unlessAborted } from "../src/core/deadline.ts";
 import type { DeviceOptions } from "../src/blkback/device.ts";
+import type { MetricsAddress } from "../src/blkback/metrics-server.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";
 import { withExamples } from "./lib/examples.ts";
+import { parseHostPort } from "./lib/host-port.ts";
 import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
 import {
   addressOf,
@@ -252,6 +254,7 @@ async function startCommand(line: string, stop: AbortSignal, force: AbortSignal)
 interface WatchArguments extends ServingArguments {
   readonly kind: string;
   readonly anyScript: boolean | undefined;
+  readonly metrics: string | undefined;
 }
 
 export const watchCommand: CommandModule<GlobalArguments, WatchArguments> = {
@@ -269,8 +272,16 @@ export const watchCommand: CommandModule<GlobalArguments, WatchArguments> = {
         .option("any-script", {
           type: "boolean",
           describe: "All of the kind, not only script=block-xentool (default in a driver domain)",
+        })
+        .option("metrics", {
+          type: "string",
+          requiresArg: true,
+          describe: "Answer Prometheus at HOST:PORT or unix:PATH",
         }),
-      [["xentool blkback watch", "what the systemd unit of `xentool blkback install` runs"]],
+      [
+        ["xentool blkback watch", "what the systemd unit of `xentool blkback install` runs"],
+        ["xentool blkback watch --metrics 127.0.0.1:9167", "with http://127.0.0.1:9167/metrics"],
+      ],
     ) as never,
   handler: (argv) =>
     runCommand(argv, (context) => withSession(context, (session) => runWatch(context, session, argv))),
@@ -282,6 +293,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const { spawnWorker } = await import("./spawn-worker.ts");
   const { platform, xenstore } = session;
   const serving = await servingOptionsOf(argv, platform, context);
+  const metrics = argv.metrics === undefined ? undefined : metricsAddress(argv.metrics);
   const { kind, direct, format } = argv;
   // Read before anything is made: from now on a signal asks us to end, and what was made is removed.
   const { stop } = context;
@@ -290,6 +302,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const { UNLIMITED_DISK } = await import("../src/blkback/rates.ts");
   const rates = { ...UNLIMITED_DISK, ...(await askedRates(argv)) };
   const options = { ...serving, kind, direct, format, anyScript, rates };
+  using _metrics = metrics && (await startMetrics(metrics, serving.statsDir));
   const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
   process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
   try {
@@ -297,4 +310,19 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   } finally {
     await watch.stop();
   }
+}
+
+function metricsAddress(text: string): MetricsAddress {
+  const [, path] = /^unix:(.+)$/s.exec(text) ?? [];
+  return path === undefined ? parseHostPort("--metrics", text) : { path };
+}
+
+/** Of all disks that are served on this host, by this process or another. */
+async function startMetrics(at: MetricsAddress, dir: string): Promise<Disposable> {
+  const { serveMetrics } = await import("../src/blkback/metrics-server.ts");
+  const { metricsText } = await import("../src/blkback/metrics.ts");
+  const { readAllStats } = await import("../src/blkback/stats.ts");
+  const server = serveMetrics(at, () => metricsText(readAllStats(dir)));
+  process.stderr.write(`xentool: metrics at ${server.name}\n`);
+  return server;
 }

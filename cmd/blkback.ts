@@ -192,6 +192,7 @@ interface StatsArguments extends GlobalArguments {
   readonly vdev: string | undefined;
   readonly watch: boolean;
   readonly interval: number;
+  readonly prometheus: boolean;
 }
 
 const stats: CommandModule<GlobalArguments, StatsArguments> = {
@@ -212,11 +213,13 @@ const stats: CommandModule<GlobalArguments, StatsArguments> = {
           default: 1,
           requiresArg: true,
           describe: "Seconds between the lines of --watch",
-        }),
+        })
+        .option("prometheus", { type: "boolean", default: false, describe: "Print them as metrics, once" }),
       [
         ["xentool blkback stats", "totals, latencies, how full the ring was"],
         ["xentool blkback stats --watch --interval 5", "a line a disk, every 5 seconds"],
         ["xentool blkback stats --watch --json", "an object a line, every second"],
+        ["xentool blkback stats --prometheus", "for the node exporter's textfile collector"],
       ],
     ),
   handler: (argv) =>

@@ -1,4 +1,5 @@
 // The statistics of disks on a terminal: what `blkback stats` prints.
+import { metricsText } from "../../src/blkback/metrics.ts";
 import { REFUSALS } from "../../src/blkback/refusals.ts";
 import {
   imageErrors,
@@ -24,6 +25,7 @@ interface StatsSelection {
   readonly watch: boolean;
   /** Seconds. */
   readonly interval: number;
+  readonly prometheus: boolean;
 }
 
 /** Prints the statistics of the selected devices, once, or again and again until stopped. */
@@ -45,6 +47,9 @@ export async function showStats(
         (selection.domid === undefined || it.domid === selection.domid) &&
         (devid === undefined || it.devid === devid),
     );
+  if (selection.prometheus && (selection.watch || context.json))
+    throw new XentoolError("usage", "--prometheus is a format of its own, and is printed once");
+  if (selection.prometheus) return void process.stdout.write(metricsText(read()));
   if (selection.watch) return watchStats(read, interval * 1000, context);
   const all = read();
   if (context.json) printJson(all);

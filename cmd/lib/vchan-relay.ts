@@ -15,6 +15,7 @@ import {
   type SessionSummary,
 } from "../../src/vchan/relay-session.ts";
 import { vchanPlace, type VchanPlace } from "../../src/vchan/rendezvous.ts";
+import { parseHostPort } from "./host-port.ts";
 import { toNumber } from "./arguments.ts";
 import type { CommandContext, GlobalArguments } from "./run-command.ts";
 
@@ -142,7 +143,8 @@ function localSpec(argv: RelayArguments): LocalSpec {
     return { kind: "command", argv: command };
   }
   if (argv.unix !== undefined) return { kind: "unix", path: argv.unix };
-  return argv.tcp === undefined ? { kind: "stdio", receiveOnly: argv.receive } : tcpSpec(argv.tcp);
+  if (argv.tcp !== undefined) return { kind: "tcp", ...parseHostPort("--tcp", argv.tcp) };
+  return { kind: "stdio", receiveOnly: argv.receive };
 }
 
 /** Fails now if the program cannot be run, rather than when a client comes. */
@@ -150,15 +152,6 @@ function checkProgram(name: string): void {
   if (Bun.which(name) !== null) return;
   const why = name.includes("/") && existsSync(name) ? "not executable" : "not found";
   throw new XentoolError("environment", `cannot run ${name}: ${why}`);
-}
-
-function tcpSpec(text: string): LocalSpec {
-  const match = /^(?:\[([^\]]+)\]|([^:]+)):([0-9]{1,5})$/.exec(text);
-  const host = match?.[1] ?? match?.[2];
-  const port = Number(match?.[3]);
-  if (host === undefined || port > 0xffff)
-    throw new XentoolError("usage", `--tcp wants HOST:PORT, not ${text}`);
-  return { kind: "tcp", host, port };
 }
 
 function lingerMsOf(text: string | undefined): number | undefined {
