@@ -3,6 +3,7 @@ import type { Argv, CommandModule } from "yargs";
 import { endsWithin, onAbort, unlessAborted } from "../src/core/deadline.ts";
 import type { DeviceOptions } from "../src/blkback/device.ts";
 import type { MetricsAddress } from "../src/blkback/metrics-server.ts";
+import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";
@@ -192,9 +193,12 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
   const address = await addressOf(session, argv);
   const serving = await servingOptionsOf(argv, platform, context);
   const limits = await askedRates(argv);
+  const { ServedDisk } = await import("./lib/serving-events.ts");
+  const patienceMs = context.timeoutMs ?? DETACH_TIMEOUT_MS;
   const finished = new AbortController();
   const failed = new AbortController();
   let command: Promise<number> | undefined;
+  const disk = new ServedDisk(address, argv.image, context, patienceMs);
   try {
     const end = await serveImage(
       platform,
@@ -202,22 +206,21 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
       {
         ...serving,
         limits,
+        onEvent: disk.onEvent,
         path: argv.image,
         address,
         readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
         shared: argv.mode === "w!",
         direct: argv.direct,
         format: argv.format,
-        detachTimeoutMs: context.timeoutMs ?? DETACH_TIMEOUT_MS,
+        detachTimeoutMs: patienceMs,
         offer: { ...serving.offer, deviceType: argv.deviceType },
       },
       spawnWorker,
       AbortSignal.any([context.stop, finished.signal]),
       context.force,
       () => {
-        const offered = { domid: address.frontend, vdev: argv.vdev, kind: address.kind, image: argv.image };
-        if (context.json) process.stdout.write(`${JSON.stringify({ event: "offered", ...offered })}\n`);
-        else process.stderr.write(`xentool: offering ${argv.image} as ${describeDevice(address)}\n`);
+        disk.offered();
         if (argv.run === undefined) return;
         const stop = AbortSignal.any([context.stop, failed.signal]);
         command = startCommand(argv.run, stop, context.force).finally(() => finished.abort());
@@ -301,7 +304,9 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const anyScript = argv.anyScript ?? platform.domid !== 0;
   const { UNLIMITED_DISK } = await import("../src/blkback/rates.ts");
   const rates = { ...UNLIMITED_DISK, ...(await askedRates(argv)) };
-  const options = { ...serving, kind, direct, format, anyScript, rates };
+  const { printEvent } = await import("./lib/serving-events.ts");
+  const onEvent: OnDeviceEvent = (address, event) => printEvent(address, event, context.json);
+  const options = { ...serving, kind, direct, format, anyScript, rates, onEvent };
   using _metrics = metrics && (await startMetrics(metrics, serving.statsDir));
   const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
   process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);

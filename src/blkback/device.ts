@@ -15,6 +15,7 @@ import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./a
 import { BackendDirectory, type Keys } from "./backend-directory.ts";
 import { QueueConnection } from "./connection.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
+import { DeviceEvents, type OnDeviceEvent } from "./device-events.ts";
 import { diskKeys, diskLimits, offeredKeys, type Offer } from "./features.ts";
 import { readBackendState, readFrontendState } from "./end-states.ts";
 import type { DiskLimits } from "./requests.ts";
@@ -37,6 +38,7 @@ export interface DeviceOptions {
   readonly engine: EngineKind;
   /** Filters as given to `--filter`, each already accepted by `parseFilter`. */
   readonly filters: readonly string[];
+  readonly onEvent?: OnDeviceEvent;
   /** Hold where the device's keys say nothing about its limits. */
   readonly rates?: DiskRates;
   /** Directory of the statistics files. */
@@ -70,6 +72,7 @@ export class BlkbackDevice {
   /** We are taking over a ring in use. Its former server may have been waiting for the guest to let go. */
   #takeover = false;
   readonly #trouble: Trouble;
+  readonly #events: DeviceEvents;
   readonly #rates: RateKeys;
   readonly #resizes: ResizeKeys;
   /** The frontend's state at the last look, and whether it has offered a ring since the one we last connected to. */
@@ -98,6 +101,7 @@ export class BlkbackDevice {
     this.#limits = diskLimits(options.offer, image.info);
     this.#stats = new ServedStats(options.statsDir, address);
     this.#trouble = new Trouble(describeDevice(address), directory);
+    this.#events = new DeviceEvents(address, options.onEvent);
     this.#rates = new RateKeys(xenstore, address, options.rates);
     this.#resizes = new ResizeKeys(xenstore, address, image, this.#limits);
     this.ended = this.#end.promise;
@@ -377,6 +381,7 @@ export class BlkbackDevice {
   async #resizeIfAsked(): Promise<void> {
     const resize = await this.#resizes.look();
     if (resize === undefined) return;
+    this.#events.resized(resize);
     const { sectors512 } = this.#limits;
     if (sectors512 !== resize.before) {
       this.#connection?.resize(sectors512);
@@ -410,6 +415,7 @@ export class BlkbackDevice {
   #entered(state: XenbusState): void {
     this.#state = state;
     this.#stats.state = state;
+    this.#events.entered(state);
     logger.info(`${this.#name}: ${xenbusStateName(state)}`);
   }
 

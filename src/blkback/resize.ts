@@ -3,7 +3,6 @@
 import { randomUUID } from "node:crypto";
 import { currentSizeBytes, type Image } from "../block/image.ts";
 import { XentoolError } from "../core/errors.ts";
-import { moduleLogger } from "../core/log.ts";
 import { parseDecimal } from "../core/types.ts";
 import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
@@ -11,8 +10,6 @@ import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import type { Keys } from "./backend-directory.ts";
 import type { DiskLimits } from "./requests.ts";
 import { requireWritten } from "./toolstack.ts";
-
-const logger = moduleLogger("blkback");
 
 /** Written by whoever asks, with a token that the answer repeats. */
 const ASKED_KEY = "xentool-resize";
@@ -76,8 +73,6 @@ export class ResizeKeys {
     const before = this.#limits.sectors512;
     const after = currentSizeBytes(this.#image, this.#limits.logicalSectorBytes) / SECTOR_SIZE;
     if (after !== 0) this.#limits.sectors512 = after;
-    const { text, warns } = describeResize({ before, after });
-    logger[warns ? "warn" : "info"](`${describeDevice(this.#address)}: ${text}`);
     return { before, after, answer: { [ANSWER_KEY]: `${word} ${before} ${after}` } };
   }
 }
