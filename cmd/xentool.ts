@@ -14,6 +14,7 @@ import { outputErrorStatus } from "./lib/interruption.ts";
 import { print } from "./lib/output.ts";
 import { reportError } from "./lib/run-command.ts";
 import { simCommand } from "./sim.ts";
+import { topCommand } from "./top.ts";
 import { vchanCommand } from "./vchan.ts";
 import { xsringCommand } from "./xsring.ts";
 
@@ -48,6 +49,7 @@ function commandLine(args: readonly string[]) {
     .command(vchanCommand)
     .command(xsringCommand)
     .command(simCommand)
+    .command(topCommand)
     .command(doctorCommand)
     .completion("completion", "Print a completion script for bash or zsh")
     .demandCommand(1, "which command?")

@@ -1,0 +1,121 @@
+// The body of `xentool top`: on a terminal one screen that is drawn again and again and obeys keys, elsewhere a line,
+// or with --json an object, for each interval.
+import { pause } from "../../src/core/deadline.ts";
+import { XentoolError } from "../../src/core/errors.ts";
+import { choosePlatform } from "../../src/platform/open.ts";
+import { paint, print, printJson } from "./output.ts";
+import type { CommandContext } from "./run-command.ts";
+import { TopModel, type TopView } from "./top-model.ts";
+import { drawTop, lineOfTop, sorted } from "./top-screen.ts";
+import type { Sort } from "./top-sorts.ts";
+
+export interface TopArguments {
+  readonly interval: number;
+  readonly sort: Sort;
+  readonly count: number | undefined;
+}
+
+/** How often the rings are looked at within an interval. */
+const LOOK_EVERY_MS = 25;
+const KEYS: Readonly<Record<string, Sort>> = {
+  l: "load",
+  b: "bytes",
+  t: "latency",
+  w: "waiting",
+  n: "name",
+};
+const QUIT = new Set(["q", "\x03", "\x04"]);
+
+export async function runTop(context: CommandContext, argv: TopArguments): Promise<void> {
+  const { interval, count = Infinity } = argv;
+  if (!(interval >= 0.1 && interval <= 86_400))
+    throw new XentoolError("usage", `--interval must be a number from 0.1 to 86400, not ${interval}`);
+  if (!(count >= 1)) throw new XentoolError("usage", `--count must be a number from 1 on, not ${count}`);
+  const platform = await choosePlatform({ platform: context.platform });
+  try {
+    using model = new TopModel(platform);
+    const isScreen = process.stdout.isTTY && !context.json;
+    using screen = isScreen ? new Screen(argv.sort) : undefined;
+    const stop = screen === undefined ? context.stop : AbortSignal.any([context.stop, screen.quit]);
+    await model.refresh();
+    for (let shown = 0; shown < count && !stop.aborted; shown++) {
+      await measure(model, interval * 1000, stop);
+      if (stop.aborted) break;
+      const view = model.sample();
+      if (screen !== undefined) screen.show(view);
+      else if (context.json)
+        printJson({ ...view, ...sorted(view, argv.sort), time: view.time.getTime() }, true);
+      else print(lineOfTop(view));
+    }
+  } finally {
+    platform.close();
+  }
+}
+
+/** Lets one interval pass, looking at the rings all the while. */
+async function measure(model: TopModel, intervalMs: number, stop: AbortSignal): Promise<void> {
+  const end = performance.now() + intervalMs;
+  await model.refresh();
+  for (let left = end - performance.now(); left > 0 && !stop.aborted; left = end - performance.now()) {
+    await pause(Math.min(left, LOOK_EVERY_MS), stop);
+    model.look();
+  }
+}
+
+/** The terminal: its other screen without a cursor, and keys as they are pressed. Put back when it is disposed of. */
+class Screen implements Disposable {
+  readonly #quit = new AbortController();
+  #sort: Sort;
+  #view: TopView | undefined;
+  readonly #isKeyboard = process.stdin.isTTY;
+
+  constructor(sort: Sort) {
+    this.#sort = sort;
+    process.stdout.write("\x1b[?1049h\x1b[?25l\x1b[2J\x1b[Hxentool top: measuring…");
+    process.stdout.on("resize", this.#draw);
+    if (!this.#isKeyboard) return;
+    process.stdin.setRawMode(true);
+    process.stdin.on("data", this.#onKeys);
+    process.stdin.resume();
+  }
+
+  /** Fires when the user has had enough. */
+  get quit(): AbortSignal {
+    return this.#quit.signal;
+  }
+
+  show(view: TopView): void {
+    this.#view = view;
+    this.#draw();
+  }
+
+  [Symbol.dispose](): void {
+    process.stdout.off("resize", this.#draw);
+    if (this.#isKeyboard) {
+      process.stdin.off("data", this.#onKeys);
+      process.stdin.pause();
+      process.stdin.setRawMode(false);
+    }
+    process.stdout.write("\x1b[?25h\x1b[?1049l");
+  }
+
+  readonly #onKeys = (bytes: Uint8Array): void => {
+    for (const key of new TextDecoder().decode(bytes)) {
+      if (QUIT.has(key)) this.#quit.abort();
+      const sort = KEYS[key];
+      if (sort === undefined) continue;
+      this.#sort = sort;
+      this.#draw();
+    }
+  };
+
+  readonly #draw = (): void => {
+    if (this.#view === undefined) return;
+    const size = { width: process.stdout.columns || 80, height: process.stdout.rows || 24 };
+    const [head = "", ...rest] = drawTop(this.#view, this.#sort, size);
+    const lines = [paint("bold", head), ...rest];
+    // Written in one piece and over what is there, so that nothing flickers. No line end after the last line: it would
+    // scroll.
+    process.stdout.write(`\x1b[H${lines.map((line) => `${line}\x1b[K`).join("\r\n")}\x1b[J`);
+  };
+}
