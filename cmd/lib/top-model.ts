@@ -10,13 +10,14 @@ import { parseDecimal, toDomid, DOMID_FIRST_RESERVED } from "../../src/core/type
 import type { Platform } from "../../src/platform/platform.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
+import { openTransport } from "../../src/xenstore/open.ts";
 import { RingMeter, type RingActivity } from "../../src/xsring/ring-meter.ts";
 import { openDomainRing, type OpenRingPage } from "../../src/xsring/source.ts";
 
 /** How many past intervals the trends show. */
 const HISTORY = 60;
-/** xenstored is given this long before a screen is shown without news from it. */
-const PATIENCE_MS = 200;
+/** A limit on opening the way to xenstored, which does not involve it. */
+const OPEN_MS = 5000;
 
 export interface DiskRow extends Activity {
   readonly domid: number;
@@ -74,15 +75,15 @@ export class TopModel implements Disposable {
     this.#stats = this.#readStats();
   }
 
-  /** Learns names, and which domains there are. Returns soon, even if xenstored does not answer. */
-  async refresh(): Promise<void> {
+  /** Learns names, and which domains there are. Never throws, and returns even if xenstored does not answer. */
+  async refresh(patienceMs: number): Promise<void> {
     this.#refreshing ??= this.#ask()
       .then(() => (this.#xenstoreTrouble = undefined))
       .catch((error: unknown) => (this.#xenstoreTrouble = `xenstored: ${describeError(error)}`))
       .then(() => (this.#refreshing = undefined));
-    if (!(await endsWithin(PATIENCE_MS, this.#refreshing)))
+    if (!(await endsWithin(patienceMs, this.#refreshing)))
       this.#xenstoreTrouble = "xenstored has not answered yet: domains and names may be old";
-    this.#followRings();
+    if (!this.#isClosed) this.#followRings();
   }
 
   /** Looks at every ring; called many times in an interval. */
@@ -119,9 +120,9 @@ export class TopModel implements Disposable {
 
   async #ask(): Promise<void> {
     if (this.#xenstore?.failure !== undefined) this.#xenstore = undefined;
-    this.#xenstore ??= await Xenstore.connect(this.#platform);
+    // Not `Xenstore.connect`, which waits for an answer: closing this one ends whatever waits.
+    this.#xenstore ??= new Xenstore(await openTransport(this.#platform.xenstore, OPEN_MS));
     const xenstore = this.#xenstore;
-    // A connection that was waited for in vain must not outlive us.
     if (this.#isClosed) return xenstore.close();
     const domains = new Map<number, string | null>();
     for (const name of await xenstore.directory("/local/domain")) {

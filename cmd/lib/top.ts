@@ -17,6 +17,8 @@ export interface TopArguments {
 
 /** How often the rings are looked at within an interval. */
 const LOOK_EVERY_MS = 25;
+/** How long the first screen waits for xenstored. Later ones do not wait. */
+const FIRST_ANSWER_MS = 2000;
 const KEYS: Readonly<Record<string, Sort>> = {
   l: "load",
   b: "bytes",
@@ -37,7 +39,7 @@ export async function runTop(context: CommandContext, argv: TopArguments): Promi
     const isScreen = process.stdout.isTTY && !context.json;
     using screen = isScreen ? new Screen(argv.sort) : undefined;
     const stop = screen === undefined ? context.stop : AbortSignal.any([context.stop, screen.quit]);
-    await model.refresh();
+    await model.refresh(FIRST_ANSWER_MS);
     for (let shown = 0; shown < count && !stop.aborted; shown++) {
       await measure(model, interval * 1000, stop);
       if (stop.aborted) break;
@@ -52,10 +54,10 @@ export async function runTop(context: CommandContext, argv: TopArguments): Promi
   }
 }
 
-/** Lets one interval pass, looking at the rings all the while. */
+/** Lets one interval pass, looking at the rings all the while, and asks xenstored for what is new. */
 async function measure(model: TopModel, intervalMs: number, stop: AbortSignal): Promise<void> {
   const end = performance.now() + intervalMs;
-  await model.refresh();
+  void model.refresh(intervalMs);
   for (let left = end - performance.now(); left > 0 && !stop.aborted; left = end - performance.now()) {
     await pause(Math.min(left, LOOK_EVERY_MS), stop);
     model.look();

@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
+import { readStats } from "../../src/blkback/stats.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
@@ -79,6 +80,34 @@ test("serve takes limits, limit changes them while requests wait, and stats and 
   await guest.untilBackend(5);
   await guest.setState(6);
   expect(await server.exited).toBe(143);
+  guest.close();
+});
+
+test("after kill -9 the next server answers what was held back, and keeps the limit unless it is told another", async () => {
+  const serve = (...more: string[]) =>
+    spawnXentool(["blkback", "serve", join(dir, "a.img"), "--domid", "1", "--vdev", "xvdb", ...more], {
+      env,
+    });
+  const server = serve("--bandwidth", "4k");
+  await readUntil(server.stderr, "offering");
+  const guest = await HandmadeGuest.start(host, DEVICE);
+  await guest.connect();
+  const answers = guest.submit(READS);
+  while (readStats(join(host.dir, "blkback"), 1, DEVICE.devid).held < 20) await Bun.sleep(1);
+  server.kill("SIGKILL");
+  await server.exited;
+  const second = serve();
+  await readUntil(second.stderr, "connected");
+  expect((await limit()).stdout).toBe("xvdb of domain 1: 4 KiB/s\n");
+  second.kill("SIGKILL");
+  await second.exited;
+  const third = serve("--bandwidth", "none");
+  expect(await answers).toEqual(READS.map(() => 0));
+  expect((await limit()).stdout).toBe("xvdb of domain 1: no limit\n");
+  third.kill("SIGTERM");
+  await guest.untilBackend(5);
+  await guest.setState(6);
+  expect(await third.exited).toBe(143);
   guest.close();
 });
 

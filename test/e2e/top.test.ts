@@ -76,6 +76,27 @@ test("a guest that does not read its replies is seen to keep xenstored waiting",
   await guest.close();
 });
 
+test("goes on, and ends, while xenstored does not answer", async () => {
+  const started = await runXentool(["sim", "start", "--domains", "2", "--json"]);
+  const { dir: other, pid } = JSON.parse(started.stdout) as { dir: string; pid: number };
+  const stopped = { env: { XENTOOL_SIM: other } };
+  process.kill(pid, "SIGSTOP");
+  try {
+    const top = await runXentool(["top", "--count", "1", "--interval", "0.1", "--json"], stopped);
+    expect(top.status).toBe(0);
+    expect(JSON.parse(top.stdout)).toMatchObject({
+      rings: [],
+      notes: ["xenstored has not answered yet: domains and names may be old"],
+    });
+  } finally {
+    process.kill(pid, "SIGCONT");
+  }
+  expect((await runXentool(["top", "--count", "1", "--interval", "0.1"], stopped)).stdout).toContain(
+    "1 rings",
+  );
+  await runXentool(["sim", "stop", "--dir", other]);
+});
+
 test("on a terminal: one screen, keys, and everything put back", async () => {
   const line = `stty cols 80 rows 24; "${executable}" top --interval 0.1`;
   const terminal = Bun.spawn(["script", "-qec", line, "/dev/null"], {
