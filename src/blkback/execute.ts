@@ -10,7 +10,7 @@ import {
   IO_WRITE,
   IO_WRITEV,
 } from "../native/reactor.ts";
-import type { GrantPath } from "./grants.ts";
+import type { DataPath } from "./data/path.ts";
 import { STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH, type OperationTable } from "./operations.ts";
 import { KIND_BARRIER, KIND_DISCARD, KIND_FLUSH, KIND_READ, KIND_SECURE_DISCARD } from "./requests.ts";
 
@@ -24,10 +24,10 @@ export class Executor {
   /** Steps submitted to the target since the owner last reset this to 0. */
   submitted = 0;
   readonly #operations: OperationTable;
-  readonly #path: GrantPath;
+  readonly #path: DataPath;
   readonly #target: BlockTarget;
 
-  constructor(operations: OperationTable, path: GrantPath, target: BlockTarget) {
+  constructor(operations: OperationTable, path: DataPath, target: BlockTarget) {
     this.#operations = operations;
     this.#path = path;
     this.#target = target;

@@ -18,9 +18,9 @@ export class OperationTable {
   readonly done: Float64Array;
   /** Arrival number of its first request. */
   readonly sequence: Float64Array;
-  /** Address of its data, set by the grant path. */
+  /** Address of its data, set by the data path. */
   readonly address: Float64Array;
-  /** For the grant path's use: first page and page count of its buffer. */
+  /** For the data path's use: first page and page count of its buffer. */
   readonly page: Int32Array;
   readonly pageCount: Int32Array;
   /** Operations between `open` and `close`, in no particular order. */

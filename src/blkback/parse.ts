@@ -19,7 +19,7 @@ import {
   SEGMENT,
   SEGMENTS_PER_INDIRECT_PAGE,
 } from "../protocol/blkif.ts";
-import type { RequestCopies } from "./grants.ts";
+import type { RequestCopies } from "./data/copies.ts";
 import {
   BAD_INDIRECT_PAGE,
   BAD_SEGMENT,

@@ -11,12 +11,14 @@ import { errnoText } from "../native/shim.ts";
 import type { EventChannels, GrantTable } from "../platform/platform.ts";
 import type { BlkifAbi } from "../protocol/blkif.ts";
 import { BackRing, RING_LIES } from "./back-ring.ts";
-import { CopyPath } from "./copy-path.ts";
+import { poolBytes } from "./bounds.ts";
+import { RequestCopies } from "./data/copies.ts";
+import { CopyPath } from "./data/copy.ts";
+import { MapPath } from "./data/map.ts";
+import type { DataPath } from "./data/path.ts";
 import { DONE, Executor, UNDER_WAY } from "./execute.ts";
-import { RequestCopies, type GrantPath } from "./grants.ts";
 import { IoFailures } from "./io-failures.ts";
 import type { Journal } from "./journal.ts";
-import { MapPath } from "./map-path.ts";
 import { OperationTable } from "./operations.ts";
 import { ADMITTED, RequestParser } from "./parse.ts";
 import { QueueCounters } from "./queue-counters.ts";
@@ -36,8 +38,6 @@ import { Sleeper } from "./sleeper.ts";
 const EOPNOTSUPP = -95;
 /** The tag of the operation that `flush` itself starts, above all tags of requests. */
 const LAST_FLUSH = 0xff_ffff;
-/** Smallest data pool. A device with larger requests gets twice its largest one. */
-const MIN_POOL_BYTES = 16 << 20;
 /** Minimum interval between looks at a guest that sends bad requests. */
 const PENALTY_US = 1000;
 
@@ -75,7 +75,7 @@ export class BlockQueue {
   readonly #scheduler: Scheduler;
   readonly #copies: RequestCopies;
   readonly #parser: RequestParser;
-  readonly #path: GrantPath;
+  readonly #path: DataPath;
   readonly #executor: Executor;
   readonly #target: BlockTarget;
   readonly #reactor: Reactor;
@@ -107,12 +107,11 @@ export class BlockQueue {
     this.#operations = new OperationTable(size);
     this.#copies = new RequestCopies(grants, this.#requests.failed);
     this.#parser = new RequestParser(domid, size, this.#requests, this.#ring.requests, limits, this.#copies);
-    const largest = Math.max(11, limits.maxIndirectSegments) * PAGE_SIZE;
-    const poolBytes = Math.max(MIN_POOL_BYTES, largest * 2);
+    const bytes = poolBytes(limits.maxIndirectSegments);
     this.#path =
       options.grantMode === "copy"
-        ? new CopyPath(domid, this.#requests, this.#operations, this.#copies, poolBytes)
-        : new MapPath(domid, this.#requests, this.#operations, grants, poolBytes / PAGE_SIZE);
+        ? new CopyPath(domid, this.#requests, this.#operations, this.#copies, bytes)
+        : new MapPath(domid, this.#requests, this.#operations, grants, bytes / PAGE_SIZE);
     this.#target = this.#openTarget(options.openTarget);
     this.#executor = new Executor(this.#operations, this.#path, this.#target);
     const limiter = options.limiter ?? new RateLimiter(reactor);
@@ -233,7 +232,7 @@ export class BlockQueue {
     scheduler.pass();
     this.#counters.waiting(scheduler.waitingCount, scheduler.heldCount);
     if (scheduler.startedCount === 0) return;
-    this.#path.fetch();
+    this.#path.gather(scheduler.started, scheduler.startedCount);
     for (let i = 0; i < scheduler.startedCount; i++) {
       const op = scheduler.started[i];
       if (this.#failures.forbids(this.#operations.kind[op])) this.#answer(op, AFTER_FAILED_FLUSH);
@@ -282,7 +281,6 @@ export class BlockQueue {
     if (outcome === UNDER_WAY) return;
     if (outcome !== DONE) this.#fail(op, outcome);
     else if (kind === KIND_READ) {
-      this.#path.finish(op);
       this.#finished[this.#finishedCount++] = op;
     } else {
       this.#answer(op, NOT_REFUSED);
@@ -291,7 +289,7 @@ export class BlockQueue {
 
   #deliver(): void {
     if (this.#finishedCount === 0) return;
-    this.#path.deliver();
+    this.#path.scatter(this.#finished, this.#finishedCount);
     for (let i = 0; i < this.#finishedCount; i++) this.#answer(this.#finished[i], NOT_REFUSED);
     this.#finishedCount = 0;
   }
@@ -345,7 +343,7 @@ export class BlockQueue {
   }
 
   #end(op: number): void {
-    this.#path.end(op);
+    this.#path.release(op);
     this.#operations.close(op, changesDisk(this.#operations.kind[op]));
   }
 

@@ -1,7 +1,8 @@
 // Decides what may start now. Requests start in order of arrival unless they have to wait: overlapping ones keep
 // their order (unless both read), a flush waits for the writes before it, nothing passes a barrier, and memory may be
 // short. The disk's limits are one more reason to wait. Requests that are adjacent on the disk become one operation.
-import type { GrantPath } from "./grants.ts";
+import { MAX_MERGED_BYTES } from "./bounds.ts";
+import type { DataPath } from "./data/path.ts";
 import { STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH, type OperationTable } from "./operations.ts";
 import type { RateLimiter } from "./rate-limiter.ts";
 import {
@@ -14,9 +15,6 @@ import {
   STILL_HELD,
   type RequestTable,
 } from "./requests.ts";
-
-/** Adjacent requests are merged up to this size; larger I/O gains nothing. */
-const MAX_MERGED_BYTES = 1 << 20;
 
 /** True for operations that change the disk, as far as ordering is concerned. */
 export function changesDisk(kind: number): boolean {
@@ -37,7 +35,7 @@ export class Scheduler {
   readonly #waiting: Uint16Array;
   readonly #requests: RequestTable;
   readonly #operations: OperationTable;
-  readonly #path: GrantPath;
+  readonly #path: DataPath;
   readonly #limiter: RateLimiter;
   #keptWrites = 0;
 
@@ -45,7 +43,7 @@ export class Scheduler {
     size: number,
     requests: RequestTable,
     operations: OperationTable,
-    path: GrantPath,
+    path: DataPath,
     limiter: RateLimiter,
   ) {
     this.started = new Uint16Array(size);
@@ -194,7 +192,7 @@ export class Scheduler {
     )
       return false;
     if (operations.end[op] + length - operations.start[op] > MAX_MERGED_BYTES) return false;
-    if (!this.#path.extend(op, row)) return false;
+    if (!this.#path.append(op, row)) return false;
     requests.next[operations.last[op]] = row;
     operations.last[op] = row;
     operations.end[op] = operations.end[op] + length;
@@ -212,7 +210,7 @@ export class Scheduler {
     const op = operations.open(row, kind, requests.start[row], length, requests.sequence[row], writes);
     if (kind === KIND_BARRIER) operations.stage[op] = length > 0 ? STAGE_PRE_FLUSH : STAGE_POST_FLUSH;
     else operations.stage[op] = STAGE_IO;
-    if (requests.segmentCount[row] !== 0 && !this.#path.begin(op)) {
+    if (requests.segmentCount[row] !== 0 && !this.#path.reserve(op)) {
       operations.close(op, writes);
       return -1;
     }

@@ -8,12 +8,12 @@ import { errnoName } from "../native/shim.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import { MAX_INDIRECT_SEGMENTS } from "../protocol/blkif.ts";
 import { xenbusStateName, type XenbusState } from "../protocol/xenbus.ts";
+import { MAX_RING_SLOTS } from "./bounds.ts";
 import { RATE_NUMBERS, ratesAsNumbers, ratesFromNumbers, type DiskRates } from "./rates.ts";
 import { REFUSALS } from "./refusals.ts";
 
 const MAGIC = 0x584e_5442;
 const VERSION = 3;
-const MAX_RING_SLOTS = 512;
 const LATENCY_BUCKETS = 32;
 
 /** Positions of the counters. Doubles, so that bytes never overflow. */

@@ -1,9 +1,10 @@
 // The two ways of data between a guest's pages and a target, held to the same rules: every part of a page, merged and
 // alone, with grants that fail and memory that is short.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { CopyPath } from "../../src/blkback/copy-path.ts";
-import { RequestCopies, type GrantPath } from "../../src/blkback/grants.ts";
-import { MapPath } from "../../src/blkback/map-path.ts";
+import { RequestCopies } from "../../src/blkback/data/copies.ts";
+import { CopyPath } from "../../src/blkback/data/copy.ts";
+import { MapPath } from "../../src/blkback/data/map.ts";
+import type { DataPath } from "../../src/blkback/data/path.ts";
 import { OperationTable } from "../../src/blkback/operations.ts";
 import { KIND_BARRIER, KIND_READ, KIND_WRITE, RequestTable } from "../../src/blkback/requests.ts";
 import { PAGE_SIZE } from "../../src/core/types.ts";
@@ -31,7 +32,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
   let requests: RequestTable;
   let operations: OperationTable;
   let copies: RequestCopies;
-  let path: GrantPath;
+  let path: DataPath;
 
   function open(maxSegments = 16): void {
     grants = new FakeGrants(PAGES);
@@ -73,13 +74,13 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
     const kind = requests.kind[row];
     const { start, length } = requests;
     const op = operations.open(row, kind, start[row], length[row], 0, kind !== KIND_READ);
-    if (path.begin(op)) return op;
+    if (path.reserve(op)) return op;
     operations.close(op, kind !== KIND_READ);
     return -1;
   }
 
   function extend(op: number, row: number): boolean {
-    if (!path.extend(op, row)) return false;
+    if (!path.append(op, row)) return false;
     requests.next[operations.last[op]] = row;
     operations.last[op] = row;
     operations.end[op] += requests.length[row];
@@ -87,9 +88,12 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
   }
 
   function end(op: number): void {
-    path.end(op);
+    path.release(op);
     operations.close(op, operations.kind[op] !== KIND_READ);
   }
+
+  const gather = (...ops: number[]): void => path.gather(Uint16Array.from(ops), ops.length);
+  const scatter = (...ops: number[]): void => path.scatter(Uint16Array.from(ops), ops.length);
 
   /** Moves bytes as a target does, all that is left of `op`: into `bytes`, or out of them. How many. */
   function transfer(op: number, bytes: Uint8Array, writes: boolean): number {
@@ -138,13 +142,12 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
       const length = sectors(parts) * SECTOR;
       for (const kind of [KIND_WRITE, KIND_BARRIER, KIND_READ]) {
         const op = begin(ask(kind, parts));
-        path.fetch();
+        gather(op);
         const bytes = new Uint8Array(length);
         if (kind === KIND_READ) {
           bytes.forEach((_, index) => (bytes[index] = 200 + Math.floor(index / SECTOR)));
           expect(transfer(op, bytes, false)).toBe(length);
-          path.finish(op);
-          path.deliver();
+          scatter(op);
         } else {
           expect(transfer(op, bytes, true)).toBe(length);
           expect(Buffer.compare(bytes, gathered(parts))).toBe(0);
@@ -174,7 +177,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
     ];
     const whole = gathered(parts);
     const op = begin(ask(KIND_WRITE, parts));
-    path.fetch();
+    gather(op);
     for (let done = 0; done < whole.length; done += done % SECTOR === 0 ? 100 : 412) {
       operations.done[op] = done;
       const bytes = new Uint8Array(whole.length - done);
@@ -198,7 +201,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
         ),
       );
       const ops = rows.map(begin);
-      path.fetch();
+      gather(...ops);
       expect(rows.map((row) => requests.failed[row])).toEqual([1, bad === 0 ? 1 : 0]);
       ops.forEach(end);
       rows.forEach((row) => requests.release(row));
@@ -235,7 +238,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
         used += count;
         pagesOf.set(op, count);
         open.push(op);
-        path.fetch();
+        gather(op);
       }
       for (const op of open) {
         end(op);
@@ -248,7 +251,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
       );
       const op = begin(row);
       expect(op).toBeGreaterThanOrEqual(0);
-      path.fetch();
+      gather(op);
       end(op);
       requests.release(row);
     });
@@ -267,14 +270,13 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
       const joined = extend(op, rows[1]);
       expect(joined).toBe(mode === "copy");
       if (joined) {
-        path.fetch();
+        gather(op);
         const wanted = Buffer.concat([gathered(first), gathered(second)]);
         const bytes = new Uint8Array(wanted.length);
         if (kind === KIND_READ) {
           bytes.forEach((_, index) => (bytes[index] = 100 + Math.floor(index / SECTOR)));
           transfer(op, bytes, false);
-          path.finish(op);
-          path.deliver();
+          scatter(op);
           expect(Buffer.compare(Buffer.concat([gathered(first), gathered(second)]), bytes)).toBe(0);
         } else {
           transfer(op, bytes, true);
@@ -287,10 +289,10 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
       end(op);
       rows.forEach((row) => requests.release(row));
       if (mode === "copy") {
-        path.fetch();
+        gather(...others);
         for (let page = 1; page < SIZE; page++) others.push(begin(ask(KIND_WRITE, single)));
         expect(new Set(others.map((other) => operations.address[other])).size).toBe(POOL_PAGES);
-        path.fetch();
+        gather(...others);
       }
       for (const other of others) {
         end(other);
@@ -311,6 +313,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
       fillPages();
       const whole = gathered(parts);
       const op = begin(ask(KIND_WRITE, parts));
+      gather(op);
       const bytes = new Uint8Array(whole.length);
       expect(path.vectors(op)).toBe(1024);
       const moved = transfer(op, bytes, true);
@@ -332,7 +335,7 @@ describe.each(["copy", "map"] as const)("%s", (mode) => {
       const op = begin(first);
       const other = begin(behind);
       expect(extend(op, next)).toBe(false);
-      path.fetch();
+      gather(op, other);
       [op, other].forEach(end);
     });
 });

@@ -1,7 +1,7 @@
 // What the tests of blkback's core put in the place of guest, grants and data: a guest's pages in memory of the test's,
 // a data path that only counts, a clock, and choices that a test makes in every possible way.
 import { PAGE_SIZE, toDomid, type Domid } from "../../src/core/types.ts";
-import type { GrantPath } from "../../src/blkback/grants.ts";
+import type { DataPath } from "../../src/blkback/data/path.ts";
 import type { Clock } from "../../src/blkback/rate-limiter.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 import {
@@ -175,7 +175,7 @@ export class FakeGrants implements GrantTable {
 }
 
 /** A data path without data: room for `room` operations with data at once, and `joins` says what may be merged. */
-export class FakePath implements GrantPath {
+export class FakePath implements DataPath {
   readonly begun = new Set<number>();
   readonly #room: number;
   readonly #joins: boolean;
@@ -185,23 +185,22 @@ export class FakePath implements GrantPath {
     this.#joins = joins;
   }
 
-  begin(op: number): boolean {
+  reserve(op: number): boolean {
     if (this.begun.size >= this.#room) return false;
     this.begun.add(op);
     return true;
   }
 
-  extend(): boolean {
+  append(): boolean {
     return this.#joins;
   }
 
-  end(op: number): void {
+  release(op: number): void {
     this.begun.delete(op);
   }
 
-  fetch(): void {}
-  finish(): void {}
-  deliver(): void {}
+  gather(): void {}
+  scatter(): void {}
   close(): void {}
 
   vectors(): number {

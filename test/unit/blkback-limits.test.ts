@@ -81,7 +81,7 @@ class LimitedDisk {
   }
 
   #end(op: number): void {
-    this.#path.end(op);
+    this.#path.release(op);
     this.#operations.close(op, changesDisk(this.#operations.kind[op]));
   }
 }

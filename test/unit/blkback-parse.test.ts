@@ -2,7 +2,7 @@
 // allowed, against the protocol's rules written down a second time, in whole numbers without bounds. A refused request
 // must be refused for the right reason.
 import { describe, expect, test } from "bun:test";
-import { RequestCopies } from "../../src/blkback/grants.ts";
+import { RequestCopies } from "../../src/blkback/data/copies.ts";
 import { ADMITTED, RequestParser } from "../../src/blkback/parse.ts";
 import {
   BAD_INDIRECT_OPERATION,

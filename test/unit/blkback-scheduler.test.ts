@@ -88,7 +88,7 @@ class Bench {
 
   /** Ends `op`; a merged one that `fails` goes back request by request. */
   end(op: number, fails: boolean): void {
-    this.#path.end(op);
+    this.#path.release(op);
     this.#operations.close(op, changesDisk(this.#operations.kind[op]));
     for (const it of this.#all.filter((one) => one.op === op)) {
       it.op = undefined;

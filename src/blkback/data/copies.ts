@@ -1,32 +1,8 @@
-// How a request's data gets from the guest's pages to the target and back: the interface that copy-path.ts and
-// map-path.ts implement, and the batch of copies that both use. A failed grant marks its own request only.
-import { GrantCopyBatch } from "../native/grant-copy.ts";
-import type { GrantTable } from "../platform/platform.ts";
+// A batch of grant copies that knows which request each of them belongs to. A copy that fails marks its own request.
+import { GrantCopyBatch } from "../../native/grant-copy.ts";
+import type { GrantTable } from "../../platform/platform.ts";
+import { COPY_BATCH } from "../bounds.ts";
 
-export interface GrantPath {
-  /** Allocates memory for the one request of `op`. Returns false if there is none at the moment. */
-  begin(op: number): boolean;
-  /** Appends `row` to `op`. Returns false if it needs an operation of its own. */
-  extend(op: number, row: number): boolean;
-  /** Brings in the data of the writes begun since the last call. Failures are marked in `requests.failed`. */
-  fetch(): void;
-  /** Queues the data that `op` has read for the guest; the next `deliver` delivers all that is queued. */
-  finish(op: number): void;
-  deliver(): void;
-  /** Takes back the memory of `op`. */
-  end(op: number): void;
-  /**
-   * How the rest of `op` is to be transferred. 0: directly, at `operations.address` plus `done`; otherwise with this
-   * many iovecs at `vectorAddress`.
-   */
-  vectors(op: number): number;
-  vectorAddress(op: number): number;
-  close(): void;
-}
-
-const COPY_BATCH = 4096;
-
-/** A batch of grant copies that knows which request each segment belongs to. */
 export class RequestCopies {
   readonly batch: GrantCopyBatch;
   /** Statistic: segments copied since the start. */

@@ -1,7 +1,7 @@
 // The data plane's buffers: one aligned region, handed out in runs of pages. When it is full, requests just wait.
-import { PAGE_SIZE } from "../core/types.ts";
-import { allocateMemory, type Mapping } from "../native/memory.ts";
-import { PageRuns } from "../native/page-runs.ts";
+import { PAGE_SIZE } from "../../core/types.ts";
+import { allocateMemory, type Mapping } from "../../native/memory.ts";
+import { PageRuns } from "../../native/page-runs.ts";
 
 export class BufferPool extends PageRuns {
   readonly memory: Mapping;

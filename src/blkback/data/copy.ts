@@ -1,13 +1,14 @@
 // Moves data by grant copy through our own buffers, a whole batch per call: the default. No guest page is ever
 // mapped, so none can be held or pulled away (XSA-229, XSA-396), and the buffers suit direct I/O.
-import { PAGE_SIZE, type Domid } from "../core/types.ts";
-import { SECTOR_SIZE } from "../protocol/blkif.ts";
+import { PAGE_SIZE, type Domid } from "../../core/types.ts";
+import { SECTOR_SIZE } from "../../protocol/blkif.ts";
 import { BufferPool } from "./buffers.ts";
-import type { GrantPath, RequestCopies } from "./grants.ts";
-import type { OperationTable } from "./operations.ts";
-import { KIND_READ, type RequestTable } from "./requests.ts";
+import type { OperationTable } from "../operations.ts";
+import { KIND_READ, type RequestTable } from "../requests.ts";
+import type { RequestCopies } from "./copies.ts";
+import type { DataPath } from "./path.ts";
 
-export class CopyPath implements GrantPath {
+export class CopyPath implements DataPath {
   readonly #domid: Domid;
   readonly #requests: RequestTable;
   readonly #operations: OperationTable;
@@ -28,7 +29,7 @@ export class CopyPath implements GrantPath {
     this.#pool = new BufferPool(poolBytes);
   }
 
-  begin(op: number): boolean {
+  reserve(op: number): boolean {
     const operations = this.#operations;
     const row = operations.first[op];
     const pages = Math.ceil(this.#requests.length[row] / PAGE_SIZE);
@@ -36,41 +37,49 @@ export class CopyPath implements GrantPath {
     if (page < 0) return false;
     operations.page[op] = page;
     operations.pageCount[op] = pages;
-    const address = this.#pool.addressOf(page);
-    operations.address[op] = address;
-    if (operations.kind[op] !== KIND_READ) this.#copyIn(row, address);
+    operations.address[op] = this.#pool.addressOf(page);
     return true;
   }
 
-  extend(op: number, row: number): boolean {
+  append(op: number, row: number): boolean {
     const operations = this.#operations;
     const bytes = operations.end[op] - operations.start[op];
     const have = operations.pageCount[op];
     const more = Math.ceil((bytes + this.#requests.length[row]) / PAGE_SIZE) - have;
     if (more > 0 && !this.#pool.extend(operations.page[op], have, more)) return false;
     operations.pageCount[op] = have + Math.max(0, more);
-    if (operations.kind[op] !== KIND_READ) this.#copyIn(row, operations.address[op] + bytes);
     return true;
   }
 
-  fetch(): void {
-    this.#copies.run();
-  }
-
-  finish(op: number): void {
-    const requests = this.#requests;
-    let address = this.#operations.address[op];
-    for (let row = this.#operations.first[op]; row >= 0; row = requests.next[row]) {
-      this.#copyOut(row, address);
-      address += requests.length[row];
+  gather(ops: Uint16Array, count: number): void {
+    const { kind, first, address } = this.#operations;
+    const { next, length } = this.#requests;
+    for (let i = 0; i < count; i++) {
+      const op = ops[i];
+      if (kind[op] === KIND_READ) continue;
+      let to = address[op];
+      for (let row = first[op]; row >= 0; row = next[row]) {
+        this.#copyIn(row, to);
+        to += length[row];
+      }
     }
-  }
-
-  deliver(): void {
     this.#copies.run();
   }
 
-  end(op: number): void {
+  scatter(ops: Uint16Array, count: number): void {
+    const { first, address } = this.#operations;
+    const { next, length } = this.#requests;
+    for (let i = 0; i < count; i++) {
+      let from = address[ops[i]];
+      for (let row = first[ops[i]]; row >= 0; row = next[row]) {
+        this.#copyOut(row, from);
+        from += length[row];
+      }
+    }
+    this.#copies.run();
+  }
+
+  release(op: number): void {
     const { page, pageCount } = this.#operations;
     if (pageCount[op] !== 0) this.#pool.release(page[op], pageCount[op]);
   }

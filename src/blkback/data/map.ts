@@ -1,19 +1,18 @@
 // Moves data by mapping the guest's pages for the duration of the I/O: no copy, but a map and an unmap per request.
-// It is the alternative to copy-path.ts for large requests on targets that do not copy themselves. Pages are unmapped
+// It is the alternative to copy.ts for large requests on targets that do not copy themselves. Pages are unmapped
 // before the response is written, and the number of pages mapped at once is bounded (XSA-300).
-import { PAGE_SIZE, type Domid } from "../core/types.ts";
-import { allocateMemory, type Mapping } from "../native/memory.ts";
-import type { GrantTable } from "../platform/platform.ts";
-import { SECTOR_SIZE } from "../protocol/blkif.ts";
-import type { GrantPath } from "./grants.ts";
-import type { OperationTable } from "./operations.ts";
-import { KIND_READ, type RequestTable } from "./requests.ts";
+import { PAGE_SIZE, type Domid } from "../../core/types.ts";
+import { allocateMemory, type Mapping } from "../../native/memory.ts";
+import type { GrantTable } from "../../platform/platform.ts";
+import { SECTOR_SIZE } from "../../protocol/blkif.ts";
+import { MAX_VECTORS } from "../bounds.ts";
+import type { OperationTable } from "../operations.ts";
+import { KIND_READ, type RequestTable } from "../requests.ts";
+import type { DataPath } from "./path.ts";
 
 const IOVEC_BYTES = 16;
-/** Linux's IOV_MAX: a request with more pieces takes several transfers. */
-const MAX_VECTORS = 1024;
 
-export class MapPath implements GrantPath {
+export class MapPath implements DataPath {
   readonly #domid: Domid;
   readonly #requests: RequestTable;
   readonly #operations: OperationTable;
@@ -40,41 +39,28 @@ export class MapPath implements GrantPath {
     this.#vectorWords = new BigUint64Array(this.#vectors.bytes.buffer);
   }
 
-  begin(op: number): boolean {
-    const operations = this.#operations;
-    const requests = this.#requests;
-    const row = operations.first[op];
-    const count = requests.segmentCount[row];
+  reserve(op: number): boolean {
+    const count = this.#requests.segmentCount[this.#operations.first[op]];
     if (count > this.#freePages) return false;
-    const refs = Array.from({ length: count }, (_, index) => requests.gref(row, index));
-    try {
-      const access = operations.kind[op] === KIND_READ ? "rw" : "r";
-      const mapping = this.#grants.map(this.#domid, refs, access);
-      this.#mappings.set(op, mapping);
-      operations.address[op] = mapping.address;
-      this.#freePages -= count;
-    } catch {
-      requests.failed[row] = 1;
-    }
+    this.#operations.pageCount[op] = count;
+    this.#freePages -= count;
     return true;
   }
 
-  extend(): boolean {
+  append(): boolean {
     return false;
   }
 
-  fetch(): void {}
+  gather(ops: Uint16Array, count: number): void {
+    for (let i = 0; i < count; i++) if (this.#operations.pageCount[ops[i]] !== 0) this.#map(ops[i]);
+  }
 
-  finish(): void {}
+  scatter(): void {}
 
-  deliver(): void {}
-
-  end(op: number): void {
-    const mapping = this.#mappings.get(op);
-    if (mapping === undefined) return;
+  release(op: number): void {
+    this.#freePages += this.#operations.pageCount[op];
+    this.#mappings.get(op)?.close();
     this.#mappings.delete(op);
-    this.#freePages += mapping.sizeBytes / PAGE_SIZE;
-    mapping.close();
   }
 
   /** Describes the request's pieces from byte `done` on; pieces that are adjacent in memory become one. */
@@ -116,5 +102,20 @@ export class MapPath implements GrantPath {
     for (const mapping of this.#mappings.values()) mapping.close();
     this.#mappings.clear();
     this.#vectors.close();
+  }
+
+  #map(op: number): void {
+    const operations = this.#operations;
+    const requests = this.#requests;
+    const row = operations.first[op];
+    const refs = Array.from({ length: requests.segmentCount[row] }, (_, index) => requests.gref(row, index));
+    try {
+      const access = operations.kind[op] === KIND_READ ? "rw" : "r";
+      const mapping = this.#grants.map(this.#domid, refs, access);
+      this.#mappings.set(op, mapping);
+      operations.address[op] = mapping.address;
+    } catch {
+      requests.failed[row] = 1;
+    }
   }
 }

@@ -1,0 +1,40 @@
+// The sizes that bound what one disk takes of the host, whatever its guest does, and how they depend on each other.
+import { PAGE_SIZE } from "../core/types.ts";
+import { ABI_X86_32, ABI_X86_64, BLKIF_MAX_SEGMENTS_PER_REQUEST } from "../protocol/blkif.ts";
+import { RING_MAX_PAGE_ORDER, ringSlots } from "../protocol/ring.ts";
+
+/** Slots of the largest ring. */
+export const MAX_RING_SLOTS = 512;
+
+/** Adjacent requests are merged up to this size; larger I/O gains nothing. */
+export const MAX_MERGED_BYTES = 1 << 20;
+
+/** Smallest memory for data in flight. When it is full, requests wait. */
+const MIN_POOL_BYTES = 16 << 20;
+
+/** Grant copies in one call. What is more takes several calls. */
+export const COPY_BATCH = 4096;
+
+/** Linux's IOV_MAX: a request with more pieces takes several transfers. */
+export const MAX_VECTORS = 1024;
+
+/** Requests are numbered by 16-bit integers with a sign, where -1 stands for none. */
+const MAX_ROWS = 2 ** 15;
+
+/** Bytes of memory for data. There is room for two of the largest requests, so that one does not wait for memory. */
+export function poolBytes(maxIndirectSegments: number): number {
+  const largest = Math.max(BLKIF_MAX_SEGMENTS_PER_REQUEST, maxIndirectSegments) * PAGE_SIZE;
+  return Math.max(MIN_POOL_BYTES, 2 * largest);
+}
+
+const HOLDS: Readonly<Record<string, boolean>> = {
+  "no ring has more slots": [ABI_X86_32, ABI_X86_64].every(
+    ({ slotBytes }) => ringSlots(1 << RING_MAX_PAGE_ORDER, slotBytes) <= MAX_RING_SLOTS,
+  ),
+  "every request has a number": MAX_RING_SLOTS <= MAX_ROWS,
+  "merged requests fit into memory, with room for others": 2 * MAX_MERGED_BYTES <= MIN_POOL_BYTES,
+  "a transfer of merged or direct requests is one batch of copies":
+    MAX_MERGED_BYTES / PAGE_SIZE <= COPY_BATCH,
+};
+for (const [what, holds] of Object.entries(HOLDS))
+  if (!holds) throw new Error(`the sizes in bounds.ts contradict each other: ${what}`);
