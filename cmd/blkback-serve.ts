@@ -31,6 +31,7 @@ interface ServingArguments extends GlobalArguments {
   readonly direct: boolean;
   readonly format: "raw" | undefined;
   readonly sectorSize: 512 | 4096;
+  readonly maxQueues: number | undefined;
   readonly maxRingPageOrder: number;
   readonly maxIndirectSegments: number;
   readonly grants: "copy" | "map";
@@ -51,6 +52,11 @@ function servingOptions<T>(argv: Argv<T>): Argv<T & Omit<ServingArguments, keyof
       choices: [512, 4096] as const,
       default: 512 as const,
       describe: "Logical sector size, bytes",
+    })
+    .option("max-queues", {
+      type: "number",
+      requiresArg: true,
+      describe: "Queues a guest may use, 1 to 16; default: processors, at most 4",
     })
     .option("max-ring-page-order", {
       type: "number",
@@ -114,11 +120,13 @@ async function servingOptionsOf(
   context: CommandContext,
 ): Promise<Omit<DeviceOptions, "offer"> & { offer: Omit<DeviceOptions["offer"], "deviceType"> }> {
   const { parseFilter } = await import("../src/block/filters/catalogue.ts");
+  const { DEFAULT_OFFER } = await import("../src/blkback/features.ts");
   const { statsDir } = await import("../src/blkback/stats.ts");
   argv.filter.forEach(parseFilter);
   return {
     offer: {
       logicalSectorBytes: argv.sectorSize,
+      maxQueues: argv.maxQueues ?? DEFAULT_OFFER.maxQueues,
       maxRingPageOrder: argv.maxRingPageOrder,
       maxIndirectSegments: argv.maxIndirectSegments,
     },

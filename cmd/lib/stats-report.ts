@@ -96,6 +96,7 @@ export function formatStats(stats: DeviceStats): string {
     `${formatCount(stats.requests)} requests, ${formatCount(stats.errors)} errors, ${formatCount(stats.merged)} merged, ${formatCount(stats.indirect)} indirect`,
     `${formatCount(stats.batches)} batches of ${perBatch.toFixed(1)} on average, ${formatCount(stats.notifies)} notifications, ${formatCount(stats.wakeups)} wake-ups`,
   ];
+  facts.push(...queueFacts(stats));
   if (stats.inFlight > 0)
     facts.push(
       `${formatCount(stats.inFlight)} requests in flight, ${formatCount(stats.waiting)} of them not started yet`,
@@ -126,6 +127,16 @@ export function formatStats(stats: DeviceStats): string {
     ...formatHistogram("segments per request", stats.segmentsPerRequest, Infinity),
     "",
   ].join("\n");
+}
+
+/** A line for each queue, unless there is only one. */
+function queueFacts({ queues }: DeviceStats): string[] {
+  if (queues.length < 2) return [];
+  return queues.map(
+    (it, index) =>
+      `queue ${index}: ${formatCount(it.requests)} requests, ${formatBytes(it.readBytes)} read, ` +
+      `${formatBytes(it.writeBytes)} written, ${formatCount(it.inFlight)} in flight`,
+  );
 }
 
 function limitFacts({ limits, throttled, throttledMs, held }: DeviceStats): string[] {

@@ -1,21 +1,22 @@
 // The orders from the control side of a disk to its plane. Everything in them is structured-cloneable.
 import type { Image } from "../block/image.ts";
-import type { Domid, EvtchnPort } from "../core/types.ts";
+import type { Domid } from "../core/types.ts";
 import type { EngineKind } from "../native/reactor.ts";
 import type { FailureMessage } from "../plane/protocol.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import type { BlkifAbi } from "../protocol/blkif.ts";
 import type { DiskLimits } from "./requests.ts";
+import type { RingAddress } from "./ring-parameters.ts";
 
-/** The type of the order for `Plane.carryOut` to serve one ring. It reports once, when the ring is served. */
+/** The type of the order for `Plane.carryOut` to serve the rings of a disk. It reports once, when they are served. */
 export interface BlkbackOrder {
   readonly order: {
     readonly name: string;
     readonly verbosity: number;
     readonly platform: PlatformDescriptor;
     readonly frontend: Domid;
-    readonly refs: readonly number[];
-    readonly remotePort: EvtchnPort;
+    /** The rings that the guest may mean: the first set whose pages and ports exist is served, a lane for each ring. */
+    readonly sets: readonly (readonly RingAddress[])[];
     readonly abi: BlkifAbi["name"];
     readonly image: Image;
     readonly engine: EngineKind;
@@ -24,7 +25,6 @@ export interface BlkbackOrder {
     readonly limits: DiskLimits;
     readonly grantMode: "copy" | "map";
     readonly statsPath: string;
-    readonly journalPath: string;
   };
   readonly report: "connected";
   /** The result of a plane that has stopped and released everything. */

@@ -3,6 +3,9 @@ import { PAGE_SIZE } from "../core/types.ts";
 import { ABI_X86_32, ABI_X86_64, BLKIF_MAX_SEGMENTS_PER_REQUEST } from "../protocol/blkif.ts";
 import { RING_MAX_PAGE_ORDER, ringSlots } from "../protocol/ring.ts";
 
+/** Queues of one disk. No frontend is known to use more than it has processors. */
+export const MAX_QUEUES = 16;
+
 /** Slots of the largest ring. */
 export const MAX_RING_SLOTS = 512;
 
@@ -27,11 +30,16 @@ export function poolBytes(maxIndirectSegments: number): number {
   return Math.max(MIN_POOL_BYTES, 2 * largest);
 }
 
+/** How many operations may be in flight at once for so many requests: one each, and a final flush. */
+export function reactorDepth(rows: number): number {
+  return rows + 1;
+}
+
 const HOLDS: Readonly<Record<string, boolean>> = {
   "no ring has more slots": [ABI_X86_32, ABI_X86_64].every(
     ({ slotBytes }) => ringSlots(1 << RING_MAX_PAGE_ORDER, slotBytes) <= MAX_RING_SLOTS,
   ),
-  "every request has a number": MAX_RING_SLOTS <= MAX_ROWS,
+  "every request has a number": MAX_QUEUES * MAX_RING_SLOTS <= MAX_ROWS,
   "merged requests fit into memory, with room for others": 2 * MAX_MERGED_BYTES <= MIN_POOL_BYTES,
   "a transfer of merged or direct requests is one batch of copies":
     MAX_MERGED_BYTES / PAGE_SIZE <= COPY_BATCH,

@@ -20,12 +20,12 @@ import { diskKeys, diskLimits, offeredKeys, type Offer } from "./features.ts";
 import { readBackendState, readFrontendState } from "./end-states.ts";
 import type { DiskLimits } from "./requests.ts";
 import type { StopOrder } from "./blkback-control.ts";
-import { journalPath, removeJournal } from "./journal.ts";
+import { removeJournals } from "./journal.ts";
 import { expectPromisesKept } from "./promises.ts";
 import { RateKeys } from "./rate-keys.ts";
 import type { DiskRates } from "./rates.ts";
 import { ReconnectPause } from "./reconnect-pause.ts";
-import { readRingParameters } from "./ring-parameters.ts";
+import { offerNoLess, readRingParameters } from "./ring-parameters.ts";
 import { ResizeKeys } from "./resize.ts";
 import { ServedStats } from "./served-stats.ts";
 import { Trouble } from "./trouble.ts";
@@ -176,7 +176,9 @@ export class BlkbackDevice {
       // Without room for the page a device does not even begin. A takeover opens it in `#connect`, so that the ring
       // waits for room.
       this.#stats.open();
-      return this.#say(XenbusState.InitWait);
+      const { offer } = this.#options;
+      const mayHaveChosen = backend === XenbusState.InitWait || offersAnew(XenbusState.Unknown, frontend);
+      return this.#offer(mayHaveChosen ? await offerNoLess(this.#xenstore, this.address, offer) : offer);
     }
     await expectPromisesKept(this.#xenstore, this.address, this.#options.offer, this.#image.info);
     logger.info(`${this.#name}: taking over a ring in use`);
@@ -189,19 +191,20 @@ export class BlkbackDevice {
     const forget = this.#xenstore.onClose((error) => this.#fail(error));
     this.#unwatch.push(async () => forget());
     const look = (): Promise<void> => this.#look();
-    this.#unwatch.push(await this.#watchOffers());
+    for (const key of ["event-channel", "queue-0/event-channel"])
+      this.#unwatch.push(await this.#watchOffers(key));
     this.#unwatch.push(await this.#xenstore.watch(backendDir(this.address), look));
     this.#unwatch.push(await this.#xenstore.watch(`${frontendDir(this.address)}/state`, look));
     this.#unwatch.push(await this.#xenstore.watch("@releaseDomain", look));
   }
 
   /**
-   * Every offer of a ring writes this key. The states alone do not show each offer: a frontend resuming from s2idle
-   * goes from Connected through Initialised to Connected without waiting for us, often with the same numbers.
+   * Every offer of rings writes one of these keys. The states alone do not show each offer: a frontend resuming from
+   * s2idle goes from Connected through Initialised to Connected without waiting for us, often with the same numbers.
    */
-  #watchOffers(): Promise<Unwatch> {
+  #watchOffers(key: string): Promise<Unwatch> {
     let isFirst = true;
-    return this.#xenstore.watch(`${frontendDir(this.address)}/event-channel`, () => {
+    return this.#xenstore.watch(`${frontendDir(this.address)}/${key}`, () => {
       // The first event only confirms that the watch is set.
       if (!isFirst) this.#anew = true;
       isFirst = false;
@@ -278,40 +281,32 @@ export class BlkbackDevice {
     // another ring.
     if (this.#anew) this.#takeover = this.#anew = false;
     try {
-      const { offer } = this.#options;
-      const ring = await readRingParameters(
-        this.#xenstore,
-        frontendDir(this.address),
-        offer.maxRingPageOrder,
-      );
+      const { abi, sets } = await readRingParameters(this.#xenstore, this.address);
       // Otherwise the ring may be that of another device under the same name; the next look will find that ours is
       // gone.
       const isThere = await this.#directory.isThere();
       // If the device was abandoned in the meantime, there was no worker to stop, and the image is already closed.
       if (this.#over || !isThere) return;
-      this.#stats.connecting();
+      this.#stats.connecting(Math.max(...sets.map(({ length }) => length)));
       const { grantMode, engine, filters, verbosity } = this.#options;
       const order = {
         name: this.#name,
         verbosity,
         platform: this.#platform.descriptor,
         frontend: this.address.frontend,
-        refs: ring.refs,
-        remotePort: ring.remotePort,
-        abi: ring.abi.name,
+        sets,
+        abi: abi.name,
         image: this.#image,
         engine,
         filters,
         limits: this.#limits,
         grantMode,
         statsPath: this.#stats.path,
-        journalPath: journalPath(this.#stats.path),
       };
       connection = new QueueConnection(this.#spawnWorker, order, this.#rates.rates);
       this.#connection = connection;
       void connection.stopped.then(() => (this.#lost ??= connection.lost));
       await connection.connected;
-      logger.info(`${this.#name}: ${ring.refs.length} ring page(s), ${ring.abi.protocol}`);
     } catch (error) {
       this.#connection = undefined;
       return this.#failed(error);
@@ -341,7 +336,7 @@ export class BlkbackDevice {
   async #drop(): Promise<void> {
     await this.#stopServing("close");
     this.#takeover = this.#refused = false;
-    removeJournal(journalPath(this.#stats.path));
+    removeJournals(this.#stats.path);
   }
 
   /** The worker has finished: after `stop`, or by itself because the ring or the engine failed. */
@@ -398,12 +393,18 @@ export class BlkbackDevice {
     await this.#write(this.#rates.answer);
   }
 
-  /** Writes `state`, together with the keys that it promises. */
   async #say(state: XenbusState): Promise<void> {
     if (this.#state === state) return;
-    const offered = offeredKeys(this.#options.offer, this.#image.info, this.#limits);
-    const isOffer = state === XenbusState.InitWait;
-    await this.#write(isOffer ? { ...offered, "hotplug-status": "connected", state } : { state });
+    if (state === XenbusState.InitWait) return this.#offer(this.#options.offer);
+    await this.#write({ state });
+    this.#entered(state);
+  }
+
+  /** Enters InitWait, with the keys that this state promises. */
+  async #offer(offer: Offer): Promise<void> {
+    const state = XenbusState.InitWait;
+    const keys = offeredKeys(offer, this.#image.info, this.#limits);
+    await this.#write({ ...keys, "hotplug-status": "connected", state });
     this.#entered(state);
   }
 

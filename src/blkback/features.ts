@@ -1,14 +1,18 @@
 // What a device offers, in the two steps of the handshake: the limits that the guest needs before it creates its ring
 // (state 2), and the disk itself once the ring is served (state 4). public/io/blkif.h defines the keys.
+import { availableParallelism } from "node:os";
 import type { TargetInfo } from "../block/target.ts";
 import { MAX_INDIRECT_SEGMENTS, SECTOR_SIZE, VDISK_CDROM, VDISK_READONLY } from "../protocol/blkif.ts";
 import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
 import { XentoolError } from "../core/errors.ts";
+import { MAX_QUEUES } from "./bounds.ts";
 import type { DiskLimits } from "./requests.ts";
 
 export interface Offer {
   readonly deviceType: "disk" | "cdrom";
   readonly logicalSectorBytes: 512 | 4096;
+  /** Queues, each with a ring of its own. */
+  readonly maxQueues: number;
   /** Rings of up to 2^order pages. */
   readonly maxRingPageOrder: number;
   /** 0: indirect requests are not offered. */
@@ -17,6 +21,7 @@ export interface Offer {
 
 export const DEFAULT_OFFER: Offer = {
   deviceType: "disk",
+  maxQueues: Math.min(availableParallelism(), 4),
   logicalSectorBytes: 512,
   maxRingPageOrder: RING_MAX_PAGE_ORDER,
   maxIndirectSegments: 256,
@@ -24,13 +29,14 @@ export const DEFAULT_OFFER: Offer = {
 
 /** Throws `usage` for an offer that the protocol does not allow. */
 export function checkOffer(offer: Offer): void {
-  checkCount("--max-ring-page-order", offer.maxRingPageOrder, RING_MAX_PAGE_ORDER);
-  checkCount("--max-indirect-segments", offer.maxIndirectSegments, MAX_INDIRECT_SEGMENTS);
+  checkCount("--max-queues", offer.maxQueues, 1, MAX_QUEUES);
+  checkCount("--max-ring-page-order", offer.maxRingPageOrder, 0, RING_MAX_PAGE_ORDER);
+  checkCount("--max-indirect-segments", offer.maxIndirectSegments, 0, MAX_INDIRECT_SEGMENTS);
 }
 
-function checkCount(option: string, count: number, most: number): void {
-  if (!(Number.isInteger(count) && count >= 0 && count <= most))
-    throw new XentoolError("usage", `${option} is a whole number from 0 to ${most}`);
+function checkCount(option: string, count: number, least: number, most: number): void {
+  if (!(Number.isInteger(count) && count >= least && count <= most))
+    throw new XentoolError("usage", `${option} is a whole number from ${least} to ${most}`);
 }
 
 export function diskLimits(offer: Offer, target: TargetInfo): DiskLimits {
@@ -44,12 +50,17 @@ export function diskLimits(offer: Offer, target: TargetInfo): DiskLimits {
   };
 }
 
+/** What a frontend may choose; `readRingParameters` holds it to that. */
+export const MAX_QUEUES_KEY = "multi-queue-max-queues";
+export const MAX_RING_PAGE_ORDER_KEY = "max-ring-page-order";
+
 type Keys = Readonly<Record<string, number>>;
 
 /** Written before state 2. */
 export function ringKeys(offer: Offer): Keys {
   return {
-    "max-ring-page-order": offer.maxRingPageOrder,
+    [MAX_QUEUES_KEY]: offer.maxQueues,
+    [MAX_RING_PAGE_ORDER_KEY]: offer.maxRingPageOrder,
     ...(offer.maxIndirectSegments > 0 && { "feature-max-indirect-segments": offer.maxIndirectSegments }),
   };
 }

@@ -10,8 +10,8 @@
 import { moduleLogger } from "../core/log.ts";
 import { errnoName, errnoText } from "../native/shim.ts";
 import { SECTOR_SIZE } from "../protocol/blkif.ts";
+import type { DiskCounters } from "./disk-counters.ts";
 import type { Journal } from "./journal.ts";
-import type { QueueCounters } from "./queue-counters.ts";
 import { KIND_FLUSH, KIND_READ } from "./requests.ts";
 
 const logger = moduleLogger("blkback");
@@ -30,17 +30,21 @@ interface Line {
 }
 
 export class IoFailures {
-  /** -errno of the flush that failed on this ring, or 0. */
+  /** -errno of the flush that failed while the disk is connected, or 0. */
   flushErrno: number;
-  readonly #counters: QueueCounters;
-  readonly #journal: Journal | undefined;
+  readonly #counters: DiskCounters;
+  readonly #journals: readonly Journal[];
   readonly #lines = new Map<number, Line>();
 
-  /** A former server of the ring may have met a failed flush, in which case its `journal` records that. */
-  constructor(counters: QueueCounters, journal: Journal | undefined) {
+  /**
+   * A former server of the disk may have met a failed flush, in which case the `journals` of its lanes record that.
+   * It may have been killed before all of them did.
+   */
+  constructor(counters: DiskCounters, journals: readonly Journal[]) {
     this.#counters = counters;
-    this.#journal = journal;
-    this.flushErrno = journal?.flushErrno ?? 0;
+    this.#journals = journals;
+    this.flushErrno = journals.find((it) => it.flushErrno !== 0)?.flushErrno ?? 0;
+    if (this.flushErrno !== 0) for (const journal of journals) journal.noteFlushFailure(this.flushErrno);
     counters.flushFailure(this.flushErrno);
     if (this.flushErrno !== 0)
       logger.error(
@@ -92,7 +96,7 @@ export class IoFailures {
 
   #noteFlush(errno: number): void {
     this.flushErrno = errno;
-    this.#journal?.noteFlushFailure(errno);
+    for (const journal of this.#journals) journal.noteFlushFailure(errno);
     this.#counters.ioFailure(KIND_FLUSH, errno);
     this.#counters.flushFailure(errno);
   }

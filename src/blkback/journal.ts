@@ -7,7 +7,17 @@
 // The journal and its ring are tied together by a random number stored in both. In the ring's page it is in padding
 // that frontends clear when they create a ring (RING_MARK), so a journal is never mistaken for that of a later ring,
 // however similar the keys are.
-import { closeSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { basename, dirname, join } from "node:path";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
@@ -158,22 +168,31 @@ export class Journal {
   }
 }
 
-/** Path of the journal that belongs to the device with these statistics. */
-export function journalPath(statsPath: string): string {
-  return statsPath.replace(/\.stats$/, ".journal");
+/** Path of the journal of queue `queue` of the device with these statistics. */
+export function journalPath(statsPath: string, queue: number): string {
+  const path = statsPath.replace(/\.stats$/, ".journal");
+  return queue === 0 ? path : `${path}.${queue}`;
+}
+
+/** The journals that belong to the device with these statistics. */
+export function journalsOf(statsPath: string): string[] {
+  const first = basename(journalPath(statsPath, 0));
+  const dir = dirname(statsPath);
+  if (!existsSync(dir)) return [];
+  const names = readdirSync(dir).filter((name) => name === first || name.startsWith(`${first}.`));
+  return names.map((name) => join(dir, name));
 }
 
 /**
- * Removes the journal once the guest has let go and nobody will continue on the ring. A file that cannot be removed
- * does no harm, because no ring has its mark.
+ * Removes the device's journals once the guest has let go and nobody will continue on its rings. A file that cannot
+ * be removed does no harm, because no ring has its mark.
  */
-export function removeJournal(path: string): void {
-  for (const file of [path, `${path}.new`])
-    try {
-      rmSync(file, { force: true });
-    } catch (error) {
-      moduleLogger("blkback").warn(describeError(error));
-    }
+export function removeJournals(statsPath: string): void {
+  try {
+    for (const path of journalsOf(statsPath)) rmSync(path, { force: true });
+  } catch (error) {
+    moduleLogger("blkback").warn(describeError(error));
+  }
 }
 
 /** A random number other than 0. */

@@ -76,10 +76,14 @@ export class RequestParser {
   readonly #limits: DiskLimits;
   readonly #copies: RequestCopies;
   readonly #domid: Domid;
+  readonly #lane: number;
   readonly #segmentWords: Uint32Array;
   readonly #segmentBytes: Uint8Array;
 
-  /** `slots` are the private copies, up to `size` of them; `copies` fetches the indirect pages of `domid`. */
+  /**
+   * `slots` are the private copies, up to `size` of them; `copies` fetches the indirect pages of `domid`. Rows are
+   * those of `lane`.
+   */
   constructor(
     domid: Domid,
     size: number,
@@ -87,6 +91,7 @@ export class RequestParser {
     slots: Mapping,
     limits: DiskLimits,
     copies: RequestCopies,
+    lane = 0,
   ) {
     this.rows = new Uint16Array(size);
     this.verdicts = new Int8Array(size);
@@ -95,6 +100,7 @@ export class RequestParser {
     this.#limits = limits;
     this.#copies = copies;
     this.#domid = domid;
+    this.#lane = lane;
     this.#segmentWords = requests.segments.words;
     this.#segmentBytes = requests.segments.bytes;
   }
@@ -105,7 +111,7 @@ export class RequestParser {
     this.indirect = 0;
     this.bad = 0;
     for (let slot = 0; slot < count; slot++) {
-      const row = this.#requests.take(nowMs);
+      const row = this.#requests.take(nowMs, this.#lane);
       rows[slot] = row;
       verdicts[slot] = this.#decode(slot, row);
       if (verdicts[slot] !== NEEDS_INDIRECT) continue;

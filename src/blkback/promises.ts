@@ -15,13 +15,13 @@ interface PromisedKey {
 
 /**
  * The keys that a guest has read and relies on while servers change, and what must replace them: a disk that is
- * writable if it was, the same sector size, and no less of the others.
+ * writable if it was, the same sector size, and no fewer segments. How many queues and pages of rings it was offered
+ * does not bind the next server, which serves what the guest has.
  */
 function promises(offer: Offer, { readOnly }: TargetInfo): PromisedKey[] {
   return [
     { key: "info", keeps: (promised) => !readOnly || (promised & VDISK_READONLY) !== 0 },
     { key: "sector-size", keeps: (promised) => offer.logicalSectorBytes === promised },
-    { key: "max-ring-page-order", keeps: (promised) => offer.maxRingPageOrder >= promised },
     { key: "feature-max-indirect-segments", keeps: (promised) => offer.maxIndirectSegments >= promised },
   ];
 }

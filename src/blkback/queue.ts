@@ -1,11 +1,10 @@
-// The data plane of one ring, from top to bottom: fetch new requests, start those that may start, take completions,
-// respond, sleep. It is synchronous: nothing here awaits, allocates or throws per request. A worker drives it with
-// `run`; a test can drive it step by step with `step`.
-import type { Domid, EvtchnPort } from "../core/types.ts";
+// The data plane of one disk, from top to bottom: take new requests off all its rings, start those that may start,
+// take completions, respond, sleep. It is synchronous: nothing here awaits, allocates or throws per request. A
+// worker drives it with `run`; a test can drive it step by step with `step`.
+import type { Domid } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import type { BlockTarget, OpenTarget } from "../block/target.ts";
-import type { Mapping } from "../native/memory.ts";
 import { IO_FLUSH, type Reactor } from "../native/reactor.ts";
 import { errnoText } from "../native/shim.ts";
 import type { EventChannels, GrantTable } from "../platform/platform.ts";
@@ -17,20 +16,13 @@ import { CopyPath } from "./data/copy.ts";
 import { MapPath } from "./data/map.ts";
 import type { DataPath } from "./data/path.ts";
 import { DONE, Executor, UNDER_WAY } from "./execute.ts";
+import { DiskCounters } from "./disk-counters.ts";
 import { IoFailures } from "./io-failures.ts";
-import type { Journal } from "./journal.ts";
+import { Lane, type LaneOptions } from "./lane.ts";
 import { OperationTable } from "./operations.ts";
-import { ADMITTED, RequestParser } from "./parse.ts";
-import { QueueCounters } from "./queue-counters.ts";
+import { ADMITTED } from "./parse.ts";
 import { RateLimiter } from "./rate-limiter.ts";
-import {
-  AFTER_FAILED_FLUSH,
-  BAD_DATA_GRANT,
-  IMAGE_CANNOT,
-  IMAGE_FAILED,
-  NOT_REFUSED,
-  STATUS_OF,
-} from "./refusals.ts";
+import { AFTER_FAILED_FLUSH, BAD_DATA_GRANT, IMAGE_CANNOT, IMAGE_FAILED, NOT_REFUSED } from "./refusals.ts";
 import { KIND_READ, RequestTable, type DiskLimits } from "./requests.ts";
 import { changesDisk, Scheduler } from "./scheduler.ts";
 import { Sleeper } from "./sleeper.ts";
@@ -44,10 +36,10 @@ const PENALTY_US = 1000;
 export interface QueueOptions {
   readonly domid: Domid;
   readonly abi: BlkifAbi;
-  /** The ring's pages, mapped. */
-  readonly ring: Mapping;
+  /** At least one, all with rings of the same size. The first one's counters are the disk's, too. */
+  readonly lanes: readonly LaneOptions[];
+  /** Of the lanes' ports, and no others. */
   readonly channels: EventChannels;
-  readonly port: EvtchnPort;
   readonly grants: GrantTable;
   /** Where the queue waits. Its owner closes it before it closes the queue. */
   readonly reactor: Reactor;
@@ -57,10 +49,6 @@ export interface QueueOptions {
   readonly grantMode: "copy" | "map";
   /** Holds requests back when the disk has limits. Without one, it has none. */
   readonly limiter?: RateLimiter;
-  /** Counters as laid out in stats.ts. */
-  readonly counters: Float64Array;
-  /** Records what is in flight, for a successor. */
-  readonly journal?: Journal | undefined;
   /** Updates `limits`. Called before a batch is checked, so that no guest knows of a new size before we do. */
   readonly refreshLimits?: () => void;
 }
@@ -69,27 +57,23 @@ export class BlockQueue {
   /** Why the queue stopped serving by itself, e.g. because the ring's indices were impossible. */
   failure: XentoolError | undefined;
   readonly limits: DiskLimits;
-  readonly #ring: BackRing;
+  readonly #lanes: readonly Lane[];
   readonly #requests: RequestTable;
   readonly #operations: OperationTable;
   readonly #scheduler: Scheduler;
   readonly #copies: RequestCopies;
-  readonly #parser: RequestParser;
   readonly #path: DataPath;
   readonly #executor: Executor;
   readonly #target: BlockTarget;
   readonly #reactor: Reactor;
-  readonly #counters: QueueCounters;
+  readonly #counters: DiskCounters;
   readonly #failures: IoFailures;
-  readonly #journal: Journal | undefined;
   readonly #sleeper: Sleeper;
-  readonly #notify: () => void;
   readonly #refreshLimits: () => void;
-  readonly #responses: Uint32Array;
-  readonly #responseWords: number;
   /** Reads whose data reaches the guest with the next delivery. */
   readonly #finished: Uint16Array;
   #finishedCount = 0;
+  /** Responses that the next push publishes. */
   #staged = 0;
   #completions = 0;
   #lastFlush: number | undefined;
@@ -97,16 +81,17 @@ export class BlockQueue {
   #engineFailed = false;
 
   constructor(options: QueueOptions) {
-    const { abi, limits, reactor, grants, domid } = options;
+    const { abi, limits, reactor, grants, domid, channels, lanes } = options;
     this.limits = limits;
     this.#reactor = reactor;
-    this.#journal = options.journal;
-    this.#ring = new BackRing(options.ring, abi, options.journal?.unanswered);
-    const size = this.#ring.slots;
-    this.#requests = new RequestTable(size, limits.maxIndirectSegments);
+    const rings = lanes.map(({ ring, journal }) => new BackRing(ring, abi, journal?.unanswered));
+    const [{ slots }] = rings;
+    const size = slots * lanes.length;
+    this.#requests = new RequestTable(slots, limits.maxIndirectSegments, lanes.length);
     this.#operations = new OperationTable(size);
     this.#copies = new RequestCopies(grants, this.#requests.failed);
-    this.#parser = new RequestParser(domid, size, this.#requests, this.#ring.requests, limits, this.#copies);
+    const ground = { domid, abi, channels, requests: this.#requests, copies: this.#copies, limits };
+    this.#lanes = rings.map((ring, index) => new Lane(ring, lanes[index], ground, index));
     const bytes = poolBytes(limits.maxIndirectSegments);
     this.#path =
       options.grantMode === "copy"
@@ -116,33 +101,32 @@ export class BlockQueue {
     this.#executor = new Executor(this.#operations, this.#path, this.#target);
     const limiter = options.limiter ?? new RateLimiter(reactor);
     this.#scheduler = new Scheduler(size, this.#requests, this.#operations, this.#path, limiter);
-    this.#counters = new QueueCounters(options.counters, size);
-    this.#failures = new IoFailures(this.#counters, options.journal);
-    this.#responses = this.#ring.responses.words;
-    this.#responseWords = abi.responseBytes / 4;
+    const [{ counters }] = lanes;
+    this.#counters = new DiskCounters(counters, lanes.length);
+    const journals = lanes.flatMap(({ journal }) => journal ?? []);
+    this.#failures = new IoFailures(this.#counters, journals);
     this.#finished = new Uint16Array(size);
     this.#refreshLimits = options.refreshLimits ?? (() => {});
-    this.#notify = () => void options.channels.notify(options.port);
-    this.#sleeper = new Sleeper(this.#ring, options.channels, options.port, options.counters);
-    reactor.watch(options.channels.fd, () => this.#sleeper.takeEvents());
+    this.#sleeper = new Sleeper(this.#lanes, channels, counters);
+    reactor.watch(channels.fd, () => this.#sleeper.takeEvents());
   }
 
-  /** Requests taken off the ring and not yet answered. */
+  /** Requests taken off the rings and not yet answered. */
   get unanswered(): number {
-    return this.#ring.unanswered;
+    return this.#lanes.reduce((sum, { ring }) => sum + ring.unanswered, 0);
   }
 
   /**
-   * Serves until `shouldStop` returns true or the ring's indices are impossible. Operations already started are
+   * Serves until `shouldStop` returns true or a ring's indices are impossible. Operations already started are
    * completed and answered; the memory for data bounds how many there are. The rest is left to the journal.
    */
   run(shouldStop: () => boolean): void {
     for (;;) {
       const stopping = this.failure !== undefined || shouldStop();
       if (stopping && (this.#operations.activeCount === 0 || this.#engineFailed)) return;
-      const fetched = stopping ? 0 : this.#fetch();
+      const taken = stopping ? 0 : this.#take();
       if (!stopping) this.#start();
-      const wait = this.#mayWait(fetched, stopping);
+      const wait = this.#mayWait(taken, stopping);
       if (wait === 0 && this.#executor.submitted === 0 && this.#operations.activeCount === 0) {
         this.#push();
         continue;
@@ -154,14 +138,15 @@ export class BlockQueue {
 
   /** One round, for tests: waits only for I/O already submitted. Returns the number of requests answered. */
   step(): number {
-    const before = this.#counters.answered;
-    if (this.failure === undefined) this.#fetch();
+    const answered = (): number => this.#lanes.reduce((sum, lane) => sum + lane.answered, 0);
+    const before = answered();
+    if (this.failure === undefined) this.#take();
     do {
       this.#start();
       this.#complete(this.#operations.activeCount > 0 || this.#scheduler.heldCount > 0 ? 1 : 0);
     } while (this.#operations.activeCount > 0 || this.#scheduler.waitingCount > 0);
     this.#push();
-    return this.#counters.answered - before;
+    return answered() - before;
   }
 
   /**
@@ -181,47 +166,43 @@ export class BlockQueue {
     return this.#failures.flushErrno;
   }
 
-  /** Frees the queue's own memory. The ring, target, channels and grants belong to their owners. */
+  /** Frees the queue's own memory. The rings, target, channels and grants belong to their owners. */
   close(): void {
     this.#path.close();
     this.#copies.close();
     this.#requests.close();
-    this.#ring.close();
+    for (const lane of this.#lanes) lane.close();
   }
 
-  // 1. Take new requests off the ring, decode and check them.
+  // 1. Take new requests off the rings. What is refused is answered.
 
-  #fetch(): number {
-    const count = this.#ring.fetch();
+  #take(): number {
+    const lanes = this.#lanes;
+    let taken = 0;
+    for (let index = 0; index < lanes.length; index++) taken += this.#takeFrom(lanes[index]);
+    return taken;
+  }
+
+  #takeFrom(lane: Lane): number {
+    const count = lane.ring.fetch();
     if (count === 0) return 0;
     if (count === RING_LIES) {
-      const reason = `the ring's indices cannot be true: ${this.#ring.describe()}`;
+      const which =
+        this.#lanes.length === 1 ? "the ring's" : `queue ${this.#lanes.indexOf(lane)}: the ring's`;
+      const reason = `${which} indices cannot be true: ${lane.ring.describe()}`;
       this.failure = new XentoolError("protocol", reason);
       return 0;
     }
-    this.#counters.fetched(count);
     this.#refreshLimits();
-    const parser = this.#parser;
-    parser.admit(count, this.#reactor.nowMs);
-    this.#bad += parser.bad;
-    this.#counters.indirect(parser.indirect);
-    this.#note(count);
+    lane.admit(count, this.#reactor.nowMs);
+    const { rows, verdicts, bad } = lane.parser;
+    this.#bad += bad;
     for (let slot = 0; slot < count; slot++) {
-      const row = parser.rows[slot];
-      const verdict = parser.verdicts[slot];
-      if (verdict === ADMITTED) this.#scheduler.add(row);
-      else this.#respond(row, verdict);
+      const row = rows[slot];
+      if (verdicts[slot] === ADMITTED) this.#scheduler.add(row);
+      else this.#respond(row, verdicts[slot]);
     }
     return count;
-  }
-
-  /** Journals all `count` requests of the batch before any of them starts or is answered. */
-  #note(count: number): void {
-    const journal = this.#journal;
-    if (journal === undefined) return;
-    const { rows } = this.#parser;
-    for (let slot = 0; slot < count; slot++) journal.take(rows[slot], slot, this.#ring.requests.words);
-    journal.commit(count);
   }
 
   // 2. Start what may start: bring in the data of writes, then submit the operations to the target.
@@ -347,40 +328,31 @@ export class BlockQueue {
     this.#operations.close(op, changesDisk(this.#operations.kind[op]));
   }
 
-  // 4. Respond: one push and at most one notification for everything staged.
+  // 4. Respond: for each ring one push and at most one notification for everything staged.
 
   #respond(row: number, reason: number): void {
-    const requests = this.#requests;
-    const words = this.#responses;
-    this.#journal?.answer(row, this.#staged);
-    const at = this.#staged++ * this.#responseWords;
-    words[at] = requests.idLow[row];
-    words[at + 1] = requests.idHigh[row];
-    words[at + 2] = requests.echo[row] | ((STATUS_OF[reason] & 0xffff) << 16);
-    this.#counters.answer(requests, row, reason, this.#reactor.nowMs);
-    requests.release(row);
+    this.#staged++;
+    this.#lanes[this.#requests.laneOf(row)].respond(row, reason, this.#reactor.nowMs);
   }
 
   #push(): void {
-    const count = this.#staged;
-    if (count === 0) return;
+    if (this.#staged === 0) return;
     this.#staged = 0;
-    const notify = this.#ring.push(count);
-    this.#journal?.pushed(count);
-    this.#counters.pushed(count, notify, this.#copies.copied, this.#scheduler.merged, this.#reactor.nowMs);
-    if (notify) this.#notify();
+    const lanes = this.#lanes;
+    for (let index = 0; index < lanes.length; index++) lanes[index].push();
+    this.#counters.pushed(this.#copies.copied, this.#scheduler.merged, this.#reactor.nowMs);
   }
 
   // 5. Sleep only when there is nothing to do, and only after asking to be notified of the next request.
 
-  #mayWait(fetched: number, stopping: boolean): number {
+  #mayWait(taken: number, stopping: boolean): number {
     if (this.#staged > 0 && this.#executor.submitted === 0) return 0;
     const active = this.#operations.activeCount;
     if (stopping || (active === 0 && this.#scheduler.mustPass)) return active > 0 ? 1 : 0;
     const bad = this.#bad;
     this.#bad = 0;
     const wait = this.#sleeper.mayWait(
-      fetched,
+      taken,
       this.#executor.submitted,
       this.#operations.activeCount,
       bad > 0 ? PENALTY_US : 0,

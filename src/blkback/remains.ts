@@ -1,4 +1,4 @@
-// What a killed server of a device leaves on this host: its statistics, its journal and its lock, all for a successor.
+// What a killed server of a device leaves on this host: its statistics, its journals and its lock, all for a successor.
 // A device that is taken away has none.
 import { existsSync, rmSync } from "node:fs";
 import { takeLock } from "../native/lock-file.ts";
@@ -6,7 +6,7 @@ import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import type { DeviceAddress } from "./address.ts";
 import { lockPath } from "./device-lock.ts";
-import { journalPath, removeJournal } from "./journal.ts";
+import { journalsOf, removeJournals } from "./journal.ts";
 import { statsDir, statsPath } from "./stats.ts";
 import { findKinds } from "./toolstack.ts";
 
@@ -21,14 +21,14 @@ export async function removeRemains(
 ): Promise<void> {
   const dir = statsDir(platform.descriptor);
   const stats = statsPath(dir, address.frontend, address.devid);
-  if (![stats, journalPath(stats), lockPath(dir, address)].some((path) => existsSync(path))) return;
+  if (![stats, ...journalsOf(stats), lockPath(dir, address)].some((path) => existsSync(path))) return;
   const kinds = await findKinds(xenstore, address);
   if (kinds.some((kind) => kind !== address.kind)) return;
   const lock = takeLock(lockPath(dir, address));
   if (lock === undefined) return;
   try {
     rmSync(stats, { force: true });
-    removeJournal(journalPath(stats));
+    removeJournals(stats);
   } finally {
     lock.release();
   }

@@ -1,4 +1,5 @@
-// The requests of one ring, as columns, and their segments. parse.ts fills them in; nothing in this file is checked.
+// The requests of a disk, as columns, and their segments. Each of its lanes has rows of its own. parse.ts fills them
+// in; nothing in this file is checked.
 import { allocateMemory, type Mapping } from "../native/memory.ts";
 import {
   BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST,
@@ -58,11 +59,17 @@ export class RequestTable {
   readonly #segmentWords: Uint32Array;
   readonly #segmentBytes: Uint8Array;
   readonly #free: Uint16Array;
-  #freeCount: number;
+  /** By lane. */
+  readonly #freeCount: Uint16Array;
+  readonly #rowsPerLane: number;
   #arrivals = 0;
 
-  /** Holds up to `size` requests at once, each with up to 11 direct or `maxIndirectSegments` indirect segments. */
-  constructor(size: number, maxIndirectSegments: number) {
+  /**
+   * Holds up to `rowsPerLane` requests of each lane at once, each with up to 11 direct or `maxIndirectSegments`
+   * indirect segments.
+   */
+  constructor(rowsPerLane: number, maxIndirectSegments: number, laneCount = 1) {
+    const size = rowsPerLane * laneCount;
     this.echo = new Uint8Array(size);
     this.kind = new Uint8Array(size);
     this.idLow = new Uint32Array(size);
@@ -84,13 +91,18 @@ export class RequestTable {
     this.segments = allocateMemory(size * this.segmentStride * SEGMENT.bytes);
     this.#segmentWords = this.segments.words;
     this.#segmentBytes = this.segments.bytes;
-    this.#free = Uint16Array.from({ length: size }, (_, index) => size - 1 - index);
-    this.#freeCount = size;
+    this.#rowsPerLane = rowsPerLane;
+    this.#freeCount = new Uint16Array(laneCount).fill(rowsPerLane);
+    // Each lane hands out its rows from the first to the last.
+    this.#free = Uint16Array.from({ length: size }, (_, index) => {
+      const firstRow = index - (index % rowsPerLane);
+      return firstRow + rowsPerLane - 1 - (index - firstRow);
+    });
   }
 
-  /** Takes a free row. The ring's bound on unanswered requests guarantees that there is one. */
-  take(nowMs: number): number {
-    const row = this.#free[--this.#freeCount];
+  /** Takes a free row of `lane`. The ring's bound on unanswered requests guarantees that there is one. */
+  take(nowMs: number, lane = 0): number {
+    const row = this.#free[lane * this.#rowsPerLane + --this.#freeCount[lane]];
     this.sequence[row] = this.#arrivals++;
     this.startedAtMs[row] = nowMs;
     this.heldMs[row] = 0;
@@ -102,8 +114,13 @@ export class RequestTable {
     return row;
   }
 
+  laneOf(row: number): number {
+    return Math.floor(row / this.#rowsPerLane);
+  }
+
   release(row: number): void {
-    this.#free[this.#freeCount++] = row;
+    const lane = this.laneOf(row);
+    this.#free[lane * this.#rowsPerLane + this.#freeCount[lane]++] = row;
   }
 
   /** Grant reference of segment `index` of `row`. */

@@ -1,47 +1,142 @@
-// What a frontend says about its ring, read from its directory and accepted only within bounds. Besides its state,
+// What a frontend says about its rings, read from its directory and accepted only within bounds. Besides its state,
 // these are the only keys of the guest's that the backend reads.
-import { XentoolError } from "../core/errors.ts";
+import { kindOf, XentoolError } from "../core/errors.ts";
 import { parseDecimal, type EvtchnPort } from "../core/types.ts";
 import { escapeText } from "../core/log.ts";
 import { abiOfProtocol, type BlkifAbi } from "../protocol/blkif.ts";
+import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
 import type { Xenstore } from "../xenstore/client.ts";
+import { backendDir, frontendDir, type DeviceAddress } from "./address.ts";
+import { MAX_QUEUES } from "./bounds.ts";
+import { MAX_QUEUES_KEY, MAX_RING_PAGE_ORDER_KEY, type Offer } from "./features.ts";
 
-export interface RingParameters {
-  readonly abi: BlkifAbi;
+/** Where a frontend's ring is. */
+export interface RingAddress {
   /** Grant references of the ring's pages, in order. */
   readonly refs: readonly number[];
   readonly remotePort: EvtchnPort;
 }
 
+export interface RingParameters {
+  readonly abi: BlkifAbi;
+  /** The rings that the frontend may mean, a set for each possible reading, by queue; the likeliest set is first. */
+  readonly sets: readonly (readonly RingAddress[])[];
+}
+
 const MAX_U32 = 0xffff_ffff;
 
-/** Reads them from `dir`. Throws `protocol`, naming the key that is missing or out of bounds. */
+type RingOffer = Pick<Offer, "maxQueues" | "maxRingPageOrder">;
+
+/** What the backend's directory offers at the moment. */
+async function readRingOffer(xenstore: Xenstore, address: DeviceAddress): Promise<RingOffer> {
+  const read = async (key: string, max: number): Promise<number | undefined> =>
+    parseDecimal(await xenstore.tryRead(`${backendDir(address)}/${key}`), max);
+  return {
+    maxQueues: (await read(MAX_QUEUES_KEY, MAX_QUEUES)) ?? 1,
+    maxRingPageOrder: (await read(MAX_RING_PAGE_ORDER_KEY, RING_MAX_PAGE_ORDER)) ?? 0,
+  };
+}
+
+/**
+ * What to offer to a guest whose frontend may have made its rings already: no less than a former server, whose offer
+ * it chose from.
+ */
+export async function offerNoLess(xenstore: Xenstore, address: DeviceAddress, offer: Offer): Promise<Offer> {
+  const former = await readRingOffer(xenstore, address);
+  return {
+    ...offer,
+    maxQueues: Math.max(offer.maxQueues, former.maxQueues),
+    maxRingPageOrder: Math.max(offer.maxRingPageOrder, former.maxRingPageOrder),
+  };
+}
+
+type Read = (key: string) => Promise<string | null>;
+
+/**
+ * Reads them. The frontend is held to what the backend's directory offers, whichever server wrote that. Throws
+ * `protocol`, naming the key that is missing or out of bounds.
+ */
 export async function readRingParameters(
   xenstore: Xenstore,
-  dir: string,
-  maxPageOrder: number,
+  address: DeviceAddress,
 ): Promise<RingParameters> {
-  const read = (key: string): Promise<string | null> => xenstore.tryRead(`${dir}/${key}`);
-  const queues = await read("multi-queue-num-queues");
-  if (queues !== null && queues !== "1")
-    throw refused("multi-queue-num-queues", queues, "multi-queue was not offered");
+  const read: Read = (key) => xenstore.tryRead(`${frontendDir(address)}/${key}`);
+  const { maxQueues, maxRingPageOrder } = await readRingOffer(xenstore, address);
   const protocol = await read("protocol");
   const abi = abiOfProtocol(protocol);
   if (abi === undefined)
     throw refused("protocol", protocol, "x86_64-abi, x86_32-abi or arm-abi was expected");
-  const orderText = await read("ring-page-order");
-  const order = orderText === null ? 0 : parseDecimal(orderText, maxPageOrder);
-  if (order === undefined) throw refused("ring-page-order", orderText, `at most ${maxPageOrder} was offered`);
-  const refs: number[] = [];
-  const single = order === 0 ? await read("ring-ref") : null;
-  if (single !== null) {
-    refs.push(number("ring-ref", single, MAX_U32));
-  } else {
-    for (let page = 0; page < 1 << order; page++)
-      refs.push(number(`ring-ref${page}`, await read(`ring-ref${page}`), MAX_U32));
+  const pages = await readPageCount(read, maxRingPageOrder);
+  const queues = await readQueueCount(read, maxQueues);
+  if (queues === 1) return { abi, sets: [[await readRing(read, "", pages)]] };
+  // A kernel that had several queues leaves its keys to a successor that has one, which only writes the plain keys.
+  // Others do it the other way round.
+  const several = (): Promise<RingAddress[]> => readRings(read, queues, pages);
+  const single = async (): Promise<RingAddress[]> => [await readRing(read, "", pages)];
+  const sets: RingAddress[][] = [];
+  let refusal: unknown;
+  for (const reading of [several, single])
+    try {
+      sets.push(await reading());
+    } catch (error) {
+      if (kindOf(error) !== "protocol") throw error;
+      refusal ??= error;
+    }
+  if (sets.length === 0) throw refusal;
+  return { abi, sets };
+}
+
+async function readRings(read: Read, queues: number, pages: number): Promise<RingAddress[]> {
+  const rings: RingAddress[] = [];
+  const queueOf = new Map<number, number>();
+  for (let queue = 0; queue < queues; queue++) {
+    const ring = await readRing(read, `queue-${queue}/`, pages);
+    for (const ref of ring.refs) {
+      const other = queueOf.get(ref);
+      if (other !== undefined)
+        throw new XentoolError(
+          "protocol",
+          `the frontend wrote page ${ref} to queue-${queue}: it is a page of queue-${other}`,
+        );
+      queueOf.set(ref, queue);
+    }
+    rings.push(ring);
   }
-  const remotePort = number("event-channel", await read("event-channel"), MAX_U32) as EvtchnPort;
-  return { abi, refs, remotePort };
+  return rings;
+}
+
+/** Reads one ring from the keys that begin with `dir`. */
+async function readRing(read: Read, dir: string, pages: number): Promise<RingAddress> {
+  const refs: number[] = [];
+  const single = pages === 1 ? await read(`${dir}ring-ref`) : null;
+  if (single !== null) refs.push(number(`${dir}ring-ref`, single, MAX_U32));
+  else
+    for (let page = 0; page < pages; page++) {
+      const key = `${dir}ring-ref${page}`;
+      refs.push(number(key, await read(key), MAX_U32));
+    }
+  const key = `${dir}event-channel`;
+  return { refs, remotePort: number(key, await read(key), MAX_U32) as EvtchnPort };
+}
+
+async function readPageCount(read: Read, maxOrder: number): Promise<number> {
+  const text = await read("ring-page-order");
+  const order = text === null ? 0 : parseDecimal(text, maxOrder);
+  if (order === undefined) throw refused("ring-page-order", text, `at most ${maxOrder} was offered`);
+  return 1 << order;
+}
+
+async function readQueueCount(read: Read, maxQueues: number): Promise<number> {
+  const text = await read("multi-queue-num-queues");
+  if (text === null) return 1;
+  const queues = parseDecimal(text, maxQueues);
+  if (queues === undefined || queues === 0)
+    throw refused(
+      "multi-queue-num-queues",
+      text,
+      maxQueues === 1 ? "1 was offered" : `1 to ${maxQueues} were offered`,
+    );
+  return queues;
 }
 
 function number(key: string, text: string | null, max: number): number {

@@ -31,10 +31,10 @@ export class ServedStats {
     this.#page.limits = this.#limits;
   }
 
-  /** Opens the page, and counts a connection. */
-  connecting(): void {
+  /** Opens the page, and counts a connection of up to `queueCount` queues. */
+  connecting(queueCount: number): void {
     this.open();
-    this.#page?.connecting();
+    this.#page?.connecting(queueCount);
   }
 
   set state(state: XenbusState) {

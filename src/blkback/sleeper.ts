@@ -1,9 +1,8 @@
-// When a queue sleeps, and for how long: the backend's policies on top of the ring's doorbell. A guest that rings
-// without requests is made to wait. Operations in flight, whose ends will wake us, spare both sides the bell.
-import type { EvtchnPort } from "../core/types.ts";
-import { Doorbell } from "../platform/doorbell.ts";
+// When a disk's plane sleeps, and for how long: the backend's policies on top of the doorbell of its rings. A guest
+// that rings without requests is made to wait. Operations in flight, whose ends will wake us, spare both sides the
+// bell.
+import { Doorbell, type Bell } from "../platform/doorbell.ts";
 import type { EventChannels } from "../platform/platform.ts";
-import type { BackRing } from "./back-ring.ts";
 import { STAT } from "./stats.ts";
 
 const MAX_POLL_US = 50;
@@ -26,7 +25,6 @@ const INLINE_RETRY_EVERY = 256;
 export class Sleeper {
   /** Limit on the wait that `mayWait` allowed; -1: none. */
   timeoutUs = -1;
-  readonly #ring: BackRing;
   readonly #doorbell: Doorbell;
   readonly #counters: Float64Array;
   #eventTaken = false;
@@ -37,9 +35,8 @@ export class Sleeper {
   #inlineTrust = INLINE_TRUST;
   #sinceInline = 0;
 
-  constructor(ring: BackRing, channels: EventChannels, port: EvtchnPort, counters: Float64Array) {
-    this.#ring = ring;
-    this.#doorbell = new Doorbell(ring, channels, port, MAX_POLL_US);
+  constructor(bells: readonly Bell[], channels: EventChannels, counters: Float64Array) {
+    this.#doorbell = new Doorbell(bells, channels, MAX_POLL_US);
     this.#counters = counters;
   }
 
@@ -60,7 +57,7 @@ export class Sleeper {
       return true;
     }
     if (active >= BUSY_OPERATIONS && !this.#busyWaitFailed) {
-      if (this.#ring.hasNews(0)) return false;
+      if (this.#doorbell.hasNews()) return false;
       this.#busyWaiting = true;
       this.timeoutUs = BUSY_WAIT_US;
       return true;

@@ -1,6 +1,17 @@
 // A device's statistics: counters that the data plane adds to and anybody may read at any time. They are kept in a
-// file so that `blkback stats` in another process can show them, even while the data plane is busy.
-import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+// file so that `blkback stats` in another process can show them, even while the data plane is busy. The file has a
+// section for each of the device's queues, all alike. The first also has what belongs to the device as a whole, which
+// is 0 in the others, so that the device's numbers are sums over all sections.
+import {
+  closeSync,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
@@ -62,6 +73,7 @@ const FIELDS = [
   "writeMs",
   "flushMs",
   "discardMs",
+  "laneCount",
 ] as const;
 export type StatField = (typeof FIELDS)[number];
 
@@ -83,7 +95,8 @@ export const WRITE_LATENCY = READ_LATENCY + LATENCY_BUCKETS;
 export const FLUSH_LATENCY = WRITE_LATENCY + LATENCY_BUCKETS;
 export const DISCARD_LATENCY = FLUSH_LATENCY + LATENCY_BUCKETS;
 const DOUBLES = DISCARD_LATENCY + LATENCY_BUCKETS;
-const FILE_BYTES = Math.ceil((DOUBLES * 8) / 4096) * 4096;
+const SECTION_BYTES = Math.ceil((DOUBLES * 8) / 4096) * 4096;
+const SECTION_DOUBLES = SECTION_BYTES / 8;
 
 if (FIELDS.length > LIMITS || LIMITS + RATE_NUMBERS > REFUSED || REFUSALS.length > REFUSED_ROOM)
   throw new Error("the counters reach into what follows them in the page: make room, and raise VERSION");
@@ -101,39 +114,51 @@ export function latencyBucket(ms: number): number {
 
 export class StatsPage {
   readonly path: string;
-  readonly counters: Float64Array;
-  readonly #mapping: Mapping;
+  #mapping: Mapping;
 
   private constructor(path: string, mapping: Mapping) {
     this.path = path;
     this.#mapping = mapping;
-    this.counters = new Float64Array(mapping.bytes.buffer);
   }
 
-  /** Creates the statistics file of a device served by this process. Throws `environment`, leaving no file behind. */
+  /**
+   * Creates the statistics file of a device served by this process, with one section. Throws `environment`, leaving
+   * no file behind.
+   */
   static create(runDir: string, domid: number, devid: number): StatsPage {
     const path = statsPath(runDir, domid, devid);
     let page: StatsPage;
     try {
       mkdirSync(runDir, { recursive: true, mode: 0o755 });
-      page = StatsPage.#map(path, "w+", true);
+      page = new StatsPage(path, mapSections(path, "w+", 1));
     } catch (error) {
       rmSync(path, { force: true });
-      throw new XentoolError("environment", `cannot make ${path} for statistics`, { path }, error);
+      throw noRoom(path, error);
     }
-    page.counters.fill(0);
-    page.counters[STAT.pid] = process.pid;
-    page.counters[STAT.startedAtMs] = Date.now();
-    page.counters[STAT.domid] = domid;
-    page.counters[STAT.devid] = devid;
-    page.counters[STAT.version] = VERSION;
-    page.counters[STAT.magic] = MAGIC;
+    const { counters } = page;
+    counters.fill(0);
+    counters[STAT.pid] = process.pid;
+    counters[STAT.startedAtMs] = Date.now();
+    counters[STAT.domid] = domid;
+    counters[STAT.devid] = devid;
+    counters[STAT.version] = VERSION;
+    counters[STAT.magic] = MAGIC;
     return page;
   }
 
   /** Opens a file created by `create` to count in it (the data plane). */
   static attach(path: string): StatsPage {
-    return StatsPage.#map(path, "r+", true);
+    return new StatsPage(path, mapSections(path, "r+", 1));
+  }
+
+  /** Of the device, and of its first lane. */
+  get counters(): Float64Array {
+    return this.section(0);
+  }
+
+  /** The counters of lane `index`; those of the device as a whole are in the first section. */
+  section(index: number): Float64Array {
+    return new Float64Array(this.#mapping.bytes.buffer, index * SECTION_BYTES, SECTION_DOUBLES);
   }
 
   set state(state: XenbusState) {
@@ -144,10 +169,25 @@ export class StatsPage {
     this.counters.set(ratesAsNumbers(limits), LIMITS);
   }
 
-  /** A guest connects to a fresh ring, or a former server's: nothing is known to be in flight yet. */
-  connecting(): void {
-    this.counters[STAT.connections]++;
-    for (const gauge of [STAT.inFlight, STAT.waiting, STAT.held]) this.counters[gauge] = 0;
+  /**
+   * A guest connects up to `laneCount` rings, fresh or a former server's: nothing is known to be in flight yet.
+   * Throws `environment` when there is no room for as many sections.
+   */
+  connecting(laneCount: number): void {
+    if (laneCount > this.#sectionCount) {
+      let grown: Mapping;
+      try {
+        grown = mapSections(this.path, "r+", laneCount);
+      } catch (error) {
+        throw noRoom(this.path, error);
+      }
+      this.#mapping.close();
+      this.#mapping = grown;
+    }
+    const { counters } = this;
+    counters[STAT.connections]++;
+    counters[STAT.waiting] = counters[STAT.held] = 0;
+    for (let index = 0; index < this.#sectionCount; index++) this.section(index)[STAT.inFlight] = 0;
   }
 
   /** Unmaps; the file stays. */
@@ -161,16 +201,30 @@ export class StatsPage {
     rmSync(this.path, { force: true });
   }
 
-  static #map(path: string, flags: string, writable: boolean): StatsPage {
-    const fd = openSync(path, flags, 0o644);
-    try {
-      // Written out rather than left as a hole: on a full file system, a store to the mapping would kill the process.
-      if (flags === "w+") writeFileSync(fd, new Uint8Array(FILE_BYTES));
-      return new StatsPage(path, mapFile(fd, FILE_BYTES, writable));
-    } finally {
-      closeSync(fd);
-    }
+  get #sectionCount(): number {
+    return this.#mapping.sizeBytes / SECTION_BYTES;
   }
+}
+
+/** Maps a statistics file, which grows to `atLeast` sections if it has fewer. */
+function mapSections(path: string, flags: string, atLeast: number): Mapping {
+  const fd = openSync(path, flags, 0o644);
+  try {
+    // Written out rather than left as a hole: on a full file system, a store to the mapping would kill the process.
+    let sections = Math.floor(fstatSync(fd).size / SECTION_BYTES);
+    for (; sections < atLeast; sections++) {
+      const section = new Uint8Array(SECTION_BYTES);
+      if (writeSync(fd, section, 0, SECTION_BYTES, sections * SECTION_BYTES) < SECTION_BYTES)
+        throw new XentoolError("environment", "no space left");
+    }
+    return mapFile(fd, sections * SECTION_BYTES, true);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function noRoom(path: string, cause: unknown): XentoolError {
+  return new XentoolError("environment", `cannot make ${path} for statistics`, { path }, cause);
 }
 
 /** Directory where a process that serves devices keeps its statistics: with the simulated host, or in /run. */
@@ -190,7 +244,27 @@ export interface Latency {
   readonly p99Us: number;
 }
 
-type NotShown = "magic" | "version" | "ioErrno" | "flushErrno" | "state";
+type NotShown = "magic" | "version" | "ioErrno" | "flushErrno" | "state" | "laneCount";
+
+/** What is counted for each queue. */
+const LANE_FIELDS = [
+  "requests",
+  "ok",
+  "errors",
+  "reads",
+  "writes",
+  "flushes",
+  "barriers",
+  "discards",
+  "indirect",
+  "readBytes",
+  "writeBytes",
+  "discardBytes",
+  "batches",
+  "notifies",
+  "inFlight",
+] as const satisfies readonly StatField[];
+export type QueueStats = Readonly<Record<(typeof LANE_FIELDS)[number], number>>;
 
 /** A snapshot, for people and JSON. */
 export interface DeviceStats extends Readonly<Record<Exclude<StatField, NotShown>, number>> {
@@ -198,6 +272,8 @@ export interface DeviceStats extends Readonly<Record<Exclude<StatField, NotShown
   /** What the backend's state was when its server last changed it, e.g. "Connected". */
   readonly state: string;
   readonly limits: DiskRates;
+  /** Of the queues that the guest connected last, in their order. */
+  readonly queues: readonly QueueStats[];
   /** How many requests were refused for each reason, by its name in refusals.ts; together they are `errors`. */
   readonly refused: Readonly<Record<string, number>>;
   /** The image's last error, e.g. "ENOSPC", or null. The counters that end in `Errors` show how many there were. */
@@ -256,10 +332,14 @@ export function imageErrors(stats: DeviceStats): number {
   return stats.readErrors + stats.writeErrors + stats.flushErrors + stats.discardErrors;
 }
 
-function decodeStats(counters: Float64Array): DeviceStats {
-  if (counters.length < DOUBLES || counters[STAT.magic] !== MAGIC || counters[STAT.version] !== VERSION)
+function decodeStats(file: Float64Array): DeviceStats {
+  if (file.length < SECTION_DOUBLES || file[STAT.magic] !== MAGIC || file[STAT.version] !== VERSION)
     throw new XentoolError("io", "the statistics file is not complete, or of another version of xentool");
-  const { magic: _magic, version: _version, ioErrno, flushErrno, state, ...fields } = STAT;
+  const sections = Array.from({ length: Math.floor(file.length / SECTION_DOUBLES) }, (_, index) =>
+    file.subarray(index * SECTION_DOUBLES, (index + 1) * SECTION_DOUBLES),
+  );
+  const counters = sumOf(sections);
+  const { magic: _magic, version: _version, ioErrno, flushErrno, state, laneCount, ...fields } = STAT;
   const nameAt = (index: number): string | null =>
     counters[index] === 0 ? null : errnoName(counters[index]);
   const values = Object.fromEntries(
@@ -270,6 +350,7 @@ function decodeStats(counters: Float64Array): DeviceStats {
     alive: isAlive(values.pid),
     state: xenbusStateName(counters[state] as XenbusState),
     limits: ratesFromNumbers(counters.subarray(LIMITS, LIMITS + RATE_NUMBERS)),
+    queues: sections.slice(0, counters[laneCount]).map(queueStats),
     refused: Object.fromEntries(
       REFUSALS.map(({ name }, index) => [name, counters[refusalCounter(index + 1)]]),
     ),
@@ -283,6 +364,21 @@ function decodeStats(counters: Float64Array): DeviceStats {
     flushLatency: latency(counters, FLUSH_LATENCY),
     discardLatency: latency(counters, DISCARD_LATENCY),
   };
+}
+
+/** All rings of a device have the same number of slots, and everything else adds up. */
+function sumOf([first, ...others]: readonly Float64Array[]): Float64Array {
+  const sum = first.slice();
+  for (const section of others) for (let i = 0; i < DOUBLES; i++) sum[i] += section[i];
+  sum[STAT.ringSlots] = first[STAT.ringSlots];
+  return sum;
+}
+
+function queueStats(section: Float64Array): QueueStats {
+  return Object.fromEntries(LANE_FIELDS.map((name) => [name, section[STAT[name]]])) as Record<
+    (typeof LANE_FIELDS)[number],
+    number
+  >;
 }
 
 function isAlive(pid: number): boolean {

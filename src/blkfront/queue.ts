@@ -82,7 +82,7 @@ export class FrontQueue {
     this.#parts = new Uint16Array(tags);
     this.#status = new Int16Array(tags);
     this.#notify = () => void channels.notify(port);
-    this.doorbell = new Doorbell(ring, channels, port, 0);
+    this.doorbell = new Doorbell([{ ring, port }], channels, 0);
   }
 
   /** True when the caller may sleep until `doorbell.fd` is readable, which any further response makes it. */

@@ -1,7 +1,8 @@
-// The bell of a shared ring: how a data plane, of either end, learns that the other put something there. The event
-// channel stays masked while there is work, because a masked port costs neither side anything. Only just before a sleep
-// is it unmasked and the ring's event index armed; then one more look shows what came in between. Looking at the ring
-// for a moment before that may spare both sides an event, so there is a look while recent sleeps were short.
+// The bells of shared rings: how a data plane, of either end, learns that the other put something on one of them. An
+// event channel stays masked while there is work, because a masked port costs neither side anything. Only just
+// before a sleep are the ports unmasked and the rings' event indices armed; then one more look shows what came in
+// between. Looking at the rings for a moment before that may spare both sides an event, so there is a look while
+// recent sleeps were short.
 import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { EvtchnPort } from "../core/types.ts";
 import type { EventChannels } from "./platform.ts";
@@ -14,56 +15,84 @@ export interface Belled {
   finalCheck(): boolean;
 }
 
-/** More than the ports of one ring: what else is delivered is read with it. */
-const PORTS_AT_ONCE = 16;
+export interface Bell {
+  readonly ring: Belled;
+  /** The port that the ring's other end notifies. */
+  readonly port: EvtchnPort;
+}
+
+/** When there are several rings, a look goes round, and stays this long with each. */
+const GLANCE_US = 2;
 
 export class Doorbell {
   /** How long to look before a sleep. A `maxUs` of 0 means never. */
   readonly poll: AdaptivePoll;
-  readonly #ring: Belled;
+  readonly #bells: readonly Bell[];
   readonly #channels: EventChannels;
-  readonly #port: EvtchnPort;
-  readonly #ports = new Uint32Array(PORTS_AT_ONCE);
-  #masked = false;
+  readonly #ports: Uint32Array;
+  /** By bell: 1 while its port is masked. */
+  readonly #masked: Uint8Array;
   #lookedAtMs = 0;
 
-  /** The bell of `ring`, which rings `port` of `channels`. Looks take up to `maxPollUs`. */
-  constructor(ring: Belled, channels: EventChannels, port: EvtchnPort, maxPollUs: number) {
-    this.#ring = ring;
+  /** `bells` are all the ports of `channels`. Looks take up to `maxPollUs`. */
+  constructor(bells: readonly Bell[], channels: EventChannels, maxPollUs: number) {
+    this.#bells = bells;
     this.#channels = channels;
-    this.#port = port;
+    this.#ports = new Uint32Array(bells.length);
+    this.#masked = new Uint8Array(bells.length);
     this.poll = new AdaptivePoll(maxPollUs);
   }
 
-  /** Becomes readable when the bell rings after `arm` allowed a sleep. */
+  /** Becomes readable when a bell rings after `arm` allowed a sleep. */
   get fd(): number {
     return this.#channels.fd;
+  }
+
+  /** Whether there are news on any ring now. */
+  hasNews(): boolean {
+    return this.#look(0);
   }
 
   /** Looks for news for as long as that pays. A sleep that follows counts from `nowMs`. */
   look(nowMs: number): boolean {
     this.#lookedAtMs = nowMs;
-    return this.#ring.hasNews(this.poll.us);
+    return this.#look(this.poll.us);
   }
 
-  /** Returns true when the caller may sleep: the bell will ring for whatever comes from here on. */
+  /** Returns true when the caller may sleep: a bell will ring for whatever comes from here on. */
   arm(): boolean {
-    if (this.#masked) {
-      this.#masked = false;
-      this.#channels.unmask(this.#port);
+    const masked = this.#masked;
+    let hasNews = false;
+    for (let i = 0; i < masked.length; i++) {
+      const { ring, port } = this.#bells[i];
+      if (masked[i] !== 0) {
+        masked[i] = 0;
+        this.#channels.unmask(port);
+      }
+      if (ring.finalCheck()) hasNews = true;
     }
-    return !this.#ring.finalCheck();
+    return !hasNews;
   }
 
-  /** Reads the delivered ports, which stay masked until the next `arm`. Returns whether the bell rang. */
+  /** Reads the delivered ports, which stay masked until the next `arm`. Returns whether a bell rang. */
   take(): boolean {
-    if (this.#channels.pending(this.#ports) <= 0) return false;
-    this.#masked = true;
-    return true;
+    const count = this.#channels.pending(this.#ports);
+    for (let i = 0; i < count; i++)
+      this.#masked[this.#bells.findIndex(({ port }) => port === this.#ports[i])] = 1;
+    return count > 0;
   }
 
   /** Learns from a sleep that ended at `nowMs` because there was work. */
   slept(nowMs: number): void {
     this.poll.slept((nowMs - this.#lookedAtMs) * 1000);
+  }
+
+  #look(us: number): boolean {
+    const bells = this.#bells;
+    const glanceUs = bells.length === 1 ? us : Math.min(us, GLANCE_US);
+    for (let spentUs = 0; ; spentUs += glanceUs * bells.length) {
+      for (let i = 0; i < bells.length; i++) if (bells[i].ring.hasNews(glanceUs)) return true;
+      if (spentUs + glanceUs * bells.length >= us) return false;
+    }
   }
 }

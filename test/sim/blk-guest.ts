@@ -1,6 +1,7 @@
-// A guest's side of one block device, by hand: xenstore keys written one by one, and a ring good for single
-// requests. For tests of the backend's life cycle, independent of src/blkfront.
+// A guest's side of one block device, by hand: xenstore keys written one by one, and rings of a page each, good for
+// single requests. For tests of the backend's life cycle, independent of src/blkfront.
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
+import type { EvtchnPort } from "../../src/core/types.ts";
 import type { EventChannels, GrantShare, SharedPages } from "../../src/platform/platform.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
 import type { SimHost } from "../../src/sim/host.ts";
@@ -18,8 +19,14 @@ export interface PageRequest {
   readonly gref?: number;
 }
 
-/** What a frontend writes of its ring; null: the key is not to be there. */
+/** What a frontend writes of its rings; null: the key is not to be there. */
 export type Keys = Readonly<Record<string, string | null>>;
+
+interface GuestRing {
+  readonly pages: SharedPages;
+  port: EvtchnPort;
+  prod: number;
+}
 
 export class HandmadeGuest {
   readonly xenstore: Xenstore;
@@ -29,10 +36,9 @@ export class HandmadeGuest {
   readonly #share: GrantShare;
   readonly #abi: BlkifAbi;
   readonly #former: SharedPages[] = [];
-  #ring: SharedPages | undefined;
+  /** By queue. */
+  #rings: GuestRing[] = [];
   #data: SharedPages | undefined;
-  #port = 0;
-  #prod = 0;
   #next = 1n;
 
   static async start(host: SimHost, address: DeviceAddress, abi = ABI_X86_64): Promise<HandmadeGuest> {
@@ -60,24 +66,44 @@ export class HandmadeGuest {
 
   /** A ring with a port, on the same page as the last one, or on `another`; the keys that tell where. */
   makeRing(reqProd = 0, another = false): Keys {
-    if (another && this.#ring !== undefined) {
-      this.#former.push(this.#ring);
-      this.#ring = undefined;
-    }
-    this.#ring ??= this.#share.share(this.#address.backend, 1, "rw");
-    this.#data ??= this.#share.share(this.#address.backend, 1, "rw");
-    this.#ring.mapping.bytes.fill(0);
-    this.#ring.mapping.words[1] = 1;
-    this.#ring.mapping.words[3] = 1;
-    this.#ring.mapping.words[0] = reqProd;
-    this.#prod = 0;
-    if (this.#port !== 0) this.#channels.unbind(this.#port as never);
-    this.#port = this.#channels.bindUnbound(this.#address.backend);
-    return {
-      "ring-ref": String(this.#ring.refs[0]),
-      "event-channel": String(this.#port),
+    if (another)
+      for (const { pages, port } of this.#rings.splice(0)) {
+        this.#channels.unbind(port);
+        this.#former.push(pages);
+      }
+    return { ...this.#keysOf(this.#prepareRing(0, reqProd), ""), protocol: this.#abi.protocol };
+  }
+
+  /** A ring for each of `count` queues, at least two; the keys of multi-queue. Those of a single ring go. */
+  makeRings(count: number): Keys {
+    const keys: Record<string, string | null> = {
+      "ring-ref": null,
+      "event-channel": null,
+      "multi-queue-num-queues": String(count),
       protocol: this.#abi.protocol,
     };
+    for (let queue = 0; queue < count; queue++)
+      Object.assign(keys, this.#keysOf(this.#prepareRing(queue, 0), `queue-${queue}/`));
+    return keys;
+  }
+
+  #prepareRing(queue: number, reqProd: number): GuestRing {
+    const { backend } = this.#address;
+    this.#data ??= this.#share.share(backend, 1, "rw");
+    const former = this.#rings[queue];
+    if (former !== undefined) this.#channels.unbind(former.port);
+    const pages = former?.pages ?? this.#share.share(backend, 1, "rw");
+    const ring = { pages, port: this.#channels.bindUnbound(backend), prod: 0 };
+    this.#rings[queue] = ring;
+    const { bytes, words } = pages.mapping;
+    bytes.fill(0);
+    words[1] = words[3] = 1;
+    words[0] = reqProd;
+    return ring;
+  }
+
+  #keysOf({ pages, port }: GuestRing, dir: string): Keys {
+    return { [`${dir}ring-ref`]: String(pages.refs[0]), [`${dir}event-channel`]: String(port) };
   }
 
   /** Writes keys of the frontend's directory in one transaction. */
@@ -95,9 +121,9 @@ export class HandmadeGuest {
   }
 
   /** The whole handshake. */
-  async connect(): Promise<void> {
+  async connect(queues = 1): Promise<void> {
     await this.untilBackend(2);
-    await this.offerRing();
+    await this.offerRing(queues === 1 ? {} : this.makeRings(queues));
     await this.untilBackend(4);
     await this.setState(4);
   }
@@ -120,38 +146,42 @@ export class HandmadeGuest {
   }
 
   /** Lies about req_prod. */
-  lie(prod: number): void {
-    Atomics.store((this.#ring as SharedPages).mapping.words, 0, prod);
-    this.#channels.notify(this.#port as never);
+  lie(prod: number, queue = 0): void {
+    const { pages, port } = this.#rings[queue];
+    Atomics.store(pages.mapping.words, 0, prod);
+    this.#channels.notify(port);
   }
 
   /** Reads one page at `sector`; the bytes, or the response's status. */
-  async read(sector: number): Promise<Uint8Array | number> {
-    const [status] = await this.submit([{ operation: 0, sector }]);
+  async read(sector: number, queue = 0): Promise<Uint8Array | number> {
+    const [status] = await this.submit([{ operation: 0, sector }], queue);
     return status === 0 ? (this.#data as SharedPages).mapping.bytes.slice() : status;
   }
 
   /** Writes one page of `byte` at `sector`; the response's status. */
-  async write(sector: number, byte: number): Promise<number> {
+  async write(sector: number, byte: number, queue = 0): Promise<number> {
     (this.#data as SharedPages).mapping.bytes.fill(byte);
-    return (await this.submit([{ operation: 1, sector }]))[0];
+    return (await this.submit([{ operation: 1, sector }], queue))[0];
   }
 
   /** Flushes; the response's status. */
-  async flush(): Promise<number> {
-    return (await this.submit([{ operation: 3, sector: 0 }]))[0];
+  async flush(queue = 0): Promise<number> {
+    return (await this.submit([{ operation: 3, sector: 0 }], queue))[0];
   }
 
   /** Puts requests of a page each on the ring at once; their statuses, in the same order. */
-  async submit(requests: readonly PageRequest[]): Promise<number[]> {
-    const ring = (this.#ring as SharedPages).mapping;
-    const view = new DataView(ring.bytes.buffer);
-    const ids = requests.map((request) => this.#put(view, request));
-    const first = this.#prod - ids.length;
-    Atomics.store(ring.words, 0, this.#prod);
-    this.#channels.notify(this.#port as never);
+  async submit(requests: readonly PageRequest[], queue = 0): Promise<number[]> {
+    const ring = this.#rings[queue];
+    const { words, bytes } = ring.pages.mapping;
+    const view = new DataView(bytes.buffer);
+    const ids = requests.map((request) => this.#put(ring, view, request));
+    const first = ring.prod - ids.length;
+    Atomics.store(words, 0, ring.prod);
+    this.#channels.notify(ring.port);
     const deadline = performance.now() + WAIT_MS;
-    while (Atomics.load(ring.words, 2) !== this.#prod) {
+    while (Atomics.load(words, 2) !== ring.prod) {
+      // A guest that made another ring has forgotten what it asked for on this one.
+      if (this.#rings[queue] !== ring) return [];
       if (performance.now() > deadline) throw new Error("no response");
       await Bun.sleep(1);
     }
@@ -164,8 +194,8 @@ export class HandmadeGuest {
     return ids.map((id) => answers.get(id) as number);
   }
 
-  #put(view: DataView, { operation, sector, gref }: PageRequest): bigint {
-    const slot = this.#slotAt(this.#prod++);
+  #put(ring: GuestRing, view: DataView, { operation, sector, gref }: PageRequest): bigint {
+    const slot = this.#slotAt(ring.prod++);
     const at = slot - this.#abi.gapBytes;
     const id = this.#next++;
     new Uint8Array(view.buffer).fill(0, slot, slot + this.#abi.slotBytes);
@@ -183,8 +213,8 @@ export class HandmadeGuest {
   }
 
   close(): void {
-    for (const ring of this.#former) ring.mapping.close();
-    this.#ring?.mapping.close();
+    for (const pages of this.#former) pages.mapping.close();
+    for (const { pages } of this.#rings) pages.mapping.close();
     this.#data?.mapping.close();
     this.#share.close();
     this.#channels.close();

@@ -1,6 +1,5 @@
-// A ring between a raw frontend and a BlockQueue that the test drives step by step: both ends in this
-// process, on the simulated platform. The frontend writes whatever bytes the test wants; nothing of
-// src/blkfront is used, so that both sides' mistakes cannot cancel out.
+// Rings between a raw frontend and a BlockQueue that the test drives step by step: both ends in this process, on the
+// simulated platform.
 import { expect } from "bun:test";
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -24,6 +23,7 @@ import type {
 } from "../../src/platform/platform.ts";
 import { ABI_X86_64, type BlkifAbi } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
+import { RawRing, writeSegment, type Response, type Segment } from "./blk-raw-ring.ts";
 
 export const BACK = toDomid(0);
 export const FRONT = toDomid(1);
@@ -31,6 +31,7 @@ export const FRONT = toDomid(1);
 export interface HarnessOptions {
   readonly abi?: BlkifAbi;
   readonly ringPages?: number;
+  readonly queues?: number;
   readonly dataPages?: number;
   readonly imageBytes?: number;
   readonly readOnly?: boolean;
@@ -50,35 +51,14 @@ export interface HarnessOptions {
   readonly onStart?: (op: IoOp, length: number) => void;
 }
 
-export interface Segment {
-  readonly gref: number;
-  readonly first?: number;
-  readonly last?: number;
-}
-
-export interface Request {
-  readonly op: number;
-  readonly id?: bigint;
-  readonly sector?: number | bigint;
-  readonly segments?: readonly Segment[];
-  /** Overrides segments.length. */
-  readonly count?: number;
-}
-
-export interface Response {
-  readonly id: bigint;
-  readonly op: number;
-  readonly status: number;
-}
-
-export class RingHarness {
+export class RingHarness extends RawRing {
   readonly host: SimHost;
-  readonly abi: BlkifAbi;
-  readonly slots: number;
-  readonly ring: SharedPages;
+  /** The rings of all queues; the first one is this harness itself. */
+  readonly rings: readonly RawRing[];
   readonly data: SharedPages;
   readonly queue: BlockQueue;
-  readonly counters = new Float64Array(8192);
+  /** By queue. */
+  readonly laneCounters: readonly Float64Array[];
   readonly imagePath: string;
   readonly frontPlatform: Platform;
   readonly front: { channels: EventChannels; port: EvtchnPort; share: GrantShare };
@@ -88,35 +68,39 @@ export class RingHarness {
     platform: Platform;
     channels: EventChannels;
     grants: GrantTable;
-    ring: Mapping;
-    port: EvtchnPort;
+    lanes: { ring: Mapping; port: EvtchnPort }[];
   };
   readonly #reactor: Reactor;
-  #reqProd = 0;
-  #rspCons = 0;
 
   static async start(options: HarnessOptions = {}): Promise<RingHarness> {
     const host = await SimHost.start({ domains: 3 });
-    return new RingHarness(host, options);
+    const platform = host.platform(FRONT);
+    const front = { platform, share: platform.openGrantShare(), channels: platform.openEventChannels() };
+    return new RingHarness(host, front, options);
   }
 
-  private constructor(host: SimHost, options: HarnessOptions) {
+  private constructor(
+    host: SimHost,
+    front: { platform: Platform; share: GrantShare; channels: EventChannels },
+    options: HarnessOptions,
+  ) {
+    const { share, channels } = front;
+    const abi = options.abi ?? ABI_X86_64;
+    const shareRing = (): SharedPages => share.share(BACK, options.ringPages ?? 1, "rw");
+    super(shareRing(), abi);
+    const others = Array.from({ length: (options.queues ?? 1) - 1 }, () => new RawRing(shareRing(), abi));
+    this.rings = [this, ...others];
+    this.laneCounters = this.rings.map(() => new Float64Array(8192));
     this.host = host;
-    this.abi = options.abi ?? ABI_X86_64;
     this.#dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
     this.imagePath = options.imagePath ?? join(this.#dir, "disk.img");
     if (options.imagePath === undefined)
       writeFileSync(this.imagePath, pattern(options.imageBytes ?? 1 << 20));
-    const ringPages = options.ringPages ?? 1;
 
-    this.frontPlatform = host.platform(FRONT);
-    const share = this.frontPlatform.openGrantShare();
-    this.ring = share.share(BACK, ringPages, "rw");
+    this.frontPlatform = front.platform;
     this.data = share.share(BACK, options.dataPages ?? 32, "rw");
-    const channels = this.frontPlatform.openEventChannels();
-    this.front = { channels, port: channels.bindUnbound(BACK), share };
-    this.#words[1] = 1;
-    this.#words[3] = 1;
+    const ports = this.rings.map(() => channels.bindUnbound(BACK));
+    this.front = { channels, port: ports[0], share };
 
     const platform = host.platform(BACK);
     const backChannels = platform.openEventChannels();
@@ -133,8 +117,10 @@ export class RingHarness {
       platform,
       channels: backChannels,
       grants,
-      ring: grants.map(FRONT, this.ring.refs, "rw"),
-      port: backChannels.bindInterdomain(FRONT, this.front.port),
+      lanes: this.rings.map(({ ring }, queue) => ({
+        ring: grants.map(FRONT, ring.refs, "rw"),
+        port: backChannels.bindInterdomain(FRONT, ports[queue]),
+      })),
     };
     const sectorBytes = options.sectorBytes ?? 512;
     this.#image = openImage(this.imagePath, {
@@ -157,9 +143,8 @@ export class RingHarness {
     this.queue = new BlockQueue({
       domid: FRONT,
       abi: this.abi,
-      ring: this.#back.ring,
+      lanes: this.#back.lanes.map((lane, queue) => ({ ...lane, counters: this.laneCounters[queue] })),
       channels: backChannels,
-      port: this.#back.port,
       grants,
       reactor,
       openTarget: (onEnd) => {
@@ -176,71 +161,11 @@ export class RingHarness {
       },
       limits,
       grantMode: options.grantMode ?? "copy",
-      counters: this.counters,
     });
-    this.slots = 2 ** Math.floor(Math.log2((ringPages * 4096 - 64) / this.abi.slotBytes));
-  }
-
-  get #words(): Uint32Array {
-    return this.ring.mapping.words;
   }
 
   get backPlatform(): Platform {
     return this.#back.platform;
-  }
-
-  get reqProd(): number {
-    return this.#reqProd;
-  }
-
-  /** Starts both counters elsewhere: before the first request only, and before the queue attached. */
-  setIndex(word: number, value: number): void {
-    Atomics.store(this.#words, word, value);
-  }
-
-  /** Byte offset of slot `index` in the ring's memory. */
-  slotAt(index: number): number {
-    return 64 + (index & (this.slots - 1)) * this.abi.slotBytes;
-  }
-
-  /** Puts raw request bytes (layout of this ABI) into the next slot. */
-  putRaw(bytes: Uint8Array): void {
-    this.ring.mapping.bytes.set(bytes.subarray(0, this.abi.slotBytes), this.slotAt(this.#reqProd));
-    this.#reqProd = (this.#reqProd + 1) >>> 0;
-  }
-
-  /** READ, WRITE, BARRIER, FLUSH. */
-  put(request: Request): void {
-    const { slot, view, at } = this.#slot(request.op, request.id ?? 0n);
-    const segments = request.segments ?? [];
-    slot[1] = request.count ?? segments.length;
-    view.setBigUint64(at(16), BigInt(request.sector ?? 0), true);
-    for (const [index, segment] of segments.slice(0, 11).entries())
-      writeSegment(view, at(24) + index * 8, segment);
-    this.putRaw(slot);
-  }
-
-  putDiscard(sector: number | bigint, count: number | bigint, id = 0n, flag = 0): void {
-    const { slot, view, at } = this.#slot(5, id);
-    slot[1] = flag;
-    view.setBigUint64(at(16), BigInt(sector), true);
-    view.setBigUint64(at(24), BigInt(count), true);
-    this.putRaw(slot);
-  }
-
-  putIndirect(
-    inner: number,
-    count: number,
-    sector: number | bigint,
-    grefs: readonly number[],
-    id = 0n,
-  ): void {
-    const { slot, view, at } = this.#slot(6, id);
-    slot[1] = inner;
-    view.setUint16(2, count, true);
-    view.setBigUint64(at(16), BigInt(sector), true);
-    for (const [index, gref] of grefs.entries()) view.setUint32(at(28) + index * 4, gref, true);
-    this.putRaw(slot);
   }
 
   /** Writes the segments of an indirect request to data page `page`. */
@@ -249,9 +174,9 @@ export class RingHarness {
     for (const [index, segment] of segments.entries()) writeSegment(view, index * 8, segment);
   }
 
-  /** Publishes what was put. */
-  push(): void {
-    Atomics.store(this.#words, 0, this.#reqProd);
+  /** Of the disk, and of its first queue. */
+  get counters(): Float64Array {
+    return this.laneCounters[0];
   }
 
   /** Publishes, lets the backend serve, returns its new responses. */
@@ -259,21 +184,6 @@ export class RingHarness {
     this.push();
     this.queue.step();
     return this.takeResponses();
-  }
-
-  takeResponses(): Response[] {
-    const prod = Atomics.load(this.#words, 2);
-    const view = new DataView(this.ring.mapping.bytes.buffer);
-    const taken: Response[] = [];
-    for (; this.#rspCons !== prod; this.#rspCons = (this.#rspCons + 1) >>> 0) {
-      const at = this.slotAt(this.#rspCons);
-      taken.push({
-        id: view.getBigUint64(at, true),
-        op: view.getUint8(at + 8),
-        status: view.getInt16(at + 10, true),
-      });
-    }
-    return taken;
   }
 
   /** The page behind `data.refs[index]`. */
@@ -314,14 +224,16 @@ export class RingHarness {
   async close(): Promise<void> {
     this.#reactor.close();
     this.queue.close();
-    this.#back.channels.unbind(this.#back.port);
-    this.#back.ring.close();
+    for (const { ring, port } of this.#back.lanes) {
+      this.#back.channels.unbind(port);
+      ring.close();
+    }
     this.#back.grants.close();
     this.#back.channels.close();
     this.#back.platform.close();
     this.front.channels.close();
     this.data.mapping.close();
-    this.ring.mapping.close();
+    for (const { ring } of this.rings) ring.mapping.close();
     this.front.share.close();
     this.frontPlatform.close();
     closeImage(this.#image);
@@ -329,21 +241,6 @@ export class RingHarness {
     expect(await this.host.settle()).toEqual([]);
     await this.host.stop();
   }
-
-  #slot(op: number, id: bigint): { slot: Uint8Array; view: DataView; at: (offset: number) => number } {
-    const slot = new Uint8Array(112);
-    const view = new DataView(slot.buffer);
-    const at = (offset: number): number => offset - this.abi.gapBytes;
-    slot[0] = op;
-    view.setBigUint64(at(8), id, true);
-    return { slot, view, at };
-  }
-}
-
-function writeSegment(view: DataView, at: number, segment: Segment): void {
-  view.setUint32(at, segment.gref, true);
-  view.setUint8(at + 4, segment.first ?? 0);
-  view.setUint8(at + 5, segment.last ?? 7);
 }
 
 /** Bytes in which every sector differs from every other. */

@@ -1,6 +1,7 @@
-// A guest that asks for random requests without waiting for one before the next, on rings of 1 to 4 pages, and checks
-// each answer against a model of its disk. Its ring and keys are its own affair, so that a test can have it begin
-// anew whenever it likes.
+// A guest that asks for random requests without waiting for one before the next, on one or several rings of 1 to 4
+// pages, and checks each answer against a model of its disk. Its rings and keys are its own affair, so that a test
+// can have it begin anew whenever it likes. Nobody promises an order between queues, so each part of the disk has
+// its own.
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
 import type { EvtchnPort } from "../../src/core/types.ts";
 import type { EventChannels, GrantShare, SharedPages } from "../../src/platform/platform.ts";
@@ -15,9 +16,19 @@ const SLOT_BYTES = 112;
 const DATA_PAGES = 128;
 const [READ, WRITE, FLUSH] = [0, 1, 3];
 const WAIT_MS = 30_000;
+const QUEUES = [1, 2, 4];
+/** A multiple of each number of queues. */
+const PARTS = 4;
 
 /** How a frontend clears the page of a new ring: all of it, ring.h's SHARED_RING_INIT, or old MirageOS's Ring.Rpc. */
 const CLEARED_BYTES = [4096, 64, 24];
+
+interface Ring {
+  readonly pages: SharedPages;
+  readonly port: EvtchnPort;
+  prod: number;
+  cons: number;
+}
 
 interface Pending {
   readonly op: number;
@@ -40,11 +51,9 @@ export class ModelGuest {
   readonly #data: SharedPages;
   readonly #pending = new Map<bigint, Pending>();
   readonly #freePages = Array.from({ length: DATA_PAGES }, (_, page) => page);
-  #ring: SharedPages | undefined;
+  /** By queue. */
+  #rings: Ring[] = [];
   #slots = 0;
-  #port = 0;
-  #prod = 0;
-  #cons = 0;
   #id = 0n;
   #isClosed = false;
 
@@ -80,22 +89,25 @@ export class ModelGuest {
     return this.#pending.size;
   }
 
-  /** Forgets what it asked for and makes a new ring, on the same page if it has as many pages. Writes its keys. */
-  async makeRing(): Promise<void> {
+  /**
+   * Forgets what it asked for and makes new rings, as many as it may, on the same pages if they have as many pages.
+   * Writes its keys.
+   */
+  async makeRings(): Promise<void> {
+    const offered = Number(
+      await this.xenstore.tryRead(`${backendDir(this.#address)}/multi-queue-max-queues`),
+    );
+    const count = this.#random.pick(QUEUES.filter((queues) => queues <= Math.max(1, offered)));
     const order = this.#random.below(3);
-    const pages = 1 << order;
-    if (this.#ring !== undefined && this.#ring.refs.length !== pages) this.#dropRing();
-    this.#ring ??= this.#share.share(this.#address.backend, pages, "rw");
-    const { bytes, words } = this.#ring.mapping;
-    bytes.fill(0, 0, this.#random.pick(CLEARED_BYTES));
-    words[1] = words[3] = 1;
-    this.#slots = ringSlots(pages, SLOT_BYTES);
-    this.#prod = this.#cons = 0;
+    const former = this.#rings;
+    for (const { port } of former) this.#channels.unbind(port);
+    this.#rings = Array.from({ length: count }, (_, queue) => this.#makeRing(former[queue]?.pages, order));
+    for (const { pages } of former)
+      if (!this.#rings.some((ring) => ring.pages === pages)) pages.mapping.close();
+    this.#slots = ringSlots(1 << order, SLOT_BYTES);
     for (const { pages: used } of this.#pending.values()) this.#freePages.push(...used);
     this.#pending.clear();
-    if (this.#port !== 0) this.#channels.unbind(this.#port as EvtchnPort);
-    this.#port = this.#channels.bindUnbound(this.#address.backend);
-    await this.#writeKeys(this.#ring.refs, order);
+    await this.#writeKeys(order, former.length);
   }
 
   setState(state: number): Promise<void> {
@@ -110,30 +122,32 @@ export class ModelGuest {
   /** The handshake of a device that is offered. */
   async connect(): Promise<void> {
     await this.untilBackend(2);
-    await this.makeRing();
+    await this.makeRings();
     await this.setState(3);
     await this.untilBackend(4);
     await this.setState(4);
   }
 
-  /** Puts some requests on the ring, as far as there is room. */
+  /** Puts some requests on the rings, as far as there is room. */
   ask(): void {
-    if (this.#ring === undefined) return;
+    if (this.#rings.length === 0) return;
     const count = 1 + this.#random.below(6);
-    for (let i = 0; i < count && this.#pending.size < this.#slots && this.#freePages.length >= 4; i++)
-      this.#put();
-    Atomics.store(this.#ring.mapping.words, 0, this.#prod);
-    this.#channels.notify(this.#port as EvtchnPort);
+    for (let i = 0; i < count && this.#freePages.length >= 4; i++) this.#put();
+    for (const { pages, port, prod } of this.#rings) {
+      Atomics.store(pages.mapping.words, 0, prod);
+      this.#channels.notify(port);
+    }
   }
 
   /** Takes the answers that are there and checks each. */
   reap(): void {
-    if (this.#ring === undefined) return;
-    const { bytes, words } = this.#ring.mapping;
-    const view = new DataView(bytes.buffer, bytes.byteOffset);
-    for (const prod = Atomics.load(words, 2); this.#cons !== prod; this.#cons = (this.#cons + 1) >>> 0) {
-      const at = this.#slotAt(this.#cons);
-      this.#take(view.getBigUint64(at, true), view.getUint8(at + 8), view.getInt16(at + 10, true));
+    for (const ring of this.#rings) {
+      const { bytes, words } = ring.pages.mapping;
+      const view = new DataView(bytes.buffer, bytes.byteOffset);
+      for (const prod = Atomics.load(words, 2); ring.cons !== prod; ring.cons = (ring.cons + 1) >>> 0) {
+        const at = this.#slotAt(ring.cons);
+        this.#take(view.getBigUint64(at, true), view.getUint8(at + 8), view.getInt16(at + 10, true));
+      }
     }
   }
 
@@ -141,7 +155,7 @@ export class ModelGuest {
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
-    if (this.#ring !== undefined) this.#dropRing();
+    for (const { pages } of this.#rings.splice(0)) pages.mapping.close();
     this.#data.mapping.close();
     this.#share.close();
     this.#channels.close();
@@ -149,21 +163,36 @@ export class ModelGuest {
     this.#platform.close();
   }
 
-  #dropRing(): void {
-    this.#ring?.mapping.close();
-    this.#ring = undefined;
+  #makeRing(former: SharedPages | undefined, order: number): Ring {
+    const { backend } = this.#address;
+    const isSame = former?.refs.length === 1 << order;
+    const pages = isSame ? former : this.#share.share(backend, 1 << order, "rw");
+    const { bytes, words } = pages.mapping;
+    bytes.fill(0, 0, this.#random.pick(CLEARED_BYTES));
+    words[1] = words[3] = 1;
+    return { pages, port: this.#channels.bindUnbound(backend), prod: 0, cons: 0 };
   }
 
-  async #writeKeys(refs: readonly number[], order: number): Promise<void> {
-    const single = order === 0;
+  /** Of the rings, with those of `former` rings gone; but a kernel that has one ring may leave them. */
+  async #writeKeys(order: number, former: number): Promise<void> {
+    const count = this.#rings.length;
     const keys: Record<string, string | null> = {
-      "ring-ref": single ? String(refs[0]) : null,
-      "ring-page-order": single ? null : String(order),
-      "event-channel": String(this.#port),
+      "ring-page-order": order === 0 ? null : String(order),
       protocol: "x86_64-abi",
     };
-    for (let page = 0; page < 4; page++)
-      keys[`ring-ref${page}`] = single || page >= refs.length ? null : String(refs[page]);
+    const add = (dir: string, ring: Ring | undefined): void => {
+      const refs = ring?.pages.refs ?? [];
+      keys[`${dir}event-channel`] = ring === undefined ? null : String(ring.port);
+      keys[`${dir}ring-ref`] = order === 0 && ring !== undefined ? String(refs[0]) : null;
+      for (let page = 0; page < 4; page++)
+        keys[`${dir}ring-ref${page}`] = order === 0 || page >= refs.length ? null : String(refs[page]);
+    };
+    add("", count === 1 ? this.#rings[0] : undefined);
+    if (count > 1 || this.#random.chance(0.5)) {
+      keys["multi-queue-num-queues"] = count === 1 ? null : String(count);
+      for (let queue = 0; queue < Math.max(count, former); queue++)
+        add(`queue-${queue}/`, count === 1 ? undefined : this.#rings[queue]);
+    }
     await this.xenstore.transaction(async (tx) => {
       for (const [key, value] of Object.entries(keys)) {
         const path = `${frontendDir(this.#address)}/${key}`;
@@ -186,7 +215,11 @@ export class ModelGuest {
     const model = this.#model;
     const op = random.pick([READ, READ, READ, WRITE, WRITE, WRITE, FLUSH]);
     const count = op === FLUSH ? 0 : 1 + random.below(4);
-    const block = random.below(model.blocks - count);
+    const part = random.below(PARTS);
+    const blocks = model.blocks / PARTS;
+    const block = part * blocks + random.below(blocks - count);
+    const ring = this.#rings[part % this.#rings.length];
+    if (ring.prod - ring.cons >= this.#slots) return;
     const pages = this.#freePages.splice(0, count);
     const stamps = pages.map((page, index) => {
       const stamp = op === WRITE ? model.write(block + index) : model.expected(block + index);
@@ -195,9 +228,9 @@ export class ModelGuest {
       return [stamp];
     });
     this.#pending.set(++this.#id, { op, block, pages, stamps });
-    const at = this.#slotAt(this.#prod);
-    this.#prod = (this.#prod + 1) >>> 0;
-    const view = new DataView((this.#ring as SharedPages).mapping.bytes.buffer);
+    const at = this.#slotAt(ring.prod);
+    ring.prod = (ring.prod + 1) >>> 0;
+    const view = new DataView(ring.pages.mapping.bytes.buffer);
     view.setUint8(at, op);
     view.setUint8(at + 1, count);
     view.setBigUint64(at + 8, this.#id, true);

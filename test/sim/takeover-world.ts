@@ -120,7 +120,8 @@ export class TakeoverWorld implements Ground {
   #serve(): void {
     const ways = [[], ["--grants", "map"], ["--engine", "sync"], ["--filter", "delay:ms=2"]];
     const env = { XENTOOL_SIM: this.host.dir, XENTOOL_DOMID: "0" };
-    const args = ["blkback", "watch", "--kind", "vbd", "--any-script", ...this.random.pick(ways)];
+    const queues = ["--max-queues", String(this.random.pick([1, 2, 4]))];
+    const args = ["blkback", "watch", "--kind", "vbd", "--any-script", ...queues, ...this.random.pick(ways)];
     this.#server = spawnXentool(args, { env });
   }
 
@@ -208,7 +209,7 @@ class Place {
 
   async #beginAnew(): Promise<void> {
     for (const state of this.#ground.random.pick(WAYS)) {
-      if (state === 3) await this.guest.makeRing();
+      if (state === 3) await this.guest.makeRings();
       await this.guest.setState(state);
     }
     this.guest.ask();

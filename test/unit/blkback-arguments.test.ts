@@ -73,6 +73,9 @@ describe("--filter", () => {
 
 describe("an offer", () => {
   test.each<[keyof Offer, number, string]>([
+    ["maxQueues", 0, "--max-queues is a whole number from 1 to 16"],
+    ["maxQueues", 17, "--max-queues is a whole number from 1 to 16"],
+    ["maxQueues", 1.5, "--max-queues is a whole number from 1 to 16"],
     ["maxRingPageOrder", 1.5, "--max-ring-page-order is a whole number from 0 to 4"],
     ["maxRingPageOrder", 5, "--max-ring-page-order is a whole number from 0 to 4"],
     ["maxRingPageOrder", -1, "--max-ring-page-order is a whole number from 0 to 4"],

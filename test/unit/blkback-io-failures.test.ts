@@ -2,7 +2,7 @@
 // forbids what builds on lost data.
 import { afterEach, beforeEach, expect, spyOn, test, type Mock } from "bun:test";
 import { IoFailures } from "../../src/blkback/io-failures.ts";
-import { QueueCounters } from "../../src/blkback/queue-counters.ts";
+import { DiskCounters } from "../../src/blkback/disk-counters.ts";
 import {
   KIND_BARRIER,
   KIND_DISCARD,
@@ -25,7 +25,7 @@ beforeEach(() => {
   stderr = spyOn(process.stderr, "write").mockImplementation(() => true);
   configureLogging(0);
   counters = new Float64Array(8192);
-  failures = new IoFailures(new QueueCounters(counters, 32), undefined);
+  failures = new IoFailures(new DiskCounters(counters, 1), []);
 });
 afterEach(() => stderr.mockRestore());
 

@@ -143,7 +143,7 @@ class World {
     return new BlockQueue({
       domid: GUEST,
       abi: ABI_X86_64,
-      ring: this.ring,
+      lanes: [{ ring: this.ring, port: 1 as EvtchnPort, counters: new Float64Array(8192), journal }],
       channels: {
         fd,
         notify: () => 0,
@@ -155,14 +155,11 @@ class World {
         restrict: () => true,
         close: () => {},
       },
-      port: 1 as EvtchnPort,
       grants: this.grants,
       reactor,
       openTarget: (onEnd) => new FileTarget(image, reactor, onEnd),
       limits: diskLimits(DEFAULT_OFFER, image.info),
       grantMode: "copy",
-      counters: new Float64Array(8192),
-      journal,
     });
   }
 

@@ -24,7 +24,7 @@ class Bench {
     this.#words = shared.words;
     this.#words[RING_REQ_EVENT] = 1;
     this.#ring = new BackRing(shared, ABI_X86_64);
-    this.sleeper = new Sleeper(this.#ring, this.channels, PORT, this.counters);
+    this.sleeper = new Sleeper([{ ring: this.#ring, port: PORT }], this.channels, this.counters);
   }
 
   /** The frontend's push of one request: it sends an event when it is asked to. */

@@ -64,6 +64,27 @@ describe("requests", () => {
   });
 });
 
+describe("lanes", () => {
+  test("each has its own rows, whatever the others take, and rows come back to their lane", () => {
+    const ways = inEveryWay((choose) => {
+      const table = new RequestTable(2, 0, 2);
+      const taken: number[][] = [[], []];
+      for (let step = 0; step < 5; step++) {
+        const lane = choose(2);
+        if (taken[lane].length === 2 || (taken[lane].length > 0 && choose(2) === 1))
+          table.release(taken[lane].splice(choose(taken[lane].length), 1)[0]);
+        else taken[lane].push(table.take(0, lane));
+        for (const [index, rows] of taken.entries()) {
+          expect(new Set(rows).size).toBe(rows.length);
+          for (const row of rows) expect([row >> 1, table.laneOf(row)]).toEqual([index, index]);
+        }
+      }
+      table.close();
+    });
+    expect(ways).toBe(198);
+  });
+});
+
 describe("operations", () => {
   test("every order of opening and closing: none twice, and the lists and counts are right", () => {
     const ways = inEveryWay((choose) => {

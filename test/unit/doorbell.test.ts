@@ -1,6 +1,7 @@
 // The doorbell of a ring: through every short history, whoever was allowed to sleep is woken by the next news, and the
 // port is unmasked for a sleep only.
 import { describe, expect, test } from "bun:test";
+import type { EvtchnPort } from "../../src/core/types.ts";
 import { Doorbell, type Belled } from "../../src/platform/doorbell.ts";
 import { inEveryWay } from "./blkback-fakes.ts";
 import { FAKE_PORT, FakeChannels } from "./fake-channels.ts";
@@ -42,7 +43,7 @@ class FakeRing implements Belled {
 function makeBell(maxPollUs = 50): { bell: Doorbell; ring: FakeRing; channels: FakeChannels } {
   const channels = new FakeChannels();
   const ring = new FakeRing(channels);
-  return { bell: new Doorbell(ring, channels, FAKE_PORT, maxPollUs), ring, channels };
+  return { bell: new Doorbell([{ ring, port: FAKE_PORT }], channels, maxPollUs), ring, channels };
 }
 
 describe("a doorbell", () => {
@@ -78,6 +79,39 @@ describe("a doorbell", () => {
     const { bell, channels } = makeBell();
     expect(bell.take()).toBe(false);
     expect(channels.masked).toBe(false);
+  });
+
+  test("of several rings wakes for news on each, and looks at all of them in turn", () => {
+    inEveryWay((choose) => {
+      const channels = new FakeChannels();
+      const rings = Array.from({ length: 3 }, () => new FakeRing(channels));
+      const bell = new Doorbell(
+        rings.map((ring, index) => ({ ring, port: (FAKE_PORT + index) as EvtchnPort })),
+        channels,
+        50,
+      );
+      for (let step = 0; step < 2; step++) {
+        const early = choose(4);
+        if (early < 3) rings[early].put();
+        if (choose(2) === 1) bell.take();
+        expect(bell.hasNews()).toBe(early < 3);
+        if (early < 3) {
+          expect(bell.arm()).toBe(false);
+          rings[early].takeAll();
+        }
+        expect(bell.arm()).toBe(true);
+        rings[choose(3)].put();
+        expect(channels.isDelivered).toBe(true);
+        expect(bell.take()).toBe(true);
+        rings.forEach((ring) => ring.takeAll());
+        bell.slept(0.001);
+        rings.forEach((ring) => ring.looks.splice(0));
+        bell.look(0);
+        const looks = rings.map((ring) => ring.looks);
+        expect(looks.map((it) => it.reduce((sum, us) => sum + us, 0) <= 18)).toEqual([true, true, true]);
+        expect(looks.map(({ length }) => length)).toEqual([9, 9, 9]);
+      }
+    });
   });
 
   test("looks longer after short sleeps, and not at all after long ones or without a limit", () => {

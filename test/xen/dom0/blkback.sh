@@ -28,7 +28,8 @@ stat_of() {
   wait_for 60 "statistics of $2 of $1" _fresh_stats "$disk" "$since"
   _stats "$disk" "$3"
 }
-_stats() { grep -F "$1" stats.log | tail -1 | sed -n "s/.*\"$2\":\([0-9.]*\).*/\1/p"; }
+# The disk's own numbers come before those of its queues.
+_stats() { grep -F "$1" stats.log | tail -1 | grep -o "\"$2\":[0-9.]*" | head -1 | cut -d: -f2; }
 _fresh_stats() { [ "$(_stats "$1" time)" -ge "$2" ]; }
 
 # install_script: `xentool blkback install`, undone at the end.

@@ -1,4 +1,4 @@
-// Counts a queue's activity in its statistics page. Plain additions to doubles, a few per request.
+// Counts a lane's activity in its part of the disk's statistics. Plain additions to doubles, a few per request.
 import { NOT_REFUSED } from "./refusals.ts";
 import {
   KIND_BARRIER,
@@ -22,20 +22,10 @@ import {
   WRITE_LATENCY,
 } from "./stats.ts";
 
-/**
- * Indexed by kind: the counter, the byte counter (-1: none), the latency histogram, and the counter of image errors.
- */
+/** Indexed by kind: the counter, the byte counter (-1: none) and the latency histogram. */
 const COUNT = [STAT.reads, STAT.writes, STAT.flushes, STAT.discards, STAT.discards, STAT.barriers];
 const BYTES = [STAT.readBytes, STAT.writeBytes, -1, STAT.discardBytes, STAT.discardBytes, STAT.writeBytes];
 const LATENCY = [READ_LATENCY, WRITE_LATENCY, FLUSH_LATENCY, DISCARD_LATENCY, DISCARD_LATENCY, WRITE_LATENCY];
-const ERRORS = [
-  STAT.readErrors,
-  STAT.writeErrors,
-  STAT.flushErrors,
-  STAT.discardErrors,
-  STAT.discardErrors,
-  STAT.writeErrors,
-];
 /** The time that requests took in all, for averages. */
 const TIMES = [STAT.readMs, STAT.writeMs, STAT.flushMs, STAT.discardMs, STAT.discardMs, STAT.writeMs];
 /** A request that takes longer, not counting how long the limits held it back, has stalled. */
@@ -44,7 +34,7 @@ const KINDS = [KIND_READ, KIND_WRITE, KIND_FLUSH, KIND_DISCARD, KIND_SECURE_DISC
 if (KINDS.some((kind, index) => kind !== index))
   throw new Error("the tables above follow the order of the kinds");
 
-export class QueueCounters {
+export class LaneCounters {
   readonly #counters: Float64Array;
 
   constructor(counters: Float64Array, ringSlots: number) {
@@ -61,12 +51,6 @@ export class QueueCounters {
   fetched(count: number): void {
     this.#counters[RING_UTILISATION + count]++;
     this.#counters[STAT.inFlight] += count;
-  }
-
-  /** Shows how many requests have not started yet, and how many of them the limits hold back. */
-  waiting(count: number, held: number): void {
-    this.#counters[STAT.waiting] = count;
-    this.#counters[STAT.held] = held;
   }
 
   indirect(count: number): void {
@@ -99,26 +83,12 @@ export class QueueCounters {
     counters[TIMES[kind]] += tookMs;
   }
 
-  /** Counts an operation of this kind that the image failed with -`errno`. */
-  ioFailure(kind: number, errno: number): void {
-    this.#counters[ERRORS[kind]]++;
-    this.#counters[STAT.ioErrno] = -errno;
-  }
-
-  /** Records that a flush failed with -`errno` and stays failed; 0 if none has. */
-  flushFailure(errno: number): void {
-    this.#counters[STAT.flushErrno] = -errno;
-  }
-
-  /** Counts a push of `count` responses. `copiedSegments` and `merged` are running totals. */
-  pushed(count: number, notified: boolean, copiedSegments: number, merged: number, nowMs: number): void {
+  /** Counts a push of `count` responses. */
+  pushed(count: number, notified: boolean): void {
     const counters = this.#counters;
     counters[STAT.inFlight] -= count;
-    counters[STAT.lastAnswerAtMs] = performance.timeOrigin + nowMs;
     counters[STAT.batches]++;
     counters[BATCH_SIZES + count]++;
     if (notified) counters[STAT.notifies]++;
-    counters[STAT.copiedSegments] = copiedSegments;
-    counters[STAT.merged] = merged;
   }
 }

@@ -1,0 +1,324 @@
+// A disk with several queues, from the keys to the data: what a frontend may write and what it may not, keys that
+// another kernel left, queues that lie, and servers that take over. Whatever one guest does, its neighbour goes on.
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { DeviceAddress } from "../../src/blkback/address.ts";
+import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
+import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { readStats } from "../../src/blkback/stats.ts";
+import { createDevice } from "../../src/blkback/toolstack.ts";
+import { closeImage, openImage, type Image } from "../../src/block/image.ts";
+import { toDomid } from "../../src/core/types.ts";
+import type { SimPlatform } from "../../src/platform/sim.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { formatStats } from "../../cmd/lib/stats-report.ts";
+import { HandmadeGuest, type Keys } from "./blk-guest.ts";
+import { pattern } from "./blk-harness.ts";
+
+const IMAGE_BYTES = 1 << 20;
+const ERROR_KEY = "/local/domain/0/error/backend/qdisk/1/51728/error";
+const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
+const at: DeviceAddress = { backend: toDomid(0), kind: "qdisk", frontend: toDomid(1), devid: 51728 };
+
+let host: SimHost;
+let dom0: SimPlatform;
+let xenstore: Xenstore;
+let dir: string;
+let image: Image;
+let guest: HandmadeGuest;
+const devices: BlkbackDevice[] = [];
+
+async function serve(
+  maxQueues: number,
+  change: Partial<DeviceOptions> = {},
+  to = at,
+): Promise<BlkbackDevice> {
+  const options: DeviceOptions = {
+    offer: { ...DEFAULT_OFFER, maxQueues },
+    grantMode: "copy",
+    engine: "uring",
+    filters: [],
+    statsDir: join(dir, "stats"),
+    verbosity: 0,
+    ...change,
+  };
+  const device = await BlkbackDevice.start(dom0, xenstore, to, image, options, spawnWorker);
+  devices.push(device);
+  return device;
+}
+
+beforeEach(async () => {
+  host = await SimHost.start({ domains: 3, personality: "xenstored-4.22" });
+  dom0 = host.platform(0);
+  xenstore = await Xenstore.connect(dom0);
+  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  writeFileSync(join(dir, "disk.img"), pattern(IMAGE_BYTES));
+  image = openImage(join(dir, "disk.img"), { readOnly: false, direct: false, sectorSizeBytes: 512 });
+  await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params: image.path });
+  guest = await HandmadeGuest.start(host, at);
+});
+
+afterEach(async () => {
+  for (const device of devices.splice(0)) await device.abandon();
+  guest.close();
+  closeImage(image);
+  rmSync(dir, { recursive: true });
+  xenstore.close();
+  dom0.close();
+  expect(await host.settle()).toEqual([]);
+  await host.stop();
+});
+
+/** Writes a page through each queue, and reads it through the next one. */
+async function expectQueues(count: number, byte: number): Promise<void> {
+  for (let queue = 0; queue < count; queue++) {
+    const sector = (byte + queue) * 8;
+    expect(await guest.write(sector, byte + queue, queue)).toBe(0);
+    const read = await guest.read(sector, (queue + 1) % count);
+    expect(read).toEqual(new Uint8Array(4096).fill(byte + queue));
+    expect(await guest.flush(queue)).toBe(0);
+  }
+}
+
+const journals = (): string[] => readdirSync(join(dir, "stats")).filter((name) => name.includes(".journal"));
+
+test.each([1, 2, 4, 16])("%i queues: offered, connected, counted one by one", async (count) => {
+  await serve(count);
+  await guest.connect(count);
+  expect(await guest.backendKey("multi-queue-max-queues")).toBe(String(count));
+  await expectQueues(count, 1);
+  const stats = readStats(join(dir, "stats"), 1, 51728);
+  expect(stats.queues.map((it) => [it.requests, it.reads, it.writes, it.flushes])).toEqual(
+    Array.from({ length: count }, () => [3, 1, 1, 1]),
+  );
+  expect([stats.requests, stats.writeBytes, stats.ringSlots]).toEqual([3 * count, 4096 * count, 32]);
+  const line = /^ {2}queue 1: 3 requests/m;
+  expect(line.test(formatStats(stats))).toBe(count > 1);
+  expect(journals()).toHaveLength(count);
+  await guest.setState(6);
+  await guest.untilBackend(6);
+  expect(journals()).toEqual([]);
+});
+
+test("fewer queues than before, more than before, and one again: what was counted stays", async () => {
+  await serve(4);
+  let total = 0;
+  for (const count of [2, 4, 1]) {
+    await guest.untilBackend(2);
+    const keys =
+      count === 1 ? { ...guest.makeRing(), "multi-queue-num-queues": null } : guest.makeRings(count);
+    await guest.writeTogether(keys);
+    await guest.setState(3);
+    await guest.untilBackend(4);
+    await guest.setState(4);
+    await expectQueues(count, count);
+    total += 3 * count;
+    const stats = readStats(join(dir, "stats"), 1, 51728);
+    expect([stats.queues.length, stats.requests, stats.inFlight]).toEqual([count, total, 0]);
+    await guest.setState(5);
+    await guest.setState(6);
+    await guest.setState(1);
+  }
+});
+
+describe("keys that cannot be served", () => {
+  const cases: [string, (keys: Keys) => Keys, string][] = [
+    ["no queue", () => ({ "multi-queue-num-queues": "0" }), '"0" to multi-queue-num-queues: 1 to 4'],
+    ["one too many", () => ({ "multi-queue-num-queues": "5" }), '"5" to multi-queue-num-queues: 1 to 4'],
+    ["very many", () => ({ "multi-queue-num-queues": "4294967295" }), "multi-queue-num-queues"],
+    ["as many as no number holds", () => ({ "multi-queue-num-queues": "9".repeat(400) }), "num-queues"],
+    ["a fraction", () => ({ "multi-queue-num-queues": "1.5" }), '"1.5" to multi-queue-num-queues'],
+    ["nothing", () => ({ "multi-queue-num-queues": "" }), '"" to multi-queue-num-queues'],
+    ["more queues than it wrote", () => ({ "multi-queue-num-queues": "3" }), "queue-2/ring-ref0"],
+    ["no port", () => ({ "queue-1/event-channel": null }), "queue-1/event-channel"],
+    ["a port that is none", () => ({ "queue-1/event-channel": "4000000000" }), "event channel 4000000000"],
+    ["another queue's port", (keys) => ({ "queue-1/event-channel": keys["queue-0/event-channel"] }), "bind"],
+    ["another queue's page", (keys) => ({ "queue-1/ring-ref": keys["queue-0/ring-ref"] }), "page of queue-0"],
+    ["a page that is none", () => ({ "queue-1/ring-ref": "4000" }), "cannot map"],
+    ["one page where there should be two", () => ({ "ring-page-order": "1" }), "queue-0/ring-ref0"],
+  ];
+  test.each(cases)("%s", async (_name, change, message) => {
+    await serve(4);
+    await guest.untilBackend(2);
+    const keys = guest.makeRings(2);
+    await guest.writeTogether({ ...keys, ...change(keys) });
+    await guest.setState(3);
+    await guest.untilBackend(5);
+    expect(await xenstore.read(ERROR_KEY)).toContain(message);
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+    await guest.untilBackend(2);
+    await guest.writeTogether({ ...guest.makeRings(2), "ring-page-order": null });
+    await guest.setState(3);
+    await guest.untilBackend(4);
+    await expectQueues(2, 3);
+  });
+
+  test("more than one queue, where one was offered", async () => {
+    await serve(1);
+    await guest.untilBackend(2);
+    await guest.offerRing(guest.makeRings(2));
+    await guest.untilBackend(5);
+    expect(await xenstore.read(ERROR_KEY)).toContain('"2" to multi-queue-num-queues: 1 was offered');
+  });
+
+  test("a number that changes all the time: refused or served, and served in the end", async () => {
+    await serve(4);
+    await guest.untilBackend(2);
+    await guest.offerRing(guest.makeRings(4));
+    for (let i = 0; i < 60; i++)
+      await guest.writeTogether({ "multi-queue-num-queues": String([0, 1, 2, 9, 3, 4][i % 6]) });
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+    await guest.untilBackend(2);
+    await guest.offerRing(guest.makeRings(4));
+    await guest.untilBackend(4);
+    await expectQueues(4, 1);
+  });
+});
+
+describe("keys that another kernel left", () => {
+  async function restart(): Promise<void> {
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+    await guest.untilBackend(2);
+  }
+
+  test("four queues, where the successor has one and says so with the plain keys only", async () => {
+    await serve(4);
+    await guest.connect(4);
+    await expectQueues(4, 1);
+    await restart();
+    // The ports of the former kernel are gone, and the numbers of its pages stand for nothing.
+    const former = guest.makeRings(4);
+    const plain = guest.makeRing(0, true);
+    await guest.writeTogether({ ...former, "queue-0/ring-ref": "4000", ...plain });
+    await guest.setState(3);
+    await guest.untilBackend(4);
+    await expectQueues(1, 7);
+    expect(readStats(join(dir, "stats"), 1, 51728).queues).toHaveLength(1);
+  });
+
+  test("of four queues, some keys only", async () => {
+    await serve(4);
+    await guest.untilBackend(2);
+    await guest.writeTogether({ "multi-queue-num-queues": "4", "queue-0/ring-ref": "1" });
+    await guest.offerRing();
+    await guest.untilBackend(4);
+    await expectQueues(1, 7);
+  });
+
+  test("one ring, where the successor has two queues", async () => {
+    await serve(4);
+    await guest.connect();
+    await expectQueues(1, 1);
+    await restart();
+    const rings = guest.makeRings(2);
+    await guest.writeTogether({ ...rings, "ring-ref": "4000", "event-channel": "4000" });
+    await guest.setState(3);
+    await guest.untilBackend(4);
+    await expectQueues(2, 3);
+  });
+});
+
+test("new rings while both ends are Connected, as Linux offers them after s2idle", async () => {
+  await serve(4);
+  await guest.connect(4);
+  await expectQueues(4, 1);
+  for (const count of [4, 2, 3]) {
+    await guest.writeTogether(guest.makeRings(count));
+    await guest.setState(3);
+    await guest.setState(4);
+    await expectQueues(count, count);
+  }
+});
+
+test.each([0, 1, 3])(
+  "queue %i lies: its device is closed, with the number in the message; the neighbour goes on",
+  async (liar) => {
+    const other = { ...at, frontend: toDomid(2) };
+    await createDevice(xenstore, { address: other, readOnly: false, deviceType: "disk", params: image.path });
+    const neighbour = await HandmadeGuest.start(host, other);
+    try {
+      await serve(4);
+      await serve(4, {}, other);
+      await guest.connect(4);
+      await neighbour.connect(4);
+      const busy = Promise.all([0, 1, 2].map((queue) => neighbour.write(8 * queue, 5, queue)));
+      guest.lie(5000, liar);
+      await guest.untilBackend(5);
+      expect(await xenstore.read(ERROR_KEY)).toContain(`queue ${liar}: the ring's indices cannot be true`);
+      expect(await busy).toEqual([0, 0, 0]);
+      expect(await neighbour.read(16, 3)).toEqual(new Uint8Array(4096).fill(5));
+    } finally {
+      await devices.pop()?.abandon();
+      neighbour.close();
+    }
+  },
+);
+
+describe("a successor", () => {
+  test.each([1, 2, 4])("that offers %i goes on with the four that the guest has", async (offered) => {
+    const first = await serve(4);
+    await guest.connect(4);
+    await expectQueues(4, 1);
+    await first.abandon();
+    const pending = [0, 1, 2, 3].map((queue) => guest.flush(queue));
+    await serve(offered);
+    expect(await Promise.all(pending)).toEqual([0, 0, 0, 0]);
+    await expectQueues(4, 9);
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+    await guest.untilBackend(2);
+    expect(await guest.backendKey("multi-queue-max-queues")).toBe(String(offered));
+  });
+
+  test("that offers one serves a guest that has chosen from what a dead server offered", async () => {
+    const first = await serve(4);
+    await guest.untilBackend(2);
+    await first.abandon();
+    await guest.offerRing(guest.makeRings(4));
+    await serve(1);
+    await guest.untilBackend(4);
+    await expectQueues(4, 1);
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+    await guest.untilBackend(2);
+    expect(await guest.backendKey("multi-queue-max-queues")).toBe("1");
+  });
+
+  test("knows of the flush that failed on another queue", async () => {
+    const first = await serve(2, { filters: ["error:op=flush,times=1"] });
+    await guest.connect(2);
+    expect(await guest.flush(1)).toBe(-1);
+    expect(await guest.write(8, 1, 0)).toBe(-1);
+    await first.abandon();
+    await serve(2);
+    expect([await guest.write(8, 1, 0), await guest.flush(0), await guest.flush(1)]).toEqual([-1, -1, -1]);
+    expect(await guest.read(8, 0)).toEqual(pattern(IMAGE_BYTES).slice(4096, 8192));
+  });
+
+  test("waits while one queue's journal is missing, and goes on when it is back", async () => {
+    const first = await serve(2);
+    await guest.connect(2);
+    await expectQueues(2, 1);
+    await first.abandon();
+    const pending = guest.read(8, 1);
+    const journal = join(dir, "stats", "1-51728.journal.1");
+    const kept = await Bun.file(journal).bytes();
+    rmSync(journal);
+    await serve(2);
+    await xenstore.waitFor(ERROR_KEY, (text) => text?.includes("left no journal") === true);
+    expect(await guest.backendKey("state")).toBe("4");
+    writeFileSync(journal, kept);
+    expect(await pending).toEqual(new Uint8Array(4096).fill(1));
+  });
+});

@@ -1,0 +1,55 @@
+# A Linux guest with four processors uses a disk with four queues: fio's checksums are right from all processors at once,
+# also when the server is killed meanwhile and its successor offers one queue only.
+# limit: 500
+# files: dist/xentool
+. /payload/dom0/blkback.sh
+
+guest g --with fio 'vcpus=4'
+image disk 64M >/dev/null
+begin() {
+  xentool -v blkback serve disk --domid "$(domid g)" --vdev xvdb "$@" >>"$OUT/serve.log" 2>&1 &
+  SERVER=$!
+}
+queues() { on g 'ls /sys/block/xvdb/mq | wc -l'; }
+# busy_queues: how many of the disk's queues have answered requests.
+busy_queues() { xentool blkback stats | grep -cE '^ +queue [0-9]+: [1-9]' || true; }
+_served_again() { [ "$(grep -c 'queue(s) of' "$OUT/serve.log")" = "$1" ]; }
+
+note 'four queues'
+begin --max-queues 4 --filter delay:ms=20
+wait_disk g xvdb
+assert_eq "$(queues)" 4 'queues that the guest has'
+job='fio --filename=/dev/xvdb --rw=randrw --bsrange=4k-32k --iodepth=16 --ioengine=libaio --direct=1 --size=12M --verify=crc32c
+  --verify_fatal=1 --verify_state_save=0 --randrepeat=0 --cpus_allowed=0-3 --cpus_allowed_policy=split --offset_increment=16M
+  --numjobs=4 --name=q'
+job=${job//$'\n'/}
+on g "(while [ ! -e /tmp/stop ]; do $job >/tmp/fio 2>&1 || { echo 1 >/tmp/status; exit; }; done; echo 0 >/tmp/status) >/dev/null 2>&1 &"
+in_flight() { local before; before=$(stat_of g xvdb requests); wait_for 60 'I/O' _more "$before"; }
+_more() { [ "$(stat_of g xvdb requests)" -gt $(($1 + 40)) ]; }
+in_flight
+assert_eq "$(busy_queues)" 4 'queues that are in use'
+
+note 'killed under load: the successors offer one queue, four, one'
+served=1
+for offer in 1 4 1; do
+  kill -KILL $SERVER; wait $SERVER || true
+  begin --max-queues $offer --filter delay:ms=20
+  wait_for 60 'the rings to be taken over' _served_again $((++served))
+  in_flight
+done
+note "requests that were in flight, by queue: $(sed -n 's/.* \([0-9]*\) requests in flight are.*/\1/p' "$OUT/serve.log" | paste -sd' ')"
+status=$(on g --limit 200 'touch /tmp/stop; until [ -e /tmp/status ]; do sleep 1; done; cat /tmp/status')
+assert_eq "$status" 0 "fio's status: $(on g 'tail -3 /tmp/fio')"
+assert_eq "$(busy_queues)" 4 'queues in use under a server that offers one'
+assert_eq "$(on g 'sha256sum </dev/xvdb')" "$(sha256sum <disk)" 'what the guest reads afterwards'
+detach
+
+note 'one queue for the same guest'
+begin --max-queues 1
+wait_disk g xvdb
+assert_eq "$(queues)" 1 'queues that the guest has'
+assert_eq "$(on g 'sha256sum </dev/xvdb')" "$(sha256sum <disk)" 'what the guest reads'
+detach
+
+shutdown g
+assert_clean
