@@ -30,12 +30,12 @@ export class DeviceEvents {
     this.#tell = (event) => onEvent(address, event);
   }
 
-  /** The backend is in `state` now. */
-  entered(state: XenbusState): void {
+  /** The backend is in `state` now. `asked`: if that is Closing, it is not the guest that began to close. */
+  entered(state: XenbusState, asked: boolean): void {
     const before = this.#last;
     if (state === XenbusState.InitWait) this.#change("waiting");
     else if (state === XenbusState.Connected) this.#change("connected");
-    else if (state === XenbusState.Closing && before === "connected") this.#change("closing");
+    else if (state === XenbusState.Closing && asked && before === "connected") this.#change("closing");
     else if (state === XenbusState.Closed && (before === "connected" || before === "closing"))
       this.#change("released");
   }

@@ -243,7 +243,7 @@ export class BlkbackDevice {
     this.#frontend = frontend;
     // The toolstack wrote Closing in our place, possibly after we wrote Closed: then it waits to read Closed again.
     if (backend === XenbusState.Closing && this.#state !== XenbusState.Closing)
-      this.#entered(XenbusState.Closing);
+      this.#entered(XenbusState.Closing, true);
     await this.#resizeIfAsked();
     await this.#limitIfAsked();
     return {
@@ -413,10 +413,11 @@ export class BlkbackDevice {
     if (!(await this.#directory.write(keys, error))) this.#lookAgain = true;
   }
 
-  #entered(state: XenbusState): void {
+  /** `asked`: in state Closing, the guest is to let go and does not do so by itself. */
+  #entered(state: XenbusState, asked = this.#frontend !== XenbusState.Closing): void {
     this.#state = state;
     this.#stats.state = state;
-    this.#events.entered(state);
+    this.#events.entered(state, asked);
     logger.info(`${this.#name}: ${xenbusStateName(state)}`);
   }
 

@@ -68,6 +68,8 @@ async function life(lines: Lines, end: () => void): Promise<void> {
   await lines.until("connected");
   await resize(2 << 20);
   await resize(1 << 20);
+  await guest.setState(5);
+  await guest.untilBackend(5);
   await guest.setState(6);
   await guest.untilBackend(6);
   await guest.setState(1);
