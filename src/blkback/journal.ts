@@ -58,13 +58,17 @@ export class Journal {
   readonly unansweredCount: number;
   readonly #mapping: Mapping;
   readonly #doubles: Float64Array;
-  readonly #words: Uint32Array;
+  /**
+   * Signed, as are the slots that are copied here: of an unsigned word above 2^31 JavaScriptCore makes a double, and
+   * the loop in `take` was compiled and thrown away again for seconds on end.
+   */
+  readonly #words: Int32Array;
   #taken: number;
 
   private constructor(mapping: Mapping, unanswered: Uint32Array) {
     this.#mapping = mapping;
     this.#doubles = new Float64Array(mapping.bytes.buffer);
-    this.#words = mapping.words;
+    this.#words = new Int32Array(mapping.bytes.buffer);
     this.unanswered = unanswered;
     this.unansweredCount = unanswered.length / REQUEST_WORDS;
     // The unanswered requests are taken a second time, with the same numbers.
@@ -90,7 +94,7 @@ export class Journal {
   }
 
   /** Records the request in slot `slot` of a fetch, which is kept in table row `row`; `words` are the fetched slots. */
-  take(row: number, slot: number, words: Uint32Array): void {
+  take(row: number, slot: number, words: Int32Array): void {
     const at = entryAt(row);
     const doubles = this.#doubles;
     // Not valid before `commit`, because its number is not below `taken`.

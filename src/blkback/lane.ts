@@ -42,6 +42,7 @@ export class Lane {
   readonly #channels: EventChannels;
   readonly #requests: RequestTable;
   readonly #firstRow: number;
+  readonly #slotWords: Int32Array;
   readonly #responses: Uint32Array;
   readonly #responseWords: number;
   #staged = 0;
@@ -57,6 +58,7 @@ export class Lane {
     this.#journal = options.journal;
     this.parser = new RequestParser(domid, ring.slots, requests, ring.requests, limits, copies, index);
     this.#counters = new LaneCounters(options.counters, ring.slots);
+    this.#slotWords = new Int32Array(ring.requests.bytes.buffer);
     this.#responses = ring.responses.words;
     this.#responseWords = abi.responseBytes / 4;
   }
@@ -74,7 +76,7 @@ export class Lane {
     this.#counters.indirect(parser.indirect);
     const journal = this.#journal;
     if (journal === undefined) return;
-    const { words } = this.ring.requests;
+    const words = this.#slotWords;
     for (let slot = 0; slot < count; slot++) journal.take(parser.rows[slot] - this.#firstRow, slot, words);
     journal.commit(count);
   }

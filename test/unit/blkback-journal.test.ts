@@ -44,8 +44,8 @@ function begin(): Journal {
 }
 
 /** Slots of a fetch, whose words are all their request's number. */
-function slots(...numbers: number[]): Uint32Array {
-  return Uint32Array.from(numbers.flatMap((number) => Array.from({ length: WORDS }, () => number)));
+function slots(...numbers: number[]): Int32Array {
+  return Int32Array.from(numbers.flatMap((number) => Array.from({ length: WORDS }, () => number)));
 }
 
 function take(journal: Journal, rows: number[], numbers: number[]): void {
