@@ -82,6 +82,10 @@ XEN_API xenforeignmemory_resource_handle *xenforeignmemory_map_resource(xenforei
                                                                         unsigned int type, unsigned int id,
                                                                         unsigned long frame, unsigned long nr_frames,
                                                                         void **paddr, int prot, int flags);
+XEN_API int xenforeignmemory_resource_size(xenforeignmemory_handle *fmem, uint16_t domid, unsigned int type,
+                                           unsigned int id, size_t *size);
+XEN_API int xenforeignmemory_unmap(xenforeignmemory_handle *fmem, void *addr, size_t pages);
+XEN_API int xenforeignmemory_unmap_resource(xenforeignmemory_handle *fmem, xenforeignmemory_resource_handle *fres);
 
 typedef struct xendevicemodel_handle xendevicemodel_handle;
 XEN_API xendevicemodel_handle *xendevicemodel_open(struct xentoollog_logger *logger, unsigned int open_flags);

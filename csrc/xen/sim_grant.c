@@ -124,7 +124,7 @@ static int pin(struct region *region, uint32_t first, uint32_t end, const uint32
   struct domain *domain = region->pages[first].domain;
   uint32_t done = first;
   sim_grant_lock(domain);
-  int error = domain->header->dead ? -ESRCH : 0;
+  int error = domain->header->dead ? -EINVAL : 0;
   while (error == 0 && done < end) {
     struct page *page = &region->pages[done];
     error = sim_track_take(domain, refs[done], sim->domid, sim->slot, writable, &page->item, &page->frame);
@@ -149,15 +149,15 @@ static void unpin(const struct region *region, uint32_t end) {
   }
 }
 
-/* Looks up the domains; each run holds one reference. */
+/* Looks up the domains; each run holds one reference. As on Linux, a domain that does not exist is EINVAL here. */
 static int find_domains(struct region *region, const uint32_t *domids) {
   for (uint32_t i = 0; i < region->count; i++) {
     int is_same = i > 0 && domids[i] == domids[i - 1];
     struct domain *domain = is_same ? region->pages[i - 1].domain : sim_domain_get(region->sim, domids[i]);
     if (!domain) {
-      int error = -errno;
+      int error = errno;
       region->count = i;
-      return error;
+      return error == ESRCH ? -EINVAL : -error;
     }
     region->pages[i].domain = domain;
   }

@@ -62,11 +62,11 @@ _Static_assert(XENEVTCHN_NO_CLOEXEC == 1, "flag");
   ran(["cc", "-std=c11", "-Wall", "-Werror", "-fsyntax-only", `-I${root}/csrc`, source]);
 });
 
-/** The symbols that a library defines, with their versions. */
-function symbolsOf(path: string): string[] {
+/** The symbols that a file defines, or those that it takes from others, with their versions. */
+function symbolsOf(path: string, taken = false): string[] {
   const lines = ran(["objdump", "-T", path]).split("\n");
   return lines.flatMap((line) => {
-    const found = line.includes("*UND*") ? null : /\(?(VERS_[\d.]+)\)?\s+(xen\w+)$/.exec(line);
+    const found = line.includes("*UND*") !== taken ? null : /\(?(VERS_[\d.]+)\)?\s+(xen\w+)$/.exec(line);
     return found === null ? [] : [`${found[2]}@${found[1]}`];
   });
 }
@@ -84,6 +84,8 @@ test("a program that calls all of it, by many threads and in a child of a fork",
   const libraries = ["ctrl", ...LIBRARIES].map((name) => `-lxen${name}`);
   const source = join(import.meta.dir, "xen_calls.c");
   ran(["cc", "-std=gnu11", "-Wall", "-Werror", "-o", calls, source, "-pthread", ...libraries]);
+  const ours = symbolsOf(join(root, "build/shim/libxentool_programs.so"));
+  expect(ours.filter((symbol) => !symbolsOf(calls, true).includes(symbol))).toEqual([]);
   await withPrograms(async (host) => {
     await atOnce(host, [[0, calls]]);
   });
