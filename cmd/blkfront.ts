@@ -11,6 +11,7 @@ import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run
 interface DeviceArguments extends GlobalArguments {
   readonly vdev: string;
   readonly abi: "x86_64" | "x86_32";
+  readonly queues: number;
   readonly ringPageOrder: number | undefined;
   readonly take: boolean;
 }
@@ -28,10 +29,16 @@ function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, keyof G
       default: "x86_64" as const,
       describe: "Layout of requests on the ring",
     })
+    .option("queues", {
+      type: "number",
+      default: 1,
+      requiresArg: true,
+      describe: "Rings to spread requests over; fewer if the backend offers fewer",
+    })
     .option("ring-page-order", {
       type: "number",
       requiresArg: true,
-      describe: "A ring of 2^N pages, N 0 to 4 (default: what the backend allows)",
+      describe: "Rings of 2^N pages, N 0 to 4 (default: what the backend allows)",
     })
     .option("take", {
       type: "boolean",
@@ -52,6 +59,7 @@ async function useDisk(
   const { Xenstore } = await import("../src/xenstore/client.ts");
   const { runSession } = await import("../src/blkfront/session.ts");
   const { DEFAULT_POOL_PAGES, LARGE_POOL_PAGES } = await import("../src/blkfront/granted-pool.ts");
+  const { MAX_QUEUES } = await import("../src/blkfront/ring-options.ts");
   const { parseVdev } = await import("../src/protocol/blkif.ts");
   const { RING_MAX_PAGE_ORDER } = await import("../src/protocol/ring.ts");
   const { XentoolError } = await import("../src/core/errors.ts");
@@ -62,6 +70,8 @@ async function useDisk(
   const order = argv.ringPageOrder;
   if (order !== undefined && !(Number.isInteger(order) && order >= 0 && order <= RING_MAX_PAGE_ORDER))
     throw new XentoolError("usage", `--ring-page-order is a number from 0 to ${RING_MAX_PAGE_ORDER}`);
+  if (!(Number.isInteger(argv.queues) && argv.queues >= 1 && argv.queues <= MAX_QUEUES))
+    throw new XentoolError("usage", `--queues is a number from 1 to ${MAX_QUEUES}`);
   const wait = context.timeoutMs === undefined ? {} : { timeoutMs: context.timeoutMs };
   using cleanup = new DisposableStack();
   const platform = cleanup.adopt(await choosePlatform({ platform: context.platform }), (it) => it.close());
@@ -72,6 +82,7 @@ async function useDisk(
     abi: argv.abi,
     wait,
     take: argv.take,
+    queues: argv.queues,
     poolPages: job.type === "bench" ? LARGE_POOL_PAGES : DEFAULT_POOL_PAGES,
     ...(order !== undefined && { ringPageOrder: order }),
   };
@@ -203,9 +214,10 @@ async function printResult(context: CommandContext, vdev: string, result: BenchR
     return;
   }
   const { latencyUs } = result;
+  const queues = result.queues === 1 ? "" : ` on ${result.queues} queues`;
   const lasting = (us: number): string => formatDuration(us * 1000);
   print(
-    `${vdev}: ${result.pattern}, ${formatBytes(result.blockBytes)}, ${result.jobs} at a time, ${seconds.toFixed(1)} s`,
+    `${vdev}: ${result.pattern}, ${formatBytes(result.blockBytes)}, ${result.jobs} at a time${queues}, ${seconds.toFixed(1)} s`,
   );
   print(`  ${formatCount(iops)} IOPS, ${formatBytes(bytesPerSecond)}/s`);
   print(

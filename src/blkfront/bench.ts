@@ -22,6 +22,7 @@ export interface BenchOptions {
 
 /** Structured-cloneable. */
 export interface BenchResult extends BenchOptions {
+  readonly queues: number;
   /** Jobs that had pages: fewer than `depth` when the pool is too small for all of them. */
   readonly jobs: number;
   readonly elapsedMs: number;
@@ -57,7 +58,7 @@ export class Bench {
   #writes = 0;
   #errors = 0;
 
-  /** Takes over the whole queue, which must have at least `depth` tags. Throws `usage` for what this disk cannot do. */
+  /** Takes over the whole queue, which has a tag for each slot. Throws `usage` for what this disk cannot do. */
   constructor(queue: FrontQueue, disk: Disk, options: BenchOptions) {
     const { blockBytes, depth, pattern } = options;
     if (blockBytes % disk.logicalSectorBytes !== 0 || blockBytes === 0)
@@ -104,6 +105,7 @@ export class Bench {
     const used = process.cpuUsage(cpu);
     return {
       ...this.#options,
+      queues: queue.lanes,
       jobs: this.#jobs,
       elapsedMs,
       reads: this.#reads,

@@ -12,8 +12,8 @@ export type BlkfrontJob =
   | { readonly type: "bench"; readonly options: BenchOptions };
 
 export type BlkfrontReport =
-  /** The ring can be offered to the backend. */
-  | { readonly type: "shared"; readonly ring: RingAddress }
+  /** The rings can be offered to the backend, by queue. */
+  | { readonly type: "shared"; readonly rings: readonly RingAddress[] }
   /** The job is over; everything is kept until the backend has let go. */
   | {
       readonly type: "finished";

@@ -21,7 +21,7 @@ export const carryOutBlkfrontOrder: CarryOut<BlkfrontOrder> = (order, page, repo
   const control = new FrontControl(page);
   const platform = cleanup.adopt(openPlatform(order.platform), (it) => it.close());
   const device = cleanup.adopt(FrontDevice.open(platform, { ...order, abi }), (it) => it.close());
-  report({ type: "shared", ring: device.address });
+  report({ type: "shared", rings: device.addresses });
   control.awaitDisk();
   report(perform(order, device, control));
   control.awaitRelease();
@@ -41,11 +41,9 @@ function doJob(
   device: FrontDevice,
   control: FrontControl,
 ): BenchResult | undefined {
-  const { ring, pool, channels, address } = device;
+  const { rings, pool, channels, slots: tags } = device;
   const { job, devid, maxIndirectSegments } = order;
-  const tags = ring.slots;
-  const { port } = address;
-  const queue = new FrontQueue({ ring, pool, channels, port, handle: devid, maxIndirectSegments, tags });
+  const queue = new FrontQueue({ rings, pool, channels, handle: devid, maxIndirectSegments, tags });
   let bench: BenchResult | undefined;
   if (job.type === "nbd") serveNbd(queue, tags, control, job);
   else if (control.runs) bench = new Bench(queue, control.disk, job.options).run(control);

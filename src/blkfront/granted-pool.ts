@@ -8,8 +8,8 @@ import type { GrantShare, SharedPages } from "../platform/platform.ts";
 
 /** Half of what one domain can share by default, so that a second device finds pages too. */
 export const DEFAULT_POOL_PAGES = 480;
-/** Nearly all of it, for a device that is benchmarked alone. */
-export const LARGE_POOL_PAGES = 960;
+/** Nearly all of it, for a device that is benchmarked alone; the rest is for the largest rings of several queues. */
+export const LARGE_POOL_PAGES = 896;
 /** Enough for one request of 11 segments at a time, with some to spare. */
 const MIN_POOL_PAGES = 15;
 

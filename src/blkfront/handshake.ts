@@ -1,9 +1,9 @@
 // The frontend's side of the XenbusState handshake (public/io/blkif.h and xenbus.h): finds the backend, cleans up
-// after an earlier frontend, offers a ring, and learns what the disk is. The backend's keys are believed within
+// after an earlier frontend, offers rings, and learns what the disk is. The backend's keys are believed within
 // bounds. Once a ring is offered, a backend that closes or vanishes ends each wait at once.
 import { XentoolError } from "../core/errors.ts";
 import { escapeText, moduleLogger } from "../core/log.ts";
-import { parseDecimal, toDomid, type Domid, type EvtchnPort } from "../core/types.ts";
+import { parseDecimal, toDomid, type Domid } from "../core/types.ts";
 import type { Platform } from "../platform/platform.ts";
 import {
   MAX_INDIRECT_SEGMENTS,
@@ -16,14 +16,17 @@ import {
 import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
 import { frontendPath, parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Unwatch, WaitOptions, Xenstore } from "../xenstore/client.ts";
+import type { XenstoreOperations } from "../xenstore/operations.ts";
 import { FrontClaim } from "./claim.ts";
 import type { RingAddress } from "./device.ts";
+import { isRingKey, readPorts, ringKeys, samePorts, type Ports } from "./ring-keys.ts";
 
 const logger = moduleLogger("blkfront");
 
 /** What the backend can do, known before the ring is created. */
 export interface BackendLimits {
   readonly backend: Domid;
+  readonly maxQueues: number;
   readonly maxRingPageOrder: number;
   /** The deprecated keys hold a page count instead of an order. */
   readonly countsPages: boolean;
@@ -55,16 +58,6 @@ type BoundedWait = WaitOptions & { readonly timeoutMs: number };
 
 const DEFAULT_TIMEOUT_MS = 10_000;
 const MAX_SECTOR_BYTES = 65_536;
-/** Every key about its ring that an earlier frontend may have left. */
-const RING_KEYS = [
-  "ring-ref",
-  "ring-page-order",
-  "num-ring-pages",
-  "event-channel",
-  "protocol",
-  "multi-queue-num-queues",
-  "feature-persistent",
-];
 
 export class FrontHandshake {
   readonly #xenstore: Xenstore;
@@ -74,9 +67,9 @@ export class FrontHandshake {
   readonly #name: string;
   readonly #claim: FrontClaim;
   readonly #wait: BoundedWait;
-  /** What we wrote last, and the port of its ring: a frontend with another state or port is not ours. */
+  /** What we wrote last, and where its ports are: a frontend with another state or other ports is not ours. */
   #state: XenbusState | undefined;
-  #port: EvtchnPort | undefined;
+  #ports: Ports | undefined;
 
   private constructor(
     xenstore: Xenstore,
@@ -145,35 +138,30 @@ export class FrontHandshake {
     const segments = (await this.#number("feature-max-indirect-segments", 0xffff_ffff)) ?? 0;
     return {
       backend: this.#backend,
+      maxQueues: Math.max(1, (await this.#number("multi-queue-max-queues", 0xffff_ffff)) ?? 1),
       maxRingPageOrder: Math.min(offered, RING_MAX_PAGE_ORDER),
       countsPages: pages !== undefined,
       maxIndirectSegments: Math.min(segments, MAX_INDIRECT_SEGMENTS),
     };
   }
 
-  /** Tells the backend where the ring is: state 3. A single page is offered under the key that every backend knows. */
-  async offerRing(ring: RingAddress, abi: BlkifAbi, limits: BackendLimits): Promise<void> {
-    const { refs, port } = ring;
-    const single = refs.length === 1;
-    const order = limits.countsPages ? "num-ring-pages" : "ring-page-order";
-    const keys: Record<string, string | number> = {
-      ...(single ? {} : { [order]: limits.countsPages ? refs.length : Math.log2(refs.length) }),
-      ...Object.fromEntries(refs.map((ref, index) => [single ? "ring-ref" : `ring-ref${index}`, ref])),
-      "event-channel": port,
-      protocol: abi.protocol,
-      state: XenbusState.Initialised,
-    };
-    this.#claim.record(port);
-    await this.#xenstore.transaction(async (tx) => {
+  /** Tells the backend where the rings are: state 3. */
+  async offerRings(rings: readonly RingAddress[], abi: BlkifAbi, limits: BackendLimits): Promise<void> {
+    const keys = { ...ringKeys(rings, abi, limits.countsPages), state: XenbusState.Initialised };
+    this.#claim.record(rings[0].port);
+    this.#ports = await this.#xenstore.transaction(async (tx) => {
       if (!(await tx.exists(this.#front))) throw this.#lost("it was removed");
-      for (const key of await tx.directory(this.#front))
-        if (RING_KEYS.includes(key) || /^(ring-ref|queue-)[0-9]+$/.test(key))
-          await tx.rm(`${this.#front}/${key}`);
+      await this.#removeRingKeys(tx);
       for (const [key, value] of Object.entries(keys)) await tx.write(`${this.#front}/${key}`, String(value));
+      return readPorts(tx, this.#front);
     });
-    this.#port = port;
     this.#state = XenbusState.Initialised;
-    logger.info(`${this.#name}: Initialised, ${refs.length} ring page(s)`);
+    logger.info(`${this.#name}: Initialised, ${rings.length} queue(s), ${rings[0].refs.length} page(s) each`);
+  }
+
+  async #removeRingKeys(tx: XenstoreOperations): Promise<void> {
+    for (const key of await tx.directory(this.#front))
+      if (isRingKey(key)) await tx.rm(`${this.#front}/${key}`);
   }
 
   /** Waits until the backend serves the ring. Returns the disk that it serves. */
@@ -210,7 +198,7 @@ export class FrontHandshake {
 
   /**
    * Lets go of the device: states 5 and 6, each as soon as the backend is ready. No signal cuts that short. A device
-   * that is not ours any more is left alone.
+   * that is not ours any more is left alone. Nothing that we wrote of our rings stays.
    */
   async close(): Promise<void> {
     const { Unknown, InitWait, Closing, Closed } = XenbusState;
@@ -254,7 +242,7 @@ export class FrontHandshake {
   async #isOurs(store: Pick<Xenstore, "tryRead">): Promise<boolean> {
     return (
       parseXenbusState(await store.tryRead(`${this.#front}/state`)) === this.#state &&
-      (await store.tryRead(`${this.#front}/event-channel`)) === String(this.#port)
+      samePorts(await readPorts(store, this.#front), this.#ports)
     );
   }
 
@@ -267,7 +255,9 @@ export class FrontHandshake {
     const [own, back] = [await this.#ownState(), await this.#backendState()];
     if (own !== Initialised && own !== Connected) return;
     if (back === Closed || back === Unknown) return;
-    if (this.#claim.isAbandoned(await this.#xenstore.tryRead(`${this.#front}/event-channel`))) return;
+    const { single, first } = await readPorts(this.#xenstore, this.#front);
+    // Both: a frontend of others that passes over what another left.
+    if ((single === null || first === null) && this.#claim.isAbandoned(single ?? first)) return;
     throw this.#inUse(`a frontend of it is ${xenbusStateName(own)}`);
   }
 
@@ -343,6 +333,8 @@ export class FrontHandshake {
   async #enter(state: XenbusState): Promise<boolean> {
     const entered = await this.#xenstore.transaction(async (tx) => {
       if (!(await this.#isOurs(tx))) return false;
+      // The next frontend may be one that only adds its own.
+      if (state === XenbusState.Closed) await this.#removeRingKeys(tx);
       await tx.write(`${this.#front}/state`, String(state));
       return true;
     });

@@ -60,7 +60,7 @@ export class NbdCommands {
   readonly #flushes = new Uint16Array(MAX_COMMANDS);
   #flushCount = 0;
 
-  /** Takes over the whole queue, which has a tag for each slot of its ring. */
+  /** Takes over the whole queue, which has a tag for each slot of its rings. */
   constructor(queue: FrontQueue, disk: Disk, tags: number) {
     this.#queue = queue;
     this.disk = disk;

@@ -30,7 +30,7 @@ export function canReadWhole(pieceBytes: number): boolean {
 }
 
 export function exportOf(disk: Disk, name: string, pieceBytes: number): NbdExport {
-  // One ring serves all connections, so a flush on one of them covers the others.
+  // One disk serves all connections, and a flush on any of its rings covers what is completed on the others.
   let flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_CAN_MULTI_CONN;
   if (canMakeDurable(disk)) flags |= NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA;
   if (canReadWhole(pieceBytes)) flags |= NBD_FLAG_SEND_DF;

@@ -21,7 +21,7 @@ const SHORTAGES: ReadonlySet<string> = new Set(["EMFILE", "ENFILE", "ENOBUFS", "
 /** Short, because clients wait meanwhile and need the processor. */
 const MAX_POLL_US = 50;
 const ACCEPTS_AT_ONCE = 16;
-/** Watched besides the connections: ring, control and listener. */
+/** Watched besides the connections: the rings' bell, control and listener. */
 const OTHER_WATCHES = 3;
 const NO_PLACE = -1;
 

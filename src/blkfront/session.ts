@@ -12,7 +12,7 @@ import { FrontControl } from "./blkfront-control.ts";
 import type { BlkfrontJob, BlkfrontOrder } from "./blkfront-orders.ts";
 import type { RingAddress } from "./device.ts";
 import { FrontHandshake, type Disk } from "./handshake.ts";
-import { chooseRing, type RingOptions } from "./ring-options.ts";
+import { chooseRings, type RingOptions } from "./ring-options.ts";
 
 const logger = moduleLogger("blkfront");
 /** When we are to stop, this much time is left for what is in flight. */
@@ -51,22 +51,27 @@ export async function runSession(
   const wait: WaitOptions = { ...options.wait, signal: stop };
   using handshake = await FrontHandshake.find(xenstore, platform, options.devid, wait);
   const limits = await handshake.prepare(options.take);
-  const { abi, ...ring } = chooseRing(options, limits);
+  const { abi, ...rings } = chooseRings(options, limits);
+  const wanted = options.queues ?? rings.queues;
+  if (rings.queues < wanted)
+    logger.warn(
+      `${handshake.name}: ${wanted} queues were wanted, but the backend offers ${limits.maxQueues}`,
+    );
   await using plane = new FrontPlane(spawnWorker, {
     name: handshake.name,
     verbosity: options.verbosity,
     platform: platform.descriptor,
     backend: limits.backend,
     abi: abi.name,
-    ...ring,
+    ...rings,
     devid: options.devid,
     job,
   });
   let told = false;
   try {
-    const address = await plane.shared;
+    const addresses = await plane.shared;
     told = true;
-    await handshake.offerRing(address, abi, limits);
+    await handshake.offerRings(addresses, abi, limits);
     const disk = await handshake.awaitDisk();
     plane.start(disk);
     await handshake.connected();
@@ -118,8 +123,8 @@ async function letGo(handshake: FrontHandshake): Promise<void> {
 
 /** The control side's handle of the plane. Disposing of it ends the grants. */
 class FrontPlane implements AsyncDisposable {
-  /** The ring's numbers, once they are shared. */
-  readonly shared: Promise<RingAddress>;
+  /** The rings' numbers, once they are shared. */
+  readonly shared: Promise<readonly RingAddress[]>;
   /** The job's result; rejects when it failed. */
   readonly finished: Promise<BenchResult | undefined>;
   readonly #plane: Plane;
@@ -128,7 +133,7 @@ class FrontPlane implements AsyncDisposable {
   readonly #released: Promise<void>;
 
   constructor(spawnWorker: SpawnWorker, order: BlkfrontOrder["order"]) {
-    const shared = Promise.withResolvers<RingAddress>();
+    const shared = Promise.withResolvers<readonly RingAddress[]>();
     const finished = Promise.withResolvers<BenchResult | undefined>();
     this.shared = shared.promise;
     this.finished = finished.promise;
@@ -137,7 +142,7 @@ class FrontPlane implements AsyncDisposable {
     this.#plane = new Plane("blkfront", spawnWorker);
     this.#control = new FrontControl(this.#plane.control);
     const carriedOut = this.#plane.carryOut<BlkfrontOrder>(order, (report) => {
-      if (report.type === "shared") shared.resolve(report.ring);
+      if (report.type === "shared") shared.resolve(report.rings);
       else if (report.failure === undefined) finished.resolve(report.bench);
       else finished.reject(asError(report.failure));
     });

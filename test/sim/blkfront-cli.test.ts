@@ -52,6 +52,17 @@ afterEach(async () => {
 });
 
 describe("bench", () => {
+  test("--queues: as many as the backend offers, and a word if that is fewer", async () => {
+    await serve({ offer: { maxQueues: 2 } });
+    const bench = ["bench", "--vdev", "xvdb", "--runtime", "0.1", "--json", "--queues"];
+    const four = await run(...bench, "4");
+    expect([four.status, JSON.parse(four.stdout)]).toMatchObject([0, { queues: 2, errors: 0 }]);
+    expect(four.stderr).toContain("4 queues were wanted, but the backend offers 2");
+    const two = await run(...bench, "2");
+    expect([two.status, two.stderr, JSON.parse(two.stdout)]).toMatchObject([0, "", { queues: 2, errors: 0 }]);
+    expect(await run(...bench, "17")).toMatchObject({ status: 2 });
+  });
+
   test.each([
     ["randread", "4k", 32],
     ["write", "1M", 8],

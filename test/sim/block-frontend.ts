@@ -16,8 +16,9 @@ import {
 import { Xenstore, type Unwatch, type WaitOptions } from "../../src/xenstore/client.ts";
 import { FrontDevice } from "../../src/blkfront/device.ts";
 import { FrontHandshake, type BackendEvent, type Disk } from "../../src/blkfront/handshake.ts";
-import { FrontQueue, type TransferOp } from "../../src/blkfront/queue.ts";
-import { chooseRing, type RingOptions } from "../../src/blkfront/ring-options.ts";
+import type { TransferOp } from "../../src/blkfront/lane.ts";
+import { FrontQueue } from "../../src/blkfront/queue.ts";
+import { chooseRings, type RingOptions } from "../../src/blkfront/ring-options.ts";
 
 export interface FrontendOptions extends RingOptions {
   /** Bound of each wait for the backend. */
@@ -68,7 +69,7 @@ export class BlockFrontend {
     this.#queue = queue;
     this.#disk = disk;
     this.backendClosing = this.#closing.promise;
-    const tags = device.ring.slots;
+    const tags = device.slots;
     this.#running = Array.from({ length: tags }, () => undefined);
     this.#freeTags = Array.from({ length: tags }, (_, tag) => tag);
     let pieceBytes = PIECE_BYTES;
@@ -90,22 +91,14 @@ export class BlockFrontend {
     const handshake = cleanup.use(await FrontHandshake.find(xenstore, platform, devid, options.wait));
     const limits = await handshake.prepare();
     const { backend } = limits;
-    const { abi, maxIndirectSegments, ...sizes } = chooseRing(options, limits);
+    const { abi, maxIndirectSegments, ...sizes } = chooseRings(options, limits);
     const device = cleanup.adopt(FrontDevice.open(platform, { backend, abi, ...sizes }), (it) => it.close());
-    await handshake.offerRing(device.address, abi, limits);
+    await handshake.offerRings(device.addresses, abi, limits);
     cleanup.defer(() => handshake.close());
     const disk = await handshake.awaitDisk();
     await handshake.connected();
-    const { ring, pool, channels, address } = device;
-    const queue = new FrontQueue({
-      ring,
-      pool,
-      channels,
-      port: address.port,
-      handle: devid,
-      maxIndirectSegments,
-      tags: ring.slots,
-    });
+    const { rings, pool, channels, slots: tags } = device;
+    const queue = new FrontQueue({ rings, pool, channels, handle: devid, maxIndirectSegments, tags });
     const frontend = new BlockFrontend(xenstore, handshake, device, queue, disk);
     await frontend.#listen();
     cleanup.move();
@@ -117,9 +110,14 @@ export class BlockFrontend {
     return this.#disk;
   }
 
-  /** Slots of the ring in use. */
+  /** Slots of all rings in use. */
   get slots(): number {
-    return this.#device.ring.slots;
+    return this.#device.slots;
+  }
+
+  /** Rings in use. */
+  get queues(): number {
+    return this.#device.rings.length;
   }
 
   /** `length` bytes at `offset`, whole sectors both. Fails with `io` when the backend says so. */

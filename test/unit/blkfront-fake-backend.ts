@@ -65,6 +65,7 @@ export class FakeBackend {
   readonly ring: FrontRing;
   readonly pool: GrantedPool;
   readonly memory: Mapping;
+  readonly channels: EventChannels;
   /** Completions in order. */
   readonly done: { tag: number; status: number }[] = [];
   notified = 0;
@@ -80,7 +81,7 @@ export class FakeBackend {
     this.#view = new DataView(this.memory.bytes.buffer);
     this.ring = new FrontRing(this.memory, this.#abi);
     this.pool = GrantedPool.share(this.#share, toDomid(0), options.poolPages ?? 64);
-    const channels: EventChannels = {
+    this.channels = {
       fd: -1,
       bindInterdomain: (_domid, port) => port,
       bindUnbound: () => 1 as EvtchnPort,
@@ -95,10 +96,9 @@ export class FakeBackend {
       close: () => {},
     };
     this.queue = new FrontQueue({
-      ring: this.ring,
+      rings: [{ ring: this.ring, port: 1 as EvtchnPort }],
       pool: this.pool,
-      channels,
-      port: 1 as EvtchnPort,
+      channels: this.channels,
       handle: 51728,
       maxIndirectSegments: options.maxIndirectSegments ?? 0,
       tags: 1024,

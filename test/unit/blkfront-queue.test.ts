@@ -2,6 +2,8 @@
 // it makes of answers in any order, and of answers that are lies.
 import { afterEach, describe, expect, test } from "bun:test";
 import { ABI_X86_32, ABI_X86_64, type BlkifAbi } from "../../src/protocol/blkif.ts";
+import { FrontQueue } from "../../src/blkfront/queue.ts";
+import type { EvtchnPort } from "../../src/core/types.ts";
 import { FakeBackend, type FakeOptions, type SeenRequest } from "./blkfront-fake-backend.ts";
 
 const READ = 0;
@@ -320,5 +322,52 @@ describe("the pool", () => {
   test("takes half, and half again, where pages are few", () => {
     const { pool } = start({ poolPages: 5000 });
     expect(pool.pageCount).toBe(1250);
+  });
+});
+
+describe("two rings", () => {
+  let other: FakeBackend;
+  let queue: FrontQueue;
+  const done: [tag: number, status: number][] = [];
+
+  function startTwo(): void {
+    const { ring, pool, channels } = start();
+    other = new FakeBackend({});
+    const rings = [ring, other.ring].map((it, index) => ({ ring: it, port: (index + 1) as EvtchnPort }));
+    queue = new FrontQueue({ rings, pool, channels, handle: 51728, maxIndirectSegments: 0, tags: 64 });
+    queue.onDone = (tag, status) => void done.push([tag, status]);
+  }
+
+  afterEach(() => {
+    other.close();
+    done.length = 0;
+  });
+
+  test("tags take turns, each answer counts for its own, and a full ring is the affair of its tags", () => {
+    startTwo();
+    for (let tag = 0; tag < 64; tag++) expect(queue.flush(tag)).toBe(true);
+    expect([queue.flush(64), queue.flush(65), queue.inFlight]).toEqual([false, false, 64]);
+    queue.push();
+    const [first, second] = [fake.take(), other.take()];
+    expect([first.length, second.length]).toEqual([32, 32]);
+    // The same id on both.
+    other.answer(first[0].id, FLUSH, -1);
+    expect(queue.reap()).toBe(1);
+    fake.answer(first[0].id, FLUSH);
+    expect(queue.reap()).toBe(1);
+    expect(done).toEqual([
+      [1, -1],
+      [0, 0],
+    ]);
+    expect(queue.transfersThatFit(4096)).toBe(64);
+  });
+
+  test("one that lies is named, and stops the disk", () => {
+    startTwo();
+    for (let tag = 0; tag < 4; tag++) queue.flush(tag);
+    queue.push();
+    other.publish(77);
+    queue.reap();
+    expect(queue.failure).toStartWith("queue 1: the backend broke the ring: rsp_prod is 77");
   });
 });
