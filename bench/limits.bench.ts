@@ -6,7 +6,7 @@ import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } fro
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { readUntil } from "../test/e2e/executable.ts";
+import { readUntil } from "../test/support/process.ts";
 
 const XENTOOL = fileURLToPath(new URL("../dist/xentool", import.meta.url));
 const SECONDS = Number(process.env["SECONDS_EACH"] ?? 10);

@@ -11,8 +11,9 @@ import { openVchanClient } from "../../src/vchan/client.ts";
 import { READ, WRITTEN, type VchanEndpoint } from "../../src/vchan/endpoint.ts";
 import { openVchanServer, type VchanServerOptions } from "../../src/vchan/server.ts";
 import { ALMOST_WRAPPED, ORDER_PAIRS } from "../unit/vchan-pair.ts";
+import { chosenSeed } from "../support/random.ts";
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 const seconds = Number(process.env["VCHAN_SECONDS"] ?? 2);
 /** With rings of order 12 and above. */
 const END_WORDS_AT = 4088;

@@ -1,5 +1,5 @@
 // The xenstore suite against the embedded server: every personality, over a socket and within the process.
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import { expect } from "bun:test";
 import { Xenstore } from "../../src/xenstore/client.ts";
@@ -10,9 +10,10 @@ import {
 } from "../../src/xenstore/server/personality.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { xenstoreSuite, type XenstoreTestSetup } from "./xenstore-suite.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 async function open(personality: PersonalityName, overSocket: boolean): Promise<XenstoreTestSetup> {
-  const dir = mkdtempSync("/tmp/xentool-xs-");
+  const dir = temporaryDirectory();
   const path = join(dir, "socket");
   const server = new XenstoreServer({ personality });
   await server.listen(path, 0);
@@ -36,7 +37,7 @@ async function open(personality: PersonalityName, overSocket: boolean): Promise<
       expect(server.statistics).toEqual(before);
       server.close();
       expect(readdirSync(dir)).toEqual([]);
-      rmSync(dir, { recursive: true });
+      removeDirectory(dir);
     },
   };
 }

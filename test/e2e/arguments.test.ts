@@ -1,10 +1,10 @@
 // What is wrong with an argument is found before anything is done with it, for every command in the same words.
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { chmodSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SimHost } from "../../src/sim/host.ts";
 import { runXentool } from "./executable.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const LISTEN = ["vchan", "listen", "1", "t"];
 const USAGE = 2;
@@ -132,7 +132,7 @@ describe("a relay's command", () => {
 
   beforeAll(async () => {
     host = await SimHost.start();
-    dir = mkdtempSync(join(tmpdir(), "xentool-arguments-"));
+    dir = temporaryDirectory();
     writeFileSync(join(dir, "tool"), "#!/bin/sh\n");
     chmodSync(join(dir, "tool"), 0o755);
     writeFileSync(join(dir, "text"), "");
@@ -141,7 +141,7 @@ describe("a relay's command", () => {
 
   afterAll(async () => {
     await host.stop();
-    rmSync(dir, { recursive: true });
+    removeDirectory(dir);
   });
 
   /** Runs `vchan ACTION` in `dir`, where nobody is at the other end, with this command. */

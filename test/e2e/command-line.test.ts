@@ -1,11 +1,12 @@
 // What every command has in common: exit statuses, one-line errors, JSON, pipes and signals.
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { SimHost } from "../../src/sim/host.ts";
-import { readUntil, runShell, runXentool, spawnXentool } from "./executable.ts";
+import { runShell, runXentool, spawnXentool } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 describe("mistakes", () => {
   test.each([
@@ -142,7 +143,7 @@ describe("on a simulated host", () => {
   let env: Record<string, string>;
 
   beforeAll(async () => {
-    dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+    dir = temporaryDirectory();
     writeFileSync(join(dir, "disk.img"), new Uint8Array(2 ** 20));
     host = await SimHost.start();
     env = { XENTOOL_SIM: host.dir };
@@ -150,7 +151,7 @@ describe("on a simulated host", () => {
 
   afterAll(async () => {
     await host.stop();
-    rmSync(dir, { recursive: true });
+    removeDirectory(dir);
   });
 
   /** Devices enough that their list fills a pipe several times over. */

@@ -1,14 +1,15 @@
 // A disk that loses what was written when it is flushed, served by the executable: a loop device over a file system
 // that is full. Nothing says OK afterwards, whoever serves it, and everybody who looks is told.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
-import { readUntil, runXentool, spawnXentool, type Outcome } from "./executable.ts";
+import { runXentool, spawnXentool } from "./executable.ts";
+import { readUntil, type Finished } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const OKAY = 0;
 const ERROR = -1;
@@ -23,7 +24,7 @@ let guest: HandmadeGuest;
 let loop: string | undefined;
 
 beforeEach(async () => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  dir = temporaryDirectory();
   host = await SimHost.start();
   env = { XENTOOL_SIM: host.dir };
   guest = await HandmadeGuest.start(host, DEVICE);
@@ -34,7 +35,7 @@ afterEach(async () => {
   await host.stop();
   if (loop !== undefined) expect(Bun.spawnSync(["losetup", "--detach", loop]).exitCode).toBe(0);
   loop = undefined;
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(left).toEqual([]);
 });
 
@@ -78,7 +79,7 @@ async function restOf(stream: ReadableStream<Uint8Array>): Promise<string> {
 }
 
 /** Detaches by SIGTERM from a guest that lets go; the server's exit status, and what it said since. */
-async function detach(server: ReturnType<typeof spawnXentool>): Promise<Pick<Outcome, "status" | "stderr">> {
+async function detach(server: ReturnType<typeof spawnXentool>): Promise<Pick<Finished, "status" | "stderr">> {
   server.kill("SIGTERM");
   await guest.untilBackend(5);
   await guest.setState(6);
@@ -187,7 +188,7 @@ test("resize fails when the image is empty, because the disk stays as it is", as
 test("stats names the disk that is not served, while another one is", async () => {
   const server = await serving(healthyDisk());
   await guest.connect();
-  const stats = (...args: string[]): Promise<Outcome> => runXentool(["blkback", "stats", ...args], { env });
+  const stats = (...args: string[]): Promise<Finished> => runXentool(["blkback", "stats", ...args], { env });
   for (const [args, text] of [
     [["--domid", "2"], "no disk of domain 2 is served here\n"],
     [["--vdev", "xvdc"], "no disk xvdc is served here\n"],

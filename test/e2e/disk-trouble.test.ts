@@ -1,15 +1,16 @@
 // What happens to a disk's image while it is served: no room left, removed, cut short. The guest gets error
 // responses for what cannot be done, and the device goes on.
 import { expect, test } from "bun:test";
-import { mkdtempSync, rmSync, statSync, truncateSync, unlinkSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { statSync, truncateSync, unlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { pattern } from "../sim/blk-harness.ts";
-import { executable, readUntil, spawnXentool } from "./executable.ts";
+import { executable, spawnXentool } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const ERROR = -1;
 const DEVICE = { backend: toDomid(0), frontend: toDomid(1), kind: DEFAULT_KIND, devid: 51728 };
@@ -63,7 +64,7 @@ test("a full file system: writes that need room fail, others go on", async () =>
 });
 
 test("an image that is removed, and one that is cut short", async () => {
-  const dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  const dir = temporaryDirectory();
   const image = join(dir, "disk.img");
   writeFileSync(image, pattern(1 << 20));
   const args = ["blkback", "serve", image, "--domid", "1", "--vdev", "xvdb"];
@@ -87,5 +88,5 @@ test("an image that is removed, and one that is cut short", async () => {
       expect(await guest.write(0, 5)).toBe(0);
     },
   );
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
 });

@@ -1,11 +1,12 @@
 // However few descriptors there are, a command ends with one line and status 3 or 5, or does its work: each is run
 // with one descriptor more until it succeeds.
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SimHost } from "../../src/sim/host.ts";
-import { executable, readUntil, spawnXentool } from "./executable.ts";
+import { executable, spawnXentool } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 /** With fewer Bun itself does not start, or cannot be told from one that does not. */
 const FEWEST = 8;
@@ -18,7 +19,7 @@ let dir: string;
 
 beforeAll(async () => {
   host = await SimHost.start();
-  dir = mkdtempSync(join(tmpdir(), "xentool-descriptors-"));
+  dir = temporaryDirectory();
   writeFileSync(join(dir, "disk"), "");
   truncateSync(join(dir, "disk"), 1 << 20);
 });
@@ -26,7 +27,7 @@ beforeAll(async () => {
 afterAll(async () => {
   const leaks = await host.settle();
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(leaks).toEqual([]);
 });
 

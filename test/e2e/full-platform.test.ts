@@ -1,9 +1,8 @@
 // A simulated host on a file system that is full: what needs pages of it fails with one line, and nobody dies of it.
 import { expect, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { executable } from "./executable.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const SCRIPT = `
   "$X" blkback serve "$IMAGE" --domid 1 --vdev xvdb --run '
@@ -14,7 +13,7 @@ const SCRIPT = `
   echo "serve: $?"`;
 
 test("a frontend without room for its pages ends with status 5, and the disk serves on", () => {
-  const scratch = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  const scratch = temporaryDirectory();
   const asRoot = process.getuid?.() === 0 ? [] : ["--user", "--map-root-user"];
   const mounted = `mount -t tmpfs -o size=14m none /dev/shm && truncate -s 4M "$IMAGE" && exec "$X" sim run -- sh -c '${SCRIPT.replaceAll("'", `'\\''`)}'`;
   try {
@@ -27,6 +26,6 @@ test("a frontend without room for its pages ends with status 5, and the disk ser
     expect(said).toEndWith("serve: 0\n");
     expect(exitCode).toBe(0);
   } finally {
-    rmSync(scratch, { recursive: true });
+    removeDirectory(scratch);
   }
 });

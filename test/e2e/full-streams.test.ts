@@ -1,11 +1,11 @@
 // Output that cannot be written, because a disk is full or nobody reads any more: on stdout it is an error of its
 // own, on stderr it is nothing, because nobody can be told.
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SimHost } from "../../src/sim/host.ts";
 import { runShell } from "./executable.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const IO = 5;
 const TIMEOUT = 6;
@@ -16,7 +16,7 @@ let dir: string;
 let env: Record<string, string>;
 
 beforeAll(async () => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-streams-"));
+  dir = temporaryDirectory();
   writeFileSync(join(dir, "disk.img"), new Uint8Array(2 ** 20));
   host = await SimHost.start();
   env = { XENTOOL_SIM: host.dir, image: join(dir, "disk.img") };
@@ -25,7 +25,7 @@ beforeAll(async () => {
 afterAll(async () => {
   expect(await host.settle()).toEqual([]);
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
 });
 
 describe("a full stdout: status 5 and one line", () => {

@@ -2,14 +2,15 @@
 // and what is read-only. With real devices of this machine, so root is needed.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { chmodSync, mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeImage, openImage } from "../../src/block/image.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
-import { executable, readUntil, runXentool, spawnXentool, type Outcome } from "./executable.ts";
+import { executable, runXentool, spawnXentool } from "./executable.ts";
+import { readUntil, type Finished } from "../support/process.ts";
 import { HostDevices, run } from "./host-devices.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const IMAGE_BYTES = 4 << 20;
 
@@ -21,7 +22,7 @@ let devices: HostDevices;
 const servers: ReturnType<typeof spawnXentool>[] = [];
 
 beforeEach(async () => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  dir = temporaryDirectory();
   file = join(dir, "disk.img");
   writeFileSync(file, "");
   truncateSync(file, IMAGE_BYTES);
@@ -36,7 +37,7 @@ afterEach(async () => {
   devices.remove();
   const left = await host.settle();
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(left).toEqual([]);
   expect(statuses).toEqual(statuses.map(() => 143));
 });
@@ -54,7 +55,7 @@ async function serve(path: string, mode = "w"): Promise<void> {
 }
 
 async function expectRefused(path: string, mode: string, why: string): Promise<void> {
-  const outcome: Outcome = await runXentool(serving(path, mode), { env });
+  const outcome: Finished = await runXentool(serving(path, mode), { env });
   expect(outcome).toEqual({ status: 3, stdout: "", stderr: `xentool: ${path} ${why}\n` });
 }
 

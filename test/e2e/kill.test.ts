@@ -1,8 +1,7 @@
 // kill -9, of either side, at any moment: what is left is noticed and taken back, nobody hangs, the other
 // disk of the same host does not notice, and whoever starts next works.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND, backendDir } from "../../src/blkback/address.ts";
 import { readStats } from "../../src/blkback/stats.ts";
@@ -11,7 +10,10 @@ import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { pattern } from "../sim/blk-harness.ts";
-import { readUntil, runXentool, spawnXentool } from "./executable.ts";
+import { runXentool, spawnXentool } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { chosenSeed, Random } from "../support/random.ts";
 
 const IMAGE_BYTES = 4 << 20;
 const ROUNDS = 8;
@@ -41,7 +43,7 @@ async function serve(
 
 beforeEach(async () => {
   host = await SimHost.start();
-  dir = mkdtempSync(join(tmpdir(), "xentool-kill-"));
+  dir = temporaryDirectory();
   for (const name of ["a.img", "b.img"]) writeFileSync(join(dir, name), pattern(IMAGE_BYTES));
   env = { XENTOOL_SIM: host.dir };
 });
@@ -53,7 +55,7 @@ afterEach(async () => {
   }
   expect(await host.settle()).toEqual([]);
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
 });
 
 function expectPage(read: Uint8Array | number, sector: number): void {
@@ -152,14 +154,13 @@ test("a guest that makes a new ring while nobody serves is not given what it ask
 });
 
 test("frontends that are killed in the middle of it: the server serves the next one", async () => {
-  const seed = Number(process.env["SEED"] ?? Date.now() % 100_000);
+  const seed = chosenSeed();
   console.log(`frontends killed: SEED=${seed}`);
-  let random = seed;
+  const random = new Random(seed);
   const server = await serve("a.img", 1);
   for (let round = 0; round < ROUNDS; round++) {
-    random = (random * 1103515245 + 12345) % 2 ** 31;
     const front = start(["blkfront", "bench", "--vdev", "xvdb", "--rw", "randrw", "--runtime", "20"], 1);
-    await Bun.sleep(30 + (random % 400));
+    await Bun.sleep(30 + random.below(400));
     front.kill("SIGKILL");
     await front.exited;
   }

@@ -1,7 +1,6 @@
 // Limits as an administrator sets and sees them: at the start, while the disk is in use, and with what does not exist.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { readStats } from "../../src/blkback/stats.ts";
@@ -9,7 +8,9 @@ import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest, type PageRequest } from "../sim/blk-guest.ts";
-import { readUntil, runXentool, spawnXentool, type Outcome } from "./executable.ts";
+import { runXentool, spawnXentool } from "./executable.ts";
+import { readUntil, type Finished } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const DEVICE = {
   backend: toDomid(0),
@@ -27,7 +28,7 @@ let host: SimHost;
 let env: Record<string, string>;
 
 beforeEach(async () => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  dir = temporaryDirectory();
   writeFileSync(join(dir, "a.img"), new Uint8Array(1 << 20));
   host = await SimHost.start();
   env = { XENTOOL_SIM: host.dir };
@@ -35,15 +36,15 @@ beforeEach(async () => {
 afterEach(async () => {
   const left = await host.settle();
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(left).toEqual([]);
 });
 
-const limit = (...args: string[]): Promise<Outcome> =>
+const limit = (...args: string[]): Promise<Finished> =>
   runXentool(["blkback", "limit", "--domid", "1", "--vdev", "xvdb", ...args], { env });
 
 /** What a limit's JSON says, without the zeros. */
-function given({ stdout }: Outcome): unknown {
+function given({ stdout }: Finished): unknown {
   return JSON.parse(stdout, (_key, value: unknown) => (value === 0 ? undefined : value));
 }
 

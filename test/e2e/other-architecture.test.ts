@@ -1,8 +1,9 @@
 // The executable for the other architecture, cross-built by the command that users type and run by QEMU's user mode.
 import { expect, test } from "bun:test";
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { run } from "../support/process.ts";
 
 const ROOT = join(import.meta.dir, "../..");
 const OTHER = process.arch === "arm64" ? { name: "x64", gnu: "x86_64" } : { name: "arm64", gnu: "aarch64" };
@@ -12,10 +13,9 @@ const FOREIGN = [...EMULATOR, join(ROOT, `dist/xentool-${OTHER.name}`)];
 const TIMEOUT_MS = 300_000;
 
 async function outputOf(command: readonly string[], status = 0): Promise<string> {
-  const child = Bun.spawn([...command], { cwd: ROOT, stdin: "ignore", stdout: "pipe", stderr: "pipe" });
-  const [out, err] = await Promise.all([child.stdout.text(), child.stderr.text()]);
-  expect({ command: command.join(" "), status: await child.exited, err }).toMatchObject({ status });
-  return out;
+  const ran = await run(command, { cwd: ROOT });
+  expect({ command: command.join(" "), ...ran }).toMatchObject({ status });
+  return ran.stdout;
 }
 
 test(
@@ -28,7 +28,7 @@ test(
     const foreign = await outputOf([...EMULATOR, `build/${OTHER.name}/build/shim/layout_probe`]);
     expect(foreign).toBe(native);
 
-    const directory = mkdtempSync(join(tmpdir(), "xentool-foreign-"));
+    const directory = temporaryDirectory();
     try {
       const image = join(directory, "disk.img");
       writeFileSync(image, "");
@@ -42,19 +42,16 @@ test(
       const report = await outputOf([...FOREIGN, "sim", "run", "--domains", "2", "--", "sh", "-c", script]);
       expect(JSON.parse(report)).toMatchObject({ errors: 0 });
     } finally {
-      rmSync(directory, { recursive: true });
+      removeDirectory(directory);
     }
   },
   TIMEOUT_MS,
 );
 
 test("an architecture that is not known is refused", async () => {
-  const child = Bun.spawn(["node", "scripts/run.mjs", "build", "--target", "mips"], {
+  const { status, stderr } = await run(["node", "scripts/run.mjs", "build", "--target", "mips"], {
     cwd: ROOT,
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
   });
-  expect(await child.stderr.text()).toContain("--target mips is none of x64, arm64");
-  expect(await child.exited).toBe(1);
+  expect(stderr).toContain("--target mips is none of x64, arm64");
+  expect(status).toBe(1);
 });

@@ -1,13 +1,14 @@
 // Devices of ours that others could take, and devices of others that we could be told to touch: QEMU, libxl and the
 // kernel's blkback on the same host.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SimHost } from "../../src/sim/host.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
-import { readUntil, runXentool, spawnXentool, type Outcome } from "./executable.ts";
+import { runXentool, spawnXentool } from "./executable.ts";
+import { readUntil, type Finished } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const FRONT = "/local/domain/1/device/vbd/51728";
 const BACKENDS = "/local/domain/0/backend";
@@ -22,10 +23,10 @@ let xenstore: Xenstore;
 function blkback(...args: string[]): [string[], { env: Record<string, string> }] {
   return [["blkback", ...args, "--domid", "1", "--vdev", "xvdb"], { env: { XENTOOL_SIM: host.dir } }];
 }
-const run = (...args: string[]): Promise<Outcome> => runXentool(...blkback(...args));
+const run = (...args: string[]): Promise<Finished> => runXentool(...blkback(...args));
 
 beforeEach(async () => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  dir = temporaryDirectory();
   writeFileSync(join(dir, "a.img"), new Uint8Array(65_536));
   host = await SimHost.start();
   dom0 = host.platform(0);
@@ -36,7 +37,7 @@ afterEach(async () => {
   dom0.close();
   const left = await host.settle();
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(left).toEqual([]);
 });
 

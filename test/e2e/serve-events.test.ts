@@ -1,14 +1,15 @@
 // What serve and watch say while they serve: one line each when something changes for the guest, and nothing else.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
-import { readUntil, runXentool, spawnXentool } from "./executable.ts";
+import { runXentool, spawnXentool } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const DEVICE = {
   backend: toDomid(0),
@@ -24,7 +25,7 @@ let host: SimHost;
 let env: Record<string, string>;
 
 beforeEach(async () => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  dir = temporaryDirectory();
   writeFileSync(join(dir, "a.img"), new Uint8Array(1 << 20));
   host = await SimHost.start();
   env = { XENTOOL_SIM: host.dir };
@@ -32,7 +33,7 @@ beforeEach(async () => {
 afterEach(async () => {
   const left = await host.settle();
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(left).toEqual([]);
 });
 

@@ -1,10 +1,11 @@
 // The command of `blkback serve --run`: it ends the server, and the server's end is its own, however that comes.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SimHost } from "../../src/sim/host.ts";
-import { readUntil, runXentool, spawnXentool } from "./executable.ts";
+import { runXentool, spawnXentool } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const SIGTERM_STATUS = 143;
 /** Does not end when it is asked to. */
@@ -15,13 +16,13 @@ let dir: string;
 
 beforeEach(async () => {
   host = await SimHost.start();
-  dir = mkdtempSync(join(tmpdir(), "xentool-run-"));
+  dir = temporaryDirectory();
   writeFileSync(join(dir, "disk.img"), new Uint8Array(65_536));
 });
 
 afterEach(async () => {
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
 });
 
 function serve(command: string): ReturnType<typeof spawnXentool> {

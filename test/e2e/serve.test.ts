@@ -1,14 +1,15 @@
 // A disk served by the executable, from its own worker with its own copy of the C shim, to a guest by hand.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
-import { readUntil, runXentool, spawnXentool } from "./executable.ts";
+import { runXentool, spawnXentool } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const CLOSING = 5;
 const CLOSED = 6;
@@ -25,7 +26,7 @@ let host: SimHost;
 let env: Record<string, string>;
 
 beforeEach(async () => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  dir = temporaryDirectory();
   for (const name of ["a.img", "b.img"]) writeFileSync(join(dir, name), image);
   host = await SimHost.start();
   env = { XENTOOL_SIM: host.dir };
@@ -33,7 +34,7 @@ beforeEach(async () => {
 afterEach(async () => {
   const left = await host.settle();
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(left).toEqual([]);
 });
 

@@ -1,15 +1,16 @@
 // scripts/run.mjs, which every npm script starts with, in a project made for it: nothing is installed here.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { copyFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { copyFileSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { readUntil, root } from "./executable.ts";
+import { root } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { temporaryDirectory } from "../support/temporary.ts";
 
 const node = Bun.which("node") as string;
 let project: string;
 
 beforeEach(() => {
-  project = mkdtempSync(join(tmpdir(), "xentool-set-up-"));
+  project = temporaryDirectory();
   mkdirSync(join(project, "scripts"));
   mkdirSync(join(project, "bin"));
   for (const name of ["scripts/run.mjs", "package.json", "package-lock.json"])

@@ -1,20 +1,20 @@
 // The executable started in hostile surroundings: it must not take code or settings from where it is started,
 // nor need anything there.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { version } from "../../package.json";
 import { runShell, runXentool } from "./executable.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 let dir: string;
 
 beforeEach(() => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  dir = temporaryDirectory();
 });
 
 afterEach(() => {
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
 });
 
 /** A module that leaves a mark when it runs; gives the path of the mark. */

@@ -1,14 +1,15 @@
 // What people and scripts see of the disks that are served: rates while they watch, and metrics.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
-import { readUntil, runXentool, spawnXentool } from "./executable.ts";
+import { runXentool, spawnXentool } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const DEVICE = {
   backend: toDomid(0),
@@ -24,7 +25,7 @@ let guest: HandmadeGuest;
 let server: ReturnType<typeof spawnXentool>;
 
 beforeEach(async () => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  dir = temporaryDirectory();
   writeFileSync(join(dir, "a.img"), new Uint8Array(1 << 20));
   host = await SimHost.start();
   env = { XENTOOL_SIM: host.dir };
@@ -42,7 +43,7 @@ afterEach(async () => {
   guest.close();
   const left = await host.settle();
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(left).toEqual([]);
 });
 

@@ -1,7 +1,6 @@
 // `xentool top` in a pipe, as JSON, on a terminal of its own, and where xenstored does not answer.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { toDomid } from "../../src/core/types.ts";
@@ -10,7 +9,9 @@ import { parseVdev } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { GuestRing } from "../sim/xsring-harness.ts";
-import { executable, readUntil, runXentool, spawnXentool } from "./executable.ts";
+import { executable, runXentool, spawnXentool } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const DEVICE = {
   backend: toDomid(0),
@@ -24,7 +25,7 @@ let host: SimHost;
 let env: Record<string, string>;
 
 beforeEach(async () => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-e2e-"));
+  dir = temporaryDirectory();
   writeFileSync(join(dir, "a.img"), new Uint8Array(1 << 20));
   host = await SimHost.start({ domains: 3 });
   env = { XENTOOL_SIM: host.dir };
@@ -32,7 +33,7 @@ beforeEach(async () => {
 afterEach(async () => {
   const left = await host.settle();
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(left).toEqual([]);
 });
 

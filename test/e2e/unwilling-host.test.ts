@@ -1,11 +1,12 @@
 // A host that has no room left, or does not let us have what it has: one line that names what it was, and status 3
 // or 5. Never a stack, and nothing half made is left.
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { chmodSync, mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SimHost } from "../../src/sim/host.ts";
-import { executable, outcomeOf, type Outcome } from "./executable.ts";
+import { executable } from "./executable.ts";
+import { finished, type Finished } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const ENVIRONMENT = 3;
 const IO = 5;
@@ -17,7 +18,7 @@ let image: string;
 beforeAll(async () => {
   host = await SimHost.start();
   mkdirSync(join(host.dir, "blkback"));
-  dir = mkdtempSync(join(tmpdir(), "xentool-unwilling-"));
+  dir = temporaryDirectory();
   image = join(dir, "disk");
   writeFileSync(image, "");
   truncateSync(image, 1 << 20);
@@ -26,13 +27,13 @@ beforeAll(async () => {
 afterAll(async () => {
   const leaks = await host.settle();
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(leaks).toEqual([]);
 });
 
 /** Runs a line of shell under `wrapper`, in which $xentool is the executable, on the simulated host. */
-function runUnder(wrapper: readonly string[], script: string): Promise<Outcome> {
-  return outcomeOf(
+function runUnder(wrapper: readonly string[], script: string): Promise<Finished> {
+  return finished(
     Bun.spawn([...wrapper, "sh", "-c", script], {
       env: { PATH: process.env["PATH"] ?? "", XENTOOL_SIM: host.dir, xentool: executable, image },
       stdin: "ignore",

@@ -4,7 +4,7 @@
 import { expect } from "bun:test";
 import { ABI_X86_32, ABI_X86_64 } from "../../src/protocol/blkif.ts";
 import { pattern, RingHarness } from "../sim/blk-harness.ts";
-import { Random } from "../sim/random.ts";
+import { Random } from "../support/random.ts";
 
 const IMAGE_BYTES = 256 * 1024;
 const DISK_SECTORS = BigInt(IMAGE_BYTES / 512);

@@ -1,7 +1,7 @@
 // The disk behind the NBD server: a backend that carries out the ring's requests late, in any order and not always
 // with success, and beside it what clients may believe. No two commands under way share a sector, so each request on
 // the ring belongs to one command, and every byte of a reply is known.
-import type { Random } from "../sim/random.ts";
+import type { Random } from "../support/random.ts";
 import type { FakeBackend, SeenRequest } from "../unit/blkfront-fake-backend.ts";
 import {
   changes,

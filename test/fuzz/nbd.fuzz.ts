@@ -1,8 +1,6 @@
 // Random clients of the NBD server, several at once, against models of the protocol and of the disk. The real server
 // runs its real loop on real sockets, in this thread: once a turn it asks whether it may go on, and there the clients
 // and the backend take their steps. So a seed repeats a run exactly.
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { FrontControl } from "../../src/blkfront/blkfront-control.ts";
 import { NbdConnection } from "../../src/blkfront/nbd-connection.ts";
@@ -10,11 +8,13 @@ import { NbdServer } from "../../src/blkfront/nbd-server.ts";
 import { listenAt } from "../../src/native/unix-listener.ts";
 import { ControlPage } from "../../src/plane/control-page.ts";
 import { ABI_X86_32, ABI_X86_64 } from "../../src/protocol/blkif.ts";
-import { Random } from "../sim/random.ts";
+import { Random } from "../support/random.ts";
 import { FakeBackend } from "../unit/blkfront-fake-backend.ts";
 import { DiskModel } from "./nbd-disk-model.ts";
 import { FuzzClient } from "./nbd-fuzz-client.ts";
 import * as nbd from "./nbd-protocol-model.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { openDescriptors } from "../support/descriptors.ts";
 
 const MAGIC = 0x25609513;
 const EPISODE_REQUESTS = 400;
@@ -293,11 +293,6 @@ function randomDisk(random: Random, pieceBytes: number): nbd.ServedDisk {
   };
 }
 
-/** Descriptors of this process. */
-function openFiles(): number {
-  return readdirSync("/proc/self/fd").length;
-}
-
 /** Counts connections that are closed until it is disposed of: nothing else tells that a place is free again. */
 function countClosings(): Disposable {
   const { close } = NbdConnection.prototype;
@@ -312,9 +307,7 @@ function countClosings(): Disposable {
 export async function run(cases: number, seed: number): Promise<void> {
   using cleanup = new DisposableStack();
   cleanup.use(countClosings());
-  const directory = cleanup.adopt(mkdtempSync(join(tmpdir(), "xentool-nbd-")), (it) =>
-    rmSync(it, { recursive: true }),
-  );
+  const directory = cleanup.adopt(temporaryDirectory(), (it) => removeDirectory(it));
   const noise = new Uint8Array(3 * DISK_BYTES);
   const words = new Uint32Array(noise.buffer);
   const random = new Random(0);
@@ -322,11 +315,12 @@ export async function run(cases: number, seed: number): Promise<void> {
   for (let done = 0; done < cases; done += EPISODE_REQUESTS) {
     // Each episode of its own seed: a failure is reproduced without those before it.
     const episodeSeed = seed + done / EPISODE_REQUESTS;
-    const before = openFiles();
+    const before = openDescriptors().length;
     try {
       const wanted = Math.min(EPISODE_REQUESTS, cases - done);
       new Episode(new Random(episodeSeed), noise, join(directory, "socket"), wanted).run();
-      if (openFiles() !== before) throw new Error(`${openFiles() - before} descriptors are left open`);
+      if (openDescriptors().length !== before)
+        throw new Error(`${openDescriptors().length - before} descriptors are left open`);
     } catch (error) {
       throw new Error(`nbd: CASES=${EPISODE_REQUESTS} SEED=${episodeSeed} fails`, { cause: error });
     }

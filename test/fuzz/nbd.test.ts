@@ -8,8 +8,9 @@ import { NbdHandshake } from "../../src/blkfront/nbd-handshake.ts";
 import { FrontQueue } from "../../src/blkfront/queue.ts";
 import { PageRuns } from "../../src/native/page-runs.ts";
 import { run } from "./nbd.fuzz.ts";
+import { chosenSeed } from "../support/random.ts";
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 
 test(`random clients are served as the models say (SEED=${seed})`, async () => {
   await run(2_500, seed);

@@ -15,6 +15,7 @@ import { descendants, type StoreNode } from "../../src/xenstore/server/store.ts"
 import type { XenstoreTransport } from "../../src/xenstore/transport.ts";
 import { RawClient, ServerFixture } from "../unit/xenstore-harness.ts";
 import { Model, parentOf, type NodeRequest } from "./xenstore-model.ts";
+import { wholeNumbers, type WholeNumbers } from "../support/random.ts";
 
 const EPISODE_STEPS = 150;
 const QUOTAS = { nodes: 24, watches: 4, transactions: 3, permissions: 3 };
@@ -33,19 +34,6 @@ const KINDS = [
   ...(["read", "list", "perms", "chmod", "chmod", "rm", "rm", "mkdir", "mkdir"] as const),
   ...(["write", "write", "write", "write"] as const),
 ];
-
-/** Whole numbers below `limit`; mulberry32. */
-type Random = (limit: number) => number;
-
-function randomFrom(seed: number): Random {
-  let state = seed >>> 0;
-  return (limit) => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % limit;
-  };
-}
 
 interface OpenTransaction {
   readonly id: number;
@@ -67,7 +55,7 @@ class Client {
 
 /** One server from its start, with the model beside it. */
 class Episode {
-  readonly #random: Random;
+  readonly #random: WholeNumbers;
   readonly #fixture: ServerFixture;
   readonly #server: XenstoreServer;
   readonly #model: Model;
@@ -76,12 +64,12 @@ class Episode {
   /** What was done last, for whoever has to find out. */
   readonly trace: string[] = [];
 
-  constructor(random: Random) {
+  constructor(random: WholeNumbers) {
     this.#random = random;
     const name = this.#pick(PERSONALITY_NAMES);
     const quotas = { ...PERSONALITIES[name].quotas, ...QUOTAS };
     // Time passes now and then, so that turns end anywhere, also within the end of a transaction.
-    const ticks = randomFrom(random(2 ** 31));
+    const ticks = wholeNumbers(random(2 ** 31));
     let nowMs = 0;
     this.#fixture = new ServerFixture(name, { quotas, now: () => (nowMs += ticks(3)) });
     this.#server = this.#fixture.server;
@@ -369,7 +357,7 @@ function turn(): Promise<void> {
 export async function run(cases: number, seed: number): Promise<void> {
   for (let done = 0; done < cases; done += EPISODE_STEPS) {
     // Each episode of its own seed: a failure is reproduced without those before it.
-    const episode = new Episode(randomFrom(seed + done / EPISODE_STEPS));
+    const episode = new Episode(wholeNumbers(seed + done / EPISODE_STEPS));
     try {
       await episode.run(Math.min(EPISODE_STEPS, cases - done));
     } catch (error) {

@@ -5,8 +5,9 @@ import { Session } from "../../src/xenstore/server/session.ts";
 import { StoreTree } from "../../src/xenstore/server/store.ts";
 import { WatchRegistry } from "../../src/xenstore/server/watch.ts";
 import { run } from "./xenstore.fuzz.ts";
+import { chosenSeed } from "../support/random.ts";
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 
 test(`random requests are answered as the model answers them (SEED=${seed})`, async () => {
   await run(6_000, seed);

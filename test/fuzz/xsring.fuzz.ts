@@ -13,19 +13,7 @@ import { encodeTraceRecord, readTrace, traceFileHeader } from "../../src/xsring/
 import { eventAsJson, eventText } from "../../src/xsring/trace-text.ts";
 import { planClose } from "../../src/xsring/close-plan.ts";
 import { CLOSE_METHODS } from "../../src/xsring/close-plan.ts";
-
-/** Whole numbers below `limit`; mulberry32. */
-type Random = (limit: number) => number;
-
-function randomFrom(seed: number): Random {
-  let state = seed >>> 0;
-  return (limit) => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % limit;
-  };
-}
+import { wholeNumbers, type WholeNumbers } from "../support/random.ts";
 
 const PATHS = ["name", "/local/domain/1/device/vbd/51712/state", "data/x", "@releaseDomain", "", "\x1b[2J"];
 const REPLIES = ["OK\0", "ENOENT\0", "7", "a\0b\0c\0", "", "\x9b31m\x07"];
@@ -33,7 +21,7 @@ const EDGES = [
   0, 1, 15, 16, 1023, 1024, 1025, 2048, 4096, 0x7fff_ffff, 0x8000_0000, 0xffff_fff0, 0xffff_ffff,
 ];
 
-function packet(random: Random): Uint8Array {
+function packet(random: WholeNumbers): Uint8Array {
   const type = random(8) === 0 ? random(0xffff) : random(27);
   const text =
     random(2) === 0
@@ -45,7 +33,7 @@ function packet(random: Random): Uint8Array {
   return bytes;
 }
 
-function fillStream(random: Random, data: Uint8Array): void {
+function fillStream(random: WholeNumbers, data: Uint8Array): void {
   const kind = random(8);
   if (kind === 0) for (let at = 0; at < data.length; at++) data[at] = random(256);
   else if (kind === 1) data.fill([0, 0xff, 1, 0x61][random(4)]);
@@ -62,14 +50,14 @@ function put(data: Uint8Array, start: number, bytes: Uint8Array): number {
   return start + bytes.length;
 }
 
-function index(random: Random, near: number): number {
+function index(random: WholeNumbers, near: number): number {
   const kind = random(6);
   if (kind === 0) return EDGES[random(EDGES.length)];
   if (kind === 1) return random(0x1_0000_0000);
   return (near + random(1100)) >>> 0;
 }
 
-function mutate(random: Random, page: XsRingPage): void {
+function mutate(random: WholeNumbers, page: XsRingPage): void {
   if (random(3) > 0) fillStream(random, page.bytes.subarray(0, 1024));
   if (random(3) > 0) fillStream(random, page.bytes.subarray(1024, 2048));
   for (const word of [512, 514]) {
@@ -89,7 +77,7 @@ function expectPrintable(text: string, what: string): void {
 
 /** One page looked at in every way; `follower` goes on from the page before. */
 function look(
-  random: Random,
+  random: WholeNumbers,
   page: XsRingPage,
   follower: RingFollower,
   events: TraceEvents,
@@ -111,7 +99,7 @@ function look(
 }
 
 function tryPlan(
-  random: Random,
+  random: WholeNumbers,
   report: ReturnType<typeof inspectRing>,
   method: (typeof CLOSE_METHODS)[number],
 ): void {
@@ -128,7 +116,7 @@ function tryPlan(
 }
 
 /** A damaged file of a trace gives records, or one of our errors. */
-async function readDamaged(random: Random): Promise<void> {
+async function readDamaged(random: WholeNumbers): Promise<void> {
   const record = { timeUs: random(1e9), kind: "lost", direction: "request", bytes: random(1e6) } as const;
   const bytes = Buffer.concat([
     traceFileHeader(),
@@ -158,7 +146,7 @@ export async function run(cases: number, seed: number): Promise<void> {
   });
   for (let at = 0; at < cases; at++) {
     // Each case of its own seed: a failure is reproduced without the cases before it, but for the follower.
-    const random = randomFrom(seed + at);
+    const random = wholeNumbers(seed + at);
     try {
       mutate(random, page);
       look(random, page, follower, events, at);

@@ -6,6 +6,7 @@ import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { pattern } from "../sim/blk-harness.ts";
 import { ServedDisk, type DiskOptions, type RunningNbd } from "../sim/blkfront-harness.ts";
+import { finished, start, type Finished } from "../support/process.ts";
 
 let disk: ServedDisk | undefined;
 
@@ -19,21 +20,10 @@ afterEach(async () => {
   disk = undefined;
 });
 
-interface Ran {
-  readonly status: number;
-  readonly stdout: string;
-  readonly stderr: string;
-}
+const PATH = `${process.env["PATH"]}:/usr/sbin:/sbin`;
 
-async function tryRun(...argv: string[]): Promise<Ran> {
-  const child = Bun.spawn(argv, {
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
-    env: { ...process.env, PATH: `${process.env["PATH"]}:/usr/sbin:/sbin` },
-  });
-  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
-  return { status: await child.exited, stdout, stderr };
+function tryRun(...argv: string[]): Promise<Finished> {
+  return finished(start(argv, { env: { ...process.env, PATH } }));
 }
 
 /** Runs a judge, which has to be content. */

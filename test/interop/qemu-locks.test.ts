@@ -3,13 +3,14 @@
 // holds some itself (block/file-posix.c); Debian's 7.2 is what the figures in src/block/image/claim.ts were checked
 // against.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SimHost } from "../../src/sim/host.ts";
-import { readUntil, runXentool, spawnXentool } from "../e2e/executable.ts";
+import { runXentool, spawnXentool } from "../e2e/executable.ts";
+import { readUntil, run } from "../support/process.ts";
 import { HostDevices } from "../e2e/host-devices.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 let dir: string;
 let host: SimHost;
@@ -18,7 +19,7 @@ let devices: HostDevices;
 const running: Bun.Subprocess[] = [];
 
 beforeEach(async () => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-interop-"));
+  dir = temporaryDirectory();
   writeFileSync(join(dir, "disk.img"), new Uint8Array(1 << 20));
   host = await SimHost.start();
   env = { XENTOOL_SIM: host.dir };
@@ -33,7 +34,7 @@ afterEach(async () => {
   devices.remove();
   const left = await host.settle();
   await host.stop();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(left).toEqual([]);
 });
 
@@ -48,9 +49,8 @@ async function serve(path: string, mode: string): Promise<void> {
 }
 
 async function outcome(...argv: string[]): Promise<{ status: number; output: string }> {
-  const child = Bun.spawn(argv, { stdin: "ignore", stdout: "pipe", stderr: "pipe" });
-  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
-  return { status: await child.exited, output: stdout + stderr };
+  const { status, stdout, stderr } = await run(argv);
+  return { status, output: stdout + stderr };
 }
 
 const io = (path: string, ...options: string[]): Promise<{ status: number; output: string }> =>

@@ -1,20 +1,12 @@
 // Unmodified programs on Xen's libraries, on a simulated host: ours behind their names are what Debian's headers and
 // libraries say, and libxenvchan's own code understands `xentool vchan` on top of them.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { installLibraries, programEnvironment } from "../../src/sim/programs.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { executable } from "../e2e/executable.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const root = join(import.meta.dir, "../..");
 const LIBRARIES = ["call", "devicemodel", "evtchn", "foreignmemory", "gnttab"];
@@ -23,7 +15,7 @@ const BYTES = 300_000;
 let scratch: string;
 let peer: string;
 beforeAll(() => {
-  scratch = mkdtempSync(join(tmpdir(), "xentool-programs-"));
+  scratch = temporaryDirectory();
   peer = join(scratch, "vchan-peer");
   const source = join(root, "test/xen/programs/vchan-peer.c");
   const libraries = ["xenvchan", "xengnttab", "xenevtchn", "xenstore", "xentoollog"].map(
@@ -31,7 +23,7 @@ beforeAll(() => {
   );
   ran(["cc", "-std=c11", "-D_GNU_SOURCE", "-o", peer, source, ...libraries]);
 });
-afterAll(() => rmSync(scratch, { recursive: true }));
+afterAll(() => removeDirectory(scratch));
 
 /** What a command says; it must succeed. */
 function ran(command: readonly string[]): string {

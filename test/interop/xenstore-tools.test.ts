@@ -1,16 +1,12 @@
 // Independent judges of the xenstore server: Debian's unmodified xenstore-* tools (package xenstore-utils)
 // and Xen's own test-xenstore (package xen-utils-<version>), through libxenstore and XENSTORED_PATH.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { globSync, mkdtempSync, rmSync } from "node:fs";
+import { globSync } from "node:fs";
 import { join } from "node:path";
 import { PERSONALITY_NAMES } from "../../src/xenstore/server/personality.ts";
 import { XenstoreServer, type XenstoreServerStatistics } from "../../src/xenstore/server/server.ts";
-
-interface Outcome {
-  readonly status: number;
-  readonly stdout: string;
-  readonly stderr: string;
-}
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { finished, start, type Finished } from "../support/process.ts";
 
 const testXenstore = globSync("/usr/lib/xen-*/bin/test-xenstore").sort().at(-1);
 
@@ -20,22 +16,9 @@ describe.each([...PERSONALITY_NAMES])("Xen's tools against %s", (personality) =>
   let before: XenstoreServerStatistics;
 
   const spawn = (command: readonly string[], domid = 0) =>
-    Bun.spawn([...command], {
-      env: { ...process.env, XENSTORED_PATH: join(dir, `${domid}`) },
-      stdin: "ignore",
-      stdout: "pipe",
-      stderr: "pipe",
-    });
+    start(command, { env: { ...process.env, XENSTORED_PATH: join(dir, `${domid}`) } });
 
-  const run = async (command: readonly string[], domid = 0): Promise<Outcome> => {
-    const child = spawn(command, domid);
-    const [stdout, stderr, status] = await Promise.all([
-      child.stdout.text(),
-      child.stderr.text(),
-      child.exited,
-    ]);
-    return { status, stdout, stderr };
-  };
+  const run = (command: readonly string[], domid = 0): Promise<Finished> => finished(spawn(command, domid));
 
   const output = async (...command: string[]): Promise<string> => {
     const { status, stdout, stderr } = await run(command);
@@ -44,7 +27,7 @@ describe.each([...PERSONALITY_NAMES])("Xen's tools against %s", (personality) =>
   };
 
   beforeEach(async () => {
-    dir = mkdtempSync("/tmp/xentool-tools-");
+    dir = temporaryDirectory();
     server = new XenstoreServer({ personality });
     server.createDomain(1, "guest");
     await server.listen(join(dir, "0"), 0);
@@ -58,7 +41,7 @@ describe.each([...PERSONALITY_NAMES])("Xen's tools against %s", (personality) =>
     const { nodes: _then, ...expected } = before;
     expect(left).toEqual(expected);
     server.close();
-    rmSync(dir, { recursive: true });
+    removeDirectory(dir);
   });
 
   test("test-xenstore passes, 12 of 12", async () => {

@@ -41,6 +41,8 @@ export class HandmadeGuest {
   #data: SharedPages | undefined;
   #next = 1n;
 
+  #closed = false;
+
   static async start(host: SimHost, address: DeviceAddress, abi = ABI_X86_64): Promise<HandmadeGuest> {
     const platform = host.platform(address.frontend);
     return new HandmadeGuest(platform, await Xenstore.connect(platform), address, abi);
@@ -212,7 +214,10 @@ export class HandmadeGuest {
     return 64 + (index & 31) * this.#abi.slotBytes;
   }
 
+  /** As the death of the guest. Closing it again does nothing. */
   close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
     for (const pages of this.#former) pages.mapping.close();
     for (const { pages } of this.#rings) pages.mapping.close();
     this.#data?.mapping.close();

@@ -1,8 +1,7 @@
 // Rings between a raw frontend and a BlockQueue that the test drives step by step: both ends in this process, on the
 // simulated platform.
 import { expect } from "bun:test";
-import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeFileSync, writeSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { closeSync, openSync, readSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { openFiltered } from "../../src/block/filters/catalogue.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
@@ -24,6 +23,7 @@ import type {
 import { ABI_X86_64, type BlkifAbi } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { RawRing, writeSegment, type Response, type Segment } from "./blk-raw-ring.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 export const BACK = toDomid(0);
 export const FRONT = toDomid(1);
@@ -92,7 +92,7 @@ export class RingHarness extends RawRing {
     this.rings = [this, ...others];
     this.laneCounters = this.rings.map(() => new Float64Array(8192));
     this.host = host;
-    this.#dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+    this.#dir = temporaryDirectory();
     this.imagePath = options.imagePath ?? join(this.#dir, "disk.img");
     if (options.imagePath === undefined)
       writeFileSync(this.imagePath, pattern(options.imageBytes ?? 1 << 20));
@@ -237,7 +237,7 @@ export class RingHarness extends RawRing {
     this.front.share.close();
     this.frontPlatform.close();
     closeImage(this.#image);
-    rmSync(this.#dir, { recursive: true });
+    removeDirectory(this.#dir);
     expect(await this.host.settle()).toEqual([]);
     await this.host.stop();
   }

@@ -1,12 +1,10 @@
 // The life of a device: handshake, reconnect, hot-unplug, force-close, loss of the guest, guests that write
 // nonsense, growth, and a second server that takes over. Each with real workers, and nothing left at the end.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
 import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
-import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { serveImage } from "../../src/blkback/serve.ts";
 import { resizeDevice } from "../../src/blkback/resize.ts";
 import { listDevices } from "../../src/blkback/device-list.ts";
@@ -18,85 +16,43 @@ import {
   forceCloseDevice,
   waitUntilClosed,
 } from "../../src/blkback/toolstack.ts";
-import { closeImage, openImage, type Image } from "../../src/block/image.ts";
+import type { Image } from "../../src/block/image.ts";
 import { configureLogging } from "../../src/core/log.ts";
 import { toDomid } from "../../src/core/types.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
-import { SimHost } from "../../src/sim/host.ts";
+import type { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { pattern } from "./blk-harness.ts";
-import { HandmadeGuest } from "./blk-guest.ts";
+import type { HandmadeGuest } from "./blk-guest.ts";
+import { chosenSeed, Random } from "../support/random.ts";
+import { DiskWorld, diskAddress, expectPage, IMAGE_BYTES, spawnWorker } from "./disk-world.ts";
 
-const IMAGE_BYTES = 1 << 20;
-const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
-
+let world: DiskWorld;
 let host: SimHost;
 let dom0: SimPlatform;
 let xenstore: Xenstore;
 let dir: string;
 let image: Image;
 let options: DeviceOptions;
-const guests: HandmadeGuest[] = [];
-const devices: BlkbackDevice[] = [];
-
-function address(domid: number, devid = 51728): DeviceAddress {
-  return { backend: toDomid(0), kind: "qdisk", frontend: toDomid(domid), devid };
-}
 
 async function serve(at: DeviceAddress, create = true, spawn = spawnWorker): Promise<BlkbackDevice> {
-  if (create)
-    await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params: image.path });
-  const device = await BlkbackDevice.start(dom0, xenstore, at, image, options, spawn);
-  devices.push(device);
-  return device;
+  if (create) await world.create(at);
+  return world.serve(at, {}, spawn);
 }
 
-async function guestOf(at: DeviceAddress): Promise<HandmadeGuest> {
-  const guest = await HandmadeGuest.start(host, at);
-  guests.push(guest);
-  return guest;
-}
+const guestOf = (at: DeviceAddress): Promise<HandmadeGuest> => world.guest(at);
 
 beforeEach(async () => {
   // C xenstored: a transaction of ours fails when a guest changes the same nodes meanwhile.
-  host = await SimHost.start({ domains: 3, personality: "xenstored-4.22" });
-  dom0 = host.platform(0);
-  xenstore = await Xenstore.connect(dom0);
-  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
-  writeFileSync(join(dir, "disk.img"), pattern(IMAGE_BYTES));
-  image = openImage(join(dir, "disk.img"), { readOnly: false, direct: false, sectorSizeBytes: 512 });
-  options = {
-    offer: DEFAULT_OFFER,
-    grantMode: "copy",
-    engine: "uring",
-    filters: [],
-    statsDir: join(dir, "stats"),
-    verbosity: 0,
-  };
+  world = await DiskWorld.start({ domains: 3, personality: "xenstored-4.22" });
+  ({ host, dom0, xenstore, dir, image, options } = world);
 });
 
-afterEach(async () => {
-  for (const device of devices.splice(0)) await device.abandon();
-  for (const guest of guests.splice(0)) guest.close();
-  closeImage(image);
-  rmSync(dir, { recursive: true });
-  xenstore.close();
-  dom0.close();
-  expect(await host.settle()).toEqual([]);
-  await host.stop();
-});
-
-function expectPage(read: Uint8Array | number, sector: number): void {
-  expect(
-    Buffer.from(read as Uint8Array).equals(
-      Buffer.from(pattern(IMAGE_BYTES)).subarray(sector * 512, sector * 512 + 4096),
-    ),
-  ).toBe(true);
-}
+afterEach(() => world.close());
 
 describe("the handshake", () => {
   test("offers, connects, serves; keys are in place before the states that promise them", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     await serve(at);
     const guest = await guestOf(at);
     await guest.untilBackend(2);
@@ -131,7 +87,7 @@ describe("the handshake", () => {
   });
 
   test("a guest that closes and comes back, as after kexec", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     await serve(at);
     const guest = await guestOf(at);
     for (let round = 0; round < 3; round++) {
@@ -147,7 +103,7 @@ describe("the handshake", () => {
   });
 
   test("other spellings: ring-ref0, ring-page-order, no protocol", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     await serve(at);
     const guest = await guestOf(at);
     await guest.untilBackend(2);
@@ -166,7 +122,7 @@ describe("the handshake", () => {
 
 describe("the end", () => {
   test("hot-unplug: asked to close, the guest lets go", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const device = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -186,7 +142,7 @@ describe("the end", () => {
   });
 
   test("detach waits for nobody when the second signal has come before it", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const device = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -195,7 +151,7 @@ describe("the end", () => {
   });
 
   test("hot-unplug of a disk that the guest has let go of by itself", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const device = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -208,7 +164,7 @@ describe("the end", () => {
   });
 
   test("detach gives up on a guest that holds on, and the device goes on", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const device = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -219,7 +175,7 @@ describe("the end", () => {
   });
 
   test("force-close does not ask the guest", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const device = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -231,7 +187,7 @@ describe("the end", () => {
     ["force-close", forceCloseDevice, "closed"],
     ["destroy", destroyDevice, "removed"],
   ] as const)("%s wins against a guest that writes all the time", async (_name, step, end) => {
-    const at = address(1);
+    const at = diskAddress(1);
     const device = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -250,25 +206,24 @@ describe("the end", () => {
   });
 
   test("a device that nobody used", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const device = await serve(at);
     expect(await device.detach(5000)).toBe(true);
     expect(await device.ended).toBe("closed");
   });
 
   test("the guest dies", async () => {
-    const at = address(2);
+    const at = diskAddress(2);
     const device = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
-    guests.pop();
     guest.close();
     await host.destroyDomain(2);
     expect(await device.ended).toBe("frontend-gone");
   });
 
   test("the toolstack removes the directories", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const device = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -277,7 +232,7 @@ describe("the end", () => {
   });
 
   test("xenstored goes away", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const lost = await Xenstore.connect(dom0);
     await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params: image.path });
     const device = await BlkbackDevice.start(dom0, lost, at, image, options, spawnWorker);
@@ -294,7 +249,14 @@ describe("the end", () => {
       const { signal } = new AbortController();
       const path = join(dir, "other.img");
       writeFileSync(path, pattern(IMAGE_BYTES));
-      const server = { ...options, path, address: address(2), readOnly: false, shared: false, direct: false };
+      const server = {
+        ...options,
+        path,
+        address: diskAddress(2),
+        readOnly: false,
+        shared: false,
+        direct: false,
+      };
       const whole = { ...server, detachTimeoutMs: 1000 };
       const end = serveImage(dom0, lost, whole, spawnWorker, signal, signal, () => connection?.close());
       expect(await end.catch(String)).toContain("went away");
@@ -321,7 +283,7 @@ describe("nonsense", () => {
     ["ring-page-order", "1e3"],
     ["multi-queue-num-queues", "4"],
   ])("%s = %p is refused, and a guest that starts over is served", async (key, value) => {
-    const at = address(1);
+    const at = diskAddress(1);
     await serve(at);
     const guest = await guestOf(at);
     await guest.untilBackend(2);
@@ -339,7 +301,7 @@ describe("nonsense", () => {
   });
 
   test("a ring that lies stops its device; the neighbour does not notice", async () => {
-    const [bad, good] = [address(1), address(2)];
+    const [bad, good] = [diskAddress(1), diskAddress(2)];
     await serve(bad);
     await serve(good);
     const liar = await guestOf(bad);
@@ -355,7 +317,7 @@ describe("nonsense", () => {
   });
 
   test("a ring that lies at once, so that the data plane is gone before we say Connected", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const stopped = Promise.withResolvers<void>();
     await serve(at, true, () => {
       const worker = spawnWorker();
@@ -378,7 +340,7 @@ describe("nonsense", () => {
   });
 
   test("a server that leaves while a guest that flaps has to wait leaves for good", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     let workers = 0;
     const device = await serve(at, true, () => {
       workers++;
@@ -407,14 +369,14 @@ describe("nonsense", () => {
         stop();
       };
     };
-    const device = await serve(address(1));
+    const device = await serve(diskAddress(1));
     expect(listeners).toBe(1);
     await device.abandon();
     expect(listeners).toBe(0);
   });
 
   test("a grant that is none: the neighbour it was merged with is not forgotten", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -428,12 +390,12 @@ describe("nonsense", () => {
   });
 
   test("states that flap, and states that are none", async () => {
-    const seed = Number(process.env["SEED"] ?? Date.now() % 100_000);
+    const seed = chosenSeed();
     console.log(`flapping: SEED=${seed}`);
-    let random = seed;
-    const at = address(1);
+    const random = new Random(seed);
+    const at = diskAddress(1);
     const device = await serve(at);
-    const neighbourAt = address(2);
+    const neighbourAt = diskAddress(2);
     await serve(neighbourAt);
     const neighbour = await guestOf(neighbourAt);
     await neighbour.connect();
@@ -441,8 +403,7 @@ describe("nonsense", () => {
     await guest.untilBackend(2);
     await guest.offerRing();
     for (let i = 0; i < 200; i++) {
-      random = (random * 1103515245 + 12345) % 2 ** 31;
-      await guest.setState([1, 2, 3, 4, 5, 6, 7, 8][(random >> 8) % 8]);
+      await guest.setState(1 + random.below(8));
     }
     expectPage(await neighbour.read(8), 8);
     await guest.setState(6);
@@ -457,7 +418,7 @@ describe("nonsense", () => {
 
 describe("while it runs", () => {
   test("an image that grew is announced", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -470,7 +431,7 @@ describe("while it runs", () => {
   });
 
   test("another server takes over where the first one stopped", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const first = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -483,7 +444,7 @@ describe("while it runs", () => {
   });
 
   test("also where the first one waited for the guest to let go: it goes on waiting", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const first = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -503,7 +464,7 @@ describe("while it runs", () => {
     ["asked to, as Linux before 5.15 does when the disk is mounted", true],
     ["by itself", false],
   ])("also from a guest that says Closing and goes on, %s", async (_name, isAsked) => {
-    const at = address(1);
+    const at = diskAddress(1);
     const first = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -523,7 +484,7 @@ describe("while it runs", () => {
   });
 
   test("also from one that has let go of its ring, and has yet to say Closed", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const first = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();
@@ -540,7 +501,7 @@ describe("while it runs", () => {
   });
 
   test("a server that fails while it takes over leaves no data plane behind", async () => {
-    const at = address(1);
+    const at = diskAddress(1);
     const first = await serve(at);
     const guest = await guestOf(at);
     await guest.connect();

@@ -6,7 +6,7 @@ import type { BlockTarget, TargetInfo } from "../../src/block/target.ts";
 import { Mapping } from "../../src/native/memory.ts";
 import { IO_FLUSH, IO_WRITE, Timer, type IoOp, type OnEnd, type Reactor } from "../../src/native/reactor.ts";
 import { RingHarness } from "./blk-harness.ts";
-import { Random } from "./random.ts";
+import { chosenSeed, Random } from "../support/random.ts";
 
 const READ = 0;
 const WRITE = 1;
@@ -143,7 +143,7 @@ async function run(seed: number): Promise<boolean> {
 }
 
 test("what was answered OK before a flush that was answered OK is durable, whatever the disk loses", async () => {
-  const seed = Number(process.env["SEED"] ?? Date.now() % 100_000);
+  const seed = chosenSeed();
   console.log(`durability: SEED=${seed}`);
   const stderr = spyOn(process.stderr, "write").mockImplementation(() => true);
   try {

@@ -1,68 +1,34 @@
 // The ways of the field's frontends, step by step as their sources have them, each up to I/O that is compared. Which
 // keys they write, in one transaction or one by one, which states they pass through, and what they wait for.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
-import { BlkbackDevice } from "../../src/blkback/device.ts";
-import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
-import { closeDevice, createDevice } from "../../src/blkback/toolstack.ts";
-import { closeImage, openImage, type Image } from "../../src/block/image.ts";
-import { toDomid } from "../../src/core/types.ts";
-import type { SimPlatform } from "../../src/platform/sim.ts";
+import { readFileSync } from "node:fs";
+import { frontendDir } from "../../src/blkback/address.ts";
+import type { BlkbackDevice } from "../../src/blkback/device.ts";
+import { closeDevice } from "../../src/blkback/toolstack.ts";
+import type { Image } from "../../src/block/image.ts";
 import { ABI_X86_32 } from "../../src/protocol/blkif.ts";
-import { SimHost } from "../../src/sim/host.ts";
-import { Xenstore } from "../../src/xenstore/client.ts";
-import { HandmadeGuest } from "./blk-guest.ts";
+import type { Xenstore } from "../../src/xenstore/client.ts";
+import type { HandmadeGuest } from "./blk-guest.ts";
 import { pattern } from "./blk-harness.ts";
+import { DiskWorld, diskAddress, IMAGE_BYTES } from "./disk-world.ts";
 
-const IMAGE_BYTES = 1 << 20;
-const at: DeviceAddress = { backend: toDomid(0), kind: "qdisk", frontend: toDomid(1), devid: 51728 };
-const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
+const at = diskAddress(1);
 
-let host: SimHost;
-let dom0: SimPlatform;
+let world: DiskWorld;
 let xenstore: Xenstore;
-let dir: string;
 let image: Image;
 let guest: HandmadeGuest;
 let device: BlkbackDevice;
 
-async function serve(): Promise<void> {
-  const options = {
-    offer: DEFAULT_OFFER,
-    grantMode: "copy",
-    engine: "uring",
-    filters: [],
-    statsDir: join(dir, "stats"),
-    verbosity: 0,
-  } as const;
-  device = await BlkbackDevice.start(dom0, xenstore, at, image, options, spawnWorker);
-}
-
 beforeEach(async () => {
-  host = await SimHost.start({ domains: 2, personality: "xenstored-4.22" });
-  dom0 = host.platform(0);
-  xenstore = await Xenstore.connect(dom0);
-  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
-  writeFileSync(join(dir, "disk.img"), pattern(IMAGE_BYTES));
-  image = openImage(join(dir, "disk.img"), { readOnly: false, direct: false, sectorSizeBytes: 512 });
-  await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params: image.path });
-  guest = await HandmadeGuest.start(host, at);
-  await serve();
+  world = await DiskWorld.start({ domains: 2, personality: "xenstored-4.22" });
+  ({ xenstore, image } = world);
+  await world.create(at);
+  guest = await world.guest(at);
+  device = await world.serve(at);
 });
 
-afterEach(async () => {
-  await device.abandon();
-  guest.close();
-  closeImage(image);
-  rmSync(dir, { recursive: true });
-  xenstore.close();
-  dom0.close();
-  expect(await host.settle()).toEqual([]);
-  await host.stop();
-});
+afterEach(() => world.close());
 
 /** Writes a page and reads it and its neighbour back, from the disk and from the image. */
 async function expectDisk(byte: number): Promise<void> {
@@ -135,7 +101,7 @@ describe("Linux", () => {
     await guest.setState(3);
     if (isConnected) await guest.setState(4);
     const pending = expectDisk(2);
-    await serve();
+    device = await world.serve(at);
     await pending;
     await guest.untilBackend(4);
     await guest.setState(4);
@@ -148,7 +114,7 @@ test("a ring in use that cannot be gone on with is waited for, but one that is o
   await expectDisk(1);
   await device.abandon();
   await guest.writeTogether({ "ring-ref": "nonsense" });
-  await serve();
+  device = await world.serve(at);
   await xenstore.waitFor("/local/domain/0/error/backend/qdisk/1/51728/error", (it) => it !== null);
   expect(await guest.backendKey("state")).toBe("4");
   await guest.writeTogether({ ...guest.makeRing(), protocol: "mips-abi" });
@@ -174,7 +140,7 @@ test("Amazon's: after hibernation Closing and Closed, and then Initialised at on
 
 test("mini-os, pvgrub: 32-bit layouts, Connected at once, and Initialising at the end; then the kernel's", async () => {
   guest.close();
-  guest = await HandmadeGuest.start(host, at, ABI_X86_32);
+  guest = await world.guest(at, ABI_X86_32);
   await guest.writeTogether({ ...guest.makeRing(), state: "4" });
   await guest.untilBackend(4);
   await expectDisk(1);
@@ -193,7 +159,7 @@ test("OVMF: keys and Connected in one transaction, before the device is offered;
   await device.abandon();
   await xenstore.write(`/local/domain/0/backend/qdisk/1/51728/state`, "1");
   await guest.writeTogether({ ...guest.makeRing(), state: "4" });
-  await serve();
+  device = await world.serve(at);
   await guest.untilBackend(4);
   await expectDisk(1);
   await guest.setState(5);

@@ -1,93 +1,39 @@
 // Limits of a disk in use, from its keys in xenstore to the ring: they are obeyed, change while requests wait for them,
 // and neither a stop nor a takeover loses what was held back.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { backendDir, type DeviceAddress } from "../../src/blkback/address.ts";
-import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
-import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { backendDir } from "../../src/blkback/address.ts";
+import type { BlkbackDevice } from "../../src/blkback/device.ts";
+import { type DeviceOptions } from "../../src/blkback/device.ts";
 import { limitDevice, readRates } from "../../src/blkback/rate-keys.ts";
 import { parseRate, UNLIMITED, UNLIMITED_DISK } from "../../src/blkback/rates.ts";
 import { readAllStats, readStats, type DeviceStats } from "../../src/blkback/stats.ts";
-import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
-import { closeImage, openImage, type Image } from "../../src/block/image.ts";
-import { toDomid } from "../../src/core/types.ts";
-import type { SimPlatform } from "../../src/platform/sim.ts";
-import { SimHost } from "../../src/sim/host.ts";
-import { Xenstore } from "../../src/xenstore/client.ts";
-import { HandmadeGuest, type PageRequest } from "./blk-guest.ts";
+import type { Xenstore } from "../../src/xenstore/client.ts";
+import type { HandmadeGuest } from "./blk-guest.ts";
+import { type PageRequest } from "./blk-guest.ts";
+import { DiskWorld, diskAddress } from "./disk-world.ts";
 
-const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
-const ADDRESS: DeviceAddress = {
-  backend: toDomid(0),
-  kind: "qdisk",
-  frontend: toDomid(1),
-  devid: 51728,
-};
+const ADDRESS = diskAddress(1);
 const READS: readonly PageRequest[] = Array.from({ length: 31 }, (_, i) => ({
   operation: 0,
   sector: i * 16,
 }));
 const WAIT = { timeoutMs: 20_000 };
 
-let host: SimHost;
-let dom0: SimPlatform;
+let world: DiskWorld;
 let xenstore: Xenstore;
-let dir: string;
-let image: Image;
 let options: DeviceOptions;
 let guest: HandmadeGuest;
-const devices: BlkbackDevice[] = [];
 
 beforeEach(async () => {
-  host = await SimHost.start({ domains: 2 });
-  dom0 = host.platform(0);
-  xenstore = await Xenstore.connect(dom0);
-  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
-  writeFileSync(join(dir, "disk.img"), new Uint8Array(1 << 20).fill(7));
-  image = openImage(join(dir, "disk.img"), { readOnly: false, direct: false, sectorSizeBytes: 512 });
-  options = {
-    offer: DEFAULT_OFFER,
-    grantMode: "copy",
-    engine: "uring",
-    filters: [],
-    statsDir: join(dir, "stats"),
-    verbosity: 0,
-  };
-  await createDevice(xenstore, {
-    address: ADDRESS,
-    readOnly: false,
-    deviceType: "disk",
-    params: image.path,
-  });
-  guest = await HandmadeGuest.start(host, ADDRESS);
+  world = await DiskWorld.start({ domains: 2 }, new Uint8Array(1 << 20).fill(7));
+  ({ xenstore, options } = world);
+  await world.create(ADDRESS);
+  guest = await world.guest(ADDRESS);
 });
 
-afterEach(async () => {
-  for (const device of devices.splice(0)) await device.abandon();
-  guest.close();
-  await destroyDevice(xenstore, ADDRESS);
-  xenstore.close();
-  dom0.close();
-  closeImage(image);
-  rmSync(dir, { recursive: true });
-  expect(await host.settle()).toEqual([]);
-  await host.stop();
-});
+afterEach(() => world.close());
 
-async function serve(rates = UNLIMITED_DISK): Promise<BlkbackDevice> {
-  const device = await BlkbackDevice.start(
-    dom0,
-    xenstore,
-    ADDRESS,
-    image,
-    { ...options, rates },
-    spawnWorker,
-  );
-  devices.push(device);
-  return device;
-}
+const serve = (rates = UNLIMITED_DISK): Promise<BlkbackDevice> => world.serve(ADDRESS, { rates });
 
 const stats = (): DeviceStats => readStats(options.statsDir, 1, 51728);
 const iops = (text: string) => parseRate("iops", "", text);

@@ -1,23 +1,19 @@
 // What a disk has promised: after a flush that failed nothing says OK that builds on lost data, until the guest has a
 // new ring, whoever serves it; and what a guest wrote is on the disk when it has let go. With faults from filters.
 import { afterEach, beforeEach, describe, expect, spyOn, test, type Mock } from "bun:test";
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { backendDir, type DeviceAddress } from "../../src/blkback/address.ts";
-import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
-import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { truncateSync } from "node:fs";
+import { backendDir } from "../../src/blkback/address.ts";
+import type { BlkbackDevice } from "../../src/blkback/device.ts";
+import { type DeviceOptions } from "../../src/blkback/device.ts";
 import { resizeDevice } from "../../src/blkback/resize.ts";
 import { readStats, STAT } from "../../src/blkback/stats.ts";
-import { closeDevice, createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
-import { closeImage, openImage, type Image } from "../../src/block/image.ts";
+import { closeDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
+import type { Image } from "../../src/block/image.ts";
 import { configureLogging } from "../../src/core/log.ts";
-import { toDomid } from "../../src/core/types.ts";
-import type { SimPlatform } from "../../src/platform/sim.ts";
-import { SimHost } from "../../src/sim/host.ts";
-import { Xenstore } from "../../src/xenstore/client.ts";
-import { HandmadeGuest } from "./blk-guest.ts";
+import type { Xenstore } from "../../src/xenstore/client.ts";
+import type { HandmadeGuest } from "./blk-guest.ts";
 import { pattern, RingHarness, type HarnessOptions } from "./blk-harness.ts";
+import { DiskWorld, diskAddress, IMAGE_BYTES } from "./disk-world.ts";
 
 const READ = 0;
 const WRITE = 1;
@@ -152,58 +148,23 @@ describe.each([
 });
 
 describe("over the life of a device", () => {
-  const IMAGE_BYTES = 1 << 20;
-  const AT: DeviceAddress = { backend: toDomid(0), kind: "qdisk", frontend: toDomid(1), devid: 51728 };
-  const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
-  let host: SimHost;
-  let dom0: SimPlatform;
+  const AT = diskAddress(1);
+  let world: DiskWorld;
   let xenstore: Xenstore;
-  let dir: string;
   let image: Image;
   let options: DeviceOptions;
   let guest: HandmadeGuest;
-  const devices: BlkbackDevice[] = [];
 
   beforeEach(async () => {
-    host = await SimHost.start({ domains: 2 });
-    dom0 = host.platform(0);
-    xenstore = await Xenstore.connect(dom0);
-    dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
-    writeFileSync(join(dir, "disk.img"), pattern(IMAGE_BYTES));
-    image = openImage(join(dir, "disk.img"), { readOnly: false, direct: false, sectorSizeBytes: 512 });
-    options = {
-      offer: DEFAULT_OFFER,
-      grantMode: "copy",
-      engine: "uring",
-      filters: [],
-      statsDir: join(dir, "stats"),
-      verbosity: 0,
-    };
-    await createDevice(xenstore, {
-      address: AT,
-      readOnly: false,
-      deviceType: "disk",
-      params: image.path,
-    });
-    guest = await HandmadeGuest.start(host, AT);
+    world = await DiskWorld.start({ domains: 2 });
+    ({ xenstore, image, options } = world);
+    await world.create(AT);
+    guest = await world.guest(AT);
   });
 
-  afterEach(async () => {
-    for (const device of devices.splice(0)) await device.abandon();
-    guest.close();
-    closeImage(image);
-    rmSync(dir, { recursive: true });
-    xenstore.close();
-    dom0.close();
-    expect(await host.settle()).toEqual([]);
-    await host.stop();
-  });
+  afterEach(() => world.close());
 
-  async function serve(...filters: string[]): Promise<BlkbackDevice> {
-    const device = await BlkbackDevice.start(dom0, xenstore, AT, image, { ...options, filters }, spawnWorker);
-    devices.push(device);
-    return device;
-  }
+  const serve = (...filters: string[]): Promise<BlkbackDevice> => world.serve(AT, { filters });
 
   test("a guest that reconnects starts anew", async () => {
     const device = await serve("error:times=1,op=flush");
@@ -233,8 +194,10 @@ describe("over the life of a device", () => {
     await guest.connect();
     expect([await guest.write(8, 1), await guest.flush()]).toEqual([OKAY, ERROR]);
     await first.abandon();
+    const successors: BlkbackDevice[] = [];
     for (let successor = 0; successor < 2; successor++) {
       const device = await serve();
+      successors.push(device);
       const page = (await guest.read(8)) as Uint8Array;
       expect([await guest.flush(), await guest.write(8, 9), page[0]]).toEqual([ERROR, ERROR, 1]);
       expect(readStats(options.statsDir, 1, AT.devid).flushFailure).toBe("ENOSPC");
@@ -243,7 +206,7 @@ describe("over the life of a device", () => {
     }
     await guest.setState(6);
     await guest.untilBackend(6);
-    expect(devices.at(-1)?.lost).toContain("ENOSPC");
+    expect(successors.at(-1)?.lost).toContain("ENOSPC");
     await guest.setState(1);
     await guest.connect();
     expect(await guest.flush()).toBe(OKAY);

@@ -1,76 +1,39 @@
 // A disk with several queues, from the keys to the data: what a frontend may write and what it may not, keys that
 // another kernel left, queues that lie, and servers that take over. Whatever one guest does, its neighbour goes on.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { DeviceAddress } from "../../src/blkback/address.ts";
-import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
+import type { BlkbackDevice } from "../../src/blkback/device.ts";
+import { type DeviceOptions } from "../../src/blkback/device.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { readStats } from "../../src/blkback/stats.ts";
-import { createDevice } from "../../src/blkback/toolstack.ts";
-import { closeImage, openImage, type Image } from "../../src/block/image.ts";
 import { toDomid } from "../../src/core/types.ts";
-import type { SimPlatform } from "../../src/platform/sim.ts";
-import { SimHost } from "../../src/sim/host.ts";
-import { Xenstore } from "../../src/xenstore/client.ts";
+import type { Xenstore } from "../../src/xenstore/client.ts";
 import { formatStats } from "../../cmd/lib/stats-report.ts";
-import { HandmadeGuest, type Keys } from "./blk-guest.ts";
+import type { HandmadeGuest } from "./blk-guest.ts";
+import { type Keys } from "./blk-guest.ts";
 import { pattern } from "./blk-harness.ts";
+import { DiskWorld, diskAddress, IMAGE_BYTES } from "./disk-world.ts";
 
-const IMAGE_BYTES = 1 << 20;
 const ERROR_KEY = "/local/domain/0/error/backend/qdisk/1/51728/error";
-const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
-const at: DeviceAddress = { backend: toDomid(0), kind: "qdisk", frontend: toDomid(1), devid: 51728 };
+const at = diskAddress(1);
 
-let host: SimHost;
-let dom0: SimPlatform;
+let world: DiskWorld;
 let xenstore: Xenstore;
 let dir: string;
-let image: Image;
 let guest: HandmadeGuest;
-const devices: BlkbackDevice[] = [];
 
-async function serve(
-  maxQueues: number,
-  change: Partial<DeviceOptions> = {},
-  to = at,
-): Promise<BlkbackDevice> {
-  const options: DeviceOptions = {
-    offer: { ...DEFAULT_OFFER, maxQueues },
-    grantMode: "copy",
-    engine: "uring",
-    filters: [],
-    statsDir: join(dir, "stats"),
-    verbosity: 0,
-    ...change,
-  };
-  const device = await BlkbackDevice.start(dom0, xenstore, to, image, options, spawnWorker);
-  devices.push(device);
-  return device;
-}
+const serve = (maxQueues: number, change: Partial<DeviceOptions> = {}, to = at): Promise<BlkbackDevice> =>
+  world.serve(to, { offer: { ...DEFAULT_OFFER, maxQueues }, ...change });
 
 beforeEach(async () => {
-  host = await SimHost.start({ domains: 3, personality: "xenstored-4.22" });
-  dom0 = host.platform(0);
-  xenstore = await Xenstore.connect(dom0);
-  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
-  writeFileSync(join(dir, "disk.img"), pattern(IMAGE_BYTES));
-  image = openImage(join(dir, "disk.img"), { readOnly: false, direct: false, sectorSizeBytes: 512 });
-  await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params: image.path });
-  guest = await HandmadeGuest.start(host, at);
+  world = await DiskWorld.start({ domains: 3, personality: "xenstored-4.22" });
+  ({ xenstore, dir } = world);
+  await world.create(at);
+  guest = await world.guest(at);
 });
 
-afterEach(async () => {
-  for (const device of devices.splice(0)) await device.abandon();
-  guest.close();
-  closeImage(image);
-  rmSync(dir, { recursive: true });
-  xenstore.close();
-  dom0.close();
-  expect(await host.settle()).toEqual([]);
-  await host.stop();
-});
+afterEach(() => world.close());
 
 /** Writes a page through each queue, and reads it through the next one. */
 async function expectQueues(count: number, byte: number): Promise<void> {
@@ -243,23 +206,18 @@ test.each([0, 1, 3])(
   "queue %i lies: its device is closed, with the number in the message; the neighbour goes on",
   async (liar) => {
     const other = { ...at, frontend: toDomid(2) };
-    await createDevice(xenstore, { address: other, readOnly: false, deviceType: "disk", params: image.path });
-    const neighbour = await HandmadeGuest.start(host, other);
-    try {
-      await serve(4);
-      await serve(4, {}, other);
-      await guest.connect(4);
-      await neighbour.connect(4);
-      const busy = Promise.all([0, 1, 2].map((queue) => neighbour.write(8 * queue, 5, queue)));
-      guest.lie(5000, liar);
-      await guest.untilBackend(5);
-      expect(await xenstore.read(ERROR_KEY)).toContain(`queue ${liar}: the ring's indices cannot be true`);
-      expect(await busy).toEqual([0, 0, 0]);
-      expect(await neighbour.read(16, 3)).toEqual(new Uint8Array(4096).fill(5));
-    } finally {
-      await devices.pop()?.abandon();
-      neighbour.close();
-    }
+    await world.create(other);
+    const neighbour = await world.guest(other);
+    await serve(4);
+    await serve(4, {}, other);
+    await guest.connect(4);
+    await neighbour.connect(4);
+    const busy = Promise.all([0, 1, 2].map((queue) => neighbour.write(8 * queue, 5, queue)));
+    guest.lie(5000, liar);
+    await guest.untilBackend(5);
+    expect(await xenstore.read(ERROR_KEY)).toContain(`queue ${liar}: the ring's indices cannot be true`);
+    expect(await busy).toEqual([0, 0, 0]);
+    expect(await neighbour.read(16, 3)).toEqual(new Uint8Array(4096).fill(5));
   },
 );
 

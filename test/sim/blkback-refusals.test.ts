@@ -1,13 +1,11 @@
 // Why a guest's requests are refused: for each reason a ring on which just that happens, the counters that show it, and
 // statistics that name it. A reason that nothing reaches any more fails here.
 import { afterEach, expect, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { formatStats } from "../../cmd/lib/stats-report.ts";
 import { REFUSALS, STATUS_OF } from "../../src/blkback/refusals.ts";
 import { readStats, refusalCounter, STAT, StatsPage } from "../../src/blkback/stats.ts";
 import { RingHarness, type HarnessOptions } from "./blk-harness.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const READ = 0;
 const WRITE = 1;
@@ -126,7 +124,7 @@ test.each(REFUSALS.map(({ name }, index) => [name, index + 1] as const))("%s", a
 });
 
 test("statistics have a number for every reason, and words for those that occurred", () => {
-  const dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  const dir = temporaryDirectory();
   const page = StatsPage.create(dir, 1, 51728);
   try {
     expect(formatStats(readStats(dir, 1, 51728))).not.toContain("refused");
@@ -142,6 +140,6 @@ test("statistics have a number for every reason, and words for those that occurr
     );
   } finally {
     page.remove();
-    rmSync(dir, { recursive: true });
+    removeDirectory(dir);
   }
 });

@@ -1,84 +1,49 @@
 // What the host lacks is waited out: no device is closed, no journal removed and no key changed because of it, it is
 // said once, and a guest is served as soon as there is what was missing. Whether it connects or has a ring in use.
 import { afterEach, beforeEach, describe, expect, spyOn, test, type Mock } from "bun:test";
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { backendDir, errorDir, type DeviceAddress } from "../../src/blkback/address.ts";
-import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
-import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
-import { createDevice } from "../../src/blkback/toolstack.ts";
-import { closeImage, openImage, type Image } from "../../src/block/image.ts";
+import { backendDir, errorDir } from "../../src/blkback/address.ts";
+import type { BlkbackDevice } from "../../src/blkback/device.ts";
+import { type DeviceOptions } from "../../src/blkback/device.ts";
 import { configureLogging } from "../../src/core/log.ts";
 import { toDomid, type EvtchnPort } from "../../src/core/types.ts";
 import type { BlkbackOrder } from "../../src/blkback/blkback-orders.ts";
 import type { OrderMessage, PlaneMessage } from "../../src/plane/protocol.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
-import { SimHost } from "../../src/sim/host.ts";
-import { Xenstore } from "../../src/xenstore/client.ts";
-import { HandmadeGuest } from "./blk-guest.ts";
-import { pattern } from "./blk-harness.ts";
+import type { SimHost } from "../../src/sim/host.ts";
+import type { Xenstore } from "../../src/xenstore/client.ts";
+import type { HandmadeGuest } from "./blk-guest.ts";
+import { openDescriptors } from "../support/descriptors.ts";
+import { DiskWorld, diskAddress, expectPage, spawnWorker } from "./disk-world.ts";
 
-const IMAGE_BYTES = 1 << 20;
 const PORTS = 12;
 const MAPTRACK = 8;
-const at: DeviceAddress = { backend: toDomid(0), kind: "qdisk", frontend: toDomid(1), devid: 51728 };
-const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
+const at = diskAddress(1);
 
+let world: DiskWorld;
 let host: SimHost;
 let dom0: SimPlatform;
 let xenstore: Xenstore;
-let dir: string;
-let image: Image;
 let options: DeviceOptions;
 let guest: HandmadeGuest;
 let stderr: Mock<typeof process.stderr.write>;
-const devices: BlkbackDevice[] = [];
 
 beforeEach(async () => {
   stderr = spyOn(process.stderr, "write").mockImplementation(() => true);
   configureLogging(0);
-  host = await SimHost.start({ domains: 2, limits: { ports: PORTS, maptrack: MAPTRACK } });
-  dom0 = host.platform(0);
-  xenstore = await Xenstore.connect(dom0);
-  dir = mkdtempSync(join(tmpdir(), "xentool-shortage-"));
-  writeFileSync(join(dir, "disk.img"), pattern(IMAGE_BYTES));
-  image = openImage(join(dir, "disk.img"), { readOnly: false, direct: false, sectorSizeBytes: 512 });
-  options = {
-    offer: DEFAULT_OFFER,
-    grantMode: "copy",
-    engine: "uring",
-    filters: [],
-    statsDir: join(dir, "stats"),
-    verbosity: 0,
-  };
-  await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params: image.path });
-  guest = await HandmadeGuest.start(host, at);
+  world = await DiskWorld.start({ domains: 2, limits: { ports: PORTS, maptrack: MAPTRACK } });
+  ({ host, dom0, xenstore, options } = world);
+  await world.create(at);
+  guest = await world.guest(at);
 });
 
 afterEach(async () => {
-  for (const device of devices.splice(0)) await device.abandon();
-  guest.close();
-  closeImage(image);
-  rmSync(dir, { recursive: true });
-  xenstore.close();
-  dom0.close();
-  const leaks = await host.settle();
-  await host.stop();
+  await world.close();
   stderr.mockRestore();
-  expect(leaks).toEqual([]);
 });
 
-async function serve(spawn = spawnWorker): Promise<BlkbackDevice> {
-  const device = await BlkbackDevice.start(dom0, xenstore, at, image, options, spawn);
-  devices.push(device);
-  return device;
-}
-
-function expectPage(read: Uint8Array | number, sector: number): void {
-  const expected = Buffer.from(pattern(IMAGE_BYTES)).subarray(sector * 512, sector * 512 + 4096);
-  expect(Buffer.from(read as Uint8Array).equals(expected)).toBe(true);
-}
+const serve = (spawn = spawnWorker): Promise<BlkbackDevice> => world.serve(at, {}, spawn);
 
 function file(ending: string): string {
   return join(options.statsDir, `1-51728.${ending}`);
@@ -241,7 +206,7 @@ describe("a guest that has a ring", () => {
 test("no thread for the data plane: the guest waits, and nothing stays open", async () => {
   const open: number[] = [];
   await serve(() => {
-    open.push(readdirSync("/proc/self/fd").length);
+    open.push(openDescriptors().length);
     if (open.length > 4) return spawnWorker();
     throw new Error("no more threads");
   });

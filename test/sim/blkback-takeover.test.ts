@@ -2,13 +2,13 @@
 // on a new ring, or are followed by others with the same number while nobody serves: no write is done that was not
 // asked for on the ring that is there, none is lost that was acknowledged, and each request is answered once.
 import { expect, test } from "bun:test";
-import { Random } from "./random.ts";
+import { chosenSeed, Random } from "../support/random.ts";
 import { TakeoverWorld } from "./takeover-world.ts";
 
 const TAKEOVERS = Number(process.env["TAKEOVERS"] ?? 200);
 
 test("kills and guests that move on", async () => {
-  const seed = Number(process.env["SEED"] ?? Date.now() % 2 ** 32);
+  const seed = chosenSeed();
   console.log(`takeover: SEED=${seed}`);
   const world = await TakeoverWorld.start(new Random(seed));
   let leaks: string[];

@@ -1,8 +1,7 @@
 // Toolstacks that are quick: a device is removed while its guest connects, made again under the same name for another
 // image, or written key by key. No late write makes half a device, each device is served, and with its own image.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
 import { BlkbackDevice } from "../../src/blkback/device.ts";
@@ -23,8 +22,10 @@ import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { replyError } from "../../src/xenstore/errors.ts";
 import { HandmadeGuest } from "./blk-guest.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { chosenSeed, Random } from "../support/random.ts";
+import { spawnWorker } from "./disk-world.ts";
 
-const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
 const options = { grantMode: "copy", engine: "uring", filters: [], verbosity: 0 } as const;
 const WAIT = { timeoutMs: 20_000 };
 
@@ -32,27 +33,23 @@ let host: SimHost;
 let dom0: SimPlatform;
 let xenstore: Xenstore;
 let dir: string;
-let random: () => number;
+let random: Random;
 const closing: (() => void | Promise<void>)[] = [];
 
 beforeEach(async () => {
   host = await SimHost.start({ domains: 3, personality: "xenstored-4.22" });
   dom0 = host.platform(0);
   xenstore = await Xenstore.connect(dom0);
-  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  dir = temporaryDirectory();
   for (const byte of [1, 2]) writeFileSync(image(byte), new Uint8Array(1 << 16).fill(byte));
-  const seed = Number(process.env["SEED"] ?? Date.now() % 100_000);
+  const seed = chosenSeed();
   console.log(`SEED=${seed}`);
-  let state = seed;
-  random = () => {
-    state = (state * 1103515245 + 12345) % 2 ** 31;
-    return state / 2 ** 31;
-  };
+  random = new Random(seed);
 });
 
 afterEach(async () => {
   for (const close of closing.splice(0)) await close();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   xenstore.close();
   dom0.close();
   expect(await host.settle()).toEqual([]);
@@ -118,7 +115,7 @@ describe("removed", () => {
       const whole = { ...options, offer: DEFAULT_OFFER, statsDir: join(dir, "stats") };
       const device = await BlkbackDevice.start(dom0, xenstore, at, disk, whole, spawnWorker);
       await guest.offerRing();
-      await Bun.sleep(random() * 60);
+      await Bun.sleep(random.next() * 60);
       await destroyDevice(xenstore, at);
       expect(await device.ended).toBe("removed");
       expect(await leftovers(at)).toEqual([]);
@@ -238,7 +235,7 @@ describe("made again within milliseconds", () => {
     await attach(at, 1);
     for (let round = 1; round <= 60; round++) {
       const byte = 1 + (round % 2);
-      await Bun.sleep(random() * 4);
+      await Bun.sleep(random.next() * 4);
       if (asks) {
         await closeDevice(xenstore, at);
         await guest.setState(6);
@@ -247,7 +244,7 @@ describe("made again within milliseconds", () => {
       await destroyDevice(xenstore, at);
       await attach(at, byte);
       // Now and then the next one comes before this one is served, or while its guest is connected.
-      if (asks || random() < 0.7)
+      if (asks || random.chance(0.7))
         await xenstore.waitFor(`${backendDir(at)}/state`, (state) => state === "2", WAIT);
       if (round % 6 !== 0) continue;
       await guest.connect();
@@ -262,7 +259,7 @@ describe("made again within milliseconds", () => {
     const guest = await guestOf(at);
     for (let round = 0; round < 20; round++) {
       await attach(at, 3);
-      await Bun.sleep(random() * 4);
+      await Bun.sleep(random.next() * 4);
       await destroyDevice(xenstore, at);
       await attach(at, 1);
       await guest.untilBackend(2);
@@ -291,7 +288,7 @@ test("keys that are written one by one, in any order: it is served when they are
       { domid: 0, access: "none" },
       { domid: 2, access: "read" },
     ]);
-    const shuffled = keys.map((key) => [random(), key] as const).toSorted((a, b) => a[0] - b[0]);
+    const shuffled = keys.map((key) => [random.next(), key] as const).toSorted((a, b) => a[0] - b[0]);
     for (const [, [key, value]] of shuffled) {
       const isOurs = key.startsWith("xentool-") || /^(feature|discard|sector|max|physical)/.test(key);
       if (!isOurs) await xenstore.write(`${back}/${key}`, key === "state" ? "1" : value);

@@ -5,15 +5,12 @@ import { spawnSync } from "node:child_process";
 import {
   existsSync,
   mkdirSync,
-  mkdtempSync,
   readFileSync,
   renameSync,
-  rmSync,
   statSync,
   truncateSync,
   writeFileSync,
 } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
@@ -28,8 +25,8 @@ import { Xenstore } from "../../src/xenstore/client.ts";
 import { HandmadeGuest } from "./blk-guest.ts";
 import { HostDevices } from "../e2e/host-devices.ts";
 import { pattern } from "./blk-harness.ts";
-
-const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { spawnWorker } from "./disk-world.ts";
 
 let host: SimHost;
 let dom0: SimPlatform;
@@ -42,7 +39,7 @@ beforeEach(async () => {
   host = await SimHost.start({ domains: 3 });
   dom0 = host.platform(0);
   xenstore = await Xenstore.connect(dom0);
-  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  dir = temporaryDirectory();
   writeFileSync(join(dir, "a.img"), pattern(1 << 20));
   writeFileSync(join(dir, "b.img"), pattern(1 << 19));
 });
@@ -51,7 +48,7 @@ afterEach(async () => {
   await watch?.stop();
   watch = undefined;
   for (const guest of guests.splice(0)) guest.close();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   xenstore.close();
   dom0.close();
   expect(await host.settle()).toEqual([]);

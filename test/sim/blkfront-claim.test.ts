@@ -1,36 +1,28 @@
 // A disk that somebody in this domain uses is not taken away from whoever that is, unless --take insists; and whoever
 // loses a disk says so. What a killed frontend left is nobody's.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir, frontendDir } from "../../src/blkback/address.ts";
 import { closeDevice, destroyDevice, forceCloseDevice } from "../../src/blkback/toolstack.ts";
 import { FrontClaim } from "../../src/blkfront/claim.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { ServedDisk, VDEV } from "./blkfront-harness.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { finished, start as startProgram, type Child } from "../support/process.ts";
 
 const XENTOOL = new URL("../../cmd/xentool.ts", import.meta.url).pathname;
 const VICTIM = new URL("blkfront-victim.ts", import.meta.url).pathname;
-
-type Child = Bun.Subprocess<"ignore", "pipe", "pipe">;
 
 let disk: ServedDisk;
 const children: Child[] = [];
 
 function start(...command: string[]): Child {
-  const child = Bun.spawn([process.execPath, ...command], {
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
+  const child = startProgram([process.execPath, ...command], {
     env: { ...process.env, XENTOOL_SIM: disk.host.dir, XENTOOL_DOMID: "1", NO_COLOR: "1" },
   });
   children.push(child);
   return child;
-}
-
-async function endOf(child: Child): Promise<{ status: number; stderr: string }> {
-  return { stderr: await child.stderr.text(), status: await child.exited };
 }
 
 const bench = (...more: string[]): Child =>
@@ -89,7 +81,7 @@ describe("a disk in use", () => {
   test.each(["bench", "nbd"])("%s leaves it to the process that has it", async (action) => {
     const frontend = await disk.connect();
     const socket = action === "nbd" ? ["--socket", join(disk.dir, "second.sock")] : [];
-    const end = await endOf(start(XENTOOL, "blkfront", action, "--vdev", VDEV, ...socket));
+    const end = await finished(start(XENTOOL, "blkfront", action, "--vdev", VDEV, ...socket));
     expect(end.status).toBe(3);
     expect(end.stderr).toContain("in use: another xentool blkfront has it; --take");
     expect(Buffer.compare(await frontend.read(0, 4096), disk.image().subarray(0, 4096))).toBe(0);
@@ -100,7 +92,7 @@ describe("a disk in use", () => {
     await foreignFrontend();
     await disk.device.abandon();
     await disk.xenstore.write(frontKey("state"), state);
-    const end = await endOf(bench());
+    const end = await finished(bench());
     expect(end.status).toBe(3);
     expect(end.stderr).toContain("in use: a frontend of it is");
     expect(await disk.xenstore.tryRead(frontKey("state"))).toBe(state);
@@ -109,13 +101,13 @@ describe("a disk in use", () => {
   test("--take: the new one works, the old one ends with 5 and touches nothing", async () => {
     const loser = await nbd();
     const winner = await nbd("--take");
-    const lost = await endOf(loser);
+    const lost = await finished(loser);
     expect(lost.status).toBe(5);
     expect(lost.stderr).toContain("was lost: somebody else has taken it");
     expect(await disk.xenstore.tryRead(frontKey("state"))).toBe("4");
     winner.kill("SIGTERM");
-    expect((await endOf(winner)).status).toBe(143);
-    expect((await endOf(bench())).status).toBe(0);
+    expect((await finished(winner)).status).toBe(143);
+    expect((await finished(bench())).status).toBe(0);
   });
 });
 
@@ -130,15 +122,15 @@ describe("what a killed frontend left", () => {
 
   test("is nobody's, again and again", async () => {
     for (let round = 0; round < 3; round++) await killOne();
-    expect((await endOf(bench())).status).toBe(0);
+    expect((await finished(bench())).status).toBe(0);
   });
 
   test("is somebody's when another has taken it over", async () => {
     await killOne();
     const port = await disk.xenstore.tryRead(frontKey("event-channel"));
     await disk.xenstore.write(frontKey("event-channel"), `${port}1`);
-    expect((await endOf(bench())).status).toBe(3);
-    expect((await endOf(bench("--take"))).status).toBe(0);
+    expect((await finished(bench())).status).toBe(3);
+    expect((await finished(bench("--take"))).status).toBe(0);
   });
 });
 
@@ -146,7 +138,7 @@ describe("how a disk ends", () => {
   test("asked back by the toolstack: 0", async () => {
     const server = await nbd();
     await closeDevice(disk.xenstore, disk.address);
-    expect(await endOf(server)).toEqual({ status: 0, stderr: "" });
+    expect(await finished(server)).toMatchObject({ status: 0, stderr: "" });
   });
 
   test.each([
@@ -159,7 +151,7 @@ describe("how a disk ends", () => {
   ])("%s: 5, and nothing comes back", async (name, end) => {
     const server = await nbd();
     await end();
-    const { status, stderr } = await endOf(server);
+    const { status, stderr } = await finished(server);
     expect([status, stderr]).toEqual([5, stderr]);
     expect(stderr).toContain("xvdb of domain 1 was lost: ");
     expect(await disk.xenstore.exists(frontendDir(disk.address))).toBe(name !== "removed");
@@ -167,7 +159,7 @@ describe("how a disk ends", () => {
 });
 
 test("a disk with a driver of the kernel's, as sysfs has it, and how it is taken from it", () => {
-  const sysfs = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  const sysfs = temporaryDirectory();
   const claim = new FrontClaim({ name: "xen", domid: toDomid(1) }, 51728, sysfs);
   expect(claim.kernelDriver).toBeUndefined();
   const [devices, drivers] = [join(sysfs, "bus/xen/devices/vbd-51728"), join(sysfs, "bus/xen/drivers/vbd")];
@@ -178,5 +170,5 @@ test("a disk with a driver of the kernel's, as sysfs has it, and how it is taken
   writeFileSync(join(drivers, "unbind"), "");
   claim.takeFromKernel();
   expect(readFileSync(join(drivers, "unbind"), "utf8")).toBe("vbd-51728");
-  rmSync(sysfs, { recursive: true });
+  removeDirectory(sysfs);
 });

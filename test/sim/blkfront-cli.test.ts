@@ -1,43 +1,27 @@
 // `xentool blkfront` as people type it: exit codes, JSON, signals, and what a killed one leaves (nothing).
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { readStats } from "../../src/blkback/stats.ts";
 import { ServedDisk, type DiskOptions } from "./blkfront-harness.ts";
 import { RawClient, READ } from "./nbd-raw-client.ts";
+import { finished, readUntil, start, type Child, type Finished } from "../support/process.ts";
+import { openDescriptors } from "../support/descriptors.ts";
 
 const XENTOOL = new URL("../../cmd/xentool.ts", import.meta.url).pathname;
 
 let disk: ServedDisk;
 const children: Bun.Subprocess[] = [];
 
-function spawn(...args: string[]): Bun.Subprocess<"ignore", "pipe", "pipe"> {
-  const child = Bun.spawn([process.execPath, XENTOOL, "blkfront", ...args], {
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
+function spawn(...args: string[]): Child {
+  const child = start([process.execPath, XENTOOL, "blkfront", ...args], {
     env: { ...process.env, XENTOOL_SIM: disk.host.dir, XENTOOL_DOMID: "1", NO_COLOR: "1" },
   });
   children.push(child);
   return child;
 }
 
-async function run(...args: string[]): Promise<{ status: number; stdout: string; stderr: string }> {
-  const child = spawn(...args);
-  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
-  return { status: await child.exited, stdout, stderr };
-}
-
-/** Waits until `word` is on stderr, which stays open: a command must not meet a closed one. */
-async function untilSaid(child: Bun.Subprocess<"ignore", "pipe", "pipe">, word: string): Promise<void> {
-  const reader = child.stderr.getReader();
-  for (let text = ""; !text.includes(word);) {
-    const { done, value } = await reader.read();
-    if (done) throw new Error(`it ended without "${word}": ${text}`);
-    text += Buffer.from(value).toString();
-  }
-  reader.releaseLock();
-}
+const run = (...args: string[]): Promise<Finished> => finished(spawn(...args));
 
 async function serve(options: DiskOptions = {}): Promise<void> {
   disk = await ServedDisk.start(options);
@@ -119,7 +103,7 @@ describe("bench", () => {
   test("SIGINT ends it early, with what was measured", async () => {
     await serve();
     const child = spawn("bench", "--vdev", "xvdb", "--runtime", "60", "--json", "-v");
-    await untilSaid(child, "Connected");
+    await readUntil(child.stderr, "Connected");
     // Its worker may not have begun to measure.
     const { frontend, devid } = disk.address;
     while (readStats(join(disk.dir, "stats"), frontend, devid).requests === 0)
@@ -167,12 +151,12 @@ describe("nbd", () => {
   test("killed, it leaves a socket that the next one replaces", async () => {
     const socket = join(disk.dir, "cli.sock");
     const victim = spawn("nbd", "--vdev", "xvdb", "--socket", socket);
-    await untilSaid(victim, "serving");
+    await readUntil(victim.stderr, "serving");
     victim.kill("SIGKILL");
     await victim.exited;
     expect(existsSync(socket)).toBe(true);
     const next = spawn("nbd", "--vdev", "xvdb", "--socket", socket);
-    await untilSaid(next, "serving");
+    await readUntil(next.stderr, "serving");
     next.kill("SIGTERM");
     expect(await next.exited).toBe(143);
     expect(existsSync(socket)).toBe(false);
@@ -191,7 +175,7 @@ describe("nbd", () => {
       },
     );
     children.push(child);
-    await untilSaid(child, "serving");
+    await readUntil(child.stderr, "serving");
     const first = await RawClient.open(socket, false);
     const expectFirstServed = async (): Promise<void> => {
       first.request(READ, 1n, 0, 4096);
@@ -203,8 +187,8 @@ describe("nbd", () => {
     const opening = Array.from({ length: 60 }, async () => {
       opened.push(await RawClient.open(socket, false));
     });
-    const descriptors = `/proc/${child.pid}/fd`;
-    while (readdirSync(descriptors).length < 60 || silent.some((it) => !it.ended)) await expectFirstServed();
+    while (openDescriptors(child.pid).length < 60 || silent.some((it) => !it.ended))
+      await expectFirstServed();
     expect(opened.every((it) => !it.ended)).toBe(true);
     const all = Promise.all(opening).then(() => "opened");
     while ((await Promise.race([all, Bun.sleep(1)])) !== "opened")

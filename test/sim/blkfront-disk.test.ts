@@ -6,6 +6,7 @@ import { resizeDevice } from "../../src/blkback/resize.ts";
 import { closeDevice } from "../../src/blkback/toolstack.ts";
 import { BlockFrontend, type FrontendOptions } from "./block-frontend.ts";
 import { ServedDisk, VDEV, type DiskOptions } from "./blkfront-harness.ts";
+import { chosenSeed } from "../support/random.ts";
 
 let served: ServedDisk | undefined;
 
@@ -19,7 +20,7 @@ afterEach(async () => {
   served = undefined;
 });
 
-const seed = Number(process.env["SEED"] ?? Math.floor(Math.random() * 2 ** 31));
+const seed = chosenSeed();
 
 describe.each([
   ["16 ring pages, 256 indirect segments", {}, {}],

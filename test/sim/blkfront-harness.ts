@@ -1,8 +1,7 @@
 // A disk served by the real backend on a simulated host, for tests of the frontend; with an NBD server on
 // top where one is wanted. Closing it asserts that nothing is left: not a grant, port, watch, descriptor or file.
 import { expect } from "bun:test";
-import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { DeviceAddress } from "../../src/blkback/address.ts";
 import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
@@ -18,8 +17,9 @@ import type { SimPlatform } from "../../src/platform/sim.ts";
 import { SimHost, type SimHostOptions } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { pattern } from "./blk-harness.ts";
-
-export const spawnWorker = (): Worker => new Worker(new URL("../../cmd/worker.ts", import.meta.url));
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { openDescriptors } from "../support/descriptors.ts";
+import { spawnWorker } from "./disk-world.ts";
 
 export const VDEV = "xvdb";
 const DEVID = 51728;
@@ -49,11 +49,11 @@ export class ServedDisk {
   readonly #servers: RunningNbd[] = [];
 
   static async start(options: DiskOptions = {}): Promise<ServedDisk> {
-    const fdsBefore = openFds().length;
+    const fdsBefore = openDescriptors().length;
     const host = await SimHost.start({ domains: 2, ...options.host });
     const dom0 = host.platform(0);
     const xenstore = await Xenstore.connect(dom0);
-    const dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+    const dir = temporaryDirectory();
     const imagePath = join(dir, "disk.img");
     writeFileSync(imagePath, pattern(options.imageBytes ?? 4 << 20));
     const offer = { ...DEFAULT_OFFER, ...options.offer };
@@ -139,7 +139,7 @@ export class ServedDisk {
     expect(await this.host.settle()).toEqual([]);
     await this.host.stop();
     expect(readdirSync(this.dir).filter((name) => name.endsWith(".sock"))).toEqual([]);
-    rmSync(this.dir, { recursive: true });
+    removeDirectory(this.dir);
     await expectFds(this.#fdsBefore);
   }
 }
@@ -194,22 +194,9 @@ export class RunningNbd {
   }
 }
 
-/** What the open descriptors of this process are, its own plumbing included. */
-function openFds(): string[] {
-  const links: string[] = [];
-  for (const fd of readdirSync("/proc/self/fd")) {
-    try {
-      links.push(readlinkSync(`/proc/self/fd/${fd}`));
-    } catch {
-      // The descriptor of the listing itself.
-    }
-  }
-  return links;
-}
-
 /** Workers close their descriptors a moment after they were told to end. */
 async function expectFds(count: number): Promise<void> {
-  for (let attempt = 0; attempt < 200 && openFds().length > count; attempt++) await Bun.sleep(10);
-  const after = openFds();
+  for (let attempt = 0; attempt < 200 && openDescriptors().length > count; attempt++) await Bun.sleep(10);
+  const after = openDescriptors();
   expect(after.length > count ? after : []).toEqual([]);
 }

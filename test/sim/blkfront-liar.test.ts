@@ -1,14 +1,13 @@
 // The frontend against a backend that breaks the protocol: in xenstore, on the ring, or by not answering.
 // Expected: one clear error in good time, and nothing left behind.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { readdirSync } from "node:fs";
 import { BlockFrontend } from "./block-frontend.ts";
 import type { XentoolError } from "../../src/core/errors.ts";
 import { RunningNbd } from "./blkfront-harness.ts";
 import { LyingBackend } from "./blkfront-liar.ts";
 import { RawClient } from "./nbd-raw-client.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const GOOD = { sectors: "2048", info: "0", "sector-size": "512" };
 const FLUSH = 3;
@@ -167,7 +166,7 @@ describe("on the ring", () => {
   });
 
   test("the NBD server ends with the reason, and its clients with it", async () => {
-    const dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+    const dir = temporaryDirectory();
     const starting = RunningNbd.start({ guest: backend.guest, dir });
     await backend.serve();
     const server = await starting;
@@ -179,6 +178,6 @@ describe("on the ring", () => {
     expect(error.kind).toBe("protocol");
     expect(error.message).toContain("request 99, which is not in flight");
     expect(readdirSync(dir)).toEqual([]);
-    rmSync(dir, { recursive: true });
+    removeDirectory(dir);
   });
 });

@@ -10,7 +10,7 @@ import { ringSlots } from "../../src/protocol/ring.ts";
 import type { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { stampOf, type DiskModel } from "./disk-model.ts";
-import type { Random } from "./random.ts";
+import type { Random } from "../support/random.ts";
 
 const SLOT_BYTES = 112;
 const DATA_PAGES = 128;

@@ -1,11 +1,12 @@
 // `xentool sim` as a process: for one command, in the background, asked, stopped, and found dead.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { askHost } from "../../src/sim/control.ts";
 import { stopHost } from "../../src/sim/daemon.ts";
 import { SimHost, type SimStatus } from "../../src/sim/host.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { finished, start as startProgram, type Child, type Finished } from "../support/process.ts";
 
 const MAIN = join(import.meta.dir, "..", "..", "cmd", "xentool.ts");
 /** With the variables of the test's own surroundings left out. */
@@ -13,37 +14,21 @@ const ENV = Object.fromEntries(Object.entries(process.env).filter(([name]) => !n
 
 let scratch: string;
 beforeEach(() => {
-  scratch = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  scratch = temporaryDirectory();
 });
-afterEach(() => rmSync(scratch, { recursive: true, force: true }));
+afterEach(() => removeDirectory(scratch));
 
-interface Outcome {
-  readonly status: number;
-  readonly out: string;
-  readonly err: string;
+function start(args: readonly string[], env: Record<string, string> = {}): Child {
+  return startProgram([process.execPath, MAIN, "sim", ...args], { env: { ...ENV, ...env } });
 }
 
-function start(args: readonly string[], env: Record<string, string> = {}) {
-  return Bun.spawn([process.execPath, MAIN, "sim", ...args], {
-    env: { ...ENV, ...env },
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
-  });
-}
-
-async function outcomeOf(child: ReturnType<typeof start>): Promise<Outcome> {
-  const [out, err, status] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
-  return { status, out, err };
-}
-
-function sim(...args: readonly string[]): Promise<Outcome> {
-  return outcomeOf(start(args));
+function sim(...args: readonly string[]): Promise<Finished> {
+  return finished(start(args));
 }
 
 test("run gives the command a host, its exit status back, and leaves nothing", async () => {
   const script = 'ls "$XENTOOL_SIM"; echo "$XENTOOL_SIM"; exit 7';
-  const { status, out } = await sim("run", "--domains", "2", "--", "sh", "-c", script);
+  const { status, stdout: out } = await sim("run", "--domains", "2", "--", "sh", "-c", script);
   expect(status).toBe(7);
   const lines = out.trim().split("\n");
   expect(lines.slice(0, -1)).toEqual(["dom0", "dom1", "host", "host.json", "host.sock", "lib"]);
@@ -69,8 +54,8 @@ test("run says what is wrong: no command, no such command, bad limits", async ()
     sim("run", "--limit", "share-pages=many", "--", "true"),
   ]);
   expect([none.status, missing.status, bad.status]).toEqual([2, 3, 2]);
-  expect(missing.err).toContain("ENOENT");
-  expect(bad.err).toContain("grant-entries, share-pages");
+  expect(missing.stderr).toContain("ENOENT");
+  expect(bad.stderr).toContain("grant-entries, share-pages");
 });
 
 test("start, status, stop", async () => {
@@ -82,15 +67,15 @@ test("start, status, stop", async () => {
     `export XENSTORED_PATH=${dir}/dom0/xenstored\n`,
     `export LD_LIBRARY_PATH=${dir}/lib\${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n`,
   ].join("");
-  expect(started).toEqual({ status: 0, out: out0, err: "" });
+  expect(started).toEqual({ status: 0, stdout: out0, stderr: "" });
   const again = await sim("start", "--dir", dir);
   expect(again).toEqual({
     status: 3,
-    out: "",
-    err: `xentool: ${dir} is not empty: it holds a simulated host; choose another directory\n`,
+    stdout: "",
+    stderr: `xentool: ${dir} is not empty: it holds a simulated host; choose another directory\n`,
   });
 
-  const { out } = await sim("status", "--dir", dir, "--json");
+  const { stdout: out } = await sim("status", "--dir", dir, "--json");
   const status = JSON.parse(out) as SimStatus;
   expect(status.domains).toEqual([
     { domid: 0, name: "Domain-0" },
@@ -98,7 +83,7 @@ test("start, status, stop", async () => {
   ]);
   expect(status.limits.sharePages).toBe(5);
   expect(status.personality).toBe("xenstored-4.22");
-  expect((await sim("status", "--dir", dir)).out).toContain("domain-1");
+  expect((await sim("status", "--dir", dir)).stdout).toContain("domain-1");
 
   expect(await askHost(dir, { op: "createDomain", name: "third" })).toEqual({ domid: 2 });
   expect(existsSync(join(dir, "dom2", "xenstored"))).toBe(true);
@@ -116,7 +101,7 @@ test("a host that was killed is cleaned up by stop", async () => {
   await sim("start", "--dir", dir);
   const { pid } = (await askHost(dir, { op: "status" })) as SimStatus;
   process.kill(pid, "SIGKILL");
-  const { status, err } = await sim("stop", "--dir", dir);
+  const { status, stderr: err } = await sim("stop", "--dir", dir);
   expect(status).toBe(0);
   expect(err).toContain("had died");
   expect(existsSync(dir)).toBe(false);
@@ -126,7 +111,7 @@ test("a directory with something in it stays untouched, whatever its name", asyn
   mkdirSync(join(scratch, "dom5"));
   for (const name of ["dom5/data.txt", "host.json", "other"]) writeFileSync(join(scratch, name), "data");
   for (const flags of [[], ["--foreground"]]) {
-    const { status, err } = await sim("start", "--dir", scratch, ...flags);
+    const { status, stderr: err } = await sim("start", "--dir", scratch, ...flags);
     expect(err).toContain("not empty");
     expect(status).toBe(3);
   }
@@ -184,7 +169,7 @@ test("stop removes only what was a host: its description, its memory, and its pr
 
 test.each(["/proc/nothing", "/dev/null/x"])("no host can be in %s: status 3, one line", async (dir) => {
   for (const flags of [[], ["--foreground"]]) {
-    const { status, err } = await sim("start", "--dir", dir, ...flags);
+    const { status, stderr: err } = await sim("start", "--dir", dir, ...flags);
     expect(err).toMatch(/^xentool: there can be no simulated host in [^\n]+\n$/);
     expect(status).toBe(3);
   }
@@ -200,7 +185,7 @@ test("statistics and journals of served disks go with the host", async () => {
 
 test("start reports why the host did not come up", async () => {
   const dir = join(scratch, "host");
-  const { status, err } = await sim("start", "--dir", dir, "--limit", "grant-entries=1");
+  const { status, stderr: err } = await sim("start", "--dir", dir, "--limit", "grant-entries=1");
   expect(status).toBe(3);
   expect(err).toContain("EINVAL");
   expect(existsSync(dir)).toBe(false);

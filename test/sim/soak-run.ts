@@ -2,7 +2,7 @@
 // many seconds, and the seed.
 import { argv } from "node:process";
 import { Mischief } from "./mischief.ts";
-import { Random } from "./random.ts";
+import { Random } from "../support/random.ts";
 import { TakeoverWorld } from "./takeover-world.ts";
 
 const SAY_EVERY_MS = 60_000;

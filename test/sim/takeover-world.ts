@@ -1,7 +1,6 @@
 // A simulated host with guests that are models of what they do, and one server of all their disks at a time, to be
 // killed. For the test of takeovers, and for the soak.
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { DeviceAddress } from "../../src/blkback/address.ts";
 import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
@@ -12,7 +11,8 @@ import { Xenstore } from "../../src/xenstore/client.ts";
 import { spawnXentool } from "../e2e/executable.ts";
 import { DiskModel } from "./disk-model.ts";
 import { ModelGuest } from "./model-guest.ts";
-import type { Random } from "./random.ts";
+import type { Random } from "../support/random.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const DOMAINS = [1, 2, 3, 4];
 const BLOCKS = 48;
@@ -42,7 +42,7 @@ export class TakeoverWorld implements Ground {
   readonly host: SimHost;
   readonly xenstore: Xenstore;
   readonly random: Random;
-  readonly dir = mkdtempSync(join(tmpdir(), "xentool-takeover-"));
+  readonly dir = temporaryDirectory();
   readonly #dom0: SimPlatform;
   readonly #places: readonly Place[];
   #server: ReturnType<typeof spawnXentool> | undefined;
@@ -95,7 +95,7 @@ export class TakeoverWorld implements Ground {
     for (const place of this.#places) place.guest.close();
     this.xenstore.close();
     this.#dom0.close();
-    rmSync(this.dir, { recursive: true });
+    removeDirectory(this.dir);
     const leaks = await this.host.settle();
     await this.host.stop();
     return leaks;

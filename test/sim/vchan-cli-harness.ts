@@ -1,12 +1,10 @@
 // Runs `xentool vchan` as people do: a simulated host in the test's process, and the command line in
 // processes of its own, in one domain or another.
 import { expect } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { SimHost, type SimHostOptions } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const XENTOOL = fileURLToPath(new URL("../../cmd/xentool.ts", import.meta.url));
 
@@ -70,7 +68,7 @@ export class Running {
 export class VchanCli implements AsyncDisposable {
   readonly host: SimHost;
   /** For the test's files and sockets. */
-  readonly dir = mkdtempSync(join(tmpdir(), "xentool-vchan-test-"));
+  readonly dir = temporaryDirectory();
   readonly #started: Running[] = [];
 
   private constructor(host: SimHost) {
@@ -136,7 +134,7 @@ export class VchanCli implements AsyncDisposable {
     await Promise.all(this.#started.map(({ finished }) => finished));
     const leaks = await this.host.settle();
     await this.host.stop();
-    rmSync(this.dir, { recursive: true, force: true });
+    removeDirectory(this.dir);
     expect(leaks).toEqual([]);
   }
 }

@@ -2,8 +2,9 @@
 // the whole minute); and processes killed at any moment, from before they have met until after they have parted.
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { checksum, noise, VchanCli, type Running } from "./vchan-cli-harness.ts";
+import { chosenSeed } from "../support/random.ts";
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 const seconds = Number(process.env["VCHAN_SECONDS"] ?? 2);
 const TIMEOUT_MS = 60_000;
 const POOL_BYTES = 1 << 20;

@@ -5,8 +5,9 @@ import { existsSync, readFileSync } from "node:fs";
 import { createServer, connect as connectSocket, type AddressInfo, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { checksum, noise, VchanCli } from "./vchan-cli-harness.ts";
+import { chosenSeed } from "../support/random.ts";
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 const TIMEOUT_MS = 30_000;
 
 let cli: VchanCli;

@@ -12,6 +12,7 @@ import { loadRingWord, storeRingWord, XsRingStream } from "../../src/protocol/xs
 import { XsPacketParser, type XsPacket } from "../../src/protocol/xs-wire.ts";
 import type { SimHost } from "../../src/sim/host.ts";
 import type { StoreRing } from "../../src/platform/platform.ts";
+import { run, type Finished } from "../support/process.ts";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 
@@ -25,34 +26,11 @@ export function testProgram(name: string, folder = "programs"): string {
   return join(ROOT, "build/shim", folder, name);
 }
 
-export interface Finished {
-  readonly status: number;
-  readonly stdout: string;
-  readonly stderr: string;
-}
-
-/** Runs a command to its end. `signalCode` 9 is status 137, as for a shell. */
-export async function runProgram(
-  argv: readonly string[],
-  env: Readonly<Record<string, string>> = {},
-): Promise<Finished> {
-  const child = Bun.spawn([...argv], {
-    cwd: ROOT,
-    env: { ...process.env, ...env },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  const [stdout, stderr] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-  ]);
-  return { status: await child.exited, stdout, stderr };
-}
-
 /** `xentool xsring …` as a process of domain 0 (or another) of `host`. */
 export function xsring(host: SimHost, args: readonly string[], domid = 0): Promise<Finished> {
-  return runProgram([process.execPath, "cmd/xentool.ts", "xsring", ...args], {
-    XENTOOL_SIM: host.dir,
-    XENTOOL_DOMID: String(domid),
+  return run([process.execPath, "cmd/xentool.ts", "xsring", ...args], {
+    cwd: ROOT,
+    env: { ...process.env, XENTOOL_SIM: host.dir, XENTOOL_DOMID: String(domid) },
   });
 }
 

@@ -3,7 +3,8 @@
 import { afterEach, expect, setDefaultTimeout, test } from "bun:test";
 import { PERSONALITY_NAMES, type PersonalityName } from "../../src/xenstore/server/personality.ts";
 import { SimHost } from "../../src/sim/host.ts";
-import { runProgram, testProgram, type Finished } from "./xsring-harness.ts";
+import { run, type Finished } from "../support/process.ts";
+import { testProgram } from "./xsring-harness.ts";
 
 setDefaultTimeout(60_000); // each case starts several processes, perhaps on a busy machine
 
@@ -18,8 +19,8 @@ async function start(personality: PersonalityName): Promise<void> {
   host = await SimHost.start({ domains: 2, personality });
 }
 
-function run(...args: string[]): Promise<Finished> {
-  return runProgram([hvmloader, host.dir, "1", ...args]);
+function ring(...args: string[]): Promise<Finished> {
+  return run([hvmloader, host.dir, "1", ...args]);
 }
 
 afterEach(async () => {
@@ -36,7 +37,7 @@ const EXPECTED = {
 
 test.each([...PERSONALITY_NAMES])("reads, closes and comes again (%s)", async (personality) => {
   await start(personality);
-  const { status, stdout, stderr } = await run("--rounds", "100");
+  const { status, stdout, stderr } = await ring("--rounds", "100");
   expect(stderr).toBe("");
   expect(status).toBe(0);
   const read = { domid: "1", name: "domain-1", missing: "" };
@@ -47,7 +48,7 @@ test.each(["oxenstored", "rfc-2014"] as const)(
   "closes in the middle of everything (%s)",
   async (personality) => {
     await start(personality);
-    const { status, stderr } = await run("--rounds", "200", "--messy");
+    const { status, stderr } = await ring("--rounds", "200", "--messy");
     expect(stderr).toBe("");
     expect(status).toBe(0);
     expect(host.server.statistics).toMatchObject({ watches: 0, transactions: 0 });
@@ -62,9 +63,9 @@ test.each([
   ...Object.entries(FALLBACK_STEPS).map((step) => ["xenstored-4.17", ...step] as const),
 ])("%s: killed at '%s', its successor finds a ring that works", async (personality, _name, step) => {
   await start(personality);
-  expect((await run("--die-at", String(step))).status).toBe(137);
+  expect((await ring("--die-at", String(step))).status).toBe(137);
   expect(await host.settle()).toEqual([]);
-  const { status, stderr } = await run();
+  const { status, stderr } = await ring();
   expect(stderr).toBe("");
   expect(status).toBe(0);
 });
@@ -72,7 +73,7 @@ test.each([
 test("a client whose server dies gives up in time", async () => {
   await start("oxenstored");
   host.server.close();
-  const { status, stderr } = await run("--timeout", "200");
+  const { status, stderr } = await ring("--timeout", "200");
   expect(stderr).toContain("no answer");
   expect(status).toBe(6);
 });

@@ -20,10 +20,11 @@ import { RingChannel } from "../../src/xenstore/server/ring-channel.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { TestRing } from "../unit/xenstore-ring-page.ts";
 import { GuestRing } from "./xsring-harness.ts";
+import { chosenSeed, wholeNumbers, type WholeNumbers } from "../support/random.ts";
 
 setDefaultTimeout(60_000); // thousands of rounds, perhaps on a busy machine
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 const INDICES = [
   layout.XS_RING_REQ_CONS,
   layout.XS_RING_REQ_PROD,
@@ -31,19 +32,8 @@ const INDICES = [
   layout.XS_RING_RSP_PROD,
 ];
 
-/** Whole numbers below `limit`, always the same for one seed. */
-function randomFrom(start: number): (limit: number) => number {
-  let state = start >>> 0 || 1;
-  return (limit) => {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    return (state >>> 0) % limit;
-  };
-}
-
 /** Leaves a mess of a random kind on the ring, at a random point of it. */
-async function makeMess(ring: GuestRing, random: (limit: number) => number): Promise<void> {
+async function makeMess(ring: GuestRing, random: WholeNumbers): Promise<void> {
   const large = encodePacket(XS_WRITE, 901, 0, encodeStrings(`data/large\0${"x".repeat(4000)}`));
   const start = encodePacket(XS_TRANSACTION_START, 902, 0, encodeStrings(""));
   const watch = encodePacket(XS_WATCH, 903, 0, encodeStrings("data", `token-${random(1000)}`));
@@ -96,7 +86,7 @@ test.each([
   ["rfc-2014", 2000],
 ] as const)(`%s: %d closes and new starts (SEED=${seed})`, async (personality, rounds) => {
   const host = await SimHost.start({ domains: 3, personality });
-  const random = randomFrom(seed);
+  const random = wholeNumbers(seed);
   const ring = new GuestRing(host, 1);
   const done = new AbortController();
   const load = [keepBusy(host, 2, done.signal), touch(host, done.signal)] as const;

@@ -1,8 +1,6 @@
 // `xentool xsring trace` and `inspect` on rings in use: against what the client of the ring really sent and
 // got, live and from a file, with filters, across a close, and until the domain is gone.
 import { afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { XENSTORE_RECONNECT, XS_RING_CONNECTION } from "../../src/protocol/xs-ring.ts";
 import {
@@ -23,6 +21,7 @@ import type { TraceRecord } from "../../src/xsring/ring-follower.ts";
 import { openDomainRing } from "../../src/xsring/source.ts";
 import { traceRing } from "../../src/xsring/trace.ts";
 import { GuestRing, startXsring, testProgram, xsring } from "./xsring-harness.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 setDefaultTimeout(60_000); // each case starts several processes, perhaps on a busy machine
 
@@ -33,11 +32,11 @@ let dir: string;
 
 beforeEach(async () => {
   host = await SimHost.start({ domains: 2 });
-  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  dir = temporaryDirectory();
 });
 
 afterEach(async () => {
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(await host.settle()).toEqual([]);
   await host.stop();
 });

@@ -1,11 +1,11 @@
 // The journal of a ring: what a successor finds after its predecessor was killed at any point, and that it trusts
 // nothing that does not add up. A kill is played by opening the file while the first one still has it.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, rmSync, truncateSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readdirSync, rmSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import { Journal, type RingState } from "../../src/blkback/journal.ts";
 import { REQUEST } from "../../src/protocol/blkif.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const WORDS = REQUEST.bytes / 4;
 const BASE = 0xffff_fffe; // indices wrap within each test
@@ -14,14 +14,14 @@ let dir = "";
 let path = "";
 let open: Journal[] = [];
 beforeEach(() => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-journal-"));
+  dir = temporaryDirectory();
   path = join(dir, "j");
 });
 afterEach(() => {
   for (const journal of open) journal.close();
   open = [];
   expect(readdirSync(dir)).toEqual(["j"]);
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
 });
 
 /** The word of the ring's page that tells it from others. */

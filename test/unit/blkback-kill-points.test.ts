@@ -2,8 +2,7 @@
 // its own: the third one answers what is left. Each request is answered once, reads tell what they may, and the disk
 // holds what was written last.
 import { expect, test } from "bun:test";
-import { closeSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { closeSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { diskLimits, DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { Journal } from "../../src/blkback/journal.ts";
@@ -17,6 +16,7 @@ import { shim, type Pointer } from "../../src/native/shim.ts";
 import { ABI_X86_64 } from "../../src/protocol/blkif.ts";
 import { RING_MARK, RING_REQ_PROD, RING_RSP_PROD } from "../../src/protocol/ring.ts";
 import { FakeGrants, GUEST } from "./blkback-fakes.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const [READ, WRITE, FLUSH] = [0, 1, 3];
 const SLOTS = 32;
@@ -72,7 +72,7 @@ class World {
   readonly ring = allocateMemory(4096);
   readonly grants = new FakeGrants(REQUESTS.length);
   readonly answers = new Map<number, number>();
-  readonly #dir = mkdtempSync(join(tmpdir(), "xentool-kill-points-"));
+  readonly #dir = temporaryDirectory();
   readonly #image = join(this.#dir, "disk.img");
   #round = 0;
   #asked = 0;
@@ -136,7 +136,7 @@ class World {
 
   close(): void {
     this.ring.close();
-    rmSync(this.#dir, { recursive: true });
+    removeDirectory(this.#dir);
   }
 
   #queue(journal: Journal, reactor: Reactor, fd: number, image: ReturnType<typeof openImage>): BlockQueue {

@@ -1,9 +1,7 @@
 // The metrics, against the grammar of Prometheus' text format and its conventions for names, as `promtool check
 // metrics` sees them; and the board in docs/, which may show only what there is.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { readFileSync } from "node:fs";
 import { metricsText } from "../../src/blkback/metrics.ts";
 import { parseRate, UNLIMITED_DISK } from "../../src/blkback/rates.ts";
 import { IMAGE_FAILED } from "../../src/blkback/refusals.ts";
@@ -16,6 +14,7 @@ import {
   type DeviceStats,
 } from "../../src/blkback/stats.ts";
 import { XenbusState } from "../../src/protocol/xenbus.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const BOARD = new URL("../../docs/grafana-board.json", import.meta.url);
 const SAMPLE = /^([a-z_]+)\{((?:[a-z]+="[A-Za-z0-9+.]*",?)+)\} (-?[0-9.e+-]+)$/;
@@ -64,11 +63,11 @@ let dir: string;
 const pages: StatsPage[] = [];
 
 beforeEach(() => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  dir = temporaryDirectory();
 });
 afterEach(() => {
   for (const page of pages.splice(0)) page.remove();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
 });
 
 /** The statistics of a busy disk and an idle one. */

@@ -5,6 +5,7 @@ import { ABI_X86_32, ABI_X86_64, type BlkifAbi } from "../../src/protocol/blkif.
 import { FrontQueue } from "../../src/blkfront/queue.ts";
 import type { EvtchnPort } from "../../src/core/types.ts";
 import { FakeBackend, type FakeOptions, type SeenRequest } from "./blkfront-fake-backend.ts";
+import { chosenSeed } from "../support/random.ts";
 
 const READ = 0;
 const WRITE = 1;
@@ -236,7 +237,7 @@ describe("a backend that lies", () => {
 });
 
 describe("a long run of everything", () => {
-  const seed = Number(process.env["SEED"] ?? Math.floor(Math.random() * 2 ** 31));
+  const seed = chosenSeed();
 
   test.each([
     ["one page", { ringPages: 1, poolPages: 40, maxIndirectSegments: 0 }],

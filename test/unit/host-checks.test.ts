@@ -1,20 +1,20 @@
 // `xentool doctor` on made-up hosts: directories that look like a Xen host's /dev, /proc and /sys.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { chmodSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { examineHost, isUsable, type Check } from "../../cmd/lib/host-checks.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 let root: string;
 
 beforeEach(() => {
-  root = mkdtempSync(join(tmpdir(), "xentool-doctor-"));
+  root = temporaryDirectory();
 });
 
 afterEach(() => {
-  rmSync(root, { recursive: true });
+  removeDirectory(root);
 });
 
 function plant(files: Readonly<Record<string, string>>): void {

@@ -1,20 +1,20 @@
 // What the kernel's tables say of who uses a device, told from tables of hosts with device-mapper, md and
 // partitions, which not every machine that runs the tests has. The lines are as Linux 6.1 writes them.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdirSync, mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { hostUses, listUses, type HostFiles, type Identity } from "../../src/block/image/host-uses.ts";
 import { processesWith } from "../../src/block/image/processes.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 let dir: string;
 let host: HostFiles;
 
 beforeEach(() => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  dir = temporaryDirectory();
   host = { proc: join(dir, "proc"), sys: join(dir, "sys") };
 });
-afterEach(() => rmSync(dir, { recursive: true }));
+afterEach(() => removeDirectory(dir));
 
 function put(path: string, text: string): void {
   mkdirSync(dirname(join(dir, path)), { recursive: true });

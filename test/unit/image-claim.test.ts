@@ -1,32 +1,22 @@
 // Claims to an image: on a file system without locks, and the formats that are told from a disk.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
-import {
-  closeSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  rmSync,
-  statSync,
-  truncateSync,
-  utimesSync,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
+import { closeSync, mkdirSync, openSync, statSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeImage, openImage } from "../../src/block/image.ts";
 import { takeLocks, type LockCalls } from "../../src/block/image/claim.ts";
 import { identify } from "../../src/block/image/known.ts";
 import { errnoText } from "../../src/native/shim.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const HOW = { readOnly: false, direct: false, sectorSizeBytes: 512 } as const;
 
 let dir: string;
 let file: string;
 beforeEach(() => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  dir = temporaryDirectory();
   file = join(dir, "disk.img");
 });
-afterEach(() => rmSync(dir, { recursive: true }));
+afterEach(() => removeDirectory(dir));
 
 /** What flock and fcntl answer on NFS without lockd, Lustre without -o flock, some FUSE file systems. */
 const withoutLocks = (errno: number): LockCalls => ({

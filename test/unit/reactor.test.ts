@@ -1,8 +1,7 @@
 // The reactor's TypeScript face, and filters on top of it: ends come to the source they belong to, timers are kept
 // apart from I/O, and both ways to wait do the same.
 import { afterEach, describe, expect, test } from "bun:test";
-import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { closeSync, openSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { openFiltered } from "../../src/block/filters/catalogue.ts";
 import type { BlockTarget, TargetInfo } from "../../src/block/target.ts";
@@ -19,13 +18,14 @@ import {
   Timer,
 } from "../../src/native/reactor.ts";
 import { check, shim } from "../../src/native/shim.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const SIZE = 64 * 1024;
 
 type End = readonly [source: string, tag: number, result: number];
 
 class Fixture {
-  readonly dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+  readonly dir = temporaryDirectory();
   readonly path = join(this.dir, "file");
   readonly ends: End[] = [];
   readonly memory = allocateMemory(SIZE);
@@ -60,7 +60,7 @@ class Fixture {
     this.reactor.close();
     this.memory.close();
     closeSync(this.fd);
-    rmSync(this.dir, { recursive: true });
+    removeDirectory(this.dir);
   }
 }
 

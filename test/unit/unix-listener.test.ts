@@ -1,17 +1,17 @@
 // A listening unix socket and its path: what is left at the path before and after.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { listenAt } from "../../src/native/unix-listener.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 let dir = "";
 let path = "";
 beforeEach(() => {
-  dir = mkdtempSync(join(tmpdir(), "xentool-listener-"));
+  dir = temporaryDirectory();
   path = join(dir, "a.sock");
 });
-afterEach(() => rmSync(dir, { recursive: true }));
+afterEach(() => removeDirectory(dir));
 
 test("closing removes the path, and does not mind that somebody has", () => {
   const first = listenAt(path);

@@ -17,8 +17,9 @@ import { openVchanClient } from "../../src/vchan/client.ts";
 import { openVchanServer } from "../../src/vchan/server.ts";
 import { MemoryHost } from "./vchan-memory-platform.ts";
 import { ALMOST_WRAPPED, CLIENT, ORDER_PAIRS, SERVER, VchanPair } from "./vchan-pair.ts";
+import { chosenSeed } from "../support/random.ts";
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 
 /** Bytes that tell their place in a stream. */
 function pattern(from: number, length: number): Uint8Array {

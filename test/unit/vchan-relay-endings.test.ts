@@ -10,8 +10,9 @@ import { openCommand, type LocalEnd } from "../../src/vchan/local.ts";
 import { Relay, type RelayResult } from "../../src/vchan/relay.ts";
 import { VchanPair } from "./vchan-pair.ts";
 import { RelayFixture } from "./vchan-relay-fixture.ts";
+import { chosenSeed } from "../support/random.ts";
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 const LONG_MS = 5000;
 const LARGE = { left: 20, right: 20 };
 const ECHO_BYTES = 1 << 20; // more than two pipes and a process take

@@ -1,13 +1,13 @@
 // What a relay needs for its local end, made of two files: "in", which holds "request", and "out".
-import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { closeSync, openSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ControlPage } from "../../src/plane/control-page.ts";
 import { VchanControl } from "../../src/vchan/vchan-control.ts";
 import type { LocalEnd } from "../../src/vchan/local.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 export class RelayFixture implements Disposable {
-  readonly dir = mkdtempSync(join(tmpdir(), "xentool-relay-"));
+  readonly dir = temporaryDirectory();
   readonly control = new VchanControl(ControlPage.create());
   readonly local: LocalEnd;
   readonly #fds: readonly number[];
@@ -27,6 +27,6 @@ export class RelayFixture implements Disposable {
 
   [Symbol.dispose](): void {
     for (const fd of this.#fds) closeSync(fd);
-    rmSync(this.dir, { recursive: true });
+    removeDirectory(this.dir);
   }
 }

@@ -2,7 +2,7 @@
 // floods of watch events, listings in parts, and the kernel's character device.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import * as xs from "../../src/protocol/xs-wire.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
@@ -11,14 +11,16 @@ import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { openTransport } from "../../src/xenstore/open.ts";
 import type { XenstoreTransport } from "../../src/xenstore/transport.ts";
 import { WatchEvents } from "../../src/xenstore/watch-events.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { openDescriptors } from "../support/descriptors.ts";
 
 let dir: string;
 beforeEach(() => {
-  dir = mkdtempSync("/tmp/xentool-client-");
+  dir = temporaryDirectory();
 });
 afterEach(() => {
   expect(readdirSync(dir)).toEqual([]);
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
 });
 
 const failure = (promise: Promise<unknown>): Promise<unknown> =>
@@ -301,8 +303,7 @@ describe("the character device", () => {
     // A FIFO opened for both directions blocks a read as the device does, and gives back what is written.
     const path = join(dir, "fifo");
     execFileSync("mkfifo", [path]);
-    const openFds = () => readdirSync("/proc/self/fd").length;
-    const before = openFds();
+    const before = openDescriptors().length;
     const transport = await openTransport({ kind: "device", path }, 1000);
     const got: Uint8Array[] = [];
     const three = Promise.withResolvers<void>();
@@ -318,7 +319,7 @@ describe("the character device", () => {
     for (let i = 0; i < 3; i++) transport.write(packet);
     await three.promise;
     transport.close();
-    while (openFds() > before) await new Promise(setImmediate);
+    while (openDescriptors().length > before) await new Promise(setImmediate);
     rmSync(path);
   });
 });

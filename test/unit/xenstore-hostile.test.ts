@@ -1,7 +1,7 @@
 // Clients that mean harm, on real sockets: fragments, lengths that lie, floods, replies left unread, quotas
 // used up, garbage. The server stays up, stays bounded, and goes on serving everyone else.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import * as xs from "../../src/protocol/xs-wire.ts";
@@ -11,8 +11,10 @@ import { PERSONALITY_NAMES, type PersonalityName } from "../../src/xenstore/serv
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { openTransport } from "../../src/xenstore/open.ts";
 import { RawClient } from "./xenstore-harness.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { chosenSeed } from "../support/random.ts";
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 
 let dir: string;
 let server: XenstoreServer;
@@ -56,7 +58,7 @@ const w = (path: string, value: string | Uint8Array): Uint8Array =>
 beforeEach(() => {
   nowMs = 0;
   opened = [];
-  dir = mkdtempSync("/tmp/xentool-hostile-");
+  dir = temporaryDirectory();
 });
 afterEach(async () => {
   for (const each of opened) each.close();
@@ -64,7 +66,7 @@ afterEach(async () => {
   expect(server.statistics).toMatchObject({ connections: 0, watches: 0, transactions: 0 });
   server.close();
   expect(readdirSync(dir)).toEqual([]);
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
 });
 
 describe("the packet format", () => {

@@ -17,6 +17,7 @@ import { RingTransport } from "../../src/xenstore/transports/ring.ts";
 import { PERSONALITY_NAMES, type PersonalityName } from "../../src/xenstore/server/personality.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { TestRing } from "./xenstore-ring-page.ts";
+import { chosenSeed } from "../support/random.ts";
 
 const { loadRingWord: load, storeRingWord: store } = layout;
 const INDICES = [
@@ -25,7 +26,7 @@ const INDICES = [
   layout.XS_RING_RSP_CONS,
   layout.XS_RING_RSP_PROD,
 ];
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 
 let server: XenstoreServer;
 let ring: TestRing;

@@ -18,8 +18,9 @@ import {
 import { PERSONALITIES, PERSONALITY_NAMES } from "../../src/xenstore/server/personality.ts";
 import { descendants, StoreTree, type StoreNode } from "../../src/xenstore/server/store.ts";
 import { ServerFixture, type RawClient } from "./xenstore-harness.ts";
+import { chosenSeed } from "../support/random.ts";
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 
 /** Everything that can be seen of a tree. */
 function picture(tree: StoreTree): Record<string, string> {

@@ -3,9 +3,10 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import * as wire from "../../src/protocol/xs-wire.ts";
+import { chosenSeed } from "../support/random.ts";
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString("hex");
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 
 describe("packets", () => {
   test.each<[string, Uint8Array, string]>([

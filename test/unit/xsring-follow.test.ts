@@ -19,8 +19,9 @@ import { RingFollower, type TraceRecord } from "../../src/xsring/ring-follower.t
 import { TraceEvents, type TraceEvent, type TraceFilter } from "../../src/xsring/trace-events.ts";
 import { encodeTraceRecord, readTrace, traceFileHeader } from "../../src/xsring/trace-file.ts";
 import { eventAsJson, eventText } from "../../src/xsring/trace-text.ts";
+import { chosenSeed } from "../support/random.ts";
 
-const seed = Number(process.env["SEED"] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 
 class Ring {
   readonly page: layout.XsRingPage;

@@ -1,8 +1,6 @@
 // Pages made by a C program, in every state that a ring can be in: what inspect sees there is written down
 // here by hand. The drawing of one is compared whole.
 import { describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as layout from "../../src/protocol/xs-ring.ts";
 import { drawRing } from "../../src/xsring/drawing.ts";
@@ -10,6 +8,7 @@ import { inspectRing, reportAsJson, type RingReport } from "../../src/xsring/rep
 import { parseRingPage, readRingFile } from "../../src/xsring/source.ts";
 import { VERDICT_STATUS, type VerdictCode } from "../../src/xsring/verdict.ts";
 import { testProgram } from "../sim/xsring-harness.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const program = testProgram("ring_pages");
 
@@ -278,7 +277,7 @@ describe("a page comes", () => {
   });
 
   test("from a file, not from one that is missing or endless", async () => {
-    const dir = mkdtempSync(join(tmpdir(), "xentool-test-"));
+    const dir = temporaryDirectory();
     const path = join(dir, "page");
     await Bun.write(path, raw);
     expect(Buffer.compare((await readRingFile(path)).bytes, raw)).toBe(0);
@@ -287,6 +286,6 @@ describe("a page comes", () => {
     });
     await Bun.write(path, new Uint8Array(70_000));
     expect(await readRingFile(path).catch((error: unknown) => error)).toMatchObject({ kind: "usage" });
-    rmSync(dir, { recursive: true });
+    removeDirectory(dir);
   });
 });
