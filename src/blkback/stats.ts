@@ -211,12 +211,10 @@ function mapSections(path: string, flags: string, atLeast: number): Mapping {
   const fd = openSync(path, flags, 0o644);
   try {
     // Written out rather than left as a hole: on a full file system, a store to the mapping would kill the process.
-    let sections = Math.floor(fstatSync(fd).size / SECTION_BYTES);
-    for (; sections < atLeast; sections++) {
-      const section = new Uint8Array(SECTION_BYTES);
-      if (writeSync(fd, section, 0, SECTION_BYTES, sections * SECTION_BYTES) < SECTION_BYTES)
-        throw new XentoolError("environment", "no space left");
-    }
+    const size = fstatSync(fd).size;
+    const sections = Math.max(atLeast, Math.floor(size / SECTION_BYTES));
+    const bytes = new Uint8Array(Math.max(0, sections * SECTION_BYTES - size));
+    for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at, bytes.length - at, size + at);
     return mapFile(fd, sections * SECTION_BYTES, true);
   } finally {
     closeSync(fd);

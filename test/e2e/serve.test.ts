@@ -83,7 +83,6 @@ test("a second server of a disk is refused, and the guest and the first one do n
     [[...serving("a.img"), "--mode", "r"], "in use with info 0"],
     [[...serving("a.img"), "--sector-size", "4096"], "in use with sector-size 512"],
     [[...serving("a.img"), "--max-indirect-segments", "8"], "in use with feature-max-indirect-segments 256"],
-    [[...serving("a.img"), "--max-ring-page-order", "1"], "in use with max-ring-page-order 4"],
   ] as const) {
     const { status, stderr } = await runXentool([...other], { env });
     expect([status, stderr]).toEqual([2, expect.stringContaining(words)]);

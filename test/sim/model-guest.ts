@@ -94,11 +94,11 @@ export class ModelGuest {
    * Writes its keys.
    */
   async makeRings(): Promise<void> {
-    const offered = Number(
-      await this.xenstore.tryRead(`${backendDir(this.#address)}/multi-queue-max-queues`),
-    );
-    const count = this.#random.pick(QUEUES.filter((queues) => queues <= Math.max(1, offered)));
-    const order = this.#random.below(3);
+    const offered = async (key: string): Promise<number> =>
+      Number(await this.xenstore.tryRead(`${backendDir(this.#address)}/${key}`));
+    const queues = Math.max(1, await offered("multi-queue-max-queues"));
+    const count = this.#random.pick(QUEUES.filter((it) => it <= queues));
+    const order = this.#random.below(1 + Math.min(2, await offered("max-ring-page-order")));
     const former = this.#rings;
     for (const { port } of former) this.#channels.unbind(port);
     this.#rings = Array.from({ length: count }, (_, queue) => this.#makeRing(former[queue]?.pages, order));

@@ -120,8 +120,10 @@ export class TakeoverWorld implements Ground {
   #serve(): void {
     const ways = [[], ["--grants", "map"], ["--engine", "sync"], ["--filter", "delay:ms=2"]];
     const env = { XENTOOL_SIM: this.host.dir, XENTOOL_DOMID: "0" };
-    const queues = ["--max-queues", String(this.random.pick([1, 2, 4]))];
-    const args = ["blkback", "watch", "--kind", "vbd", "--any-script", ...queues, ...this.random.pick(ways)];
+    const queues = this.random.pick([1, 2, 4]);
+    const order = this.random.pick([0, 1, 4]);
+    const offer = ["--max-queues", String(queues), "--max-ring-page-order", String(order)];
+    const args = ["blkback", "watch", "--kind", "vbd", "--any-script", ...offer, ...this.random.pick(ways)];
     this.#server = spawnXentool(args, { env });
   }
 
