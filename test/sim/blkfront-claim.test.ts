@@ -9,7 +9,7 @@ import { FrontClaim } from "../../src/blkfront/claim.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { ServedDisk, VDEV } from "./blkfront-harness.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
-import { finished, start as startProgram, type Child } from "../support/process.ts";
+import { start as startProgram, type Child } from "../support/process.ts";
 
 const XENTOOL = new URL("../../cmd/xentool.ts", import.meta.url).pathname;
 const VICTIM = new URL("blkfront-victim.ts", import.meta.url).pathname;
@@ -23,6 +23,11 @@ function start(...command: string[]): Child {
   });
   children.push(child);
   return child;
+}
+
+/** The end of one of which a line of stdout has been read. */
+async function endOf(child: Child): Promise<{ status: number; stderr: string }> {
+  return { stderr: await child.stderr.text(), status: await child.exited };
 }
 
 const bench = (...more: string[]): Child =>
@@ -81,7 +86,7 @@ describe("a disk in use", () => {
   test.each(["bench", "nbd"])("%s leaves it to the process that has it", async (action) => {
     const frontend = await disk.connect();
     const socket = action === "nbd" ? ["--socket", join(disk.dir, "second.sock")] : [];
-    const end = await finished(start(XENTOOL, "blkfront", action, "--vdev", VDEV, ...socket));
+    const end = await endOf(start(XENTOOL, "blkfront", action, "--vdev", VDEV, ...socket));
     expect(end.status).toBe(3);
     expect(end.stderr).toContain("in use: another xentool blkfront has it; --take");
     expect(Buffer.compare(await frontend.read(0, 4096), disk.image().subarray(0, 4096))).toBe(0);
@@ -92,7 +97,7 @@ describe("a disk in use", () => {
     await foreignFrontend();
     await disk.device.abandon();
     await disk.xenstore.write(frontKey("state"), state);
-    const end = await finished(bench());
+    const end = await endOf(bench());
     expect(end.status).toBe(3);
     expect(end.stderr).toContain("in use: a frontend of it is");
     expect(await disk.xenstore.tryRead(frontKey("state"))).toBe(state);
@@ -101,13 +106,13 @@ describe("a disk in use", () => {
   test("--take: the new one works, the old one ends with 5 and touches nothing", async () => {
     const loser = await nbd();
     const winner = await nbd("--take");
-    const lost = await finished(loser);
+    const lost = await endOf(loser);
     expect(lost.status).toBe(5);
     expect(lost.stderr).toContain("was lost: somebody else has taken it");
     expect(await disk.xenstore.tryRead(frontKey("state"))).toBe("4");
     winner.kill("SIGTERM");
-    expect((await finished(winner)).status).toBe(143);
-    expect((await finished(bench())).status).toBe(0);
+    expect((await endOf(winner)).status).toBe(143);
+    expect((await endOf(bench())).status).toBe(0);
   });
 });
 
@@ -122,15 +127,15 @@ describe("what a killed frontend left", () => {
 
   test("is nobody's, again and again", async () => {
     for (let round = 0; round < 3; round++) await killOne();
-    expect((await finished(bench())).status).toBe(0);
+    expect((await endOf(bench())).status).toBe(0);
   });
 
   test("is somebody's when another has taken it over", async () => {
     await killOne();
     const port = await disk.xenstore.tryRead(frontKey("event-channel"));
     await disk.xenstore.write(frontKey("event-channel"), `${port}1`);
-    expect((await finished(bench())).status).toBe(3);
-    expect((await finished(bench("--take"))).status).toBe(0);
+    expect((await endOf(bench())).status).toBe(3);
+    expect((await endOf(bench("--take"))).status).toBe(0);
   });
 });
 
@@ -138,7 +143,7 @@ describe("how a disk ends", () => {
   test("asked back by the toolstack: 0", async () => {
     const server = await nbd();
     await closeDevice(disk.xenstore, disk.address);
-    expect(await finished(server)).toMatchObject({ status: 0, stderr: "" });
+    expect(await endOf(server)).toEqual({ status: 0, stderr: "" });
   });
 
   test.each([
@@ -151,7 +156,7 @@ describe("how a disk ends", () => {
   ])("%s: 5, and nothing comes back", async (name, end) => {
     const server = await nbd();
     await end();
-    const { status, stderr } = await finished(server);
+    const { status, stderr } = await endOf(server);
     expect([status, stderr]).toEqual([5, stderr]);
     expect(stderr).toContain("xvdb of domain 1 was lost: ");
     expect(await disk.xenstore.exists(frontendDir(disk.address))).toBe(name !== "removed");
