@@ -1,8 +1,7 @@
 // A disk used through one, two and four queues by our frontend, whose server is killed under load, replaced by one that
 // offers another number, resized and disconnected: each byte is what was written, and nothing is left.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND, frontendDir } from "../../src/blkback/address.ts";
 import { resizeDevice } from "../../src/blkback/resize.ts";
@@ -14,8 +13,10 @@ import { Xenstore } from "../../src/xenstore/client.ts";
 import { pattern } from "../sim/blk-harness.ts";
 import { BlockFrontend } from "../sim/block-frontend.ts";
 import { compareUnderLoad } from "../sim/block-load.ts";
-import { Random } from "../sim/random.ts";
-import { readUntil, spawnXentool } from "./executable.ts";
+import { chosenSeed, Random } from "../support/random.ts";
+import { spawnXentool } from "./executable.ts";
+import { readUntil } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const IMAGE_BYTES = 2 << 20;
 const KILLS = 5;
@@ -50,7 +51,7 @@ beforeEach(async () => {
   guest = host.platform(1);
   dom0 = host.platform(0);
   xenstore = await Xenstore.connect(dom0);
-  dir = mkdtempSync(join(tmpdir(), "xentool-kill-"));
+  dir = temporaryDirectory();
   image = join(dir, "disk.img");
   writeFileSync(image, pattern(IMAGE_BYTES));
 });
@@ -60,13 +61,13 @@ afterEach(async () => {
   xenstore.close();
   guest.close();
   dom0.close();
-  rmSync(dir, { recursive: true });
+  removeDirectory(dir);
   expect(await host.settle()).toEqual([]);
   await host.stop();
 });
 
 test.each([1, 2, 4])("%i queues", async (queues) => {
-  const seed = Number(process.env["SEED"] ?? Date.now() % 2 ** 32);
+  const seed = chosenSeed();
   console.log(`kill-queues: SEED=${seed}`);
   const random = new Random(seed);
   await serve(4, "--filter", "delay:ms=1");

@@ -7,7 +7,7 @@ import { readStats } from "../../src/blkback/stats.ts";
 import { compareUnderLoad } from "./block-load.ts";
 import { ServedDisk, type DiskOptions } from "./blkfront-harness.ts";
 import { FLUSH, RawClient, WRITE } from "./nbd-raw-client.ts";
-import { Random } from "./random.ts";
+import { Random } from "../support/random.ts";
 
 const IMAGE_BYTES = 2 << 20;
 const DEVID = 51728;

@@ -1,6 +1,6 @@
 // A load on a disk that checks what it reads, for tests of what happens to a disk meanwhile.
 import type { BlockFrontend } from "./block-frontend.ts";
-import type { Random } from "./random.ts";
+import type { Random } from "../support/random.ts";
 
 /** Of a disk. Each has one operation at a time, so that no two overlap. */
 const PARTS = 16;
