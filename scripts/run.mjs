@@ -32,6 +32,7 @@ const JUDGES = {
   "libnbd-bin": "nbdcopy",
   fio: "fio",
   "qemu-utils": "qemu-img",
+  "qemu-system-xen": "/usr/libexec/xen-qemu-system-i386",
   e2fsprogs: "e2fsck",
   "xenstore-utils": "xenstore-ls",
   "groff-base": "groff",

@@ -102,12 +102,14 @@ export class FrontHandshake {
     const front = frontendPath(domid, "vbd", devid);
     const name = `${vdevName(devid)} of domain ${domid}`;
     const bounded = { timeoutMs: DEFAULT_TIMEOUT_MS, ...wait };
-    const back = await xenstore
-      .waitFor(`${front}/backend`, (value) => value !== null, bounded)
+    // The last key that a toolstack writes if it does not write all at once: QEMU does not.
+    await xenstore
+      .waitFor(`${front}/state`, (value) => value !== null, bounded)
       .catch((error: unknown) => {
         if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
         throw new XentoolError("timeout", `there is no ${name}; is a backend offering it?`, { front });
       });
+    const back = await xenstore.tryRead(`${front}/backend`);
     const backend = parseDecimal(await xenstore.tryRead(`${front}/backend-id`), 0x7fef);
     if (backend === undefined || back === null || !back.startsWith(`/local/domain/${backend}/`))
       throw new XentoolError("protocol", `${name} names no backend of domain ${backend ?? "?"}`, { front });

@@ -4,6 +4,8 @@ import { afterEach, describe, expect, test } from "bun:test";
 import { truncateSync } from "node:fs";
 import { resizeDevice } from "../../src/blkback/resize.ts";
 import { closeDevice } from "../../src/blkback/toolstack.ts";
+import { FrontHandshake } from "../../src/blkfront/handshake.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
 import { BlockFrontend, type FrontendOptions } from "./block-frontend.ts";
 import { ServedDisk, VDEV, type DiskOptions } from "./blkfront-harness.ts";
 import { chosenSeed } from "../support/random.ts";
@@ -166,6 +168,27 @@ describe("the device's life", () => {
     await frontend.backendClosing;
     await frontend.close();
     expect(await disk.device.ended).toBe("closed");
+  });
+
+  test("a disk whose directory fills key by key, as QEMU writes it, is waited for until its state is there", async () => {
+    const { guest, xenstore } = await start();
+    const seen = await Xenstore.connect(guest);
+    const front = "/local/domain/1/device/vbd/51744";
+    const back = "/local/domain/0/backend/qdisk/1/51744";
+    const finding = FrontHandshake.find(seen, guest, 51744);
+    let found = false;
+    const done = finding.then(() => (found = true));
+    for (const [key, value] of Object.entries({ backend: back, "backend-id": "0", state: "1" })) {
+      expect(found).toBe(false);
+      await xenstore.write(`${front}/${key}`, value);
+      // The frontend has seen the key, and has asked for others, before these answers come.
+      for (let i = 0; i < 10; i++) await seen.tryRead(`${front}/${key}`);
+    }
+    await done;
+    using handshake = await finding;
+    expect(handshake.name).toBe("xvdc of domain 1");
+    await xenstore.rm(front);
+    seen.close();
   });
 
   test("no such disk, within the time given", async () => {
