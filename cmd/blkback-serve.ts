@@ -1,6 +1,7 @@
 // `xentool blkback serve` and `watch`: the two commands that serve disks, one or all of a kind.
 import type { Argv, CommandModule } from "yargs";
 import { endsWithin, onAbort, unlessAborted } from "../src/core/deadline.ts";
+import type { GrantMode } from "../src/blkback/data/path.ts";
 import type { DeviceOptions } from "../src/blkback/device.ts";
 import type { MetricsAddress } from "../src/blkback/metrics-server.ts";
 import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
@@ -34,7 +35,7 @@ interface ServingArguments extends GlobalArguments {
   readonly maxQueues: number | undefined;
   readonly maxRingPageOrder: number;
   readonly maxIndirectSegments: number;
-  readonly grants: "copy" | "map";
+  readonly grants: GrantMode;
   readonly engine: "uring" | "sync";
   readonly filter: readonly string[];
   readonly iops: string | undefined;
@@ -71,9 +72,9 @@ function servingOptions<T>(argv: Argv<T>): Argv<T & Omit<ServingArguments, keyof
       describe: "0 to 4096; 0: none offered",
     })
     .option("grants", {
-      choices: ["copy", "map"] as const,
+      choices: ["copy", "map", "persistent"] as const,
       default: "copy" as const,
-      describe: "How data crosses",
+      describe: "How data crosses; persistent if the guest agrees, else copy",
     })
     .option("engine", {
       choices: ["uring", "sync"] as const,

@@ -5,6 +5,7 @@ import type { EngineKind } from "../native/reactor.ts";
 import type { FailureMessage } from "../plane/protocol.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import type { BlkifAbi } from "../protocol/blkif.ts";
+import type { GrantMode } from "./data/path.ts";
 import type { DiskLimits } from "./requests.ts";
 import type { RingAddress } from "./ring-parameters.ts";
 
@@ -23,7 +24,8 @@ export interface BlkbackOrder {
     /** Filters as given to `--filter`. */
     readonly filters: readonly string[];
     readonly limits: DiskLimits;
-    readonly grantMode: "copy" | "map";
+    /** `persistent` only for a guest that agreed to it. */
+    readonly grantMode: GrantMode;
     readonly statsPath: string;
   };
   readonly report: "connected";

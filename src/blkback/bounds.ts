@@ -18,6 +18,12 @@ const MIN_POOL_BYTES = 16 << 20;
 /** Grant copies in one call. What is more takes several calls. */
 export const COPY_BATCH = 4096;
 
+/**
+ * Grants of a ring that stay mapped while no request names them, as in Linux: as many as its frontend has, which are 32
+ * requests with 32 segments and a page of these each.
+ */
+export const MAX_KEPT_GRANTS = 1056;
+
 /** Linux's IOV_MAX: a request with more pieces takes several transfers. */
 export const MAX_VECTORS = 1024;
 

@@ -14,6 +14,7 @@ import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 import { BackendDirectory, type Keys } from "./backend-directory.ts";
 import { QueueConnection } from "./connection.ts";
+import type { GrantMode } from "./data/path.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
 import { DeviceEvents, type OnDeviceEvent } from "./device-events.ts";
 import { diskKeys, diskLimits, offeredKeys, type Offer } from "./features.ts";
@@ -34,7 +35,7 @@ const logger = moduleLogger("blkback");
 
 export interface DeviceOptions {
   readonly offer: Offer;
-  readonly grantMode: "copy" | "map";
+  readonly grantMode: GrantMode;
   readonly engine: EngineKind;
   /** Filters as given to `--filter`, each already accepted by `parseFilter`. */
   readonly filters: readonly string[];
@@ -281,9 +282,8 @@ export class BlkbackDevice {
     // another ring.
     if (this.#anew) this.#takeover = this.#anew = false;
     try {
-      const { abi, sets } = await readRingParameters(this.#xenstore, this.address);
-      // Otherwise the ring may be that of another device under the same name; the next look will find that ours is
-      // gone.
+      const { abi, sets, keepsGrants } = await readRingParameters(this.#xenstore, this.address);
+      // Otherwise the ring may be that of another device under the same name; the next look will find ours gone.
       const isThere = await this.#directory.isThere();
       // If the device was abandoned in the meantime, there was no worker to stop, and the image is already closed.
       if (this.#over || !isThere) return;
@@ -300,7 +300,7 @@ export class BlkbackDevice {
         engine,
         filters,
         limits: this.#limits,
-        grantMode,
+        grantMode: grantMode === "persistent" && !keepsGrants ? "copy" : grantMode,
         statsPath: this.#stats.path,
       };
       connection = new QueueConnection(this.#spawnWorker, order, this.#rates.rates);
@@ -403,7 +403,7 @@ export class BlkbackDevice {
   /** Enters InitWait, with the keys that this state promises. */
   async #offer(offer: Offer): Promise<void> {
     const state = XenbusState.InitWait;
-    const keys = offeredKeys(offer, this.#image.info, this.#limits);
+    const keys = offeredKeys(offer, this.#options.grantMode, this.#image.info, this.#limits);
     await this.#write({ ...keys, "hotplug-status": "connected", state });
     this.#entered(state);
   }

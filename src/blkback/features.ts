@@ -6,6 +6,7 @@ import { MAX_INDIRECT_SEGMENTS, SECTOR_SIZE, VDISK_CDROM, VDISK_READONLY } from 
 import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
 import { XentoolError } from "../core/errors.ts";
 import { MAX_QUEUES } from "./bounds.ts";
+import type { GrantMode } from "./data/path.ts";
 import type { DiskLimits } from "./requests.ts";
 
 export interface Offer {
@@ -53,12 +54,18 @@ export function diskLimits(offer: Offer, target: TargetInfo): DiskLimits {
 /** What a frontend may choose; `readRingParameters` holds it to that. */
 export const MAX_QUEUES_KEY = "multi-queue-max-queues";
 export const MAX_RING_PAGE_ORDER_KEY = "max-ring-page-order";
+/** Written by both ends: the backend may keep grants mapped. */
+export const PERSISTENT_KEY = "feature-persistent";
 
 type Keys = Readonly<Record<string, number>>;
 
-/** Written before state 2. */
-export function ringKeys(offer: Offer): Keys {
+/**
+ * Written before state 2, and not again: a guest whose ring is served goes by what it read, and so does the next
+ * server.
+ */
+export function ringKeys(offer: Offer, grantMode: GrantMode): Keys {
   return {
+    [PERSISTENT_KEY]: grantMode === "persistent" ? 1 : 0,
     [MAX_QUEUES_KEY]: offer.maxQueues,
     [MAX_RING_PAGE_ORDER_KEY]: offer.maxRingPageOrder,
     ...(offer.maxIndirectSegments > 0 && { "feature-max-indirect-segments": offer.maxIndirectSegments }),
@@ -78,7 +85,6 @@ export function diskKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): 
     "physical-sector-size": Math.max(target.physicalSectorBytes, offer.logicalSectorBytes),
     "feature-flush-cache": 1,
     "feature-barrier": 1,
-    "feature-persistent": 0,
     "feature-discard": limits.canDiscard ? 1 : 0,
     ...(limits.canDiscard && {
       // blkfront uses the granularity only when the alignment is there, too.
@@ -90,6 +96,11 @@ export function diskKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): 
 }
 
 /** All keys that a device writes when it is offered, with state 2. */
-export function offeredKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): Keys {
-  return { ...ringKeys(offer), ...diskKeys(offer, target, limits) };
+export function offeredKeys(
+  offer: Offer,
+  grantMode: GrantMode,
+  target: TargetInfo,
+  limits: DiskLimits,
+): Keys {
+  return { ...ringKeys(offer, grantMode), ...diskKeys(offer, target, limits) };
 }

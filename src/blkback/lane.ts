@@ -5,7 +5,7 @@ import type { Mapping } from "../native/memory.ts";
 import type { EventChannels } from "../platform/platform.ts";
 import type { BlkifAbi } from "../protocol/blkif.ts";
 import type { BackRing } from "./back-ring.ts";
-import type { RequestCopies } from "./data/copies.ts";
+import type { SegmentSource } from "./data/path.ts";
 import type { Journal } from "./journal.ts";
 import { LaneCounters } from "./lane-counters.ts";
 import { RequestParser } from "./parse.ts";
@@ -28,7 +28,7 @@ export interface LaneGround {
   readonly abi: BlkifAbi;
   readonly channels: EventChannels;
   readonly requests: RequestTable;
-  readonly copies: RequestCopies;
+  readonly segments: SegmentSource;
   readonly limits: DiskLimits;
 }
 
@@ -49,14 +49,14 @@ export class Lane {
 
   /** Lane number `index` of the disk, with the rows of that lane. */
   constructor(ring: BackRing, options: LaneOptions, ground: LaneGround, index: number) {
-    const { domid, abi, channels, requests, copies, limits } = ground;
+    const { domid, abi, channels, requests, segments, limits } = ground;
     this.ring = ring;
     this.port = options.port;
     this.#channels = channels;
     this.#requests = requests;
     this.#firstRow = index * ring.slots;
     this.#journal = options.journal;
-    this.parser = new RequestParser(domid, ring.slots, requests, ring.requests, limits, copies, index);
+    this.parser = new RequestParser(domid, ring.slots, requests, ring.requests, limits, segments, index);
     this.#counters = new LaneCounters(options.counters, ring.slots);
     this.#slotWords = new Int32Array(ring.requests.bytes.buffer);
     this.#responses = ring.responses.words;

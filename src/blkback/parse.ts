@@ -19,7 +19,7 @@ import {
   SEGMENT,
   SEGMENTS_PER_INDIRECT_PAGE,
 } from "../protocol/blkif.ts";
-import type { RequestCopies } from "./data/copies.ts";
+import type { SegmentSource } from "./data/path.ts";
 import {
   BAD_INDIRECT_PAGE,
   BAD_SEGMENT,
@@ -74,14 +74,14 @@ export class RequestParser {
   readonly #requests: RequestTable;
   readonly #slots: Mapping;
   readonly #limits: DiskLimits;
-  readonly #copies: RequestCopies;
+  readonly #source: SegmentSource;
   readonly #domid: Domid;
   readonly #lane: number;
   readonly #segmentWords: Uint32Array;
   readonly #segmentBytes: Uint8Array;
 
   /**
-   * `slots` are the private copies, up to `size` of them; `copies` fetches the indirect pages of `domid`. Rows are
+   * `slots` are the private copies, up to `size` of them; `source` fetches the indirect pages of `domid`. Rows are
    * those of `lane`.
    */
   constructor(
@@ -90,7 +90,7 @@ export class RequestParser {
     requests: RequestTable,
     slots: Mapping,
     limits: DiskLimits,
-    copies: RequestCopies,
+    source: SegmentSource,
     lane = 0,
   ) {
     this.rows = new Uint16Array(size);
@@ -98,7 +98,7 @@ export class RequestParser {
     this.#requests = requests;
     this.#slots = slots;
     this.#limits = limits;
-    this.#copies = copies;
+    this.#source = source;
     this.#domid = domid;
     this.#lane = lane;
     this.#segmentWords = requests.segments.words;
@@ -118,7 +118,7 @@ export class RequestParser {
       this.indirect++;
       this.#fetchIndirect(row);
     }
-    if (this.indirect > 0) this.#copies.run();
+    if (this.indirect > 0) this.#source.run();
     for (let slot = 0; slot < count; slot++) {
       const row = rows[slot];
       if (verdicts[slot] === NEEDS_INDIRECT)
@@ -135,7 +135,7 @@ export class RequestParser {
     for (let page = 0; left > 0; page++) {
       const bytes = Math.min(left, SEGMENTS_PER_INDIRECT_PAGE) * SEGMENT.bytes;
       const ref = requests.indirectGrefs[row * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST + page];
-      this.#copies.fromGrant(row, this.#domid, ref, 0, bytes, address);
+      this.#source.fromGrant(row, this.#domid, ref, 0, bytes, address);
       address += bytes;
       left -= SEGMENTS_PER_INDIRECT_PAGE;
     }

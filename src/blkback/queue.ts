@@ -3,18 +3,15 @@
 // worker drives it with `run`; a test can drive it step by step with `step`.
 import type { Domid } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
-import { PAGE_SIZE } from "../core/types.ts";
 import type { BlockTarget, OpenTarget } from "../block/target.ts";
 import { IO_FLUSH, type Reactor } from "../native/reactor.ts";
 import { errnoText } from "../native/shim.ts";
 import type { EventChannels, GrantTable } from "../platform/platform.ts";
 import type { BlkifAbi } from "../protocol/blkif.ts";
 import { BackRing, RING_LIES } from "./back-ring.ts";
-import { poolBytes } from "./bounds.ts";
 import { RequestCopies } from "./data/copies.ts";
-import { CopyPath } from "./data/copy.ts";
-import { MapPath } from "./data/map.ts";
-import type { DataPath } from "./data/path.ts";
+import { openDataPath } from "./data/open.ts";
+import type { DataPath, GrantMode } from "./data/path.ts";
 import { DONE, Executor, UNDER_WAY } from "./execute.ts";
 import { DiskCounters } from "./disk-counters.ts";
 import { IoFailures } from "./io-failures.ts";
@@ -45,8 +42,8 @@ export interface QueueOptions {
   readonly reactor: Reactor;
   readonly openTarget: OpenTarget;
   readonly limits: DiskLimits;
-  /** Whether data is grant-copied (the default) or mapped. */
-  readonly grantMode: "copy" | "map";
+  /** How data crosses. */
+  readonly grantMode: GrantMode;
   /** Holds requests back when the disk has limits. Without one, it has none. */
   readonly limiter?: RateLimiter;
   /** Updates `limits`. Called before a batch is checked, so that no guest knows of a new size before we do. */
@@ -90,13 +87,19 @@ export class BlockQueue {
     this.#requests = new RequestTable(slots, limits.maxIndirectSegments, lanes.length);
     this.#operations = new OperationTable(size);
     this.#copies = new RequestCopies(grants, this.#requests.failed);
-    const ground = { domid, abi, channels, requests: this.#requests, copies: this.#copies, limits };
+    const requests = this.#requests;
+    const { path, segments } = openDataPath(options.grantMode, {
+      domid,
+      requests,
+      operations: this.#operations,
+      copies: this.#copies,
+      grants,
+      clock: reactor,
+      limits,
+    });
+    this.#path = path;
+    const ground = { domid, abi, channels, requests, segments, limits };
     this.#lanes = rings.map((ring, index) => new Lane(ring, lanes[index], ground, index));
-    const bytes = poolBytes(limits.maxIndirectSegments);
-    this.#path =
-      options.grantMode === "copy"
-        ? new CopyPath(domid, this.#requests, this.#operations, this.#copies, bytes)
-        : new MapPath(domid, this.#requests, this.#operations, grants, bytes / PAGE_SIZE);
     this.#target = this.#openTarget(options.openTarget);
     this.#executor = new Executor(this.#operations, this.#path, this.#target);
     const limiter = options.limiter ?? new RateLimiter(reactor);

@@ -56,6 +56,7 @@ export class RequestTable {
   /** Segments of all requests: `segmentStride` segments of SEGMENT.bytes each per request. */
   readonly segments: Mapping;
   readonly segmentStride: number;
+  readonly laneCount: number;
   readonly #segmentWords: Uint32Array;
   readonly #segmentBytes: Uint8Array;
   readonly #free: Uint16Array;
@@ -70,6 +71,7 @@ export class RequestTable {
    */
   constructor(rowsPerLane: number, maxIndirectSegments: number, laneCount = 1) {
     const size = rowsPerLane * laneCount;
+    this.laneCount = laneCount;
     this.echo = new Uint8Array(size);
     this.kind = new Uint8Array(size);
     this.idLow = new Uint32Array(size);

@@ -8,7 +8,7 @@ import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, frontendDir, type DeviceAddress } from "./address.ts";
 import { MAX_QUEUES } from "./bounds.ts";
-import { MAX_QUEUES_KEY, MAX_RING_PAGE_ORDER_KEY, type Offer } from "./features.ts";
+import { MAX_QUEUES_KEY, MAX_RING_PAGE_ORDER_KEY, PERSISTENT_KEY, type Offer } from "./features.ts";
 
 /** Where a frontend's ring is. */
 export interface RingAddress {
@@ -21,6 +21,8 @@ export interface RingParameters {
   readonly abi: BlkifAbi;
   /** The rings that the frontend may mean, a set for each possible reading, by queue; the likeliest set is first. */
   readonly sets: readonly (readonly RingAddress[])[];
+  /** Whether both ends wrote that grants may be kept, so that the guest expects it. */
+  readonly keepsGrants: boolean;
 }
 
 const MAX_U32 = 0xffff_ffff;
@@ -68,7 +70,9 @@ export async function readRingParameters(
     throw refused("protocol", protocol, "x86_64-abi, x86_32-abi or arm-abi was expected");
   const pages = await readPageCount(read, maxRingPageOrder);
   const queues = await readQueueCount(read, maxQueues);
-  if (queues === 1) return { abi, sets: [[await readRing(read, "", pages)]] };
+  const offered = await xenstore.tryRead(`${backendDir(address)}/${PERSISTENT_KEY}`);
+  const keepsGrants = offered === "1" && (await read(PERSISTENT_KEY)) === "1";
+  if (queues === 1) return { abi, sets: [[await readRing(read, "", pages)]], keepsGrants };
   // A kernel that had several queues leaves its keys to a successor that has one, which only writes the plain keys.
   // Others do it the other way round.
   const several = (): Promise<RingAddress[]> => readRings(read, queues, pages);
@@ -83,7 +87,7 @@ export async function readRingParameters(
       refusal ??= error;
     }
   if (sets.length === 0) throw refusal;
-  return { abi, sets };
+  return { abi, sets, keepsGrants };
 }
 
 async function readRings(read: Read, queues: number, pages: number): Promise<RingAddress[]> {

@@ -127,7 +127,7 @@ async function ensureDevice(xenstore: Xenstore, image: Image, options: ServeOpti
   await removeLeftover(xenstore, address);
   if (!(await isDevice(xenstore, address))) {
     const { deviceType } = offer;
-    const offered = offeredKeys(offer, image.info, diskLimits(offer, image.info));
+    const offered = offeredKeys(offer, options.grantMode, image.info, diskLimits(offer, image.info));
     await createDevice(xenstore, { address, readOnly, deviceType, params: resolve(path), offered });
     return "made";
   }

@@ -233,7 +233,8 @@ export class BackendWatch {
     logger.info(
       `${describeDevice(address)}: offered to a guest that arrives; its image is still at the source's`,
     );
-    const keys = ringKeys({ ...this.#options.offer, deviceType: "disk" });
+    const { offer, grantMode } = this.#options;
+    const keys = ringKeys({ ...offer, deviceType: "disk" }, grantMode);
     return offerUnlessClosing(this.#xenstore, address, { ...keys, "hotplug-status": "connected" });
   }
 

@@ -134,6 +134,11 @@ export class HandmadeGuest {
     return this.xenstore.write(`${frontendDir(this.#address)}/state`, String(state));
   }
 
+  /** Reference of the guest's one page of data. */
+  get dataRef(): number | undefined {
+    return this.#data?.refs[0];
+  }
+
   frontendState(): Promise<string | null> {
     return this.xenstore.tryRead(`${frontendDir(this.#address)}/state`);
   }

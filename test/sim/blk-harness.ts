@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { openFiltered } from "../../src/block/filters/catalogue.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
 import { FileTarget } from "../../src/block/targets/file.ts";
+import type { GrantMode } from "../../src/blkback/data/path.ts";
 import { BlockQueue } from "../../src/blkback/queue.ts";
 import { DEFAULT_OFFER, diskLimits } from "../../src/blkback/features.ts";
 import { toDomid, type Domid, type EvtchnPort } from "../../src/core/types.ts";
@@ -39,16 +40,17 @@ export interface HarnessOptions {
   readonly maxIndirectSegments?: number;
   /** False: the disk does not offer discard. */
   readonly discard?: boolean;
-  readonly grantMode?: "copy" | "map";
+  readonly grantMode?: GrantMode;
   readonly engine?: EngineKind;
   readonly filters?: readonly string[];
   /** Instead of a fresh file. */
   readonly imagePath?: string;
   /** What holds the bytes, instead of the image. */
   readonly openDisk?: (onEnd: OnEnd, reactor: Reactor) => BlockTarget;
-  /** Told of each batch of copies before it is run, and of each operation before it starts. */
+  /** Told of each batch of copies before it is run, of pages mapped, and of each operation before it starts. */
   readonly onCopy?: (batch: GrantCopyBatch) => void;
-  readonly onStart?: (op: IoOp, length: number) => void;
+  readonly onMap?: (mapping: Mapping) => void;
+  readonly onStart?: (op: IoOp, length: number, address: number) => void;
 }
 
 export class RingHarness extends RawRing {
@@ -105,7 +107,15 @@ export class RingHarness extends RawRing {
     const platform = host.platform(BACK);
     const backChannels = platform.openEventChannels();
     const grants = platform.openGrantTable();
-    const { onCopy, onStart } = options;
+    const { onCopy, onMap, onStart } = options;
+    if (onMap !== undefined) {
+      const map = grants.map.bind(grants);
+      grants.map = (...mapArguments) => {
+        const mapping = map(...mapArguments);
+        onMap(mapping);
+        return mapping;
+      };
+    }
     if (onCopy !== undefined) {
       const copy = grants.copy.bind(grants);
       grants.copy = (batch) => {
@@ -154,7 +164,7 @@ export class RingHarness extends RawRing {
         if (onStart === undefined) return target;
         const start = target.start.bind(target);
         target.start = (op, tag, offset, length, address) => {
-          onStart(op, length);
+          onStart(op, length, address);
           start(op, tag, offset, length, address);
         };
         return target;

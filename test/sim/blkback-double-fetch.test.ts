@@ -5,7 +5,8 @@ import { expect, test } from "bun:test";
 import { STAT } from "../../src/blkback/stats.ts";
 import { PAGE_SIZE } from "../../src/core/types.ts";
 import type { GrantCopyBatch } from "../../src/native/grant-copy.ts";
-import { IO_READ, IO_WRITE, type IoOp } from "../../src/native/reactor.ts";
+import { Mapping } from "../../src/native/memory.ts";
+import { IO_READ, IO_READV, IO_WRITE, IO_WRITEV, type IoOp } from "../../src/native/reactor.ts";
 import { ABI_X86_32, ABI_X86_64 } from "../../src/protocol/blkif.ts";
 import { copiesOf } from "../unit/blkback-fakes.ts";
 import { RingHarness, type HarnessOptions } from "./blk-harness.ts";
@@ -55,14 +56,32 @@ async function whileScribbling(
 /** Bytes of data: copied from and to the guest, written and read. */
 type Moved = Record<"in" | "out" | "written" | "read", number>;
 
+/** Bytes of `count` pieces of pages that are mapped, to be transferred with the iovecs at `address`. */
+function lengthOf(count: number, address: number, mapped: ReadonlyMap<number, Mapping>): number {
+  const vectors = new Mapping(address, count * 16, () => {});
+  const words = new BigUint64Array(vectors.bytes.buffer);
+  let sum = 0;
+  for (let i = 0; i < count; i++) {
+    const [base, length] = [Number(words[i * 2]), Number(words[i * 2 + 1])];
+    for (let page = base - (base % PAGE_SIZE); page < base + length; page += PAGE_SIZE)
+      if (mapped.get(page)?.closed !== false) throw new Error("not a page of the guest's");
+    sum += length;
+  }
+  vectors.close();
+  return sum;
+}
+
 /** A ring whose copies and operations are checked, with a count of the bytes that go each way. */
 class WatchedRing {
   readonly harness: RingHarness;
+  /** Data is not copied: what is written and read is in the guest's pages. */
+  readonly #inPlace: boolean;
   /** Since the last `serve`. */
   readonly #moved: Moved;
 
-  private constructor(harness: RingHarness, moved: Moved) {
+  private constructor(harness: RingHarness, moved: Moved, inPlace: boolean) {
     this.harness = harness;
+    this.#inPlace = inPlace;
     this.#moved = moved;
   }
 
@@ -77,8 +96,12 @@ class WatchedRing {
         moved[toGuest ? "out" : "in"] += length;
       }
     };
-    const onStart = (op: IoOp, length: number): void => {
-      if (op === IO_WRITE) moved.written += length;
+    const mapped = new Map<number, Mapping>();
+    const onMap = (mapping: Mapping): void => void mapped.set(mapping.address, mapping);
+    const onStart = (op: IoOp, length: number, address: number): void => {
+      if (op === IO_READV) moved.read += lengthOf(length, address, mapped);
+      else if (op === IO_WRITEV) moved.written += lengthOf(length, address, mapped);
+      else if (op === IO_WRITE) moved.written += length;
       else if (op === IO_READ) moved.read += length;
       else throw new Error(`operation ${op}`);
     };
@@ -87,19 +110,24 @@ class WatchedRing {
       imageBytes: DISK_SECTORS * 512,
       maxIndirectSegments: INDIRECT_SEGMENTS,
       onCopy,
+      onMap,
       onStart,
     });
     for (const page of INDIRECT_PAGES) indirect.add(harness.ref(page));
-    return new WatchedRing(harness, moved);
+    return new WatchedRing(harness, moved, options.grantMode === "persistent");
   }
 
-  /** Serves what was put: all that was copied was written or read, and all of that was copied. */
+  /** Serves what was put: what was written or read is what was checked, and all of it was copied once. */
   serve(): void {
     const { harness } = this;
     const moved = this.#moved;
+    const counted = (): number[] => [STAT.writeBytes, STAT.readBytes].map((field) => harness.counters[field]);
+    const before = counted();
     harness.serve();
     expect(harness.queue.failure).toBeUndefined();
-    expect([moved.in, moved.out]).toEqual([moved.written, moved.read]);
+    const transferred = [moved.written, moved.read];
+    expect(transferred).toEqual(counted().map((bytes, index) => bytes - before[index]));
+    expect([moved.in, moved.out]).toEqual(this.#inPlace ? [0, 0] : transferred);
     moved.in = moved.out = moved.written = moved.read = 0;
   }
 
@@ -129,6 +157,7 @@ const PARTS = [0x0700, 0x0700, 0x0000, 0x0303, 0x0700, 0xff00, 0x0800, 0x0005];
 test.each([
   ["x86_64", { abi: ABI_X86_64 }],
   ["x86_32", { abi: ABI_X86_32 }],
+  ["x86_64, pages kept", { abi: ABI_X86_64, grantMode: "persistent" }],
   ["x86_64, read-only", { abi: ABI_X86_64, readOnly: true }],
 ] as [string, HarnessOptions][])("slots and their segments, %s", async (_name, options) => {
   const ring = await WatchedRing.start(options);
@@ -160,8 +189,8 @@ test.each([
   await h.close();
 });
 
-test("indirect pages", async () => {
-  const ring = await WatchedRing.start({});
+test.each(["copy", "persistent"] as const)("indirect pages, %s", async (grantMode) => {
+  const ring = await WatchedRing.start({ grantMode });
   const { harness: h } = ring;
   const pages = INDIRECT_PAGES.map((page) => page * PAGE_SIZE);
   for (const page of INDIRECT_PAGES)

@@ -54,6 +54,7 @@ const sum = (numbers: readonly number[]): number => numbers.reduce((total, it) =
 describe.each([
   ["copy", { grantMode: "copy" }],
   ["map", { grantMode: "map" }],
+  ["persistent", { grantMode: "persistent" }],
   ["x86_32, 4 pages each", { abi: ABI_X86_32, ringPages: 4 }],
   ["pread/pwrite", { abi: ABI_X86_64, engine: "sync" }],
 ] as [string, HarnessOptions][])("%s", (_name, options) => {

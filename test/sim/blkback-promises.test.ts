@@ -25,6 +25,7 @@ const ERROR = -1;
 describe.each([
   ["copy", { grantMode: "copy" }],
   ["map", { grantMode: "map" }],
+  ["persistent", { grantMode: "persistent" }],
   ["pread/pwrite", { engine: "sync" }],
 ] as [string, HarnessOptions][])("on the ring, %s", (_name, variant) => {
   let harness: RingHarness | undefined;

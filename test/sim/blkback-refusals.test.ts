@@ -109,7 +109,7 @@ const CASES: Readonly<Record<string, Case>> = {
 
 test.each(REFUSALS.map(({ name }, index) => [name, index + 1] as const))("%s", async (name, code) => {
   const { options, put, count = 1, before = {} } = CASES[name];
-  for (const grantMode of ["copy", "map"] as const) {
+  for (const grantMode of ["copy", "map", "persistent"] as const) {
     const h = (harness = await RingHarness.start({ ...options, grantMode }));
     put(h);
     const refused = h.serve().filter(({ status }) => status !== 0);

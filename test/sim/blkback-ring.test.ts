@@ -37,6 +37,7 @@ describe.each([
   ["x86_64, copy", { abi: ABI_X86_64, grantMode: "copy" }],
   ["x86_32, copy", { abi: ABI_X86_32, grantMode: "copy" }],
   ["x86_64, map", { abi: ABI_X86_64, grantMode: "map" }],
+  ["x86_64, persistent", { abi: ABI_X86_64, grantMode: "persistent" }],
   ["x86_64, pread/pwrite", { abi: ABI_X86_64, engine: "sync" }],
   ["x86_32, 4 pages", { abi: ABI_X86_32, ringPages: 4 }],
   ["x86_64, 16 pages", { abi: ABI_X86_64, ringPages: 16 }],
@@ -240,7 +241,7 @@ describe("bad requests are answered, one by one", () => {
     ["a slot of 0xff", (h) => h.putRaw(new Uint8Array(112).fill(0xff)), EOPNOTSUPP],
     ["a slot of zeroes", (h) => h.putRaw(new Uint8Array(112)), ERROR],
   ];
-  for (const grantMode of ["copy", "map"] as const)
+  for (const grantMode of ["copy", "map", "persistent"] as const)
     test.each(cases)(`${grantMode}: %s`, async (_name, put, status) => {
       const h = await start({ grantMode });
       put(h);
@@ -390,7 +391,7 @@ describe("a target in trouble", () => {
   });
 });
 
-describe.each(["copy", "map"] as const)("told to stop, data by %s", (grantMode) => {
+describe.each(["copy", "map", "persistent"] as const)("told to stop, data by %s", (grantMode) => {
   test("what was started is completed, what was not is left", async () => {
     const h = await start({ grantMode, ringPages: 16, imageBytes: 1 << 20, dataPages: 32 });
     // Each waits for the one before it.

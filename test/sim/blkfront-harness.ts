@@ -5,6 +5,7 @@ import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { DeviceAddress } from "../../src/blkback/address.ts";
 import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
+import type { GrantMode } from "../../src/blkback/data/path.ts";
 import { DEFAULT_OFFER, type Offer } from "../../src/blkback/features.ts";
 import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
@@ -28,7 +29,7 @@ export interface DiskOptions {
   readonly imageBytes?: number;
   readonly readOnly?: boolean;
   readonly offer?: Partial<Offer>;
-  readonly grantMode?: "copy" | "map";
+  readonly grantMode?: GrantMode;
   readonly filters?: readonly string[];
   readonly host?: SimHostOptions;
 }

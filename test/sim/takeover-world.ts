@@ -118,7 +118,13 @@ export class TakeoverWorld implements Ground {
   }
 
   #serve(): void {
-    const ways = [[], ["--grants", "map"], ["--engine", "sync"], ["--filter", "delay:ms=2"]];
+    const ways = [
+      [],
+      ["--grants", "map"],
+      ["--grants", "persistent"],
+      ["--engine", "sync"],
+      ["--filter", "delay:ms=2"],
+    ];
     const env = { XENTOOL_SIM: this.host.dir, XENTOOL_DOMID: "0" };
     const queues = this.random.pick([1, 2, 4]);
     const order = this.random.pick([0, 1, 4]);

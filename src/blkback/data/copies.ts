@@ -2,8 +2,9 @@
 import { GrantCopyBatch } from "../../native/grant-copy.ts";
 import type { GrantTable } from "../../platform/platform.ts";
 import { COPY_BATCH } from "../bounds.ts";
+import type { SegmentSource } from "./path.ts";
 
-export class RequestCopies {
+export class RequestCopies implements SegmentSource {
   readonly batch: GrantCopyBatch;
   /** Statistic: segments copied since the start. */
   copied = 0;

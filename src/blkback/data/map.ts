@@ -2,15 +2,13 @@
 // It is the alternative to copy.ts for large requests on targets that do not copy themselves. Pages are unmapped
 // before the response is written, and the number of pages mapped at once is bounded (XSA-300).
 import { PAGE_SIZE, type Domid } from "../../core/types.ts";
-import { allocateMemory, type Mapping } from "../../native/memory.ts";
+import type { Mapping } from "../../native/memory.ts";
 import type { GrantTable } from "../../platform/platform.ts";
 import { SECTOR_SIZE } from "../../protocol/blkif.ts";
-import { MAX_VECTORS } from "../bounds.ts";
 import type { OperationTable } from "../operations.ts";
 import { KIND_READ, type RequestTable } from "../requests.ts";
 import type { DataPath } from "./path.ts";
-
-const IOVEC_BYTES = 16;
+import { VectorTable } from "./vectors.ts";
 
 export class MapPath implements DataPath {
   readonly #domid: Domid;
@@ -18,9 +16,7 @@ export class MapPath implements DataPath {
   readonly #operations: OperationTable;
   readonly #grants: GrantTable;
   readonly #mappings = new Map<number, Mapping>();
-  /** struct iovec: base and length in turn, MAX_VECTORS per operation. */
-  readonly #vectors: Mapping;
-  readonly #vectorWords: BigUint64Array;
+  readonly #vectors: VectorTable;
   #freePages: number;
 
   constructor(
@@ -35,8 +31,7 @@ export class MapPath implements DataPath {
     this.#operations = operations;
     this.#grants = grants;
     this.#freePages = maxPages;
-    this.#vectors = allocateMemory(operations.active.length * MAX_VECTORS * IOVEC_BYTES);
-    this.#vectorWords = new BigUint64Array(this.#vectors.bytes.buffer);
+    this.#vectors = new VectorTable(operations.active.length);
   }
 
   reserve(op: number): boolean {
@@ -63,39 +58,22 @@ export class MapPath implements DataPath {
     this.#mappings.delete(op);
   }
 
-  /** Describes the request's pieces from byte `done` on; pieces that are adjacent in memory become one. */
   vectors(op: number): number {
     const requests = this.#requests;
-    const row = this.#operations.first[op];
-    const words = this.#vectorWords;
-    const base = op * MAX_VECTORS * 2;
+    const vectors = this.#vectors;
+    const { first, address, done } = this.#operations;
+    const row = first[op];
     const segments = requests.segmentCount[row];
-    let skip = this.#operations.done[op];
-    let count = 0;
-    let end = -1;
+    vectors.begin(op, done[op]);
     for (let i = 0; i < segments; i++) {
-      let length = requests.sectCount(row, i) * SECTOR_SIZE;
-      let address = this.#operations.address[op] + i * PAGE_SIZE + requests.firstSect(row, i) * SECTOR_SIZE;
-      const skipped = Math.min(skip, length);
-      skip -= skipped;
-      length -= skipped;
-      address += skipped;
-      if (length === 0) continue;
-      if (address === end) {
-        words[base + count * 2 - 1] = words[base + count * 2 - 1] + BigInt(length);
-      } else {
-        if (count === MAX_VECTORS) break;
-        words[base + count * 2] = BigInt(address);
-        words[base + count * 2 + 1] = BigInt(length);
-        count++;
-      }
-      end = address + length;
+      const at = address[op] + i * PAGE_SIZE + requests.firstSect(row, i) * SECTOR_SIZE;
+      if (!vectors.add(at, requests.sectCount(row, i) * SECTOR_SIZE)) break;
     }
-    return count;
+    return vectors.count;
   }
 
   vectorAddress(op: number): number {
-    return this.#vectors.address + op * MAX_VECTORS * IOVEC_BYTES;
+    return this.#vectors.addressOf(op);
   }
 
   close(): void {

@@ -1,5 +1,19 @@
-// How a request's data gets from the guest's pages to the target and back. copy.ts and map.ts implement it. Nothing
-// here fails as a whole: a bad grant marks the request that named it, in `requests.failed`.
+// How a request's data gets from the guest's pages to the target and back. copy.ts, map.ts and kept.ts implement it.
+// Nothing here fails as a whole: a bad grant marks the request that named it, in `requests.failed`.
+import type { Domid } from "../../core/types.ts";
+
+/**
+ * `persistent`: pages stay mapped from one request to the next. Devices offer it, and use `copy` with a guest that does
+ * not accept.
+ */
+export type GrantMode = "copy" | "map" | "persistent";
+
+/** Where the parser gets indirect pages from, each byte copied once. */
+export interface SegmentSource {
+  /** Copies `length` bytes at `offset` of the page `ref` of `domid` to our `address`, before `run` returns. */
+  fromGrant(row: number, domid: Domid, ref: number, offset: number, length: number, address: number): void;
+  run(): void;
+}
 
 export interface DataPath {
   /** Sets memory aside for the one request of `op`. Returns false if there is none at the moment. */

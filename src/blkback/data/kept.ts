@@ -1,0 +1,151 @@
+// Moves data straight between the target and the guest's pages, which stay mapped from one request to the next: neither
+// a copy nor a grant operation per request. Only for a guest that agreed to it, because such a guest copies within its
+// own memory instead. Pages belong to the ring whose requests name them.
+import type { Domid } from "../../core/types.ts";
+import { allocateMemory, type Mapping } from "../../native/memory.ts";
+import type { GrantTable } from "../../platform/platform.ts";
+import { SECTOR_SIZE } from "../../protocol/blkif.ts";
+import type { OperationTable } from "../operations.ts";
+import type { Clock } from "../rate-limiter.ts";
+import type { RequestTable } from "../requests.ts";
+import { KeptGrants, NO_PAGE } from "./kept-grants.ts";
+import type { DataPath, SegmentSource } from "./path.ts";
+import { VectorTable } from "./vectors.ts";
+
+/** In `operations.page`: whether the operation holds its pages. */
+const RESERVED = 0;
+const HELD = 1;
+
+export class KeptPath implements DataPath, SegmentSource {
+  readonly #requests: RequestTable;
+  readonly #operations: OperationTable;
+  /** By lane. */
+  readonly #lanes: readonly KeptGrants[];
+  readonly #vectors: VectorTable;
+  readonly #places: Mapping;
+  /** Place of each segment's page among those of its lane: as many per request as it may have segments. */
+  readonly #placeOf: Uint16Array;
+  #freePages: number;
+
+  /** Requests under way name up to `maxPages` pages. */
+  constructor(
+    domid: Domid,
+    requests: RequestTable,
+    operations: OperationTable,
+    grants: GrantTable,
+    clock: Clock,
+    maxPages: number,
+  ) {
+    this.#requests = requests;
+    this.#operations = operations;
+    this.#lanes = Array.from({ length: requests.laneCount }, () => new KeptGrants(domid, grants, clock));
+    this.#freePages = maxPages;
+    this.#vectors = new VectorTable(operations.active.length);
+    this.#places = allocateMemory(
+      requests.next.length * requests.segmentStride * Uint16Array.BYTES_PER_ELEMENT,
+    );
+    this.#placeOf = new Uint16Array(this.#places.bytes.buffer);
+  }
+
+  reserve(op: number): boolean {
+    const { first, page, pageCount } = this.#operations;
+    const count = this.#requests.segmentCount[first[op]];
+    if (count > this.#freePages) return false;
+    this.#freePages -= count;
+    pageCount[op] = count;
+    page[op] = RESERVED;
+    return true;
+  }
+
+  append(op: number, row: number): boolean {
+    const count = this.#requests.segmentCount[row];
+    if (count > this.#freePages) return false;
+    this.#freePages -= count;
+    this.#operations.pageCount[op] += count;
+    return true;
+  }
+
+  gather(ops: Uint16Array, count: number): void {
+    const { first, page, pageCount } = this.#operations;
+    const { next } = this.#requests;
+    for (let i = 0; i < count; i++) {
+      const op = ops[i];
+      if (pageCount[op] === 0) continue;
+      page[op] = HELD;
+      for (let row = first[op]; row >= 0; row = next[row]) this.#hold(row);
+    }
+  }
+
+  scatter(): void {}
+
+  release(op: number): void {
+    const { first, page, pageCount } = this.#operations;
+    const { next } = this.#requests;
+    if (pageCount[op] === 0) return;
+    this.#freePages += pageCount[op];
+    if (page[op] === HELD) for (let row = first[op]; row >= 0; row = next[row]) this.#letGo(row);
+  }
+
+  vectors(op: number): number {
+    const requests = this.#requests;
+    const vectors = this.#vectors;
+    const { first, done } = this.#operations;
+    vectors.begin(op, done[op]);
+    for (let row = first[op]; row >= 0; row = requests.next[row]) {
+      const kept = this.#lanes[requests.laneOf(row)];
+      const base = row * requests.segmentStride;
+      const segments = requests.segmentCount[row];
+      for (let i = 0; i < segments; i++) {
+        const at = kept.addressOf(this.#placeOf[base + i]) + requests.firstSect(row, i) * SECTOR_SIZE;
+        if (!vectors.add(at, requests.sectCount(row, i) * SECTOR_SIZE)) return vectors.count;
+      }
+    }
+    return vectors.count;
+  }
+
+  vectorAddress(op: number): number {
+    return this.#vectors.addressOf(op);
+  }
+
+  /** Copies at once, into the segments of `row`. */
+  fromGrant(row: number, _domid: Domid, ref: number, offset: number, length: number, address: number): void {
+    const requests = this.#requests;
+    const kept = this.#lanes[requests.laneOf(row)];
+    const place = kept.acquire(ref);
+    if (place === NO_PAGE) {
+      requests.failed[row] = 1;
+      return;
+    }
+    const { segments } = requests;
+    segments.bytes.set(kept.bytesOf(place).subarray(offset, offset + length), address - segments.address);
+    kept.release(place);
+  }
+
+  run(): void {}
+
+  close(): void {
+    for (const kept of this.#lanes) kept.close();
+    this.#vectors.close();
+    this.#places.close();
+  }
+
+  #hold(row: number): void {
+    const requests = this.#requests;
+    const kept = this.#lanes[requests.laneOf(row)];
+    const base = row * requests.segmentStride;
+    const segments = requests.segmentCount[row];
+    for (let i = 0; i < segments; i++) {
+      const place = kept.acquire(requests.gref(row, i));
+      if (place === NO_PAGE) requests.failed[row] = 1;
+      this.#placeOf[base + i] = place;
+    }
+  }
+
+  #letGo(row: number): void {
+    const requests = this.#requests;
+    const kept = this.#lanes[requests.laneOf(row)];
+    const base = row * requests.segmentStride;
+    const segments = requests.segmentCount[row];
+    for (let i = 0; i < segments; i++) kept.release(this.#placeOf[base + i]);
+  }
+}
