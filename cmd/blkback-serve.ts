@@ -208,6 +208,8 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
   const failed = new AbortController();
   let command: Promise<number> | undefined;
   const disk = new ServedDisk(address, argv.image, context, patienceMs);
+  const { Service } = await import("./lib/service.ts");
+  using service = new Service(context.stop, argv.engine);
   try {
     const end = await serveImage(
       platform,
@@ -215,7 +217,10 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
       {
         ...serving,
         limits,
-        onEvent: disk.onEvent,
+        onEvent: (at, event) => {
+          disk.onEvent(at, event);
+          service.changed();
+        },
         path: argv.image,
         address,
         readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
@@ -230,6 +235,7 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
       context.force,
       () => {
         disk.offered();
+        service.ready(() => disk.status);
         if (argv.run === undefined) return;
         const stop = AbortSignal.any([context.stop, failed.signal]);
         command = startCommand(argv.run, stop, context.force).finally(() => finished.abort());
@@ -252,9 +258,12 @@ async function runServe(context: CommandContext, session: Session, argv: ServeAr
   }
 }
 
-/** Runs a shell command and returns its exit status. It gets SIGTERM at `stop`, and SIGKILL 2 s later or at `force`. */
+/**
+ * Runs a shell command in our environment as it is now and returns its exit status. It gets SIGTERM at `stop`, and
+ * SIGKILL 2 s later or at `force`.
+ */
 async function startCommand(line: string, stop: AbortSignal, force: AbortSignal): Promise<number> {
-  const child = Bun.spawn(["sh", "-c", line], { stdio: ["inherit", "inherit", "inherit"] });
+  const child = Bun.spawn(["sh", "-c", line], { env: process.env, stdio: ["inherit", "inherit", "inherit"] });
   using _stop = onAbort(stop, async () => {
     child.kill("SIGTERM");
     if (!(await endsWithin(COMMAND_EXIT_MS, child.exited))) child.kill("SIGKILL");
@@ -301,7 +310,7 @@ export const watchCommand: CommandModule<GlobalArguments, WatchArguments> = {
 
 async function runWatch(context: CommandContext, session: Session, argv: WatchArguments): Promise<void> {
   const { BackendWatch } = await import("../src/blkback/watch.ts");
-  const { announceWatching } = await import("../src/blkback/install.ts");
+  const { announceWatching } = await import("../src/blkback/watching.ts");
   const { spawnWorker } = await import("./spawn-worker.ts");
   const { platform, xenstore } = session;
   const serving = await servingOptionsOf(argv, platform, context);
@@ -314,11 +323,17 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const { UNLIMITED_DISK } = await import("../src/blkback/rates.ts");
   const rates = { ...UNLIMITED_DISK, ...(await askedRates(argv)) };
   const { printEvent } = await import("./lib/serving-events.ts");
-  const onEvent: OnDeviceEvent = (address, event) => printEvent(address, event, context.json);
+  const { Service } = await import("./lib/service.ts");
+  using service = new Service(stop, argv.engine);
+  const onEvent: OnDeviceEvent = (address, event) => {
+    printEvent(address, event, context.json);
+    service.changed();
+  };
   const options = { ...serving, kind, direct, format, anyScript, rates, onEvent };
   using _metrics = metrics && (await startMetrics(metrics, serving.statsDir));
   const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
   process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
+  service.ready(() => `serving ${watch.deviceCount} disk(s)`);
   try {
     await unlessAborted(watch.failed, stop);
   } finally {

@@ -237,6 +237,7 @@ const stats: CommandModule<GlobalArguments, StatsArguments> = {
 
 interface InstallArguments extends GlobalArguments {
   readonly root: string;
+  readonly prefix: string | undefined;
 }
 
 /** `install` and `uninstall`, which write and remove the same files. */
@@ -250,22 +251,33 @@ function installation(
     describe,
     builder: (argv) =>
       withExamples(
-        argv.option("root", {
-          type: "string",
-          default: "/",
-          requiresArg: true,
-          describe: "The host's file system",
-        }),
-        [[`xentool blkback ${name}`, example]],
+        argv
+          .option("root", {
+            type: "string",
+            default: "/",
+            requiresArg: true,
+            describe: "The host's file system, or the tree of a package",
+          })
+          .option("prefix", {
+            type: "string",
+            requiresArg: true,
+            describe: "For packages: below PREFIX/lib instead of /etc, with PREFIX/bin/xentool",
+          }),
+        [
+          [`xentool blkback ${name}`, example],
+          [`xentool blkback ${name} --root debian/xentool --prefix /usr`, "the same, in a package's tree"],
+        ],
       ),
     handler: (argv) =>
       runCommand(argv, async (context) => {
         const work = await import("../src/blkback/install.ts");
         const { print, printJson } = await import("./lib/output.ts");
-        const paths = work[name]({ root: argv.root, executable: process.execPath });
-        if (context.json) printJson({ paths });
-        else if (paths.length === 0) print("nothing is installed");
+        const { root, prefix } = argv;
+        const { paths, notes } = work[name]({ root, prefix, executable: process.execPath });
+        if (context.json) return printJson({ paths, notes });
+        if (paths.length === 0) print("nothing is installed");
         else for (const path of paths) print(`${name === "install" ? "wrote" : "removed"} ${path}`);
+        for (const note of notes) process.stderr.write(`xentool: ${note}\n`);
       }),
   };
 }

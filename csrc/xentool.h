@@ -17,7 +17,7 @@
 #define XT_API __attribute__((visibility("default")))
 
 /* Raised whenever anything below changes, so that a shim built from another header is detected. */
-#define XT_ABI_VERSION 6
+#define XT_ABI_VERSION 7
 
 XT_API uint32_t xt_abi_version(void);
 
@@ -230,5 +230,10 @@ XT_API int32_t xt_socket_receive(int32_t fd, void *to, uint32_t size);
 /* Sends `header`, then `data`, as far as the socket takes them now. Returns the bytes sent or -errno. */
 XT_API int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_size, const void *data,
                               uint32_t data_size);
+
+/* ---- datagram.c ---- */
+
+/* Sends one message to the unix datagram socket whose `sun_path` is `address`. Returns its size, or -EAGAIN if full. */
+XT_API int32_t xt_datagram_send(const void *address, uint32_t address_size, const void *data, uint32_t data_size);
 
 #endif

@@ -1,6 +1,7 @@
 // Runs the body of every command. Global options, signals, and turning errors into one line on stderr and an exit
 // status are all handled in this one place. Heavy modules are imported only when a body runs.
 import { EXIT_CODE, XentoolError, describeError, kindOf } from "../../src/core/errors.ts";
+import { priorityMark } from "../../src/core/journal.ts";
 import type { PlatformChoice } from "../../src/platform/open.ts";
 import { Interruption } from "./interruption.ts";
 
@@ -80,7 +81,7 @@ export function reportError(error: unknown, json: boolean, verbosity = 0): void 
     process.stderr.write(`${JSON.stringify({ error: { kind, message, context } })}\n`);
     return;
   }
-  process.stderr.write(`xentool: ${message}\n`);
+  process.stderr.write(`${priorityMark("error")}xentool: ${message}\n`);
   if (kind !== "bug") return;
   process.stderr.write("xentool: this is a bug in xentool; please report it, with the output of -vv\n");
   if (verbosity > 0 && error instanceof Error) process.stderr.write(`${error.stack}\n`);

@@ -1,6 +1,7 @@
 // What becomes of the disks that a command serves: lines on stderr, or an object a line on stdout with --json.
 import { describeDevice, type DeviceAddress } from "../../src/blkback/address.ts";
 import { describeEvent, type DeviceEvent } from "../../src/blkback/device-events.ts";
+import { priorityMark } from "../../src/core/journal.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { printJson } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
@@ -15,7 +16,10 @@ export function printEvent(address: DeviceAddress, event: DeviceEvent, json: boo
     return;
   }
   const { text, warns } = describeEvent(event);
-  process.stderr.write(`xentool: ${warns ? "warning: " : ""}${describeDevice(address)}: ${text}${more}\n`);
+  const mark = priorityMark(warns ? "warning" : "info");
+  process.stderr.write(
+    `${mark}xentool: ${warns ? "warning: " : ""}${describeDevice(address)}: ${text}${more}\n`,
+  );
 }
 
 /** The events of the one disk of `blkback serve`. */
@@ -26,6 +30,7 @@ export class ServedDisk {
   readonly #patienceMs: number;
   #isOffered = false;
   #isWaiting = false;
+  #last = "not offered yet";
 
   /** `patienceMs` is how long the guest has to let go once the command is to end. */
   constructor(address: DeviceAddress, image: string, context: CommandContext, patienceMs: number) {
@@ -35,8 +40,14 @@ export class ServedDisk {
     this.#patienceMs = patienceMs;
   }
 
+  /** One line about the disk as it is now. */
+  get status(): string {
+    return `${describeDevice(this.#address)}: ${this.#last}`;
+  }
+
   readonly onEvent = (address: DeviceAddress, event: DeviceEvent): void => {
     this.#isWaiting = event.event === "waiting";
+    this.#last = describeEvent(event).text;
     // The line about the offer says it as well.
     if (this.#isWaiting && !this.#isOffered) return;
     const { stop, json } = this.#context;

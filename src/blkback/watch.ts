@@ -18,7 +18,7 @@ import { isInUse } from "./decide.ts";
 import { isRingInUse, readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer, ringKeys } from "./features.ts";
-import { HOTPLUG_SCRIPT } from "./install.ts";
+import { HOTPLUG_SCRIPT } from "./host-files.ts";
 import { announceImage, hasServedRaw, refuseOthersDevice } from "./sharing.ts";
 import { parseTarget, TARGET_WAYS } from "./target-words.ts";
 

@@ -1,6 +1,7 @@
 // Logging: LogTape to stderr, because stdout is data. One category per module, one line per change of state and never
 // one per request. Text that came from a guest goes through `escapeText`.
 import { configureSync, getLogger, type LogLevel } from "@logtape/logtape";
+import { priorityMark, type Priority } from "./journal.ts";
 
 /** Logs `text` as it is, braces included. It is a template only with `values`, and must then be a constant. */
 type Log = (text: string, values?: Readonly<Record<string, unknown>>) => void;
@@ -31,7 +32,8 @@ export function configureLogging(verbosity: number, prefix = "xentool"): void {
         const text = record.message.map((part) => (typeof part === "string" ? part : String(part))).join("");
         const level = record.level === "info" ? "" : `${record.level}: `;
         const module = record.category.slice(1).join(".");
-        process.stderr.write(`${prefix}: ${module}: ${level}${escapeControls(text, Infinity)}\n`);
+        const mark = priorityMark(priorityOf(record.level));
+        process.stderr.write(`${mark}${prefix}: ${module}: ${level}${escapeControls(text, Infinity)}\n`);
       },
     },
     loggers: [
@@ -39,6 +41,11 @@ export function configureLogging(verbosity: number, prefix = "xentool"): void {
       { category: ["logtape", "meta"], lowestLevel: "error", sinks: ["stderr"] },
     ],
   });
+}
+
+/** Of LogTape's levels, we use four. */
+function priorityOf(level: LogLevel): Priority {
+  return level === "fatal" ? "error" : level === "trace" ? "debug" : level;
 }
 
 /** `text` with everything but printable ASCII escaped, cut at `limit` characters: safe on any terminal. */

@@ -53,6 +53,11 @@ export class ControlPage {
     if (!this.#closed) shim.xt_eventfd_signal(this.wakeFd);
   }
 
+  /** Whether the plane has looked since it was last woken. */
+  get isDrained(): boolean {
+    return shim.xt_wait(new Int32Array([this.wakeFd]), 1, 0) === 0;
+  }
+
   /** Clears the eventfd; the flags stay raised. */
   drain(): void {
     shim.xt_eventfd_drain(this.wakeFd);

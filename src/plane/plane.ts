@@ -6,14 +6,25 @@ import { ControlPage } from "./control-page.ts";
 import { asError, type OrderMessage, type OrderType, type PlaneMessage } from "./protocol.ts";
 
 /**
- * Creates the thread of a plane. Its file must be an entry point of the executable, so cmd/ creates it and hands this
- * function down; the `role` in the first order decides what the thread becomes.
+ * Creates the thread of a plane. Its file must be an entry point of the executable, so cmd/ creates it and hands
+ * this function down; the `role` in the first order decides what the thread becomes.
  */
 export type SpawnWorker = () => Worker;
 
 interface Pending {
   readonly onReport: (report: unknown) => void;
   readonly settle: (result: unknown, error?: XentoolError) => void;
+}
+
+/** Those that are not over. */
+const planes = new Set<Plane>();
+
+/**
+ * Whether every plane with an order has looked at its control page since the last time we asked; asks them anew.
+ * Call it seconds apart. A plane of `--engine sync` also fails to look while its image's storage keeps it waiting.
+ */
+export function planesAnswer(): boolean {
+  return [...planes].map((plane) => plane.answers()).every(Boolean);
 }
 
 export class Plane implements Disposable {
@@ -34,6 +45,7 @@ export class Plane implements Disposable {
       this.control.close();
       throw error;
     }
+    planes.add(this);
     this.#worker.addEventListener("message", ({ data }: MessageEvent<PlaneMessage>) => this.#receive(data));
     this.#worker.addEventListener("error", ({ message }) =>
       this.#end(new XentoolError("bug", `the data plane died: ${message}`)),
@@ -44,8 +56,8 @@ export class Plane implements Disposable {
   }
 
   /**
-   * Has the plane carry out an order and returns its result. Rejects with the error that the plane met, or with `bug`
-   * when it died.
+   * Has the plane carry out an order and returns its result. Rejects with the error that the plane met, or with
+   * `bug` when it died.
    */
   async carryOut<Type extends OrderType>(
     order: Type["order"],
@@ -60,6 +72,14 @@ export class Plane implements Disposable {
     const message: OrderMessage = { role: this.#role, id, control: this.control.handle, order };
     this.#worker.postMessage(message);
     return promise;
+  }
+
+  /** See `planesAnswer`. Without an order, the thread waits for a message, and has nothing to look at. */
+  answers(): boolean {
+    if (this.#pending.size === 0) return true;
+    const { isDrained } = this.control;
+    this.control.wake();
+    return isDrained;
   }
 
   /** Ends the thread, whatever it is doing: what it held of the platform is released with the process. */
@@ -89,6 +109,7 @@ export class Plane implements Disposable {
   #end(error: XentoolError): void {
     if (this.#over !== undefined) return;
     this.#over = error;
+    planes.delete(this);
     this.#worker.terminate();
     this.control.close();
     for (const { settle } of this.#pending.values()) settle(undefined, error);

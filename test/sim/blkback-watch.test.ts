@@ -1,20 +1,11 @@
-// The daemon: devices appear as a toolstack makes them, are served, refused with a reason, closed and left to
-// the next daemon. And what `install` puts on a host.
+// The daemon: devices appear as a toolstack makes them, are served, refused with a reason, closed and left to the
+// next daemon.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import {
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  renameSync,
-  statSync,
-  truncateSync,
-  writeFileSync,
-} from "node:fs";
+import { mkdirSync, readFileSync, renameSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
-import { install, uninstall } from "../../src/blkback/install.ts";
 import { closeDevice, createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
 import { BackendWatch } from "../../src/blkback/watch.ts";
 import { configureLogging } from "../../src/core/log.ts";
@@ -454,25 +445,4 @@ test("a driver domain serves whatever script, and removes the directory that nob
   await daemon.stop();
   store1.close();
   dom1.close();
-});
-
-test("install writes what a host needs, sh accepts it, uninstall removes it", () => {
-  const paths = install({ root: dir, executable: "/usr/local/bin/xentool" });
-  expect(paths.length).toBe(4);
-  for (const path of paths) {
-    expect(existsSync(join(dir, path))).toBe(true);
-    if ((statSync(join(dir, path)).mode & 0o111) !== 0)
-      expect(spawnSync("sh", ["-n", join(dir, path)]).status).toBe(0);
-  }
-  const unit = readFileSync(join(dir, "etc/systemd/system/xentool-blkback.service"), "utf8");
-  expect(unit).toContain("ExecStart=/usr/local/bin/xentool -v blkback watch");
-  // Debian starts xenstored from /etc/init.d/xen and has no unit of its own for it, so only the order may name units. A
-  // start before xenstored runs fails, and must not be the last.
-  expect(unit).not.toMatch(/^(Requires|BindsTo|Requisite)=/m);
-  expect(unit).toMatch(/^After=.*\bxen\.service\b/m);
-  expect(unit).toMatch(/^StartLimitIntervalSec=0$/m);
-  // They would make the images in /home, for example, read-only, for the daemon alone.
-  expect(unit).not.toMatch(/^(Protect|ReadOnly|Inaccessible)/m);
-  uninstall({ root: dir, executable: "/usr/local/bin/xentool" });
-  for (const path of paths) expect(existsSync(join(dir, path))).toBe(false);
 });

@@ -6,8 +6,8 @@ import type { OrderMessage } from "../../src/plane/protocol.ts";
 export interface TestOrder {
   readonly order:
     | { readonly op: "echo"; readonly text: string }
-    /** Until flag 4 is up; then tells number 3. */
-    | { readonly op: "block" | "throw" | "throw outside" | "exit" };
+    /** block: until flag 4 is up; then tells number 3. deaf: for ever. */
+    | { readonly op: "block" | "deaf" | "throw" | "throw outside" | "exit" };
   readonly report: string;
   readonly result: string | undefined;
 }
@@ -23,6 +23,10 @@ const carryOut: CarryOut<TestOrder> = (order, control, report) => {
       report("begun");
       control.await(4);
       return String(control.numbers[3]);
+    case "deaf":
+      report("begun");
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
+      return undefined;
     case "throw":
       throw new XentoolError("io", "the disk is full", { errno: "ENOSPC" }, new Error("really"));
     default:

@@ -3,7 +3,7 @@
 import { afterEach, describe, expect, spyOn, test } from "bun:test";
 import { XentoolError } from "../../src/core/errors.ts";
 import { ControlPage } from "../../src/plane/control-page.ts";
-import { Plane } from "../../src/plane/plane.ts";
+import { Plane, planesAnswer } from "../../src/plane/plane.ts";
 import type { TestOrder } from "./plane-worker.ts";
 
 const spawnWorker = (): Worker => new Worker(new URL("./plane-worker.ts", import.meta.url));
@@ -73,6 +73,30 @@ describe("a plane", () => {
     plane.close();
     expect((await failed).kind).toBe("cancelled");
     plane.control.raise(1);
+  });
+
+  test("that is idle or looks at its page answers", async () => {
+    plane = new Plane("test", spawnWorker);
+    for (let asked = 0; asked < 3; asked++) expect(planesAnswer()).toBe(true);
+    const begun = Promise.withResolvers<void>();
+    const result = plane.carryOut<TestOrder>({ op: "block" }, () => begun.resolve());
+    await begun.promise;
+    for (let answers = 0; answers < 3;) answers += planesAnswer() ? 1 : 0;
+    plane.control.raise(4);
+    await result;
+  });
+
+  test("that never looks at its page does not answer, until it is ended", async () => {
+    plane = new Plane("test", spawnWorker);
+    const begun = Promise.withResolvers<void>();
+    const failed = errorOf(plane.carryOut<TestOrder>({ op: "deaf" }, () => begun.resolve()));
+    await begun.promise;
+    expect(planesAnswer()).toBe(true);
+    expect(planesAnswer()).toBe(false);
+    expect(planesAnswer()).toBe(false);
+    plane.close();
+    await failed;
+    expect(planesAnswer()).toBe(true);
   });
 
   test("that cannot be made leaves nothing behind", () => {

@@ -5,7 +5,7 @@
 . /payload/dom0/blkback.sh
 
 install_script >installed
-assert_eq "$(wc -l <installed)" 4 'files installed'
+assert_eq "$(wc -l <installed)" 5 'files installed'
 image disk 64M >/dev/null; image other 32M >/dev/null
 guest g
 id=$(domid g) number=$(devid xvdb)

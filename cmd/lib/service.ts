@@ -1,0 +1,70 @@
+// A command as a service: tells the service manager that started it, if one did, that it is ready, how it is, and
+// that it is alive.
+import { onAbort } from "../../src/core/deadline.ts";
+import { moduleLogger } from "../../src/core/log.ts";
+import type { EngineKind } from "../../src/native/reactor.ts";
+import { ServiceManager } from "../../src/native/service-manager.ts";
+import { planesAnswer } from "../../src/plane/plane.ts";
+
+const logger = moduleLogger("service");
+
+/** A message that was lost is made good after this time. */
+const PERIOD_MS = 10_000;
+
+export class Service implements Disposable {
+  readonly #manager: ServiceManager | undefined;
+  readonly #engine: EngineKind;
+  readonly #cleanup = new DisposableStack();
+  #status: (() => string) | undefined;
+  #isStopping = false;
+
+  constructor(stop: AbortSignal, engine: EngineKind) {
+    this.#manager = ServiceManager.take(process.env);
+    this.#engine = engine;
+    if (this.#manager === undefined) return;
+    const { watchdogMs } = this.#manager;
+    const period = Math.min(PERIOD_MS, (watchdogMs ?? Infinity) / 3);
+    const beat = watchdogMs === undefined ? (): string[] => [] : (): string[] => this.#beat();
+    const timer = setInterval(() => this.#tell(beat()), period);
+    this.#cleanup.defer(() => clearInterval(timer));
+    this.#cleanup.use(
+      onAbort(stop, () => {
+        this.#isStopping = true;
+        this.#tell([]);
+      }),
+    );
+  }
+
+  /** From now on we do what we were started for; `status` is one line about it. */
+  ready(status: () => string): void {
+    this.#status = status;
+    this.#tell([]);
+  }
+
+  /** There may be another status. */
+  changed(): void {
+    if (this.#status !== undefined) this.#tell([]);
+  }
+
+  [Symbol.dispose](): void {
+    this.#cleanup.dispose();
+  }
+
+  /**
+   * With --engine sync a plane stands still while its storage does, and that is waited out: then we are alive as
+   * long as we can say so.
+   */
+  #beat(): string[] {
+    if (this.#engine === "sync" || planesAnswer()) return ["WATCHDOG=1"];
+    logger.warn("a data plane does not answer");
+    return [];
+  }
+
+  #tell(more: readonly string[]): void {
+    const state = this.#isStopping ? ["STOPPING=1"] : this.#status === undefined ? [] : ["READY=1"];
+    const status = this.#status === undefined ? [] : [`STATUS=${this.#status()}`];
+    const lines = [...state, ...status, ...more];
+    const failure = lines.length === 0 ? undefined : this.#manager?.notify(lines);
+    if (failure !== undefined) logger.warn(`cannot tell the service manager: ${failure}`);
+  }
+}

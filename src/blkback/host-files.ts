@@ -1,0 +1,164 @@
+// The files that a host with xl needs for a disk line with `script=block-xentool` to be served by `xentool blkback
+// watch`. docs/xen-notes.md gives the reasons for each piece.
+export const HOTPLUG_SCRIPT = "block-xentool";
+export const UNIT = "xentool-blkback.service";
+export const RULE = "60-xentool-blkback.rules";
+/** Where libxl looks for scripts, on every distribution. */
+export const SCRIPTS = "/etc/xen/scripts";
+
+export interface HostFile {
+  readonly path: string;
+  readonly mode: number;
+  readonly text: string;
+}
+
+/** libxl runs it after the daemon has set state 2, and reports its exit status and hotplug-error. */
+const hotplugScript = `#!/bin/sh
+# Part of xentool. libxl runs this for disks with script=${HOTPLUG_SCRIPT}.
+[ "$1" = add ] || exit 0
+i=0
+while [ $i -lt 300 ]; do
+  case $(xenstore-read "$XENBUS_PATH/hotplug-status" 2>/dev/null) in
+    connected) exit 0 ;;
+    error) exit 1 ;;
+  esac
+  kill -0 "$(cat /run/xentool/watching)" 2>/dev/null || break
+  sleep 0.1
+  i=$((i + 1))
+done
+# A write below a device that is gone would make half of one.
+xenstore-exists "$XENBUS_PATH/frontend" && xenstore-write "$XENBUS_PATH/hotplug-error" \\
+  "xentool blkback watch does not answer; see: systemctl status xentool-blkback" \\
+  "$XENBUS_PATH/hotplug-status" error
+exit 1
+`;
+
+/** Keeps the kernel's blkback away from our disks, and leaves all others to it. */
+const helperScript = `#!/bin/sh
+# Part of xentool. udev runs this for each new backend device while automatic binding is
+# off: disks of xentool are left alone, everything else gets its driver as before.
+case $(xenstore-read "$XENBUS_PATH/script" 2>/dev/null) in
+  */${HOTPLUG_SCRIPT})
+    # Without the daemon nobody would set state 2, and libxl would never ask the script why. A write below a device
+    # that is gone would make half of one.
+    kill -0 "$(cat /run/xentool/watching)" 2>/dev/null ||
+      { xenstore-exists "$XENBUS_PATH/frontend" && xenstore-write "$XENBUS_PATH/state" 2; }
+    ;;
+  *) echo "\${DEVPATH##*/}" >/sys/bus/xen-backend/drivers_probe ;;
+esac
+`;
+
+const rule = (helper: string): string => `# Part of xentool.
+ACTION=="add", SUBSYSTEM=="xen-backend", RUN+="${helper}"
+`;
+
+/**
+ * What both units have. Nothing that hides or protects a part of the file system: images may lie anywhere, also in
+ * /home and /root, and are written there; and the kernel's drivers are switched in /sys.
+ */
+const CONFINED = `# io_uring's memory is locked on kernels before 5.12.
+LimitMEMLOCK=infinity
+# Guests keep their disks while nobody serves; the next server goes on where this one stopped.
+KillMode=mixed
+TimeoutStopSec=30
+# Longer than storage that is only slow needs to open an image.
+WatchdogSec=5min
+NoNewPrivileges=yes
+# Images belong to anyone, and /proc of other processes says who uses them.
+CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_IPC_LOCK
+CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_SYS_RAWIO CAP_SYS_RESOURCE
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+ProtectHostname=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM`;
+
+/**
+ * xenstored is started by xen.service on Debian and by a unit of its own elsewhere, so none of them is required.
+ */
+const AFTER = "After=xen.service xenstored.service xen-init-dom0.service";
+
+const watchUnit = (executable: string): string => `# Part of xentool.
+[Unit]
+Description=xentool: disks for Xen guests, served from user space
+Documentation=man:xentool-blkback-watch(1)
+ConditionPathExists=/proc/xen
+# Until xenstored runs, we are started again and again.
+${AFTER}
+Before=xendomains.service
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart=${executable} -v blkback watch
+Restart=always
+RestartSec=1
+${CONFINED}
+
+[Install]
+WantedBy=multi-user.target
+`;
+
+const serveUnit = (
+  executable: string,
+): string => `# Part of xentool. One disk in a cgroup of its own. For xentool-serve@NAME, /etc/xentool/NAME.conf has
+# the lines IMAGE=/a.img, DOMID=5 and VDEV=xvdb, and may have one OPTIONS=--direct --iops 500.
+[Unit]
+Description=xentool: the disk %i of a Xen guest
+Documentation=man:xentool-blkback-serve(1)
+ConditionPathExists=/proc/xen
+${AFTER}
+
+[Service]
+Type=notify
+EnvironmentFile=/etc/xentool/%i.conf
+ExecStart=${executable} -v blkback serve \${IMAGE} --domid \${DOMID} --vdev \${VDEV} $OPTIONS
+# A disk that was detached, or whose guest is gone, is not served again; nor is one whose command line makes no sense.
+Restart=on-failure
+RestartSec=1
+RestartPreventExitStatus=2
+${CONFINED}
+
+[Install]
+WantedBy=multi-user.target
+`;
+
+/** Where the files go: those of a distribution below PREFIX/lib, those of an administrator below /etc. */
+export interface Places {
+  readonly executable: string;
+  readonly rules: string;
+  readonly units: string;
+  readonly helper: string;
+}
+
+export function placesBelow(prefix: string): Places {
+  return {
+    executable: `${prefix}/bin/xentool`,
+    rules: `${prefix}/lib/udev/rules.d`,
+    units: `${prefix}/lib/systemd/system`,
+    helper: `${prefix}/lib/xentool/backend-added`,
+  };
+}
+
+export function administratorsPlaces(executable: string): Places {
+  return {
+    executable,
+    rules: "/etc/udev/rules.d",
+    units: "/etc/systemd/system",
+    helper: `${SCRIPTS}/xentool-backend-added`,
+  };
+}
+
+export function hostFiles({ executable, rules, units, helper }: Places): HostFile[] {
+  return [
+    { path: `${SCRIPTS}/${HOTPLUG_SCRIPT}`, mode: 0o755, text: hotplugScript },
+    { path: helper, mode: 0o755, text: helperScript },
+    { path: `${rules}/${RULE}`, mode: 0o644, text: rule(helper) },
+    { path: `${units}/${UNIT}`, mode: 0o644, text: watchUnit(executable) },
+    { path: `${units}/xentool-serve@.service`, mode: 0o644, text: serveUnit(executable) },
+  ];
+}

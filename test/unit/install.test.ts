@@ -1,0 +1,123 @@
+// What `blkback install` writes, for a host and for a package's tree: scripts that sh accepts, units that systemd
+// accepts, and nothing left after uninstall.
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { chmodSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { install, uninstall } from "../../src/blkback/install.ts";
+import { run } from "../support/process.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+
+const EXECUTABLE = "/usr/local/bin/xentool";
+/** What `systemd-analyze security` gives a unit that may do everything is 9.6, and 10 is the worst. */
+const EXPOSURE_MAX = 5.5;
+
+let root: string;
+beforeEach(() => {
+  root = temporaryDirectory();
+});
+afterEach(() => removeDirectory(root));
+
+/** An executable that does nothing, at `path` in the root. */
+function put(path: string): void {
+  mkdirSync(join(root, path, ".."), { recursive: true });
+  writeFileSync(join(root, path), "#!/bin/sh\n");
+  chmodSync(join(root, path), 0o755);
+}
+
+function filesIn(directory: string): string[] {
+  return readdirSync(directory, { recursive: true, encoding: "utf8" })
+    .filter((path) => statSync(join(directory, path)).isFile())
+    .map((path) => `/${path}`)
+    .toSorted();
+}
+
+test("for a host, below /etc, with the unit that starts this very executable", () => {
+  put(EXECUTABLE);
+  const options = { root, prefix: undefined, executable: EXECUTABLE };
+  const { paths, notes } = install(options);
+  expect(filesIn(root)).toEqual([...paths, EXECUTABLE].toSorted());
+  expect(paths.filter((path) => !path.startsWith("/etc/"))).toEqual([]);
+  expect(notes.join("\n")).toContain("next: on the host, systemctl enable --now xentool-blkback.service");
+  const unit = readFileSync(join(root, "etc/systemd/system/xentool-blkback.service"), "utf8");
+  expect(unit).toContain(`\nExecStart=${EXECUTABLE} -v blkback watch\n`);
+  expect(uninstall(options).paths).toEqual(paths);
+  expect(filesIn(root)).toEqual([EXECUTABLE]);
+  expect(uninstall(options)).toEqual({ paths: [], notes: [] });
+});
+
+test("for a package, below its prefix, with the path that the executable will have", () => {
+  const options = { root, prefix: "/usr", executable: EXECUTABLE };
+  const { paths, notes } = install(options);
+  expect(filesIn(root)).toEqual([
+    "/etc/xen/scripts/block-xentool",
+    "/usr/lib/systemd/system/xentool-blkback.service",
+    "/usr/lib/systemd/system/xentool-serve@.service",
+    "/usr/lib/udev/rules.d/60-xentool-blkback.rules",
+    "/usr/lib/xentool/backend-added",
+  ]);
+  expect(notes[0]).toBe(`next: put the executable at ${root}/usr/bin/xentool`);
+  const read = (name: string): string => readFileSync(join(root, "usr/lib", name), "utf8");
+  expect(read("systemd/system/xentool-serve@.service")).toContain(
+    "\nExecStart=/usr/bin/xentool -v blkback serve ${IMAGE} ",
+  );
+  expect(read("udev/rules.d/60-xentool-blkback.rules")).toContain('RUN+="/usr/lib/xentool/backend-added"');
+  expect(uninstall(options).paths).toEqual(paths);
+  expect(filesIn(root)).toEqual([]);
+});
+
+test("what cannot be meant is refused, and nothing is written", () => {
+  const refusal = (options: Parameters<typeof install>[0], message: string): void => {
+    expect(() => install(options)).toThrow(message);
+    expect(() => uninstall(options)).toThrow(message);
+  };
+  refusal({ root: join(root, "none"), prefix: "/usr", executable: EXECUTABLE }, "is not a directory");
+  refusal({ root, prefix: undefined, executable: EXECUTABLE }, `no xentool at ${root}${EXECUTABLE}`);
+  for (const prefix of ["usr", "", "/a b", "/%h", "/a\nb", '/"'])
+    refusal({ root, prefix, executable: EXECUTABLE }, "--prefix");
+  expect(filesIn(root)).toEqual([]);
+  writeFileSync(join(root, "file"), "");
+  refusal({ root: join(root, "file"), prefix: "/usr", executable: EXECUTABLE }, "is not a directory");
+});
+
+describe("scripts and units", () => {
+  let paths: readonly string[];
+  beforeEach(() => {
+    // systemd looks for what the unit starts, so it is there as well as in the root.
+    const executable = join(root, "bin/xentool");
+    put("bin/xentool");
+    put(executable);
+    ({ paths } = install({ root, prefix: undefined, executable }));
+  });
+
+  test("sh accepts the scripts", async () => {
+    const scripts = paths.filter((path) => (statSync(join(root, path)).mode & 0o111) !== 0);
+    expect(scripts).toHaveLength(2);
+    for (const path of scripts)
+      expect(await run(["sh", "-n", join(root, path)])).toEqual({ status: 0, stdout: "", stderr: "" });
+  });
+
+  test("systemd accepts the units, and finds them confined", async () => {
+    const units = paths.filter((path) => path.startsWith("/etc/systemd/")).map((path) => join(root, path));
+    expect(units).toHaveLength(2);
+    for (const unit of units) {
+      expect(await run(["systemd-analyze", "verify", "--man=no", unit])).toEqual({
+        status: 0,
+        stdout: "",
+        stderr: "",
+      });
+      const confinement = ["security", "--offline=true", "--no-pager", `--threshold=${EXPOSURE_MAX * 10}`];
+      expect(await run(["systemd-analyze", ...confinement, unit])).toMatchObject({ status: 0 });
+    }
+  });
+
+  test("the units start where xenstored has no unit of its own, and hide no image", () => {
+    const text = readFileSync(join(root, "etc/systemd/system/xentool-blkback.service"), "utf8");
+    // Debian starts xenstored from /etc/init.d/xen, so only the order may name units. A start before xenstored runs
+    // fails, and must not be the last.
+    expect(text).not.toMatch(/^(Requires|BindsTo|Requisite)=/m);
+    expect(text).toMatch(/^After=.*\bxen\.service\b/m);
+    expect(text).toMatch(/^StartLimitIntervalSec=0$/m);
+    // They would make the images in /home, for example, read-only, for the daemon alone.
+    expect(text).not.toMatch(/^(Protect(Home|System)|Private(Tmp|Devices)|ReadOnly|Inaccessible)/m);
+  });
+});
