@@ -4,22 +4,18 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { pattern } from "../sim/blk-harness.ts";
 import { finished, start } from "../support/process.ts";
-import { QemuHost, type ExportedDisk } from "./qdisk.ts";
+import { ProgramHost, succeeds } from "./program-host.ts";
+import { endDisks, exportDisk, startQemu, type ExportedDisk } from "./qdisk.ts";
 
 const DISK_BYTES = 8 << 20;
 
-let qemuHost: QemuHost;
+let host: ProgramHost;
 beforeEach(async () => {
-  qemuHost = await QemuHost.start();
+  host = await ProgramHost.start();
 });
-afterEach(() => qemuHost.close());
+afterEach(() => host.close());
 
-/** Runs a judge, which has to be content. */
-async function run(...argv: string[]): Promise<string> {
-  const { status, stdout, stderr } = await finished(start(argv));
-  expect(status, `${argv.join(" ")}\n${stdout}${stderr}`).toBe(0);
-  return stdout;
-}
+const run = (...argv: string[]): Promise<string> => succeeds(start(argv));
 
 function fio(uri: string, ...args: string[]): string[] {
   const verify = [
@@ -44,8 +40,8 @@ function createImage(format: string, path: string): Promise<string> {
 
 /** Writes, reads, lets fio write and verify; returns a file of what is then on the disk. */
 async function written(disk: ExportedDisk, name: string, seed: number): Promise<string> {
-  const source = qemuHost.file(`${name}.source`);
-  const copy = qemuHost.file(`${name}.copy`);
+  const source = host.file(`${name}.source`);
+  const copy = host.file(`${name}.copy`);
   writeFileSync(source, bytesOf(seed));
   await run("nbdcopy", "--flush", source, disk.uri);
   await run("nbdcopy", disk.uri, copy);
@@ -62,7 +58,7 @@ function drive(vdev: string, format: string, device: string): string[] {
   const access = device === "xen-cdrom" ? ",read-only=on" : "";
   return [
     "-blockdev",
-    `driver=file,filename=${qemuHost.file(vdev)},node-name=file-${vdev}${access}`,
+    `driver=file,filename=${host.file(vdev)},node-name=file-${vdev}${access}`,
     "-blockdev",
     `driver=${format},file=file-${vdev},node-name=${vdev}${access}`,
     "-device",
@@ -78,21 +74,22 @@ const DISKS = [
 ] as const;
 
 test("raw, qcow2, vhd and a cdrom, in two iothreads and in the main loop, all at once", async () => {
-  for (const { vdev, format } of DISKS) await createImage(format, qemuHost.file(vdev));
-  writeFileSync(qemuHost.file("xvde"), bytesOf(9));
-  const qemu = qemuHost.qemu(
+  for (const { vdev, format } of DISKS) await createImage(format, host.file(vdev));
+  writeFileSync(host.file("xvde"), bytesOf(9));
+  const qemu = startQemu(
+    host,
     ...["io0", "io1"].flatMap((id) => ["-object", `iothread,id=${id}`]),
     ...DISKS.flatMap(({ vdev, format, device }) => drive(vdev, format, device)),
     ...drive("xvde", "raw", "xen-cdrom"),
   );
   const exports = await Promise.all(
-    [...DISKS.map(({ vdev }) => vdev), "xvde"].map((vdev) => qemuHost.export(qemu, vdev)),
+    [...DISKS.map(({ vdev }) => vdev), "xvde"].map((vdev) => exportDisk(host, qemu, vdev)),
   );
   const cdrom = async ({ uri }: ExportedDisk): Promise<void> => {
     expect(JSON.parse(await run("nbdinfo", "--json", uri))).toMatchObject({
       exports: [{ is_read_only: true }],
     });
-    await run("qemu-img", "compare", "-f", "raw", "-F", "raw", uri, qemuHost.file("xvde"));
+    await run("qemu-img", "compare", "-f", "raw", "-F", "raw", uri, host.file("xvde"));
   };
   const copies = await Promise.all(
     exports.map((disk, at) => {
@@ -100,10 +97,10 @@ test("raw, qcow2, vhd and a cdrom, in two iothreads and in the main loop, all at
       return vdev === undefined ? cdrom(disk) : written(disk, vdev, at + 1);
     }),
   );
-  await qemuHost.end(exports, qemu);
+  await endDisks(exports, qemu);
   for (const [at, { vdev, format }] of DISKS.entries())
-    await run("qemu-img", "compare", "-f", "raw", "-F", format, String(copies[at]), qemuHost.file(vdev));
-  await run("qemu-img", "check", "-q", qemuHost.file("xvdb"));
+    await run("qemu-img", "compare", "-f", "raw", "-F", format, String(copies[at]), host.file(vdev));
+  await run("qemu-img", "check", "-q", host.file("xvdb"));
 });
 
 test.each([
@@ -111,34 +108,34 @@ test.each([
   ["qcow2:", "qcow2"],
   ["vhd:", "vpc"],
 ])("a device that blkback create makes as libxl does, with %s", async (prefix, format) => {
-  const image = qemuHost.file("image");
+  const image = host.file("image");
   await createImage(format, image);
   const device = ["--domid", "1", "--vdev", "xvdb"];
-  const created = qemuHost.xentool(0, "blkback", "create", ...device, "--params", `${prefix}${image}`);
+  const created = host.xentool(0, "blkback", "create", ...device, "--params", `${prefix}${image}`);
   expect(await finished(created)).toMatchObject({ status: 0, stderr: "" });
-  const qemu = qemuHost.qemu();
-  const disk = await qemuHost.export(qemu, "xvdb");
+  const qemu = startQemu(host);
+  const disk = await exportDisk(host, qemu, "xvdb");
   const copy = await written(disk, "image", 1);
-  await qemuHost.end([disk], qemu);
+  await endDisks([disk], qemu);
   await run("qemu-img", "compare", "-f", "raw", "-F", format, copy, image);
-  const destroyed = qemuHost.xentool(0, "blkback", "destroy", ...device);
+  const destroyed = host.xentool(0, "blkback", "destroy", ...device);
   expect(await finished(destroyed)).toMatchObject({ status: 0, stderr: "" });
 });
 
 test.each(["QEMU", "the frontend"])("%s is killed while fio writes", async (killed) => {
-  const image = qemuHost.file("xvda");
+  const image = host.file("xvda");
   writeFileSync(image, new Uint8Array(DISK_BYTES));
-  const qemu = qemuHost.qemu(...drive("xvda", "raw", "xen-disk"));
-  const disk = await qemuHost.export(qemu, "xvda");
+  const qemu = startQemu(host, ...drive("xvda", "raw", "xen-disk"));
+  const disk = await exportDisk(host, qemu, "xvda");
   const load = fio(disk.uri, "--rw=randwrite", "--bs=4k", "--iodepth=32", "--time_based", "--runtime=600");
-  qemuHost.started(start([...load, "--size=8M"], { cwd: qemuHost.dir }));
+  host.started(start([...load, "--size=8M"], { cwd: host.dir }));
   while (readFileSync(image).every((byte) => byte === 0)) await Bun.sleep(1);
   const victim = killed === "QEMU" ? qemu.child : disk.front;
   victim.kill("SIGKILL");
   await victim.exited;
   if (killed === "QEMU") return;
-  const next = await qemuHost.export(qemu, "xvda");
+  const next = await exportDisk(host, qemu, "xvda");
   const copy = await written(next, "xvda", 1);
-  await qemuHost.end([next], qemu);
+  await endDisks([next], qemu);
   await run("qemu-img", "compare", "-f", "raw", "-F", "raw", copy, image);
 });

@@ -1,27 +1,21 @@
-// Unmodified programs on Xen's libraries, on a simulated host: ours behind their names are what Debian's headers and
-// libraries say, and libxenvchan's own code understands `xentool vchan` on top of them.
+// Our libraries behind Xen's names are what Debian's headers and libraries say, in every function, and programs find
+// them.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { installLibraries, programEnvironment } from "../../src/sim/programs.ts";
-import { SimHost } from "../../src/sim/host.ts";
 import { executable } from "../e2e/executable.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { compileVchanPeer, ProgramHost, succeeds } from "./program-host.ts";
 
 const root = join(import.meta.dir, "../..");
 const LIBRARIES = ["call", "devicemodel", "evtchn", "foreignmemory", "gnttab"];
-const BYTES = 300_000;
 
 let scratch: string;
 let peer: string;
-beforeAll(() => {
+beforeAll(async () => {
   scratch = temporaryDirectory();
   peer = join(scratch, "vchan-peer");
-  const source = join(root, "test/xen/programs/vchan-peer.c");
-  const libraries = ["xenvchan", "xengnttab", "xenevtchn", "xenstore", "xentoollog"].map(
-    (name) => `-l${name}`,
-  );
-  ran(["cc", "-std=c11", "-D_GNU_SOURCE", "-o", peer, source, ...libraries]);
+  await compileVchanPeer(peer);
 });
 afterAll(() => removeDirectory(scratch));
 
@@ -78,92 +72,9 @@ test("a program that calls all of it, by many threads and in a child of a fork",
   ran(["cc", "-std=gnu11", "-Wall", "-Werror", "-o", calls, source, "-pthread", ...libraries]);
   const ours = symbolsOf(join(root, "build/shim/libxentool_programs.so"));
   expect(ours.filter((symbol) => !symbolsOf(calls, true).includes(symbol))).toEqual([]);
-  await withPrograms(async (host) => {
-    await atOnce(host, [[0, calls]]);
-  });
-});
-
-/** Runs shell commands as domains of a host at once; all must succeed, and leave nothing. */
-async function atOnce(
-  host: SimHost,
-  commands: readonly (readonly [domid: number, command: string])[],
-): Promise<void> {
-  const children = commands.map(([domid, command]) =>
-    Bun.spawn([executable, "sim", "exec", String(domid), "--dir", host.dir, "--", "sh", "-c", command], {
-      env: { PATH: process.env["PATH"] ?? "", peer, xentool: executable },
-      stdin: "ignore",
-      stdout: "pipe",
-      stderr: "pipe",
-    }),
-  );
-  const said = await Promise.all(
-    children.map(async (child) => ({
-      status: await child.exited,
-      text: await new Response(child.stderr).text(),
-    })),
-  );
-  expect(
-    said.map(({ status }) => status),
-    said.map(({ text }) => text).join("\n"),
-  ).toEqual(children.map(() => 0));
-  expect(await host.settle()).toEqual([]);
-}
-
-async function withPrograms(body: (host: SimHost) => Promise<void>): Promise<void> {
-  const host = await SimHost.start({ domains: 2 });
-  try {
-    installLibraries(host.dir);
-    await body(host);
-  } finally {
-    await host.stop();
-  }
-  expect(existsSync(host.dir)).toBe(false);
-}
-
-const SENDS = `"$peer" pattern ${BYTES} 2 | "$xentool" vchan`;
-const CHECKS = `| "$peer" check ${BYTES} 1`;
-const STREAMS = `stream ${BYTES} 1 ${BYTES} 2`;
-
-test.each([
-  [1024, 2048],
-  [65_536, 65_536],
-])("libxenvchan and xentool, each as server and as client, rings of %d and %d bytes", async (read, write) => {
-  await withPrograms(async (host) => {
-    await atOnce(host, [
-      [1, `"$peer" server 0 /local/domain/1/data/vchan/0/a ${read} ${write} ${STREAMS}`],
-      [0, `${SENDS} connect 1 a --wait ${CHECKS}`],
-    ]);
-    await atOnce(host, [
-      [0, `"$peer" client 1 /local/domain/1/data/vchan/0/b ${STREAMS}`],
-      [1, `${SENDS} listen 0 b --read-size ${read} --write-size ${write} ${CHECKS}`],
-    ]);
-    await atOnce(host, [
-      [1, `"$peer" server 0 data/c ${read} ${write} ${STREAMS}`],
-      [0, `"$peer" client 1 /local/domain/1/data/c stream ${BYTES} 2 ${BYTES} 1`],
-    ]);
-  });
-});
-
-test("a program that is killed leaves nothing, and its peer learns of it", async () => {
-  await withPrograms(async (host) => {
-    const command = (domid: number, ...args: string[]): Bun.Subprocess<"ignore", "pipe", "pipe"> =>
-      Bun.spawn([peer, ...args], {
-        env: programEnvironment(host.dir, domid),
-        stdin: "ignore",
-        stdout: "pipe",
-        stderr: "pipe",
-      });
-    const server = command(1, "server", "0", "data/k", "4096", "4096", "hold");
-    const client = command(0, "client", "1", "/local/domain/1/data/k", "hold");
-    const reader = client.stderr.getReader();
-    const first = client.stdout.getReader();
-    await Promise.race([reader.read(), first.read()]); // "connected"
-    server.kill("SIGKILL");
-    await server.exited;
-    await client.exited;
-    await Promise.all([reader.cancel(), first.cancel()]);
-    expect(await host.settle()).toEqual([]);
-  });
+  const host = await ProgramHost.start();
+  await succeeds(host.program(0, calls));
+  await host.close();
 });
 
 test("where the host's directory may hold no programs, they lie elsewhere, and go with the host", () => {
