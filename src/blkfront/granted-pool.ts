@@ -1,6 +1,6 @@
 // The pages that carry the data. They are granted to the backend once, when the device is opened, and reused, because
-// grants are scarce (gntalloc's limit) and slow to make. One more page holds zeroes and can stand for any number of
-// segments.
+// grants are scarce (gntalloc's limit) and slow to make. So the backend may keep them mapped, too; it then maps all of
+// them for writing. One more page holds zeroes and can stand for any number of segments.
 import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE, type Domid } from "../core/types.ts";
 import { PageRuns } from "../native/page-runs.ts";
@@ -33,7 +33,7 @@ export class GrantedPool extends PageRuns {
 
   /** Shares `wantedPages` with `backend`. If this domain cannot share that many, it tries half, and so on. */
   static share(share: GrantShare, backend: Domid, wantedPages: number): GrantedPool {
-    const zeroes = share.share(backend, 1, "r");
+    const zeroes = share.share(backend, 1, "rw");
     try {
       return new GrantedPool(shareWhatThereIs(share, backend, wantedPages), zeroes);
     } catch (error) {

@@ -26,7 +26,8 @@ export function ringKeys(
   countsPages: boolean,
 ): Record<string, string | number> {
   const pages = rings[0].refs.length;
-  const keys: Record<string, string | number> = { protocol: abi.protocol };
+  // Our pages are granted as long as the rings, so a backend may keep them mapped.
+  const keys: Record<string, string | number> = { protocol: abi.protocol, "feature-persistent": 1 };
   if (pages > 1 && countsPages) keys["num-ring-pages"] = pages;
   if (pages > 1 && !countsPages) keys["ring-page-order"] = Math.log2(pages);
   if (rings.length > 1) keys["multi-queue-num-queues"] = rings.length;

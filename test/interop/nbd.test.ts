@@ -87,6 +87,7 @@ describe("nbdcopy", () => {
     ["the default ring", {}],
     ["one ring page, no indirect segments", { offer: { maxRingPageOrder: 0, maxIndirectSegments: 0 } }],
     ["mapped grants", { grantMode: "map" }],
+    ["kept grants", { grantMode: "persistent" }],
     ["few pages to share", { host: { limits: { sharePages: 64 } } }],
   ] as [string, DiskOptions][])("both ways over %s", async (_name, options) => {
     const [served, server] = await serve({ imageBytes: 24 << 20, ...options });

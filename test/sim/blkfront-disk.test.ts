@@ -31,6 +31,13 @@ describe.each([
   ["x86_32, 2 ring pages", {}, { abi: "x86_32", ringPageOrder: 1 }],
   ["8 ring pages, 20 indirect segments", {}, { ringPageOrder: 3, maxIndirectSegments: 20 }],
   ["4096 indirect segments, mapped grants", { offer: { maxIndirectSegments: 4096 }, grantMode: "map" }, {}],
+  ["kept grants", { grantMode: "persistent" }, {}],
+  [
+    "kept grants, 4 queues, x86_32",
+    { offer: { maxQueues: 4 }, grantMode: "persistent" },
+    { queues: 4, abi: "x86_32" },
+  ],
+  ["kept grants, a pool of 15 pages", { grantMode: "persistent" }, { poolPages: 15 }],
   ["a pool of 15 pages", {}, { poolPages: 15 }],
   ["sectors of 4096 bytes", { offer: { logicalSectorBytes: 4096 } }, {}],
 ] as [string, DiskOptions, FrontendOptions][])("%s", (_name, diskOptions, frontendOptions) => {
@@ -150,6 +157,25 @@ describe("the device's life", () => {
     await disk.replaceBackend();
     await frontend.write(4096, new Uint8Array(4096).fill(2));
     expect(disk.image()[4096]).toBe(2);
+  });
+
+  test("its pages are kept by a backend that offers it, also by the next one, until it lets go", async () => {
+    const disk = await start({ grantMode: "persistent" });
+    const pagesMapped = (): number =>
+      disk.host.usage().filter(({ kind, domid }) => kind === "map" && domid === disk.address.frontend).length;
+    const before = pagesMapped();
+    const frontend = await disk.connect({ ringPageOrder: 0 });
+    const connected = pagesMapped();
+    await frontend.write(0, new Uint8Array(64 << 10).fill(1));
+    // Zeroes are one page, however many segments name it. More than 11 segments take an indirect page.
+    await frontend.writeZeroes(0, 64 << 10);
+    expect(pagesMapped() - connected).toBe(16 + 1 + 1);
+    expect(disk.image().subarray(0, 64 << 10)).toEqual(Buffer.alloc(64 << 10));
+    await disk.replaceBackend();
+    await frontend.write(4096, new Uint8Array(4096).fill(2));
+    expect(pagesMapped() - connected).toBe(1);
+    await frontend.close();
+    expect(pagesMapped()).toBe(before);
   });
 
   test("growth is seen and usable", async () => {
