@@ -6,7 +6,7 @@ import { createServer, type Server } from "node:net";
 import { join } from "node:path";
 import { executable } from "../e2e/executable.ts";
 import { pattern } from "../sim/blk-harness.ts";
-import type { Child } from "../support/process.ts";
+import { readUntil, type Child } from "../support/process.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { compileVchanPeer, ProgramHost, succeeds } from "./program-host.ts";
@@ -166,9 +166,13 @@ test("vchan-socket-proxy as server and as client, in front of a socket, two sess
   server.kill("SIGKILL");
   await server.exited;
 
-  const listener = host.xentool(0, "vchan", "listen", "1", "own", "--keep", "--unix", echo);
+  const listener = host.xentool(0, "vchan", "listen", "1", "own", "--keep", "--json", "--unix", echo);
   const client = [proxy, "0", "/local/domain/0/data/vchan/1/own", "-"];
-  for (let round = 0; round < 2; round++) expect(await exchange(1, client, bytes)).toEqual(bytes);
+  for (let round = 0; round < 2; round++) {
+    expect(await exchange(1, client, bytes)).toEqual(bytes);
+    // Until then the next proxy would find the ring that this one has closed, and end.
+    await readUntil(listener.stdout, "bytesReceived");
+  }
   listener.kill("SIGTERM");
   await listener.exited;
   service.close();
