@@ -159,6 +159,18 @@ export class HandmadeGuest {
     this.#channels.notify(port);
   }
 
+  /** Rings a queue's bell, whatever there is. */
+  ring(queue: number): void {
+    this.#channels.notify(this.#rings[queue].port);
+  }
+
+  /** Closes a queue's port, as no frontend should while it is connected, and takes another one for later. */
+  dropPort(queue: number): void {
+    const ring = this.#rings[queue];
+    this.#channels.unbind(ring.port);
+    ring.port = this.#channels.bindUnbound(this.#address.backend);
+  }
+
   /** Reads one page at `sector`; the bytes, or the response's status. */
   async read(sector: number, queue = 0): Promise<Uint8Array | number> {
     const [status] = await this.submit([{ operation: 0, sector }], queue);

@@ -7,7 +7,6 @@ import type { BlkbackDevice } from "../../src/blkback/device.ts";
 import { type DeviceOptions } from "../../src/blkback/device.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { readStats } from "../../src/blkback/stats.ts";
-import { toDomid } from "../../src/core/types.ts";
 import type { Xenstore } from "../../src/xenstore/client.ts";
 import { formatStats } from "../../cmd/lib/stats-report.ts";
 import type { HandmadeGuest } from "./blk-guest.ts";
@@ -202,24 +201,82 @@ test("new rings while both ends are Connected, as Linux offers them after s2idle
   }
 });
 
-test.each([0, 1, 3])(
-  "queue %i lies: its device is closed, with the number in the message; the neighbour goes on",
-  async (liar) => {
-    const other = { ...at, frontend: toDomid(2) };
+describe("one queue misbehaves while others work, and the neighbour goes on", () => {
+  let neighbour: HandmadeGuest;
+
+  beforeEach(async () => {
+    const other = diskAddress(2);
     await world.create(other);
-    const neighbour = await world.guest(other);
+    neighbour = await world.guest(other);
     await serve(4);
     await serve(4, {}, other);
     await guest.connect(4);
     await neighbour.connect(4);
+  });
+
+  /** While `misbehave` runs, the neighbour writes on three queues. */
+  async function beside(misbehave: () => Promise<void> | void): Promise<void> {
     const busy = Promise.all([0, 1, 2].map((queue) => neighbour.write(8 * queue, 5, queue)));
-    guest.lie(5000, liar);
-    await guest.untilBackend(5);
-    expect(await xenstore.read(ERROR_KEY)).toContain(`queue ${liar}: the ring's indices cannot be true`);
+    await misbehave();
     expect(await busy).toEqual([0, 0, 0]);
     expect(await neighbour.read(16, 3)).toEqual(new Uint8Array(4096).fill(5));
-  },
-);
+  }
+
+  async function startOver(): Promise<void> {
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+    await guest.untilBackend(2);
+    await guest.offerRing(guest.makeRings(4));
+    await guest.untilBackend(4);
+    await expectQueues(4, 3);
+  }
+
+  test.each([0, 1, 3])(
+    "queue %i lies: its device is closed, with the number in the message",
+    async (liar) => {
+      await beside(async () => {
+        guest.lie(5000, liar);
+        await guest.untilBackend(5);
+      });
+      expect(await xenstore.read(ERROR_KEY)).toContain(`queue ${liar}: the ring's indices cannot be true`);
+      await startOver();
+    },
+  );
+
+  test.each([
+    ["a page of another queue", (keys: Keys) => keys["queue-3/ring-ref"], "queue-0/ring-ref"],
+    ["a port that is none", () => "4000000000", "queue-0/event-channel"],
+    ["no queue", () => "0", "multi-queue-num-queues"],
+  ] as const)("keys rewritten while Connected, with %s: refused, and served when right", async (...how) => {
+    const [, value, key] = how;
+    const keys = guest.makeRings(4);
+    await beside(async () => {
+      await guest.writeTogether({ ...keys, [key]: value(keys) ?? "" });
+      await guest.untilBackend(5);
+    });
+    await startOver();
+  });
+
+  test("a port that the guest has closed: its queue hears nothing, the others work, and all of it goes", async () => {
+    await beside(() => guest.dropPort(1));
+    for (const queue of [0, 2, 3]) expect(await guest.write(800 + 8 * queue, queue, queue)).toBe(0);
+    await startOver();
+  });
+
+  test("a bell that rings for nothing, and requests without sense: the others are answered", async () => {
+    await beside(async () => {
+      for (let times = 0; times < 3000; times++) guest.ring(1);
+      const bad = Array.from({ length: 24 }, () => ({ operation: 0, sector: 2 ** 40 }) as const);
+      const answers = guest.submit(bad, 2);
+      for (let times = 0; times < 20; times++) expect(await guest.write(80, times, 3)).toBe(0);
+      expect(await answers).toEqual(bad.map(() => -1));
+    });
+    await expectQueues(4, 20);
+    const { queues } = readStats(join(dir, "stats"), 1, 51728);
+    expect(queues.map((it) => it.errors)).toEqual([0, 0, 24, 0]);
+  });
+});
 
 describe("a successor", () => {
   test.each([1, 2, 4])("that offers %i goes on with the four that the guest has", async (offered) => {

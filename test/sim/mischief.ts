@@ -15,6 +15,8 @@ const KEYS = [
   "protocol",
   "ring-page-order",
   "multi-queue-num-queues",
+  "queue-0/ring-ref",
+  "queue-1/event-channel",
   "feature-persistent",
   "state",
 ];

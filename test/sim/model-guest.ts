@@ -84,6 +84,11 @@ export class ModelGuest {
     this.#data = this.#share.share(address.backend, DATA_PAGES, "rw");
   }
 
+  /** Queues that it has. */
+  get queues(): number {
+    return this.#rings.length;
+  }
+
   /** Requests that wait for their answer. */
   get waiting(): number {
     return this.#pending.size;

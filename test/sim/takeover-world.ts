@@ -20,6 +20,12 @@ const BLOCKS = 48;
 const ANSWERS_MAX = 200;
 const STALLED_MS = 30_000;
 const SIGTERM_SHARE = 0.2;
+/** Half of all servers have none. They are low enough to hold requests back, and high enough to be done soon. */
+const LIMITS = [
+  ["--iops", "500"],
+  ["--bandwidth", "4M"],
+  ["--iops", "read:300,write:300", "--bandwidth", "8M"],
+];
 
 /** The states by which frontends come to a new ring: Linux, kexec, Amazon's after hibernation, Linux after s2idle. */
 const WAYS = [
@@ -46,6 +52,9 @@ export class TakeoverWorld implements Ground {
   readonly #dom0: SimPlatform;
   readonly #places: readonly Place[];
   #server: ReturnType<typeof spawnXentool> | undefined;
+  #isLimited = false;
+  /** By what was hit: how many disks had requests under way when their server was killed with SIGKILL. */
+  readonly hits = new Map<string, number>();
 
   static async start(random: Random): Promise<TakeoverWorld> {
     const host = await SimHost.start({ domains: 1 });
@@ -63,14 +72,15 @@ export class TakeoverWorld implements Ground {
     this.#places = DOMAINS.map((domid) => new Place(this, domid));
   }
 
-  /** One server's life, and what guests do after it. Answers how many rings the next one finds. */
-  async round(): Promise<number> {
+  /** One server's life, and what guests do after it. */
+  async round(): Promise<void> {
     this.#serve();
     const goal = this.#answered + this.random.below(ANSWERS_MAX);
     await this.#work(true, () => this.#answered >= goal);
-    await this.kill(this.random.chance(SIGTERM_SHARE) ? "SIGTERM" : "SIGKILL");
+    const signal = this.random.chance(SIGTERM_SHARE) ? "SIGTERM" : "SIGKILL";
+    await this.kill(signal);
+    if (signal === "SIGKILL") this.#countHits();
     for (const place of this.#places) await place.move();
-    return this.#places.length;
   }
 
   /** A last server answers what waits; then every disk is what its model says, and nothing is left of it. */
@@ -101,6 +111,13 @@ export class TakeoverWorld implements Ground {
     return leaks;
   }
 
+  #countHits(): void {
+    for (const { guest } of this.#places.filter((it) => it.isConnected && it.guest.waiting > 0)) {
+      const hit = `${guest.queues} queues, ${this.#isLimited ? "limited" : "without limits"}`;
+      this.hits.set(hit, (this.hits.get(hit) ?? 0) + 1);
+    }
+  }
+
   /** Answers to all guests so far. */
   get #answered(): number {
     return this.#places.reduce((sum, it) => sum + it.answered, 0);
@@ -129,7 +146,10 @@ export class TakeoverWorld implements Ground {
     const queues = this.random.pick([1, 2, 4]);
     const order = this.random.pick([0, 1, 4]);
     const offer = ["--max-queues", String(queues), "--max-ring-page-order", String(order)];
-    const args = ["blkback", "watch", "--kind", "vbd", "--any-script", ...offer, ...this.random.pick(ways)];
+    this.#isLimited = this.random.chance(0.5);
+    const limits = this.#isLimited ? this.random.pick(LIMITS) : [];
+    const how = [...offer, ...this.random.pick(ways), ...limits];
+    const args = ["blkback", "watch", "--kind", "vbd", "--any-script", ...how];
     this.#server = spawnXentool(args, { env });
   }
 
