@@ -26,6 +26,7 @@ import { expectPromisesKept } from "./promises.ts";
 import { RateKeys } from "./rate-keys.ts";
 import type { DiskRates } from "./rates.ts";
 import { ReconnectPause } from "./reconnect-pause.ts";
+import { watchOffers } from "./ring-offers.ts";
 import { offerNoLess, readRingParameters } from "./ring-parameters.ts";
 import { ResizeKeys } from "./resize.ts";
 import { ServedStats } from "./served-stats.ts";
@@ -192,26 +193,15 @@ export class BlkbackDevice {
     const forget = this.#xenstore.onClose((error) => this.#fail(error));
     this.#unwatch.push(async () => forget());
     const look = (): Promise<void> => this.#look();
-    for (const key of ["event-channel", "queue-0/event-channel"])
-      this.#unwatch.push(await this.#watchOffers(key));
+    const offered = (): void => {
+      this.#anew = true;
+      // Not awaited: an offer that comes while we look must be noted at once.
+      void this.#look();
+    };
+    this.#unwatch.push(await watchOffers(this.#xenstore, this.address, offered));
     this.#unwatch.push(await this.#xenstore.watch(backendDir(this.address), look));
     this.#unwatch.push(await this.#xenstore.watch(`${frontendDir(this.address)}/state`, look));
     this.#unwatch.push(await this.#xenstore.watch("@releaseDomain", look));
-  }
-
-  /**
-   * Every offer of rings writes one of these keys. The states alone do not show each offer: a frontend resuming from
-   * s2idle goes from Connected through Initialised to Connected without waiting for us, often with the same numbers.
-   */
-  #watchOffers(key: string): Promise<Unwatch> {
-    let isFirst = true;
-    return this.#xenstore.watch(`${frontendDir(this.address)}/${key}`, () => {
-      // The first event only confirms that the watch is set.
-      if (!isFirst) this.#anew = true;
-      isFirst = false;
-      // Not awaited: an event that comes while we look must be noted at once.
-      void this.#look();
-    });
   }
 
   /** Looks until nothing changed while looking. */
