@@ -102,6 +102,7 @@ export class FrontRing {
 
   /** Polls for `us` (0: once). True as soon as the backend has put responses on the ring since the last fetch. */
   hasNews(us: number): boolean {
+    if (this.inFlight === 0) return false;
     const prod = (this.#shared.address + RING_RSP_PROD * 4) as Pointer;
     return shim.xt_changes_within(prod, this.#rspCons, us) !== 0;
   }
@@ -132,8 +133,12 @@ export class FrontRing {
     this.#free[this.#freeCount++] = id;
   }
 
-  /** Asks to be notified of the next response. True when one has already arrived, so that nobody sleeps. */
+  /**
+   * Asks to be notified of the next response, if there is to be one. True when one has already arrived, so that nobody
+   * sleeps.
+   */
   finalCheck(): boolean {
+    if (this.inFlight === 0) return false;
     return (
       shim.xt_ring_final_check_responses(this.#shared.address as Pointer, this.#rspCons) !== this.#rspCons
     );

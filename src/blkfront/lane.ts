@@ -70,9 +70,9 @@ export class FrontLane {
     this.#indirectCount = new Uint8Array(ring.slots);
   }
 
-  /** How many transfers of `pages` pages the ring can hold at the same time. */
-  transfersThatFit(pages: number): number {
-    return Math.floor(this.ring.slots / Math.ceil(pages / this.#maxSegments));
+  /** Requests that a transfer of `pages` pages takes. */
+  requestsFor(op: TransferOp, pages: number): number {
+    return Math.ceil(pages / this.#segmentsOf(op));
   }
 
   /** Pages for the segment lists of a transfer of `pages`. */
@@ -97,11 +97,10 @@ export class FrontLane {
     bytes: number,
   ): number {
     const pages = Math.ceil(bytes / PAGE_SIZE);
-    const barrier = op === BLKIF_OP_WRITE_BARRIER;
-    const perRequest = barrier ? BLKIF_MAX_SEGMENTS_PER_REQUEST : this.#maxSegments;
-    const parts = Math.ceil(pages / perRequest);
-    if (parts > this.ring.free) return 0;
-    if (!barrier && this.tablePages(pages) > this.#pool.freePages) return 0;
+    const perRequest = this.#segmentsOf(op);
+    const requests = this.requestsFor(op, pages);
+    if (requests > this.ring.free) return 0;
+    if (op !== BLKIF_OP_WRITE_BARRIER && this.tablePages(pages) > this.#pool.freePages) return 0;
     const sectors = bytes / SECTOR_SIZE;
     for (let done = 0; done < pages; done += perRequest) {
       const count = Math.min(perRequest, pages - done);
@@ -112,7 +111,7 @@ export class FrontLane {
         this.#stageDirect(op, tag, sector + doneSectors, from, pageStep, count, lastSect);
       else this.#stageIndirect(op, tag, sector + doneSectors, from, pageStep, count, lastSect);
     }
-    return parts;
+    return requests;
   }
 
   /** Stages a request without data. Returns 1, or 0 when there is no room. */
@@ -155,6 +154,11 @@ export class FrontLane {
       onPart(this.#tagOf[id], statuses[index]);
     }
     return count;
+  }
+
+  /** The most of one request; a barrier is never indirect. */
+  #segmentsOf(op: TransferOp): number {
+    return op === BLKIF_OP_WRITE_BARRIER ? BLKIF_MAX_SEGMENTS_PER_REQUEST : this.#maxSegments;
   }
 
   /** Fills in what every request has. Returns the byte offset of the request in `requests`. */

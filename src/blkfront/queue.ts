@@ -1,6 +1,7 @@
-// The data plane of one disk, from the guest's side. An operation's tag chooses its ring, as a processor does in
-// Linux; a batch of operations is pushed with at most one notification for each ring, and responses become completions
-// by tag. Synchronous: nothing here awaits, allocates or throws per request. The caller decides when to sleep.
+// The data plane of one disk, from the guest's side. What is started between two pushes goes on one ring while that has
+// room, as one processor's requests do in Linux, and what comes next on the next ring. So a batch costs both sides one
+// notification, however many rings there are. Responses become completions by tag. Synchronous: nothing here awaits,
+// allocates or throws per request. The caller decides when to sleep.
 import type { EvtchnPort } from "../core/types.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import {
@@ -35,6 +36,8 @@ export class FrontQueue {
   /** By tag: requests not answered yet, and the worst status so far. */
   readonly #parts: Uint16Array;
   readonly #status: Int16Array;
+  /** The lane of this batch. */
+  #turn = 0;
   readonly #onPart = (tag: number, status: number): void => this.#partDone(tag, status);
 
   constructor(options: FrontQueueOptions) {
@@ -81,50 +84,50 @@ export class FrontQueue {
     return count;
   }
 
-  /**
-   * How many transfers of `bytes` the rings and the pool can hold at the same time, if their tags are the first ones;
-   * 0: not even one.
-   */
+  /** How many transfers of `bytes` the rings and the pool can hold at the same time; 0: not even one. */
   transfersThatFit(bytes: number): number {
     const pages = Math.ceil(bytes / PAGE_SIZE);
     const [lane] = this.#lanes;
-    const byRing = lane.transfersThatFit(pages) * this.#lanes.length;
-    return Math.min(byRing, Math.floor(this.pool.pageCount / (pages + lane.tablePages(pages))));
+    const byRing = Math.floor(lane.ring.slots / lane.requestsFor(BLKIF_OP_WRITE, pages));
+    return Math.min(
+      byRing * this.#lanes.length,
+      Math.floor(this.pool.pageCount / (pages + lane.tablePages(pages))),
+    );
   }
 
   /**
    * Reads or writes `bytes` (whole sectors) at `sector` (of 512 bytes) into or from the run of pages at `page`. Does
-   * nothing and returns false when the tag's ring or the pool is too full: try again after completions.
+   * nothing and returns false when the rings or the pool are too full: try again after completions.
    */
   transfer(op: TransferOp, tag: number, sector: number, page: number, bytes: number): boolean {
-    return this.#begin(tag, this.#laneOf(tag).transfer(op, tag, sector, page, 1, bytes));
+    return this.#transfer(op, tag, sector, page, 1, bytes);
   }
 
   /** Writes `bytes` (whole sectors) of zeroes at `sector`. False as in `transfer`. */
   writeZeroes(tag: number, sector: number, bytes: number): boolean {
-    const { zeroPage } = this.pool;
-    return this.#begin(tag, this.#laneOf(tag).transfer(BLKIF_OP_WRITE, tag, sector, zeroPage, 0, bytes));
+    return this.#transfer(BLKIF_OP_WRITE, tag, sector, this.pool.zeroPage, 0, bytes);
   }
 
   /** Makes everything completed before durable, whichever ring it was on. False as in `transfer`. */
   flush(tag: number): boolean {
-    return this.#begin(tag, this.#laneOf(tag).empty(BLKIF_OP_FLUSH_DISKCACHE, tag));
+    return this.#begin(tag, this.#laneFor(1).empty(BLKIF_OP_FLUSH_DISKCACHE, tag));
   }
 
   /** Like `flush`, for a backend that supports only barriers. */
   barrier(tag: number): boolean {
-    return this.#begin(tag, this.#laneOf(tag).empty(BLKIF_OP_WRITE_BARRIER, tag));
+    return this.#begin(tag, this.#laneFor(1).empty(BLKIF_OP_WRITE_BARRIER, tag));
   }
 
   /** Tells the backend that `sectors` at `sector` (of 512 bytes) are unused. False as in `transfer`. */
   discard(tag: number, sector: number, sectors: number, secure = false): boolean {
-    return this.#begin(tag, this.#laneOf(tag).discard(tag, sector, sectors, secure));
+    return this.#begin(tag, this.#laneFor(1).discard(tag, sector, sectors, secure));
   }
 
   /** Publishes what was started since the last push, and notifies the backend where it asked for that. */
   push(): void {
     const lanes = this.#lanes;
     for (let index = 0; index < lanes.length; index++) lanes[index].push();
+    this.#turn = (this.#turn + 1) % lanes.length;
   }
 
   /** Takes new responses and reports the operations that they complete. Returns the number of responses. */
@@ -135,8 +138,25 @@ export class FrontQueue {
     return count;
   }
 
-  #laneOf(tag: number): FrontLane {
-    return this.#lanes[tag % this.#lanes.length];
+  #transfer(
+    op: TransferOp,
+    tag: number,
+    sector: number,
+    page: number,
+    pageStep: number,
+    bytes: number,
+  ): boolean {
+    const requests = this.#lanes[0].requestsFor(op, Math.ceil(bytes / PAGE_SIZE));
+    return this.#begin(tag, this.#laneFor(requests).transfer(op, tag, sector, page, pageStep, bytes));
+  }
+
+  /** The batch's lane or, if that has no room for so many requests, the next one that has; if none has, any. */
+  #laneFor(requests: number): FrontLane {
+    const lanes = this.#lanes;
+    let lane = lanes[this.#turn];
+    for (let other = 1; other < lanes.length && lane.ring.free < requests; other++)
+      lane = lanes[(this.#turn + other) % lanes.length];
+    return lane;
   }
 
   /** An operation of `parts` requests was staged, or none was. Returns which. */

@@ -92,7 +92,7 @@ describe.each([
     const [request] = pushed();
     expect(request?.segments.length).toBe(4096);
     expect(new Set(request?.segments.map((it) => it.gref))).toEqual(new Set([pool.refs[pool.zeroPage]]));
-    expect(fake.page(pool.refs[pool.zeroPage]).access).toBe("r");
+    expect(fake.page(pool.refs[pool.zeroPage]).access).toBe("rw");
     expect(fake.page(pool.refs[pool.zeroPage]).bytes.every((byte) => byte === 0)).toBe(true);
     expect(pool.freePages).toBe(8);
     fake.answer(request.id, WRITE);
@@ -344,28 +344,43 @@ describe("two rings", () => {
     done.length = 0;
   });
 
-  test("tags take turns, each answer counts for its own, and a full ring is the affair of its tags", () => {
+  test("batches take turns, and what a full ring has no room for goes on the other", () => {
     startTwo();
-    for (let tag = 0; tag < 64; tag++) expect(queue.flush(tag)).toBe(true);
-    expect([queue.flush(64), queue.flush(65), queue.inFlight]).toEqual([false, false, 64]);
+    const batch = (from: number, count: number): [first: number, second: number] => {
+      for (let tag = from; tag < from + count; tag++) expect(queue.flush(tag)).toBe(true);
+      queue.push();
+      return [fake.take().length, other.take().length];
+    };
+    expect([batch(0, 3), batch(3, 4), batch(7, 30), batch(37, 27)]).toEqual([
+      [3, 0],
+      [0, 4],
+      [29, 1],
+      [0, 27],
+    ]);
+    expect([queue.flush(64), queue.inFlight, queue.transfersThatFit(4096)]).toEqual([false, 64, 64]);
+  });
+
+  test("each answer counts for its own request, though ids are the same on both rings", () => {
+    startTwo();
+    queue.flush(0);
     queue.push();
-    const [first, second] = [fake.take(), other.take()];
-    expect([first.length, second.length]).toEqual([32, 32]);
-    // The same id on both.
-    other.answer(first[0].id, FLUSH, -1);
+    queue.flush(1);
+    queue.push();
+    const [{ id }] = fake.take();
+    expect(other.take()[0]?.id).toBe(id);
+    other.answer(id, FLUSH, -1);
     expect(queue.reap()).toBe(1);
-    fake.answer(first[0].id, FLUSH);
+    fake.answer(id, FLUSH);
     expect(queue.reap()).toBe(1);
     expect(done).toEqual([
       [1, -1],
       [0, 0],
     ]);
-    expect(queue.transfersThatFit(4096)).toBe(64);
   });
 
   test("one that lies is named, and stops the disk", () => {
     startTwo();
-    for (let tag = 0; tag < 4; tag++) queue.flush(tag);
+    queue.flush(0);
     queue.push();
     other.publish(77);
     queue.reap();
