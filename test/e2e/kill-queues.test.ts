@@ -1,5 +1,6 @@
 // A disk used through one, two and four queues by our frontend, whose server is killed under load, replaced by one that
-// offers another number, resized and disconnected: each byte is what was written, and nothing is left.
+// offers another number and moves data in another way, resized and disconnected: each byte is what was written, and
+// nothing is left.
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -22,6 +23,7 @@ const IMAGE_BYTES = 2 << 20;
 const KILLS = 5;
 /** Between two kills. */
 const ANSWERS = 40;
+const GRANTS = ["copy", "map", "persistent"];
 const XVDB = 51728;
 const address = { backend: toDomid(0), frontend: toDomid(1), kind: DEFAULT_KIND, devid: XVDB };
 
@@ -70,7 +72,8 @@ test.each([1, 2, 4])("%i queues", async (queues) => {
   const seed = chosenSeed();
   console.log(`kill-queues: SEED=${seed}`);
   const random = new Random(seed);
-  await serve(4, "--filter", "delay:ms=1");
+  const how = (): string[] => ["--filter", "delay:ms=1", "--grants", random.pick(GRANTS)];
+  await serve(4, ...how());
   const frontend = await BlockFrontend.connect(guest, "xvdb", { queues });
   expect(frontend.queues).toBe(queues);
   const copy = readFileSync(image);
@@ -84,7 +87,7 @@ test.each([1, 2, 4])("%i queues", async (queues) => {
     const goal = answers + random.below(ANSWERS);
     while (answers < goal) await Bun.sleep(1);
     await kill();
-    await serve(random.pick([1, 2, 4]), "--filter", "delay:ms=1");
+    await serve(random.pick([1, 2, 4]), ...how());
   }
   isOver = true;
   await loading;

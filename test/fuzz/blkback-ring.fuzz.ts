@@ -262,7 +262,7 @@ export async function run(cases: number, seed: number): Promise<void> {
     { abi: ABI_X86_32, grantMode: "copy" },
     { abi: ABI_X86_64, grantMode: "map", ringPages: 2 },
     { abi: ABI_X86_64, grantMode: "persistent", ringPages: 2 },
-    { abi: ABI_X86_32, grantMode: "persistent" },
+    { abi: ABI_X86_32, grantMode: "persistent", queues: 3 },
     { abi: ABI_X86_32, grantMode: "copy", engine: "sync", ringPages: 4 },
     { abi: ABI_X86_64, grantMode: "copy", queues: 4 },
     { abi: ABI_X86_32, grantMode: "map", queues: 2, ringPages: 2 },

@@ -184,6 +184,8 @@ export class ModelGuest {
     const keys: Record<string, string | null> = {
       "ring-page-order": order === 0 ? null : String(order),
       protocol: "x86_64-abi",
+      // What it shares it never takes back, so that a server may keep it mapped.
+      "feature-persistent": this.#random.pick(["1", "1", "0", null]),
     };
     const add = (dir: string, ring: Ring | undefined): void => {
       const refs = ring?.pages.refs ?? [];
