@@ -20,12 +20,16 @@ beforeEach(async () => {
 
 afterEach(() => world.close());
 
-test.each(readdirSync(TRACES).filter((name) => name.endsWith(".trace")))("%s", async (name) => {
+const traces = readdirSync(TRACES).filter((name) => name.endsWith(".trace"));
+
+test.each(
+  (["copy", "persistent"] as const).flatMap((grantMode) => traces.map((name) => [name, grantMode] as const)),
+)("%s, --grants %s", async (name, grantMode) => {
   const steps = readTrace(readFileSync(join(TRACES, name), "utf8"));
   let device: BlkbackDevice | undefined;
   const startServer = async (): Promise<void> => {
     const offer = { ...world.options.offer, maxQueues: queuesOf(steps) };
-    device = await world.serve(address, { offer, filters: ["assert"] });
+    device = await world.serve(address, { offer, grantMode, filters: ["assert"] });
   };
   const player = await TracePlayer.start({
     host: world.host,
