@@ -42,7 +42,7 @@ export class RequestTable {
   readonly segmentCount: Uint16Array;
   /** Grant references of the indirect pages, BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST each. */
   readonly indirectGrefs: Uint32Array;
-  /** Order of arrival. */
+  /** Order of arrival; -1 once it has been answered. */
   readonly sequence: Float64Array;
   readonly startedAtMs: Float64Array;
   /** How long the disk's limits held it back: 0 if they did not, STILL_HELD while they do. */
@@ -122,6 +122,7 @@ export class RequestTable {
 
   release(row: number): void {
     const lane = this.laneOf(row);
+    this.sequence[row] = -1;
     this.#free[lane * this.#rowsPerLane + this.#freeCount[lane]++] = row;
   }
 

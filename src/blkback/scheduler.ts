@@ -37,6 +37,12 @@ export class Scheduler {
   readonly #operations: OperationTable;
   readonly #path: DataPath;
   readonly #limiter: RateLimiter;
+  /**
+   * By waiting request: an earlier one that it has to wait for, and the sequence of that. Until it has been answered
+   * nothing else needs to be looked at, so a pass does not compare each request with all others.
+   */
+  readonly #blocker: Int16Array;
+  readonly #blockerSequence: Float64Array;
   #keptWrites = 0;
 
   constructor(
@@ -48,6 +54,8 @@ export class Scheduler {
   ) {
     this.started = new Uint16Array(size);
     this.#waiting = new Uint16Array(size);
+    this.#blocker = new Int16Array(size).fill(-1);
+    this.#blockerSequence = new Float64Array(size);
     this.#requests = requests;
     this.#operations = operations;
     this.#path = path;
@@ -55,6 +63,7 @@ export class Scheduler {
   }
 
   add(row: number): void {
+    this.#blocker[row] = -1;
     this.#waiting[this.waitingCount++] = row;
   }
 
@@ -133,49 +142,60 @@ export class Scheduler {
   /** `kept` is the number of earlier requests that stay waiting. */
   #mustWait(row: number, kept: number): boolean {
     const operations = this.#operations;
-    const kind = this.#requests.kind[row];
-    if (kind === KIND_BARRIER) return operations.activeCount > 0 || kept > 0;
-    if (kind === KIND_READ && operations.writing === 0 && this.#keptWrites === 0) return false;
-    if (kind === KIND_FLUSH) return this.#keptWrites > 0 || this.#earlierWriteOrFlushActive(row);
-    return this.#overlapsActive(row, kind) || this.#overlapsKept(row, kind, kept);
+    const { kind, sequence } = this.#requests;
+    const of = kind[row];
+    if (of === KIND_BARRIER) return operations.activeCount > 0 || kept > 0;
+    const former = this.#blocker[row];
+    if (former >= 0 && sequence[former] === this.#blockerSequence[row]) return true;
+    if (of === KIND_READ && operations.writing === 0 && this.#keptWrites === 0) return false;
+    if (of === KIND_FLUSH && this.#keptWrites > 0) return true;
+    const blocker = of === KIND_FLUSH ? this.#earlierWriteOrFlush(row) : this.#overlapping(row, kept);
+    if (blocker < 0) return false;
+    this.#blocker[row] = blocker;
+    this.#blockerSequence[row] = sequence[blocker];
+    return true;
   }
 
   /**
-   * Flushes run one at a time: of two concurrent ones, the kernel would report lost data to one and OK to the other.
+   * The first request of an active operation that a flush waits for, or -1. Flushes run one at a time: of two
+   * concurrent ones, the kernel would report lost data to one and OK to the other.
    */
-  #earlierWriteOrFlushActive(row: number): boolean {
-    const { active, activeCount, kind, sequence } = this.#operations;
+  #earlierWriteOrFlush(row: number): number {
+    const { active, activeCount, kind, first, sequence } = this.#operations;
     const mine = this.#requests.sequence[row];
     for (let i = 0; i < activeCount; i++) {
       const op = active[i];
-      if (kind[op] === KIND_FLUSH) return true;
-      if (changesDisk(kind[op]) && sequence[op] < mine) return true;
+      if (kind[op] === KIND_FLUSH || (changesDisk(kind[op]) && sequence[op] < mine)) return first[op];
     }
-    return false;
+    return -1;
   }
 
-  #overlapsActive(row: number, rowKind: number): boolean {
-    const { active, activeCount, kind, start, end } = this.#operations;
+  /**
+   * An earlier request that `row` overlaps, unless both read; or -1. Of the waiting ones it is the last, which will be
+   * waited for longest.
+   */
+  #overlapping(row: number, kept: number): number {
+    const waiting = this.#waiting;
+    for (let i = kept - 1; i >= 0; i--) if (this.#overlap(row, waiting[i])) return waiting[i];
+    const { active, activeCount, kind, start, end, first } = this.#operations;
+    const { next } = this.#requests;
+    const reads = this.#requests.kind[row] === KIND_READ;
     const from = this.#requests.start[row];
     const to = from + this.#requests.length[row];
     for (let i = 0; i < activeCount; i++) {
       const op = active[i];
-      if (start[op] < to && from < end[op]) if (rowKind !== KIND_READ || kind[op] !== KIND_READ) return true;
+      if (start[op] >= to || from >= end[op] || (reads && kind[op] === KIND_READ)) continue;
+      let other = first[op];
+      while (!this.#overlap(row, other)) other = next[other];
+      return other;
     }
-    return false;
+    return -1;
   }
 
-  #overlapsKept(row: number, rowKind: number, kept: number): boolean {
+  #overlap(one: number, other: number): boolean {
     const { kind, start, length } = this.#requests;
-    const from = start[row];
-    const to = from + length[row];
-    for (let i = 0; i < kept; i++) {
-      const other = this.#waiting[i];
-      const otherFrom = start[other];
-      if (otherFrom < to && from < otherFrom + length[other])
-        if (rowKind !== KIND_READ || kind[other] !== KIND_READ) return true;
-    }
-    return false;
+    if (start[other] >= start[one] + length[one] || start[one] >= start[other] + length[other]) return false;
+    return kind[one] !== KIND_READ || kind[other] !== KIND_READ;
   }
 
   #extend(op: number, row: number): boolean {

@@ -52,7 +52,10 @@ class LimitedDisk {
       const rows: number[] = [];
       for (let row = this.#operations.first[op]; row >= 0; row = this.requests.next[row]) rows.push(row);
       this.#end(op);
-      return rows.map((row) => this.#names.get(row) ?? "");
+      return rows.map((row) => {
+        this.requests.release(row);
+        return this.#names.get(row) ?? "";
+      });
     });
   }
 

@@ -95,6 +95,7 @@ class Bench {
       it.done = !fails;
       it.retried = fails;
       if (fails) this.#scheduler.putBack(it.row);
+      else this.#requests.release(it.row);
     }
   }
 
@@ -111,7 +112,7 @@ class Bench {
     const { kind, first, start, end, stage, sequence } = this.#operations;
     const chain: number[] = [];
     for (let row = first[op]; row >= 0; row = this.#requests.next[row])
-      chain.push(this.#all.findIndex((it) => it.row === row));
+      chain.push(this.#all.findIndex((it) => it.row === row && !it.done));
     let at = start[op];
     for (const index of chain) {
       const it = this.#all[index];

@@ -3,12 +3,16 @@ import { allocateMemory, type Mapping } from "../../native/memory.ts";
 import { MAX_VECTORS } from "../bounds.ts";
 
 const IOVEC_BYTES = 16;
+const VECTOR_WORDS = IOVEC_BYTES / 4;
+const LENGTH_WORD = 2;
+const TWO_32 = 2 ** 32;
 
 export class VectorTable {
   /** Vectors of the operation that was begun last. */
   count = 0;
   readonly #memory: Mapping;
-  readonly #words: BigUint64Array;
+  /** Each vector has a 64-bit base and a length below 2^32. */
+  readonly #words: Uint32Array;
   #base = 0;
   #skip = 0;
   #end = -1;
@@ -16,13 +20,13 @@ export class VectorTable {
   /** Holds MAX_VECTORS for each of `operations`. */
   constructor(operations: number) {
     this.#memory = allocateMemory(operations * MAX_VECTORS * IOVEC_BYTES);
-    this.#words = new BigUint64Array(this.#memory.bytes.buffer);
+    this.#words = this.#memory.words;
   }
 
   /** Starts anew with the vectors of `op`, leaving out the first `skip` bytes of what is added. */
   begin(op: number, skip: number): void {
     this.count = 0;
-    this.#base = op * MAX_VECTORS * 2;
+    this.#base = op * MAX_VECTORS * VECTOR_WORDS;
     this.#skip = skip;
     this.#end = -1;
   }
@@ -34,15 +38,14 @@ export class VectorTable {
     if (skipped === length) return true;
     const words = this.#words;
     const from = address + skipped;
-    const bytes = BigInt(length - skipped);
     if (from === this.#end) {
-      const last = this.#base + this.count * 2 - 1;
-      words[last] = words[last] + bytes;
+      words[this.#base + (this.count - 1) * VECTOR_WORDS + LENGTH_WORD] += length - skipped;
     } else {
       if (this.count === MAX_VECTORS) return false;
-      words[this.#base + this.count * 2] = BigInt(from);
-      words[this.#base + this.count * 2 + 1] = bytes;
-      this.count++;
+      const at = this.#base + this.count++ * VECTOR_WORDS;
+      words[at] = from % TWO_32;
+      words[at + 1] = from / TWO_32;
+      words[at + LENGTH_WORD] = length - skipped;
     }
     this.#end = address + length;
     return true;
