@@ -6,7 +6,14 @@ import { join } from "node:path";
 import { NATIVE, type Target } from "./build-target.ts";
 import { bun, cmake, newestMs, root, run } from "./lib.ts";
 
-const SOURCES = ["src", "cmd", "package.json", "package-lock.json", "scripts/build-all.ts"];
+const SOURCES = [
+  "src",
+  "cmd",
+  "package.json",
+  "package-lock.json",
+  "scripts/build-all.ts",
+  "scripts/build-target.ts",
+];
 const LIBRARIES = ["build/shim/libxentool.so", "build/shim/libxentool_programs.so"];
 
 const FLAGS = [
@@ -24,13 +31,21 @@ const FLAGS = [
  * Builds beside the old executable and renames: one that runs keeps running. It is as old as the moment we
  * began, so that what changed meanwhile counts as newer.
  */
-function buildExecutable({ executable, tree, bunOptions }: Target): void {
+function buildExecutable({ executable, tree, bunOptions, runtime }: Target): void {
   const made = join(root, executable);
   const fresh = `${made}.new`;
   const began = new Date();
   mkdirSync(join(root, "dist"), { recursive: true });
   const entries = ["cmd/xentool.ts", "cmd/worker.ts"];
-  const args = ["build", ...FLAGS, ...bunOptions, ...entries, "--outfile", fresh];
+  const args = [
+    "build",
+    ...FLAGS,
+    ...bunOptions,
+    `--compile-executable-path=${runtime()}`,
+    ...entries,
+    "--outfile",
+    fresh,
+  ];
   run(bun, args, { quiet: true, directory: tree });
   utimesSync(fresh, began, began);
   // The executable holds its source maps; the copies beside it serve nobody.

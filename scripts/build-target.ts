@@ -1,9 +1,18 @@
 // What an executable is built for: the machine's own architecture, or the other one by a cross compiler. Bun's run
 // time for the other one comes from npm, as the lock file names it.
 import { createHash } from "node:crypto";
-import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, symlinkSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+} from "node:fs";
 import { join } from "node:path";
-import { root, run } from "./lib.ts";
+import { bun, CommandFailed, root, run } from "./lib.ts";
 
 /** An architecture as Node, GNU, CMake, npm and Bun name it. */
 interface Architecture {
@@ -11,24 +20,34 @@ interface Architecture {
   readonly processor: string;
   readonly runtime: string;
   readonly bunTarget: string;
+  readonly debian: string;
 }
 
-const ARCHITECTURES = {
+export const ARCHITECTURES = {
   x64: {
     triple: "x86_64-linux-gnu",
     processor: "x86_64",
     runtime: "@oven/bun-linux-x64",
     bunTarget: "bun-linux-x64",
+    debian: "amd64",
   },
   arm64: {
     triple: "aarch64-linux-gnu",
     processor: "aarch64",
     runtime: "@oven/bun-linux-aarch64",
     bunTarget: "bun-linux-arm64",
+    debian: "arm64",
   },
 } as const satisfies Readonly<Record<string, Architecture>>;
 export type TargetName = keyof typeof ARCHITECTURES;
 export const TARGETS = Object.keys(ARCHITECTURES) as TargetName[];
+
+/** The target that a command line names. */
+export function targetNamed(text: string): TargetName {
+  const name = TARGETS.find((known) => known === text);
+  if (name === undefined) throw new CommandFailed(`--target ${text} is none of ${TARGETS.join(", ")}`);
+  return name;
+}
 
 /** Where one target's build happens, and what makes it differ from the machine's own. */
 export interface Target {
@@ -38,9 +57,17 @@ export interface Target {
   readonly tree: string;
   readonly cmakeOptions: readonly string[];
   readonly bunOptions: readonly string[];
+  /** Bun's run time without its symbols: an executable cannot be stripped any more when it holds a program. */
+  readonly runtime: () => string;
 }
 
-export const NATIVE: Target = { executable: "dist/xentool", tree: ".", cmakeOptions: [], bunOptions: [] };
+export const NATIVE: Target = {
+  executable: "dist/xentool",
+  tree: ".",
+  cmakeOptions: [],
+  bunOptions: [],
+  runtime: () => stripped(realpathSync(bun), `bun-${process.arch}-${locked("bun").version}`, "strip"),
+};
 
 /** The target called `name`, with Bun's run time for it fetched and its tree laid out. */
 export function prepareTarget(name: TargetName): Target {
@@ -56,7 +83,9 @@ export function prepareTarget(name: TargetName): Target {
       `-DCMAKE_SYSTEM_PROCESSOR=${processor}`,
       `-DCMAKE_C_COMPILER=${triple}-gcc`,
     ],
-    bunOptions: [`--target=${bunTarget}`, `--compile-executable-path=${fetchRuntime(runtime)}`],
+    bunOptions: [`--target=${bunTarget}`],
+    runtime: () =>
+      stripped(fetchRuntime(runtime), `bun-${name}-${locked(runtime).version}`, `${triple}-strip`),
   };
 }
 
@@ -78,23 +107,38 @@ interface Lock {
   readonly packages: Readonly<Record<string, { readonly version: string; readonly integrity: string }>>;
 }
 
+function locked(name: string): Lock["packages"][string] {
+  const lock: Lock = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8"));
+  const entry = lock.packages[`node_modules/${name}`];
+  if (entry === undefined) throw new Error(`package-lock.json does not name ${name}`);
+  return entry;
+}
+
+/** A copy of `executable` without symbols, made once. */
+function stripped(executable: string, name: string, tool: string): string {
+  const copy = join(root, "build/runtimes", name);
+  if (existsSync(copy)) return copy;
+  mkdirSync(join(root, "build/runtimes"), { recursive: true });
+  run(tool, ["-o", `${copy}.new`, executable], { quiet: true });
+  renameSync(`${copy}.new`, copy);
+  return copy;
+}
+
 /** Fetches a run time of Bun, unless it is there; returns the path of its executable. */
 function fetchRuntime(name: string): string {
-  const lock: Lock = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8"));
-  const locked = lock.packages[`node_modules/${name}`];
-  if (locked === undefined) throw new Error(`package-lock.json does not name ${name}`);
-  const stem = `${name.replace("@", "").replace("/", "-")}-${locked.version}`;
+  const { version, integrity } = locked(name);
+  const stem = `${name.replace("@", "").replace("/", "-")}-${version}`;
   const directory = join(root, "build/runtimes", stem);
   const executable = join(directory, "package/bin/bun");
   if (existsSync(executable)) return executable;
   const fresh = `${directory}.new`;
   rmSync(fresh, { recursive: true, force: true });
   mkdirSync(fresh, { recursive: true });
-  run("npm", ["pack", "--silent", "--pack-destination", fresh, `${name}@${locked.version}`], { quiet: true });
+  run("npm", ["pack", "--silent", "--pack-destination", fresh, `${name}@${version}`], { quiet: true });
   const archive = join(fresh, `${stem}.tgz`);
   const sum = createHash("sha512").update(readFileSync(archive)).digest("base64");
-  if (`sha512-${sum}` !== locked.integrity)
-    throw new Error(`${name}@${locked.version} is not what package-lock.json names`);
+  if (`sha512-${sum}` !== integrity)
+    throw new Error(`${name}@${version} is not what package-lock.json names`);
   run("tar", ["-xzf", archive, "-C", fresh]);
   rmSync(archive);
   renameSync(fresh, directory);

@@ -44,6 +44,27 @@ export function tryRun(command: string, args: readonly string[], options: RunOpt
   return done.status ?? (done.error === undefined ? 128 : 127);
 }
 
+/** Runs a command in the project's root, and returns what it prints; what it says on stderr is shown if it fails. */
+export function outputOf(
+  command: string,
+  args: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): string {
+  const done = spawnSync(command, args, {
+    cwd: root,
+    encoding: "utf8",
+    env: { ...process.env, ...env },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  if (done.status === 0) return done.stdout;
+  throw new CommandFailed(`${command} ${args.join(" ")} failed: ${done.error?.message ?? done.stderr}`);
+}
+
+/** The size of a file of the project, for people. */
+export function sizeText(path: string): string {
+  return `${Math.round(statSync(join(root, path)).size / 2 ** 20)} MiB`;
+}
+
 /** Configures and builds CMake's `targets` in `tree`/build/NAME. */
 export function cmake(
   name: string,

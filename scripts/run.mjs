@@ -44,9 +44,11 @@ const NEEDS = {
   abi: COMPILER,
   build: COMPILER,
   bench: { ...COMPILER, fio: JUDGES.fio },
+  deb: COMPILER,
   demo: { ...COMPILER, "libnbd-bin": "nbdcopy", e2fsprogs: "e2fsck" },
   fuzz: COMPILER,
   man: COMPILER,
+  release: { ...COMPILER, ...CROSS_COMPILER[OTHER] },
   soak: COMPILER,
   test: {
     ...COMPILER,
@@ -54,6 +56,7 @@ const NEEDS = {
     ...CROSS_COMPILER[OTHER],
     "qemu-user-static": OTHER === "arm64" ? "qemu-aarch64-static" : "qemu-x86_64-static",
   },
+  "test-deb": { ...COMPILER, lintian: "lintian", mmdebstrap: "mmdebstrap" },
   "test-xen": {
     ...COMPILER,
     "qemu-system-x86": "qemu-system-x86_64",
@@ -94,8 +97,17 @@ function installModules() {
   const stamp = join(root, "node_modules", ".xentool-lock");
   if (existsSync(stamp) && readFileSync(stamp, "utf8") === lock) return;
   console.error("xentool: installing npm packages");
-  run("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"]);
+  run("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"], environmentOfNpm());
   writeFileSync(stamp, lock);
+}
+
+/**
+ * For an npm of our own: without what the one that runs us was told (its --global, say), and with a word that keeps
+ * `prepare` from setting up once more.
+ */
+function environmentOfNpm() {
+  const kept = Object.entries(process.env).filter(([name]) => !/^npm_/i.test(name));
+  return { ...Object.fromEntries(kept), XENTOOL_SETTING_UP: "1" };
 }
 
 function isPresent(sign) {
@@ -137,6 +149,7 @@ function runScript(script, args) {
   });
 }
 
+if (process.env.XENTOOL_SETTING_UP !== undefined) process.exit(0);
 const [name, ...args] = process.argv.slice(2);
 const script = join(root, "scripts", `${name}.ts`);
 if (name === undefined || !/^[a-z-]+$/.test(name) || !existsSync(script))
@@ -144,5 +157,8 @@ if (name === undefined || !/^[a-z-]+$/.test(name) || !existsSync(script))
 process.chdir(root);
 installModules();
 const crosses = args.some((arg) => arg === OTHER || arg === `--target=${OTHER}`);
-installPackages({ ...NEEDS[name], ...(name === "build" && crosses ? CROSS_COMPILER[OTHER] : {}) });
+installPackages({
+  ...NEEDS[name],
+  ...(["build", "deb"].includes(name) && crosses ? CROSS_COMPILER[OTHER] : {}),
+});
 runScript(script, args);

@@ -1,10 +1,11 @@
 // scripts/run.mjs, which every npm script starts with, in a project made for it: nothing is installed here.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { copyFileSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import packageJson from "../../package.json";
 import { root } from "./executable.ts";
 import { readUntil } from "../support/process.ts";
-import { temporaryDirectory } from "../support/temporary.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const node = Bun.which("node") as string;
 let project: string;
@@ -20,7 +21,7 @@ beforeEach(() => {
 });
 
 afterEach(() => {
-  rmSync(project, { recursive: true });
+  removeDirectory(project);
 });
 
 function start(args: readonly string[], cwd = project) {
@@ -71,6 +72,36 @@ test("names the Debian packages that are missing where it cannot install them", 
     "xentool: missing packages; as root: apt-get install --no-install-recommends cmake",
   );
   expect(stderr.trim().split("\n")).toHaveLength(1);
+});
+
+test("npm's `prepare` does nothing while we set up", async () => {
+  const child = Bun.spawn([node, join(project, "scripts/run.mjs"), "nothing"], {
+    env: { XENTOOL_SETTING_UP: "1" },
+  });
+  expect(await child.exited).toBe(0);
+});
+
+test("npm i -g of a clone, and npx, give the command", async () => {
+  const env = { PATH: String(process.env["PATH"]), HOME: project, npm_config_offline: "true" };
+  const install = Bun.spawn(["npm", "install", "--global", `--prefix=${project}/global`, root], {
+    env,
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  const said = await install.stderr.text();
+  expect({ said, status: await install.exited }).toMatchObject({ status: 0 });
+  const version = `${packageJson.version}\n`;
+  for (const command of [
+    [`${project}/global/bin/xentool`],
+    ["npx", "--yes", root],
+    ["npx", "--yes", `--package=${root}`, "xentool"],
+  ]) {
+    const child = Bun.spawn([...command, "--version"], {
+      cwd: project,
+      env,
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    expect({ command, stdout: await child.stdout.text() }).toEqual({ command, stdout: version });
+  }
 });
 
 describe("signals", () => {

@@ -1,0 +1,47 @@
+// What dpkg runs when the package comes, changes and goes. The calls are those of debhelper's dh_installsystemd, so
+// that an administrator's choices (disabled, masked) survive upgrades.
+
+/**
+ * Upgrades restart the daemon: its guests wait for a moment and go on. `serve` is left alone, since it lets go at
+ * its end.
+ */
+export const postinst = (unit: string): string => `#!/bin/sh
+set -e
+if [ "$1" = configure ] || [ "$1" = abort-upgrade ] || [ "$1" = abort-deconfigure ] || [ "$1" = abort-remove ]; then
+	if [ -e /run/udev/control ]; then udevadm control --reload || true; fi
+	deb-systemd-helper unmask ${unit} >/dev/null || true
+	if deb-systemd-helper --quiet was-enabled ${unit}; then
+		deb-systemd-helper enable ${unit} >/dev/null || true
+	else
+		deb-systemd-helper update-state ${unit} >/dev/null || true
+	fi
+	if [ -d /run/systemd/system ]; then
+		systemctl --system daemon-reload >/dev/null || true
+		if [ -n "$2" ]; then action=restart; else action=start; fi
+		deb-systemd-invoke $action ${unit} >/dev/null || true
+	fi
+fi
+`;
+
+export const prerm = (unit: string): string => `#!/bin/sh
+set -e
+if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
+	deb-systemd-invoke stop ${unit} >/dev/null || true
+fi
+`;
+
+export const postrm = (unit: string): string => `#!/bin/sh
+set -e
+if [ "$1" = remove ]; then
+	if [ -e /run/udev/control ]; then udevadm control --reload || true; fi
+	# Without the udev rule, the kernel has to bind new backend devices by itself again.
+	autoprobe=/sys/bus/xen-backend/drivers_autoprobe
+	if [ -w $autoprobe ]; then echo 1 >$autoprobe || true; fi
+fi
+if [ "$1" = purge ]; then
+	deb-systemd-helper purge ${unit} >/dev/null || true
+fi
+if [ -d /run/systemd/system ]; then
+	systemctl --system daemon-reload >/dev/null || true
+fi
+`;
