@@ -4,7 +4,9 @@
  */
 #define _GNU_SOURCE
 #include "clock.h"
+#include "xentool.h"
 
+#include <sched.h>
 #include <time.h>
 
 enum { MEASUREMENTS = 3, MEASURED_US = 100 };
@@ -60,3 +62,7 @@ int64_t xt_clock_us(void) {
 int64_t xt_clock_us(void) { return xt_system_us(); }
 
 #endif
+
+double xt_now_us(void) { return (double)xt_clock_us(); }
+
+int32_t xt_yield(void) { return sched_yield(); }

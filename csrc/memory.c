@@ -1,11 +1,10 @@
-/* Memory, eventfds and poll: the foundation of every data plane. */
+/* Memory and eventfds: the foundation of every data plane. */
 #define _GNU_SOURCE
 #include "copy.h"
 #include "reserve.h"
 #include "xentool.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -47,15 +46,4 @@ int32_t xt_eventfd_signal(int32_t fd) {
 int32_t xt_eventfd_drain(int32_t fd) {
   uint64_t value;
   return read(fd, &value, sizeof value) < 0 && errno != EAGAIN ? -errno : 0;
-}
-
-int32_t xt_wait(const int32_t *fds, uint32_t count, int32_t timeout_ms) {
-  struct pollfd polled[8];
-  int32_t ready = 0;
-  if (count > 8) return -EINVAL;
-  for (uint32_t i = 0; i < count; i++) polled[i] = (struct pollfd){.fd = fds[i], .events = POLLIN};
-  if (poll(polled, count, timeout_ms) < 0) return errno == EINTR ? 0 : -errno;
-  for (uint32_t i = 0; i < count; i++)
-    if (polled[i].revents) ready |= 1 << i;
-  return ready;
 }

@@ -8,6 +8,9 @@
 #include <signal.h>
 #include <time.h>
 
+_Static_assert(XT_POLL_IN == POLLIN && XT_POLL_OUT == POLLOUT, "events are poll's");
+_Static_assert(XT_POLL_ERROR == POLLERR && XT_POLL_HANGUP == POLLHUP, "and so are failures");
+
 int32_t poll_wait(struct reactor *reactor, uint32_t wait, int32_t timeout_us) {
   int64_t deadline = timeout_us < 0 ? -1 : xt_system_us() + timeout_us;
   for (int first = 1;; first = 0) {

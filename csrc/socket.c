@@ -6,8 +6,6 @@
 #include "xentool.h"
 
 #include <errno.h>
-#include <poll.h>
-#include <stddef.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -22,9 +20,3 @@ int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_size, con
   ssize_t sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
   return sent < 0 ? -errno : (int32_t)sent;
 }
-
-_Static_assert(sizeof(struct xt_poll) == sizeof(struct pollfd), "struct xt_poll is struct pollfd");
-_Static_assert(offsetof(struct xt_poll, events) == offsetof(struct pollfd, events), "events lie where poll has them");
-_Static_assert(offsetof(struct xt_poll, seen) == offsetof(struct pollfd, revents), "and so does what was seen");
-_Static_assert(XT_POLL_IN == POLLIN && XT_POLL_OUT == POLLOUT, "events are poll's");
-_Static_assert(XT_POLL_ERROR == POLLERR && XT_POLL_HANGUP == POLLHUP, "and so are failures");

@@ -10,8 +10,6 @@
 #include "xentool.h"
 
 #include <errno.h>
-#include <poll.h>
-#include <sched.h>
 #include <stddef.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -29,7 +27,6 @@ enum {
   SRV_NOTIFY = offsetof(struct vchan_interface, srv_notify),
 };
 enum { GONE = 0 };
-enum { CHECK_US_MIN = 5, CHECK_US_MAX = 100, CHECK_SHARE = 8, MAX_POLLED = 8 };
 
 static uint8_t *page(const struct xt_vchan *vchan) { return (uint8_t *)(uintptr_t)vchan->header; }
 
@@ -146,7 +143,7 @@ int32_t xt_vchan_drain(struct xt_vchan *vchan, int32_t fd, int32_t is_socket, ui
   return (int32_t)put;
 }
 
-/* The fence pairs with the one in arm(): either the peer sees our counter or we see its request. */
+/* The fence pairs with the one in xt_vchan_arm: either the peer sees our counter or we see its request. */
 int32_t xt_vchan_take_request(struct xt_vchan *vchan, uint32_t bits) {
   uint8_t *requests = page(vchan) + (vchan->is_server ? SRV_NOTIFY : CLI_NOTIFY);
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -154,79 +151,29 @@ int32_t xt_vchan_take_request(struct xt_vchan *vchan, uint32_t bits) {
   return __atomic_fetch_and(requests, (uint8_t)~bits, __ATOMIC_SEQ_CST) & bits ? 1 : 0;
 }
 
-static void arm(struct xt_vchan *vchan, uint32_t bits) {
-  uint8_t *requests = page(vchan) + (vchan->is_server ? CLI_NOTIFY : SRV_NOTIFY);
-  __atomic_fetch_or(requests, (uint8_t)bits, __ATOMIC_SEQ_CST);
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
-}
-
-static int has_news(const struct xt_vchan *v, uint32_t wants) {
+static int32_t has_news(const struct xt_vchan *v, uint32_t wants) {
   if (v->peer_live == GONE) return 0;
   return ((wants & XT_VCHAN_WRITTEN) && peer_prod(v) != v->read_prod) ||
          ((wants & XT_VCHAN_READ) && peer_cons(v) != v->write_cons) || peer_live(v) != v->peer_live ||
          peer_end(v) != v->peer_end;
 }
 
-static int32_t poll_mask(struct pollfd *polled, uint32_t count, int32_t timeout_ms) {
-  int32_t mask = 0;
-  int ready = poll(polled, count, timeout_ms);
-  if (ready < 0) return errno == EINTR ? 0 : -errno;
-  for (uint32_t i = 0; ready > 0 && i < count; i++)
-    if (polled[i].revents) mask |= 1 << i;
-  return mask;
-}
-
-static uint32_t between(int64_t min, int64_t value, int64_t max) {
-  return (uint32_t)(value < min ? min : value < max ? value : max);
-}
-
-/*
- * Looks at the ring for `us` microseconds, and now and then at the descriptors. Checking those takes system calls,
- * which are expensive in a PV guest, so it gets only a small share of the time.
- */
-static int32_t look(struct xt_vchan *vchan, struct pollfd *polled, uint32_t count, uint32_t wants, uint32_t us) {
-  int64_t begin = xt_clock_us(), lasted = 0, next_check = at_most(vchan->check_us, us / 4);
+int32_t xt_vchan_look(const struct xt_vchan *vchan, uint32_t wants, uint32_t us) {
+  if (us == 0) return has_news(vchan, wants);
+  int64_t begin = xt_clock_us(), lasted = 0;
   for (uint32_t rounds = us * XT_ROUNDS_PER_US; rounds && lasted >= 0 && lasted < us; rounds--) {
     for (int i = 0; i < XT_LOOKS; i++) {
-      if (has_news(vchan, wants)) return XT_VCHAN_NEWS;
+      if (has_news(vchan, wants)) return 1;
       xt_pause();
     }
     lasted = xt_clock_us() - begin;
-    if (lasted < next_check) continue;
-    int32_t mask = poll_mask(polled, count, 0);
-    if (mask) return mask;
-    sched_yield();
-    int64_t checked = xt_clock_us() - begin;
-    vchan->check_us = CHECK_US_MIN + CHECK_SHARE * between(0, checked - lasted, CHECK_US_MAX);
-    lasted = checked;
-    next_check = lasted + vchan->check_us;
   }
   return 0;
 }
 
-/* At least 1, because 0 means that it did not happen at all. */
-static uint32_t lasted_us(int64_t begin) { return between(1, xt_clock_us() - begin, UINT32_MAX); }
-
-int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, uint32_t count, uint32_t wants,
-                      int32_t timeout_ms) {
-  struct pollfd polled[MAX_POLLED];
-  if (count > MAX_POLLED) return -EINVAL;
-  for (uint32_t i = 0; i < count; i++)
-    polled[i] = (struct pollfd){.fd = fds[i].fd, .events = (short)fds[i].events};
-  vchan->looked_us = vchan->slept_us = 0;
-  /* If nothing is expected of the peer, looking at its ring cannot spare us a sleep. */
-  uint32_t look_us = wants ? vchan->look_us : 0;
-  if (timeout_ms >= 0 && timeout_ms < (int32_t)look_us / 1000) look_us = (uint32_t)timeout_ms * 1000;
-  if (look_us) {
-    int64_t begin = xt_clock_us();
-    int32_t found = look(vchan, polled, count, wants, look_us);
-    vchan->looked_us = lasted_us(begin);
-    if (found) return found;
-  }
-  arm(vchan, wants);
-  if (has_news(vchan, wants)) return XT_VCHAN_NEWS;
-  int64_t begin = xt_clock_us();
-  int32_t mask = poll_mask(polled, count, timeout_ms);
-  vchan->slept_us = lasted_us(begin);
-  return mask;
+int32_t xt_vchan_arm(const struct xt_vchan *vchan, uint32_t wants) {
+  uint8_t *requests = page(vchan) + (vchan->is_server ? CLI_NOTIFY : SRV_NOTIFY);
+  __atomic_fetch_or(requests, (uint8_t)wants, __ATOMIC_SEQ_CST);
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  return has_news(vchan, wants);
 }

@@ -23,12 +23,15 @@ XT_API uint32_t xt_abi_version(void);
 
 /* ---- waiting ---- */
 
-/* Same as struct pollfd. A negative fd is ignored. */
-struct xt_poll {
-  int32_t fd;
-  uint16_t events, seen;
-};
+/* Events of poll(2). */
 enum { XT_POLL_IN = 1, XT_POLL_OUT = 4, XT_POLL_ERROR = 8, XT_POLL_HANGUP = 16 };
+/*
+ * Microseconds since an arbitrary moment, without a system call and accurate to within a few percent. May jump when the
+ * thread moves to another processor.
+ */
+XT_API double xt_now_us(void);
+/* Lets other threads run that are ready to. */
+XT_API int32_t xt_yield(void);
 
 /* ---- memory.c: memory that JavaScript sees through views ---- */
 
@@ -45,8 +48,6 @@ XT_API int32_t xt_memory_copy(void *to, const void *from, uint64_t size);
 XT_API int32_t xt_eventfd(void);
 XT_API int32_t xt_eventfd_signal(int32_t fd);
 XT_API int32_t xt_eventfd_drain(int32_t fd);
-/* poll(2) for reading on up to 8 fds. Bit i of the result is set when fds[i] is ready; 0 if the time ran out. */
-XT_API int32_t xt_wait(const int32_t *fds, uint32_t count, int32_t timeout_ms);
 
 /* ---- atomic.c: access to memory that another domain may change at any moment ---- */
 
@@ -154,8 +155,8 @@ XT_API int32_t xt_reactor_close(void *reactor);
 /* ---- vchan.c: one end of a vchan ---- */
 
 /*
- * Private to this end. The caller fills in the fields up to write_cons, zeroes the rest, sets peer_live to its known
- * initial value, and sets look_us before each wait.
+ * Private to this end. The caller fills in the fields up to write_cons, zeroes the rest, and sets peer_live to its
+ * known initial value.
  */
 struct xt_vchan {
   double header, read_data, write_data; /* addresses: the shared page, the ring we read, the ring we write */
@@ -166,13 +167,9 @@ struct xt_vchan {
   uint32_t read_prod, write_cons;       /* the peer's, as last sampled and found sane */
   uint32_t peer_live, peer_end;         /* the peer's live byte and end word, as last sampled */
   uint32_t bad_counter;                 /* the counter that XT_VCHAN_BAD_* refers to */
-  uint32_t look_us;                     /* how long a wait looks before it sleeps, in microseconds */
-  uint32_t looked_us, slept_us;         /* how long the last wait did each; 0: not at all */
-  uint32_t check_us;                    /* how long looking continues between two checks by system call */
 };
 enum { XT_VCHAN_WRITTEN = 1, XT_VCHAN_READ = 2 };   /* VCHAN_NOTIFY_WRITE and _READ */
 enum { XT_VCHAN_BAD_PROD = 1, XT_VCHAN_BAD_CONS = 2 };
-enum { XT_VCHAN_NEWS = 1 << 16 };
 
 /*
  * Samples the live byte and the end word, then the peer's counters. Returns 0 or XT_VCHAN_BAD_*. A peer found gone is
@@ -191,12 +188,12 @@ XT_API int32_t xt_vchan_drain(struct xt_vchan *vchan, int32_t fd, int32_t is_soc
 /* Returns 1, and clears the request, if the peer asked to be notified of the actions in `bits`. */
 XT_API int32_t xt_vchan_take_request(struct xt_vchan *vchan, uint32_t bits);
 /*
- * Waits until the peer has done one of `wants` since the last sample (XT_VCHAN_NEWS) or has closed, a descriptor is
- * ready (bit i for fds[i]; fds[0] is the event channel's; up to 8), or `timeout_ms` has passed or a signal arrived (0).
- * It looks at the ring for `look_us` first, and asks the peer for an event only when it is about to sleep.
+ * Looks at the ring for about `us` microseconds, at least once. Returns 1 as soon as the peer has done one of `wants`
+ * since the last sample, or has ended its stream or closed.
  */
-XT_API int32_t xt_vchan_wait(struct xt_vchan *vchan, const struct xt_poll *fds, uint32_t count, uint32_t wants,
-                             int32_t timeout_ms);
+XT_API int32_t xt_vchan_look(const struct xt_vchan *vchan, uint32_t wants, uint32_t us);
+/* Asks the peer for an event when it does one of `wants`, then looks once. Returns 1 if it has done so already. */
+XT_API int32_t xt_vchan_arm(const struct xt_vchan *vchan, uint32_t wants);
 
 /* ---- stream.c: sockets, pipes and standard streams at the local end of a relay ---- */
 

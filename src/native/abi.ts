@@ -22,7 +22,6 @@ export const XT_VCHAN_WRITTEN = 1;
 export const XT_VCHAN_READ = 2;
 export const XT_VCHAN_BAD_PROD = 1;
 export const XT_VCHAN_BAD_CONS = 2;
-export const XT_VCHAN_NEWS = 65536;
 export const XT_STREAM_LOCAL = -1;
 export const XT_EVTCHN_NONBLOCK = 1;
 export const XT_EVTCHN_KEEP = 2;
@@ -39,12 +38,6 @@ export const XT_SIM_PORT = 4;
 export const XT_SIM_HANDLE = 5;
 
 // Structures: their size in bytes, and where each field begins.
-export const XT_POLL = {
-  bytes: 8,
-  fd: 0,
-  events: 4,
-  seen: 6,
-} as const;
 export const XT_IO = {
   bytes: 40,
   offset: 0,
@@ -61,7 +54,7 @@ export const XT_IO_DONE = {
   result: 4,
 } as const;
 export const XT_VCHAN = {
-  bytes: 88,
+  bytes: 72,
   header: 0,
   read_data: 8,
   write_data: 16,
@@ -76,10 +69,6 @@ export const XT_VCHAN = {
   peer_live: 56,
   peer_end: 60,
   bad_counter: 64,
-  look_us: 68,
-  looked_us: 72,
-  slept_us: 76,
-  check_us: 80,
 } as const;
 export const XT_COPY_FOREIGN = {
   bytes: 8,
@@ -124,6 +113,8 @@ export const XT_SIM_ITEM = {
 /** Every function, as bun:ffi wants it. */
 export const symbols = {
   xt_abi_version: { args: [], returns: "u32" },
+  xt_now_us: { args: [], returns: "f64" },
+  xt_yield: { args: [], returns: "i32" },
   xt_memory_alloc: { args: ["u64"], returns: "f64" },
   xt_memory_free: { args: ["ptr", "u64"], returns: "i32" },
   xt_memory_map: { args: ["i32", "u64", "u64", "i32"], returns: "f64" },
@@ -131,7 +122,6 @@ export const symbols = {
   xt_eventfd: { args: [], returns: "i32" },
   xt_eventfd_signal: { args: ["i32"], returns: "i32" },
   xt_eventfd_drain: { args: ["i32"], returns: "i32" },
-  xt_wait: { args: ["ptr", "u32", "i32"], returns: "i32" },
   xt_load8: { args: ["ptr"], returns: "u32" },
   xt_store8: { args: ["ptr", "u32"], returns: "void" },
   xt_fetch_or8: { args: ["ptr", "u32"], returns: "u32" },
@@ -160,7 +150,8 @@ export const symbols = {
   xt_vchan_fill: { args: ["ptr", "i32", "i32", "u32"], returns: "i32" },
   xt_vchan_drain: { args: ["ptr", "i32", "i32", "u32"], returns: "i32" },
   xt_vchan_take_request: { args: ["ptr", "u32"], returns: "i32" },
-  xt_vchan_wait: { args: ["ptr", "ptr", "u32", "u32", "i32"], returns: "i32" },
+  xt_vchan_look: { args: ["ptr", "u32", "u32"], returns: "i32" },
+  xt_vchan_arm: { args: ["ptr", "u32"], returns: "i32" },
   xt_stream_connect: { args: ["ptr", "i32"], returns: "i32" },
   xt_stream_listen: { args: ["ptr", "i32"], returns: "i32" },
   xt_stream_skip: { args: ["i32", "i32"], returns: "i32" },

@@ -166,8 +166,9 @@ export class Reactor {
     check(shim.xt_reactor_rewatch(this.#handle, this.#places[watch], events), "watch a descriptor");
   }
 
-  /** Removes `watch`, which is not called again. Its descriptor may be closed immediately. */
+  /** Removes `watch`, which is not called again. Its descriptor may be closed immediately. Harmless after `close`. */
   unwatch(watch: number): void {
+    if (this.#closed) return;
     check(shim.xt_reactor_unwatch(this.#handle, this.#places[watch]), "watch a descriptor no more");
     this.#watches[watch] = undefined;
     this.#removed.push(watch);
@@ -232,9 +233,9 @@ export class Reactor {
 
   /**
    * Calls back for everything that the last `wait` found: first I/O and descriptors, then `finish`ed operations, then
-   * timers.
+   * timers. Returns how many ends of I/O and events of descriptors it found.
    */
-  dispatch(): void {
+  dispatch(): number {
     const done = this.#done;
     const count = this.#doneCount;
     this.#doneCount = 0;
@@ -248,6 +249,7 @@ export class Reactor {
     if (this.#removed.length > 0) this.#freeWatches.push(...this.#removed.splice(0));
     if (this.#finished.length > 0) this.#dispatchFinished();
     if (this.#timers.length > 0) this.#dispatchTimers();
+    return count;
   }
 
   /** Waits for operations in flight, then frees everything. */

@@ -5,6 +5,7 @@
 // recent sleeps were short.
 import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { EvtchnPort } from "../core/types.ts";
+import { check } from "../native/shim.ts";
 import type { EventChannels } from "./platform.ts";
 
 /** An end of a ring, as far as its bell is concerned. */
@@ -34,13 +35,13 @@ export class Doorbell {
   readonly #masked: Uint8Array;
   #lookedAtMs = 0;
 
-  /** `bells` are all the ports of `channels`. Looks take up to `maxPollUs`. */
-  constructor(bells: readonly Bell[], channels: EventChannels, maxPollUs: number) {
+  /** `bells` are all the ports of `channels`. Looks take up to `maxPollUs`; for `paysUs` see AdaptivePoll. */
+  constructor(bells: readonly Bell[], channels: EventChannels, maxPollUs: number, paysUs = maxPollUs) {
     this.#bells = bells;
     this.#channels = channels;
     this.#ports = new Uint32Array(bells.length);
     this.#masked = new Uint8Array(bells.length);
-    this.poll = new AdaptivePoll(maxPollUs);
+    this.poll = new AdaptivePoll(maxPollUs, paysUs);
   }
 
   /** Becomes readable when a bell rings after `arm` allowed a sleep. */
@@ -74,9 +75,12 @@ export class Doorbell {
     return !hasNews;
   }
 
-  /** Reads the delivered ports, which stay masked until the next `arm`. Returns whether a bell rang. */
+  /**
+   * Reads the delivered ports, which stay masked until the next `arm`. Returns whether a bell rang. Throws `io` when
+   * they cannot be read: they would wake us for ever.
+   */
   take(): boolean {
-    const count = this.#channels.pending(this.#ports);
+    const count = check(this.#channels.pending(this.#ports), "read the event channel");
     for (let i = 0; i < count; i++)
       this.#masked[this.#bells.findIndex(({ port }) => port === this.#ports[i])] = 1;
     return count > 0;

@@ -2,7 +2,7 @@
 // its part. A job is 16 bytes: a magic number, its kind, and the number of bytes or rounds as a double.
 import { XentoolError } from "../core/errors.ts";
 import type { VchanControl } from "./vchan-control.ts";
-import { POLLIN, READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
+import { READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 
 export const BENCH_KINDS = ["send", "receive", "both", "round-trip"] as const;
 export type BenchKind = (typeof BENCH_KINDS)[number];
@@ -24,7 +24,6 @@ export interface BenchMeasure extends BenchJob {
 const MAGIC = 0x6278_6378;
 const JOB_BYTES = 16;
 const CHUNK_BYTES = 128 * 1024;
-const SLOT_WAKE = 0;
 /** More than anyone needs: it bounds a job that a peer requests. */
 const AMOUNT_MAX = 2 ** 50;
 
@@ -38,7 +37,7 @@ export function runBenchJob(
   job: BenchJob,
   timeoutMs = Infinity,
 ): BenchMeasure {
-  const pump = new BenchPump(endpoint, control, timeoutMs);
+  using pump = new BenchPump(endpoint, control, timeoutMs);
   const { eventsSent, eventsReceived } = endpoint.counts;
   const cpuBefore = process.cpuUsage();
   const started = performance.now();
@@ -61,7 +60,7 @@ export function runBenchJob(
 
 /** Does the jobs that the peer requests until it closes. Returns the number of jobs. */
 export function serveBenchJobs(endpoint: VchanEndpoint, control: VchanControl): number {
-  const pump = new BenchPump(endpoint, control);
+  using pump = new BenchPump(endpoint, control);
   const bytes = new Uint8Array(JOB_BYTES);
   for (let served = 0; ; served++) {
     if (!pump.expectJob(bytes)) return served;
@@ -81,12 +80,17 @@ class BenchPump {
   readonly #out = new Uint8Array(CHUNK_BYTES).fill(0x78);
   readonly #in = new Uint8Array(CHUNK_BYTES);
   readonly #byte = new Uint8Array(1);
+  readonly #waking: Disposable;
 
   constructor(endpoint: VchanEndpoint, control: VchanControl, timeoutMs = Infinity) {
     this.#endpoint = endpoint;
     this.#control = control;
     this.#timeoutMs = timeoutMs;
-    endpoint.watch(SLOT_WAKE, control.wakeFd, POLLIN);
+    this.#waking = control.wakes(endpoint.reactor);
+  }
+
+  [Symbol.dispose](): void {
+    this.#waking[Symbol.dispose]();
   }
 
   /** Writes all of `out` and fills `into`. */
@@ -136,7 +140,6 @@ class BenchPump {
       if (this.#endpoint.readable >= into.length) return this.#endpoint.recv(into);
       if (this.#endpoint.peerClosed || this.#endpoint.peerEnded) return false;
       this.#endpoint.wait(WRITTEN, -1);
-      this.#control.drain();
     }
   }
 
@@ -153,13 +156,12 @@ class BenchPump {
     const wants = (forRoom ? READ : 0) | (forData ? WRITTEN : 0);
     if (this.#timeoutMs === Infinity) endpoint.wait(wants, -1);
     else this.#waitInTime(wants);
-    this.#control.drain();
   }
 
   #waitInTime(wants: number): void {
     const started = performance.now();
-    const ready = this.#endpoint.wait(wants, this.#timeoutMs);
-    if (ready === 0 && performance.now() - started >= this.#timeoutMs)
+    const found = this.#endpoint.wait(wants, this.#timeoutMs);
+    if (!found && performance.now() - started >= this.#timeoutMs)
       throw new XentoolError(
         "timeout",
         `domain ${this.#endpoint.peer} did nothing for ${this.#timeoutMs / 1000} s`,

@@ -2,19 +2,11 @@
 // blocks. Closing notifies the peer and releases every page, port and handle. Protocol: io/libxenvchan.h;
 // docs/vchan.md lists what this does better than libxenvchan.
 import { XentoolError } from "../core/errors.ts";
-import { AdaptivePoll } from "../core/adaptive-poll.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
-import {
-  XT_POLL,
-  XT_POLL_IN,
-  XT_POLL_OUT,
-  XT_VCHAN,
-  XT_VCHAN_BAD_PROD,
-  XT_VCHAN_READ,
-  XT_VCHAN_WRITTEN,
-} from "../native/abi.ts";
+import { XT_VCHAN, XT_VCHAN_BAD_PROD, XT_VCHAN_READ, XT_VCHAN_WRITTEN } from "../native/abi.ts";
 import { allocateMemory, type Mapping } from "../native/memory.ts";
-import { check, shim } from "../native/shim.ts";
+import { Reactor } from "../native/reactor.ts";
+import { shim } from "../native/shim.ts";
 import type { EventChannels } from "../platform/platform.ts";
 import {
   isEnd,
@@ -28,26 +20,14 @@ import {
   type RingPlace,
   type VchanLayout,
 } from "../protocol/vchan.ts";
+import { WATCHES } from "./bounds.ts";
+import { VchanSleeper } from "./sleeper.ts";
 
 export type VchanRole = "server" | "client";
 
 /** The peer wrote, or read, since the last sample: bits for what `wait` waits for. */
 export const WRITTEN = XT_VCHAN_WRITTEN;
 export const READ = XT_VCHAN_READ;
-/** The event channel's bit in the result of `wait`; a watched descriptor's bit is `2 << slot`. */
-export const EVENT_READY = 1;
-/** Events of poll(2). */
-export const POLLIN = XT_POLL_IN;
-export const POLLOUT = XT_POLL_OUT;
-/** Descriptors that `watch` has room for. */
-export const WATCH_SLOTS = 6;
-
-/**
- * The longest that a wait polls the ring before it sleeps, in microseconds: about what a wakeup costs both sides
- * where wakeups are slow. If what it waits for takes longer than LOOK_PAYS_US on average, it sleeps at once.
- */
-const LOOK_US_MAX = 2000;
-const LOOK_PAYS_US = 250;
 
 // Words of struct xt_vchan.
 const WORD_READ_SIZE = XT_VCHAN.read_size / 4;
@@ -61,13 +41,6 @@ const WORD_WRITE_CONS = XT_VCHAN.write_cons / 4;
 const WORD_PEER_LIVE = XT_VCHAN.peer_live / 4;
 const WORD_PEER_END = XT_VCHAN.peer_end / 4;
 const WORD_BAD_COUNTER = XT_VCHAN.bad_counter / 4;
-const WORD_LOOK_US = XT_VCHAN.look_us / 4;
-const WORD_LOOKED_US = XT_VCHAN.looked_us / 4;
-const WORD_SLEPT_US = XT_VCHAN.slept_us / 4;
-// Words of struct xt_poll.
-const POLL_WORDS = XT_POLL.bytes / 4;
-const POLL_FD = XT_POLL.fd / 4;
-const POLL_EVENTS = XT_POLL.events / 4;
 
 export interface EndpointParts {
   readonly role: VchanRole;
@@ -99,17 +72,15 @@ export interface VchanCounts {
 export class VchanEndpoint {
   readonly role: VchanRole;
   readonly peer: Domid;
+  /** Where `wait` sleeps. What is watched here as well ends it, too. */
+  readonly reactor: Reactor;
   readonly readSize: number;
   readonly writeSize: number;
   readonly counts: VchanCounts = { bytesRead: 0, bytesWritten: 0, eventsSent: 0, eventsReceived: 0 };
   readonly #parts: EndpointParts;
   readonly #state: Mapping;
   readonly #words: Uint32Array<ArrayBuffer>;
-  readonly #poll: AdaptivePoll;
-  /** The event channel's struct xt_poll, then those of the watched descriptors. */
-  readonly #polled = new Int32Array(new ArrayBuffer(XT_POLL.bytes * (1 + WATCH_SLOTS)));
-  readonly #ports = new Uint32Array(new ArrayBuffer(16));
-  #polledCount = 1;
+  readonly #sleeper: VchanSleeper;
   #owed = 0;
   #saidEnd = false;
   /** The end word that the peer has set and may not take back; 0 until then. */
@@ -146,9 +117,10 @@ export class VchanEndpoint {
     this.#set(WORD_READ_PROD, parts.readCounter);
     this.#set(WORD_WRITE_CONS, parts.writeCounter - write.sizeBytes);
     this.#set(WORD_PEER_LIVE, isServer ? VCHAN_NOT_CONNECTED : 1);
-    this.#poll = new AdaptivePoll(parts.looks === false ? 0 : LOOK_US_MAX, LOOK_PAYS_US);
-    this.#polled[POLL_FD] = parts.channels.fd;
-    this.#polled[POLL_EVENTS] = POLLIN;
+    // It has descriptors to wait for, but no operations: poll(2) does that with less than io_uring needs.
+    this.reactor = Reactor.open(1, "sync", WATCHES);
+    const { channels, port, looks } = parts;
+    this.#sleeper = new VchanSleeper(this.reactor, this.#state, channels, port, looks !== false);
   }
 
   get port(): EvtchnPort {
@@ -316,33 +288,15 @@ export class VchanEndpoint {
     this.#parts.channels.notify(this.#parts.port);
   }
 
-  /** Makes `wait` also wait for `events` of poll(2) on `fd` (0: errors only). A negative fd disables the slot. */
-  watch(slot: number, fd: number, events: number): void {
-    const at = POLL_WORDS * (1 + slot);
-    this.#polled[at + POLL_FD] = fd;
-    this.#polled[at + POLL_EVENTS] = events;
-    if (this.#polledCount < slot + 2) this.#polledCount = slot + 2;
-  }
-
   /**
-   * Waits until the peer did one of `wants`, ended its stream or closed, a watched descriptor is ready, or the time
-   * is up (-1: never). Returns which descriptors are ready: EVENT_READY and `2 << slot`. Does not sample.
+   * Waits until the peer did one of `wants`, ended its stream or closed, a descriptor watched in `reactor` is ready, or
+   * the time is up (-1: never). Returns false when nothing happened, which a signal can also cause. Does not sample.
    */
-  wait(wants: number, timeoutMs: number): number {
+  wait(wants: number, timeoutMs: number): boolean {
     this.flush();
-    const { channels, port } = this.#parts;
-    this.#set(WORD_LOOK_US, this.#poll.us);
-    const ready = shim.xt_vchan_wait(this.#state.bytes, this.#polled, this.#polledCount, wants, timeoutMs);
-    check(ready, "wait for the vchan");
-    const lookedUs = this.#get(WORD_LOOKED_US);
-    const sleptUs = this.#get(WORD_SLEPT_US);
-    if (lookedUs > 0) this.#poll.looked(lookedUs);
-    if (sleptUs > 0) this.#poll.slept((ready & EVENT_READY) === 0 ? Infinity : sleptUs);
-    if ((ready & EVENT_READY) !== 0 && check(channels.pending(this.#ports), "read the event channel") > 0) {
-      this.counts.eventsReceived++;
-      check(channels.unmask(port), "unmask the event channel");
-    }
-    return ready;
+    const found = this.#sleeper.wait(wants, timeoutMs);
+    this.counts.eventsReceived = this.#sleeper.events;
+    return found;
   }
 
   /** Tells the peer that we are gone and releases everything. Closing twice is harmless. */
@@ -352,6 +306,7 @@ export class VchanEndpoint {
     const ownLive = this.role === "server" ? VCHAN_SRV_LIVE : VCHAN_CLI_LIVE;
     shim.xt_store8(this.#parts.page.bytes.subarray(ownLive), VCHAN_GONE);
     this.notifyPeer();
+    this.reactor.close();
     this.#parts.release();
     this.#state.close();
   }

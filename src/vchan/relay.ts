@@ -5,8 +5,9 @@
 // peer has read everything and its answer has arrived. A peer that understands our end words is told of our end, and
 // tells us of its own. Any other peer cannot be told, and may itself wait for our end before it closes, so after a
 // while of silence we close first.
+import { POLL_GONE, POLLIN, POLLOUT } from "../native/reactor.ts";
 import { shim } from "../native/shim.ts";
-import { POLLIN, POLLOUT, READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
+import { READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 import type { LocalEnd, LocalStream } from "./local.ts";
 import type { VchanControl } from "./vchan-control.ts";
 
@@ -46,13 +47,6 @@ export interface RelayOptions {
   readonly stopGraceMs?: number;
 }
 
-const SLOT_WAKE = 0;
-const SLOT_INPUT = 1;
-const SLOT_OUTPUT = 2;
-const READY_WAKE = 2 << SLOT_WAKE;
-const READY_INPUT = 2 << SLOT_INPUT;
-const READY_OUTPUT = 2 << SLOT_OUTPUT;
-
 const EAGAIN = -11;
 const EPIPE = -32;
 const STOP_GRACE_MS = 1000;
@@ -71,10 +65,16 @@ export class Relay {
   readonly #drainChunk: number;
   readonly #endsWithOutput: boolean;
   readonly #outputTwin: number | undefined;
+  readonly #waking: Disposable;
+  /** Numbers of the local descriptors' watches in the endpoint's reactor. */
+  readonly #inputWatch: number | undefined;
+  readonly #outputWatch: number;
   #input: LocalStream | undefined;
   #output: LocalStream | undefined;
   #inputReady = true;
   #outputReady = true;
+  /** The peer's data waits for room at the local end. */
+  #outputBlocked = false;
   #outputBroken = false;
   #inputError = 0;
   #outputError = 0;
@@ -96,14 +96,22 @@ export class Relay {
     this.#fillChunk = Math.max(CHUNK_BYTES_MIN, endpoint.writeSize / 4);
     const drainChunk = Math.max(CHUNK_BYTES_MIN, endpoint.readSize / 4);
     this.#drainChunk = local.output.kind === "shared" ? SHARED_WRITE_BYTES : drainChunk;
+    const { reactor } = endpoint;
+    this.#waking = control.wakes(reactor);
+    this.#inputWatch = local.input && reactor.watch(local.input.fd, () => void (this.#inputReady = true), 0);
+    this.#outputWatch = reactor.watch(local.output.fd, () => this.#outputEvent(), 0);
     if (local.input === undefined) endpoint.endStream();
   }
 
   /** Relays to an end. The local descriptors stay open; only the output's stream is ended. */
   run(): RelayResult {
-    for (;;) {
-      const end = this.step();
-      if (end !== undefined) return end;
+    try {
+      for (;;) {
+        const end = this.step();
+        if (end !== undefined) return end;
+      }
+    } finally {
+      this.#unwatch();
     }
   }
 
@@ -237,21 +245,29 @@ export class Relay {
     const endpoint = this.#endpoint;
     const input = this.#input;
     const output = this.#output;
+    const { reactor } = endpoint;
     const blocked = endpoint.readable > 0 && output !== undefined;
     const closed = endpoint.peerClosed;
     const full = endpoint.writable === 0;
-    endpoint.watch(SLOT_WAKE, this.#control.wakeFd, POLLIN);
-    endpoint.watch(SLOT_INPUT, input !== undefined && this.#wantsInput(input) ? input.fd : -1, POLLIN);
-    // With nothing to write, watch only for errors: the reader may have gone.
-    endpoint.watch(SLOT_OUTPUT, output?.fd ?? -1, blocked ? POLLOUT : 0);
+    this.#outputBlocked = blocked;
+    if (this.#inputWatch !== undefined)
+      reactor.rewatch(this.#inputWatch, input !== undefined && this.#wantsInput(input) ? POLLIN : 0);
+    // With nothing to write, watch only whether the reader has gone.
+    reactor.rewatch(this.#outputWatch, output === undefined ? 0 : blocked ? POLLOUT : POLL_GONE);
     const wants = closed ? 0 : (blocked ? 0 : WRITTEN) | (full || input === undefined ? READ : 0);
-    const ready = endpoint.wait(wants, this.#timeLeftMs());
-    if ((ready & READY_INPUT) !== 0) this.#inputReady = true;
-    if ((ready & READY_OUTPUT) !== 0) {
-      if (blocked) this.#outputReady = true;
-      else this.#breakOutput(EPIPE);
-    }
-    if ((ready & READY_WAKE) !== 0) this.#control.drain();
+    endpoint.wait(wants, this.#timeLeftMs());
+  }
+
+  #outputEvent(): void {
+    if (this.#outputBlocked) this.#outputReady = true;
+    else this.#breakOutput(EPIPE);
+  }
+
+  #unwatch(): void {
+    const { reactor } = this.#endpoint;
+    this.#waking[Symbol.dispose]();
+    if (this.#inputWatch !== undefined) reactor.unwatch(this.#inputWatch);
+    reactor.unwatch(this.#outputWatch);
   }
 
   /** The time until the deadline, in milliseconds; -1 is for ever. */

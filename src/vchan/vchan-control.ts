@@ -1,4 +1,5 @@
 // The layout of a vchan's control page: two flags one way, byte and event counts the other way.
+import type { Reactor } from "../native/reactor.ts";
 import type { ControlPage } from "../plane/control-page.ts";
 import type { VchanCounts } from "./endpoint.ts";
 
@@ -12,9 +13,10 @@ export class VchanControl {
     this.page = page;
   }
 
-  /** Readable when there is something to look at. */
-  get wakeFd(): number {
-    return this.page.wakeFd;
+  /** Ends waits in `reactor` when there is something to look at, until the result is disposed of. */
+  wakes(reactor: Reactor): Disposable {
+    const watch = reactor.watch(this.page.wakeFd, () => this.page.drain());
+    return { [Symbol.dispose]: () => reactor.unwatch(watch) };
   }
 
   /** Asks the plane to end its current work, soon and in order. */
@@ -38,10 +40,6 @@ export class VchanControl {
 
   get peerDead(): boolean {
     return this.page.isRaised(PEER_DEAD);
-  }
-
-  drain(): void {
-    this.page.drain();
   }
 
   publish(counts: VchanCounts): void {

@@ -1,21 +1,20 @@
 // The plane of a vchan: it owns the endpoint and carries out what the control side orders, blocking in one place
 // meanwhile. Everything that moves bytes can also be called without a thread of its own.
 import { XentoolError } from "../core/errors.ts";
-import { errnoText, shim } from "../native/shim.ts";
+import { Reactor } from "../native/reactor.ts";
+import { check, errnoText, shim } from "../native/shim.ts";
 import type { CarryOut } from "../plane/answer.ts";
 import { openPlatform } from "../platform/open.ts";
 import type { Platform, PlatformDescriptor } from "../platform/platform.ts";
 import { runBenchJob, serveBenchJobs } from "./bench.ts";
 import { openVchanClient } from "./client.ts";
-import { POLLIN, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
+import { WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 import { Relay } from "./relay.ts";
 import { openVchanServer } from "./server.ts";
 import { VchanControl } from "./vchan-control.ts";
 import type { VchanOrder, VchanResults, VchanTask } from "./vchan-orders.ts";
 
 const EAGAIN = -11;
-const SLOT_WAKE = 0;
-const LISTENER_READY = 1;
 
 let session: VchanPlaneSession | undefined;
 
@@ -91,23 +90,25 @@ export class VchanPlaneSession {
 
   #awaitClient(): boolean {
     const endpoint = this.#opened();
-    endpoint.watch(SLOT_WAKE, this.#control.wakeFd, POLLIN);
+    using _ = this.#control.wakes(endpoint.reactor);
     for (;;) {
       endpoint.sample();
       if (endpoint.connected) return true;
       if (this.#control.stopped) return false;
       endpoint.wait(WRITTEN, -1);
-      this.#control.drain();
     }
   }
 
   #accept(listener: number): number | undefined {
-    const fds = new Int32Array([listener, this.#control.wakeFd]);
+    using reactor = Reactor.open(1, "sync");
+    using _ = this.#control.wakes(reactor);
+    let fd = EAGAIN;
+    reactor.watch(listener, () => {
+      fd = shim.xt_stream_accept(listener);
+    });
     while (!this.#control.stopped) {
-      const ready = shim.xt_wait(fds, fds.length, -1);
-      this.#control.drain();
-      if ((ready & LISTENER_READY) === 0) continue;
-      const fd = shim.xt_stream_accept(listener);
+      check(reactor.wait(1, -1), "wait for a connection");
+      reactor.dispatch();
       if (fd >= 0) return fd;
       if (fd !== EAGAIN) throw new XentoolError("io", `cannot accept a connection: ${errnoText(fd)}`);
     }

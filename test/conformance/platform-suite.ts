@@ -7,7 +7,6 @@ import { XentoolError } from "../../src/core/errors.ts";
 import { PAGE_SIZE, type Domid, type EvtchnPort, type GrantRef } from "../../src/core/types.ts";
 import { GrantCopyBatch } from "../../src/native/grant-copy.ts";
 import { allocateMemory, type Mapping } from "../../src/native/memory.ts";
-import { check, shim } from "../../src/native/shim.ts";
 import type {
   EventChannels,
   GrantShare,
@@ -15,6 +14,7 @@ import type {
   SharedPages,
   UnmapNotify,
 } from "../../src/platform/platform.ts";
+import { isReadableWithin } from "../support/descriptors.ts";
 
 export interface TwoDomains {
   readonly front: Front;
@@ -86,7 +86,7 @@ function connected(domains: TwoDomains, body: (ends: Connected) => void): void {
 /** Whether a port is there to be read, or is within so long. */
 export function eventWithin(channels: FrontChannels, milliseconds: number): boolean {
   if ("wait" in channels) return channels.wait(milliseconds);
-  return check(shim.xt_wait(new Int32Array([channels.fd]), 1, milliseconds), "wait for an event") === 1;
+  return isReadableWithin(channels.fd, milliseconds);
 }
 
 /** The ports that are delivered next; fails when none comes. */

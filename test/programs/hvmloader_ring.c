@@ -12,6 +12,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "xen/xen.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,8 +79,8 @@ static void sleep_for_event(int64_t deadline) {
   uint32_t ports[8];
   int64_t left = deadline - now_ms();
   if (left <= 0) fail(6, "no answer");
-  int32_t fd = xt_evtchn_fd(events);
-  xt_wait(&fd, 1, (int32_t)left);
+  struct pollfd polled = {.fd = xt_evtchn_fd(events), .events = POLLIN};
+  poll(&polled, 1, (int)left);
   int32_t count = xt_evtchn_pending(events, ports, 8);
   for (int32_t i = 0; i < count; i++) xt_evtchn_unmask(events, ports[i]);
 }

@@ -1,7 +1,6 @@
 // For tests of the simulated platform: subprocesses that are killed, and events of a handle.
 import { join } from "node:path";
 import type { Mapping } from "../../src/native/memory.ts";
-import { shim } from "../../src/native/shim.ts";
 import type {
   EventChannels,
   GrantShare,
@@ -9,6 +8,7 @@ import type {
   Platform,
   SharedPages,
 } from "../../src/platform/platform.ts";
+import { isReadableWithin } from "../support/descriptors.ts";
 
 const EVENT_WAIT_MS = 5000;
 
@@ -55,7 +55,7 @@ export async function nextPorts(channels: EventChannels): Promise<number[]> {
     const count = channels.pending(ports);
     if (count > 0) return Array.from(ports.subarray(0, count));
     if (performance.now() > deadline) throw new Error("no event came");
-    shim.xt_wait(new Int32Array([channels.fd]), 1, 1);
+    isReadableWithin(channels.fd, 1);
     await Bun.sleep(0);
   }
 }

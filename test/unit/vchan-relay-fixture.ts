@@ -16,7 +16,7 @@ export class RelayFixture implements Disposable {
     writeFileSync(join(this.dir, "in"), "request");
     const input = openSync(join(this.dir, "in"), "r");
     const output = openSync(join(this.dir, "out"), "w");
-    this.#fds = [input, output, this.control.wakeFd];
+    this.#fds = [input, output, this.control.page.wakeFd];
     this.local = {
       input: { fd: input, kind: "file" },
       output: { fd: output, kind: "file" },

@@ -3,7 +3,6 @@
 import { afterEach, beforeEach, expect, spyOn, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { shim } from "../../src/native/shim.ts";
 import type { VchanControl } from "../../src/vchan/vchan-control.ts";
 import type { LocalEnd } from "../../src/vchan/local.ts";
 import { Relay, type RelayResult } from "../../src/vchan/relay.ts";
@@ -75,7 +74,7 @@ test("silence ends a relay after 5 seconds, unless the peer can be told, somebod
     const relay = new Relay(pair.client, ends.control, { local: { ...ends.local, input }, lingerMs });
     const clock = spyOn(performance, "now").mockReturnValue(1000);
     const step = (): RelayResult | undefined => {
-      shim.xt_eventfd_signal(ends.control.wakeFd); // what would wait is woken
+      ends.control.page.wake(); // what would wait is woken
       return relay.step();
     };
     try {
@@ -104,7 +103,7 @@ test("what comes in the silence begins it anew", () => {
   const clock = spyOn(performance, "now").mockReturnValue(0);
   const stepAt = (ms: number): RelayResult | undefined => {
     clock.mockReturnValue(ms);
-    shim.xt_eventfd_signal(control.wakeFd);
+    control.page.wake();
     return relay.step();
   };
   try {
