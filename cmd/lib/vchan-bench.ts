@@ -5,6 +5,7 @@ import type { VchanOrder } from "../../src/vchan/vchan-orders.ts";
 import { BENCH_KINDS, type BenchKind, type BenchMeasure } from "../../src/vchan/bench.ts";
 import { VchanSession } from "../../src/vchan/session.ts";
 import type { CommandContext } from "./run-command.ts";
+import { waitPrinter } from "./vchan-progress.ts";
 import { openPlace, ordersOf, type PlaceArguments, type RingArguments } from "./vchan-relay.ts";
 
 /**
@@ -33,7 +34,15 @@ export async function runBenchListen(
   const { stop: signal, force, timeoutMs } = context;
   try {
     await using session = await VchanSession.open(
-      { platform, place, spawnWorker, signal, force, timeoutMs },
+      {
+        platform,
+        place,
+        spawnWorker,
+        signal,
+        force,
+        timeoutMs,
+        ...(context.json ? {} : { onWait: waitPrinter() }),
+      },
       "server",
     );
     await session.serve(orders, ({ plane }) =>
@@ -55,7 +64,15 @@ export async function runBenchConnect(
   const { stop: signal, force, timeoutMs } = context;
   try {
     await using session = await VchanSession.open(
-      { platform, place, spawnWorker, signal, force, timeoutMs },
+      {
+        platform,
+        place,
+        spawnWorker,
+        signal,
+        force,
+        timeoutMs,
+        ...(context.json ? {} : { onWait: waitPrinter() }),
+      },
       "client",
     );
     await session.connect(true, async ({ plane, readSize, writeSize }) => {

@@ -1,12 +1,13 @@
-// The bodies of `xentool vchan listen` and `connect`: arguments become a session; progress and summaries are printed.
+// The bodies of `xentool vchan listen` and `connect`: arguments become a session; summaries are printed.
 import { existsSync } from "node:fs";
+import { isatty } from "node:tty";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
 import type { SpawnWorker } from "../../src/plane/plane.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import type { Platform } from "../../src/platform/platform.ts";
 import { chooseOrders, type VchanOrders } from "../../src/protocol/vchan.ts";
-import type { VchanCounts, VchanRole } from "../../src/vchan/endpoint.ts";
+import type { VchanRole } from "../../src/vchan/endpoint.ts";
 import type { LocalSpec } from "../../src/vchan/local.ts";
 import {
   connectAndRelay,
@@ -18,6 +19,7 @@ import { vchanPlace, type VchanPlace } from "../../src/vchan/rendezvous.ts";
 import { parseHostPort } from "./host-port.ts";
 import { toNumber } from "./arguments.ts";
 import type { CommandContext, GlobalArguments } from "./run-command.ts";
+import { showProgress, showsProgress, streamUse, waitPrinter } from "./vchan-progress.ts";
 
 export interface PlaceArguments extends GlobalArguments {
   readonly domid: number;
@@ -42,7 +44,6 @@ interface RelayArguments extends PlaceArguments {
 export type ListenArguments = RelayArguments & RingArguments;
 export type ConnectArguments = RelayArguments & { readonly wait: boolean };
 
-const PROGRESS_INTERVAL_MS = 500;
 const LINGER_SECONDS_MAX = 1_000_000;
 
 /** Serves clients until there is nothing more to do. Returns the exit status. */
@@ -107,7 +108,10 @@ async function relayOptions(
   const local = localSpec(argv);
   const lingerMs = lingerMsOf(argv.linger);
   const { platform, place } = await openPlace(argv, context, role);
-  const showProgress = context.verbosity > 0 && process.stderr.isTTY;
+  const { verbosity, json } = context;
+  const streams = local.kind === "stdio" ? { input: streamUse(0), output: streamUse(1) } : undefined;
+  const isOneWay = argv.send || argv.receive;
+  const watched = showsProgress({ isTerminal: isatty(2), verbosity, json, streams, isOneWay });
   return {
     platform,
     place,
@@ -119,8 +123,8 @@ async function relayOptions(
     signal: context.stop,
     force: context.force,
     timeoutMs: context.timeoutMs,
-    ...(showProgress ? { onRelay: showRates } : {}),
-    ...(context.json ? { onSummary: (summary) => printSummary(summary, local) } : {}),
+    ...(watched ? { onRelay: showProgress } : {}),
+    ...(json ? { onSummary: (summary) => printSummary(summary, local) } : { onWait: waitPrinter() }),
   };
 }
 
@@ -169,34 +173,4 @@ function lingerMsOf(text: string | undefined): number | undefined {
 function printSummary(summary: SessionSummary, local: LocalSpec): void {
   const stream = local.kind === "stdio" ? process.stderr : process.stdout;
   stream.write(`${JSON.stringify(summary)}\n`);
-}
-
-/** Shows, on one terminal line, how much went each way and how fast. */
-function showRates(counts: () => VchanCounts): () => void {
-  let last = counts();
-  let lastAt = performance.now();
-  const show = (): void => {
-    const now = counts();
-    const seconds = (performance.now() - lastAt) / 1000;
-    const part = (what: string, bytes: number, before: number): string =>
-      `${what} ${formatBytes(bytes)} (${formatBytes((bytes - before) / seconds)}/s)`;
-    const sent = part("sent", now.bytesWritten, last.bytesWritten);
-    const received = part("received", now.bytesRead, last.bytesRead);
-    process.stderr.write(`\r${sent}, ${received}\x1b[K`);
-    last = now;
-    lastAt = performance.now();
-  };
-  const timer = setInterval(show, PROGRESS_INTERVAL_MS);
-  return () => {
-    clearInterval(timer);
-    process.stderr.write("\r\x1b[K");
-  };
-}
-
-function formatBytes(bytes: number): string {
-  const units = ["B", "kB", "MB", "GB", "TB"];
-  let value = bytes;
-  let unit = 0;
-  for (; value >= 1000 && unit < units.length - 1; unit++) value /= 1000;
-  return `${value.toFixed(unit === 0 ? 0 : 1)} ${units[unit]}`;
 }

@@ -4,7 +4,7 @@ import { XentoolError } from "../core/errors.ts";
 import type { Domid, EvtchnPort, GrantRef } from "../core/types.ts";
 import type { Mapping } from "../native/memory.ts";
 import { shim } from "../native/shim.ts";
-import type { GrantTable, Platform } from "../platform/platform.ts";
+import type { EventChannels, GrantTable, Platform } from "../platform/platform.ts";
 import {
   decodeGrants,
   decodePage,
@@ -33,12 +33,14 @@ export interface VchanClientOptions {
   readonly looks?: boolean | undefined;
 }
 
-/** A server's keys lead nowhere: it died or closed, or another client has it. Newer keys may work. */
+/** A server's keys lead nowhere: it died or closed. Newer keys may work. */
 export const NO_SERVER = "no-server";
+/** Another client has the server. It may let that client go, and offer new rings. */
+export const SERVER_BUSY = "server-busy";
 
 /**
- * Connects to a server. Fails with `environment` and `context.reason` NO_SERVER when nobody serves there any more or
- * another client is connected, with `protocol` when the page makes no sense.
+ * Connects to a server. Fails with `environment` and `context.reason` NO_SERVER when nobody serves there any more,
+ * or SERVER_BUSY when another client is connected, with `protocol` when the page makes no sense.
  */
 export function openVchanClient(platform: Platform, options: VchanClientOptions): VchanEndpoint {
   const { peer } = options;
@@ -47,7 +49,7 @@ export function openVchanClient(platform: Platform, options: VchanClientOptions)
   cleanup.defer(() => channels.close());
   const table = platform.openGrantTable();
   cleanup.defer(() => table.close());
-  const port = orNoServer(peer, () => channels.bindInterdomain(peer, options.port));
+  const port = bindPort(channels, table, options);
   cleanup.defer(() => channels.unbind(port));
   // Request the unmap-notify right away, so that the server learns of it if we die from here on.
   const page = orNoServer(peer, () =>
@@ -94,9 +96,30 @@ export function openVchanClient(platform: Platform, options: VchanClientOptions)
   }
 }
 
+/** A bound port refuses another client, and so does one that is gone. The page tells which it is. */
+function bindPort(channels: EventChannels, table: GrantTable, options: VchanClientOptions): EvtchnPort {
+  const { peer, ringRef, port } = options;
+  try {
+    return channels.bindInterdomain(peer, port);
+  } catch (error) {
+    throw isServed(table, peer, ringRef)
+      ? busy(peer)
+      : noServer(peer, "nobody answers there any more", error);
+  }
+}
+
+function isServed(table: GrantTable, peer: Domid, ringRef: GrantRef): boolean {
+  try {
+    using page = table.map(peer, [ringRef], "r");
+    return shim.xt_load8(page.bytes.subarray(VCHAN_SRV_LIVE)) === VCHAN_CONNECTED;
+  } catch {
+    return false;
+  }
+}
+
 function expectServer(peer: Domid, page: VchanPage): void {
   if (page.serverLive !== VCHAN_CONNECTED) throw noServer(peer, "it has closed");
-  if (page.clientLive === VCHAN_CONNECTED) throw noServer(peer, "another client is connected to it");
+  if (page.clientLive === VCHAN_CONNECTED) throw busy(peer);
   const fault = ordersFault(page.orders);
   if (fault !== undefined)
     throw new XentoolError("protocol", `domain ${peer} offers a vchan that cannot be: ${fault}`, {
@@ -138,4 +161,9 @@ function orNoServer<T>(peer: Domid, attempt: () => T): T {
 function noServer(peer: Domid, why: string, cause?: unknown): XentoolError {
   const message = `the vchan server in domain ${peer} cannot be used: ${why}`;
   return new XentoolError("environment", message, { domid: peer, reason: NO_SERVER }, cause);
+}
+
+function busy(peer: Domid): XentoolError {
+  const message = `the vchan server in domain ${peer} is busy: it serves one client at a time; --wait waits for a turn`;
+  return new XentoolError("environment", message, { domid: peer, reason: SERVER_BUSY });
 }

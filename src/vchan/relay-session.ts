@@ -170,12 +170,9 @@ async function relay(
   const ended = options.onRelay?.(() => control.counts());
   try {
     const { lingerMs, sendOnly } = options;
-    const result = await plane.carryOut<VchanOrder<"relay">>({
-      op: "relay",
-      local: opened.end,
-      lingerMs,
-      sendOnly,
-    });
+    const result = await plane
+      .carryOut<VchanOrder<"relay">>({ op: "relay", local: opened.end, lingerMs, sendOnly })
+      .finally(ended);
     const seconds = (performance.now() - started) / 1000;
     const { bytesRead, bytesWritten, eventsSent, eventsReceived } = control.counts();
     const summary: SessionSummary = {
@@ -210,8 +207,6 @@ async function relay(
     opened.close();
     await exitOf(opened, true);
     throw error;
-  } finally {
-    ended?.();
   }
 }
 

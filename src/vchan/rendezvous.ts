@@ -43,18 +43,22 @@ export function vchanPlace(name: string, server: Domid, client: Domid): VchanPla
   return { path: `/local/domain/${server}/data/vchan/${client}/${name}`, server, client };
 }
 
-/**
- * Publishes the server's keys in one transaction, so that the client sees both or neither, and lets it read them.
- * Returns whether the directory belongs to the vchan alone: created for these keys, or by an earlier server that left
- * nothing else in it.
- */
-export function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<boolean> {
+/** How a server found its place. */
+export interface PublishedKeys {
+  /** The directory belongs to the vchan alone: created for its keys, or by an earlier server that left only keys. */
+  readonly ownsDirectory: boolean;
+  /** The keys of another server were there, which may still be waiting for its client. */
+  readonly replaced: boolean;
+}
+
+/** Publishes the server's keys in one transaction, so that the client sees both or neither, and lets it read them. */
+export function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<PublishedKeys> {
   const values: [string, number][] = [
     [RING_REF, keys.ringRef],
     [EVENT_CHANNEL, keys.port],
   ];
   return xenstore.transaction(async (tx) => {
-    const children = (await tx.exists(place.path)) ? await tx.directory(place.path) : [RING_REF];
+    const children = (await tx.exists(place.path)) ? await tx.directory(place.path) : undefined;
     for (const [name, value] of values) {
       const path = `${place.path}/${name}`;
       await tx.write(path, String(value));
@@ -63,7 +67,11 @@ export function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKe
         { domid: place.client, access: "read" },
       ]);
     }
-    return children.length > 0 && children.every((name) => name === RING_REF || name === EVENT_CHANNEL);
+    const isKey = (name: string): boolean => name === RING_REF || name === EVENT_CHANNEL;
+    return {
+      ownsDirectory: children === undefined || (children.length > 0 && children.every(isKey)),
+      replaced: children?.some(isKey) ?? false,
+    };
   });
 }
 

@@ -8,7 +8,7 @@ import { noDomain } from "../platform/domains.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
 import { Xenstore } from "../xenstore/client.ts";
-import { NO_SERVER } from "./client.ts";
+import { NO_SERVER, SERVER_BUSY } from "./client.ts";
 import { domainExists } from "./domain-watch.ts";
 import type { VchanRole } from "./endpoint.ts";
 import { PeerWatch, type PeerWatchOptions } from "./peer-watch.ts";
@@ -35,6 +35,8 @@ export interface VchanSessionOptions {
   readonly force?: AbortSignal;
   /** Limits each wait for a peer; undefined: for ever. */
   readonly timeoutMs?: number | undefined;
+  /** Runs when a wait begins, or what is waited for changes, with words like "waiting for domain 1 at PATH". */
+  readonly onWait?: (words: string) => void;
 }
 
 /** A connected vchan. All work on it happens in the plane. */
@@ -108,7 +110,10 @@ export class VchanSession implements AsyncDisposable {
     const { keys } = served;
     let ownsDirectory = false;
     try {
-      ownsDirectory = await publishKeys(this.#xenstore, place, keys);
+      const published = await publishKeys(this.#xenstore, place, keys);
+      ({ ownsDirectory } = published);
+      const instead = published.replaced ? ", instead of the server whose keys were there" : "";
+      this.#options.onWait?.(`waiting for domain ${peer} at ${place.path}${instead}`);
       if (!(await this.#clientComes(keys))) return undefined;
       return await this.#watched({ role: "server", keys, keepsKeys: true }, () =>
         body({ ...served, plane: this.plane, control: this.control, role: "server", peer }),
@@ -151,6 +156,7 @@ export class VchanSession implements AsyncDisposable {
   async accept(listener: number, name: string): Promise<number | undefined> {
     this.#begin();
     await using limit = await this.#limitWait(`no connection to ${name}`);
+    this.#options.onWait?.(`waiting for a connection to ${name}`);
     return await this.#inWorker(limit, () =>
       this.plane.carryOut<VchanOrder<"accept">>({ op: "accept", listener }),
     );
@@ -224,6 +230,7 @@ export class VchanSession implements AsyncDisposable {
     while (!signal.aborted) {
       const keys = await readKeys(this.#xenstore, place);
       if (keys === undefined && !wait) throw noServerAt(place);
+      let words = `waiting for domain ${place.server} to serve ${place.path}`;
       try {
         if (keys !== undefined) {
           const peer = place.server;
@@ -236,9 +243,15 @@ export class VchanSession implements AsyncDisposable {
           return { ...connected, keys };
         }
       } catch (error) {
-        if (!wait || !isNoServer(error)) throw error;
+        const reason = error instanceof XentoolError ? error.context["reason"] : undefined;
+        if (!wait || (reason !== NO_SERVER && reason !== SERVER_BUSY)) throw error;
+        words +=
+          reason === SERVER_BUSY
+            ? ", which it does for one client at a time: another has it now"
+            : " anew: nobody answers where its keys lead";
       }
       limit.signal.throwIfAborted();
+      this.#options.onWait?.(words);
       await changes.next(keys === undefined ? Infinity : RETRY_MS, either);
     }
     return undefined;
@@ -267,10 +280,6 @@ class KeyChanges implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#unwatch?.();
   }
-}
-
-function isNoServer(error: unknown): boolean {
-  return error instanceof XentoolError && error.context["reason"] === NO_SERVER;
 }
 
 function noServerAt(place: VchanPlace): XentoolError {

@@ -139,6 +139,11 @@ export class VchanCli implements AsyncDisposable {
   }
 }
 
+/** `stderr` without the lines about what is waited for, of which there are as many as the ends happen to need. */
+export function withoutWaits(stderr: string): string {
+  return stderr.replaceAll(/^xentool: waiting for .*\n/gm, "");
+}
+
 /** Bytes that are not what any other seed's are. */
 export function noise(seed: number, length: number): Buffer {
   const words = new Uint32Array(Math.ceil(length / 4));

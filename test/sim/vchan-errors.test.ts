@@ -7,6 +7,7 @@ import { openVchanServer } from "../../src/vchan/server.ts";
 import { VchanSession } from "../../src/vchan/session.ts";
 import { publishKeys, vchanPlace } from "../../src/vchan/rendezvous.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
+import { readUntil } from "../support/process.ts";
 import { VchanCli } from "./vchan-cli-harness.ts";
 
 let cli: VchanCli;
@@ -23,6 +24,8 @@ interface Case {
   readonly args: readonly string[];
   readonly status: number;
   readonly words: RegExp;
+  /** Said before, on a line of its own. */
+  readonly waits?: string;
 }
 
 const USAGE = 2;
@@ -128,6 +131,7 @@ const cases: readonly Case[] = [
     args: ["connect", "0", "t", "--wait", "--timeout", "0.2"],
     status: TIMEOUT,
     words: /within 0.2 s/,
+    waits: "waiting for domain 0 to serve /local/domain/0/data/vchan/1/t",
   },
   {
     what: "nobody comes in time",
@@ -135,6 +139,7 @@ const cases: readonly Case[] = [
     args: ["listen", "1", "t", "--timeout", "0.2"],
     status: TIMEOUT,
     words: /no client in domain 1/,
+    waits: "waiting for domain 1 at /local/domain/0/data/vchan/1/t",
   },
   {
     what: "no right to the path",
@@ -154,12 +159,13 @@ const cases: readonly Case[] = [
 ];
 
 describe("one line and the right status", () => {
-  for (const { what, domid, args, status, words } of cases)
+  for (const { what, domid, args, status, words, waits } of cases)
     test(what, async () => {
       const { status: got, stderr, stdout } = await cli.run(domid, ...args).finished;
       expect([got, stdout.toString()]).toEqual([status, ""]);
-      expect(stderr).toMatch(words);
-      expect(stderr.trimEnd().split("\n")).toHaveLength(1);
+      const lines = stderr.trimEnd().split("\n");
+      if (waits !== undefined) expect(lines.shift()).toBe(`xentool: ${waits}`);
+      expect(lines).toEqual([expect.stringMatching(words)]);
     });
 });
 
@@ -200,5 +206,34 @@ test("its own domain on real Xen is refused before anything is touched", async (
   expect(opening).rejects.toMatchObject({
     kind: "environment",
     message: expect.stringContaining("this domain"),
+  });
+});
+
+test("a busy server is said to be busy, and --wait waits for a turn", async () => {
+  const at = "/local/domain/0/data/vchan/1/busy";
+  const server = cli.run(0, "listen", "1", "busy", "--keep", "--", "cat");
+  await cli.published(0, 1, "busy");
+  const first = cli.run(1, "connect", "0", "busy");
+  await first.feed("one", true);
+  await first.received(3);
+  const refused = await cli.run(1, "connect", "0", "busy").finished;
+  expect([refused.status, refused.stderr]).toEqual([
+    3,
+    "xentool: the vchan server in domain 0 is busy: it serves one client at a time; --wait waits for a turn\n",
+  ]);
+  const second = Bun.spawn(cli.argv("connect", "0", "busy", "--wait"), {
+    env: cli.env(1),
+    stdio: [Buffer.from("two"), "pipe", "pipe"],
+  });
+  expect(await readUntil(second.stderr, "\n")).toBe(
+    `xentool: waiting for domain 0 to serve ${at}, which it does for one client at a time: another has it now\n`,
+  );
+  await first.feed("");
+  expect((await first.finished).stdout.toString()).toBe("one");
+  expect([await second.stdout.text(), await second.exited]).toEqual(["two", 0]);
+  server.child.kill("SIGTERM");
+  expect(await server.finished).toMatchObject({
+    status: 143,
+    stderr: `xentool: waiting for domain 1 at ${at}\n`,
   });
 });

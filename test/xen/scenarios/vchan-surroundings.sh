@@ -6,10 +6,10 @@
 vchan_guest g
 id=$(domid g)
 
-# refused PLACE STATUS REGEX COMMAND: it ends with STATUS, and with one line that matches.
+# refused PLACE STATUS REGEX COMMAND: it ends with STATUS, and with one line that matches, after what it waited for.
 refused() {
   local said
-  said=$(in_place "$1" "$4 </dev/null 2>&1 >/dev/null; echo status \$?")
+  said=$(in_place "$1" "$4 </dev/null 2>&1 >/dev/null; echo status \$?" | grep -v '^xentool: waiting for ')
   assert_match "$said" "$3" "what '$4' says in $1"
   assert_eq "$(tail -1 <<<"$said")" "status $2" "'$4' in $1"
   assert_eq "$(wc -l <<<"$said")" 2 "lines that '$4' says in $1"
