@@ -4,7 +4,6 @@ import { dlopen } from "bun:ffi";
 import { XentoolError } from "../../src/core/errors.ts";
 import { PAGE_SIZE, toDomid, type EvtchnPort, type GrantRef } from "../../src/core/types.ts";
 import { Mapping } from "../../src/native/memory.ts";
-import { check, shim } from "../../src/native/shim.ts";
 import type {
   Access,
   EventChannels,
@@ -13,6 +12,7 @@ import type {
   Platform,
   UnmapNotify,
 } from "../../src/platform/platform.ts";
+import { isReadableWithin } from "../support/descriptors.ts";
 
 const EIO = 5;
 const PROT_READ = 1;
@@ -97,7 +97,7 @@ class Channels implements EventChannels {
   /** The library's descriptor blocks, so it is asked only while there is something. */
   pending(ports: Uint32Array): number {
     let count = 0;
-    while (count < ports.length && check(shim.xt_wait(new Int32Array([this.fd]), 1, 0), "poll") === 1)
+    while (count < ports.length && isReadableWithin(this.fd, 0))
       ports[count++] = positive(evtchn.xenevtchn_pending(this.#handle), "pending");
     return count;
   }
