@@ -71,7 +71,7 @@ async function foreignFrontend(): Promise<void> {
 }
 
 beforeEach(async () => {
-  disk = await ServedDisk.start();
+  disk = await ServedDisk.start({ offer: { maxQueues: 4 } });
 });
 
 afterEach(async () => {
@@ -117,8 +117,8 @@ describe("a disk in use", () => {
 });
 
 describe("what a killed frontend left", () => {
-  async function killOne(): Promise<void> {
-    const victim = start(VICTIM, disk.host.dir, VDEV);
+  async function killOne(queues = 1): Promise<void> {
+    const victim = start(VICTIM, disk.host.dir, VDEV, String(queues));
     await untilSaid(victim, "connected");
     victim.kill("SIGKILL");
     await victim.exited;
@@ -126,14 +126,17 @@ describe("what a killed frontend left", () => {
   }
 
   test("is nobody's, again and again", async () => {
-    for (let round = 0; round < 3; round++) await killOne();
-    expect((await endOf(bench())).status).toBe(0);
+    for (const queues of [1, 4, 2, 1]) await killOne(queues);
+    expect((await endOf(bench("--queues", "2"))).status).toBe(0);
   });
 
-  test("is somebody's when another has taken it over", async () => {
-    await killOne();
-    const port = await disk.xenstore.tryRead(frontKey("event-channel"));
-    await disk.xenstore.write(frontKey("event-channel"), `${port}1`);
+  test.each([
+    [1, "event-channel"],
+    [2, "queue-0/event-channel"],
+  ])("is somebody's when another has taken it over (%i queues)", async (queues, key) => {
+    await killOne(queues);
+    const port = await disk.xenstore.tryRead(frontKey(key));
+    await disk.xenstore.write(frontKey(key), `${port}1`);
     expect((await endOf(bench())).status).toBe(3);
     expect((await endOf(bench("--take"))).status).toBe(0);
   });
