@@ -94,7 +94,12 @@ describe("the metrics", () => {
     for (const { name, type, samples } of families) {
       expect(name).toMatch(/^xentool_blkback_[a-z]+(_[a-z]+)*$/);
       expect(name.endsWith("_total")).toBe(type === "counter");
-      expect(name).not.toMatch(/_(ms|us|milliseconds|kib|count|sum|bucket)(_|$)/);
+      // promtool's rules: base units in full, no type in the name, and suffixes only where they mean something.
+      expect(name).not.toMatch(
+        /_(ns|us|ms|s|sec|min|minutes|hours|days|weeks|milliseconds|microseconds)(_|$)/,
+      );
+      expect(name).not.toMatch(/_(b|kib|mib|kb|mb|kilobytes|megabytes|bits|percent)(_|$)/);
+      expect(name).not.toMatch(/_(counter|gauge|histogram|summary|count|sum|bucket|info)(_|$)/);
       const keys = samples.map((it) => JSON.stringify([it.name, it.labels]));
       expect(new Set(keys).size).toBe(keys.length);
       for (const { labels, value } of samples) {
