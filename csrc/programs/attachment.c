@@ -18,7 +18,7 @@ static const char *host_directory(void) {
   return dir && *dir ? dir : NULL;
 }
 
-static uint32_t own_domid(void) {
+uint32_t programs_domid(void) {
   const char *text = getenv("XENTOOL_DOMID");
   return text && *text ? (uint32_t)strtoul(text, NULL, 10) : 0;
 }
@@ -34,7 +34,7 @@ void *programs_platform(void) {
   }
   pthread_mutex_lock(&lock);
   if (!platform || owner != getpid()) {
-    platform = programs_handle(xt_sim_open(dir, own_domid(), 0));
+    platform = programs_handle(xt_sim_open(dir, programs_domid(), 0));
     owner = getpid();
   }
   void *attached = platform;
@@ -62,6 +62,6 @@ __attribute__((constructor)) static void name_xenstore(void) {
   const char *dir = host_directory(), *named = getenv("XENSTORED_PATH");
   char path[128];
   if (!dir || (named && *named && strncmp(named, dir, strlen(dir)) != 0)) return;
-  if (snprintf(path, sizeof path, "%s/dom%u/xenstored", dir, own_domid()) < (int)sizeof path)
+  if (snprintf(path, sizeof path, "%s/dom%u/xenstored", dir, programs_domid()) < (int)sizeof path)
     setenv("XENSTORED_PATH", path, 1);
 }

@@ -4,6 +4,8 @@
 
 /* The process's platform, attached at the first call; NULL with errno on error. It lasts as long as the process. */
 void *programs_platform(void);
+/* The domain that the program runs in. */
+uint32_t programs_domid(void);
 /* The handle that a function of xen.h returned; NULL with errno on error. */
 void *programs_handle(double result);
 /* `result` unchanged, or -1 with errno. */

@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <unistd.h>
 
-enum { NO_CLOEXEC = 1 };
+enum { NO_CLOEXEC = 1, VIRQ_DOM_EXC = 3 };
 
 xenevtchn_handle *xenevtchn_open(struct xentoollog_logger *logger, unsigned int flags) {
   (void)logger;
@@ -32,9 +32,10 @@ int xenevtchn_bind_interdomain(xenevtchn_handle *xce, uint32_t domid, uint32_t r
   return programs_result(xt_evtchn_bind_interdomain(xce, domid, remote_port));
 }
 
+/* The servers of xenstore need VIRQ_DOM_EXC to start. Here it is a port to which nobody sends an event. */
 int xenevtchn_bind_virq(xenevtchn_handle *xce, unsigned int virq) {
-  (void)xce, (void)virq;
-  return programs_result(-ENOSYS);
+  if (virq != VIRQ_DOM_EXC) return programs_result(-ENOSYS);
+  return programs_result(xt_evtchn_bind_unbound(xce, programs_domid()));
 }
 
 int xenevtchn_unbind(xenevtchn_handle *xce, uint32_t port) { return programs_result(xt_evtchn_unbind(xce, port)); }

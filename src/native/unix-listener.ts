@@ -1,9 +1,11 @@
-// A listening unix socket that a data plane accepts from. The main thread creates and removes it.
+// Listening unix sockets: one that a data plane accepts from, which the main thread creates and removes, and whether
+// anybody listens at a path.
 import { closeSync, lstatSync, rmSync } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
 import { XT_STREAM_LOCAL } from "./abi.ts";
 import { errnoText, shim } from "./shim.ts";
 
+const EAGAIN = -11;
 const EADDRINUSE = -98;
 const ECONNREFUSED = -111;
 
@@ -32,11 +34,22 @@ export function listenAt(path: string): UnixListener {
   };
 }
 
+/** Whether somebody listens at `path`, even if no further connection may queue there now. */
+export function isListening(path: string): boolean {
+  const fd = tryConnecting(new TextEncoder().encode(`${path}\0`));
+  return fd >= 0 || fd === EAGAIN;
+}
+
 /**
  * Whether nobody is listening. A plain file refuses connections, too, so the caller has checked that it is a socket.
  */
 function isAbandoned(text: Uint8Array): boolean {
+  return tryConnecting(text) === ECONNREFUSED;
+}
+
+/** Connects and disconnects. Returns a negative error if the connection was refused. */
+function tryConnecting(text: Uint8Array): number {
   const fd = shim.xt_stream_connect(text, XT_STREAM_LOCAL);
   if (fd >= 0) closeSync(fd);
-  return fd === ECONNREFUSED;
+  return fd;
 }

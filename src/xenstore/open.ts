@@ -28,7 +28,7 @@ export async function openTransport(
 function openEndpoint(endpoint: XenstoreEndpoint, timeoutMs: number): Promise<XenstoreTransport> {
   switch (endpoint.kind) {
     case "socket":
-      return openSocket(endpoint.path);
+      return openSocket(endpoint.path, timeoutMs);
     case "device":
       return openDevice(endpoint.path);
     case "ring":

@@ -43,7 +43,8 @@ static void event_channels(void) {
   CHECK(one && other);
   REFUSED(xenevtchn_open(NULL, 2) == NULL, EINVAL);
   REFUSED(xenevtchn_fdopen(NULL, 0, 0) == NULL, ENOSYS);
-  REFUSED(xenevtchn_bind_virq(one, 0) == -1, ENOSYS);
+  REFUSED(xenevtchn_bind_virq(one, VIRQ_TIMER) == -1, ENOSYS);
+  CHECK(xenevtchn_bind_virq(one, VIRQ_DOM_EXC) > 0 && !is_readable(one));
   int far = xenevtchn_bind_unbound_port(one, SELF), near = xenevtchn_bind_interdomain(other, SELF, (unsigned)far);
   CHECK(far > 0 && near > 0);
   CHECK(xenevtchn_pending(other) == near); /* the event of binding */

@@ -1,26 +1,41 @@
 // A client over an AF_UNIX socket, as provided by xenstored and the simulated host.
 import type { XentoolError } from "../../core/errors.ts";
+import { isListening } from "../../native/unix-listener.ts";
 import { XS_PAYLOAD_MAX } from "../../protocol/xs-wire.ts";
 import { cannotConnect, connectionLost } from "../errors.ts";
 import type { XenstoreTransport } from "../transport.ts";
 
+const BUSY_RETRY_MS = 10;
 const ignore = (): void => {};
 
-export async function openSocket(path: string): Promise<XenstoreTransport> {
-  const transport = new SocketTransport(path);
-  try {
-    transport.socket = await Bun.connect({
-      unix: path,
-      socket: {
-        data: (_socket, bytes) => transport.onData(bytes),
-        drain: () => transport.flush(),
-        close: (_socket, error) => transport.lose(error),
-        error: (_socket, error) => transport.lose(error),
-      },
-    });
-  } catch (error) {
-    throw cannotConnect(path, error);
+/**
+ * Connects within `timeoutMs`. xenstored and oxenstored let only one connection queue; others wait here for their turn,
+ * as they do in libxenstore.
+ */
+export async function openSocket(path: string, timeoutMs: number): Promise<XenstoreTransport> {
+  const deadline = performance.now() + timeoutMs;
+  for (;;) {
+    try {
+      return await connect(path);
+    } catch (error) {
+      // Bun says ECONNREFUSED for a full queue, too.
+      if (performance.now() >= deadline || !isListening(path)) throw cannotConnect(path, error);
+      await Bun.sleep(BUSY_RETRY_MS);
+    }
   }
+}
+
+async function connect(path: string): Promise<XenstoreTransport> {
+  const transport = new SocketTransport(path);
+  transport.socket = await Bun.connect({
+    unix: path,
+    socket: {
+      data: (_socket, bytes) => transport.onData(bytes),
+      drain: () => transport.flush(),
+      close: (_socket, error) => transport.lose(error),
+      error: (_socket, error) => transport.lose(error),
+    },
+  });
   return transport;
 }
 
