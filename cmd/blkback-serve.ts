@@ -1,97 +1,51 @@
 // `xentool blkback serve` and `watch`: the two commands that serve disks, one or all of a kind.
-import type { Argv, CommandModule } from "yargs";
 import { endsWithin, onAbort, unlessAborted } from "../src/core/deadline.ts";
-import type { GrantMode } from "../src/blkback/data/path.ts";
 import type { DeviceOptions } from "../src/blkback/device.ts";
 import type { MetricsAddress } from "../src/blkback/metrics-server.ts";
 import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";
-import { withExamples } from "./lib/examples.ts";
+import { command, type ArgumentsOf } from "./lib/command.ts";
 import { parseHostPort } from "./lib/host-port.ts";
-import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
+import { choice, flag, number, text, texts, undecidedFlag } from "./lib/option.ts";
+import type { CommandContext } from "./lib/run-command.ts";
 import {
   addressOf,
   DETACH_TIMEOUT_MS,
-  deviceOptions,
-  deviceTypeOption,
+  DEVICE_OPTIONS,
+  DEVICE_TYPE,
   withSession,
-  type DeviceArguments,
   type Session,
 } from "./lib/session.ts";
 
 /** How long the command of --run may take to exit after SIGTERM before it gets SIGKILL. */
 const COMMAND_EXIT_MS = 2000;
 
-export const IOPS = "At most N requests a second, or read:N,write:N; also burst=N; none";
-export const BANDWIDTH = "At most SIZE a second, or read:SIZE,write:SIZE; also burst=SIZE; none";
+/** How fast a disk may be. */
+export const RATE_OPTIONS = {
+  iops: text("At most N requests a second, or read:N,write:N; also burst=N; none"),
+  bandwidth: text("At most SIZE a second, or read:SIZE,write:SIZE; also burst=SIZE; none"),
+};
 
 /** How disks are served, the same for both commands. */
-interface ServingArguments extends GlobalArguments {
-  readonly direct: boolean;
-  readonly format: "raw" | undefined;
-  readonly sectorSize: 512 | 4096;
-  readonly maxQueues: number | undefined;
-  readonly maxRingPageOrder: number;
-  readonly maxIndirectSegments: number;
-  readonly grants: GrantMode;
-  readonly engine: "uring" | "sync";
-  readonly filter: readonly string[];
-  readonly iops: string | undefined;
-  readonly bandwidth: string | undefined;
-}
-
-function servingOptions<T>(argv: Argv<T>): Argv<T & Omit<ServingArguments, keyof GlobalArguments>> {
-  return argv
-    .option("direct", { type: "boolean", default: false, describe: "Bypass the page cache (O_DIRECT)" })
-    .option("format", {
-      choices: ["raw"] as const,
-      describe: "Serve the bytes as they are though they look like another format",
-    })
-    .option("sector-size", {
-      choices: [512, 4096] as const,
-      default: 512 as const,
-      describe: "Logical sector size, bytes",
-    })
-    .option("max-queues", {
-      type: "number",
-      requiresArg: true,
-      describe: "Queues a guest may use, 1 to 16; default: processors, at most 4",
-    })
-    .option("max-ring-page-order", {
-      type: "number",
-      default: 4,
-      requiresArg: true,
-      describe: "Rings of up to 2^N pages, N 0 to 4",
-    })
-    .option("max-indirect-segments", {
-      type: "number",
-      default: 256,
-      requiresArg: true,
-      describe: "0 to 4096; 0: none offered",
-    })
-    .option("grants", {
-      choices: ["copy", "map", "persistent"] as const,
-      default: "copy" as const,
-      describe: "How data crosses; persistent if the guest agrees, else copy",
-    })
-    .option("engine", {
-      choices: ["uring", "sync"] as const,
-      default: "uring" as const,
-      describe: "io_uring or pread/pwrite",
-    })
-    .option("filter", {
-      type: "string",
-      array: true,
-      default: [] as string[],
-      requiresArg: true,
-      describe: "A filter in front of the disk; repeatable; help lists them",
-    })
-    .option("iops", { type: "string", requiresArg: true, describe: IOPS })
-    .option("bandwidth", { type: "string", requiresArg: true, describe: BANDWIDTH })
-    .middleware(explainFilters, true) as never;
-}
+const SERVING_OPTIONS = {
+  direct: flag("Bypass the page cache (O_DIRECT)"),
+  format: choice(["raw"], "Serve the bytes as they are though they look like another format"),
+  "sector-size": choice([512, 4096], "Logical sector size, bytes", { initial: 512 }),
+  "max-queues": number("Queues a guest may use, 1 to 16; default: processors, at most 4"),
+  "max-ring-page-order": number("Rings of up to 2^N pages, N 0 to 4", { initial: 4 }),
+  "max-indirect-segments": number("0 to 4096; 0: none offered", { initial: 256 }),
+  grants: choice(
+    ["copy", "map", "persistent"],
+    "How data crosses; persistent if the guest agrees, else copy",
+    { initial: "copy" },
+  ),
+  engine: choice(["uring", "sync"], "io_uring or pread/pwrite", { initial: "uring" }),
+  filter: texts("A filter in front of the disk; repeatable; help lists them"),
+  ...RATE_OPTIONS,
+};
+type ServingArguments = ArgumentsOf<typeof SERVING_OPTIONS>;
 
 /** Handles `--filter help`, whatever else is on the command line. */
 function explainFilters(argv: { readonly filter?: unknown }): Promise<never> | undefined {
@@ -145,53 +99,37 @@ const UNEXPECTED: Readonly<Partial<Record<ServeEnd, string>>> = {
   "frontend-gone": "the guest, or its end of the device, is gone",
 };
 
-interface ServeArguments extends DeviceArguments, ServingArguments {
-  readonly image: string;
-  readonly mode: "r" | "w" | "w!";
-  readonly deviceType: "disk" | "cdrom";
-  readonly run: string | undefined;
-}
-
-const SERVE = "Serve a disk image or block device until it is detached, its guest is gone, or SIGTERM";
-
-export const serveCommand: CommandModule<GlobalArguments, ServeArguments> = {
-  // The image is required, but yargs would demand an <image> before `--filter help` is looked at.
-  command: "serve [image]",
-  describe: SERVE,
-  builder: (argv) =>
-    withExamples(
-      servingOptions(deviceTypeOption(deviceOptions(argv.usage(`$0 blkback serve <image>\n\n${SERVE}`))))
-        .positional("image", { type: "string", describe: "A file or a block device" })
-        .demandOption("image")
-        .option("mode", {
-          choices: ["r", "w", "w!"] as const,
-          default: "w" as const,
-          describe: "Read-only, writable, or w!: writable though others use the image",
-        })
-        .option("run", {
-          type: "string",
-          requiresArg: true,
-          describe: "Run this shell command once a guest may connect, then detach",
-        }),
-      [
-        ["xentool blkback serve disk.img --domid 1 --vdev xvdb", "one disk for domain 1"],
-        [
-          "xentool blkback serve /dev/vg/root --domid 1 --vdev xvda --direct",
-          "a volume, without the page cache",
-        ],
-        [
-          "xentool blkback serve d.img --domid 1 --vdev xvdc --filter error:rate=1%",
-          "one request in a hundred fails",
-        ],
-        [
-          "xentool blkback serve d.img --domid 1 --vdev xvdd --iops 500 --bandwidth 20M",
-          "no faster than that; `limit` changes it",
-        ],
-      ],
-    ),
-  handler: (argv) =>
-    runCommand(argv, (context) => withSession(context, (session) => runServe(context, session, argv))),
+const SERVE_OPTIONS = {
+  image: text("A file or a block device", { positional: true, complete: "file" }),
+  ...DEVICE_OPTIONS,
+  "device-type": DEVICE_TYPE,
+  ...SERVING_OPTIONS,
+  mode: choice(["r", "w", "w!"], "Read-only, writable, or w!: writable though others use the image", {
+    initial: "w",
+  }),
+  run: text("Run this shell command once a guest may connect, then detach"),
 };
+type ServeArguments = ArgumentsOf<typeof SERVE_OPTIONS>;
+
+export const serveCommand = command({
+  name: "serve",
+  summary: "Serve a disk image or block device until it is detached, its guest is gone, or SIGTERM",
+  options: SERVE_OPTIONS,
+  early: explainFilters,
+  examples: [
+    ["xentool blkback serve disk.img --domid 1 --vdev xvdb", "one disk for domain 1"],
+    ["xentool blkback serve /dev/vg/root --domid 1 --vdev xvda --direct", "a volume, without the page cache"],
+    [
+      "xentool blkback serve d.img --domid 1 --vdev xvdc --filter error:rate=1%",
+      "one request in a hundred fails",
+    ],
+    [
+      "xentool blkback serve d.img --domid 1 --vdev xvdd --iops 500 --bandwidth 20M",
+      "no faster than that; `limit` changes it",
+    ],
+  ],
+  run: (argv, context) => withSession(context, (session) => runServe(context, session, argv)),
+});
 
 async function runServe(context: CommandContext, session: Session, argv: ServeArguments): Promise<number> {
   const { serveImage } = await import("../src/blkback/serve.ts");
@@ -272,41 +210,25 @@ async function startCommand(line: string, stop: AbortSignal, force: AbortSignal)
   return await child.exited;
 }
 
-interface WatchArguments extends ServingArguments {
-  readonly kind: string;
-  readonly anyScript: boolean | undefined;
-  readonly metrics: string | undefined;
-}
-
-export const watchCommand: CommandModule<GlobalArguments, WatchArguments> = {
-  command: "watch",
-  describe: "Serve every disk that the toolstack creates for us: the daemon",
-  builder: (argv) =>
-    withExamples(
-      servingOptions(argv)
-        .option("kind", {
-          type: "string",
-          default: "vbd",
-          requiresArg: true,
-          describe: "Directory name of the backends",
-        })
-        .option("any-script", {
-          type: "boolean",
-          describe: "All of the kind, not only script=block-xentool (default in a driver domain)",
-        })
-        .option("metrics", {
-          type: "string",
-          requiresArg: true,
-          describe: "Answer Prometheus at HOST:PORT or unix:PATH",
-        }),
-      [
-        ["xentool blkback watch", "what the systemd unit of `xentool blkback install` runs"],
-        ["xentool blkback watch --metrics 127.0.0.1:9167", "with http://127.0.0.1:9167/metrics"],
-      ],
-    ) as never,
-  handler: (argv) =>
-    runCommand(argv, (context) => withSession(context, (session) => runWatch(context, session, argv))),
+const WATCH_OPTIONS = {
+  ...SERVING_OPTIONS,
+  kind: text("Directory name of the backends", { initial: "vbd" }),
+  "any-script": undecidedFlag("All of the kind, not only script=block-xentool (default in a driver domain)"),
+  metrics: text("Answer Prometheus at HOST:PORT or unix:PATH"),
 };
+type WatchArguments = ArgumentsOf<typeof WATCH_OPTIONS>;
+
+export const watchCommand = command({
+  name: "watch",
+  summary: "Serve every disk that the toolstack creates for us: the daemon",
+  options: WATCH_OPTIONS,
+  early: explainFilters,
+  examples: [
+    ["xentool blkback watch", "what the systemd unit of `xentool blkback install` runs"],
+    ["xentool blkback watch --metrics 127.0.0.1:9167", "with http://127.0.0.1:9167/metrics"],
+  ],
+  run: (argv, context) => withSession(context, (session) => runWatch(context, session, argv)),
+});
 
 async function runWatch(context: CommandContext, session: Session, argv: WatchArguments): Promise<void> {
   const { BackendWatch } = await import("../src/blkback/watch.ts");

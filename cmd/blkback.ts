@@ -1,81 +1,60 @@
 // `xentool blkback`: serving disks to guests, the toolstack's steps one by one, and statistics.
-import type { CommandModule } from "yargs";
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
-import { askedRates, BANDWIDTH, IOPS, serveCommand, watchCommand } from "./blkback-serve.ts";
-import { actionGroup } from "./lib/action-group.ts";
-import { withExamples } from "./lib/examples.ts";
-import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
+import { askedRates, RATE_OPTIONS, serveCommand, watchCommand } from "./blkback-serve.ts";
+import { command, group, type ArgumentsOf, type Command } from "./lib/command.ts";
+import { choice, flag, number, text } from "./lib/option.ts";
+import type { CommandContext } from "./lib/run-command.ts";
 import {
   addressOf,
   DETACH_TIMEOUT_MS,
-  deviceOptions,
-  deviceTypeOption,
+  DEVICE_OPTIONS,
+  DEVICE_TYPE,
   withSession,
-  type DeviceArguments,
   type Session,
 } from "./lib/session.ts";
 
 /** A command that performs one step on one device. `work` may return the exit status. */
 function step(
-  command: string,
-  describe: string,
+  name: string,
+  summary: string,
   example: string,
   work: (session: Session, address: DeviceAddress, context: CommandContext) => Promise<number | void>,
-): CommandModule<GlobalArguments, DeviceArguments> {
-  return {
-    command,
-    describe,
-    builder: (argv) =>
-      withExamples(deviceOptions(argv), [[`xentool blkback ${command} --domid 1 --vdev xvdb`, example]]),
-    handler: (argv) =>
-      runCommand(argv, (context) =>
-        withSession(context, async (session) => work(session, await addressOf(session, argv), context)),
-      ),
-  };
+): Command {
+  return command({
+    name,
+    summary,
+    options: DEVICE_OPTIONS,
+    examples: [[`xentool blkback ${name} --domid 1 --vdev xvdb`, example]],
+    run: (argv, context) =>
+      withSession(context, async (session) => work(session, await addressOf(session, argv), context)),
+  });
 }
 
-interface CreateArguments extends DeviceArguments {
-  readonly mode: "r" | "w";
-  readonly deviceType: "disk" | "cdrom";
-  readonly params: string;
-}
-
-const create: CommandModule<GlobalArguments, CreateArguments> = {
-  command: "create",
-  describe: "Make a device's directories in xenstore, as the toolstack does",
-  builder: (argv) =>
-    withExamples(
-      deviceTypeOption(deviceOptions(argv))
-        .option("mode", {
-          choices: ["r", "w"] as const,
-          default: "w" as const,
-          describe: "Read-only or writable",
-        })
-        .option("params", {
-          type: "string",
-          default: "",
-          requiresArg: true,
-          describe: "What the backend should serve: a path for watch, aio:/a.img for QEMU",
-        }),
-      [
-        ["xentool blkback create --domid 1 --vdev xvdb", "then serve it under the same name"],
-        [
-          "xentool blkback create --domid 1 --vdev xvdb --params aio:/a.img",
-          "for the guest's QEMU, if it has one",
-        ],
-      ],
-    ),
-  handler: (argv) =>
-    runCommand(argv, (context) =>
-      withSession(context, async (session) => {
-        const { createDevice } = await import("../src/blkback/toolstack.ts");
-        const address = await addressOf(session, argv);
-        const { deviceType, params } = argv;
-        await createDevice(session.xenstore, { address, readOnly: argv.mode === "r", deviceType, params });
-      }),
-    ),
-};
+const create = command({
+  name: "create",
+  summary: "Make a device's directories in xenstore, as the toolstack does",
+  options: {
+    ...DEVICE_OPTIONS,
+    "device-type": DEVICE_TYPE,
+    mode: choice(["r", "w"], "Read-only or writable", { initial: "w" }),
+    params: text("What the backend should serve: a path for watch, aio:/a.img for QEMU", { initial: "" }),
+  },
+  examples: [
+    ["xentool blkback create --domid 1 --vdev xvdb", "then serve it under the same name"],
+    [
+      "xentool blkback create --domid 1 --vdev xvdb --params aio:/a.img",
+      "for the guest's QEMU, if it has one",
+    ],
+  ],
+  run: (argv, context) =>
+    withSession(context, async (session) => {
+      const { createDevice } = await import("../src/blkback/toolstack.ts");
+      const address = await addressOf(session, argv);
+      const { deviceType, params } = argv;
+      await createDevice(session.xenstore, { address, readOnly: argv.mode === "r", deviceType, params });
+    }),
+});
 
 const destroy = step(
   "destroy",
@@ -125,39 +104,28 @@ const resize = step(
   },
 );
 
-interface LimitArguments extends DeviceArguments {
-  readonly iops: string | undefined;
-  readonly bandwidth: string | undefined;
-}
+const LIMIT_OPTIONS = { ...DEVICE_OPTIONS, ...RATE_OPTIONS };
 
-const LIMIT = "Change how fast a disk may be while its guest uses it, or show it";
-
-const limit: CommandModule<GlobalArguments, LimitArguments> = {
-  command: "limit",
-  describe: LIMIT,
-  builder: (argv) =>
-    withExamples(
-      deviceOptions(argv)
-        .option("iops", { type: "string", requiresArg: true, describe: IOPS })
-        .option("bandwidth", { type: "string", requiresArg: true, describe: BANDWIDTH }),
-      [
-        ["xentool blkback limit --domid 1 --vdev xvdb --iops 500,burst=2000", "what passes that waits"],
-        ["xentool blkback limit --domid 1 --vdev xvdb --iops none --bandwidth 20M", "bytes instead"],
-        ["xentool blkback limit --domid 1 --vdev xvdb", "the limits in force"],
-      ],
-    ),
-  handler: (argv) =>
-    runCommand(argv, async (context) => {
-      // Before anything is looked for: a mistyped limit needs no xenstore.
-      const asked = await askedRates(argv);
-      await withSession(context, (session) => runLimit(context, session, argv, asked));
-    }),
-};
+const limit = command({
+  name: "limit",
+  summary: "Change how fast a disk may be while its guest uses it, or show it",
+  options: LIMIT_OPTIONS,
+  examples: [
+    ["xentool blkback limit --domid 1 --vdev xvdb --iops 500,burst=2000", "what passes that waits"],
+    ["xentool blkback limit --domid 1 --vdev xvdb --iops none --bandwidth 20M", "bytes instead"],
+    ["xentool blkback limit --domid 1 --vdev xvdb", "the limits in force"],
+  ],
+  run: async (argv, context) => {
+    // Before anything is looked for: a mistyped limit needs no xenstore.
+    const asked = await askedRates(argv);
+    await withSession(context, (session) => runLimit(context, session, argv, asked));
+  },
+});
 
 async function runLimit(
   { json, stop, timeoutMs = DETACH_TIMEOUT_MS }: CommandContext,
   session: Session,
-  argv: LimitArguments,
+  argv: ArgumentsOf<typeof LIMIT_OPTIONS>,
   asked: AskedRates,
 ): Promise<void> {
   const { limitDevice, readRates } = await import("../src/blkback/rate-keys.ts");
@@ -171,115 +139,74 @@ async function runLimit(
   printRates(address, rates, json);
 }
 
-const list: CommandModule<GlobalArguments, GlobalArguments> = {
-  command: "list",
-  describe: "Every block device that this domain is the backend of",
-  builder: (argv) => withExamples(argv, [["xentool blkback list --json", "for scripts"]]),
-  handler: (argv) =>
-    runCommand(argv, (context) =>
-      withSession(context, async ({ platform, xenstore }) => {
-        const { listDevices } = await import("../src/blkback/device-list.ts");
-        const { readAllStats, statsDir } = await import("../src/blkback/stats.ts");
-        const { printDevices } = await import("./lib/blkback-report.ts");
-        const served = readAllStats(statsDir(platform.descriptor));
-        printDevices(await listDevices(xenstore, platform.domid, served), context.json);
-      }),
-    ),
-};
-
-interface StatsArguments extends GlobalArguments {
-  readonly domid: number | undefined;
-  readonly vdev: string | undefined;
-  readonly watch: boolean;
-  readonly interval: number;
-  readonly prometheus: boolean;
-}
-
-const stats: CommandModule<GlobalArguments, StatsArguments> = {
-  command: "stats",
-  describe: "What the disks served on this host are doing",
-  builder: (argv) =>
-    withExamples(
-      argv
-        .option("domid", { type: "number", requiresArg: true, describe: "Only this guest" })
-        .option("vdev", { type: "string", requiresArg: true, describe: "Only this disk" })
-        .option("watch", {
-          type: "boolean",
-          default: false,
-          describe: "Show rates again and again, until Ctrl-C",
-        })
-        .option("interval", {
-          type: "number",
-          default: 1,
-          requiresArg: true,
-          describe: "Seconds between the lines of --watch",
-        })
-        .option("prometheus", { type: "boolean", default: false, describe: "Print them as metrics, once" }),
-      [
-        ["xentool blkback stats", "totals, latencies, how full the ring was"],
-        ["xentool blkback stats --watch --interval 5", "a line a disk, every 5 seconds"],
-        ["xentool blkback stats --watch --json", "an object a line, every second"],
-        ["xentool blkback stats --prometheus", "for the node exporter's textfile collector"],
-      ],
-    ),
-  handler: (argv) =>
-    runCommand(argv, async (context) => {
-      const { choosePlatform } = await import("../src/platform/open.ts");
-      const { showStats } = await import("./lib/stats-report.ts");
-      const platform = await choosePlatform({ platform: context.platform });
-      try {
-        await showStats(platform, argv, context);
-      } finally {
-        platform.close();
-      }
+const list = command({
+  name: "list",
+  summary: "Every block device that this domain is the backend of",
+  options: {},
+  examples: [["xentool blkback list --json", "for scripts"]],
+  run: (_argv, context) =>
+    withSession(context, async ({ platform, xenstore }) => {
+      const { listDevices } = await import("../src/blkback/device-list.ts");
+      const { readAllStats, statsDir } = await import("../src/blkback/stats.ts");
+      const { printDevices } = await import("./lib/blkback-report.ts");
+      const served = readAllStats(statsDir(platform.descriptor));
+      printDevices(await listDevices(xenstore, platform.domid, served), context.json);
     }),
-};
+});
 
-interface InstallArguments extends GlobalArguments {
-  readonly root: string;
-  readonly prefix: string | undefined;
-}
+const stats = command({
+  name: "stats",
+  summary: "What the disks served on this host are doing",
+  options: {
+    domid: number("Only this guest", { complete: "domain" }),
+    vdev: text("Only this disk", { complete: "vdev" }),
+    watch: flag("Show rates again and again, until Ctrl-C"),
+    interval: number("Seconds between the lines of --watch", { initial: 1 }),
+    prometheus: flag("Print them as metrics, once"),
+  },
+  examples: [
+    ["xentool blkback stats", "totals, latencies, how full the ring was"],
+    ["xentool blkback stats --watch --interval 5", "a line a disk, every 5 seconds"],
+    ["xentool blkback stats --watch --json", "an object a line, every second"],
+    ["xentool blkback stats --prometheus", "for the node exporter's textfile collector"],
+  ],
+  run: async (argv, context) => {
+    const { choosePlatform } = await import("../src/platform/open.ts");
+    const { showStats } = await import("./lib/stats-report.ts");
+    const platform = await choosePlatform({ platform: context.platform });
+    try {
+      await showStats(platform, argv, context);
+    } finally {
+      platform.close();
+    }
+  },
+});
 
 /** `install` and `uninstall`, which write and remove the same files. */
-function installation(
-  name: "install" | "uninstall",
-  describe: string,
-  example: string,
-): CommandModule<GlobalArguments, InstallArguments> {
-  return {
-    command: name,
-    describe,
-    builder: (argv) =>
-      withExamples(
-        argv
-          .option("root", {
-            type: "string",
-            default: "/",
-            requiresArg: true,
-            describe: "The host's file system, or the tree of a package",
-          })
-          .option("prefix", {
-            type: "string",
-            requiresArg: true,
-            describe: "For packages: below PREFIX/lib instead of /etc, with PREFIX/bin/xentool",
-          }),
-        [
-          [`xentool blkback ${name}`, example],
-          [`xentool blkback ${name} --root debian/xentool --prefix /usr`, "the same, in a package's tree"],
-        ],
-      ),
-    handler: (argv) =>
-      runCommand(argv, async (context) => {
-        const work = await import("../src/blkback/install.ts");
-        const { print, printJson } = await import("./lib/output.ts");
-        const { root, prefix } = argv;
-        const { paths, notes } = work[name]({ root, prefix, executable: process.execPath });
-        if (context.json) return printJson({ paths, notes });
-        if (paths.length === 0) print("nothing is installed");
-        else for (const path of paths) print(`${name === "install" ? "wrote" : "removed"} ${path}`);
-        for (const note of notes) process.stderr.write(`xentool: ${note}\n`);
+function installation(name: "install" | "uninstall", summary: string, example: string): Command {
+  return command({
+    name,
+    summary,
+    options: {
+      root: text("The host's file system, or the tree of a package", { initial: "/", complete: "directory" }),
+      prefix: text("For packages: below PREFIX/lib instead of /etc, with PREFIX/bin/xentool", {
+        complete: "directory",
       }),
-  };
+    },
+    examples: [
+      [`xentool blkback ${name}`, example],
+      [`xentool blkback ${name} --root debian/xentool --prefix /usr`, "the same, in a package's tree"],
+    ],
+    run: async ({ root, prefix }, context) => {
+      const work = await import("../src/blkback/install.ts");
+      const { print, printJson } = await import("./lib/output.ts");
+      const { paths, notes } = work[name]({ root, prefix, executable: process.execPath });
+      if (context.json) return printJson({ paths, notes });
+      if (paths.length === 0) print("nothing is installed");
+      else for (const path of paths) print(`${name === "install" ? "wrote" : "removed"} ${path}`);
+      for (const note of notes) process.stderr.write(`xentool: ${note}\n`);
+    },
+  });
 }
 
 const installCommand = installation(
@@ -289,10 +216,10 @@ const installCommand = installation(
 );
 const uninstallCommand = installation("uninstall", "Undo install", "stops and disables the unit, too");
 
-export const blkbackCommand = actionGroup(
-  "blkback",
-  "Serve disks to guests over the PV block ring",
-  [
+export const blkbackCommand = group({
+  name: "blkback",
+  summary: "Serve disks to guests over the PV block ring",
+  actions: [
     serveCommand,
     watchCommand,
     installCommand,
@@ -306,8 +233,8 @@ export const blkbackCommand = actionGroup(
     list,
     stats,
   ],
-  [
+  examples: [
     ["xentool blkback serve disk.img --domid 1 --vdev xvdb", "give domain 1 a disk, until Ctrl-C"],
     ["xentool blkback stats --watch", "how the disks are doing, every second"],
   ],
-);
+});

@@ -1,51 +1,20 @@
 // `xentool blkfront`: uses a disk as a guest would, from user space: exports it over NBD, or benchmarks it.
-import type { Argv, CommandModule } from "yargs";
-import type { BenchOptions, BenchPattern, BenchResult } from "../src/blkfront/bench.ts";
+import type { BenchOptions, BenchResult } from "../src/blkfront/bench.ts";
 import type { Disk } from "../src/blkfront/handshake.ts";
 import type { SessionEnd } from "../src/blkfront/session.ts";
 import type { BlkfrontJob } from "../src/blkfront/blkfront-orders.ts";
-import { actionGroup } from "./lib/action-group.ts";
-import { withExamples } from "./lib/examples.ts";
-import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
+import { command, group, type ArgumentsOf } from "./lib/command.ts";
+import { choice, flag, number, text } from "./lib/option.ts";
+import type { CommandContext } from "./lib/run-command.ts";
 
-interface DeviceArguments extends GlobalArguments {
-  readonly vdev: string;
-  readonly abi: "x86_64" | "x86_32";
-  readonly queues: number;
-  readonly ringPageOrder: number | undefined;
-  readonly take: boolean;
-}
-
-function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, keyof GlobalArguments>> {
-  return argv
-    .option("vdev", {
-      type: "string",
-      demandOption: true,
-      requiresArg: true,
-      describe: "Our disk: xvdb, sda, 51728",
-    })
-    .option("abi", {
-      choices: ["x86_64", "x86_32"] as const,
-      default: "x86_64" as const,
-      describe: "Layout of requests on the ring",
-    })
-    .option("queues", {
-      type: "number",
-      default: 1,
-      requiresArg: true,
-      describe: "Rings to spread requests over; fewer if the backend offers fewer",
-    })
-    .option("ring-page-order", {
-      type: "number",
-      requiresArg: true,
-      describe: "Rings of 2^N pages, N 0 to 4 (default: what the backend allows)",
-    })
-    .option("take", {
-      type: "boolean",
-      default: false,
-      describe: "Take the disk away from whoever in this domain uses it, the kernel too",
-    }) as never;
-}
+const DEVICE_OPTIONS = {
+  vdev: text("Our disk: xvdb, sda, 51728", { required: true, complete: "vdev" }),
+  abi: choice(["x86_64", "x86_32"], "Layout of requests on the ring", { initial: "x86_64" }),
+  queues: number("Rings to spread requests over; fewer if the backend offers fewer", { initial: 1 }),
+  "ring-page-order": number("Rings of 2^N pages, N 0 to 4 (default: what the backend allows)"),
+  take: flag("Take the disk away from whoever in this domain uses it, the kernel too"),
+};
+type DeviceArguments = ArgumentsOf<typeof DEVICE_OPTIONS>;
 
 /** Connects to the disk and has a worker do `job`, until `stop` fires. */
 async function useDisk(
@@ -89,47 +58,36 @@ async function useDisk(
   return await runSession(platform, xenstore, options, job, spawnWorker, stop, onConnected);
 }
 
-interface NbdArguments extends DeviceArguments {
-  readonly socket: string;
-}
-
-const nbd: CommandModule<GlobalArguments, NbdArguments> = {
-  command: "nbd",
-  describe: "Export the disk as an NBD server on a unix socket, until the backend lets go or SIGTERM",
-  builder: (argv) =>
-    withExamples(
-      deviceOptions(argv).option("socket", {
-        type: "string",
-        demandOption: true,
-        requiresArg: true,
-        describe: "Path of the socket",
-      }),
-      [
-        [
-          "xentool blkfront nbd --vdev xvdb --socket /tmp/xvdb.sock",
-          "export the disk; meanwhile, elsewhere:",
-        ],
-        ["nbdinfo 'nbd+unix:///?socket=/tmp/xvdb.sock'", "what it is"],
-        ["nbdcopy 'nbd+unix:///?socket=/tmp/xvdb.sock' copy.img", "its bytes"],
-      ],
-    ),
-  handler: (argv) =>
-    runCommand(argv, async (context) => {
-      const { listenAt } = await import("../src/native/unix-listener.ts");
-      // Read before there is a socket: from now on a signal asks us to end, and the socket is removed.
-      const { stop } = context;
-      const listener = listenAt(argv.socket);
-      try {
-        const job = { type: "nbd", listener: listener.fd, exportName: argv.vdev } as const;
-        const end = await useDisk(context, argv, job, stop, (disk) => announce(context, argv, disk));
-        if (context.json) printLine({ event: "ended", reason: end.reason });
-      } finally {
-        listener.close();
-      }
-    }),
+const NBD_OPTIONS = {
+  ...DEVICE_OPTIONS,
+  socket: text("Path of the socket", { required: true, complete: "file" }),
 };
 
-function announce(context: CommandContext, argv: NbdArguments, disk: Disk): void {
+const nbd = command({
+  name: "nbd",
+  summary: "Export the disk as an NBD server on a unix socket, until the backend lets go or SIGTERM",
+  options: NBD_OPTIONS,
+  examples: [
+    ["xentool blkfront nbd --vdev xvdb --socket /tmp/xvdb.sock", "export the disk; meanwhile, elsewhere:"],
+    ["nbdinfo 'nbd+unix:///?socket=/tmp/xvdb.sock'", "what it is"],
+    ["nbdcopy 'nbd+unix:///?socket=/tmp/xvdb.sock' copy.img", "its bytes"],
+  ],
+  run: async (argv, context) => {
+    const { listenAt } = await import("../src/native/unix-listener.ts");
+    // Read before there is a socket: from now on a signal asks us to end, and the socket is removed.
+    const { stop } = context;
+    const listener = listenAt(argv.socket);
+    try {
+      const job = { type: "nbd", listener: listener.fd, exportName: argv.vdev } as const;
+      const end = await useDisk(context, argv, job, stop, (disk) => announce(context, argv, disk));
+      if (context.json) printLine({ event: "ended", reason: end.reason });
+    } finally {
+      listener.close();
+    }
+  },
+});
+
+function announce(context: CommandContext, argv: ArgumentsOf<typeof NBD_OPTIONS>, disk: Disk): void {
   const { vdev, socket } = argv;
   if (context.json) printLine({ event: "serving", vdev, socket, ...disk });
   else process.stderr.write(`xentool: serving ${vdev} at ${socket}\n`);
@@ -139,54 +97,38 @@ function printLine(value: unknown): void {
   process.stdout.write(`${JSON.stringify(value)}\n`);
 }
 
-interface BenchArguments extends DeviceArguments {
-  readonly rw: BenchPattern;
-  readonly bs: string;
-  readonly iodepth: number;
-  readonly runtime: number;
-}
-
-const bench: CommandModule<GlobalArguments, BenchArguments> = {
-  command: "bench",
-  describe: "Measure the disk; a pattern that writes destroys what is on it",
-  builder: (argv) =>
-    withExamples(
-      deviceOptions(argv)
-        .option("rw", {
-          choices: ["read", "write", "randread", "randwrite", "randrw"] as const,
-          default: "randread" as const,
-          describe: "Access pattern",
-        })
-        .option("bs", {
-          type: "string",
-          default: "4k",
-          requiresArg: true,
-          describe: "Bytes at a time: 4k, 1M",
-        })
-        .option("iodepth", { type: "number", default: 32, requiresArg: true, describe: "How many at a time" })
-        .option("runtime", { type: "number", default: 5, requiresArg: true, describe: "Seconds" }),
-      [
-        ["xentool blkfront bench --vdev xvdb", "4k random reads, 32 at a time"],
-        ["xentool blkfront bench --vdev xvdb --rw write --bs 1M --iodepth 4 --json", "for scripts"],
-      ],
-    ),
-  handler: (argv) =>
-    runCommand(argv, async (context) => {
-      const { XentoolError } = await import("../src/core/errors.ts");
-      const options = await benchOptions(argv);
-      const job = { type: "bench", options } as const;
-      const { reason, bench: result } = await useDisk(context, argv, job, context.stop, () => {});
-      if (result === undefined && reason === "stopped")
-        throw new XentoolError("cancelled", "stopped before there was anything to measure");
-      if (result === undefined)
-        throw new XentoolError("protocol", "the backend let go of the disk before there was a result");
-      await printResult(context, argv.vdev, result);
-      if (result.errors > 0)
-        throw new XentoolError("io", `${result.errors} of the requests failed; the figures mean little`);
-    }),
+const BENCH_OPTIONS = {
+  ...DEVICE_OPTIONS,
+  rw: choice(["read", "write", "randread", "randwrite", "randrw"], "Access pattern", { initial: "randread" }),
+  bs: text("Bytes at a time: 4k, 1M", { initial: "4k" }),
+  iodepth: number("How many at a time", { initial: 32 }),
+  runtime: number("Seconds", { initial: 5 }),
 };
 
-async function benchOptions(argv: BenchArguments): Promise<BenchOptions> {
+const bench = command({
+  name: "bench",
+  summary: "Measure the disk; a pattern that writes destroys what is on it",
+  options: BENCH_OPTIONS,
+  examples: [
+    ["xentool blkfront bench --vdev xvdb", "4k random reads, 32 at a time"],
+    ["xentool blkfront bench --vdev xvdb --rw write --bs 1M --iodepth 4 --json", "for scripts"],
+  ],
+  run: async (argv, context) => {
+    const { XentoolError } = await import("../src/core/errors.ts");
+    const options = await benchOptions(argv);
+    const job = { type: "bench", options } as const;
+    const { reason, bench: result } = await useDisk(context, argv, job, context.stop, () => {});
+    if (result === undefined && reason === "stopped")
+      throw new XentoolError("cancelled", "stopped before there was anything to measure");
+    if (result === undefined)
+      throw new XentoolError("protocol", "the backend let go of the disk before there was a result");
+    await printResult(context, argv.vdev, result);
+    if (result.errors > 0)
+      throw new XentoolError("io", `${result.errors} of the requests failed; the figures mean little`);
+  },
+});
+
+async function benchOptions(argv: ArgumentsOf<typeof BENCH_OPTIONS>): Promise<BenchOptions> {
   const { XentoolError } = await import("../src/core/errors.ts");
   const size = /^([0-9]{1,9})([kKmM]?)$/.exec(argv.bs);
   if (size === null) throw new XentoolError("usage", `--bs: "${argv.bs}" is not a size; try 4k or 1M`);
@@ -227,12 +169,12 @@ async function printResult(context: CommandContext, vdev: string, result: BenchR
   print(`  CPU of this process: ${Math.round(cpuPercent)} %`);
 }
 
-export const blkfrontCommand = actionGroup(
-  "blkfront",
-  "Use a disk as a guest would, from user space",
-  [nbd, bench],
-  [
+export const blkfrontCommand = group({
+  name: "blkfront",
+  summary: "Use a disk as a guest would, from user space",
+  actions: [nbd, bench],
+  examples: [
     ["xentool blkfront nbd --vdev xvdb --socket /tmp/xvdb.sock", "our disk for qemu-img, nbdcopy and others"],
     ["xentool blkfront bench --vdev xvdb", "how fast it is; reads only"],
   ],
-);
+});

@@ -1,10 +1,9 @@
 // xentool doctor: what this host has and lacks for real Xen and for the simulated one, and what to type.
-import type { CommandModule } from "yargs";
 import { EXIT_CODE } from "../src/core/errors.ts";
-import { withExamples } from "./lib/examples.ts";
+import { command } from "./lib/command.ts";
 import type { Check } from "./lib/host-checks.ts";
 import { paint, print, printJson } from "./lib/output.ts";
-import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
+import type { CommandContext } from "./lib/run-command.ts";
 
 const AREAS = [
   { area: "host", title: "This host" },
@@ -12,17 +11,17 @@ const AREAS = [
   { area: "sim", title: "Simulated Xen" },
 ] as const;
 
-export const doctorCommand: CommandModule<GlobalArguments, GlobalArguments> = {
-  command: "doctor",
-  describe: "Say what this host has and lacks, and what to do about it",
-  builder: (yargs) =>
-    withExamples(yargs, [
-      ["xentool doctor", "everything, with what to type where something is missing"],
-      ["xentool doctor --json", "for scripts; the exit status is 0 when Xen or the simulation is usable"],
-      ["xentool doctor --platform sim", "exit status 3 unless the simulation is usable"],
-    ]),
-  handler: (argv) => runCommand(argv, examine),
-};
+export const doctorCommand = command({
+  name: "doctor",
+  summary: "Say what this host has and lacks, and what to do about it",
+  options: {},
+  examples: [
+    ["xentool doctor", "everything, with what to type where something is missing"],
+    ["xentool doctor --json", "for scripts; the exit status is 0 when Xen or the simulation is usable"],
+    ["xentool doctor --platform sim", "exit status 3 unless the simulation is usable"],
+  ],
+  run: (_argv, context) => examine(context),
+});
 
 /** Exit status 0 when the requested platform (auto: either) is usable, otherwise that of `environment`. */
 async function examine({ json, platform }: CommandContext): Promise<number> {

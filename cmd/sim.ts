@@ -1,123 +1,79 @@
 // `xentool sim`: an embedded Xen platform, for one command or in the background.
-import type { Argv, CommandModule } from "yargs";
 import { XentoolError } from "../src/core/errors.ts";
 import { toDomid } from "../src/core/types.ts";
 import type { SimHostOptions, SimStatus } from "../src/sim/host.ts";
 import { DEFAULT_LIMITS_TEXT, parseLimits } from "../src/sim/limits.ts";
-import { PERSONALITY_NAMES, type PersonalityName } from "../src/xenstore/server/personality.ts";
-import { actionGroup } from "./lib/action-group.ts";
-import { withExamples } from "./lib/examples.ts";
+import { PERSONALITY_NAMES } from "../src/xenstore/server/personality.ts";
+import { command, group, type ArgumentsOf } from "./lib/command.ts";
+import { choice, flag, number, text, texts } from "./lib/option.ts";
 import { formatTable, paint, print, printJson } from "./lib/output.ts";
-import { runCommand, type CommandContext, type GlobalArguments } from "./lib/run-command.ts";
+import type { CommandContext } from "./lib/run-command.ts";
 
-interface HostArguments extends GlobalArguments {
-  readonly domains: number;
-  readonly personality: PersonalityName;
-  readonly limit: readonly string[];
-}
+const HOST_OPTIONS = {
+  domains: number("How many domains, domain 0 included", { initial: 3 }),
+  personality: choice(PERSONALITY_NAMES, "Which xenstore server to behave like", { initial: "oxenstored" }),
+  limit: texts(`A limit of each domain, repeatable; default ${DEFAULT_LIMITS_TEXT}`),
+};
+type HostArguments = ArgumentsOf<typeof HOST_OPTIONS>;
 
-interface DirArguments extends GlobalArguments {
-  readonly dir: string | undefined;
-}
-
-function hostOptions<T>(argv: Argv<T>): Argv<T & Omit<HostArguments, keyof GlobalArguments>> {
-  return argv
-    .option("domains", {
-      type: "number",
-      default: 3,
-      requiresArg: true,
-      describe: "How many domains, domain 0 included",
-    })
-    .option("personality", {
-      choices: PERSONALITY_NAMES,
-      default: "oxenstored" as const,
-      describe: "Which xenstore server to behave like",
-    })
-    .option("limit", {
-      type: "string",
-      array: true,
-      default: [],
-      requiresArg: true,
-      describe: `A limit of each domain, repeatable; default ${DEFAULT_LIMITS_TEXT}`,
-    });
-}
-
-function dirOption<T>(argv: Argv<T>, describe: string): Argv<T & Omit<DirArguments, keyof GlobalArguments>> {
-  return argv.option("dir", { type: "string", requiresArg: true, describe });
-}
+const DIR_OPTION = {
+  dir: text("Directory of the host; default: what XENTOOL_SIM names", { complete: "directory" }),
+};
 
 function optionsOf(argv: HostArguments): SimHostOptions {
   return { domains: argv.domains, personality: argv.personality, limits: parseLimits(argv.limit) };
 }
 
-function chosenDir(argv: DirArguments): string {
+function chosenDir(argv: ArgumentsOf<typeof DIR_OPTION>): string {
   const dir = argv.dir ?? process.env["XENTOOL_SIM"];
   if (dir === undefined || dir === "")
     throw new XentoolError("usage", "which simulated host? Name its directory with --dir or XENTOOL_SIM");
   return dir;
 }
 
-interface RunArguments extends HostArguments {
-  readonly "--"?: readonly string[];
-}
-
-const run: CommandModule<GlobalArguments, RunArguments> = {
-  command: "run",
-  describe: "Run a command on a simulated host of its own",
-  builder: (argv) =>
-    withExamples(
-      hostOptions(argv).usage(
-        "$0 sim run [options] -- COMMAND [ARGUMENTS]\n\nRun a command on a simulated host of its own",
-      ),
-      [
-        ["xentool sim run -- sh", "a shell in domain 0; with XENTOOL_DOMID=1 a command is domain 1"],
-        ["xentool sim run --domains 2 -- xentool sim status", "what there is from the start"],
-        ["xentool sim run --limit share-pages=64 -- ./test.sh", "a test where shared pages run out"],
-      ],
-    ),
-  handler: (argv) =>
-    runCommand(argv, async (context) => {
-      const command = argv["--"] ?? [];
-      if (command.length === 0) throw new XentoolError("usage", "run what? xentool sim run -- COMMAND");
-      const { runInHost } = await import("../src/sim/run.ts");
-      const status = runInHost(command, optionsOf(argv));
-      context.leaveSignals();
-      return status;
-    }),
-};
+const run = command({
+  name: "run",
+  summary: "Run a command on a simulated host of its own",
+  options: HOST_OPTIONS,
+  trailing: "-- COMMAND [ARGUMENTS]",
+  examples: [
+    ["xentool sim run -- sh", "a shell in domain 0; with XENTOOL_DOMID=1 a command is domain 1"],
+    ["xentool sim run --domains 2 -- xentool sim status", "what there is from the start"],
+    ["xentool sim run --limit share-pages=64 -- ./test.sh", "a test where shared pages run out"],
+  ],
+  run: async (argv, context) => {
+    const words = argv["--"] ?? [];
+    if (words.length === 0) throw new XentoolError("usage", "run what? xentool sim run -- COMMAND");
+    const { runInHost } = await import("../src/sim/run.ts");
+    const status = runInHost(words, optionsOf(argv));
+    context.leaveSignals();
+    return status;
+  },
+});
 
 /** The command line that runs this program again; arguments can be appended. */
 function selfCommand(): string[] {
   return Bun.main.startsWith("/$bunfs/") ? [process.execPath] : [process.execPath, Bun.main];
 }
 
-interface StartArguments extends HostArguments, DirArguments {
-  readonly foreground: boolean;
-}
-
-const start: CommandModule<GlobalArguments, StartArguments> = {
-  command: "start",
-  describe: "Start a simulated host in the background",
-  builder: (argv) =>
-    withExamples(
-      dirOption(
-        hostOptions(argv),
-        "An empty directory, or one to make; default: a new one in /dev/shm",
-      ).option("foreground", {
-        type: "boolean",
-        default: false,
-        describe: "Stay, until a signal or `sim stop`",
-      }),
-      [
-        ['eval "$(xentool sim start)"', "start one, and use it in this shell"],
-        ["xentool sim start --dir /run/my-sim --domains 5", "five domains, in a directory of one's choice"],
-      ],
-    ),
-  handler: (argv) =>
-    runCommand(argv, (context) =>
-      argv.foreground ? stayInForeground(argv, context) : startInBackground(argv, context),
-    ),
+const START_OPTIONS = {
+  ...HOST_OPTIONS,
+  dir: text("An empty directory, or one to make; default: a new one in /dev/shm", { complete: "directory" }),
+  foreground: flag("Stay, until a signal or `sim stop`"),
 };
+type StartArguments = ArgumentsOf<typeof START_OPTIONS>;
+
+const start = command({
+  name: "start",
+  summary: "Start a simulated host in the background",
+  options: START_OPTIONS,
+  examples: [
+    ['eval "$(xentool sim start)"', "start one, and use it in this shell"],
+    ["xentool sim start --dir /run/my-sim --domains 5", "five domains, in a directory of one's choice"],
+  ],
+  run: (argv, context) =>
+    argv.foreground ? stayInForeground(argv, context) : startInBackground(argv, context),
+});
 
 async function stayInForeground(argv: StartArguments, { stop }: CommandContext): Promise<void> {
   const { serveInForeground } = await import("../src/sim/daemon.ts");
@@ -157,22 +113,21 @@ function shellQuote(text: string): string {
   return /^[\w/.-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-const status: CommandModule<GlobalArguments, DirArguments> = {
-  command: "status",
-  describe: "Show a simulated host and what is in use there",
-  builder: (argv) =>
-    withExamples(dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names"), [
-      ["xentool sim status", "the one that XENTOOL_SIM names"],
-      ["xentool sim status --json", "all of it, for a program"],
-    ]),
-  handler: (argv) =>
-    runCommand(argv, async ({ json, timeoutMs }) => {
-      const { hostStatus } = await import("../src/sim/daemon.ts");
-      const answer = await hostStatus(chosenDir(argv), timeoutMs);
-      if (json) printJson(answer);
-      else await printStatus(answer);
-    }),
-};
+const status = command({
+  name: "status",
+  summary: "Show a simulated host and what is in use there",
+  options: DIR_OPTION,
+  examples: [
+    ["xentool sim status", "the one that XENTOOL_SIM names"],
+    ["xentool sim status --json", "all of it, for a program"],
+  ],
+  run: async (argv, { json, timeoutMs }) => {
+    const { hostStatus } = await import("../src/sim/daemon.ts");
+    const answer = await hostStatus(chosenDir(argv), timeoutMs);
+    if (json) printJson(answer);
+    else await printStatus(answer);
+  },
+});
 
 async function printStatus(answer: SimStatus): Promise<void> {
   const { describeUsages, isHeld } = await import("../src/sim/usage.ts");
@@ -197,63 +152,52 @@ async function printStatus(answer: SimStatus): Promise<void> {
   for (const line of describeUsages(held)) print(`  ${line}`);
 }
 
-const stop: CommandModule<GlobalArguments, DirArguments> = {
-  command: "stop",
-  describe: "End a simulated host and remove its directory",
-  builder: (argv) =>
-    withExamples(dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names"), [
-      ["xentool sim stop", "the one that XENTOOL_SIM names"],
-      ["xentool sim stop --dir /run/my-sim", "another one"],
-    ]),
-  handler: (argv) =>
-    runCommand(argv, async ({ json, timeoutMs }) => {
-      const { stopHost } = await import("../src/sim/daemon.ts");
-      const dir = chosenDir(argv);
-      const outcome = await stopHost(dir, timeoutMs);
-      if (json) printJson({ dir, outcome });
-      else if (outcome === "was dead")
-        process.stderr.write(`${dir}: its host had died; removed what it left\n`);
-    }),
-};
+const stop = command({
+  name: "stop",
+  summary: "End a simulated host and remove its directory",
+  options: DIR_OPTION,
+  examples: [
+    ["xentool sim stop", "the one that XENTOOL_SIM names"],
+    ["xentool sim stop --dir /run/my-sim", "another one"],
+  ],
+  run: async (argv, { json, timeoutMs }) => {
+    const { stopHost } = await import("../src/sim/daemon.ts");
+    const dir = chosenDir(argv);
+    const outcome = await stopHost(dir, timeoutMs);
+    if (json) printJson({ dir, outcome });
+    else if (outcome === "was dead")
+      process.stderr.write(`${dir}: its host had died; removed what it left\n`);
+  },
+});
 
-interface ExecArguments extends DirArguments {
-  readonly domain: number;
-  readonly "--"?: readonly string[];
-}
+const exec = command({
+  name: "exec",
+  summary: "Run a command as a domain of a simulated host",
+  options: {
+    domain: number("The domain's number", { positional: true, complete: "domain" }),
+    ...DIR_OPTION,
+  },
+  trailing: "-- COMMAND [ARGUMENTS]",
+  examples: [
+    ["xentool sim exec 1 -- xenstore-ls", "what domain 1 sees of xenstore"],
+    ["xentool sim exec 2 -- ./my-vchan-server", "a program on libxenvchan, in domain 2"],
+  ],
+  run: async (argv, context) => {
+    const words = argv["--"] ?? [];
+    if (words.length === 0) throw new XentoolError("usage", "run what? xentool sim exec DOMAIN -- COMMAND");
+    const { runAsDomain } = await import("../src/sim/run.ts");
+    const status = runAsDomain(words, chosenDir(argv), toDomid(argv.domain, "the domain"));
+    context.leaveSignals();
+    return status;
+  },
+});
 
-const exec: CommandModule<GlobalArguments, ExecArguments> = {
-  command: "exec <domain>",
-  describe: "Run a command as a domain of a simulated host",
-  builder: (argv) =>
-    withExamples(
-      dirOption(argv, "Directory of the host; default: what XENTOOL_SIM names")
-        .positional("domain", { type: "number", demandOption: true, describe: "The domain's number" })
-        .usage(
-          "$0 sim exec <domain> [options] -- COMMAND [ARGUMENTS]\n\nRun a command as a domain of a simulated host",
-        ),
-      [
-        ["xentool sim exec 1 -- xenstore-ls", "what domain 1 sees of xenstore"],
-        ["xentool sim exec 2 -- ./my-vchan-server", "a program on libxenvchan, in domain 2"],
-      ],
-    ),
-  handler: (argv) =>
-    runCommand(argv, async (context) => {
-      const command = argv["--"] ?? [];
-      if (command.length === 0)
-        throw new XentoolError("usage", "run what? xentool sim exec DOMAIN -- COMMAND");
-      const { runAsDomain } = await import("../src/sim/run.ts");
-      const status = runAsDomain(command, chosenDir(argv), toDomid(argv.domain, "the domain"));
-      context.leaveSignals();
-      return status;
-    }),
-};
-
-export const simCommand = actionGroup(
-  "sim",
-  "A simulated Xen host, for trying things and for tests",
-  [run, start, exec, status, stop],
-  [
+export const simCommand = group({
+  name: "sim",
+  summary: "A simulated Xen host, for trying things and for tests",
+  actions: [run, start, exec, status, stop],
+  examples: [
     ["xentool sim run -- sh", "a shell in domain 0 of a host that ends with it"],
     ['eval "$(xentool sim start)"', "start one in the background, and use it in this shell"],
   ],
-);
+});

@@ -5,52 +5,24 @@ import "./lib/working-directory.ts";
 import yargs from "yargs";
 import { description, version } from "../package.json";
 import { EXIT_CODE, kindOf, XentoolError } from "../src/core/errors.ts";
-import { blkbackCommand } from "./blkback.ts";
-import { blkfrontCommand } from "./blkfront.ts";
-import { doctorCommand } from "./doctor.ts";
+import { COMMANDS } from "./commands.ts";
 import { checkArguments, usageError } from "./lib/arguments.ts";
-import { withExamples } from "./lib/examples.ts";
 import { outputErrorStatus } from "./lib/interruption.ts";
 import { print } from "./lib/output.ts";
-import { reportError } from "./lib/run-command.ts";
-import { simCommand } from "./sim.ts";
-import { topCommand } from "./top.ts";
-import { vchanCommand } from "./vchan.ts";
-import { xsringCommand } from "./xsring.ts";
+import { declareOptions, finish, moduleOf } from "./lib/parser.ts";
+import { GLOBAL_OPTIONS, reportError } from "./lib/run-command.ts";
 
-const PLATFORM_CHOICES = ["auto", "xen", "sim"] as const;
+const EXAMPLES = [
+  ["xentool sim run -- sh", "a shell in a simulated Xen host"],
+  ["xentool doctor", "what this host has and lacks"],
+  ['eval "$(xentool completion)"', "completion of commands and options in this shell"],
+] as const;
 
 function commandLine(args: readonly string[]) {
   const parser = yargs([...args])
     .scriptName("xentool")
     .usage(`$0 COMMAND\n\n${description}.`)
     .parserConfiguration({ "populate--": true, "greedy-arrays": false, "dot-notation": false })
-    .option("platform", {
-      choices: PLATFORM_CHOICES,
-      default: "auto" as const,
-      describe: "auto: the simulated host that XENTOOL_SIM names, else Xen",
-      global: true,
-    })
-    .option("json", { type: "boolean", default: false, describe: "Print JSON", global: true })
-    .option("timeout", {
-      type: "number",
-      requiresArg: true,
-      describe: "Give up a wait for an answer after this many seconds",
-      global: true,
-    })
-    .option("verbose", {
-      alias: "v",
-      type: "count",
-      describe: "Log to stderr: -v state changes, -vv everything",
-      global: true,
-    })
-    .command(blkbackCommand)
-    .command(blkfrontCommand)
-    .command(vchanCommand)
-    .command(xsringCommand)
-    .command(simCommand)
-    .command(topCommand)
-    .command(doctorCommand)
     .completion("completion", "Print a completion script for bash or zsh")
     .demandCommand(1, "which command?")
     .recommendCommands()
@@ -59,18 +31,16 @@ function commandLine(args: readonly string[]) {
     .help()
     .alias("help", "h")
     .version(version)
-    .group(["platform", "json", "timeout", "verbose", "help", "version"], "Global options:")
     .wrap(helpWidth())
     .exitProcess(false);
+  declareOptions(parser, GLOBAL_OPTIONS, true);
+  parser.group([...Object.keys(GLOBAL_OPTIONS), "help", "version"], "Global options:");
+  for (const command of COMMANDS) parser.command(moduleOf(command));
   parser.fail((message, error) => {
     throw error ?? usageError(message, parser);
   });
   parser.middleware((values) => checkArguments(parser, values));
-  return withExamples(parser, [
-    ["xentool sim run -- sh", "a shell in a simulated Xen host"],
-    ["xentool doctor", "what this host has and lacks"],
-    ['eval "$(xentool completion)"', "completion of commands and options in this shell"],
-  ]);
+  return finish(parser, EXAMPLES);
 }
 
 /** As wide as the terminal, but at most COLUMNS, or 110 if COLUMNS is not set. */

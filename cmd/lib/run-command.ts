@@ -4,14 +4,18 @@ import { EXIT_CODE, XentoolError, describeError, kindOf } from "../../src/core/e
 import { priorityMark } from "../../src/core/journal.ts";
 import type { PlatformChoice } from "../../src/platform/open.ts";
 import { Interruption } from "./interruption.ts";
+import { choice, count, flag, number, type ValuesOf } from "./option.ts";
 
-/** The options that every command has, as yargs returns them. */
-export interface GlobalArguments {
-  readonly platform: PlatformChoice;
-  readonly json: boolean;
-  readonly timeout: number | undefined;
-  readonly verbose: number;
-}
+/** The options that every command has. */
+export const GLOBAL_OPTIONS = {
+  platform: choice(["auto", "xen", "sim"], "auto: the simulated host that XENTOOL_SIM names, else Xen", {
+    initial: "auto",
+  }),
+  json: flag("Print JSON"),
+  timeout: number("Give up a wait for an answer after this many seconds"),
+  verbose: count("Log to stderr: -v state changes, -vv everything", "v"),
+};
+export type GlobalArguments = ValuesOf<typeof GLOBAL_OPTIONS>;
 
 /** What a command's body gets besides its own arguments. */
 export interface CommandContext {

@@ -1,42 +1,20 @@
 // Shared by the commands about block devices: the options that name a device, and a platform with a xenstore
 // connection for the duration of one command.
-import type { Argv } from "yargs";
 import type { DeviceAddress } from "../../src/blkback/address.ts";
 import type { Platform } from "../../src/platform/platform.ts";
 import type { Xenstore } from "../../src/xenstore/client.ts";
-import type { CommandContext, GlobalArguments } from "./run-command.ts";
-
-export interface DeviceArguments extends GlobalArguments {
-  readonly domid: number;
-  readonly vdev: string;
-  readonly kind: string | undefined;
-}
+import { choice, number, text, type ValuesOf } from "./option.ts";
+import type { CommandContext } from "./run-command.ts";
 
 /** --domid, --vdev and --kind, which name a device. */
-export function deviceOptions<T>(argv: Argv<T>): Argv<T & Omit<DeviceArguments, keyof GlobalArguments>> {
-  return argv
-    .option("domid", { type: "number", demandOption: true, requiresArg: true, describe: "The guest" })
-    .option("vdev", {
-      type: "string",
-      demandOption: true,
-      requiresArg: true,
-      describe: "Its disk: xvdb, sda, 51728",
-    })
-    .option("kind", {
-      type: "string",
-      requiresArg: true,
-      describe: "Directory name of the backend (default: what there is, else qdisk)",
-    });
-}
+export const DEVICE_OPTIONS = {
+  domid: number("The guest", { required: true, complete: "domain" }),
+  vdev: text("Its disk: xvdb, sda, 51728", { required: true, complete: "vdev" }),
+  kind: text("Directory name of the backend (default: what there is, else qdisk)"),
+};
 
 /** --device-type, for commands that create a device. */
-export function deviceTypeOption<T>(argv: Argv<T>): Argv<T & { deviceType: "disk" | "cdrom" }> {
-  return argv.option("device-type", {
-    choices: ["disk", "cdrom"] as const,
-    default: "disk" as const,
-    describe: "What the guest sees",
-  }) as never;
-}
+export const DEVICE_TYPE = choice(["disk", "cdrom"], "What the guest sees", { initial: "disk" });
 
 export interface Session {
   readonly platform: Platform;
@@ -66,7 +44,7 @@ export async function withSession<T>(
 
 export async function addressOf(
   { platform, xenstore }: Session,
-  argv: DeviceArguments,
+  argv: ValuesOf<typeof DEVICE_OPTIONS>,
 ): Promise<DeviceAddress> {
   const { DEFAULT_KIND } = await import("../../src/blkback/address.ts");
   const { findKind } = await import("../../src/blkback/toolstack.ts");

@@ -20,7 +20,7 @@ export interface TraceArguments {
   readonly domid: number | undefined;
   readonly read: string | undefined;
   readonly write: string | undefined;
-  readonly type: readonly string[] | undefined;
+  readonly type: readonly string[];
   readonly path: string | undefined;
   readonly "string-limit": number;
   readonly interval: number;
@@ -41,7 +41,7 @@ export async function runTrace(context: CommandContext, argv: TraceArguments): P
 }
 
 function parseFilter({ type, path }: TraceArguments): TraceFilter {
-  const names = type?.flatMap((each) => each.toUpperCase().split(",")).map((each) => each.trim());
+  const names = type.flatMap((each) => each.toUpperCase().split(",")).map((each) => each.trim());
   const known = Array.from({ length: TYPES_MAX }, (_, code) => xsTypeName(code));
   for (const name of names ?? [])
     if (!known.includes(name))
@@ -49,7 +49,7 @@ function parseFilter({ type, path }: TraceArguments): TraceFilter {
         "usage",
         `--type: there is no ${name}; there are ${known.filter((each) => each !== undefined).join(", ")}`,
       );
-  return { types: names === undefined ? undefined : new Set(names), path };
+  return { types: names.length === 0 ? undefined : new Set(names), path };
 }
 
 /** Prints events until enough have been printed. */

@@ -39,7 +39,7 @@ describe("mistakes", () => {
     [
       "an option and an argument that an action requires",
       ["blkback", "serve", "--vdev", "foo"],
-      "missing: --domid, IMAGE; try: xentool blkback serve --help",
+      "missing: IMAGE, --domid; try: xentool blkback serve --help",
     ],
     ["arguments", ["vchan", "listen"], "missing: DOMID, NAME; try: xentool vchan listen --help"],
     [
