@@ -7,5 +7,7 @@ import { main, sizeText } from "./lib.ts";
 await main(() => {
   const { target } = parseArgs({ options: { target: { type: "string" } } }).values;
   const executable = buildAll(target === undefined ? NATIVE : prepareTarget(targetNamed(target)));
-  console.log(`${executable} (${sizeText(executable)})`);
+  console.log(
+    `${executable} (${sizeText(executable)}, ${target ?? process.arch}): all that a host needs, in one file`,
+  );
 });

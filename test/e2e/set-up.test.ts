@@ -8,6 +8,8 @@ import { readUntil } from "../support/process.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const node = Bun.which("node") as string;
+/** npm builds what it installs, and that again for npx. */
+const NPM_TIMEOUT_MS = 300_000;
 let project: string;
 
 beforeEach(() => {
@@ -81,28 +83,31 @@ test("npm's `prepare` does nothing while we set up", async () => {
   expect(await child.exited).toBe(0);
 });
 
-test("npm i -g of a clone, and npx, give the command", async () => {
-  const env = { PATH: String(process.env["PATH"]), HOME: project, npm_config_offline: "true" };
-  const install = Bun.spawn(["npm", "install", "--global", `--prefix=${project}/global`, root], {
-    env,
-    stdio: ["ignore", "ignore", "pipe"],
-  });
-  const said = await install.stderr.text();
-  expect({ said, status: await install.exited }).toMatchObject({ status: 0 });
-  const version = `${packageJson.version}\n`;
-  for (const command of [
-    [`${project}/global/bin/xentool`],
-    ["npx", "--yes", root],
-    ["npx", "--yes", `--package=${root}`, "xentool"],
-  ]) {
-    const child = Bun.spawn([...command, "--version"], {
-      cwd: project,
+test(
+  "npm i -g of a clone, and npx, give the command",
+  async () => {
+    const env = { PATH: String(process.env["PATH"]), HOME: project, npm_config_offline: "true" };
+    const install = Bun.spawn(["npm", "install", "--global", `--prefix=${project}/global`, root], {
       env,
-      stdio: ["ignore", "pipe", "inherit"],
+      stdio: ["ignore", "ignore", "pipe"],
     });
-    expect({ command, stdout: await child.stdout.text() }).toEqual({ command, stdout: version });
-  }
-});
+    const said = await install.stderr.text();
+    expect({ said, status: await install.exited }).toMatchObject({ status: 0 });
+    const version = `${packageJson.version}\n`;
+    for (const command of [
+      [`${project}/global/bin/xentool`],
+      ["npx", "--yes", `--package=${root}`, "xentool"],
+    ]) {
+      const child = Bun.spawn([...command, "--version"], {
+        cwd: project,
+        env,
+        stdio: ["ignore", "pipe", "inherit"],
+      });
+      expect({ command, stdout: await child.stdout.text() }).toEqual({ command, stdout: version });
+    }
+  },
+  NPM_TIMEOUT_MS,
+);
 
 describe("signals", () => {
   test.each(["SIGINT", "SIGTERM"] as const)("%s reaches the script, whose end is ours", async (signal) => {
