@@ -54,6 +54,11 @@ export class FrontRing {
     return this.#freeCount;
   }
 
+  /** Requests that wait for the next push. */
+  get staged(): number {
+    return this.#staged;
+  }
+
   /** Requests that are staged, or pushed and not released yet. */
   get inFlight(): number {
     return this.slots - this.#freeCount;
@@ -79,10 +84,9 @@ export class FrontRing {
     return at;
   }
 
-  /** Publishes what was staged. True when the backend wants to be notified. */
+  /** Publishes what was staged, at least one request. True when the backend wants to be notified. */
   push(): boolean {
     const count = this.#staged;
-    if (count === 0) return false;
     this.#staged = 0;
     const from = this.requests.address as Pointer;
     const shared = this.#shared.address as Pointer;

@@ -133,9 +133,11 @@ export class FrontLane {
     return 1;
   }
 
-  /** Publishes what is staged, and notifies the backend if it asked for that. */
-  push(): void {
+  /** Publishes what is staged, and notifies the backend if it asked for that. Returns whether there was anything. */
+  push(): boolean {
+    if (this.ring.staged === 0) return false;
     if (this.ring.push()) this.#channels.notify(this.port);
+    return true;
   }
 
   /** Takes new responses, frees what their requests held, and reports each. Returns how many there were. */

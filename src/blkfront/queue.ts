@@ -126,8 +126,9 @@ export class FrontQueue {
   /** Publishes what was started since the last push, and notifies the backend where it asked for that. */
   push(): void {
     const lanes = this.#lanes;
-    for (let index = 0; index < lanes.length; index++) lanes[index].push();
-    this.#turn = (this.#turn + 1) % lanes.length;
+    let isBatch = false;
+    for (let index = 0; index < lanes.length; index++) if (lanes[index].push()) isBatch = true;
+    if (isBatch) this.#turn = (this.#turn + 1) % lanes.length;
   }
 
   /** Takes new responses and reports the operations that they complete. Returns the number of responses. */
