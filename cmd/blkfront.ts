@@ -27,8 +27,7 @@ async function useDisk(
   const { choosePlatform } = await import("../src/platform/open.ts");
   const { Xenstore } = await import("../src/xenstore/client.ts");
   const { runSession } = await import("../src/blkfront/session.ts");
-  const { DEFAULT_POOL_PAGES, LARGE_POOL_PAGES } = await import("../src/blkfront/granted-pool.ts");
-  const { MAX_QUEUES } = await import("../src/blkfront/ring-options.ts");
+  const { DEFAULT_POOL_PAGES, LARGE_POOL_PAGES, MAX_QUEUES } = await import("../src/blkfront/bounds.ts");
   const { parseVdev } = await import("../src/protocol/blkif.ts");
   const { RING_MAX_PAGE_ORDER } = await import("../src/protocol/ring.ts");
   const { XentoolError } = await import("../src/core/errors.ts");

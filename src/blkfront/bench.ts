@@ -5,6 +5,7 @@ import { XentoolError } from "../core/errors.ts";
 import { Reactor } from "../native/reactor.ts";
 import { check } from "../native/shim.ts";
 import { BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_RSP_OKAY, SECTOR_SIZE } from "../protocol/blkif.ts";
+import { BENCH_LOOK_EVERY, BENCH_POLL_US_MAX } from "./bounds.ts";
 import type { FrontControl } from "./blkfront-control.ts";
 import type { Disk } from "./handshake.ts";
 import { LatencyHistogram, type LatencySummary } from "./latency.ts";
@@ -35,11 +36,6 @@ export interface BenchResult extends BenchOptions {
   readonly cpuUserMs: number;
   readonly cpuSystemMs: number;
 }
-
-/** About what a fast disk takes for one small read. */
-const MAX_POLL_US = 200;
-/** While there is work, turns between two checks whether to go on. */
-const LOOK_EVERY = 64;
 
 export class Bench {
   readonly #options: BenchOptions;
@@ -75,7 +71,7 @@ export class Bench {
     this.#startedAt = new Float64Array(this.#jobs);
     for (let job = 0; job < this.#jobs; job++) this.#pages[job] = this.#fillPages();
     queue.onDone = (tag, status) => this.#done(tag, status);
-    queue.doorbell.poll.maxUs = MAX_POLL_US;
+    queue.doorbell.poll.maxUs = BENCH_POLL_US_MAX;
   }
 
   /**
@@ -98,7 +94,7 @@ export class Bench {
     for (let turn = 0; queue.inFlight > 0 && queue.failure === undefined; turn++) {
       if (control.released) break;
       const responses = this.#turn(reactor);
-      if (!this.#running || (responses > 0 && turn % LOOK_EVERY !== 0)) continue;
+      if (!this.#running || (responses > 0 && turn % BENCH_LOOK_EVERY !== 0)) continue;
       this.#running = this.#now - started < runtimeMs && control.runs;
     }
     const elapsedMs = performance.now() - started;

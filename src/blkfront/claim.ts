@@ -8,8 +8,8 @@ import { XentoolError } from "../core/errors.ts";
 import type { EvtchnPort } from "../core/types.ts";
 import { takeLock, type LockFile } from "../native/lock-file.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
+import { CLAIM_AGAIN_MS } from "./bounds.ts";
 
-const LOOK_AGAIN_MS = 50;
 const SYSFS = "/sys";
 
 /** Where processes that use disks keep their locks: in the simulated host's directory, or in /run. */
@@ -56,7 +56,7 @@ export class FrontClaim {
     while (!this.tryHold()) {
       if (performance.now() >= deadline)
         throw new XentoolError("timeout", "the process that used the disk does not end");
-      if (!(await pause(LOOK_AGAIN_MS, signal)))
+      if (!(await pause(CLAIM_AGAIN_MS, signal)))
         throw new XentoolError("cancelled", "stopped while another process was to let go of the disk");
     }
   }

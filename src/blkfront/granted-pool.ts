@@ -5,13 +5,7 @@ import { XentoolError } from "../core/errors.ts";
 import { PAGE_SIZE, type Domid } from "../core/types.ts";
 import { PageRuns } from "../native/page-runs.ts";
 import type { GrantShare, SharedPages } from "../platform/platform.ts";
-
-/** Half of what one domain can share by default, so that a second device finds pages too. */
-export const DEFAULT_POOL_PAGES = 480;
-/** Nearly all of it, for a device that is benchmarked alone; the rest is for the largest rings of several queues. */
-export const LARGE_POOL_PAGES = 896;
-/** Enough for one request of 11 segments at a time, with some to spare. */
-const MIN_POOL_PAGES = 15;
+import { MIN_POOL_PAGES } from "./bounds.ts";
 
 export class GrantedPool extends PageRuns {
   /** Grant reference by page; that of `zeroPage` comes last. */

@@ -17,6 +17,7 @@ import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
 import { frontendPath, parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Unwatch, WaitOptions, Xenstore } from "../xenstore/client.ts";
 import type { XenstoreOperations } from "../xenstore/operations.ts";
+import { BACKEND_TIMEOUT_MS, MAX_SECTOR_BYTES } from "./bounds.ts";
 import { FrontClaim } from "./claim.ts";
 import type { RingAddress } from "./device.ts";
 import { isRingKey, readPorts, ringKeys, samePorts, type Ports } from "./ring-keys.ts";
@@ -55,9 +56,6 @@ export type BackendEvent =
   | { readonly kind: "lost"; readonly error: XentoolError };
 
 type BoundedWait = WaitOptions & { readonly timeoutMs: number };
-
-const DEFAULT_TIMEOUT_MS = 10_000;
-const MAX_SECTOR_BYTES = 65_536;
 
 export class FrontHandshake {
   readonly #xenstore: Xenstore;
@@ -101,7 +99,7 @@ export class FrontHandshake {
   ): Promise<FrontHandshake> {
     const front = frontendPath(domid, "vbd", devid);
     const name = `${vdevName(devid)} of domain ${domid}`;
-    const bounded = { timeoutMs: DEFAULT_TIMEOUT_MS, ...wait };
+    const bounded = { timeoutMs: BACKEND_TIMEOUT_MS, ...wait };
     // The last key that a toolstack writes if it does not write all at once: QEMU does not.
     await xenstore
       .waitFor(`${front}/state`, (value) => value !== null, bounded)

@@ -34,18 +34,20 @@ import {
   writeErrorChunk,
   writeSimpleReply,
 } from "../protocol/nbd.ts";
+import {
+  NBD_CHUNK_BYTES,
+  MAX_BLOCK_BYTES,
+  MAX_COMMANDS,
+  MAX_COMMANDS_PER_CONNECTION,
+  ZEROES_CHUNKS,
+  ZEROES_CHUNK_BYTES,
+} from "./bounds.ts";
 import type { Disk } from "./handshake.ts";
 import { ChunkTable, CommandTable } from "./nbd-command-table.ts";
 import { DEAD, FINISHING, READY, type NbdConnection } from "./nbd-connection.ts";
-import { canMakeDurable, canReadWhole, MAX_BLOCK_BYTES } from "./nbd-export.ts";
+import { canMakeDurable, canReadWhole } from "./nbd-export.ts";
 import type { FrontQueue } from "./queue.ts";
 
-const MAX_COMMANDS = 1024;
-const MAX_COMMANDS_PER_CONNECTION = 256;
-const CHUNK_BYTES = 128 << 10;
-/** Zeroes need no pages: this much of one command may be on the ring. */
-const ZEROES_CHUNK_BYTES = 1 << 20;
-const ZEROES_CHUNKS = 4;
 const TWO_32 = 2 ** 32;
 
 export class NbdCommands {
@@ -65,7 +67,7 @@ export class NbdCommands {
     this.#queue = queue;
     this.disk = disk;
     this.#chunks = new ChunkTable(tags);
-    let chunkBytes = CHUNK_BYTES;
+    let chunkBytes = NBD_CHUNK_BYTES;
     while (queue.transfersThatFit(chunkBytes) === 0) chunkBytes /= 2;
     this.chunkBytes = chunkBytes;
     queue.onDone = (tag, status) => this.#chunkDone(tag, status);

@@ -5,15 +5,10 @@ import { closeSync } from "node:fs";
 import { POLL_GONE, POLLIN, POLLOUT, type Reactor } from "../native/reactor.ts";
 import { shim, type Pointer } from "../native/shim.ts";
 import type { NbdExport } from "../protocol/nbd.ts";
+import { DIRECT_BYTES, INPUT_BYTES, MAX_REPLY_BYTES, OUTPUT_BYTES, RECEIVE_BYTES } from "./bounds.ts";
 import { ByteQueue } from "./byte-queue.ts";
-import { MAX_REPLY_BYTES, NbdHandshake } from "./nbd-handshake.ts";
+import { NbdHandshake } from "./nbd-handshake.ts";
 
-const INPUT_BYTES = 512 << 10;
-const OUTPUT_BYTES = 2 << 20;
-/** The least to receive at a time, unless the buffer is too full. */
-const RECEIVE_BYTES = 64 << 10;
-/** From this size on, data is sent from where it lies, if nothing else waits to be sent. */
-const DIRECT_BYTES = 32 << 10;
 const HEADER_BYTES = 32;
 const EAGAIN = -11;
 

@@ -11,13 +11,8 @@ import {
   NBD_FLAG_SEND_WRITE_ZEROES,
   type NbdExport,
 } from "../protocol/nbd.ts";
+import { MAX_BLOCK_BYTES, MIN_WHOLE_READ_BYTES, PREFERRED_BLOCK_BYTES } from "./bounds.ts";
 import type { Disk } from "./handshake.ts";
-
-/** The most bytes that one read or write may carry. */
-export const MAX_BLOCK_BYTES = 32 << 20;
-const PREFERRED_BLOCK_BYTES = 4096;
-/** A server that offers not to fragment reads must be able to send this much in one piece. */
-const MIN_WHOLE_READ_BYTES = 64 << 10;
 
 /** Whether the backend can make all its writes durable. */
 export function canMakeDurable(disk: Disk): boolean {

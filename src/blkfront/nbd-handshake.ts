@@ -31,13 +31,7 @@ import {
   OPTION_HEADER_BYTES,
   type NbdExport,
 } from "../protocol/nbd.ts";
-
-/** More than any client needs in one option; NBD allows names of 4096 bytes. */
-const MAX_OPTION_BYTES = 8192;
-/** A larger option is skipped and refused; above this size it ends the connection, as in QEMU's server. */
-const MAX_SKIPPED_BYTES = 32 << 20;
-/** The largest reply to one option: names and descriptions are ours. */
-export const MAX_REPLY_BYTES = 1024;
+import { MAX_OPTION_BYTES, MAX_SKIPPED_BYTES } from "./bounds.ts";
 
 /** more: feed what comes next; transmission: options are over; end: close when the reply is sent. */
 export type HandshakeOutcome = "more" | "transmission" | "end";

@@ -5,24 +5,21 @@
 import { Reactor, POLLIN } from "../native/reactor.ts";
 import { check, errnoName, shim } from "../native/shim.ts";
 import type { NbdExport } from "../protocol/nbd.ts";
+import {
+  ACCEPTS_AT_ONCE,
+  ACCEPT_AGAIN_MS,
+  NBD_HANDSHAKE_MS,
+  MAX_CONNECTIONS,
+  NBD_POLL_US_MAX,
+  OTHER_WATCHES,
+} from "./bounds.ts";
 import type { FrontControl } from "./blkfront-control.ts";
 import { NbdCommands } from "./nbd-commands.ts";
 import { DEAD, HANDSHAKE, NbdConnection, READY } from "./nbd-connection.ts";
 import { exportOf } from "./nbd-export.ts";
 import type { FrontQueue } from "./queue.ts";
 
-/** Each has up to 2.5 MiB for what is in flight, and next to nothing while it is idle. */
-const MAX_CONNECTIONS = 1024;
-/** A handshake takes milliseconds. One that takes this long makes room for others, if there is none. */
-const HANDSHAKE_MS = 3000;
-/** When there is no room for the next client, accepting resumes once a client has left, or after this time. */
-const ACCEPT_AGAIN_MS = 500;
 const SHORTAGES: ReadonlySet<string> = new Set(["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"]);
-/** Short, because clients wait meanwhile and need the processor. */
-const MAX_POLL_US = 50;
-const ACCEPTS_AT_ONCE = 16;
-/** Watched besides the connections: the rings' bell, control and listener. */
-const OTHER_WATCHES = 3;
 const NO_PLACE = -1;
 
 export class NbdServer {
@@ -46,7 +43,7 @@ export class NbdServer {
     this.#listener = listener;
     this.#name = name;
     this.#commands = new NbdCommands(queue, control.disk, tags);
-    queue.doorbell.poll.maxUs = MAX_POLL_US;
+    queue.doorbell.poll.maxUs = NBD_POLL_US_MAX;
     this.#reactor.watch(queue.doorbell.fd, () => queue.woke());
     this.#reactor.watch(control.wakeFd, () => this.#takeOrders());
     this.#listening = this.#reactor.watch(listener, () => this.#accept());
@@ -144,7 +141,7 @@ export class NbdServer {
   /** Drops the client that has been negotiating longest, if that is long: it may never finish. */
   #makePlace(): boolean {
     const oldest = this.#connections.find((it) => it.state === HANDSHAKE);
-    if (oldest === undefined || performance.now() - oldest.sinceMs < HANDSHAKE_MS) return false;
+    if (oldest === undefined || performance.now() - oldest.sinceMs < NBD_HANDSHAKE_MS) return false;
     oldest.close();
     this.#connections.splice(this.#connections.indexOf(oldest), 1);
     return true;

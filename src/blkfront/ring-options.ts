@@ -1,14 +1,8 @@
 // How to make the rings: what was asked for, within what the backend offers.
 import { ABI_X86_32, ABI_X86_64, type BlkifAbi } from "../protocol/blkif.ts";
 import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
-import { DEFAULT_POOL_PAGES } from "./granted-pool.ts";
+import { DEFAULT_INDIRECT_SEGMENTS, DEFAULT_POOL_PAGES } from "./bounds.ts";
 import type { BackendLimits } from "./handshake.ts";
-
-/** The most queues that can be asked for. */
-export const MAX_QUEUES = 16;
-
-/** Segments of our largest requests: what backends offer, and small enough to keep many in flight. */
-const DEFAULT_INDIRECT_SEGMENTS = 256;
 
 /** What was asked for; the backend's limits take precedence. */
 export interface RingOptions {

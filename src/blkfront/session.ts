@@ -7,6 +7,7 @@ import { Plane, type SpawnWorker } from "../plane/plane.ts";
 import { asError } from "../plane/protocol.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
+import { DRAIN_MS } from "./bounds.ts";
 import type { BenchResult } from "./bench.ts";
 import { FrontControl } from "./blkfront-control.ts";
 import type { BlkfrontJob, BlkfrontOrder } from "./blkfront-orders.ts";
@@ -15,8 +16,6 @@ import { FrontHandshake, type Disk } from "./handshake.ts";
 import { chooseRings, type RingOptions } from "./ring-options.ts";
 
 const logger = moduleLogger("blkfront");
-/** When we are to stop, this much time is left for what is in flight. */
-const DRAIN_MS = 10_000;
 
 export interface SessionOptions extends RingOptions {
   readonly devid: number;

@@ -3,9 +3,7 @@
 // stop the host.
 import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
-
-const LINE_BYTES_MAX = 4096;
-const DEFAULT_TIMEOUT_MS = 10_000;
+import { CONTROL_TIMEOUT_MS, CONTROL_LINE_BYTES_MAX } from "./limits.ts";
 
 export type ControlRequest =
   | { readonly op: "status" }
@@ -65,7 +63,7 @@ export function listenForControl(path: string, handlers: ControlHandlers): Contr
 function takeLines(state: ConnectionState, bytes: Uint8Array): string[] | undefined {
   const lines = (state.text + new TextDecoder().decode(bytes)).split("\n");
   state.text = lines.pop() as string;
-  return state.text.length > LINE_BYTES_MAX ? undefined : lines;
+  return state.text.length > CONTROL_LINE_BYTES_MAX ? undefined : lines;
 }
 
 function handleLine(socket: Bun.Socket<ConnectionState>, line: string, handlers: ControlHandlers): void {
@@ -122,7 +120,7 @@ function asRequest(message: unknown): ControlRequest | undefined {
 export async function askHost(
   dir: string,
   request: ControlRequest,
-  timeoutMs = DEFAULT_TIMEOUT_MS,
+  timeoutMs = CONTROL_TIMEOUT_MS,
 ): Promise<unknown> {
   const { promise, resolve, reject } = Promise.withResolvers<string>();
   let text = "";

@@ -16,10 +16,7 @@ import {
 } from "./directory.ts";
 import { SimHost, type SimHostOptions, type SimStatus } from "./host.ts";
 import { installLibraries } from "./programs.ts";
-
-const START_TIMEOUT_MS = 15_000;
-const STOP_STEP_MS = 10;
-const LOG_BYTES_MAX = 2000;
+import { DAEMON_LOG_BYTES_MAX, DAEMON_START_MS, DAEMON_STOP_STEP_MS } from "./limits.ts";
 
 export interface DaemonReady {
   readonly dir: string;
@@ -70,7 +67,7 @@ function openLog(dir: string): number {
 
 /** The process's output, readable even though the process removed the file when it ended. */
 function readLog(fd: number): string {
-  const text = Buffer.alloc(LOG_BYTES_MAX);
+  const text = Buffer.alloc(DAEMON_LOG_BYTES_MAX);
   return text.toString("utf8", 0, readSync(fd, text, 0, text.length, 0)).trim();
 }
 
@@ -84,13 +81,13 @@ async function readiness(child: ChildProcess, dir: string, stop?: AbortSignal): 
   });
   child.once("error", reject);
   child.once("exit", (code, signal) => {
-    const late = new XentoolError("timeout", `it was not ready within ${START_TIMEOUT_MS} ms`);
+    const late = new XentoolError("timeout", `it was not ready within ${DAEMON_START_MS} ms`);
     const ended = new XentoolError("environment", `its process ended with status ${code ?? signal}`);
     const stopped = new XentoolError("cancelled", "stopped before the simulated host was ready");
     reject(stop?.aborted === true ? stopped : child.killed ? late : ended);
   });
   using _ = onAbort(stop, () => child.kill("SIGTERM"));
-  const timer = setTimeout(() => child.kill("SIGKILL"), START_TIMEOUT_MS);
+  const timer = setTimeout(() => child.kill("SIGKILL"), DAEMON_START_MS);
   try {
     const { pid } = JSON.parse(await promise) as { pid: number };
     return { dir, pid };
@@ -130,7 +127,7 @@ async function askToStop(dir: string, timeoutMs: number): Promise<void> {
     await askHost(dir, { op: "stop" }, timeoutMs);
   } catch (error) {
     if (!(error instanceof XentoolError) || error.kind !== "io") throw error;
-    await Bun.sleep(STOP_STEP_MS);
+    await Bun.sleep(DAEMON_STOP_STEP_MS);
     await askHost(dir, { op: "stop" }, timeoutMs);
   }
 }
@@ -139,7 +136,7 @@ async function askToStop(dir: string, timeoutMs: number): Promise<void> {
  * Stops the host in `dir` and waits until it is gone. If its process is dead already, only its files are removed. Fails
  * with `environment` if there is no host, `timeout` if it does not end.
  */
-export async function stopHost(dir: string, timeoutMs = START_TIMEOUT_MS): Promise<"stopped" | "was dead"> {
+export async function stopHost(dir: string, timeoutMs = DAEMON_START_MS): Promise<"stopped" | "was dead"> {
   const deadline = performance.now() + timeoutMs;
   try {
     await askToStop(dir, timeoutMs);
@@ -153,7 +150,7 @@ export async function stopHost(dir: string, timeoutMs = START_TIMEOUT_MS): Promi
   while (hostFilesIn(dir).length > 0) {
     if (performance.now() > deadline)
       throw new XentoolError("timeout", `the simulated host in ${dir} did not end`);
-    await Bun.sleep(STOP_STEP_MS);
+    await Bun.sleep(DAEMON_STOP_STEP_MS);
   }
   removeIfEmpty(dir);
   return "stopped";

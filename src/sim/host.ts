@@ -20,12 +20,9 @@ import {
   removeIfEmpty,
   type HostDirectory,
 } from "./directory.ts";
-import { DEFAULT_LIMITS, type SimLimits } from "./limits.ts";
+import { DEFAULT_LIMITS, type SimLimits, ATTEND_AGAIN_MS, SETTLE_STEP_MS } from "./limits.ts";
 import { StoreRings } from "./store-rings.ts";
 import { describeUsage, isHeld, listUsage, type UsageItem } from "./usage.ts";
-
-const SETTLE_STEP_MS = 5;
-const ATTEND_AGAIN_MS = 10;
 
 const log = moduleLogger("sim");
 

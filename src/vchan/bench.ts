@@ -1,6 +1,7 @@
 // A benchmark of a vchan with xentool at both ends: the connecting end requests a job, and the listening end plays
 // its part. A job is 16 bytes: a magic number, its kind, and the number of bytes or rounds as a double.
 import { XentoolError } from "../core/errors.ts";
+import { BENCH_AMOUNT_MAX, BENCH_CHUNK_BYTES } from "./bounds.ts";
 import type { VchanControl } from "./vchan-control.ts";
 import { READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 
@@ -23,9 +24,6 @@ export interface BenchMeasure extends BenchJob {
 
 const MAGIC = 0x6278_6378;
 const JOB_BYTES = 16;
-const CHUNK_BYTES = 128 * 1024;
-/** More than anyone needs: it bounds a job that a peer requests. */
-const AMOUNT_MAX = 2 ** 50;
 
 /**
  * Has the peer do its part of `job`, and measures until the last byte has arrived. Fails with `timeout` when the peer
@@ -77,8 +75,8 @@ class BenchPump {
   readonly #endpoint: VchanEndpoint;
   readonly #control: VchanControl;
   readonly #timeoutMs: number;
-  readonly #out = new Uint8Array(CHUNK_BYTES).fill(0x78);
-  readonly #in = new Uint8Array(CHUNK_BYTES);
+  readonly #out = new Uint8Array(BENCH_CHUNK_BYTES).fill(0x78);
+  readonly #in = new Uint8Array(BENCH_CHUNK_BYTES);
   readonly #byte = new Uint8Array(1);
   readonly #waking: Disposable;
 
@@ -185,7 +183,7 @@ function decodeJob(bytes: Uint8Array): BenchJob {
   const view = new DataView(bytes.buffer);
   const kind = BENCH_KINDS[view.getUint32(4, true)];
   const amount = view.getFloat64(8, true);
-  if (view.getUint32(0, true) !== MAGIC || kind === undefined || !(amount >= 0 && amount <= AMOUNT_MAX))
+  if (view.getUint32(0, true) !== MAGIC || kind === undefined || !(amount >= 0 && amount <= BENCH_AMOUNT_MAX))
     throw new XentoolError("protocol", "the peer does not speak the protocol of `xentool vchan bench`");
   return { kind, amount };
 }

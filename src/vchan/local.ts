@@ -6,6 +6,7 @@ import { XentoolError } from "../core/errors.ts";
 import { XT_STREAM_LOCAL } from "../native/abi.ts";
 import { check, errnoText, shim } from "../native/shim.ts";
 import { listenAt } from "../native/unix-listener.ts";
+import { BUSY_MS, BUSY_TRIES } from "./bounds.ts";
 
 /**
  * How a descriptor is used without ever blocking on it: a socket with a flag on each call, a file as it is, our own
@@ -47,9 +48,6 @@ export interface OpenedLocal {
 }
 
 const EAGAIN = -11;
-/** A busy service is retried for 5 seconds in all. */
-const BUSY_MS = 20;
-const BUSY_TRIES = 250;
 
 /** Our standard input and output, or only the output. */
 export function openStdio(receiveOnly: boolean): OpenedLocal {

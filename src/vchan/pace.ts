@@ -1,9 +1,7 @@
 // A peer that connects and closes in a loop must not make us spawn commands, write to xenstore and log as fast as it
 // can. Whatever a peer can trigger repeatedly is delayed, longer each time.
 import { pause } from "../core/deadline.ts";
-
-export const PAUSE_MIN_MS = 100;
-export const PAUSE_MAX_MS = 1000;
+import { PAUSE_MAX_MS, PAUSE_MIN_MS } from "./bounds.ts";
 
 export class Pace {
   #pauseMs = 0;

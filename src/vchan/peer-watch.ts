@@ -7,16 +7,10 @@ import type { Domid } from "../core/types.ts";
 import { isDomainUnknown } from "../platform/domains.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
+import { CLOSING_MS, KEYS_STAY_MS, PROBE_INTERVAL_MS } from "./bounds.ts";
 import { watchDomain } from "./domain-watch.ts";
 import { areKeys, readKeys, watchKeys, type VchanKeys, type VchanPlace } from "./rendezvous.ts";
 import type { VchanRole } from "./endpoint.ts";
-
-/** Between two queries to Xen: a dying domain takes a while to be gone. */
-const PROBE_INTERVAL_MS = 1500;
-/** A server that removes its keys once it is connected does so within this time. */
-const KEYS_STAY_MS = 5000;
-/** A server that closes may remove its keys first; it then has this long to report that it closed. */
-const CLOSING_MS = 1000;
 
 const log = moduleLogger("vchan");
 

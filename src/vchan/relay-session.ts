@@ -6,6 +6,7 @@ import { moduleLogger } from "../core/log.ts";
 import { errnoName } from "../native/shim.ts";
 import type { Domid } from "../core/types.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
+import { COMMAND_EXIT_MS, LINGER_MS } from "./bounds.ts";
 import type { VchanCounts, VchanRole } from "./endpoint.ts";
 import {
   describeSpec,
@@ -18,7 +19,7 @@ import {
   type OpenedLocal,
 } from "./local.ts";
 import { Pace } from "./pace.ts";
-import { LINGER_MS, type RelayEnd, type RelayResult } from "./relay.ts";
+import type { RelayEnd, RelayResult } from "./relay.ts";
 import { VchanSession, type VchanConnection, type VchanSessionOptions } from "./session.ts";
 import type { VchanOrder } from "./vchan-orders.ts";
 
@@ -61,9 +62,6 @@ interface RelayOutcome {
   /** Exit status of the session's command; 0 without one, or when we made it end. */
   readonly status: number;
 }
-
-/** How long a command may take to exit after the vchan ended before it gets SIGTERM, and again before SIGKILL. */
-const COMMAND_EXIT_MS = 2000;
 
 const log = moduleLogger("vchan");
 

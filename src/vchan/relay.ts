@@ -7,6 +7,7 @@
 // while of silence we close first.
 import { POLL_GONE, POLLIN, POLLOUT } from "../native/reactor.ts";
 import { shim } from "../native/shim.ts";
+import { RELAY_CHUNK_BYTES_MIN, LINGER_MS, SHARED_WRITE_BYTES, STOP_GRACE_MS } from "./bounds.ts";
 import { READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 import type { LocalEnd, LocalStream } from "./local.ts";
 import type { VchanControl } from "./vchan-control.ts";
@@ -19,9 +20,6 @@ import type { VchanControl } from "./vchan-control.ts";
  */
 export type RelayEnd =
   "done" | "sent" | "cut-short" | "peer-closed" | "peer-lost" | "local-closed" | "lingered" | "stopped";
-
-/** The default for how long a peer that cannot be told of our end may be silent before we close. */
-export const LINGER_MS = 5000;
 
 export interface RelayResult {
   readonly end: RelayEnd;
@@ -49,11 +47,6 @@ export interface RelayOptions {
 
 const EAGAIN = -11;
 const EPIPE = -32;
-const STOP_GRACE_MS = 1000;
-/** A shared pipe that poll reports as writable takes this much without blocking (PIPE_BUF). */
-const SHARED_WRITE_BYTES = 4096;
-/** Moving less than a ring at a time lets both ends work at once; less than this is not worth a system call. */
-const CHUNK_BYTES_MIN = 4096;
 
 export class Relay {
   readonly #endpoint: VchanEndpoint;
@@ -93,8 +86,8 @@ export class Relay {
     this.#output = local.output;
     this.#outputTwin = local.outputTwin;
     this.#endsWithOutput = local.endsWithOutput;
-    this.#fillChunk = Math.max(CHUNK_BYTES_MIN, endpoint.writeSize / 4);
-    const drainChunk = Math.max(CHUNK_BYTES_MIN, endpoint.readSize / 4);
+    this.#fillChunk = Math.max(RELAY_CHUNK_BYTES_MIN, endpoint.writeSize / 4);
+    const drainChunk = Math.max(RELAY_CHUNK_BYTES_MIN, endpoint.readSize / 4);
     this.#drainChunk = local.output.kind === "shared" ? SHARED_WRITE_BYTES : drainChunk;
     const { reactor } = endpoint;
     this.#waking = control.wakes(reactor);

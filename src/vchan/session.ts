@@ -8,6 +8,7 @@ import { noDomain } from "../platform/domains.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
 import { Xenstore } from "../xenstore/client.ts";
+import { RETRY_MS } from "./bounds.ts";
 import { NO_SERVER, SERVER_BUSY } from "./client.ts";
 import { domainExists } from "./domain-watch.ts";
 import type { VchanRole } from "./endpoint.ts";
@@ -48,9 +49,6 @@ export interface VchanConnection {
   readonly readSize: number;
   readonly writeSize: number;
 }
-
-/** After this, keys that have not changed are tried again: the server may have let another client go. */
-const RETRY_MS = 1000;
 
 export class VchanSession implements AsyncDisposable {
   readonly plane: Plane;

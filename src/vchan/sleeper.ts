@@ -13,10 +13,8 @@ import {
   LOOK_CHECK_US_MIN,
   LOOK_PAYS_US,
   LOOK_US_MAX,
+  SLEEP_MS_MAX,
 } from "./bounds.ts";
-
-/** The longest sleep of the reactor. A longer one ends early, as after a signal. */
-const SLEEP_MS_MAX = Math.floor((2 ** 31 - 1) / 1000);
 
 /** The ring's bell. What counts as news is set before each wait. */
 class VchanRing implements Belled {

@@ -18,6 +18,7 @@ import {
   XS_UNWATCH,
   XS_WATCH,
 } from "../protocol/xs-wire.ts";
+import { BACKOFF_MS_MAX, CONNECT_TIMEOUT_MS, TRANSACTION_ATTEMPTS } from "./bounds.ts";
 import { XenstoreConnection } from "./connection.ts";
 import { errnoOf } from "./errors.ts";
 import { malformedReply, replyStrings, XenstoreOperations } from "./operations.ts";
@@ -25,10 +26,6 @@ import { openTransport } from "./open.ts";
 import type { XenstoreTransport } from "./transport.ts";
 import { XenstoreTransaction } from "./transaction.ts";
 import { WatchEvents, type WatchCallback } from "./watch-events.ts";
-
-const CONNECT_TIMEOUT_MS = 5000;
-const TRANSACTION_ATTEMPTS = 64;
-const BACKOFF_MS_MAX = 50;
 
 export interface WatchOptions {
   /** Returned with each event; by default a unique one is generated. */

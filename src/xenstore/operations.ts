@@ -20,10 +20,8 @@ import {
   xsTypeName,
   type XsPermission,
 } from "../protocol/xs-wire.ts";
+import { DIRECTORY_ATTEMPTS } from "./bounds.ts";
 import { errnoOf } from "./errors.ts";
-
-/** Maximum attempts to list a directory in parts, since a change of the directory makes the listing start again. */
-const DIRECTORY_ATTEMPTS = 32;
 
 /** The error for a reply that no xenstored may send. */
 export function malformedReply(type: number, subject: string): XentoolError {

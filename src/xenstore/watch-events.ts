@@ -3,11 +3,11 @@
 // event queues exhausted the memory of backends).
 import { describeError } from "../core/errors.ts";
 import { escapeText, moduleLogger } from "../core/log.ts";
+import { PENDING_PATHS_MAX } from "./bounds.ts";
 
 /** Called for each event with the path that changed, one call at a time per watch. */
 export type WatchCallback = (path: string) => void | Promise<void>;
 
-const PENDING_PATHS_MAX = 1024;
 const logger = moduleLogger("xenstore");
 
 export class WatchEvents {

@@ -17,6 +17,7 @@ import {
 } from "../protocol/xs-ring.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
+import { KICK_MS, LOOK_MS } from "./bounds.ts";
 import { planClose, type CloseMethod, type ClosePlan, type ServerIdentity } from "./close-plan.ts";
 import { pauseGuest } from "./guest-pause.ts";
 import { inspectRing, type RingReport } from "./report.ts";
@@ -45,9 +46,6 @@ export interface CloseResult {
   /** The ring after the close. */
   readonly report: RingReport;
 }
-
-const LOOK_MS = 2;
-const KICK_MS = 1000;
 
 /** Tells servers apart by what they offer on the ring, and by whether they answer `help` as C xenstored does. */
 export async function identifyServer(

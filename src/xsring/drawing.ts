@@ -2,13 +2,12 @@
 import type { RingFragment, RingPacket, RingStreamView } from "../protocol/xs-ring-view.ts";
 import { typeText } from "../protocol/xs-content.ts";
 import { XS_RING_BYTES } from "../protocol/xs-ring.ts";
+import { CELLS, WAITING_MAX } from "./bounds.ts";
 import type { Exchange } from "./exchanges.ts";
 import { replyText, requestText, responseText } from "./packet-text.ts";
 import type { RingReport } from "./report.ts";
 import { connectionName, errorName, featureNames } from "./verdict.ts";
 
-const CELLS = 64;
-const WAITING_MAX = 12;
 const CELL_BYTES = XS_RING_BYTES / CELLS;
 
 export interface DrawingOptions {

@@ -3,9 +3,7 @@
 import { escapeText } from "../core/log.ts";
 import { readContent, typeText, type XsDirection, type XsHeader } from "../protocol/xs-content.ts";
 import { XS_ERROR, XS_WATCH_EVENT } from "../protocol/xs-wire.ts";
-
-/** Characters shown of each string by default. */
-export const STRING_LIMIT = 64;
+import { STRINGS_MAX, STRING_LIMIT } from "./bounds.ts";
 
 /** The text in printable ASCII, cut at `limit` characters. */
 export function printable(text: string, limit = STRING_LIMIT): string {
@@ -38,9 +36,6 @@ export function responseText(header: XsHeader, payload: Uint8Array, limit = STRI
     ? `WATCH_EVENT(${contentText("response", header.type, payload, limit)})`
     : `${typeText(header.type)} = ${replyText(header, payload, limit)}`;
 }
-
-/** Limits the strings shown per packet: a directory may have a thousand names. */
-const STRINGS_MAX = 16;
 
 function contentText(direction: XsDirection, type: number, payload: Uint8Array, limit: number): string {
   const { path, values } = readContent(direction, type, payload);

@@ -14,10 +14,9 @@ import {
   type RingWords,
 } from "../protocol/xs-ring-view.ts";
 import type { XsRingPage } from "../protocol/xs-ring.ts";
+import { SETTLE_LOOK_MS } from "./bounds.ts";
 import { pairUp, type Exchange } from "./exchanges.ts";
 import { connectionName, errorName, featureNames, judge, type Verdict } from "./verdict.ts";
-
-const SETTLE_LOOK_MS = 5;
 
 /** Which description of the page the server follows, as far as it shows. */
 export type RingGeneration = "current" | "rfc-2014" | "unknown";

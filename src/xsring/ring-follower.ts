@@ -2,6 +2,7 @@
 // read. Its indices show when it starts anew.
 import type { XsDirection, XsHeader } from "../protocol/xs-content.ts";
 import { viewRequests, viewResponses, type RingCopy, type RingWords } from "../protocol/xs-ring-view.ts";
+import { HALF_RESET_US_MAX } from "./bounds.ts";
 import { StreamFollower, type Followed } from "./stream-follower.ts";
 
 /** The words beside the indices; they rarely change. */
@@ -24,9 +25,6 @@ export type TraceRecord = { readonly timeUs: number } & (
   | { readonly kind: "reset"; readonly bytes: number; readonly unseenUs: number }
   | { readonly kind: "state"; readonly words: StateWords }
 );
-
-/** A reset of both streams is complete after this time. */
-const HALF_RESET_US_MAX = 100_000;
 
 export class RingFollower {
   readonly #requests: StreamFollower;

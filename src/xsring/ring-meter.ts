@@ -5,17 +5,10 @@ import { copyRing, loadRingWords, type RingWords } from "../protocol/xs-ring-vie
 import { typeText } from "../protocol/xs-content.ts";
 import type { XsRingPage } from "../protocol/xs-ring.ts";
 import { XS_HEADER_BYTES } from "../protocol/xs-wire.ts";
+import { FRESH_BYTES_MAX, STILL_MS, TYPICAL_BYTES } from "./bounds.ts";
 import { inspectRing } from "./report.ts";
 import { RingFollower, type TraceRecord } from "./ring-follower.ts";
 import type { VerdictCode } from "./verdict.ts";
-
-/** A side counts as waiting once the ring has stood still for this long: on a busy ring somebody always waits. */
-const STILL_MS = 200;
-/** A request's size while none has been seen: a header, and a path. */
-const TYPICAL_BYTES = XS_HEADER_BYTES + 32;
-
-/** At most so much is believed to have crossed a ring that began anew since the look before. */
-const FRESH_BYTES_MAX = 1 << 20;
 
 export interface RingActivity {
   /** Per second, both. Bytes cross in either direction. */

@@ -6,14 +6,10 @@ import { PAGE_SIZE, type Domid } from "../core/types.ts";
 import { isDomainUnknown, noDomain } from "../platform/domains.ts";
 import type { Access, Platform } from "../platform/platform.ts";
 import type { XsRingPage } from "../protocol/xs-ring.ts";
+import { FILE_BYTES_MAX, RING_BYTES_MIN } from "./bounds.ts";
 
 /** GNTTAB_RESERVED_XENSTORE of public/grant_table.h. */
 const GNTTAB_RESERVED_XENSTORE = 1;
-
-/** The fields end here; a file may lack the rest of the page. */
-const RING_BYTES_MIN = 2080;
-/** More than a hexadecimal dump of a page takes, offsets and characters included. */
-const FILE_BYTES_MAX = 64 * 1024;
 
 /** A ring page that must be closed. */
 export interface OpenRingPage {

@@ -5,14 +5,13 @@ import { readHeader, type XsDirection, type XsHeader } from "../protocol/xs-cont
 import { findPackets, streamBytes, type RingStreamView } from "../protocol/xs-ring-view.ts";
 import { XS_RING_BYTES } from "../protocol/xs-ring.ts";
 import { XS_HEADER_BYTES, XS_PAYLOAD_MAX } from "../protocol/xs-wire.ts";
+import { UNKNOWN_BYTES_MAX } from "./bounds.ts";
 
 /** What was seen of a stream, in order. */
 export type Followed =
   | { readonly kind: "packet"; readonly header: XsHeader; readonly payload: Uint8Array }
   | { readonly kind: "lost"; readonly bytes: number }
   | { readonly kind: "violation"; readonly reason: string };
-
-const UNKNOWN_BYTES_MAX = 2 * (XS_HEADER_BYTES + XS_PAYLOAD_MAX);
 
 export class StreamFollower {
   readonly direction: XsDirection;

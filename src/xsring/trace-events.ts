@@ -3,6 +3,7 @@
 // ring are frequent.
 import { readContent, typeText, type XsDirection, type XsHeader } from "../protocol/xs-content.ts";
 import { XS_WATCH_EVENT } from "../protocol/xs-wire.ts";
+import { PENDING_MAX, UNFINISHED_US } from "./bounds.ts";
 import { answers } from "./exchanges.ts";
 import type { StateWords, TraceRecord } from "./ring-follower.ts";
 
@@ -63,11 +64,6 @@ interface Pending {
   readonly shown: boolean;
   unfinished: boolean;
 }
-
-/** A request that has waited this long is shown as unfinished. */
-const UNFINISHED_US = 100_000;
-/** A ring holds 64 requests, and a server that does not answer can take more than that. */
-const PENDING_MAX = 4096;
 
 export class TraceEvents {
   /** Everything that was seen, including what the filter leaves out. */

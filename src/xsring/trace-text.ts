@@ -1,11 +1,10 @@
 // Events of a trace as lines: like strace's output for people, JSON for scripts.
 import { typeText } from "../protocol/xs-content.ts";
+import { REASON_LIMIT } from "./bounds.ts";
 import { printable, replyText, requestText, responseText } from "./packet-text.ts";
 import { contentOf } from "./report.ts";
 import type { SeenPacket, TraceEvent } from "./trace-events.ts";
 import { connectionName, errorName, featureNames } from "./verdict.ts";
-
-const REASON_LIMIT = 200;
 
 /** The line of an event, without its time; undefined: it has none. `limit` is in characters per string. */
 export function eventText(event: TraceEvent, limit: number): string | undefined {

@@ -4,6 +4,7 @@ import { setImmediate as untilOthersRan } from "node:timers/promises";
 import { pause } from "../core/deadline.ts";
 import { copyRing } from "../protocol/xs-ring-view.ts";
 import type { XsRingPage } from "../protocol/xs-ring.ts";
+import { BUSY_LOOKS } from "./bounds.ts";
 import { RingFollower, type TraceRecord } from "./ring-follower.ts";
 
 export interface TraceOptions {
@@ -16,9 +17,6 @@ export interface TraceOptions {
   /** Ends the trace. */
   readonly signal: AbortSignal;
 }
-
-/** After this many looks in a row without news, at some tens of microseconds each, a ring counts as quiet. */
-const BUSY_LOOKS = 200;
 
 /** Microseconds since 1970. */
 function nowUs(): number {

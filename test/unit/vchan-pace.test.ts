@@ -1,7 +1,8 @@
 // How soon one peer after another is served. What is awaited at once is known without a clock; pauses are
 // measured from below only.
 import { afterEach, expect, spyOn, test } from "bun:test";
-import { Pace, PAUSE_MAX_MS, PAUSE_MIN_MS } from "../../src/vchan/pace.ts";
+import { PAUSE_MAX_MS, PAUSE_MIN_MS } from "../../src/vchan/bounds.ts";
+import { Pace } from "../../src/vchan/pace.ts";
 
 const { signal } = new AbortController();
 const now = spyOn(performance, "now");

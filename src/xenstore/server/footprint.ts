@@ -1,6 +1,7 @@
 // A transaction's reads and changes: a tree of names with a mark for each node. Marking a path costs its depth, and
 // comparing with a tree costs as much as was marked, however large the tree is.
 import { nodeNames } from "../../protocol/xs-wire.ts";
+import { MARK_BYTES } from "../bounds.ts";
 
 /** The marks of one node. */
 export class Mark {
@@ -32,9 +33,6 @@ export class Mark {
 interface Branch {
   readonly children: ReadonlyMap<string, Branch>;
 }
-
-/** Approximate memory of a mark, in bytes. */
-const MARK_BYTES = 400;
 
 export class Footprint {
   readonly root = new Mark();

@@ -2,6 +2,7 @@
 // Replies are bounded because the connection stops reading requests; events by merging equal ones, by a limit and by
 // age; both by what the whole domain has left unread.
 import type { Backlog } from "./backlog.ts";
+import { ENTRY_BYTES, EVENT_AGE_MS_MAX } from "../bounds.ts";
 
 interface Entry {
   readonly bytes: Uint8Array;
@@ -10,12 +11,6 @@ interface Entry {
   readonly isEvent: boolean;
   readonly queuedAtMs: number;
 }
-
-/** As in C xenstored, events left unread for this long are discarded when new ones arrive. */
-const EVENT_AGE_MS_MAX = 20_000;
-
-/** Approximate memory of an entry besides its bytes. */
-const ENTRY_BYTES = 256;
 
 export class OutputQueue {
   #entries: Entry[] = [];

@@ -19,6 +19,7 @@ import {
 } from "../../protocol/xs-ring.ts";
 import type { Channel, Connection } from "./connection.ts";
 import type { Personality } from "./personality.ts";
+import { PUMP_ROUNDS } from "../bounds.ts";
 
 /** A ring handed to the server, which owns it from then on. */
 export interface Ring {
@@ -32,9 +33,6 @@ export interface Ring {
   /** Unbinds the port and unmaps the page. */
   close(): void;
 }
-
-/** Maximum consecutive reads before others get their turn: a guest can fill the ring as fast as it is read. */
-const PUMP_ROUNDS = 16;
 
 export class RingChannel implements Channel {
   readonly #personality: Personality;

@@ -2,6 +2,7 @@
 // process. Everything is served on the calling thread; a request never waits for another.
 import { assert, XentoolError } from "../../core/errors.ts";
 import { isWithin, type XsPacket } from "../../protocol/xs-wire.ts";
+import { COLLECT_BYTES } from "../bounds.ts";
 import type { XenstoreTransport } from "../transport.ts";
 import { Connection, type Channel, type ConnectionOwner } from "./connection.ts";
 import { connectDirectly } from "./direct-channel.ts";
@@ -21,12 +22,6 @@ import { WatchRegistry } from "./watch.ts";
 
 const INTRODUCE_DOMAIN = "@introduceDomain";
 const RELEASE_DOMAIN = "@releaseDomain";
-
-/**
- * After requests with this many payload bytes their garbage is collected. Left alone, the collector waits until there
- * is several times as much garbage as live data, and a flood of large values fills the memory before that.
- */
-const COLLECT_BYTES = 16 * 1024 * 1024;
 
 export interface XenstoreServerOptions {
   readonly personality: PersonalityName;

@@ -12,9 +12,7 @@ import {
   type Request,
 } from "./request.ts";
 import type { CommitResult, Transaction } from "./transaction.ts";
-
-/** Maximum replays of a transaction: other clients may change the tree again during each of them. */
-const REPLAYS_MAX = 4;
+import { REPLAYS_MAX } from "../bounds.ts";
 
 export function watch(request: Request): Uint8Array {
   const { server, session } = request;

@@ -1,10 +1,7 @@
 // The trees that guests' transactions started from, oldest first. Each keeps alive everything that was replaced since.
 // Those that fall too far behind are therefore dropped, and their transactions must be repeated as after any conflict.
 // A domain that holds several loses its older ones much earlier than its newest.
-
-/** How far the tree's turnover (StoreTree.turnover) may grow after a domain's newest snapshot, and after its others. */
-const NEWEST_LAG_MAX = 32 * 1024 * 1024;
-const LAG_MAX = 8 * 1024 * 1024;
+import { LAG_MAX, NEWEST_LAG_MAX } from "../bounds.ts";
 
 export interface Snapshot {
   /** The domain that owns it. */

@@ -4,6 +4,7 @@ import { joinPath, nodeNames, parentPath } from "../../protocol/xs-wire.ts";
 import { assert } from "../../core/errors.ts";
 import type { Footprint, Mark } from "./footprint.ts";
 import type { Permissions } from "./permissions.ts";
+import { CHILD_BYTES, NODE_BYTES } from "../bounds.ts";
 
 export interface StoreNode {
   readonly value: Uint8Array;
@@ -30,10 +31,6 @@ export interface Removed {
   readonly path: string;
   readonly node: StoreNode;
 }
-
-/** Approximate memory of a node besides its value, and the addition for each child. */
-const NODE_BYTES = 400;
-const CHILD_BYTES = 64;
 
 const NO_BYTES = new Uint8Array(0);
 /** Shared by all nodes without children. Never changed. */

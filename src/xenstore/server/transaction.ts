@@ -8,6 +8,7 @@ import {
   XS_READ,
   type XsPacket,
 } from "../../protocol/xs-wire.ts";
+import { ENTRY_BYTES } from "../bounds.ts";
 import type { Domain } from "./domain.ts";
 import { Footprint } from "./footprint.ts";
 import { enforce, type Personality } from "./personality.ts";
@@ -18,8 +19,6 @@ import type { Change } from "./watch.ts";
 
 /** Requests that change nothing. Where transactions are replayed, one with only these never conflicts. */
 const READING: ReadonlySet<number> = new Set([XS_DIRECTORY, XS_DIRECTORY_PART, XS_GET_PERMS, XS_READ]);
-/** Approximate memory of a logged request or a noted change besides its bytes. */
-const ENTRY_BYTES = 256;
 
 /** A request of a transaction and its reply. */
 export interface LoggedRequest {

@@ -1,11 +1,7 @@
 // Turns: a domain's connections together are served for a short while, then all other domains come first. Turns count
 // per domain, because a domain may have as many connections as it likes. Work that takes longer than a turn is a job in
 // steps: it continues in the next turn, and the domain starts nothing else before it is done.
-
-/** Consecutive steps in a turn. A request is one step unless it is a long one. */
-const TURN_STEPS = 64;
-/** Time that they may take, since one step can be a thousand times the work of another. */
-const TURN_MS = 2;
+import { TURN_MS, TURN_STEPS } from "../bounds.ts";
 
 /** A client waiting for a turn. */
 export interface Waiter {
