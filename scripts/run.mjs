@@ -102,11 +102,13 @@ function installModules() {
 }
 
 /**
- * For an npm of our own: without what the one that runs us was told (its --global, say), and with a word that keeps
+ * For an npm of our own: without what the one that runs us was told with --global, and with a word that keeps
  * `prepare` from setting up once more.
  */
 function environmentOfNpm() {
-  const kept = Object.entries(process.env).filter(([name]) => !/^npm_/i.test(name));
+  const kept = Object.entries(process.env).filter(
+    ([name]) => !/^npm_config_(global|location|prefix)$/i.test(name),
+  );
   return { ...Object.fromEntries(kept), XENTOOL_SETTING_UP: "1" };
 }
 
