@@ -3,27 +3,20 @@
 import "./lib/standard-error.ts";
 import "./lib/working-directory.ts";
 import yargs from "yargs";
-import { description, version } from "../package.json";
+import { version } from "../package.json";
 import { EXIT_CODE, kindOf, XentoolError } from "../src/core/errors.ts";
-import { COMMANDS } from "./commands.ts";
+import { xentool } from "./commands.ts";
 import { checkArguments, usageError } from "./lib/arguments.ts";
 import { outputErrorStatus } from "./lib/interruption.ts";
 import { print } from "./lib/output.ts";
 import { declareOptions, finish, moduleOf } from "./lib/parser.ts";
 import { GLOBAL_OPTIONS, reportError } from "./lib/run-command.ts";
 
-const EXAMPLES = [
-  ["xentool sim run -- sh", "a shell in a simulated Xen host"],
-  ["xentool doctor", "what this host has and lacks"],
-  ['eval "$(xentool completion)"', "completion of commands and options in this shell"],
-] as const;
-
 function commandLine(args: readonly string[]) {
   const parser = yargs([...args])
     .scriptName("xentool")
-    .usage(`$0 COMMAND\n\n${description}.`)
+    .usage(`$0 COMMAND\n\n${xentool.summary}.`)
     .parserConfiguration({ "populate--": true, "greedy-arrays": false, "dot-notation": false })
-    .completion("completion", "Print a completion script for bash or zsh")
     .demandCommand(1, "which command?")
     .recommendCommands()
     .strictCommands()
@@ -35,12 +28,12 @@ function commandLine(args: readonly string[]) {
     .exitProcess(false);
   declareOptions(parser, GLOBAL_OPTIONS, true);
   parser.group([...Object.keys(GLOBAL_OPTIONS), "help", "version"], "Global options:");
-  for (const command of COMMANDS) parser.command(moduleOf(command));
+  for (const command of xentool.actions) parser.command(moduleOf(command));
   parser.fail((message, error) => {
     throw error ?? usageError(message, parser);
   });
   parser.middleware((values) => checkArguments(parser, values));
-  return finish(parser, EXAMPLES);
+  return finish(parser, xentool.examples);
 }
 
 /** As wide as the terminal, but at most COLUMNS, or 110 if COLUMNS is not set. */
@@ -61,8 +54,15 @@ process.stdout.once("error", (error: NodeJS.ErrnoException) => {
 // yargs prints help with console.log, and Bun's own does not report failed writes.
 console.log = print;
 
+/** What the scripts of `xentool completion` ask; it is not for people. */
+async function complete(words: readonly string[]): Promise<void> {
+  const { completionLines } = await import("./lib/completions.ts");
+  for (const line of await completionLines(xentool, words)) print(line);
+}
+
 try {
-  await commandLine(args).parseAsync();
+  if (args[0] === "complete" && args[1] === "--") await complete(args.slice(2));
+  else await commandLine(args).parseAsync();
 } catch (error) {
   reportError(error, args.includes("--json"));
   process.exitCode = EXIT_CODE[kindOf(error)];

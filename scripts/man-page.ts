@@ -1,49 +1,34 @@
-// A manual page out of a command's --help: one set of definitions, in cmd/, serves both.
+// A manual page out of a command's definition in cmd/.
+import { synopsisOf } from "../cmd/lib/parser.ts";
+import type { Command } from "../cmd/lib/command.ts";
+import type { Option, Options } from "../cmd/lib/option.ts";
+import { GLOBAL_OPTIONS } from "../cmd/lib/run-command.ts";
 
-/** One command's help, taken apart. */
-export interface Help {
-  /** The command line: "xentool blkback serve <image>". */
-  readonly usage: string;
-  readonly description: string;
-  /** Options, Examples and so on: what is named, and what is said about it. */
-  readonly sections: ReadonlyMap<string, readonly (readonly [name: string, text: string])[]>;
+/** A command with the words that lead to it: ["xentool", "blkback", "serve"]. */
+export interface Page {
+  readonly words: readonly string[];
+  readonly command: Command;
 }
 
-/** Takes apart what --help prints with COLUMNS so large that no line is wrapped. */
-export function parseHelp(text: string): Help {
-  const [usage = "", ...lines] = text.trimEnd().split("\n");
-  const sections = new Map<string, [string, string][]>();
-  const description: string[] = [];
-  let entries: [string, string][] | undefined;
-  /** What the example on the next line is for. */
-  let purpose: string | undefined;
-  for (const line of lines) {
-    const title = /^([A-Z][a-z ]+):$/.exec(line)?.[1];
-    const entry = /^ {2,}(\S.*?)(?: {2,}(.*))?$/.exec(line);
-    if (title !== undefined) sections.set(title, (entries = []));
-    else if (entry?.[1]?.startsWith("# ") === true) purpose = entry[1].slice(2);
-    else if (entry !== null && purpose !== undefined) {
-      entries?.push([line.trim(), purpose]);
-      purpose = undefined;
-    } else if (entry !== null && entries !== undefined)
-      entries.push([String(entry[1]), (entry[2] ?? "").replace(/ {2,}/g, " ")]);
-    else if (line !== "") description.push(line.trim());
-  }
-  return { usage, description: description.join(" "), sections };
+type Entry = readonly [term: string, text: string];
+
+/** What all pages have in common. */
+export interface PageContext {
+  readonly version: string;
+  readonly exitStatus: readonly Entry[];
+  readonly environment: readonly Entry[];
+  readonly seeAlso: readonly string[];
 }
 
-/** The commands below: "xentool blkback serve <image>" as ["blkback", "serve"]. */
-export function subcommands({ sections }: Help): string[][] {
-  return (sections.get("Commands") ?? []).map(([usage]) => commandWords(usage).slice(1));
-}
-
-function commandWords(usage: string): string[] {
-  return usage.split(" ").filter((word) => /^[a-z][a-z-]*$/.test(word));
+/** The pages of `command`, which follows `path`, and of all commands below it. */
+export function pagesOf(command: Command, path: readonly string[] = []): Page[] {
+  const words = [...path, command.name];
+  return [{ words, command }, ...command.actions.flatMap((action) => pagesOf(action, words))];
 }
 
 /** The page's name: "xentool-blkback-serve". */
-export function pageName({ usage }: Help): string {
-  return commandWords(usage).join("-");
+export function pageName({ words }: Page): string {
+  return words.join("-");
 }
 
 /** Text as roff shows it: nothing in it is an instruction. */
@@ -53,43 +38,88 @@ function roff(text: string): string {
   return ascii.replace(/^\./, "\\&.");
 }
 
-interface PageContext {
-  readonly version: string;
-  readonly exitStatus: readonly (readonly [string, string])[];
-  readonly environment: readonly (readonly [string, string])[];
-  readonly seeAlso: readonly string[];
-}
-
 /** The page, in roff with the man macros. */
-export function manPage(help: Help, context: PageContext): string {
-  const name = pageName(help);
-  const words = commandWords(help.usage).join(" ");
-  const rest = help.usage.slice(words.length).trim();
-  const list = (entries: readonly (readonly [string, string])[]): string[] =>
-    entries.flatMap(([term, text]) => [".TP", `.B ${roff(term)}`, roff(text === "" ? term : text)]);
-  const sections = [...help.sections].flatMap(([title, entries]) => [
-    `.SH ${title.toUpperCase()}`,
-    ...(title === "Examples"
-      ? entries.flatMap(([command, text]) => [".PP", `${roff(text)}:`, ".PP", ".EX", roff(command), ".EE"])
-      : list(entries)),
-  ]);
+export function manPage(page: Page, context: PageContext): string {
+  const { words, command } = page;
+  const name = pageName(page);
+  const options = Object.entries(command.options);
   const lines = [
     `.TH ${name.toUpperCase().replaceAll("-", "\\-")} 1 "" "xentool ${context.version}" "User Commands"`,
     ".SH NAME",
-    `${roff(name)} \\- ${roff(help.description)}`,
+    `${roff(name)} \\- ${roff(command.summary)}`,
     ".SH SYNOPSIS",
-    `.B ${roff(words)}`,
-    roff(rest.includes("[options]") ? rest : `${rest} [options]`.trim()),
-    ...sections,
-    ".SH EXIT STATUS",
-    ...list(context.exitStatus),
-    ".SH ENVIRONMENT",
-    ...list(context.environment),
+    `.B ${roff(words.join(" "))}`,
+    roff(synopsisOf(command, words).slice(words.join(" ").length).trim()),
+    ".SH DESCRIPTION",
+    roff(`${command.summary}.`),
+    ...section(
+      "COMMANDS",
+      command.actions.map(({ name: action, summary }) => [action, summary]),
+    ),
+    ...section("ARGUMENTS", entriesOf(options.filter(([, { positional }]) => positional))),
+    ...section("OPTIONS", entriesOf(options.filter(([, { positional }]) => !positional))),
+    ...section("GLOBAL OPTIONS", [
+      ...entriesOf(Object.entries<Option<unknown>>(GLOBAL_OPTIONS satisfies Options)),
+      ["-h, --help", "Show help"],
+      ["--version", "Show the version"],
+    ]),
+    ".SH EXAMPLES",
+    ...command.examples.flatMap(([line, purpose]) => [
+      ...[".PP", `${roff(purpose)}:`, ".PP"],
+      ...[".EX", roff(line), ".EE"],
+    ]),
+    ...section("EXIT STATUS", exitStatusOf(command, context)),
+    ...section("ENVIRONMENT", context.environment),
     ".SH SEE ALSO",
     context.seeAlso
-      .filter((page) => page !== name)
-      .map((page) => `.BR ${roff(page)} (1)`)
+      .filter((other) => other !== name)
+      .map((other) => `.BR ${roff(other)} (1)`)
       .join(" ,\n"),
   ];
   return `${lines.join("\n")}\n`;
+}
+
+function section(title: string, entries: readonly Entry[]): string[] {
+  if (entries.length === 0) return [];
+  return [`.SH ${title}`, ...entries.flatMap(([term, text]) => [".TP", `.B ${roff(term)}`, roff(text)])];
+}
+
+/** The command's own statuses stand for the common ones of the same number. */
+function exitStatusOf({ statuses }: Command, { exitStatus }: PageContext): Entry[] {
+  const own = new Set(statuses.map(([status]) => status));
+  const common = exitStatus.filter(([status]) => !own.has(status));
+  return [...statuses.map(([status, meaning]): Entry => [status, sentence(meaning)]), ...common];
+}
+
+function sentence(text: string): string {
+  return `${text.slice(0, 1).toUpperCase()}${text.slice(1)}.`;
+}
+
+function entriesOf(options: readonly (readonly [string, Option<unknown>])[]): Entry[] {
+  return options.map(([name, option]) => [termOf(name, option), textOf(option)]);
+}
+
+const PLACEHOLDERS = {
+  flag: "",
+  count: "",
+  number: " N",
+  text: " TEXT",
+  texts: " TEXT",
+  choice: "",
+} as const;
+
+function termOf(name: string, { positional, alias, kind, choices }: Option<unknown>): string {
+  if (positional) return name;
+  const value = choices.length > 0 ? ` ${choices.join("|")}` : PLACEHOLDERS[kind];
+  return `${alias === undefined ? "" : `-${alias}, `}--${name}${value}`;
+}
+
+function textOf({ describe, required, positional, initial, kind }: Option<unknown>): string {
+  const isDefault = typeof initial === "number" || (typeof initial === "string" && initial !== "");
+  const notes = [
+    ...(required && !positional ? ["required"] : []),
+    ...(isDefault ? [`default: ${initial}`] : []),
+    ...(kind === "texts" ? ["may be repeated"] : []),
+  ];
+  return [describe, ...notes.map((note) => `[${note}]`)].join(" ");
 }

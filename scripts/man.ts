@@ -1,13 +1,12 @@
-// npm run man: manual pages in dist/man/man1, one for each command, made from the executable's own help.
+// npm run man: manual pages in dist/man/man1, one for each command, made from the commands' definitions.
 // `man -M dist/man xentool` shows them.
-import { spawnSync } from "node:child_process";
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { xentool } from "../cmd/commands.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { EXIT_CODE } from "../src/core/errors.ts";
-import { buildAll } from "./build-all.ts";
-import { CommandFailed, main, root } from "./lib.ts";
-import { manPage, pageName, parseHelp, subcommands, type Help } from "./man-page.ts";
+import { main, root } from "./lib.ts";
+import { manPage, pageName, pagesOf } from "./man-page.ts";
 
 const PAGES = join(root, "dist/man/man1");
 
@@ -23,7 +22,7 @@ const EXIT_STATUS = [
   [String(EXIT_CODE.timeout), "Time is up."],
   [String(EXIT_CODE.bug), "A bug in xentool."],
   ["another", "That of the COMMAND that xentool was told to run, when nothing else went wrong."],
-  ["130, 143", "Ended by SIGINT or SIGTERM, after letting go of everything cleanly."],
+  ["129, 130, 143", "Ended by SIGHUP, SIGINT or SIGTERM, after letting go of everything cleanly."],
 ] as const;
 
 const ENVIRONMENT = [
@@ -36,24 +35,8 @@ const ENVIRONMENT = [
   ["NO_COLOR", "No colours, also on a terminal."],
 ] as const;
 
-function helpOf(command: readonly string[]): Help {
-  const env = { ...process.env, COLUMNS: "1000", NO_COLOR: "1" };
-  const done = spawnSync(join(root, "dist/xentool"), [...command, "--help"], { encoding: "utf8", env });
-  if (done.status !== 0)
-    throw new CommandFailed(`xentool ${command.join(" ")} --help failed: ${done.stderr}`);
-  return parseHelp(done.stdout);
-}
-
-/** The help of `command` and of all commands below it. `completion` needs no page. */
-function allHelp(command: readonly string[] = []): Help[] {
-  const help = helpOf(command);
-  const below = subcommands(help).filter(([name]) => name !== "completion");
-  return [help, ...below.flatMap((words) => allHelp(words))];
-}
-
 await main(() => {
-  buildAll();
-  const pages = allHelp();
+  const pages = pagesOf(xentool);
   const seeAlso = pages.map(pageName);
   rmSync(PAGES, { recursive: true, force: true });
   mkdirSync(PAGES, { recursive: true });
@@ -63,6 +46,6 @@ await main(() => {
     environment: ENVIRONMENT,
     seeAlso,
   };
-  for (const help of pages) writeFileSync(join(PAGES, `${pageName(help)}.1`), manPage(help, context));
+  for (const page of pages) writeFileSync(join(PAGES, `${pageName(page)}.1`), manPage(page, context));
   console.log(`${pages.length} manual pages in dist/man; read them with: man -M dist/man xentool`);
 });

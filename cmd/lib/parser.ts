@@ -59,9 +59,14 @@ function declare(parser: Argv, command: Command, words: readonly string[]): Argv
 /** Declares `options`; those that are `global` are known to all commands below, too. */
 export function declareOptions(parser: Argv, options: Options, global = false): void {
   for (const [name, option] of Object.entries(options)) {
-    const { positional, kind, describe } = option;
+    const { positional, kind, describe, choices } = option;
     if (positional)
-      parser.positional(name, { type: kind === "number" ? "number" : "string", describe }).demandOption(name);
+      parser
+        .positional(name, {
+          describe,
+          ...(kind === "choice" ? { choices } : { type: kind === "number" ? "number" : "string" }),
+        })
+        .demandOption(name);
     else parser.option(name, { ...declarationOf(option), global });
   }
 }

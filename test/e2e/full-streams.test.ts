@@ -37,7 +37,7 @@ describe("a full stdout: status 5 and one line", () => {
     "--help",
     "vchan listen --help",
     "--version",
-    "completion",
+    "completion bash",
   ])("%s", async (command) => {
     const { status, stderr } = await runShell(`"$xentool" ${command} >/dev/full`, env);
     expect({ status, stderr }).toEqual({ status: IO, stderr: `xentool: ${NO_SPACE}\n` });

@@ -1,7 +1,10 @@
-// Manual pages are made from --help: every command and option must come through, as roff that groff accepts.
+// Manual pages are made from the commands' definitions: every command and option must come through, as roff that
+// groff accepts.
 import { describe, expect, test } from "bun:test";
-import { manPage, pageName, parseHelp, subcommands, type Help } from "../../scripts/man-page.ts";
-import { runXentool } from "./executable.ts";
+import { xentool } from "../../cmd/commands.ts";
+import { command } from "../../cmd/lib/command.ts";
+import { flag } from "../../cmd/lib/option.ts";
+import { manPage, pageName, pagesOf, type Page } from "../../scripts/man-page.ts";
 
 const context = {
   version: "1.2.3",
@@ -18,70 +21,50 @@ async function format(page: string): Promise<{ warnings: string; text: string }>
   return { warnings, text };
 }
 
-async function helpOf(command: readonly string[]): Promise<Help> {
-  const { stdout } = await runXentool([...command, "--help"], { env: { COLUMNS: "1000" } });
-  return parseHelp(stdout);
-}
-
-test("help is taken apart", () => {
-  const help = parseHelp(
-    `xentool a b <image>
-
-Do it
-
-Options:
-  -v, --verbose  Log:  more            [count]
-      --quiet                        [boolean]
-
-Examples:
-  # silently
-  xentool a b x.img --quiet
-`,
-  );
-  expect(help.usage).toBe("xentool a b <image>");
-  expect(help.description).toBe("Do it");
-  expect(pageName(help)).toBe("xentool-a-b");
-  expect(Object.fromEntries(help.sections)).toEqual({
-    Options: [
-      ["-v, --verbose", "Log: more [count]"],
-      ["--quiet", "[boolean]"],
-    ],
-    Examples: [["xentool a b x.img --quiet", "silently"]],
-  });
-});
-
 test("text cannot become an instruction to roff", async () => {
-  const help: Help = {
-    usage: "xentool x",
-    description: ".so /etc/passwd",
-    sections: new Map([["Options", [["--back\\slash", "'quoted' .not \\fB `tick` …"]]]]),
+  const words = ["xentool", "x"];
+  const page: Page = {
+    words,
+    command: command({
+      name: "x",
+      summary: ".so /etc/passwd",
+      options: { "back\\slash": flag("'quoted' .not \\fB `tick` …") },
+      examples: [],
+      run: () => {},
+    }),
   };
-  const { warnings, text } = await format(manPage(help, context));
+  const { warnings, text } = await format(manPage(page, context));
   expect(warnings).toBe("");
   expect(text).toContain(".so /etc/passwd");
   expect(text).toContain("--back\\slash");
   expect(text.replace(/\s+/g, " ")).toContain("'quoted' .not \\fB `tick` ...");
 });
 
-describe("every command", async () => {
-  const names = subcommands(await helpOf([])).map(([name]) => String(name));
+describe("every command", () => {
+  const pages = pagesOf(xentool);
 
   test("is there", () => {
-    expect(names).toContain("blkback");
-    expect(names).toContain("completion");
+    const names = pages.map(pageName);
+    expect(names).toContain("xentool-blkback-serve");
+    expect(names).toContain("xentool-completion");
+    expect(names).toContain("xentool");
   });
 
-  test.each(names.filter((name) => name !== "completion"))(
+  test.each(pages.map((page) => [pageName(page), page] as const))(
     "%s has a page that groff accepts",
-    async (name) => {
-      const help = await helpOf([name]);
-      for (const command of [[name], ...subcommands(help)]) {
-        const page = await helpOf(command);
-        expect(page.description).not.toBe("");
-        const { warnings, text } = await format(manPage(page, context));
-        expect({ command, warnings }).toEqual({ command, warnings: "" });
-        for (const [option] of page.sections.get("Options") ?? []) expect(text).toContain(option);
-      }
+    async (_name, page) => {
+      const { warnings, text } = await format(manPage(page, context));
+      expect(warnings).toBe("");
+      for (const [option, { positional }] of Object.entries(page.command.options))
+        expect(text).toContain(positional ? option : `--${option}`);
+      for (const [line] of page.command.examples) expect(text).toContain(line.split(" ")[0] as string);
     },
   );
+
+  test("shows its own exit statuses, before those of all", async () => {
+    const inspect = pages.find((page) => pageName(page) === "xentool-xsring-inspect") as Page;
+    const { text } = await format(manPage(inspect, context));
+    expect(text.replace(/\s+/g, " ")).toContain("EXIT STATUS 0 Healthy. 4 Corrupt. 10 The guest waits");
+    expect(text).not.toContain("Done.");
+  });
 });
