@@ -15,6 +15,7 @@ import { gzipSync } from "node:zlib";
 import packageJson from "../package.json" with { type: "json" };
 import { UNIT } from "../src/blkback/host-files.ts";
 import { ARCHITECTURES, type TargetName } from "./build-target.ts";
+import { completionScript } from "../cmd/lib/completion-scripts.ts";
 import { copyright } from "./copyright.ts";
 import { postinst, postrm, prerm } from "./deb-scripts.ts";
 import { outputOf, root, run } from "./lib.ts";
@@ -98,11 +99,10 @@ export function makeManualPages(): string {
 
 /** Completion for each shell, by the path below /usr/share where it looks. */
 export function completionScripts(): (readonly [path: string, text: string])[] {
-  const script = (shell: string): string =>
-    outputOf(join(root, "dist/xentool"), ["completion"], { SHELL: `/bin/${shell}` });
   return [
-    [`bash-completion/completions/${NAME}`, script("bash")],
-    [`zsh/vendor-completions/_${NAME}`, script("zsh")],
+    [`bash-completion/completions/${NAME}`, completionScript("bash")],
+    [`zsh/vendor-completions/_${NAME}`, completionScript("zsh")],
+    [`fish/vendor_completions.d/${NAME}.fish`, completionScript("fish")],
   ];
 }
 
