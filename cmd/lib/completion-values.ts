@@ -14,7 +14,7 @@ interface Value {
 
 /** The numbers of all domains, with their names. */
 export async function domains(platform: PlatformChoice, timeoutMs: number): Promise<Value[]> {
-  return await withXenstore(platform, timeoutMs, async (xenstore) => {
+  return withXenstore(platform, timeoutMs, async (xenstore) => {
     const numbers = await xenstore.directory("/local/domain");
     const named = numbers.map(async (text) => ({
       text,
@@ -30,7 +30,7 @@ export async function vdevs(
   timeoutMs: number,
   domid: string | undefined,
 ): Promise<Value[]> {
-  return await withXenstore(platform, timeoutMs, async (xenstore) => {
+  return withXenstore(platform, timeoutMs, async (xenstore) => {
     const owner = domid === undefined ? undefined : parseDecimal(domid, DOMID_MAX);
     const home = owner === undefined ? "" : `/local/domain/${owner}/`;
     const devids = await xenstore.directory(`${home}device/vbd`);
