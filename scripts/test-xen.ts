@@ -14,12 +14,15 @@ import {
   DAEMONS,
   loadRuns,
   parseRuns,
+  RELEASES,
+  type Release,
   type Result,
   type Run,
 } from "../test/xen/runner/scenario.ts";
 
 const USAGE = `npm run test:xen [-- [OPTIONS] [NAME…]]
   NAME        a scenario, with @xenstored or @oxenstored or without, or a file; none: all but those that are run by name
+  --on NAME   the Debian release whose Xen it is: bookworm (4.17, the default) or trixie (4.20)
   --list      what there is
   --verbose   shows the host's console and the scenarios' logs as they come
   --keep      keeps each boot's disk images and console, in build/xen/boots
@@ -29,12 +32,14 @@ XENLAB=DIR keeps the lab elsewhere than in ~/.cache/xentool-xenlab; XENLAB_PATIE
 
 const root = resolve(import.meta.dirname, "..");
 const sources = join(root, "test/xen");
-const reports = join(root, "build/xen");
+const reportsOf = (release: Release): string =>
+  join(root, release === RELEASES[0] ? "build/xen" : `build/xen-${release}`);
 
 async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: {
+      on: { type: "string", default: RELEASES[0] },
       list: { type: "boolean", default: false },
       keep: { type: "boolean", default: false },
       verbose: { type: "boolean", default: false },
@@ -47,19 +52,22 @@ async function main(): Promise<number> {
     console.log(USAGE);
     return 0;
   }
+  const release = RELEASES.find((name) => name === values.on);
+  if (release === undefined) throw new Error(`--on ${values.on} is none of ${RELEASES.join(", ")}`);
   const files = positionals.filter((name) => name.endsWith(".sh"));
   const names = positionals.filter((name) => !files.includes(name));
   const known = loadRuns(join(sources, values.selftest ? "selftest" : "scenarios"));
-  const named = files.length > 0 && names.length === 0 ? [] : chooseRuns(known, names);
+  const named = files.length > 0 && names.length === 0 ? [] : chooseRuns(known, names, release);
   const runs = [...named, ...files.flatMap((file) => parseRuns(resolve(file)))];
   if (values.list) {
     for (const run of positionals.length > 0 ? runs : known)
       console.log(`${run.name.padEnd(40)} ${run.summary}`);
     return 0;
   }
-  const lab = ensureLab(sources);
+  const lab = ensureLab(sources, release);
   buildAll();
   const programs = buildPrograms();
+  const reports = reportsOf(release);
   rmSync(reports, { recursive: true, force: true });
   const results = await runAll(runs, (number) => ({
     lab,

@@ -1,16 +1,20 @@
 #!/bin/bash
-# build.sh DIR: makes the lab once: Debian's Xen 4.17, a dom0 root file system, its initramfs, and what guests
-# are made of. Root, because debootstrap needs it; 3 minutes, 4 GB while it runs, 1 GB afterwards.
+# build.sh DIR RELEASE: makes the lab of a Debian release once: its Xen, a dom0 root file system, the initramfs, and
+# what guests are made of. Root, because debootstrap needs it; 3 minutes, 4 GB while it runs, 1 GB afterwards.
 # In DIR afterwards: xen, vmlinuz and initramfs.gz (what QEMU boots), base.img (dom0's root, read-only),
 # versions (of the packages that matter in a report).
 set -euo pipefail
-release=bookworm
 here=$(cd "$(dirname "$0")" && pwd)
-dir=$1
+dir=$1 release=$2
+case $release in
+  bookworm) xen=4.17 ;;
+  trixie) xen=4.20 ;;
+  *) echo "build.sh: no lab is known for $release" >&2; exit 1 ;;
+esac
 mkdir -p "$dir"; cd "$dir"
 
 tools=()
-for p in qemu-system-x86 debootstrap e2fsprogs cpio busybox-static xz-utils; do
+for p in qemu-system-x86 debootstrap e2fsprogs cpio busybox-static xz-utils zstd; do
   dpkg -s $p >/dev/null 2>&1 || tools+=($p)
 done
 if [ ${#tools[@]} != 0 ]; then
@@ -20,14 +24,14 @@ if [ ${#tools[@]} != 0 ]; then
     { tail -20 apt.log >&2; exit 1; }
 fi
 
-packages=$(grep -v '^#' "$here/packages.txt" | paste -sd,)
+packages=$(grep -v '^#' "$here/packages.txt" | sed "s/XEN/$xen/" | paste -sd,)
 debootstrap --variant=minbase --include="$packages" $release root >debootstrap.log 2>&1 ||
   { tail -20 debootstrap.log >&2; exit 1; }
 kernel=$(basename root/lib/modules/*)
-chroot root dpkg-query -W xen-hypervisor-4.17-amd64 xen-utils-4.17 "linux-image-$kernel" qemu-system-xen fio >versions
+chroot root dpkg-query -W xen-hypervisor-$xen-amd64 xen-utils-$xen "linux-image-$kernel" qemu-system-xen fio >versions
 
 # QEMU's multiboot loader wants Xen unpacked.
-gunzip -c root/boot/xen-4.17-amd64.gz >xen
+gunzip -c root/boot/xen-$xen-amd64.gz >xen
 cp "root/boot/vmlinuz-$kernel" vmlinuz
 
 # The modules' files, in the order in which they have to be loaded.
@@ -36,10 +40,16 @@ modules() {
   for m in "$@"; do chroot root /sbin/modprobe -S "$kernel" --show-depends "$m"; done |
     awk '/^insmod/ && !seen[$2]++ { print $2 }'
 }
-# copy_modules DIR MODULE...: numbered, so that a glob lists them in that order.
+# copy_modules DIR MODULE...: numbered, so that a glob lists them in that order, and unpacked, as insmod wants them.
 copy_modules() {
   local to=$1 i=10 f; shift; mkdir -p "$to"
-  for f in $(modules "$@"); do cp "root$f" "$to/$i-$(basename "$f")"; i=$((i + 1)); done
+  for f in $(modules "$@"); do
+    case $f in
+      *.xz) xz -dc "root$f" >"$to/$i-$(basename "$f" .xz)" ;;
+      *) cp "root$f" "$to/$i-$(basename "$f")" ;;
+    esac
+    i=$((i + 1))
+  done
 }
 # copy_programs DIR PROGRAM...: with the shared libraries that they need, at the same paths, less what base has.
 copy_programs() {
@@ -85,7 +95,11 @@ chmod +x root/lab/init
 size() { od -An -j$(($1)) -N"$2" -tu"$2" vmlinuz | tr -d ' '; }
 start=$((($(size 0x1f1 1) + 1) * 512 + $(size 0x248 4))) # the boot protocol's setup_sects and payload_offset
 length=$(($(size 0x24c 4) - 4))                          # payload_length, less the size that follows the stream
-head -c $((start + length)) vmlinuz | tail -c $length | xz -dc >root/lab/vmlinux
+payload() { head -c $((start + length)) vmlinuz | tail -c $length; }
+case $(payload | head -c 4 | od -An -tx1 | tr -d ' ') in
+  28b52ffd) payload | zstd -dcq >root/lab/vmlinux ;;
+  *) payload | xz -dc >root/lab/vmlinux ;;
+esac
 mkdir -p base/{bin,sbin,dev,proc,sys,tmp,run,mnt}
 cp root/bin/busybox base/bin/
 for applet in $(root/bin/busybox --list); do [ -e base/bin/$applet ] || ln -s busybox base/bin/$applet; done

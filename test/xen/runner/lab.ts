@@ -6,6 +6,7 @@ import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
+import type { Release } from "./scenario.ts";
 
 const PARTS = ["build.sh", "packages.txt"];
 
@@ -17,14 +18,14 @@ function cacheDirectory(): string {
 }
 
 /**
- * The directory of a lab made of what `sources` (test/xen) holds; builds it when there is none, which takes
- * three minutes, root and Debian. Throws an Error of one line when it cannot.
+ * The directory of the lab of a Debian release, made of what `sources` (test/xen) holds; builds it when there is none,
+ * which takes three minutes, root and Debian. Throws an Error of one line when it cannot.
  */
-export function ensureLab(sources: string): string {
+export function ensureLab(sources: string, release: Release): string {
   const hash = createHash("sha256");
   for (const part of PARTS) hash.update(readFileSync(join(sources, part)));
   const cache = cacheDirectory();
-  const key = hash.digest("hex").slice(0, 16);
+  const key = `${release}-${hash.digest("hex").slice(0, 16)}`;
   const lab = join(cache, key);
   if (existsSync(lab)) return lab;
 
@@ -35,14 +36,14 @@ export function ensureLab(sources: string): string {
   console.error(`building the real-Xen lab in ${lab}: about three minutes, once`);
   mkdirSync(cache, { recursive: true });
   const unfinished = join(cache, `${key}.${process.pid}`);
-  const build = spawnSync(join(sources, "build.sh"), [unfinished], {
+  const build = spawnSync(join(sources, "build.sh"), [unfinished, release], {
     stdio: ["ignore", "inherit", "inherit"],
   });
   if (build.status !== 0) {
     throw new Error(`building the real-Xen lab failed; see ${unfinished}/*.log, and remove that directory`);
   }
   for (const old of readdirSync(cache)) {
-    if (/^[0-9a-f]{16}$/.test(old)) rmSync(join(cache, old), { recursive: true });
+    if (new RegExp(`^(${release}-)?[0-9a-f]{16}$`).test(old)) rmSync(join(cache, old), { recursive: true });
   }
   renameSync(unfinished, lab);
   return lab;

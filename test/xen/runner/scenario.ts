@@ -1,6 +1,6 @@
 // A scenario: a bash file that runs in dom0, with a header of comments. The first says what it shows; then
-// `# key: value` lines: xenstored (which daemons it runs under), limit (seconds), files (of the repository,
-// taken along), run (`by name`: only when it is named, as what measures, or what others show, too), expect (self-tests
+// `# key: value` lines: xenstored (which daemons it runs under), on (which releases of Debian), limit (seconds), files
+// (of the repository, taken along), run (`by name`: only when it is named, as what measures, or what others show, too), expect (self-tests
 // only: what the report must say of it).
 
 import { readdirSync, readFileSync } from "node:fs";
@@ -10,6 +10,10 @@ import { basename, join } from "node:path";
 export const DAEMONS = ["xenstored", "oxenstored"] as const;
 export type Daemon = (typeof DAEMONS)[number];
 
+/** The releases of Debian of which there is a lab: Xen 4.17 and 4.20. The first is the one that is meant. */
+export const RELEASES = ["bookworm", "trixie"] as const;
+export type Release = (typeof RELEASES)[number];
+
 /** One scenario under one xenstore daemon. */
 export interface Run {
   /** File name without .sh, and @daemon when there is a choice; the name of its directory of logs. */
@@ -17,6 +21,8 @@ export interface Run {
   readonly path: string;
   readonly summary: string;
   readonly daemon: Daemon;
+  /** Where it runs unless it is named. */
+  readonly releases: readonly Release[];
   readonly limitSeconds: number;
   readonly files: readonly string[];
   readonly byName: boolean;
@@ -51,11 +57,14 @@ export function parseRuns(path: string): Run[] {
 
   const limitSeconds = Number(value("limit"));
   if (!(limitSeconds > 0)) throw new Error(`${path}: the header needs a line '# limit: SECONDS'`);
-  const daemons = (value("xenstored") ?? DAEMONS[0]).split(/\s+/).map((name) => {
-    const daemon = DAEMONS.find((known) => known === name);
-    if (daemon === undefined) throw new Error(`${path}: xenstored: ${name} is none of ${DAEMONS.join(", ")}`);
-    return daemon;
-  });
+  const choice = <T extends string>(key: string, known: readonly [T, ...T[]]): T[] =>
+    (value(key) ?? known[0]).split(/\s+/).map((name) => {
+      const chosen = known.find((one) => one === name);
+      if (chosen === undefined) throw new Error(`${path}: ${key}: ${name} is none of ${known.join(", ")}`);
+      return chosen;
+    });
+  const daemons = choice("xenstored", DAEMONS);
+  const releases = choice("on", RELEASES);
   const expect = value("expect");
   const stem = basename(path, ".sh");
   return daemons.map((daemon) => ({
@@ -63,6 +72,7 @@ export function parseRuns(path: string): Run[] {
     path,
     summary: lines[0] ?? "",
     daemon,
+    releases,
     limitSeconds,
     files: (value("files") ?? "").split(/\s+/).filter((file) => file !== ""),
     byName: value("run") === "by name",
@@ -71,12 +81,16 @@ export function parseRuns(path: string): Run[] {
 }
 
 /**
- * The runs that `names` (with or without @daemon) choose; without names all but those that are run by name only. Throws
- * on a name that chooses none.
+ * The runs that `names` (with or without @daemon) choose; without names all of this release but those that are run by
+ * name only. Throws on a name that chooses none.
  */
-export function chooseRuns(runs: readonly Run[], names: readonly string[]): Run[] {
+export function chooseRuns(runs: readonly Run[], names: readonly string[], release: Release): Run[] {
   const matches = (run: Run, name: string) => run.name === name || run.name.split("@")[0] === name;
   const unknown = names.find((name) => !runs.some((run) => matches(run, name)));
   if (unknown !== undefined) throw new Error(`there is no scenario '${unknown}'; --list shows them`);
-  return runs.filter((run) => (names.length === 0 ? !run.byName : names.some((name) => matches(run, name))));
+  return runs.filter((run) =>
+    names.length === 0
+      ? !run.byName && run.releases.includes(release)
+      : names.some((name) => matches(run, name)),
+  );
 }

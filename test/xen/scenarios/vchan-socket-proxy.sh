@@ -3,7 +3,7 @@
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 
-proxy=/usr/lib/xen-4.17/bin/vchan-socket-proxy
+proxy=$(type -P vchan-socket-proxy)
 bytes=600000
 # libxenstore ends its thread with pthread_cancel, which loads libgcc
 libgcc=/lib/x86_64-linux-gnu/libgcc_s.so.1
