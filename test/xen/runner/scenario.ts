@@ -1,7 +1,7 @@
 // A scenario: a bash file that runs in dom0, with a header of comments. The first says what it shows; then
 // `# key: value` lines: xenstored (which daemons it runs under), on (which releases of Debian), limit (seconds), files
-// (of the repository, taken along), run (`by name`: only when it is named, as what measures, or what others show, too), expect (self-tests
-// only: what the report must say of it).
+// (of the repository, taken along), run (`by name`: only when it is named, as what measures, or what others show, too),
+// expect (self-tests only: what the report must say of it).
 
 import { readdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
