@@ -39,8 +39,8 @@ type Always<T> = { readonly required: true } | { readonly positional: true } | {
 type Value<T, M> = M extends Always<T> ? T : T | undefined;
 
 /** On or off; off where it is not given. */
-export function flag(describe: string): Option<boolean> {
-  return option("flag", describe, { initial: false }, isBoolean);
+export function flag(describe: string, more: Pick<More<boolean>, "alias"> = {}): Option<boolean> {
+  return option("flag", describe, { ...more, initial: false }, isBoolean);
 }
 
 /** On, off, or undefined where it is not given. */

@@ -14,6 +14,7 @@ import { encodeTraceRecord, readTrace, traceFileHeader } from "../../src/xsring/
 import { eventAsJson, eventText, lineTimeUs } from "../../src/xsring/trace-text.ts";
 import { print } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
+import { TraceSummary } from "./trace-summary.ts";
 import { checkNumber } from "./xsring-inspect.ts";
 
 export interface TraceArguments {
@@ -26,6 +27,9 @@ export interface TraceArguments {
   readonly interval: number;
   readonly count: number | undefined;
   readonly duration: number | undefined;
+  readonly time: boolean;
+  readonly summary: boolean;
+  readonly output: string | undefined;
 }
 
 const TYPES_MAX = 64;
@@ -33,7 +37,7 @@ const TYPES_MAX = 64;
 export async function runTrace(context: CommandContext, argv: TraceArguments): Promise<void> {
   checkNumber("string-limit", argv["string-limit"], 1, 4096);
   checkNumber("interval", argv.interval, 0, 10_000);
-  const printer = new Printer(context.json, argv);
+  using printer = new Printer(context.json, argv);
   if (argv.read !== undefined) await showFile(argv.read, printer, context.stop);
   else if (argv.domid === undefined) throw new XentoolError("usage", "which ring? --domid N, or --read FILE");
   else await traceDomain(context, argv, toDomid(argv.domid, "--domid"), printer);
@@ -53,12 +57,15 @@ function parseFilter({ type, path }: TraceArguments): TraceFilter {
 }
 
 /** Prints events until enough have been printed. */
-class Printer {
+class Printer implements Disposable {
   /** Fires when --count lines have been printed. */
   readonly enough = new AbortController();
   readonly events: TraceEvents;
   readonly #json: boolean;
   readonly #limit: number;
+  readonly #showsTime: boolean;
+  readonly #summary: TraceSummary | undefined;
+  readonly #output: OutputFile | undefined;
   #left: number;
   #startUs: number | undefined;
   #lastUs = 0;
@@ -66,9 +73,13 @@ class Printer {
   constructor(json: boolean, argv: TraceArguments) {
     this.#json = json;
     this.#limit = argv["string-limit"];
+    this.#showsTime = argv.time;
+    this.#summary = argv.summary ? new TraceSummary() : undefined;
     this.#left =
       argv.count === undefined ? Infinity : checkNumber("count", argv.count, 1, Number.MAX_SAFE_INTEGER);
-    this.events = new TraceEvents(parseFilter(argv), (event) => this.#print(event));
+    this.events = new TraceEvents(parseFilter(argv), (event) => this.#show(event));
+    // Last, so that a mistake in the arguments leaves the file alone.
+    this.#output = argv.output === undefined ? undefined : new OutputFile(argv.output);
   }
 
   push(record: TraceRecord): void {
@@ -80,6 +91,8 @@ class Printer {
   /** Shows what is still waiting, and prints a summary of what was seen on stderr. */
   finish(): void {
     this.events.end(this.#lastUs);
+    if (this.#summary !== undefined)
+      this.#print(this.#json ? asciiJson({ types: this.#summary.rows }) : this.#summary.text);
     const { requests, replies, watchEvents, lostBytes } = this.events.counts;
     const lost = lostBytes === 0 ? "nothing lost" : `${lostBytes} bytes passed unseen`;
     const open = this.events.unansweredCount;
@@ -89,10 +102,20 @@ class Printer {
     );
   }
 
-  #print(event: TraceEvent): void {
+  [Symbol.dispose](): void {
+    this.#output?.[Symbol.dispose]();
+  }
+
+  #print(line: string): void {
+    if (this.#output === undefined) print(line);
+    else this.#output.print(line);
+  }
+
+  #show(event: TraceEvent): void {
     const line = this.#json ? this.#jsonLine(event) : this.#textLine(event);
     if (line === undefined || this.#left === 0) return;
-    print(line);
+    if (this.#summary === undefined) this.#print(line);
+    else this.#summary.add(event);
     if (--this.#left === 0) this.enough.abort();
   }
 
@@ -104,9 +127,16 @@ class Printer {
   #textLine(event: TraceEvent): string | undefined {
     const text = eventText(event, this.#limit);
     if (text === undefined) return undefined;
+    if (this.#showsTime) return `${timeOfDay(lineTimeUs(event))} ${text}`;
     const seconds = (lineTimeUs(event) - (this.#startUs ?? 0)) / 1e6;
     return `${seconds.toFixed(6).padStart(12)} ${text}`;
   }
+}
+
+/** 14:03:05.000123, in local time. */
+function timeOfDay(timeUs: number): string {
+  const time = new Date(timeUs / 1000).toTimeString().slice(0, 8);
+  return `${time}.${String(Math.floor(timeUs % 1e6)).padStart(6, "0")}`;
 }
 
 async function showFile(path: string, printer: Printer, stop: AbortSignal): Promise<void> {
@@ -163,6 +193,42 @@ async function traceDomain(
   }
 }
 
+/** The file of --output. */
+class OutputFile implements Disposable {
+  readonly #path: string;
+  readonly #fd: number;
+
+  constructor(path: string) {
+    this.#path = path;
+    this.#fd = openToWrite(path);
+  }
+
+  print(line: string): void {
+    writeAll(this.#path, this.#fd, Buffer.from(`${line}\n`));
+  }
+
+  [Symbol.dispose](): void {
+    closeSync(this.#fd);
+  }
+}
+
+/** Opens a file that only its owner may read: a trace holds what guests keep in xenstore. */
+function openToWrite(path: string): number {
+  try {
+    return openSync(path, "w", 0o600);
+  } catch (error) {
+    throw new XentoolError("io", `cannot write ${path}`, { path }, error);
+  }
+}
+
+function writeAll(path: string, fd: number, bytes: Uint8Array): void {
+  try {
+    for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at);
+  } catch (error) {
+    throw new XentoolError("io", `cannot write ${path}`, { path }, error);
+  }
+}
+
 /**
  * The file of --write. The records of each look are written at once, so that a concurrent reader sees whole records.
  */
@@ -175,11 +241,7 @@ class TraceFile {
   constructor(path: string, domid: number) {
     this.#path = path;
     this.#domid = domid;
-    try {
-      this.#fd = openSync(path, "w", 0o600);
-    } catch (error) {
-      throw new XentoolError("io", `cannot write ${path}`, { path }, error);
-    }
+    this.#fd = openToWrite(path);
   }
 
   add(record: TraceRecord): void {
@@ -190,11 +252,7 @@ class TraceFile {
     if (this.#records.length === 0) return;
     const bytes = Buffer.concat(this.#records);
     this.#records = [];
-    try {
-      for (let at = 0; at < bytes.length;) at += writeSync(this.#fd, bytes, at);
-    } catch (error) {
-      throw new XentoolError("io", `cannot write ${this.#path}`, { path: this.#path }, error);
-    }
+    writeAll(this.#path, this.#fd, bytes);
   }
 
   close(): void {

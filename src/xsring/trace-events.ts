@@ -171,8 +171,9 @@ function compileFilter({
   };
 }
 
-/** `*` stands for any text, including slashes. */
+/** `*` stands for any text, including slashes. A relative path may also stand below a domain's own directory. */
 function globPattern(glob: string): RegExp {
   const parts = glob.split(/\*+/).map((part) => part.replace(/[^A-Za-z0-9_/@-]/g, "\\$&"));
-  return new RegExp(`^${parts.join("[^]*")}$`);
+  const home = /^[/@*]/.test(glob) ? "" : "(?:/local/domain/[0-9]+/)?";
+  return new RegExp(`^${home}${parts.join("[^]*")}$`);
 }

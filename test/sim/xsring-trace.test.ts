@@ -1,6 +1,7 @@
 // `xentool xsring trace` and `inspect` on rings in use: against what the client of the ring really sent and
 // got, live and from a file, with filters, across a close, and until the domain is gone.
 import { afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { XENSTORE_RECONNECT, XS_RING_CONNECTION } from "../../src/protocol/xs-ring.ts";
 import {
@@ -191,6 +192,19 @@ test("on the command line: requests, a close, and the end of the domain; again f
     ["reply", undefined, ["1"]],
   ]);
   expect(events[2]).toMatchObject({ type: "READ", request: { path: "domid" } });
+
+  const timed = await xsring(host, ["trace", "--read", file, "-t"]);
+  expect(timed.stdout).toMatch(/^\d\d:\d\d:\d\d\.\d{6} #5 READ\("domid"\) = "1"/m);
+  const output = `${file}.txt`;
+  const silent = await xsring(host, ["trace", "--read", file, "-o", output]);
+  expect(silent.stdout).toBe("");
+  expect(readFileSync(output, "utf8")).toBe(live.stdout);
+  const counted = await xsring(host, ["trace", "--read", file, "-c"]);
+  expect(counted.stdout).toMatch(/^type +calls +errors +total +mean +longest\nREAD +4 +[12] /);
+  const { types } = JSON.parse((await xsring(host, ["trace", "--read", file, "-c", "--json"])).stdout) as {
+    types: { type: string; calls: number }[];
+  };
+  expect(types.map(({ type, calls }) => [type, calls])).toEqual([["READ", 4]]);
 });
 
 test("inspect --watch tells of each change, until it is interrupted", async () => {

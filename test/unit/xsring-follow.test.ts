@@ -314,6 +314,20 @@ test("events for scripts, with latencies", () => {
   ]);
 });
 
+test("a relative path finds nodes that a client names from the root, too; an absolute one only itself", () => {
+  const shown = (path: string, node: string): number => {
+    let count = 0;
+    const events = new TraceEvents({ types: undefined, path }, () => count++);
+    events.push(seen(1, "request", XS_READ, 1, `${node}\0`));
+    return count;
+  };
+  expect(shown("device/*", "device/vbd/51712/state")).toBe(1);
+  expect(shown("device/*", "/local/domain/5/device/vbd/51712/state")).toBe(1);
+  expect(shown("device/*", "/local/domain/5/x/device/vbd")).toBe(0);
+  expect(shown("/local/domain/5/*", "/local/domain/5/device")).toBe(1);
+  expect(shown("/device", "/local/domain/5/device")).toBe(0);
+});
+
 test.each<[TraceFilter, string[]]>([
   [
     { types: new Set(["WRITE"]), path: undefined },
