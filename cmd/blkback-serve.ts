@@ -2,6 +2,7 @@
 import { endsWithin, onAbort, unlessAborted } from "../src/core/deadline.ts";
 import type { DeviceOptions } from "../src/blkback/device.ts";
 import type { MetricsAddress } from "../src/blkback/metrics-server.ts";
+import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd } from "../src/blkback/serve.ts";
@@ -11,10 +12,10 @@ import { parseHostPort } from "./lib/host-port.ts";
 import { choice, flag, number, text, texts, undecidedFlag } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import {
-  addressOf,
   DETACH_TIMEOUT_MS,
   DEVICE_OPTIONS,
   DEVICE_TYPE,
+  withDevice,
   withSession,
   type Session,
 } from "./lib/session.ts";
@@ -128,16 +129,21 @@ export const serveCommand = command({
       "no faster than that; `limit` changes it",
     ],
   ],
-  run: (argv, context) => withSession(context, (session) => runServe(context, session, argv)),
+  run: (argv, context) =>
+    withDevice(context, argv, (session, address) => runServe(context, session, address, argv)),
 });
 
-async function runServe(context: CommandContext, session: Session, argv: ServeArguments): Promise<number> {
+async function runServe(
+  context: CommandContext,
+  session: Session,
+  address: DeviceAddress,
+  argv: ServeArguments,
+): Promise<number> {
   const { serveImage } = await import("../src/blkback/serve.ts");
   const { describeDevice } = await import("../src/blkback/address.ts");
   const { XentoolError } = await import("../src/core/errors.ts");
   const { spawnWorker } = await import("./spawn-worker.ts");
   const { platform, xenstore } = session;
-  const address = await addressOf(session, argv);
   const serving = await servingOptionsOf(argv, platform, context);
   const limits = await askedRates(argv);
   const { ServedDisk } = await import("./lib/serving-events.ts");

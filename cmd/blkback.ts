@@ -2,14 +2,14 @@
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import { askedRates, RATE_OPTIONS, serveCommand, watchCommand } from "./blkback-serve.ts";
-import { command, group, type ArgumentsOf, type Command } from "./lib/command.ts";
+import { command, group, type Command } from "./lib/command.ts";
 import { choice, flag, number, text } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import {
-  addressOf,
   DETACH_TIMEOUT_MS,
   DEVICE_OPTIONS,
   DEVICE_TYPE,
+  withDevice,
   withSession,
   type Session,
 } from "./lib/session.ts";
@@ -26,8 +26,7 @@ function step(
     summary,
     options: DEVICE_OPTIONS,
     examples: [[`xentool blkback ${name} --domid 1 --vdev xvdb`, example]],
-    run: (argv, context) =>
-      withSession(context, async (session) => work(session, await addressOf(session, argv), context)),
+    run: (argv, context) => withDevice(context, argv, (session, address) => work(session, address, context)),
   });
 }
 
@@ -48,11 +47,10 @@ const create = command({
     ],
   ],
   run: (argv, context) =>
-    withSession(context, async (session) => {
+    withDevice(context, argv, async ({ xenstore }, address) => {
       const { createDevice } = await import("../src/blkback/toolstack.ts");
-      const address = await addressOf(session, argv);
       const { deviceType, params } = argv;
-      await createDevice(session.xenstore, { address, readOnly: argv.mode === "r", deviceType, params });
+      await createDevice(xenstore, { address, readOnly: argv.mode === "r", deviceType, params });
     }),
 });
 
@@ -104,12 +102,10 @@ const resize = step(
   },
 );
 
-const LIMIT_OPTIONS = { ...DEVICE_OPTIONS, ...RATE_OPTIONS };
-
 const limit = command({
   name: "limit",
   summary: "Change how fast a disk may be while its guest uses it, or show it",
-  options: LIMIT_OPTIONS,
+  options: { ...DEVICE_OPTIONS, ...RATE_OPTIONS },
   examples: [
     ["xentool blkback limit --domid 1 --vdev xvdb --iops 500,burst=2000", "what passes that waits"],
     ["xentool blkback limit --domid 1 --vdev xvdb --iops none --bandwidth 20M", "bytes instead"],
@@ -118,19 +114,18 @@ const limit = command({
   run: async (argv, context) => {
     // Before anything is looked for: a mistyped limit needs no xenstore.
     const asked = await askedRates(argv);
-    await withSession(context, (session) => runLimit(context, session, argv, asked));
+    await withDevice(context, argv, (session, address) => runLimit(context, session, address, asked));
   },
 });
 
 async function runLimit(
   { json, stop, timeoutMs = DETACH_TIMEOUT_MS }: CommandContext,
   session: Session,
-  argv: ArgumentsOf<typeof LIMIT_OPTIONS>,
+  address: DeviceAddress,
   asked: AskedRates,
 ): Promise<void> {
   const { limitDevice, readRates } = await import("../src/blkback/rate-keys.ts");
   const { printRates } = await import("./lib/rates-report.ts");
-  const address = await addressOf(session, argv);
   const { xenstore } = session;
   const isQuestion = asked.iops === undefined && asked.bandwidth === undefined;
   const rates = isQuestion

@@ -6,11 +6,12 @@ import yargs from "yargs";
 import { version } from "../package.json";
 import { EXIT_CODE, kindOf, XentoolError } from "../src/core/errors.ts";
 import { xentool } from "./commands.ts";
-import { checkArguments, usageError } from "./lib/arguments.ts";
+import { checkArguments, commandWords } from "./lib/arguments.ts";
 import { outputErrorStatus } from "./lib/interruption.ts";
 import { print } from "./lib/output.ts";
 import { declareOptions, finish, moduleOf } from "./lib/parser.ts";
 import { GLOBAL_OPTIONS, reportError } from "./lib/run-command.ts";
+import { usageError } from "./lib/usage-errors.ts";
 
 function commandLine(args: readonly string[]) {
   const parser = yargs([...args])
@@ -18,7 +19,6 @@ function commandLine(args: readonly string[]) {
     .usage(`$0 COMMAND\n\n${xentool.summary}.`)
     .parserConfiguration({ "populate--": true, "greedy-arrays": false, "dot-notation": false })
     .demandCommand(1, "which command?")
-    .recommendCommands()
     .strictCommands()
     .strictOptions()
     .help()
@@ -30,7 +30,9 @@ function commandLine(args: readonly string[]) {
   parser.group([...Object.keys(GLOBAL_OPTIONS), "help", "version"], "Global options:");
   for (const command of xentool.actions) parser.command(moduleOf(command));
   parser.fail((message, error) => {
-    throw error ?? usageError(message, parser);
+    // yargs throws, too, where a value is missing.
+    if (error !== undefined && error !== null && error.name !== "YError") throw error;
+    throw usageError(message ?? error.message, xentool, commandWords(parser), args);
   });
   parser.middleware((values) => checkArguments(parser, values));
   return finish(parser, xentool.examples);

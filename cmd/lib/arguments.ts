@@ -1,6 +1,6 @@
 // Checks that apply to the arguments of every command: an option is given once, a number is decimal, and no text is
-// empty. yargs alone takes "" for 0 and turns a repeated option into an array. What yargs itself finds wrong is put
-// into our own words here.
+// empty. yargs alone takes "" for 0 and turns a repeated option into an array. What yargs itself finds
+// wrong, usage-errors.ts puts into words.
 import type { Argv } from "yargs";
 import { XentoolError } from "../../src/core/errors.ts";
 
@@ -49,23 +49,9 @@ export function checkArguments<T>(argv: Argv<T>, values: Readonly<Record<string,
   if ([values["--"]].flat()[0] === "") fail("the command after -- must not be empty");
 }
 
-/** What yargs found wrong, in our own words, with the help of the command that it was parsing. */
-export function usageError<T>(message: string, argv: Argv<T>): XentoolError {
-  const what = message
-    .replace(/^Not enough non-option arguments: got (\d+), need at least (\d+)$/, (_, got, need) =>
-      missing(argv, positionalsOf(argv).slice(Number(got), Number(need))),
-    )
-    .replace(/^Missing required arguments?: (.*)$/, (_, names) => missing(argv, String(names).split(", ")))
-    .replace("Unknown argument", "unknown option")
-    .replace("Unknown command", "unknown command")
-    .replace("Did you mean", "unknown command, did you mean");
-  const { commands } = declarationsOf(argv).getInternalMethods().getContext();
-  const help = ["xentool", ...commands, "--help"].join(" ");
-  return new XentoolError("usage", `${what}${what.endsWith("?") ? "" : ";"} try: ${help}`);
-}
-
-function missing<T>(argv: Argv<T>, names: readonly string[]): string {
-  return `missing: ${names.map((name) => labelOf(argv, name)).join(", ")}`;
+/** The words of the command that is being parsed. */
+export function commandWords<T>(argv: Argv<T>): readonly string[] {
+  return declarationsOf(argv).getInternalMethods().getContext().commands;
 }
 
 function positionalsOf<T>(argv: Argv<T>): readonly string[] {

@@ -88,7 +88,7 @@ function declarationOf(option: Option<unknown>): YargsOption {
 
 const TYPES = { flag: "boolean", count: "count", number: "number", text: "string", texts: "string" } as const;
 
-const WITH_VALUE: ReadonlySet<Option<unknown>["kind"]> = new Set(["number", "text", "texts"]);
+const WITH_VALUE: ReadonlySet<Option<unknown>["kind"]> = new Set(["number", "text", "texts", "choice"]);
 
 /**
  * Ends a declaration: leaves numbers for us to check, and ends the help with the options in the order in which people

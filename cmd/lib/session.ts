@@ -42,23 +42,33 @@ export async function withSession<T>(
   }
 }
 
-export async function addressOf(
-  { platform, xenstore }: Session,
-  argv: ValuesOf<typeof DEVICE_OPTIONS>,
-): Promise<DeviceAddress> {
-  const { DEFAULT_KIND } = await import("../../src/blkback/address.ts");
-  const { findKind } = await import("../../src/blkback/toolstack.ts");
+type DeviceArguments = ValuesOf<typeof DEVICE_OPTIONS>;
+
+/**
+ * Runs `body` in a session, with the device that the arguments name. They are checked before anything is looked for: a
+ * mistyped name needs no xenstore.
+ */
+export async function withDevice<T>(
+  context: CommandContext,
+  argv: DeviceArguments,
+  body: (session: Session, address: DeviceAddress) => Promise<T>,
+): Promise<T> {
   const { toDomid } = await import("../../src/core/types.ts");
   const { XentoolError } = await import("../../src/core/errors.ts");
   const { parseVdev } = await import("../../src/protocol/blkif.ts");
   const devid = parseVdev(argv.vdev);
   if (devid === undefined)
     throw new XentoolError("usage", `--vdev: "${argv.vdev}" is not a disk name such as xvdb`);
-  const device = { backend: platform.domid, frontend: toDomid(argv.domid, "--domid"), devid };
-  const kind = argv.kind ?? (await findKind(xenstore, device)) ?? DEFAULT_KIND;
-  if (!/^[A-Za-z0-9_-]{1,32}$/.test(kind))
-    throw new XentoolError("usage", `--kind: "${kind}" is not a directory name`);
-  return { ...device, kind };
+  if (argv.kind !== undefined && !/^[A-Za-z0-9_-]{1,32}$/.test(argv.kind))
+    throw new XentoolError("usage", `--kind: "${argv.kind}" is not a directory name`);
+  const named = { frontend: toDomid(argv.domid, "--domid"), devid };
+  return withSession(context, async (session) => {
+    const { DEFAULT_KIND } = await import("../../src/blkback/address.ts");
+    const { findKind } = await import("../../src/blkback/toolstack.ts");
+    const device = { backend: session.platform.domid, ...named };
+    const kind = argv.kind ?? (await findKind(session.xenstore, device)) ?? DEFAULT_KIND;
+    return body(session, { ...device, kind });
+  });
 }
 
 /** How long a guest has to let go of a disk, unless --timeout says otherwise. */

@@ -12,9 +12,9 @@ describe("mistakes", () => {
   test.each([
     ["no command", [], "which command? try: xentool --help"],
     ["an unknown command", ["frobnicate"], "unknown command: frobnicate; try: xentool --help"],
-    ["a misspelt command", ["doctr"], "unknown command, did you mean doctor? try: xentool --help"],
+    ["a misspelt command", ["doctr"], "unknown command: doctr, did you mean doctor? try: xentool --help"],
     ["an unknown option", ["doctor", "--frob"], "unknown option: frob; try: xentool doctor --help"],
-    ["an argument too many", ["doctor", "now"], "unknown command: now; try: xentool doctor --help"],
+    ["an argument too many", ["doctor", "now"], "unexpected argument: now; try: xentool doctor --help"],
     ["no action", ["sim"], "which one: run, start, exec, status, stop? try: xentool sim --help"],
     [
       "no action before a command",
@@ -29,7 +29,7 @@ describe("mistakes", () => {
     [
       "an unknown action with arguments",
       ["vchan", "serve", "1", "files"],
-      "unknown commands: serve, 1, files; try: xentool vchan --help",
+      "unknown command: serve; try: xentool vchan --help",
     ],
     [
       "options that an action requires",
@@ -50,7 +50,49 @@ describe("mistakes", () => {
     [
       "an argument too many for an action",
       ["blkback", "serve", "d.img", "e.img", "--domid", "1", "--vdev", "xvdb"],
-      "unknown command: e.img; try: xentool blkback serve --help",
+      "unexpected argument: e.img; try: xentool blkback serve --help",
+    ],
+    [
+      "an option's value without its name",
+      ["blkback", "serve", "d.img", "r", "--domid", "1", "--vdev", "xvdb"],
+      "unexpected argument: r, did you mean --mode r? try: xentool blkback serve --help",
+    ],
+    [
+      "a command without -- in front",
+      ["sim", "run", "ls"],
+      "unexpected argument: ls, did you mean xentool sim run -- ls? try: xentool sim run --help",
+    ],
+    [
+      "a choice that there is not",
+      ["blkback", "serve", "d.img", "--domid", "1", "--vdev", "xvdb", "--mode", "rw"],
+      '--mode must be one of "r", "w", "w!", not "rw"; try: xentool blkback serve --help',
+    ],
+    [
+      "an option without its value",
+      ["blkback", "close", "--vdev", "xvdb", "--domid"],
+      "--domid wants a value; try: xentool blkback close --help",
+    ],
+    ["a choice without its value", ["top", "--sort"], "--sort wants a value; try: xentool top --help"],
+    [
+      "options that exclude each other",
+      ["xsring", "trace", "--read", "a", "--write", "b"],
+      "--read and --write exclude each other; try: xentool xsring trace --help",
+    ],
+    [
+      "a slip of the hand in an option",
+      ["doctor", "--platfrom", "sim"],
+      "unknown option: platfrom, did you mean --platform? try: xentool doctor --help",
+    ],
+    [
+      "a slip of the hand in a command",
+      ["blkbakc"],
+      "unknown command: blkbakc, did you mean blkback? try: xentool --help",
+    ],
+    ["a command that is like no other", ["zzz"], "unknown command: zzz; try: xentool --help"],
+    [
+      "a disk's name, before a platform is looked for",
+      ["blkback", "close", "--domid", "1", "--vdev", "nonsense", "--platform", "xen"],
+      '--vdev: "nonsense" is not a disk name such as xvdb',
     ],
   ])("%s: status 2 and one line", async (_what, args, message) => {
     expect(await runXentool(args)).toEqual({ status: 2, stdout: "", stderr: `xentool: ${message}\n` });

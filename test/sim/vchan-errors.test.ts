@@ -95,7 +95,7 @@ const cases: readonly Case[] = [
     domid: 0,
     args: ["listen", "1", "t", "--unix", "/x", "--tcp", "a:1"],
     status: USAGE,
-    words: /exclusive/,
+    words: /exclude each other/,
   },
   {
     what: "a command and a socket",
