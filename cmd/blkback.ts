@@ -30,6 +30,14 @@ function step(
   });
 }
 
+/** With --json, what was done to the device; people see from the exit status that it was. */
+async function reportDone(address: DeviceAddress, done: string, { json }: CommandContext): Promise<void> {
+  const { vdevName } = await import("../src/protocol/blkif.ts");
+  const { printJson } = await import("./lib/output.ts");
+  const { frontend, devid, kind } = address;
+  if (json) printJson({ domid: frontend, vdev: vdevName(devid), kind, done });
+}
+
 const create = command({
   name: "create",
   summary: "Make a device's directories in xenstore, as the toolstack does",
@@ -51,6 +59,7 @@ const create = command({
       const { createDevice } = await import("../src/blkback/toolstack.ts");
       const { deviceType, params } = argv;
       await createDevice(xenstore, { address, readOnly: argv.mode === "r", deviceType, params });
+      return reportDone(address, "created", context);
     }),
 });
 
@@ -58,11 +67,12 @@ const destroy = step(
   "destroy",
   "Remove a device's directories, used or not",
   "as if it had never been",
-  async ({ platform, xenstore }, address) => {
+  async ({ platform, xenstore }, address, context) => {
     const { destroyDevice } = await import("../src/blkback/toolstack.ts");
     const { removeRemains } = await import("../src/blkback/remains.ts");
     await destroyDevice(xenstore, address);
     await removeRemains(platform, xenstore, address);
+    return reportDone(address, "destroyed", context);
   },
 );
 
@@ -74,6 +84,7 @@ const close = step(
     const { closeDevice, waitUntilClosed } = await import("../src/blkback/toolstack.ts");
     await closeDevice(xenstore, address);
     await waitUntilClosed(xenstore, address, context.timeoutMs ?? DETACH_TIMEOUT_MS, context.stop);
+    return reportDone(address, "closed", context);
   },
 );
 
@@ -88,6 +99,7 @@ const forceClose = step(
     await removeRemains(platform, xenstore, address);
     const late = "nobody seems to serve it; `xentool blkback destroy` removes it";
     await waitUntilClosed(xenstore, address, context.timeoutMs ?? DETACH_TIMEOUT_MS, context.stop, late);
+    return reportDone(address, "force-closed", context);
   },
 );
 

@@ -43,6 +43,29 @@ function serving(name: string): string[] {
   return ["blkback", "serve", join(dir, name), "--domid", "1", "--vdev", "xvdb"];
 }
 
+test("what is done to a device is one document with --json", async () => {
+  const device = ["--domid", "1", "--vdev", "xvdb", "--json"];
+  for (const [action, done] of [
+    ["create", "created"],
+    ["destroy", "destroyed"],
+  ] as const) {
+    const { status, stdout } = await runXentool(["blkback", action, ...device], { env });
+    expect(status).toBe(0);
+    expect(JSON.parse(stdout)).toEqual({ domid: 1, vdev: "xvdb", kind: DEFAULT_KIND, done });
+  }
+  for (const [action, done] of [
+    ["close", "closed"],
+    ["force-close", "force-closed"],
+  ] as const) {
+    const server = spawnXentool(serving("a.img"), { env });
+    await readUntil(server.stderr, "offering");
+    const { status, stdout } = await runXentool(["blkback", action, ...device], { env });
+    expect({ action, status }).toEqual({ action, status: 0 });
+    expect(JSON.parse(stdout)).toEqual({ domid: 1, vdev: "xvdb", kind: DEFAULT_KIND, done });
+    await server.exited;
+  }
+});
+
 test("after kill -9 with a request in flight the next server answers it", async () => {
   const args = ["-v", ...serving("a.img")];
   const stuck = spawnXentool([...args, "--filter", "delay:ms=60000"], { env });
