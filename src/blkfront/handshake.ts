@@ -105,7 +105,9 @@ export class FrontHandshake {
       .waitFor(`${front}/state`, (value) => value !== null, bounded)
       .catch((error: unknown) => {
         if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
-        throw new XentoolError("timeout", `there is no ${name}; is a backend offering it?`, { front });
+        // Disks of domain 0 are rare, and we are domain 0 where nobody says who we are.
+        const who = domid === 0 ? " We are domain 0 unless XENTOOL_DOMID says otherwise" : "";
+        throw new XentoolError("timeout", `there is no ${name}; is a backend offering it?${who}`, { front });
       });
     const back = await xenstore.tryRead(`${front}/backend`);
     const backend = parseDecimal(await xenstore.tryRead(`${front}/backend-id`), 0x7fef);

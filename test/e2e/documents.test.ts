@@ -14,7 +14,7 @@ const documents = ["README.md", ...readdirSync(join(root, "docs")).map((name) =>
   .filter((path) => path.endsWith(".md"))
   .map((path) => ({ path, text: readFileSync(join(root, path), "utf8") }));
 
-/** The command lines of ours in a document: in blocks, and between backticks; without comments and what follows `--`, | or >. */
+/** The command lines of ours in a document, without comments and what follows `--`, a pipe or a redirection. */
 function commandLines(text: string): string[] {
   const blocks = [...text.matchAll(/^ *```[a-z]*\n(.*?)^ *```/gms)].flatMap(([, block = ""]) =>
     block.replaceAll("\\\n", " ").replace(/ # .*/g, "").split("\n"),

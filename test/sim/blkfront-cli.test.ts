@@ -100,6 +100,17 @@ describe("bench", () => {
     expect(stderr).toContain(words);
   });
 
+  test("a missing disk of domain 0 recalls XENTOOL_DOMID", async () => {
+    await serve();
+    const args = ["blkfront", "bench", "--vdev", "xvdz", "--timeout", "0.2"];
+    const env = { PATH: process.env["PATH"], XENTOOL_SIM: disk.host.dir };
+    const { status, stderr } = await finished(start([process.execPath, XENTOOL, ...args], { env }));
+    expect(status).toBe(6);
+    expect(stderr).toBe(
+      "xentool: there is no xvdz of domain 0; is a backend offering it? We are domain 0 unless XENTOOL_DOMID says otherwise\n",
+    );
+  });
+
   test("SIGINT ends it early, with what was measured", async () => {
     await serve();
     const child = spawn("bench", "--vdev", "xvdb", "--runtime", "60", "--json", "-v");
