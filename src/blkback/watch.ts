@@ -136,9 +136,13 @@ export class BackendWatch {
     else if (path === this.#root) await this.#lookAtAll();
   }
 
+  /** All at once: guests of a server that is gone are waiting. */
   async #lookAtAll(): Promise<void> {
-    for (const frontend of await this.#list(this.#root))
-      for (const devid of await this.#list(`${this.#root}/${frontend}`)) await this.#look(frontend, devid);
+    const lookAtDisksOf = async (frontend: string): Promise<void> => {
+      const devids = await this.#list(`${this.#root}/${frontend}`);
+      await Promise.all(devids.map((devid) => this.#look(frontend, devid)));
+    };
+    await Promise.all((await this.#list(this.#root)).map(lookAtDisksOf));
   }
 
   async #list(path: string): Promise<string[]> {
