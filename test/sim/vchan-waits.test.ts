@@ -128,6 +128,7 @@ test(
   "a benchmark's peer that does not answer",
   async () => {
     const server = cli.run(0, "listen", "1", "mute", "--", "sleep", "60");
+    await cli.published(0, 1, "mute"); // its start may take longer than the benchmark waits
     const bench = cli.run(1, "bench", "connect", "0", "mute", "--timeout", "0.5");
     await expectEnd(bench, 6, "domain 0 did nothing for 0.5 s");
     server.child.kill("SIGTERM");
