@@ -17,7 +17,12 @@ function commandLine(args: readonly string[]) {
   const parser = yargs([...args])
     .scriptName("xentool")
     .usage(`$0 COMMAND\n\n${xentool.summary}.`)
-    .parserConfiguration({ "populate--": true, "greedy-arrays": false, "dot-notation": false })
+    .parserConfiguration({
+      "populate--": true,
+      "parse-positional-numbers": false,
+      "greedy-arrays": false,
+      "dot-notation": false,
+    })
     .demandCommand(1, "which command?")
     .strictCommands()
     .strictOptions()
