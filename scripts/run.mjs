@@ -28,6 +28,7 @@ const CROSS_COMPILER = {
 };
 /** The architecture that this machine is not. */
 const OTHER = process.arch === "arm64" ? "x64" : "arm64";
+/** Programs of others that tests use as judges, and the shells that tests complete in. */
 const JUDGES = {
   "libnbd-bin": "nbdcopy",
   fio: "fio",

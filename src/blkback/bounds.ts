@@ -3,7 +3,7 @@ import { PAGE_SIZE } from "../core/types.ts";
 import { ABI_X86_32, ABI_X86_64, BLKIF_MAX_SEGMENTS_PER_REQUEST } from "../protocol/blkif.ts";
 import { RING_MAX_PAGE_ORDER, ringSlots } from "../protocol/ring.ts";
 
-/** Queues of one disk. No frontend is known to use more than it has processors. */
+/** The most queues of one disk: blkfront asks for no more, and their requests share one table (MAX_ROWS). */
 export const MAX_QUEUES = 16;
 
 /** Slots of the largest ring. */

@@ -1,6 +1,6 @@
-// The data plane of one disk, from top to bottom: take new requests off all its rings, start those that may start,
-// take completions, respond, sleep. It is synchronous: nothing here awaits, allocates or throws per request. A
-// worker drives it with `run`; a test can drive it step by step with `step`.
+// The data plane of one disk, with all its queues (a lane each), from top to bottom: take new requests off its rings,
+// start those that may start, take completions, respond, sleep. It is synchronous: nothing here awaits, allocates or
+// throws per request. A worker drives it with `run`; a test can drive it step by step with `step`.
 import type { Domid } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { BlockTarget, OpenTarget } from "../block/target.ts";

@@ -1,7 +1,7 @@
 // The sizes and times of the block frontend and its NBD server, with their reasons. test/unit/bounds.test.ts asserts
 // how they depend on each other.
 
-/** The most queues that can be asked for. */
+/** The most queues that can be asked for: as many as our backend offers at most. */
 export const MAX_QUEUES = 16;
 
 /** Segments of our largest requests: what backends offer, and small enough to keep many in flight. */
