@@ -15,8 +15,8 @@ import { RING_MARK, RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/
 import { BlkbackControl } from "./blkback-control.ts";
 import type { BlkbackOrder } from "./blkback-orders.ts";
 import { reactorDepth } from "./bounds.ts";
-import { Journal, journalPath } from "./journal.ts";
-import { openRings } from "./open-rings.ts";
+import { Journal, journalPath, mayBelong } from "./journal.ts";
+import { openRings, type OpenRing } from "./open-rings.ts";
 import { BlockQueue } from "./queue.ts";
 import { RateLimiter } from "./rate-limiter.ts";
 import { StatsPage } from "./stats.ts";
@@ -31,7 +31,9 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   const channels = cleanup.adopt(platform.openEventChannels(), (it) => it.close());
   channels.restrict(order.frontend);
   const grants = cleanup.adopt(platform.openGrantTable(), (it) => it.close());
-  const rings = openRings(order.frontend, order.sets, grants, channels, cleanup);
+  const areOurs = (opened: readonly OpenRing[]): boolean =>
+    opened.every(({ ring }, queue) => mayBelong(journalPath(order.statsPath, queue), markOf(ring)));
+  const rings = openRings(order.frontend, order.sets, grants, channels, areOurs, cleanup);
   const stats = cleanup.adopt(StatsPage.attach(order.statsPath), (it) => it.close());
   const limits = { ...order.limits };
   // Closed in the order they were opened: the reactor first, because its operations in flight use the queue's memory.
@@ -88,12 +90,16 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   return { failure: failure && failureOf(failure), lost: errno === 0 ? undefined : errnoText(errno) };
 };
 
+function markOf(ring: Mapping): number {
+  return Atomics.load(ring.words, RING_MARK);
+}
+
 function openJournal(path: string, ring: Mapping, slots: number): Journal {
   const state = {
     slots,
     reqProd: Atomics.load(ring.words, RING_REQ_PROD),
     rspProd: Atomics.load(ring.words, RING_RSP_PROD),
-    mark: Atomics.load(ring.words, RING_MARK),
+    mark: markOf(ring),
   };
   const setMark = (mark: number): void => void Atomics.store(ring.words, RING_MARK, mark);
   const journal = Journal.open(path, state, setMark);

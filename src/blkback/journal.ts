@@ -199,6 +199,23 @@ export function removeJournals(statsPath: string): void {
   }
 }
 
+/**
+ * Whether a ring with this mark may belong to the journal at `path`: it has the journal's mark, or none because nobody
+ * has served it yet. A mark that is not the journal's is that of another ring.
+ */
+export function mayBelong(path: string, mark: number): boolean {
+  return mark === 0 || [path, `${path}.new`].some((it) => markIn(it) === mark);
+}
+
+/** The mark in a journal of this version; undefined when there is none. */
+function markIn(path: string): number | undefined {
+  if (!existsSync(path)) return undefined;
+  const file = readFileSync(path);
+  if (file.length < HEADER_BYTES) return undefined;
+  const doubles = new Float64Array(file.buffer.slice(file.byteOffset, file.byteOffset + HEADER_BYTES));
+  return doubles[HEADER.magic] === MAGIC ? doubles[HEADER.mark] : undefined;
+}
+
 /** A random number other than 0. */
 function newMark(): number {
   return crypto.getRandomValues(new Uint32Array(1))[0] || 1;

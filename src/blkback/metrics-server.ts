@@ -1,4 +1,5 @@
-// Answers Prometheus over HTTP: one page, made anew for each request.
+// Answers Prometheus over HTTP: one page. It is made on the thread that also looks after the disks, so at most once a
+// second, however often somebody asks.
 import { rmSync } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
 import { listenAt } from "../native/unix-listener.ts";
@@ -12,10 +13,12 @@ export type MetricsAddress =
 
 export const METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8";
 const PATH = "/metrics";
+const FRESH_MS = 1000;
 
 /** Serves what `text` returns until it is disposed of. Throws `environment` when it cannot listen there. */
 export function serveMetrics(at: MetricsAddress, text: () => string): Disposable & { readonly name: string } {
-  const fetch = (request: Request): Response => answer(request, text);
+  const once = onceInAWhile(text);
+  const fetch = (request: Request): Response => answer(request, once);
   const isUnix = "path" in at;
   const where = isUnix ? at.path : withPort(at.host, at.port);
   // Replaces a socket that a dead process left, and no other.
@@ -36,6 +39,18 @@ export function serveMetrics(at: MetricsAddress, text: () => string): Disposable
       void server.stop(true);
       if (isUnix) rmSync(at.path, { force: true });
     },
+  };
+}
+
+/** What `text` returned at most FRESH_MS ago. */
+function onceInAWhile(text: () => string): () => string {
+  let made = "";
+  let madeAtMs = -Infinity;
+  return () => {
+    if (performance.now() - madeAtMs < FRESH_MS) return made;
+    made = text();
+    madeAtMs = performance.now();
+    return made;
   };
 }
 

@@ -14,32 +14,52 @@ export interface OpenRing {
 }
 
 /**
- * Opens the first of `sets` of which everything exists. The stack `cleanup` unmaps and unbinds it. Throws `protocol`
- * when something in each of them does not exist or is not meant for us.
+ * Opens the first of `sets` of which everything exists and that `isOurs` accepts, or, if it accepts none, the first of
+ * which everything exists. The stack `cleanup` unmaps and unbinds it. Throws `protocol` when something in each of them
+ * does not exist or is not meant for us.
+ *
+ * What an earlier kernel of the guest left in its keys may exist again by now, as the ring of another disk: numbers
+ * are used again. A ring that has been served shows whose it is.
  */
 export function openRings(
   domid: Domid,
   sets: readonly (readonly RingAddress[])[],
   grants: GrantTable,
   channels: EventChannels,
+  isOurs: (rings: readonly OpenRing[]) => boolean,
   cleanup: DisposableStack,
 ): OpenRing[] {
-  let first: unknown;
+  let refusal: unknown;
+  let other: readonly RingAddress[] | undefined;
   for (const set of sets) {
     using opened = new DisposableStack();
     try {
-      const rings = set.map(({ refs, remotePort }) => {
-        const ring = opened.adopt(grants.map(domid, refs, "rw"), (it) => it.close());
-        const port = channels.bindInterdomain(domid, remotePort);
-        opened.defer(() => channels.unbind(port));
-        return { ring, port };
-      });
-      cleanup.use(opened.move());
-      return rings;
+      const rings = openSet(domid, set, grants, channels, opened);
+      if (sets.length === 1 || isOurs(rings)) {
+        cleanup.use(opened.move());
+        return rings;
+      }
+      other ??= set;
     } catch (error) {
       if (!(error instanceof XentoolError) || !NAMED_WRONGLY.has(String(error.context["errno"]))) throw error;
-      first ??= new XentoolError("protocol", error.message, error.context);
+      refusal ??= new XentoolError("protocol", error.message, error.context);
     }
   }
-  throw first;
+  if (other === undefined) throw refusal;
+  return openSet(domid, other, grants, channels, cleanup);
+}
+
+function openSet(
+  domid: Domid,
+  set: readonly RingAddress[],
+  grants: GrantTable,
+  channels: EventChannels,
+  cleanup: DisposableStack,
+): OpenRing[] {
+  return set.map(({ refs, remotePort }) => {
+    const ring = cleanup.adopt(grants.map(domid, refs, "rw"), (it) => it.close());
+    const port = channels.bindInterdomain(domid, remotePort);
+    cleanup.defer(() => channels.unbind(port));
+    return { ring, port };
+  });
 }

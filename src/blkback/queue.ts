@@ -27,6 +27,8 @@ import { Sleeper } from "./sleeper.ts";
 const EOPNOTSUPP = -95;
 /** The tag of the operation that `flush` itself starts, above all tags of requests. */
 const LAST_FLUSH = 0xff_ffff;
+/** After so many rounds in which every request was answered at once, we look at orders, timers and the clock. */
+const MAX_BLIND_ROUNDS = 16;
 /** Minimum interval between looks at a guest that sends bad requests. */
 const PENALTY_US = 1000;
 
@@ -75,6 +77,8 @@ export class BlockQueue {
   #completions = 0;
   #lastFlush: number | undefined;
   #bad = 0;
+  /** Rounds in a row that neither started nor waited for anything. */
+  #blindRounds = 0;
   #engineFailed = false;
 
   constructor(options: QueueOptions) {
@@ -130,11 +134,8 @@ export class BlockQueue {
       const taken = stopping ? 0 : this.#take();
       if (!stopping) this.#start();
       const wait = this.#mayWait(taken, stopping);
-      if (wait === 0 && this.#executor.submitted === 0 && this.#operations.activeCount === 0) {
-        this.#push();
-        continue;
-      }
-      this.#complete(wait);
+      if (wait > 0 || this.#executor.submitted > 0 || this.#operations.activeCount > 0) this.#complete(wait);
+      else if (++this.#blindRounds > MAX_BLIND_ROUNDS) this.#lookUp();
       this.#push();
     }
   }
@@ -244,11 +245,21 @@ export class BlockQueue {
     });
   }
 
-  #complete(wait: number): void {
+  /**
+   * A guest whose every request is answered at once must not keep us from orders, timers and the clock. If they were
+   * bad, it has to wait, too.
+   */
+  #lookUp(): void {
+    const penaltyUs = this.#bad > 0 ? PENALTY_US : 0;
+    this.#bad = 0;
+    this.#complete(1, penaltyUs);
+  }
+
+  #complete(wait: number, timeoutUs = this.#sleeper.timeoutUs): void {
     const reactor = this.#reactor;
     const { submitted } = this.#executor;
-    this.#executor.submitted = this.#completions = 0;
-    const error = reactor.wait(wait, this.#sleeper.timeoutUs);
+    this.#executor.submitted = this.#completions = this.#blindRounds = 0;
+    const error = reactor.wait(wait, timeoutUs);
     if (error < 0) {
       this.failure ??= new XentoolError("environment", `the I/O engine failed: ${errnoText(error)}`);
       this.#engineFailed = true;

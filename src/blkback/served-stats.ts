@@ -1,5 +1,6 @@
 // The statistics of one device, from its server's side: what it knows of the device is in the page from the time that
 // there is one.
+import { existsSync } from "node:fs";
 import { describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { XenbusState } from "../protocol/xenbus.ts";
@@ -25,7 +26,9 @@ export class ServedStats {
 
   /** Throws `environment` when there is no room for the page. */
   open(): void {
-    if (this.#page !== undefined) return;
+    // Somebody may have removed the file; without it no data plane could begin.
+    if (this.#page !== undefined && existsSync(this.path)) return;
+    this.#page?.close();
     this.#page = StatsPage.create(this.#dir, this.#address.frontend, this.#address.devid);
     this.#page.state = this.#state;
     this.#page.limits = this.#limits;

@@ -109,7 +109,9 @@ export function refusalCounter(reason: number): number {
 /** Bucket of a latency: 0 below 1 µs, n for 2^(n-1) to 2^n µs. */
 export function latencyBucket(ms: number): number {
   const us = ms * 1000;
-  return us < 1 ? 0 : Math.min(LATENCY_BUCKETS - 1, 32 - Math.clz32(us));
+  // clz32 would take it modulo 2^32, which is 71 minutes.
+  if (us >= 2 ** (LATENCY_BUCKETS - 2)) return LATENCY_BUCKETS - 1;
+  return us < 1 ? 0 : 32 - Math.clz32(us);
 }
 
 export class StatsPage {

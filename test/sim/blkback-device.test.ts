@@ -1,7 +1,7 @@
 // The life of a device: handshake, reconnect, hot-unplug, force-close, loss of the guest, guests that write
 // nonsense, growth, and a second server that takes over. Each with real workers, and nothing left at the end.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
-import { truncateSync, writeFileSync } from "node:fs";
+import { readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
 import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
@@ -84,6 +84,21 @@ describe("the handshake", () => {
         it.sectors512,
       ]),
     ).toEqual([["xvdb", toDomid(1), "Connected", IMAGE_BYTES / 512]]);
+  });
+
+  test("a guest that comes back is served although somebody removed the statistics", async () => {
+    const at = diskAddress(1);
+    await serve(at);
+    const guest = await guestOf(at);
+    await guest.connect();
+    for (const name of readdirSync(options.statsDir))
+      if (name.endsWith(".stats")) rmSync(join(options.statsDir, name));
+    await guest.setState(6);
+    await guest.untilBackend(6);
+    await guest.setState(1);
+    await guest.connect();
+    expectPage(await guest.read(8), 8);
+    expect(readStats(options.statsDir, 1, 51728).requests).toBe(1);
   });
 
   test("a guest that closes and comes back, as after kexec", async () => {

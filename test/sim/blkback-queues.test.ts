@@ -278,6 +278,37 @@ describe("one queue misbehaves while others work, and the neighbour goes on", ()
   });
 });
 
+test("keys that a kernel left, and that now name another disk's ring, are no queue of this one for a successor", async () => {
+  const otherAt = diskAddress(1, 51744);
+  await world.create(otherAt);
+  const other = await world.guest(otherAt);
+  await serve(2);
+  await serve(2, {}, otherAt);
+  await Promise.all([guest.untilBackend(2), other.untilBackend(2)]);
+  const mine = guest.makeRing();
+  const theirs = other.makeRing();
+  const queue = (number: number, keys: Keys): Keys => ({
+    [`queue-${number}/ring-ref`]: keys["ring-ref"] as string,
+    [`queue-${number}/event-channel`]: keys["event-channel"] as string,
+  });
+  const gone = { "ring-ref": "9999", "event-channel": "99" };
+  const left = { "multi-queue-num-queues": "2", ...queue(0, mine), ...queue(1, gone) };
+  await guest.writeTogether({ ...mine, ...left, state: "3" });
+  await other.writeTogether({ ...theirs, state: "3" });
+  await Promise.all([guest.untilBackend(4), other.untilBackend(4)]);
+  expect([await guest.write(8, 1), await other.write(16, 2)]).toEqual([0, 0]);
+
+  await guest.writeTogether(queue(1, theirs));
+  await world.abandonAll();
+  await serve(2);
+  // Answered, so it has its rings before the other disk's successor comes.
+  expect(await guest.read(8)).toEqual(new Uint8Array(4096).fill(1));
+  await serve(2, {}, otherAt);
+  expect(await other.read(16)).toEqual(new Uint8Array(4096).fill(2));
+  const counts = [51728, 51744].map((devid) => readStats(join(dir, "stats"), 1, devid).queues.length);
+  expect(counts).toEqual([1, 1]);
+});
+
 describe("a successor", () => {
   test.each([1, 2, 4])("that offers %i goes on with the four that the guest has", async (offered) => {
     const first = await serve(4);

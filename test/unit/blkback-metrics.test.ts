@@ -6,6 +6,7 @@ import { metricsText } from "../../src/blkback/metrics.ts";
 import { parseRate, UNLIMITED_DISK } from "../../src/blkback/rates.ts";
 import { IMAGE_FAILED } from "../../src/blkback/refusals.ts";
 import {
+  latencyBucket,
   READ_LATENCY,
   readAllStats,
   refusalCounter,
@@ -167,4 +168,11 @@ test("the board in docs/ asks only for metrics that there are", () => {
   const { panels } = JSON.parse(board) as { panels: { id: number; title: string; targets: unknown[] }[] };
   expect(new Set(panels.map(({ id }) => id)).size).toBe(panels.length);
   expect(panels.every(({ title, targets }) => title !== "" && targets.length > 0)).toBe(true);
+});
+
+test("the longest waits are counted as such", () => {
+  const days = 24 * 60 * 60 * 1000;
+  expect([0, 0.0005, 0.001, 1, days, 3 * days, 2 ** 32 / 1000 + 0.002].map(latencyBucket)).toEqual([
+    0, 0, 1, 10, 31, 31, 31,
+  ]);
 });
