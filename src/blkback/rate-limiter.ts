@@ -82,6 +82,11 @@ export class RateLimiter {
     this.#writes = writes;
   }
 
+  /** Whether there is any limit. */
+  get limits(): boolean {
+    return this.#reads.length + this.#writes.length > 0;
+  }
+
   /** Whether a request in this direction may pass now. If not, the reactor's wait ends when it may. */
   isOpen(writes: boolean): boolean {
     const buckets = writes ? this.#writes : this.#reads;

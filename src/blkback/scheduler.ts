@@ -21,6 +21,8 @@ export function changesDisk(kind: number): boolean {
   return kind !== KIND_READ && kind !== KIND_FLUSH;
 }
 
+const ANY_LANE = -1;
+
 export class Scheduler {
   /** Operations that the last pass started, to be submitted once their data is available. */
   readonly started: Uint16Array;
@@ -44,6 +46,9 @@ export class Scheduler {
   readonly #blocker: Int16Array;
   readonly #blockerSequence: Float64Array;
   #keptWrites = 0;
+  /** The lane whose turn it was last, and whether it has used the limits. */
+  #turn = 0;
+  #isUsed = false;
 
   constructor(
     size: number,
@@ -81,19 +86,38 @@ export class Scheduler {
 
   /** Starts every waiting request that may start. */
   pass(): void {
+    this.startedCount = 0;
+    this.mustPass = false;
+    if (this.#limiter.limits && this.#requests.laneCount > 1) this.#passInTurn();
+    else this.#passOver(ANY_LANE);
+  }
+
+  /**
+   * Queues share a limit in turn: otherwise the share of each would grow with the number of requests that it keeps
+   * waiting. Each has its turn until none has anything that may start.
+   */
+  #passInTurn(): void {
+    const { laneCount } = this.#requests;
+    for (let idle = 0; idle < laneCount; idle = this.#isUsed ? 0 : idle + 1) {
+      this.#turn = (this.#turn + 1) % laneCount;
+      this.#isUsed = false;
+      this.#passOver(this.#turn);
+    }
+  }
+
+  /** Of the requests that the limits concern, only those of `lane`. */
+  #passOver(lane: number): void {
     const waiting = this.#waiting;
     const { kind } = this.#requests;
     let kept = 0;
     let open = -1;
     let stalled = this.#barrierActive();
-    this.startedCount = 0;
     this.#keptWrites = 0;
     this.heldCount = 0;
-    this.mustPass = false;
     for (let i = 0; i < this.waitingCount; i++) {
       const row = waiting[i];
       // The limits come first, because they are looked up at once, and one queue may hold hundreds of requests back.
-      if (!stalled && this.#mayPass(row) && !this.#mustWait(row, kept)) {
+      if (!stalled && this.#mayPass(row, lane) && !this.#mustWait(row, kept)) {
         if (open >= 0 && this.#extend(open, row)) {
           this.#passed(row);
           continue;
@@ -115,8 +139,10 @@ export class Scheduler {
   }
 
   /** Whether the disk's limits let `row` start. */
-  #mayPass(row: number): boolean {
-    if (!this.#isLimited(row) || this.#limiter.isOpen(changesDisk(this.#requests.kind[row]))) return true;
+  #mayPass(row: number, lane: number): boolean {
+    if (!this.#isLimited(row)) return true;
+    const isItsTurn = lane === ANY_LANE || this.#requests.laneOf(row) === lane;
+    if (isItsTurn && this.#limiter.isOpen(changesDisk(this.#requests.kind[row]))) return true;
     this.#requests.heldMs[row] = STILL_HELD;
     this.heldCount++;
     return false;
@@ -125,6 +151,7 @@ export class Scheduler {
   /** Counts the start of `row` towards the limits. */
   #passed(row: number): void {
     if (!this.#isLimited(row)) return;
+    this.#isUsed = true;
     const { kind, length, heldMs, startedAtMs } = this.#requests;
     const of = kind[row];
     const discards = of === KIND_DISCARD || of === KIND_SECURE_DISCARD;
