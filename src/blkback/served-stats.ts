@@ -29,6 +29,7 @@ export class ServedStats {
     // Somebody may have removed the file; without it no data plane could begin.
     if (this.#page !== undefined && existsSync(this.path)) return;
     this.#page?.close();
+    this.#page = undefined;
     this.#page = StatsPage.create(this.#dir, this.#address.frontend, this.#address.devid);
     this.#page.state = this.#state;
     this.#page.limits = this.#limits;

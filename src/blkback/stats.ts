@@ -4,6 +4,7 @@
 // is 0 in the others, so that the device's numbers are sums over all sections.
 import {
   closeSync,
+  existsSync,
   fstatSync,
   mkdirSync,
   openSync,
@@ -134,7 +135,7 @@ export class StatsPage {
       mkdirSync(runDir, { recursive: true, mode: 0o755 });
       page = new StatsPage(path, mapSections(path, "w+", 1));
     } catch (error) {
-      rmSync(path, { force: true });
+      if (existsSync(path)) rmSync(path, { force: true });
       throw noRoom(path, error);
     }
     const { counters } = page;
