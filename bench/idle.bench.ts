@@ -12,25 +12,17 @@ import { Xenstore } from "../src/xenstore/client.ts";
 import { HandmadeGuest } from "../test/sim/blk-guest.ts";
 import { spawnXentool } from "../test/e2e/executable.ts";
 import { readUntil } from "../test/support/process.ts";
+import { cpuSeconds } from "./measure.ts";
 
 const FEW = 4;
 const MANY = 64;
 const IDLE_MS = Number(process.env["IDLE_MS"] ?? 10_000);
-const MS_PER_TICK = 10;
 
 interface Cost {
   readonly pssMiB: number;
   readonly threads: number;
   readonly descriptors: number;
   readonly cpuMs: number;
-}
-
-/** Processor time, with that of threads that have ended, to the kernel's tick of 10 ms. */
-function cpuMs(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
-    .replace(/^.*\) /, "")
-    .split(" ");
-  return (Number(fields[11]) + Number(fields[12])) * MS_PER_TICK;
 }
 
 function field(path: string, name: string): number {
@@ -63,13 +55,13 @@ async function costOf(disks: number, dir: string): Promise<Cost> {
     await guest.write(0, 1);
   }
   await Bun.sleep(2000);
-  const before = cpuMs(server.pid);
+  const before = cpuSeconds(server.pid) * 1000;
   await Bun.sleep(IDLE_MS);
   const cost = {
     pssMiB: field(`/proc/${server.pid}/smaps_rollup`, "Pss") / 1024,
     threads: field(`/proc/${server.pid}/status`, "Threads"),
     descriptors: readdirSync(`/proc/${server.pid}/fd`).length,
-    cpuMs: cpuMs(server.pid) - before,
+    cpuMs: cpuSeconds(server.pid) * 1000 - before,
   };
   console.error(`  ${disks} disks: ${JSON.stringify(cost)}`);
   for (const guest of guests) guest.close();

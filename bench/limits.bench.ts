@@ -1,17 +1,14 @@
 // A disk's limits, with far more requests waiting than may pass: how exactly they are kept over ten seconds, what the
 // server's processor time is while requests wait, and what a neighbour served by the same process notices, beside a
 // run in which nobody is limited and the other disk is idle. JSON on stdout.
-import { spawnSync } from "node:child_process";
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { readUntil } from "../test/support/process.ts";
+import { cpuSeconds, makeImage, median, startHost, XENTOOL, xentool } from "./measure.ts";
 
-const XENTOOL = fileURLToPath(new URL("../dist/xentool", import.meta.url));
 const SECONDS = Number(process.env["SECONDS_EACH"] ?? 10);
 const IMAGE_MIB = 64;
-const CLOCK_TICKS = 100;
 const LIMITED = "xvdb";
 const NEIGHBOUR = "xvdc";
 
@@ -38,27 +35,6 @@ interface BenchResult {
   readonly bytesPerSecond: number;
   readonly errors: number;
   readonly latencyUs: { readonly p50: number; readonly p99: number };
-}
-
-function xentool(args: readonly string[], env: NodeJS.ProcessEnv = {}): string {
-  const done = spawnSync(XENTOOL, args, { encoding: "utf8", env: { ...process.env, ...env } });
-  if (done.status !== 0) throw new Error(`xentool ${args.join(" ")} failed: ${done.stderr}`);
-  return done.stdout;
-}
-
-/** CPU seconds that a process has used. */
-function cpuSeconds(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
-    .replace(/^.*\) /, "")
-    .split(" ");
-  return (Number(fields[11]) + Number(fields[12])) / CLOCK_TICKS;
-}
-
-function makeImage(path: string): void {
-  const fd = openSync(path, "w");
-  const block = crypto.getRandomValues(new Uint8Array(1 << 20));
-  for (let i = 0; i < IMAGE_MIB; i++) writeSync(fd, block);
-  closeSync(fd);
 }
 
 /** A load of `seconds` on a disk of domain 1, in a process of its own. */
@@ -102,7 +78,6 @@ async function neighbour(host: string): Promise<unknown> {
     figures.besideLimited.push(await run(host, NEIGHBOUR, load, SECONDS / 3));
     await flood;
   }
-  const median = (values: number[]): number => values.toSorted((a, b) => a - b)[1] ?? 0;
   const summary = (results: BenchResult[]): unknown => ({
     iops: Math.round(median(results.map((it) => it.iops))),
     p50Us: median(results.map((it) => it.latencyUs.p50)),
@@ -112,7 +87,7 @@ async function neighbour(host: string): Promise<unknown> {
 }
 
 const dir = mkdtempSync(join(tmpdir(), "xentool-bench-"));
-const host = (JSON.parse(xentool(["sim", "start", "--domains", "2", "--json"])) as { dir: string }).dir;
+const host = startHost();
 try {
   const server = Bun.spawn([XENTOOL, "blkback", "watch", "--kind", "qdisk", "--any-script"], {
     env: { ...process.env, XENTOOL_SIM: host },
@@ -121,7 +96,7 @@ try {
   await readUntil(server.stderr, "serving");
   for (const vdev of [LIMITED, NEIGHBOUR]) {
     const image = join(dir, `${vdev}.img`);
-    makeImage(image);
+    makeImage(image, IMAGE_MIB);
     const device = ["--domid", "1", "--vdev", vdev, "--params", image];
     xentool(["blkback", "create", ...device], { XENTOOL_SIM: host });
   }

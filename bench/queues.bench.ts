@@ -1,18 +1,15 @@
 // What several queues cost and bring, on one plane: requests a second of 1, 2 and 4 queues at each depth, in many short
 // turns that alternate, because these machines are noisy; medians, and the processor time of both ends for a request.
 // JSON on stdout.
-import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { readUntil } from "../test/support/process.ts";
+import { cpuSeconds, makeImage, median, startHost, XENTOOL, xentool } from "./measure.ts";
 
-const XENTOOL = fileURLToPath(new URL("../dist/xentool", import.meta.url));
 const SECONDS = Number(process.env["SECONDS_EACH"] ?? 0.5);
 const ROUNDS = 7;
 const IMAGE_MIB = 64;
-const CLOCK_TICKS = 100;
 const QUEUES = [1, 2, 4];
 const DEPTHS = [1, 32, 128];
 const PATTERNS = ["randread", "randwrite"];
@@ -23,20 +20,6 @@ interface Turn {
   /** Microseconds of processor time for a request. */
   readonly serverUs: number;
   readonly guestUs: number;
-}
-
-function xentool(args: readonly string[], env: NodeJS.ProcessEnv = {}): string {
-  const done = spawnSync(XENTOOL, args, { encoding: "utf8", env: { ...process.env, ...env } });
-  if (done.status !== 0) throw new Error(`xentool ${args.join(" ")} failed: ${done.stderr}`);
-  return done.stdout;
-}
-
-/** CPU seconds that a process has used. */
-function cpuSeconds(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
-    .replace(/^.*\) /, "")
-    .split(" ");
-  return (Number(fields[11]) + Number(fields[12])) / CLOCK_TICKS;
 }
 
 function turn(host: string, server: number, rw: string, depth: number, queues: number): Turn {
@@ -62,10 +45,8 @@ function turn(host: string, server: number, rw: string, depth: number, queues: n
   };
 }
 
-/** Of each figure. */
-function median(turns: readonly Turn[]): Turn {
-  const of = (key: keyof Turn): number =>
-    Number((turns.map((it) => it[key]).toSorted((a, b) => a - b)[turns.length >> 1] ?? 0).toFixed(1));
+function medians(turns: readonly Turn[]): Turn {
+  const of = (key: keyof Turn): number => Number(median(turns.map((it) => it[key])).toFixed(1));
   return { iops: of("iops"), p99Us: of("p99Us"), serverUs: of("serverUs"), guestUs: of("guestUs") };
 }
 
@@ -74,7 +55,7 @@ function compare(host: string, server: number, rw: string, depth: number): unkno
   const turns = new Map<number, Turn[]>(QUEUES.map((queues) => [queues, []]));
   for (let round = 0; round < ROUNDS; round++)
     for (const [queues, done] of turns) done.push(turn(host, server, rw, depth, queues));
-  const rows = [...turns].map(([queues, done]) => ({ rw, depth, queues, ...median(done) }));
+  const rows = [...turns].map(([queues, done]) => ({ rw, depth, queues, ...medians(done) }));
   return rows.map((row) => {
     const toOneQueue = Number((row.iops / (rows[0]?.iops ?? 1)).toFixed(2));
     console.error(`  ${rw} 4k depth ${depth}, ${row.queues} queues: ${row.iops} IOPS, ${toOneQueue} of one`);
@@ -83,11 +64,10 @@ function compare(host: string, server: number, rw: string, depth: number): unkno
 }
 
 const dir = mkdtempSync(join(tmpdir(), "xentool-bench-"));
-const host = (JSON.parse(xentool(["sim", "start", "--domains", "2", "--json"])) as { dir: string }).dir;
+const host = startHost();
 try {
   const image = join(dir, "disk.img");
-  const block = crypto.getRandomValues(new Uint8Array(65_536));
-  writeFileSync(image, Buffer.concat(Array.from({ length: IMAGE_MIB * 16 }, () => block)));
+  makeImage(image, IMAGE_MIB);
   const args = ["blkback", "serve", image, "--domid", "1", "--vdev", "xvdb", "--max-queues", "4"];
   const server = Bun.spawn([XENTOOL, ...args], {
     env: { ...process.env, XENTOOL_SIM: host },

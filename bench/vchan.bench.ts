@@ -4,16 +4,14 @@
 // program is Perl's, so that nothing of ours is on both sides of the comparison. Both take turns; ratios are
 // of medians.
 //   bun bench/vchan.bench.ts [--megabytes N] [--rounds N] [--turns N]
-import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { SimHost } from "../src/sim/host.ts";
+import { cpuSeconds } from "./measure.ts";
 
 const XENTOOL = fileURLToPath(new URL("../cmd/xentool.ts", import.meta.url));
 const RING_SIZES = [65_536, 0, 1_048_576];
 const IDLE_MS = 3000;
-/** Of /proc/PID/stat's times: USER_HZ, which Linux keeps at 100. */
-const TICKS_PER_SECOND = 100;
 
 /** Two processes and a socketpair: bytes one way in pieces of 64 KiB, then one byte there and back. */
 const SOCKETPAIR = `
@@ -103,10 +101,10 @@ async function idlePercent(host: SimHost): Promise<number> {
   try {
     for (const { stderr } of ends) await stderr.getReader().read();
     await Bun.sleep(IDLE_MS / 3);
-    const before = ends.map(({ pid }) => cpuTicks(pid));
+    const before = ends.map(({ pid }) => cpuSeconds(pid));
     await Bun.sleep(IDLE_MS);
-    const ticks = ends.reduce((sum, { pid }, i) => sum + cpuTicks(pid) - (before[i] ?? 0), 0);
-    return (100 * ticks) / TICKS_PER_SECOND / (IDLE_MS / 1000);
+    const seconds = ends.reduce((sum, { pid }, i) => sum + cpuSeconds(pid) - (before[i] ?? 0), 0);
+    return (100 * seconds) / (IDLE_MS / 1000);
   } finally {
     for (const end of ends) end.kill();
     await Promise.all(ends.map(({ exited }) => exited));
@@ -115,13 +113,6 @@ async function idlePercent(host: SimHost): Promise<number> {
 
 function cpuPerByte(result: Result | undefined): number {
   return (result?.cpuSeconds ?? NaN) / (result?.bytesEachWay ?? NaN);
-}
-
-function cpuTicks(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
-    .replace(/^.*\) /s, "")
-    .split(" ");
-  return Number(fields[11]) + Number(fields[12]);
 }
 
 const bytes = String(Number(values.megabytes) * 1e6);

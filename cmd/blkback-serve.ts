@@ -145,7 +145,7 @@ async function runServe(
   const { spawnWorker } = await import("./spawn-worker.ts");
   const { platform, xenstore } = session;
   const serving = await servingOptionsOf(argv, platform, context);
-  const limits = await askedRates(argv);
+  const asked = await askedRates(argv);
   const { ServedDisk } = await import("./lib/serving-events.ts");
   const patienceMs = context.timeoutMs ?? DETACH_TIMEOUT_MS;
   const finished = new AbortController();
@@ -160,7 +160,7 @@ async function runServe(
       xenstore,
       {
         ...serving,
-        limits,
+        askedRates: asked,
         onEvent: (at, event) => {
           disk.onEvent(at, event);
           service.changed();

@@ -1,13 +1,13 @@
 // The meaning of the flags and numbers in a disk's control page: whether to stop, and the disk's current size and
-// limits.
+// rates.
 import type { ControlPage } from "../plane/control-page.ts";
 import { RATE_NUMBERS, ratesAsNumbers, ratesFromNumbers, type DiskRates } from "./rates.ts";
 
 const LEAVE = 1;
 const CLOSE = 2;
 const SECTORS = 0;
-/** The limits' numbers, one after another. */
-const LIMITS = 1;
+/** The rates' numbers, one after another. */
+const RATES = 1;
 
 export type StopOrder = "leave" | "close";
 
@@ -49,13 +49,13 @@ export class BlkbackControl {
   }
 
   /** Takes effect at once. */
-  set limits(limits: DiskRates) {
-    this.#page.numbers.set(ratesAsNumbers(limits), LIMITS);
+  set rates(rates: DiskRates) {
+    this.#page.numbers.set(ratesAsNumbers(rates), RATES);
     this.#page.wake();
   }
 
-  get limits(): DiskRates {
-    return ratesFromNumbers(this.#page.numbers.subarray(LIMITS, LIMITS + RATE_NUMBERS));
+  get rates(): DiskRates {
+    return ratesFromNumbers(this.#page.numbers.subarray(RATES, RATES + RATE_NUMBERS));
   }
 
   drain(): void {

@@ -50,7 +50,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     const journal = cleanup.adopt(openJournal(path, ring, slots), (it) => it.close());
     return { ring, port, journal, counters: stats.section(queue) };
   });
-  const limiter = new RateLimiter(reactor, control.limits);
+  const limiter = new RateLimiter(reactor, control.rates);
   const queue = new BlockQueue({
     domid: order.frontend,
     abi,
@@ -68,7 +68,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     limits,
     grantMode: order.grantMode,
     limiter,
-    refreshLimits: () => {
+    refreshSize: () => {
       limits.sectors512 = control.sectors512;
     },
   });
@@ -81,7 +81,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   for (const { port } of used) channels.notify(port);
   reactor.watch(control.wakeFd, () => {
     control.drain();
-    limiter.change(control.limits);
+    limiter.change(control.rates);
   });
   queue.run(() => control.stopped);
   const { failure } = queue;

@@ -24,6 +24,9 @@ export const COPY_BATCH = 4096;
  */
 export const MAX_KEPT_GRANTS = 1056;
 
+/** How long the holder of a new disk's image may take to release it. */
+export const HOLDER_PATIENCE_MS = 3000;
+
 /** Linux's IOV_MAX: a request with more pieces takes several transfers. */
 export const MAX_VECTORS = 1024;
 

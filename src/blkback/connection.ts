@@ -21,7 +21,7 @@ export class QueueConnection {
     const plane = new Plane("blkback", spawnWorker);
     this.#control = new BlkbackControl(plane.control);
     this.#control.sectors512 = order.limits.sectors512;
-    this.#control.limits = rates;
+    this.#control.rates = rates;
     const connected = Promise.withResolvers<void>();
     this.connected = connected.promise;
     this.connected.catch(() => {});
@@ -45,7 +45,7 @@ export class QueueConnection {
   }
 
   limit(rates: DiskRates): void {
-    this.#control.limits = rates;
+    this.#control.rates = rates;
   }
 
   /** Changes the disk's size from the next batch on. */

@@ -377,7 +377,7 @@ export class BlkbackDevice {
 
   async #limitIfAsked(): Promise<void> {
     const isNew = await this.#rates.look();
-    this.#stats.limits = this.#rates.rates;
+    this.#stats.rates = this.#rates.rates;
     if (!isNew) return;
     this.#connection?.limit(this.#rates.rates);
     await this.#write(this.#rates.answer);

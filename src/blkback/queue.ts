@@ -49,7 +49,7 @@ export interface QueueOptions {
   /** Holds requests back when the disk has limits. Without one, it has none. */
   readonly limiter?: RateLimiter;
   /** Updates `limits`. Called before a batch is checked, so that no guest knows of a new size before we do. */
-  readonly refreshLimits?: () => void;
+  readonly refreshSize?: () => void;
 }
 
 export class BlockQueue {
@@ -68,7 +68,7 @@ export class BlockQueue {
   readonly #counters: DiskCounters;
   readonly #failures: IoFailures;
   readonly #sleeper: Sleeper;
-  readonly #refreshLimits: () => void;
+  readonly #refreshSize: () => void;
   /** Reads whose data reaches the guest with the next delivery. */
   readonly #finished: Uint16Array;
   #finishedCount = 0;
@@ -113,7 +113,7 @@ export class BlockQueue {
     const journals = lanes.flatMap(({ journal }) => journal ?? []);
     this.#failures = new IoFailures(this.#counters, journals);
     this.#finished = new Uint16Array(size);
-    this.#refreshLimits = options.refreshLimits ?? (() => {});
+    this.#refreshSize = options.refreshSize ?? (() => {});
     this.#sleeper = new Sleeper(this.#lanes, channels, counters);
     reactor.watch(channels.fd, () => this.#sleeper.takeEvents());
   }
@@ -197,7 +197,7 @@ export class BlockQueue {
       this.failure = new XentoolError("protocol", reason);
       return 0;
     }
-    this.#refreshLimits();
+    this.#refreshSize();
     lane.admit(count, this.#reactor.nowMs);
     const { rows, verdicts, bad } = lane.parser;
     this.#bad += bad;

@@ -46,9 +46,8 @@ export class Scheduler {
   readonly #blocker: Int16Array;
   readonly #blockerSequence: Float64Array;
   #keptWrites = 0;
-  /** The lane whose turn it was last, and whether it has used the limits. */
+  /** The lane whose turn it was last. */
   #turn = 0;
-  #isUsed = false;
 
   constructor(
     size: number,
@@ -98,19 +97,19 @@ export class Scheduler {
    */
   #passInTurn(): void {
     const { laneCount } = this.#requests;
-    for (let idle = 0; idle < laneCount; idle = this.#isUsed ? 0 : idle + 1) {
+    for (let idle = 0; idle < laneCount;) {
       this.#turn = (this.#turn + 1) % laneCount;
-      this.#isUsed = false;
-      this.#passOver(this.#turn);
+      idle = this.#passOver(this.#turn) ? 0 : idle + 1;
     }
   }
 
-  /** Of the requests that the limits concern, only those of `lane`. */
-  #passOver(lane: number): void {
+  /** Of the requests that the limits concern, only those of `lane`. Returns whether one of them passed. */
+  #passOver(lane: number): boolean {
     const waiting = this.#waiting;
     const { kind } = this.#requests;
     let kept = 0;
     let open = -1;
+    let isUsed = false;
     let stalled = this.#barrierActive();
     this.#keptWrites = 0;
     this.heldCount = 0;
@@ -119,12 +118,12 @@ export class Scheduler {
       // The limits come first, because they are looked up at once, and one queue may hold hundreds of requests back.
       if (!stalled && this.#mayPass(row, lane) && !this.#mustWait(row, kept)) {
         if (open >= 0 && this.#extend(open, row)) {
-          this.#passed(row);
+          isUsed = this.#passed(row) || isUsed;
           continue;
         }
         const op = this.#start(row);
         if (op >= 0) {
-          this.#passed(row);
+          isUsed = this.#passed(row) || isUsed;
           open = op;
           stalled = kind[row] === KIND_BARRIER;
           continue;
@@ -136,6 +135,7 @@ export class Scheduler {
       waiting[kept++] = row;
     }
     this.waitingCount = kept;
+    return isUsed;
   }
 
   /** Whether the disk's limits let `row` start. */
@@ -148,15 +148,15 @@ export class Scheduler {
     return false;
   }
 
-  /** Counts the start of `row` towards the limits. */
-  #passed(row: number): void {
-    if (!this.#isLimited(row)) return;
-    this.#isUsed = true;
+  /** Counts the start of `row` towards the limits. Returns false if they do not concern it. */
+  #passed(row: number): boolean {
+    if (!this.#isLimited(row)) return false;
     const { kind, length, heldMs, startedAtMs } = this.#requests;
     const of = kind[row];
     const discards = of === KIND_DISCARD || of === KIND_SECURE_DISCARD;
     this.#limiter.pass(changesDisk(of), discards ? 0 : length[row]);
     if (heldMs[row] === STILL_HELD) heldMs[row] = this.#limiter.nowMs - startedAtMs[row];
+    return true;
   }
 
   /** A flush costs nothing, so it only waits for the writes before it. What is tried again has been paid for. */

@@ -10,6 +10,7 @@ import type { SpawnWorker } from "../plane/plane.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+import { HOLDER_PATIENCE_MS } from "./bounds.ts";
 import { isDevice, writeKeys } from "./backend-directory.ts";
 import type { DeviceEnd } from "./decide.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
@@ -32,13 +33,10 @@ export interface ServeOptions extends DeviceOptions {
   readonly format?: "raw" | undefined;
   readonly direct: boolean;
   /** Written into the device's keys: they count for whoever serves it next, too. */
-  readonly limits?: AskedRates;
+  readonly askedRates?: AskedRates;
   /** How long a guest may take to let go after `stop` has fired. */
   readonly detachTimeoutMs: number;
 }
-
-/** How long the holder of the image may take to release it. */
-const HOLDER_PATIENCE_MS = 3000;
 
 /** How serving ended. `left`: the guest did not let go, and the device stays for another server. */
 export type ServeEnd = DeviceEnd | "left";
@@ -67,7 +65,7 @@ export async function serveImage(
     const origin = await ensureDevice(xenstore, image, options);
     removes = origin === "made";
     await announceImage(xenstore, address, image);
-    await writeKeys(xenstore, address, keysOfRates(options.limits ?? {}));
+    await writeKeys(xenstore, address, keysOfRates(options.askedRates ?? {}));
     const device = await BlkbackDevice.start(platform, xenstore, address, image, options, spawnWorker);
     // From now on a guest may use the device, whatever becomes of us, until it has let go.
     removes = false;

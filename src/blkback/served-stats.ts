@@ -16,7 +16,7 @@ export class ServedStats {
   readonly #address: DeviceAddress;
   #page: StatsPage | undefined;
   #state: XenbusState = XenbusState.Initialising;
-  #limits = UNLIMITED_DISK;
+  #rates = UNLIMITED_DISK;
 
   constructor(dir: string, address: DeviceAddress) {
     this.#dir = dir;
@@ -32,7 +32,7 @@ export class ServedStats {
     this.#page = undefined;
     this.#page = StatsPage.create(this.#dir, this.#address.frontend, this.#address.devid);
     this.#page.state = this.#state;
-    this.#page.limits = this.#limits;
+    this.#page.rates = this.#rates;
   }
 
   /** Opens the page, and counts a connection of up to `queueCount` queues. */
@@ -46,9 +46,9 @@ export class ServedStats {
     if (this.#page !== undefined) this.#page.state = state;
   }
 
-  set limits(limits: DiskRates) {
-    this.#limits = limits;
-    if (this.#page !== undefined) this.#page.limits = limits;
+  set rates(rates: DiskRates) {
+    this.#rates = rates;
+    if (this.#page !== undefined) this.#page.rates = rates;
   }
 
   /** Never throws: nothing depends on the file. */

@@ -82,8 +82,8 @@ export const STAT = Object.fromEntries(FIELDS.map((name, index) => [name, index]
   Record<StatField, number>
 >;
 
-/** The disk's limits, as `ratesAsNumbers` orders them. */
-const LIMITS = 56;
+/** The disk's rates, as `ratesAsNumbers` orders them. */
+const RATES = 56;
 /** The counters of refusals, in the order of their codes. There is room, so that new ones move nothing else. */
 const REFUSED = 64;
 const REFUSED_ROOM = 32;
@@ -99,7 +99,7 @@ const DOUBLES = DISCARD_LATENCY + LATENCY_BUCKETS;
 const SECTION_BYTES = Math.ceil((DOUBLES * 8) / 4096) * 4096;
 const SECTION_DOUBLES = SECTION_BYTES / 8;
 
-if (FIELDS.length > LIMITS || LIMITS + RATE_NUMBERS > REFUSED || REFUSALS.length > REFUSED_ROOM)
+if (FIELDS.length > RATES || RATES + RATE_NUMBERS > REFUSED || REFUSALS.length > REFUSED_ROOM)
   throw new Error("the counters reach into what follows them in the page: make room, and raise VERSION");
 
 /** Position of the counter of the reason with this code, which is at least 1. */
@@ -168,8 +168,8 @@ export class StatsPage {
     this.counters[STAT.state] = state;
   }
 
-  set limits(limits: DiskRates) {
-    this.counters.set(ratesAsNumbers(limits), LIMITS);
+  set rates(rates: DiskRates) {
+    this.counters.set(ratesAsNumbers(rates), RATES);
   }
 
   /**
@@ -350,7 +350,7 @@ function decodeStats(file: Float64Array): DeviceStats {
     ...values,
     alive: isAlive(values.pid),
     state: xenbusStateName(counters[state] as XenbusState),
-    limits: ratesFromNumbers(counters.subarray(LIMITS, LIMITS + RATE_NUMBERS)),
+    limits: ratesFromNumbers(counters.subarray(RATES, RATES + RATE_NUMBERS)),
     queues: sections.slice(0, counters[laneCount]).map(queueStats),
     refused: Object.fromEntries(
       REFUSALS.map(({ name }, index) => [name, counters[refusalCounter(index + 1)]]),

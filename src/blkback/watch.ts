@@ -11,6 +11,7 @@ import type { Platform } from "../platform/platform.ts";
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
+import { HOLDER_PATIENCE_MS } from "./bounds.ts";
 import { releaseFromKernel } from "./kernel-blkback.ts";
 import { lockDevice, SERVED } from "./device-lock.ts";
 import { BackendDirectory, offerUnlessClosing, removeBackend, writeKeys } from "./backend-directory.ts";
@@ -28,10 +29,9 @@ const logger = moduleLogger("watch");
 const RETRY_MS = 5000;
 
 /**
- * The holder of a new device's image may be about to release it. If it is another disk of ours that is being closed,
- * we wait almost as long as libxl waits for state 2 (LIBXL_INIT_TIMEOUT, 10 s), leaving time to report the reason.
+ * For an image that another disk of ours holds, which is being closed, we wait almost as long as libxl waits for
+ * state 2 (LIBXL_INIT_TIMEOUT, 10 s), leaving time to report the reason.
  */
-const HOLDER_PATIENCE_MS = 3000;
 const OWN_PATIENCE_MS = 6000;
 const HOLDER_PAUSE_MS = 200;
 

@@ -1,44 +1,30 @@
 // Limits as an administrator sets and sees them: at the start, while the disk is in use, and with what does not exist.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { readStats } from "../../src/blkback/stats.ts";
-import { toDomid } from "../../src/core/types.ts";
-import { parseVdev } from "../../src/protocol/blkif.ts";
-import { SimHost } from "../../src/sim/host.ts";
+import type { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest, type PageRequest } from "../sim/blk-guest.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
 import { readUntil, type Finished } from "../support/process.ts";
-import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { diskAddress } from "../sim/disk-world.ts";
+import { DiskHost } from "./disk-host.ts";
 
-const DEVICE = {
-  backend: toDomid(0),
-  frontend: toDomid(1),
-  kind: DEFAULT_KIND,
-  devid: Number(parseVdev("xvdb")),
-};
+const DEVICE = diskAddress(1);
 const READS: readonly PageRequest[] = Array.from({ length: 31 }, (_, i) => ({
   operation: 0,
   sector: i * 16,
 }));
 
+let ground: DiskHost;
 let dir: string;
 let host: SimHost;
-let env: Record<string, string>;
+let env: DiskHost["env"];
 
 beforeEach(async () => {
-  dir = temporaryDirectory();
-  writeFileSync(join(dir, "a.img"), new Uint8Array(1 << 20));
-  host = await SimHost.start();
-  env = { XENTOOL_SIM: host.dir };
+  ground = await DiskHost.start();
+  ({ dir, host, env } = ground);
 });
-afterEach(async () => {
-  const left = await host.settle();
-  await host.stop();
-  removeDirectory(dir);
-  expect(left).toEqual([]);
-});
+afterEach(() => ground.close());
 
 const limit = (...args: string[]): Promise<Finished> =>
   runXentool(["blkback", "limit", "--domid", "1", "--vdev", "xvdb", ...args], { env });

@@ -1,41 +1,28 @@
 // What serve and watch say while they serve: one line each when something changes for the guest, and nothing else.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { truncateSync, writeFileSync } from "node:fs";
+import { truncateSync } from "node:fs";
 import { join } from "node:path";
-import { DEFAULT_KIND } from "../../src/blkback/address.ts";
-import { toDomid } from "../../src/core/types.ts";
-import { parseVdev } from "../../src/protocol/blkif.ts";
-import { SimHost } from "../../src/sim/host.ts";
+import type { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
 import { readUntil } from "../support/process.ts";
-import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { diskAddress } from "../sim/disk-world.ts";
+import { DiskHost } from "./disk-host.ts";
 
-const DEVICE = {
-  backend: toDomid(0),
-  frontend: toDomid(1),
-  kind: DEFAULT_KIND,
-  devid: Number(parseVdev("xvdb")),
-};
+const DEVICE = diskAddress(1);
 const NAMED = ["--domid", "1", "--vdev", "xvdb"];
 const DISK = "xentool: xvdb of domain 1:";
 
+let ground: DiskHost;
 let dir: string;
 let host: SimHost;
-let env: Record<string, string>;
+let env: DiskHost["env"];
 
 beforeEach(async () => {
-  dir = temporaryDirectory();
-  writeFileSync(join(dir, "a.img"), new Uint8Array(1 << 20));
-  host = await SimHost.start();
-  env = { XENTOOL_SIM: host.dir };
+  ground = await DiskHost.start();
+  ({ dir, host, env } = ground);
 });
-afterEach(async () => {
-  const left = await host.settle();
-  await host.stop();
-  removeDirectory(dir);
-  expect(left).toEqual([]);
-});
+afterEach(() => ground.close());
 
 /** Collects a stream's lines while it goes on; `until` waits for one that contains `text`. */
 class Lines {

@@ -3,40 +3,28 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
-import { toDomid } from "../../src/core/types.ts";
-import { parseVdev } from "../../src/protocol/blkif.ts";
-import { SimHost } from "../../src/sim/host.ts";
+import type { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
 import { readUntil } from "../support/process.ts";
-import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { diskAddress } from "../sim/disk-world.ts";
+import { DiskHost } from "./disk-host.ts";
 
 const CLOSING = 5;
 const CLOSED = 6;
-const DEVICE = {
-  backend: toDomid(0),
-  frontend: toDomid(1),
-  kind: DEFAULT_KIND,
-  devid: Number(parseVdev("xvdb")),
-};
+const DEVICE = diskAddress(1);
 
 const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 5 + (at >> 9)) & 0xff);
+let ground: DiskHost;
 let dir: string;
 let host: SimHost;
-let env: Record<string, string>;
+let env: DiskHost["env"];
 
 beforeEach(async () => {
-  dir = temporaryDirectory();
-  for (const name of ["a.img", "b.img"]) writeFileSync(join(dir, name), image);
-  host = await SimHost.start();
-  env = { XENTOOL_SIM: host.dir };
+  ground = await DiskHost.start({ "a.img": image, "b.img": image });
+  ({ dir, host, env } = ground);
 });
-afterEach(async () => {
-  const left = await host.settle();
-  await host.stop();
-  removeDirectory(dir);
-  expect(left).toEqual([]);
-});
+afterEach(() => ground.close());
 
 /** `xentool blkback serve` of one of the images, as xvdb of domain 1. */
 function serving(name: string): string[] {

@@ -1,34 +1,26 @@
 // What people and scripts see of the disks that are served: rates while they watch, and metrics.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync, writeFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { DEFAULT_KIND } from "../../src/blkback/address.ts";
-import { toDomid } from "../../src/core/types.ts";
-import { parseVdev } from "../../src/protocol/blkif.ts";
-import { SimHost } from "../../src/sim/host.ts";
+import type { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
 import { readUntil } from "../support/process.ts";
-import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { diskAddress } from "../sim/disk-world.ts";
+import { DiskHost } from "./disk-host.ts";
 
-const DEVICE = {
-  backend: toDomid(0),
-  frontend: toDomid(1),
-  kind: DEFAULT_KIND,
-  devid: Number(parseVdev("xvdb")),
-};
+const DEVICE = diskAddress(1);
 
+let ground: DiskHost;
 let dir: string;
 let host: SimHost;
-let env: Record<string, string>;
+let env: DiskHost["env"];
 let guest: HandmadeGuest;
 let server: ReturnType<typeof spawnXentool>;
 
 beforeEach(async () => {
-  dir = temporaryDirectory();
-  writeFileSync(join(dir, "a.img"), new Uint8Array(1 << 20));
-  host = await SimHost.start();
-  env = { XENTOOL_SIM: host.dir };
+  ground = await DiskHost.start();
+  ({ dir, host, env } = ground);
   const args = ["blkback", "serve", join(dir, "a.img"), "--domid", "1", "--vdev", "xvdb"];
   server = spawnXentool(args, { env });
   await readUntil(server.stderr, "offering");
@@ -41,10 +33,7 @@ afterEach(async () => {
   await guest.setState(6);
   await server.exited;
   guest.close();
-  const left = await host.settle();
-  await host.stop();
-  removeDirectory(dir);
-  expect(left).toEqual([]);
+  await ground.close();
 });
 
 test("stats --watch: titles, and a line for each disk and interval, in 80 columns", async () => {

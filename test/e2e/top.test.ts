@@ -1,41 +1,27 @@
 // `xentool top` in a pipe, as JSON, on a terminal of its own, and where xenstored does not answer.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { DEFAULT_KIND } from "../../src/blkback/address.ts";
-import { toDomid } from "../../src/core/types.ts";
 import { encodePacket, encodeText, XS_READ } from "../../src/protocol/xs-wire.ts";
-import { parseVdev } from "../../src/protocol/blkif.ts";
-import { SimHost } from "../../src/sim/host.ts";
+import type { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { GuestRing } from "../sim/xsring-harness.ts";
 import { executable, runXentool, spawnXentool } from "./executable.ts";
 import { readUntil } from "../support/process.ts";
-import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { diskAddress } from "../sim/disk-world.ts";
+import { DiskHost } from "./disk-host.ts";
 
-const DEVICE = {
-  backend: toDomid(0),
-  frontend: toDomid(1),
-  kind: DEFAULT_KIND,
-  devid: Number(parseVdev("xvdb")),
-};
+const DEVICE = diskAddress(1);
 
+let ground: DiskHost;
 let dir: string;
 let host: SimHost;
-let env: Record<string, string>;
+let env: DiskHost["env"];
 
 beforeEach(async () => {
-  dir = temporaryDirectory();
-  writeFileSync(join(dir, "a.img"), new Uint8Array(1 << 20));
-  host = await SimHost.start({ domains: 3 });
-  env = { XENTOOL_SIM: host.dir };
+  ground = await DiskHost.start(undefined, { domains: 3 });
+  ({ dir, host, env } = ground);
 });
-afterEach(async () => {
-  const left = await host.settle();
-  await host.stop();
-  removeDirectory(dir);
-  expect(left).toEqual([]);
-});
+afterEach(() => ground.close());
 
 test("one line or one object for each interval, of the disks and the rings", async () => {
   const served = ["blkback", "serve", join(dir, "a.img"), "--domid", "1", "--vdev", "xvdb"];

@@ -76,7 +76,7 @@ function twoDisks(): DeviceStats[] {
   pages.push(StatsPage.create(dir, 1, 51_728), StatsPage.create(dir, 12, 51_712));
   const [page] = pages as [StatsPage];
   page.state = XenbusState.Connected;
-  page.limits = {
+  page.rates = {
     iops: parseRate("iops", "", "read:700,write:300"),
     bandwidth: parseRate("bandwidth", "", "1M"),
   };

@@ -42,7 +42,7 @@ test("while it cannot be made again the device can go on, and later it can be ma
   writeFileSync(runDir, "in the way");
   expect(() => stats.connecting(1)).toThrow("for statistics");
   stats.state = XenbusState.Connected;
-  stats.limits = UNLIMITED_DISK;
+  stats.rates = UNLIMITED_DISK;
   rmSync(runDir);
   stats.connecting(1);
   expect(state()).toBe("Connected");

@@ -1,0 +1,36 @@
+// The ground of tests of the executable's disks: a simulated host and a directory with images, which end by asserting
+// that nothing is left.
+import { expect } from "bun:test";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { SimHost, type SimHostOptions } from "../../src/sim/host.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+
+export class DiskHost {
+  /** For commands that are to find the host. */
+  readonly env: Readonly<Record<string, string>>;
+
+  private constructor(
+    readonly host: SimHost,
+    readonly dir: string,
+  ) {
+    this.env = { XENTOOL_SIM: host.dir };
+  }
+
+  /** `images` are the files of the directory by name. */
+  static async start(
+    images: Readonly<Record<string, Uint8Array>> = { "a.img": new Uint8Array(1 << 20) },
+    options: SimHostOptions = {},
+  ): Promise<DiskHost> {
+    const dir = temporaryDirectory();
+    for (const [name, content] of Object.entries(images)) writeFileSync(join(dir, name), content);
+    return new DiskHost(await SimHost.start(options), dir);
+  }
+
+  async close(): Promise<void> {
+    const left = await this.host.settle();
+    await this.host.stop();
+    removeDirectory(this.dir);
+    expect(left).toEqual([]);
+  }
+}
