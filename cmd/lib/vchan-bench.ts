@@ -3,6 +3,7 @@ import { XentoolError } from "../../src/core/errors.ts";
 import type { SpawnWorker } from "../../src/plane/plane.ts";
 import type { VchanOrder } from "../../src/vchan/vchan-orders.ts";
 import { BENCH_KINDS, type BenchKind, type BenchMeasure } from "../../src/vchan/bench.ts";
+import type { VchanRole } from "../../src/vchan/endpoint.ts";
 import { VchanSession } from "../../src/vchan/session.ts";
 import type { CommandContext } from "./run-command.ts";
 import { waitPrinter } from "./vchan-progress.ts";
@@ -30,27 +31,9 @@ export async function runBenchListen(
   spawnWorker: SpawnWorker,
 ): Promise<void> {
   const orders = ordersOf(argv);
-  const { platform, place } = await openPlace(argv, context, "server");
-  const { stop: signal, force, timeoutMs } = context;
-  try {
-    await using session = await VchanSession.open(
-      {
-        platform,
-        place,
-        spawnWorker,
-        signal,
-        force,
-        timeoutMs,
-        ...(context.json ? {} : { onWait: waitPrinter() }),
-      },
-      "server",
-    );
-    await session.serve(orders, ({ plane }) =>
-      plane.carryOut<VchanOrder<"bench-serve">>({ op: "bench-serve" }),
-    );
-  } finally {
-    platform.close();
-  }
+  await inSession(argv, context, spawnWorker, "server", (session) =>
+    session.serve(orders, ({ plane }) => plane.carryOut<VchanOrder<"bench-serve">>({ op: "bench-serve" })),
+  );
 }
 
 /** Measures everything and prints it. */
@@ -60,22 +43,9 @@ export async function runBenchConnect(
   spawnWorker: SpawnWorker,
 ): Promise<void> {
   const amounts = amountsOf(argv);
-  const { platform, place } = await openPlace(argv, context, "client");
-  const { stop: signal, force, timeoutMs } = context;
-  try {
-    await using session = await VchanSession.open(
-      {
-        platform,
-        place,
-        spawnWorker,
-        signal,
-        force,
-        timeoutMs,
-        ...(context.json ? {} : { onWait: waitPrinter() }),
-      },
-      "client",
-    );
-    await session.connect(true, async ({ plane, readSize, writeSize }) => {
+  const { timeoutMs } = context;
+  await inSession(argv, context, spawnWorker, "client", (session) =>
+    session.connect(true, async ({ plane, readSize, writeSize }) => {
       const run = (kind: BenchKind, part: number): Promise<BenchMeasure> => {
         const amount = kind === "round-trip" ? amounts.rounds : amounts.bytes;
         return plane.carryOut<VchanOrder<"bench-run">>({
@@ -94,7 +64,24 @@ export async function runBenchConnect(
         if (!context.json) process.stdout.write(`${describe(measure)}\n`);
       }
       if (context.json) process.stdout.write(`${JSON.stringify({ readSize, writeSize, results })}\n`);
-    });
+    }),
+  );
+}
+
+async function inSession(
+  argv: PlaceArguments,
+  context: CommandContext,
+  spawnWorker: SpawnWorker,
+  role: VchanRole,
+  body: (session: VchanSession) => Promise<unknown>,
+): Promise<void> {
+  const { platform, place } = await openPlace(argv, context, role);
+  const { stop: signal, force, timeoutMs, json } = context;
+  try {
+    const onWait = json ? {} : { onWait: waitPrinter() };
+    const options = { platform, place, spawnWorker, signal, force, timeoutMs, ...onWait };
+    await using session = await VchanSession.open(options, role);
+    await body(session);
   } finally {
     platform.close();
   }
