@@ -37,6 +37,8 @@ const JUDGES = {
   e2fsprogs: "e2fsck",
   "xenstore-utils": "xenstore-ls",
   "groff-base": "groff",
+  zsh: "zsh",
+  fish: "fish",
   systemd: "systemd-analyze",
   "libxen-dev": "/usr/include/libxenvchan.h",
   [xen.replace("xen", "xen-utils")]: `/usr/lib/${xen}/bin/test-xenstore`,

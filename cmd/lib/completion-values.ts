@@ -1,10 +1,11 @@
 // Domains and disks as xenstore shows them, for a shell to complete.
-import { parseDecimal } from "../../src/core/types.ts";
+import { escapeText } from "../../src/core/log.ts";
+import { DOMID_FIRST_RESERVED, parseDecimal } from "../../src/core/types.ts";
 import { choosePlatform, type PlatformChoice } from "../../src/platform/open.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 
-const DOMID_MAX = 0x7fef;
+const DOMID_MAX = DOMID_FIRST_RESERVED - 1;
 const DEVID_MAX = 0xffff_ffff;
 
 interface Value {
@@ -15,10 +16,12 @@ interface Value {
 /** The numbers of all domains, with their names. */
 export async function domains(platform: PlatformChoice, timeoutMs: number): Promise<Value[]> {
   return withXenstore(platform, timeoutMs, async (xenstore) => {
-    const numbers = await xenstore.directory("/local/domain");
+    const numbers = (await xenstore.directory("/local/domain")).filter(
+      (text) => parseDecimal(text, DOMID_MAX) !== undefined,
+    );
     const named = numbers.map(async (text) => ({
       text,
-      describe: (await xenstore.tryRead(`/local/domain/${text}/name`)) ?? "",
+      describe: escapeText((await xenstore.tryRead(`/local/domain/${text}/name`)) ?? ""),
     }));
     return Promise.all(named);
   });

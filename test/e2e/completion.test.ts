@@ -4,6 +4,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SHELLS } from "../../cmd/lib/shells.ts";
 import { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { executable, runShell, runXentool } from "./executable.ts";
 
@@ -20,8 +21,10 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
+  const left = await host.settle();
   await host.stop();
   removeDirectory(dir);
+  expect(left).toEqual([]);
 });
 
 /** The candidates for the last of `words`, without their descriptions. */
@@ -61,6 +64,24 @@ describe("what may stand there:", () => {
     expect(await candidates(...words)).toEqual(expected);
   });
 
+  test("a domain's name is no candidate and obeys no terminal, whatever it is", async () => {
+    using dom0 = host.platform(0);
+    using xenstore = await Xenstore.connect(dom0);
+    const name = "/local/domain/1/name";
+    const before = await xenstore.read(name);
+    await xenstore.write(name, "web\n9\tevil\x1b[2J");
+    const { stdout } = await runXentool(["complete", "--", "blkback", "close", "--domid", ""], {
+      env: { XENTOOL_SIM: host.dir },
+    });
+    expect(stdout.split("\n")).toEqual([
+      "0\tDomain-0",
+      "1\tweb\\x0a9\\x09evil\\x1b[2J",
+      expect.stringMatching(/^2\t/) as string,
+      "",
+    ]);
+    await xenstore.write(name, before);
+  });
+
   test("nothing, and no error, where there is no xenstore", async () => {
     const words = ["complete", "--", "blkback", "close", "--domid", ""];
     const env = { XENTOOL_SIM: join(dir, "none") };
@@ -83,13 +104,10 @@ const ASK: Readonly<Record<(typeof SHELLS)[number], string>> = {
   complete -C "xentool blkback serve di"; complete -C "xentool blkback serve --mode r"'`,
 };
 
-test.each(SHELLS.filter((shell) => Bun.which(shell) !== null))(
-  "%s completes a file and a choice",
-  async (shell) => {
-    const { stdout, stderr } = await runShell(ASK[shell], { dir, XENTOOL_SIM: host.dir, executable });
-    expect(stderr).toBe("");
-    const [file = "", choice = ""] = stdout.trim().split("\n");
-    expect(file.replaceAll("\\", "")).toBe(shell === "zsh" ? "files" : "disk one.img");
-    expect(choice.replace(/:.*/, "")).toBe("r");
-  },
-);
+test.each([...SHELLS])("%s completes a file and a choice", async (shell) => {
+  const { stdout, stderr } = await runShell(ASK[shell], { dir, XENTOOL_SIM: host.dir, executable });
+  expect(stderr).toBe("");
+  const [file = "", choice = ""] = stdout.trim().split("\n");
+  expect(file.replaceAll("\\", "")).toBe(shell === "zsh" ? "files" : "disk one.img");
+  expect(choice.replace(/:.*/, "")).toBe("r");
+});
