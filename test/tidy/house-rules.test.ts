@@ -151,6 +151,8 @@ describe("nothing is left", () => {
   test("out of the tests", () => {
     const tests = others.filter(({ path }) => /^test\/.*\.ts$/.test(path));
     expect(linesLike(tests, /\b(test|it|describe)\.(only|skip|todo|failing|if|skipIf|todoIf)\b/)).toEqual([]);
+    // A test for each program that happens to be installed is one that may be none.
+    expect(linesLike(tests, /\bwhich\([^)]*\) *[!=]==? *null/)).toEqual([]);
   });
 
   test("to be done twice: test/support makes directories, seeds and random numbers", () => {
