@@ -1,10 +1,13 @@
 // The NBD protocol, newstyle (NetworkBlockDevice/nbd, doc/proto.md): magics, options, commands, errors, and the
-// encoding of what a server sends. All numbers are big-endian. Not included: TLS, extended headers, block status.
+// encoding of what a server sends and of a client's requests. All numbers are big-endian. Not included: TLS, extended headers, block status.
 
 export const NBD_MAGIC_HIGH = 0x4e42_444d; // "NBDM"
 export const NBD_MAGIC_LOW = 0x4147_4943; // "AGIC"
 export const IHAVEOPT_HIGH = 0x4948_4156; // "IHAV"
 export const IHAVEOPT_LOW = 0x454f_5054; // "EOPT"
+
+export const OPTION_REPLY_HIGH = 0x0003_e889;
+export const OPTION_REPLY_LOW = 0x0455_65a9;
 
 export const NBD_FLAG_FIXED_NEWSTYLE = 1;
 export const NBD_FLAG_NO_ZEROES = 2;
@@ -52,6 +55,7 @@ export const NBD_CMD_FLAG_DF = 1 << 2;
 
 export const NBD_EPERM = 1;
 export const NBD_EIO = 5;
+export const NBD_ENOMEM = 12;
 export const NBD_EINVAL = 22;
 export const NBD_ENOSPC = 28;
 export const NBD_EOVERFLOW = 75;
@@ -62,7 +66,11 @@ export const NBD_SIMPLE_REPLY_MAGIC = 0x6744_6698;
 export const NBD_STRUCTURED_REPLY_MAGIC = 0x668e_33ef;
 
 export const NBD_REPLY_FLAG_DONE = 1;
+export const NBD_REPLY_TYPE_NONE = 0;
 export const NBD_REPLY_TYPE_OFFSET_DATA = 1;
+export const NBD_REPLY_TYPE_OFFSET_HOLE = 2;
+/** Set in the type of every chunk that tells of an error. */
+export const NBD_REPLY_TYPE_ERROR_BIT = 0x8000;
 export const NBD_REPLY_TYPE_ERROR = 0x8001;
 
 /** A request: byte offsets of its fields. A write's payload follows. */
@@ -77,6 +85,7 @@ export const NBD_REQUEST = {
 } as const;
 
 export const OPTION_HEADER_BYTES = 16;
+export const OPTION_REPLY_BYTES = 20;
 export const SIMPLE_REPLY_BYTES = 16;
 export const STRUCTURED_HEADER_BYTES = 20;
 /** Header and offset that precede a chunk of read data. */
@@ -116,8 +125,8 @@ export function encodeOptionReply(
 ): Uint8Array {
   const bytes = new Uint8Array(20 + data.length);
   const view = new DataView(bytes.buffer);
-  view.setUint32(0, 0x0003_e889);
-  view.setUint32(4, 0x0455_65a9);
+  view.setUint32(0, OPTION_REPLY_HIGH);
+  view.setUint32(4, OPTION_REPLY_LOW);
   view.setUint32(8, option);
   view.setUint32(12, type);
   view.setUint32(16, data.length);
@@ -232,4 +241,25 @@ function writeChunkHeader(
   view.setUint32(at + 8, cookieHigh);
   view.setUint32(at + 12, cookieLow);
   view.setUint32(at + 16, length);
+}
+
+/** Writes a client's request at `at`; returns its size in bytes. A write's data follows. */
+export function writeRequest(
+  view: DataView,
+  at: number,
+  command: number,
+  cookieHigh: number,
+  cookieLow: number,
+  offset: number,
+  length: number,
+): number {
+  view.setUint32(at + NBD_REQUEST.magic, NBD_REQUEST_MAGIC);
+  view.setUint16(at + NBD_REQUEST.flags, 0);
+  view.setUint16(at + NBD_REQUEST.type, command);
+  view.setUint32(at + NBD_REQUEST.cookie, cookieHigh);
+  view.setUint32(at + NBD_REQUEST.cookie + 4, cookieLow);
+  view.setUint32(at + NBD_REQUEST.offset, offset / 2 ** 32);
+  view.setUint32(at + NBD_REQUEST.offset + 4, offset % 2 ** 32);
+  view.setUint32(at + NBD_REQUEST.length, length);
+  return NBD_REQUEST.bytes;
 }

@@ -1,0 +1,120 @@
+// The table of requests that an NBD target has under way. Allocated once: a request takes a slot, and its slot and the
+// slot's generation are its cookie, so that a reply to anything else is recognised.
+import { allocateMemory, type Mapping } from "../../../native/memory.ts";
+import { shim, type Pointer } from "../../../native/shim.ts";
+
+/** Pieces of memory that one request may have; the owner of an operation with more is told of a short transfer. */
+export const MAX_PIECES = 64;
+const IOVEC_BYTES = 16;
+
+export class NbdRequests {
+  readonly tag: Int32Array;
+  readonly command: Uint8Array;
+  /** The range that is asked for now. `rest`: what follows it in a trim that one command cannot hold. */
+  readonly offset: Float64Array;
+  readonly length: Float64Array;
+  readonly rest: Float64Array;
+  /** The first error that its reply told, as -errno. */
+  readonly error: Int32Array;
+  readonly generation: Uint32Array;
+  /** The connection that carries it; -1: the slot is free. */
+  readonly connection: Int16Array;
+  /** 1: all of it has been sent, and it may be replied to. */
+  readonly sent: Uint8Array;
+  /** Found by `locate`. */
+  address = 0;
+  room = 0;
+  readonly #pieces: Float64Array;
+  readonly #pieceCount: Uint8Array;
+  readonly #free: Int32Array;
+  #freeCount: number;
+  readonly #vectors: Mapping = allocateMemory(MAX_PIECES * IOVEC_BYTES);
+
+  constructor(slots: number) {
+    this.tag = new Int32Array(slots);
+    this.command = new Uint8Array(slots);
+    this.offset = new Float64Array(slots);
+    this.length = new Float64Array(slots);
+    this.rest = new Float64Array(slots);
+    this.error = new Int32Array(slots);
+    this.generation = new Uint32Array(slots);
+    this.connection = new Int16Array(slots).fill(-1);
+    this.sent = new Uint8Array(slots);
+    this.#pieces = new Float64Array(slots * MAX_PIECES * 2);
+    this.#pieceCount = new Uint8Array(slots);
+    this.#free = new Int32Array(slots).map((_, at) => slots - 1 - at);
+    this.#freeCount = slots;
+  }
+
+  get slots(): number {
+    return this.tag.length;
+  }
+
+  /** Returns a free slot, or -1. */
+  take(tag: number, command: number, offset: number, length: number): number {
+    if (this.#freeCount === 0) return -1;
+    const slot = this.#free[--this.#freeCount];
+    this.tag[slot] = tag;
+    this.command[slot] = command;
+    this.offset[slot] = offset;
+    this.length[slot] = length;
+    this.rest[slot] = 0;
+    this.error[slot] = 0;
+    this.sent[slot] = 0;
+    this.#pieceCount[slot] = 0;
+    return slot;
+  }
+
+  release(slot: number): void {
+    this.generation[slot]++;
+    this.connection[slot] = -1;
+    this.#free[this.#freeCount++] = slot;
+  }
+
+  /** The slot's data are `length` bytes at `address`. */
+  setMemory(slot: number, address: number): void {
+    this.#pieces[slot * MAX_PIECES * 2] = address;
+    this.#pieces[slot * MAX_PIECES * 2 + 1] = this.length[slot];
+    this.#pieceCount[slot] = 1;
+  }
+
+  /** The slot's data are in the first of `count` iovecs at `address`, up to `most` bytes; sets its length. */
+  setVectors(slot: number, address: number, count: number, most: number): void {
+    const pieces = Math.min(count, MAX_PIECES);
+    shim.xt_memory_copy(this.#vectors.address as Pointer, address as Pointer, pieces * IOVEC_BYTES);
+    const words = this.#vectors.words;
+    let length = 0;
+    let used = 0;
+    while (used < pieces && length < most) {
+      const at = used * 4;
+      const size = Math.min(words[at + 2] + words[at + 3] * 2 ** 32, most - length);
+      const place = (slot * MAX_PIECES + used++) * 2;
+      this.#pieces[place] = words[at] + words[at + 1] * 2 ** 32;
+      this.#pieces[place + 1] = size;
+      length += size;
+    }
+    this.#pieceCount[slot] = used;
+    this.length[slot] = length;
+  }
+
+  /** Sets `address` and `room` to where byte `at` of the slot's data is, and how many follow in one piece. */
+  locate(slot: number, at: number): void {
+    const base = slot * MAX_PIECES;
+    let before = at;
+    for (let i = 0; i < this.#pieceCount[slot]; i++) {
+      const size = this.#pieces[(base + i) * 2 + 1];
+      if (before < size) {
+        this.address = this.#pieces[(base + i) * 2] + before;
+        this.room = size - before;
+        return;
+      }
+      before -= size;
+    }
+    this.address = 0;
+    this.room = 0;
+  }
+
+  close(): void {
+    this.#vectors.close();
+  }
+}

@@ -1,0 +1,255 @@
+// The NBD client as a block target: against servers that keep the protocol, and that break it in every place.
+import { afterEach, describe, expect, test } from "bun:test";
+import { parseNbdUri } from "../../src/block/targets/nbd/uri.ts";
+import { Coverage } from "../../src/block/targets/nbd/coverage.ts";
+import { NbdClientHandshake } from "../../src/block/targets/nbd/handshake.ts";
+import { IO_DISCARD, IO_FLUSH, IO_READ, IO_READV, IO_WRITE } from "../../src/native/reactor.ts";
+import { chosenSeed, Random } from "../support/random.ts";
+import {
+  chunk,
+  dataAt,
+  holeAt,
+  simple,
+  TargetAndPeer,
+  type PeerOptions,
+  type SeenRequest,
+} from "./nbd-target-peer.ts";
+
+let fixture: TargetAndPeer | undefined;
+afterEach(() => {
+  fixture?.close();
+  fixture = undefined;
+});
+
+function open(reply: PeerOptions["reply"], more: Omit<PeerOptions, "reply"> = {}, silenceMs?: number) {
+  fixture = new TargetAndPeer({ reply, ...more }, silenceMs);
+  return fixture;
+}
+
+const filled = (length: number, value: number) => Buffer.alloc(length, value);
+
+test("URIs", () => {
+  expect(parseNbdUri("nbd://host")).toEqual({ address: "host", port: 10809, exportName: "" });
+  expect(parseNbdUri("nbd://[::1]:99/a%20b/c")).toEqual({ address: "::1", port: 99, exportName: "a b/c" });
+  expect(parseNbdUri("nbd+unix:///?socket=/run/a%3fb")).toEqual({
+    address: "/run/a?b",
+    port: undefined,
+    exportName: "",
+  });
+  for (const bad of [
+    "nbd:",
+    "nbd://",
+    "nbd://h:0",
+    "nbd://h:70000",
+    "nbd://u@h",
+    "nbds://h",
+    "nbd+unix:///a",
+    "nbd://h/%ff",
+    "nbd+unix:///?socket=/a&b=c",
+    "nbd://h/%00",
+  ])
+    expect(() => parseNbdUri(bad)).toThrow("cannot be served");
+});
+
+test("chunks cover a read in any order, without overlap", () => {
+  const coverage = new Coverage(2);
+  coverage.begin(1);
+  for (const [from, to] of [
+    [10, 20],
+    [0, 5],
+    [30, 40],
+    [5, 10],
+    [20, 30],
+  ] as const)
+    expect(coverage.add(1, from, to)).toBe(true);
+  expect(coverage.covers(1, 40)).toBe(true);
+  for (const [from, to] of [
+    [0, 1],
+    [39, 41],
+    [5, 50],
+  ] as const)
+    expect(coverage.add(1, from, to)).toBe(false);
+  expect(coverage.covers(0, 0)).toBe(false);
+});
+
+describe.each([
+  ["structured", { structured: true }],
+  ["simple", { structured: false }],
+  ["simple, no GO", { structured: false, go: false }],
+] as const)("%s replies", (_, options) => {
+  test("reads, writes, flushes and trims", async () => {
+    const { target, memory, requests } = open((request) => {
+      if (request.command !== 0) return simple(request);
+      const data = filled(request.length, 7);
+      return options.structured
+        ? chunk(request, 1, true, dataAt(request.offset, data))
+        : simple(request, 0, data);
+    }, options);
+    target.start(IO_READ, 1, 4096, 8192, memory.address);
+    target.start(IO_WRITE, 2, 0, 512, memory.address);
+    target.start(IO_FLUSH, 3, 0, 0, 0);
+    target.start(IO_DISCARD, 4, 65536, 4096, 0);
+    expect(await fixture?.ended(4)).toEqual([
+      [1, 8192],
+      [2, 512],
+      [3, 0],
+      [4, 0],
+    ]);
+    expect(requests.map(({ command }) => command).sort()).toEqual([0, 1, 3, 4]);
+    expect(
+      Buffer.from(memory.bytes.subarray(0, 8193)).equals(Buffer.concat([filled(8192, 7), filled(1, 0)])),
+    ).toBe(true);
+  });
+
+  test("an error fails its own request", async () => {
+    const { target, memory } = open((request) => simple(request, request.offset === 0 ? 28 : 4711), options);
+    target.start(IO_WRITE, 1, 0, 512, memory.address);
+    target.start(IO_WRITE, 2, 512, 512, memory.address);
+    expect(await fixture?.ended(2)).toEqual([
+      [1, -28],
+      [2, -5],
+    ]);
+    expect(target.failure).toBeUndefined();
+  });
+});
+
+test("a read in chunks and holes goes to its vectors", async () => {
+  const { target, memory } = open((request) =>
+    Buffer.concat([
+      chunk(request, 2, false, holeAt(request.offset + 1000, 600)),
+      chunk(request, 1, false, dataAt(request.offset, filled(1000, 1))),
+      chunk(request, 1, false, dataAt(request.offset + 1600, filled(448, 3))),
+      chunk(request, 0, true),
+    ]),
+  );
+  memory.bytes.fill(9);
+  const vectors = new BigUint64Array(memory.bytes.buffer, 128 * 1024, 4);
+  vectors.set([BigInt(memory.address + 4096), 512n, BigInt(memory.address), 1536n]);
+  target.start(IO_READV, 5, 4096, 2, memory.address + 128 * 1024);
+  expect(await fixture?.ended(1)).toEqual([[5, 2048]]);
+  const seen = Buffer.concat([memory.bytes.subarray(4096, 4608), memory.bytes.subarray(0, 1536)]);
+  expect(seen.equals(Buffer.concat([filled(1000, 1), filled(600, 0), filled(448, 3)]))).toBe(true);
+  expect(memory.bytes[4608]).toBe(9);
+  expect(memory.bytes[1536]).toBe(9);
+});
+
+test("a transfer above the server's payload is a short one", async () => {
+  const { target, memory, requests } = open((request) => simple(request));
+  target.start(IO_WRITE, 1, 0, 128 * 1024, memory.address);
+  expect(await fixture?.ended(1)).toEqual([[1, 65536]]);
+  expect(requests[0].length).toBe(65536);
+});
+
+test("what the server does not offer is not sent", async () => {
+  const { target, memory, requests } = open((request) => simple(request), { flags: 1 | 2 });
+  target.start(IO_WRITE, 1, 0, 512, memory.address);
+  target.start(IO_FLUSH, 2, 0, 0, 0);
+  target.start(IO_DISCARD, 3, 0, 512, 0);
+  expect(await fixture?.ended(3)).toEqual([
+    [1, -30],
+    [2, 0],
+    [3, -30],
+  ]);
+  expect(requests).toEqual([]);
+});
+
+const wrong: readonly (readonly [string, (request: SeenRequest) => Uint8Array])[] = [
+  ["wrong magic", (request) => Buffer.concat([Buffer.from("nonsense"), simple(request)])],
+  ["nothing that was asked", (request) => simple({ ...request, cookie: Buffer.alloc(8, 200) })],
+  ["simple reply", (request) => simple(request, 0, filled(request.length, 1))],
+  ["outside", (request) => chunk(request, 1, true, dataAt(request.offset + 1, filled(request.length, 1)))],
+  ["outside", (request) => chunk(request, 1, true, dataAt(request.offset - 512, filled(request.length, 1)))],
+  ["outside", (request) => chunk(request, 2, true, holeAt(request.offset, 0xffff_ffff))],
+  ["gaps", (request) => chunk(request, 1, true, dataAt(request.offset, filled(512, 1)))],
+  ["gaps", (request) => chunk(request, 0, true)],
+  [
+    "overlap",
+    (request) =>
+      Buffer.concat([
+        chunk(request, 1, false, dataAt(request.offset, filled(512, 1))),
+        chunk(request, 2, true, holeAt(request.offset + 511, 512)),
+      ]),
+  ],
+  ["unknown type", (request) => chunk(request, 77, true)],
+  ["has none", (request) => chunk(request, 1, true, Buffer.alloc(8))],
+  ["wrong length", (request) => chunk(request, 2, true, Buffer.alloc(8))],
+  ["wrong length", (request) => chunk(request, 0x8001, true, Buffer.alloc(5))],
+  ["no error", (request) => chunk(request, 0x8001, true, Buffer.alloc(6))],
+  ["does not end", (request) => chunk(request, 0, false)],
+];
+
+test.each(wrong)(
+  "a server with a reply with %s is lost: everything fails from then on",
+  async (why, reply) => {
+    const { target, memory } = open(reply);
+    target.start(IO_READ, 1, 4096, 4096, memory.address);
+    target.start(IO_WRITE, 2, 0, 512, memory.address);
+    expect(await fixture?.ended(2)).toEqual([
+      [1, -5],
+      [2, -5],
+    ]);
+    expect(target.failure).toContain(why);
+    target.start(IO_FLUSH, 3, 0, 0, 0);
+    expect(await fixture?.ended(1)).toEqual([[3, -5]]);
+  },
+);
+
+test("a silent server is lost", async () => {
+  const { target, memory } = open(() => undefined, {}, 50);
+  target.start(IO_READ, 1, 0, 512, memory.address);
+  expect(await fixture?.ended(1)).toEqual([[1, -5]]);
+  expect(target.failure).toContain("nothing came");
+});
+
+test("a handshake with any byte changed ends, with an answer or an error", () => {
+  const greeting = Buffer.from("NBDMAGICIHAVEOPT\0\x03", "latin1");
+  for (let at = 0; at < greeting.length; at++) {
+    const bytes = Buffer.from(greeting);
+    bytes[at] ^= 0xff;
+    const handshake = new NbdClientHandshake("a");
+    if (at === 16) expect(handshake.step(bytes).consumed).toBe(18);
+    else expect(() => handshake.step(bytes)).toThrow("NBD server");
+  }
+});
+
+test("random replies end every request, and touch no memory but its own", async () => {
+  const seed = chosenSeed();
+  console.log(`SEED=${seed}`);
+  const source = new Random(seed);
+  const random = (below: number) => source.below(below);
+  for (let round = 0; round < 100; round++) {
+    const peer = open(
+      (request) => {
+        const good = chunk(
+          request,
+          random(2) + 1,
+          random(4) > 0,
+          dataAt(request.offset, filled(request.length, 1)),
+        );
+        const bytes = random(3) === 0 ? simple(request) : good;
+        for (let changes = random(4); changes > 0; changes--)
+          bytes[random(Math.min(40, bytes.length))] = random(256);
+        return bytes.subarray(0, random(5) === 0 ? random(bytes.length) : bytes.length);
+      },
+      {},
+      100,
+    );
+    for (let tag = 0; tag < 8; tag++)
+      peer.target.start(
+        tag % 2 ? IO_WRITE : IO_READ,
+        tag,
+        tag * 4096,
+        4096,
+        peer.memory.address + tag * 8192,
+      );
+    const ends = await peer.ended(8);
+    expect(ends.map(([tag]) => tag)).toEqual([0, 1, 2, 3, 4, 5, 6, 7]);
+    for (const [, result] of ends) expect(result === 4096 || (result < 0 && result >= -95)).toBe(true);
+    for (let tag = 0; tag < 8; tag++)
+      expect(
+        peer.memory.bytes.subarray(tag * 8192 + 4096, (tag + 1) * 8192).every((byte) => byte === 0),
+      ).toBe(true);
+    peer.close();
+    fixture = undefined;
+  }
+});
