@@ -1,0 +1,62 @@
+// Asks an NBD server once, from the control side, what its export is. Here a host's name is resolved, because a data
+// plane cannot.
+import { lookup } from "node:dns/promises";
+import { XentoolError } from "../../../core/errors.ts";
+import { NbdClientHandshake, type SeenExport } from "./handshake.ts";
+import type { NbdAddress } from "./uri.ts";
+
+const PATIENCE_MS = 10_000;
+
+/** Throws `io` when the host has no address. */
+export async function resolveHost(to: NbdAddress): Promise<NbdAddress> {
+  if (to.port === undefined) return to;
+  try {
+    return { ...to, address: (await lookup(to.address)).address };
+  } catch (error) {
+    throw new XentoolError("io", `cannot find the NBD server's host ${to.address}`, {}, error);
+  }
+}
+
+/** `to` has a number or a path. Throws `io`, `protocol` or `environment`. */
+export async function probeExport(to: NbdAddress): Promise<SeenExport> {
+  const where = to.port === undefined ? { unix: to.address } : { hostname: to.address, port: to.port };
+  const handshake = new NbdClientHandshake(to.exportName);
+  const { promise, resolve, reject } = Promise.withResolvers<SeenExport>();
+  let pending = Buffer.alloc(0);
+  const take = (socket: Bun.Socket, bytes: Uint8Array): void => {
+    pending = Buffer.concat([pending, bytes]);
+    try {
+      for (;;) {
+        const { consumed, reply, seen } = handshake.step(pending);
+        if (reply.length > 0) socket.write(reply);
+        if (seen !== undefined) resolve(seen);
+        if (consumed === 0 || seen !== undefined) return;
+        pending = pending.subarray(consumed);
+      }
+    } catch (error) {
+      reject(error);
+    }
+  };
+  const failed = (error: unknown): void =>
+    reject(new XentoolError("io", `cannot reach the NBD server at ${to.address}`, {}, error));
+  const patience = setTimeout(() => failed(new Error(`no answer for ${PATIENCE_MS} ms`)), PATIENCE_MS);
+  const connection = Bun.connect({
+    ...where,
+    socket: {
+      data: take,
+      error: (_socket, error) => failed(error),
+      connectError: (_socket, error) => failed(error),
+      close: () => failed(new Error("the server closed the connection")),
+    },
+  });
+  connection.catch(failed);
+  try {
+    return await promise;
+  } finally {
+    clearTimeout(patience);
+    connection.then(
+      (socket) => socket.terminate(),
+      () => {},
+    );
+  }
+}
