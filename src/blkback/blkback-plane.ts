@@ -1,7 +1,7 @@
 // The plane of one connected disk: opens what it needs in its own thread, serves the rings until told to stop, and
 // releases everything.
 import { openFiltered } from "../block/filters/catalogue.ts";
-import { FileTarget } from "../block/targets/file.ts";
+import { openTarget } from "../block/targets/open.ts";
 import { configureLogging, moduleLogger } from "../core/log.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import type { Mapping } from "../native/memory.ts";
@@ -40,7 +40,8 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   const closing: { close(): void }[] = [];
   cleanup.defer(() => closing.forEach((it) => it.close()));
   const slots = ringSlots(rings[0].ring.sizeBytes / PAGE_SIZE, abi.slotBytes);
-  const reactor = Reactor.open(reactorDepth(rings.length * slots), order.engine);
+  const depth = reactorDepth(rings.length * slots);
+  const reactor = Reactor.open(depth, order.engine);
   closing.push(reactor);
   const { name: device } = order;
   const context = { reactor, device, sizeBytes: () => limits.sectors512 * SECTOR_SIZE };
@@ -61,7 +62,11 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     openTarget: (onEnd) =>
       openFiltered(
         order.filters,
-        (innerEnd) => new FileTarget(order.image, reactor, innerEnd),
+        (innerEnd) => {
+          const target = openTarget(order.image, reactor, depth, innerEnd);
+          closing.unshift({ close: () => target.close?.() });
+          return target;
+        },
         onEnd,
         context,
       ),

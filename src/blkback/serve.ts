@@ -2,6 +2,7 @@
 // it until it is detached, its guest is gone or the caller asks to stop, and leaves nothing behind.
 import { resolve } from "node:path";
 import { closeImage, type Image } from "../block/image.ts";
+import { isNbdUri, openNbdImage } from "../block/image/nbd.ts";
 import { openImageWhenFree } from "../block/image/wait.ts";
 import { unlessAborted } from "../core/deadline.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
@@ -37,6 +38,8 @@ export interface ServeOptions extends DeviceOptions {
   /** How long a guest may take to let go after `stop` has fired. */
   readonly detachTimeoutMs: number;
 }
+
+const NBD_CONNECTIONS = 4;
 
 /** How serving ended. `left`: the guest did not let go, and the device stays for another server. */
 export type ServeEnd = DeviceEnd | "left";
@@ -98,6 +101,8 @@ function expectKept(device: BlkbackDevice, end: DeviceEnd): DeviceEnd {
 
 async function openServedImage(xenstore: Xenstore, options: ServeOptions, stop: AbortSignal): Promise<Image> {
   const { address, readOnly, shared, direct, offer } = options;
+  if (isNbdUri(options.path))
+    return openNbdImage(options.path, readOnly, offer.logicalSectorBytes, NBD_CONNECTIONS);
   const path = resolve(options.path);
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);
@@ -120,13 +125,13 @@ type Origin = "made" | "serve" | "toolstack";
 
 /** Creates the device if it does not exist; an existing device is served as it is. */
 async function ensureDevice(xenstore: Xenstore, image: Image, options: ServeOptions): Promise<Origin> {
-  const { address, readOnly, offer, path } = options;
+  const { address, readOnly, offer } = options;
   const dir = backendDir(address);
   await removeLeftover(xenstore, address);
   if (!(await isDevice(xenstore, address))) {
     const { deviceType } = offer;
     const offered = offeredKeys(offer, options.grantMode, image.info, diskLimits(offer, image.info));
-    await createDevice(xenstore, { address, readOnly, deviceType, params: resolve(path), offered });
+    await createDevice(xenstore, { address, readOnly, deviceType, params: image.path, offered });
     return "made";
   }
   await expectOurFrontend(xenstore, address);
@@ -162,12 +167,13 @@ async function removeLeftover(xenstore: Xenstore, address: DeviceAddress): Promi
 
 /** A disk in use by a guest must not turn into another one because of a mistyped name. */
 async function expectSameImage(xenstore: Xenstore, { address, path }: ServeOptions): Promise<void> {
+  const imagePath = isNbdUri(path) ? path : resolve(path);
   const before = await xenstore.tryRead(`${backendDir(address)}/params`);
-  if (before === null || before === resolve(path)) return;
+  if (before === null || before === imagePath) return;
   if (await isRingInUse(xenstore, address))
     throw new XentoolError(
       "usage",
       `${describeDevice(address)} is in use with the image ${before}: serve that one`,
     );
-  await writeKeys(xenstore, address, { params: resolve(path) });
+  await writeKeys(xenstore, address, { params: imagePath });
 }

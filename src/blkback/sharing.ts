@@ -31,9 +31,7 @@ export async function announceImage(
   claimed?: BackendDirectory,
 ): Promise<void> {
   const dir = backendDir(address);
-  const stat = fstatSync(image.fd);
-  const device = physicalDevice(stat);
-  const { text: identity } = identify(stat);
+  const { identity, device } = identityOf(image);
   // Read outside the transaction: a guest that writes its state all the time could make each transaction fail.
   const isUsed = await isRingInUse(xenstore, address);
   await xenstore.transaction(async (tx) => {
@@ -48,6 +46,13 @@ export async function announceImage(
     if (device !== undefined) await tx.write(`${dir}/${DEVICE_KEY}`, device);
     else if (await tx.exists(`${dir}/${DEVICE_KEY}`)) await tx.rm(`${dir}/${DEVICE_KEY}`);
   });
+}
+
+/** How the device's keys name the image; `device` only for a block device. */
+function identityOf(image: Image): { readonly identity: string; readonly device?: string | undefined } {
+  if (image.kind === "nbd") return { identity: image.path };
+  const stat = fstatSync(image.fd);
+  return { identity: identify(stat).text, device: physicalDevice(stat) };
 }
 
 /** Whether a server of ours shows an image as this device. */

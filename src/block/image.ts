@@ -5,9 +5,26 @@ import { noteClosing, noteOpened } from "./image/known.ts";
 import { blockDeviceLimits, checkDirectAlignment, checkSize, fileLimits, sizeOf } from "./image/limits.ts";
 import { COMMAND_WAYS, openClaimed, refuseContainer, type Ways } from "./image/open.ts";
 import type { TargetInfo } from "./target.ts";
+import type { SeenExport } from "./targets/nbd/handshake.ts";
+import type { NbdAddress } from "./targets/nbd/uri.ts";
 
-/** Structured-cloneable: a worker of this process serves it through `new FileTarget`. */
-export interface Image {
+/** Structured-cloneable: a worker of this process serves it (`openTarget`). */
+export type Image = FileImage | NbdImage;
+
+/** An export of an NBD server. The worker has its own connections to it. */
+export interface NbdImage {
+  readonly kind: "nbd";
+  /** Its URI. */
+  readonly path: string;
+  /** With the host's number in place of its name. */
+  readonly address: NbdAddress;
+  readonly seen: SeenExport;
+  readonly connections: number;
+  readonly info: TargetInfo;
+}
+
+export interface FileImage {
+  readonly kind: "file";
   readonly fd: number;
   readonly path: string;
   readonly isBlockDevice: boolean;
@@ -38,7 +55,7 @@ export interface ImageOptions {
  * Opens `path` for serving. Throws `usage` for what can never be a disk, `environment` for what this file system
  * cannot do or an image that others use, and `io` when it cannot be opened. The caller closes it with `closeImage`.
  */
-export function openImage(path: string, options: ImageOptions): Image {
+export function openImage(path: string, options: ImageOptions): FileImage {
   const { readOnly, direct, sectorSizeBytes, shared = false, ways = COMMAND_WAYS } = options;
   const claim = shared ? "shared" : readOnly ? "read" : "write";
   const { fd, alsoHeld } = openClaimed(path, claim, direct, ways);
@@ -53,15 +70,23 @@ export function openImage(path: string, options: ImageOptions): Image {
     const limits = isBlockDevice ? blockDeviceLimits(stat) : fileLimits(fd, path, sizeBytes, readOnly);
     const canDiscard = limits.canDiscard && (options.discard ?? true);
     if (options.user !== undefined) for (const it of [fd, ...alsoHeld]) noteOpened(it, options.user);
-    return { fd, alsoHeld, path, isBlockDevice, info: { sizeBytes, readOnly, ...limits, canDiscard } };
+    return {
+      kind: "file",
+      fd,
+      alsoHeld,
+      path,
+      isBlockDevice,
+      info: { sizeBytes, readOnly, ...limits, canDiscard },
+    };
   } catch (error) {
     for (const it of [fd, ...alsoHeld]) closeSync(it);
     throw error;
   }
 }
 
-export function closeImage({ fd, alsoHeld }: Image): void {
-  for (const it of [fd, ...alsoHeld]) {
+export function closeImage(image: Image): void {
+  if (image.kind === "nbd") return;
+  for (const it of [image.fd, ...image.alsoHeld]) {
     noteClosing(it);
     closeSync(it);
   }
@@ -69,6 +94,6 @@ export function closeImage({ fd, alsoHeld }: Image): void {
 
 /** The image's current size in bytes, rounded down to whole sectors: an image can grow while it is served. */
 export function currentSizeBytes(image: Image, sectorSizeBytes: number): number {
-  const sizeBytes = sizeOf(fstatSync(image.fd));
+  const sizeBytes = image.kind === "nbd" ? image.info.sizeBytes : sizeOf(fstatSync(image.fd));
   return sizeBytes - (sizeBytes % sectorSizeBytes);
 }

@@ -94,5 +94,7 @@ test("an export that is not there, and a server that is not", async () => {
   const { uri } = await qemuNbd();
   const other = parseNbdUri(uri.replace("vm%207", "vm8"));
   await expect(probeExport(other)).rejects.toThrow("no such export");
-  await expect(probeExport(parseNbdUri("nbd+unix:///?socket=/nowhere/a.sock"))).rejects.toThrow("cannot reach");
+  await expect(probeExport(parseNbdUri("nbd+unix:///?socket=/nowhere/a.sock"))).rejects.toThrow(
+    "cannot reach",
+  );
 });

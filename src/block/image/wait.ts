@@ -3,7 +3,7 @@
 import { pause } from "../../core/deadline.ts";
 import { describeError, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
-import { openImage, type Image, type ImageOptions } from "../image.ts";
+import { openImage, type FileImage, type ImageOptions } from "../image.ts";
 import { HELD } from "./open.ts";
 
 const logger = moduleLogger("block");
@@ -18,7 +18,7 @@ export async function openImageWhenFree(
   path: string,
   options: ImageOptions,
   mayWait: (waitedMs: number, own: boolean) => boolean | Promise<boolean>,
-): Promise<Image> {
+): Promise<FileImage> {
   const since = performance.now();
   for (let said = false; ; said = true) {
     try {

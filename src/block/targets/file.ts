@@ -1,6 +1,6 @@
 // Files and block devices as a block target, through operations of the reactor.
 import type { IoOp, OnEnd, Reactor } from "../../native/reactor.ts";
-import type { Image } from "../image.ts";
+import type { FileImage } from "../image.ts";
 import type { BlockTarget, TargetInfo } from "../target.ts";
 
 export class FileTarget implements BlockTarget {
@@ -10,7 +10,7 @@ export class FileTarget implements BlockTarget {
   readonly #source: number;
 
   /** Serves an opened image. The opener still owns the image, and closes it. */
-  constructor(image: Image, reactor: Reactor, onEnd: OnEnd) {
+  constructor(image: FileImage, reactor: Reactor, onEnd: OnEnd) {
     this.info = image.info;
     this.#reactor = reactor;
     this.#file = reactor.addFile(image.fd, image.isBlockDevice);

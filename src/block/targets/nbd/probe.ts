@@ -19,7 +19,6 @@ export async function resolveHost(to: NbdAddress): Promise<NbdAddress> {
 
 /** `to` has a number or a path. Throws `io`, `protocol` or `environment`. */
 export async function probeExport(to: NbdAddress): Promise<SeenExport> {
-  const where = to.port === undefined ? { unix: to.address } : { hostname: to.address, port: to.port };
   const handshake = new NbdClientHandshake(to.exportName);
   const { promise, resolve, reject } = Promise.withResolvers<SeenExport>();
   let pending = Buffer.alloc(0);
@@ -40,22 +39,24 @@ export async function probeExport(to: NbdAddress): Promise<SeenExport> {
   const failed = (error: unknown): void =>
     reject(new XentoolError("io", `cannot reach the NBD server at ${to.address}`, {}, error));
   const patience = setTimeout(() => failed(new Error(`no answer for ${PATIENCE_MS} ms`)), PATIENCE_MS);
-  const connection = Bun.connect({
-    ...where,
-    socket: {
-      data: take,
-      error: (_socket, error) => failed(error),
-      connectError: (_socket, error) => failed(error),
-      close: () => failed(new Error("the server closed the connection")),
-    },
-  });
+  const socket = {
+    data: take,
+    error: (_: Bun.Socket, error: Error) => failed(error),
+    connectError: (_: Bun.Socket, error: Error) => failed(error),
+    close: () => failed(new Error("the server closed the connection")),
+  };
+  const { address, port } = to;
+  const connection =
+    port === undefined
+      ? Bun.connect({ unix: address, socket })
+      : Bun.connect({ hostname: address, port, socket });
   connection.catch(failed);
   try {
     return await promise;
   } finally {
     clearTimeout(patience);
     connection.then(
-      (socket) => socket.terminate(),
+      (it) => it.terminate(),
       () => {},
     );
   }

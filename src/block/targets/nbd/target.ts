@@ -187,7 +187,8 @@ export class NbdTarget implements BlockTarget, ConnectionOwner {
   }
 }
 
-function infoOf(seen: SeenExport, readOnly: boolean): TargetInfo {
+/** What a guest may know of an export. */
+export function infoOf(seen: SeenExport, readOnly: boolean): TargetInfo {
   const { sizeBytes, flags, minBlockBytes, preferredBlockBytes } = seen;
   const isReadOnly = readOnly || (flags & NBD_FLAG_READ_ONLY) !== 0;
   return {

@@ -1,0 +1,22 @@
+// Opens the target that serves an image, in the plane that serves it.
+import type { OnEnd, Reactor } from "../../native/reactor.ts";
+import type { Image } from "../image.ts";
+import type { BlockTarget } from "../target.ts";
+import { FileTarget } from "./file.ts";
+import { NbdTarget } from "./nbd/target.ts";
+
+/** How long an NBD server may be silent while something is under way. */
+const SILENCE_MS = 60_000;
+
+/** `depth`: operations under way at most. The caller closes it, before what operations use. */
+export function openTarget(
+  image: Image,
+  reactor: Reactor,
+  depth: number,
+  onEnd: OnEnd,
+): BlockTarget & { close?(): void } {
+  if (image.kind === "file") return new FileTarget(image, reactor, onEnd);
+  const { address, seen, connections, info } = image;
+  const how = { address, seen, connections, readOnly: info.readOnly, depth, silenceMs: SILENCE_MS };
+  return new NbdTarget(how, reactor, onEnd);
+}
