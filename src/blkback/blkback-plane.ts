@@ -52,6 +52,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     return { ring, port, journal, counters: stats.section(queue) };
   });
   const limiter = new RateLimiter(reactor, control.rates);
+  const lost = (why: string): void => queue.noteForgotten(why);
   const queue = new BlockQueue({
     domid: order.frontend,
     abi,
@@ -63,7 +64,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
       openFiltered(
         order.filters,
         (innerEnd) => {
-          const target = openTarget(order.image, reactor, depth, innerEnd);
+          const target = openTarget(order.image, reactor, depth, innerEnd, lost);
           closing.unshift({ close: () => target.close?.() });
           return target;
         },
@@ -82,6 +83,8 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     `${rings.length} queue(s) of ${rings[0].ring.sizeBytes / PAGE_SIZE} ring page(s), ${abi.protocol}`,
   );
   report("connected");
+  if (order.image.kind === "nbd" && used.length > 0)
+    queue.noteForgotten("nobody knows whether the NBD server was restarted while the disk was not served");
   // The former server may have been killed between a response and its event.
   for (const { port } of used) channels.notify(port);
   reactor.watch(control.wakeFd, () => {

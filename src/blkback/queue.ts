@@ -170,6 +170,11 @@ export class BlockQueue {
     return this.#failures.flushErrno;
   }
 
+  /** The storage may have forgotten writes of the guest that it had reported as done. */
+  noteForgotten(why: string): void {
+    if (!this.limits.readOnly) this.#failures.forgotten(why);
+  }
+
   /** Frees the queue's own memory. The rings, target, channels and grants belong to their owners. */
   close(): void {
     this.#path.close();

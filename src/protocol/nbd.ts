@@ -1,5 +1,6 @@
 // The NBD protocol, newstyle (NetworkBlockDevice/nbd, doc/proto.md): magics, options, commands, errors, and the
-// encoding of what a server sends and of a client's requests. All numbers are big-endian. Not included: TLS, extended headers, block status.
+// encoding of what a server sends and of a client's requests. All numbers are big-endian. Not included: TLS, extended
+// headers, block status.
 
 export const NBD_MAGIC_HIGH = 0x4e42_444d; // "NBDM"
 export const NBD_MAGIC_LOW = 0x4147_4943; // "AGIC"

@@ -7,7 +7,7 @@ import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
-import { spawnXentool } from "./executable.ts";
+import { runXentool, spawnXentool } from "./executable.ts";
 import { readUntil } from "../support/process.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
@@ -72,4 +72,25 @@ test("a guest reads the export's bytes; when the server dies, requests fail", as
   // The failed flush makes it a failure, whoever asked for the end.
   expect(await serving.exited).toBe(5);
   guest.close();
+});
+
+test("a server killed together with xentool may have forgotten writes: the next one fails them", async () => {
+  const args = ["-v", "blkback", "serve", uri, "--domid", "1", "--vdev", "xvdb"];
+  const first = spawnXentool(args, { env });
+  await readUntil(first.stderr, "offering");
+  const guest = await HandmadeGuest.start(host, DEVICE);
+  await guest.connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  first.kill("SIGKILL");
+  await first.exited;
+  const next = spawnXentool(args, { env });
+  await readUntil(next.stderr, "may be lost");
+  expect(await guest.write(16, 7)).toBe(FAILED);
+  expect(await guest.flush()).toBe(FAILED);
+  next.kill("SIGTERM");
+  await guest.untilBackend(CLOSING);
+  await guest.setState(CLOSED);
+  expect(await next.exited).toBe(5);
+  guest.close();
+  await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
 });

@@ -8,15 +8,16 @@ import { NbdTarget } from "./nbd/target.ts";
 /** How long an NBD server may be silent while something is under way. */
 const SILENCE_MS = 60_000;
 
-/** `depth`: operations under way at most. The caller closes it, before what operations use. */
+/** `depth`: operations under way at most. `onLost`: what it stored may be gone. The caller closes it, before what operations use. */
 export function openTarget(
   image: Image,
   reactor: Reactor,
   depth: number,
   onEnd: OnEnd,
+  onLost: (why: string) => void,
 ): BlockTarget & { close?(): void } {
   if (image.kind === "file") return new FileTarget(image, reactor, onEnd);
   const { address, seen, connections, info } = image;
-  const how = { address, seen, connections, readOnly: info.readOnly, depth, silenceMs: SILENCE_MS };
+  const how = { address, seen, connections, readOnly: info.readOnly, depth, silenceMs: SILENCE_MS, onLost };
   return new NbdTarget(how, reactor, onEnd);
 }

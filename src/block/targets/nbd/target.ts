@@ -1,7 +1,6 @@
 // An NBD export as a block target. When a connection is lost, the target is lost: what is under way, and everything
 // after it, fails. So a guest learns from the next flush that what it wrote before may be gone (io-failures.ts of
 // blkback), instead of going on without it on a server that came back.
-import { moduleLogger } from "../../../core/log.ts";
 import {
   IO_DISCARD,
   IO_FLUSH,
@@ -49,6 +48,8 @@ export interface NbdTargetOptions {
   readonly depth: number;
   /** How long the server may be silent while something is under way. */
   readonly silenceMs: number;
+  /** The server is lost, and with it perhaps what it had not flushed. */
+  readonly onLost?: (why: string) => void;
 }
 
 export class NbdTarget implements BlockTarget, ConnectionOwner {
@@ -130,9 +131,7 @@ export class NbdTarget implements BlockTarget, ConnectionOwner {
   lost(why: string): void {
     if (this.failure !== undefined) return;
     this.failure = why;
-    moduleLogger("blkback").error(
-      `the NBD server is lost: ${why}; reads, writes and flushes fail until the guest reconnects`,
-    );
+    this.#options.onLost?.(`the NBD server is lost: ${why}`);
     for (const connection of this.#connections) connection.close();
     for (let slot = 0; slot < this.#requests.slots; slot++)
       if (this.#requests.connection[slot] >= 0) this.#end(slot, EIO);
