@@ -101,7 +101,10 @@ const UNEXPECTED: Readonly<Partial<Record<ServeEnd, string>>> = {
 };
 
 const SERVE_OPTIONS = {
-  image: text("A file or a block device", { positional: true, complete: "file" }),
+  image: text(
+    "A file, a block device, or an NBD export (nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH)",
+    { positional: true, complete: "file" },
+  ),
   ...DEVICE_OPTIONS,
   "device-type": DEVICE_TYPE,
   ...SERVING_OPTIONS,

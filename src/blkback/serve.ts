@@ -39,8 +39,6 @@ export interface ServeOptions extends DeviceOptions {
   readonly detachTimeoutMs: number;
 }
 
-const NBD_CONNECTIONS = 4;
-
 /** How serving ended. `left`: the guest did not let go, and the device stays for another server. */
 export type ServeEnd = DeviceEnd | "left";
 
@@ -101,8 +99,7 @@ function expectKept(device: BlkbackDevice, end: DeviceEnd): DeviceEnd {
 
 async function openServedImage(xenstore: Xenstore, options: ServeOptions, stop: AbortSignal): Promise<Image> {
   const { address, readOnly, shared, direct, offer } = options;
-  if (isNbdUri(options.path))
-    return openNbdImage(options.path, readOnly, offer.logicalSectorBytes, NBD_CONNECTIONS);
+  if (isNbdUri(options.path)) return openNbdImage(options.path, readOnly, offer.logicalSectorBytes);
   const path = resolve(options.path);
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);

@@ -2,6 +2,7 @@
 // `script` is our hotplug script, or all of them in a driver domain. docs/xen-notes.md says what libxl expects in
 // return, and when; above all, libxl must never be left waiting without learning why.
 import { closeImage, openImage, type Image } from "../block/image.ts";
+import { isNbdUri, openNbdImage } from "../block/image/nbd.ts";
 import { HELD } from "../block/image/open.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
@@ -285,13 +286,15 @@ export class BackendWatch {
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
     const { path, shared, format } = parseTarget(await read("params"), await read("mode"));
     const readOnly = isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
+    const { logicalSectorBytes } = this.#options.offer;
+    if (isNbdUri(path)) return openNbdImage(path, readOnly, logicalSectorBytes);
     const isKnown = await hasServedRaw(this.#xenstore, address, path);
     if (!shared && !isKnown) await refuseOthersDevice(this.#xenstore, address, path, readOnly);
     const how = {
       readOnly,
       shared: shared && !readOnly,
       direct: this.#options.direct,
-      sectorSizeBytes: this.#options.offer.logicalSectorBytes,
+      sectorSizeBytes: logicalSectorBytes,
       discard: (await read("discard-enable")) !== "0",
       format: isKnown ? "raw" : (format ?? this.#options.format),
       user: describeDevice(address),

@@ -2,10 +2,12 @@
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { DEFAULT_KIND } from "../../src/blkback/address.ts";
+import { createDevice } from "../../src/blkback/toolstack.ts";
+import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
 import { readUntil } from "../support/process.ts";
@@ -93,4 +95,24 @@ test("a server killed together with xentool may have forgotten writes: the next 
   expect(await next.exited).toBe(5);
   guest.close();
   await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
+});
+
+test("watch serves what xl's target= names", async () => {
+  const dom0 = host.platform(0);
+  const xenstore = await Xenstore.connect(dom0);
+  const watch = spawnXentool(["-v", "blkback", "watch", "--kind", DEFAULT_KIND], { env });
+  await createDevice(xenstore, { address: DEVICE, readOnly: false, deviceType: "disk", params: uri });
+  await xenstore.rm(`${backendDir(DEVICE)}/hotplug-status`);
+  await xenstore.write(`${backendDir(DEVICE)}/script`, "/etc/xen/scripts/block-xentool");
+  await readUntil(watch.stderr, "serving the disks");
+  const guest = await HandmadeGuest.start(host, DEVICE);
+  await guest.connect();
+  expect(await guest.read(40)).toEqual(image.slice(40 * 512, 40 * 512 + 4096));
+  await guest.setState(CLOSED);
+  watch.kill("SIGTERM");
+  await watch.exited;
+  guest.close();
+  await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
+  xenstore.close();
+  dom0.close();
 });

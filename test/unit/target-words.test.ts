@@ -11,6 +11,7 @@ test.each([
   ["w!:raw:/a.img", "w", "/a.img", true, "raw"],
   ["aio:raw:/a.img", "w", "/a.img", false, "raw"],
   ["/a.img", "w!", "/a.img", true, undefined],
+  ["nbd+unix:///vm7?socket=/run/s", "w", "nbd+unix:///vm7?socket=/run/s", false, undefined],
   ["/dir/raw:/w!:b", "w", "/dir/raw:/w!:b", false, undefined],
 ])("params %j with mode %j", (params, mode, path, shared, format) => {
   expect(parseTarget(params, mode)).toEqual({ path, shared, format: format as "raw" | undefined });

@@ -6,6 +6,9 @@ import { infoOf } from "../targets/nbd/target.ts";
 import { parseNbdUri } from "../targets/nbd/uri.ts";
 import { checkSize } from "./limits.ts";
 
+/** Where the server says that several are as good as one. */
+const CONNECTIONS = 4;
+
 export function isNbdUri(path: string): boolean {
   return /^nbds?(\+unix)?:/.test(path);
 }
@@ -15,7 +18,6 @@ export async function openNbdImage(
   uri: string,
   readOnly: boolean,
   sectorSizeBytes: number,
-  connections: number,
 ): Promise<NbdImage> {
   const address = await resolveHost(parseNbdUri(uri));
   const seen = await probeExport(address);
@@ -28,5 +30,5 @@ export async function openNbdImage(
   const info = infoOf(seen, readOnly);
   if (info.readOnly && !readOnly)
     throw new XentoolError("environment", `${uri} is read-only; --mode r serves it`);
-  return { kind: "nbd", path: uri, address, seen, connections, info };
+  return { kind: "nbd", path: uri, address, seen, connections: CONNECTIONS, info };
 }

@@ -8,7 +8,10 @@ import { NbdTarget } from "./nbd/target.ts";
 /** How long an NBD server may be silent while something is under way. */
 const SILENCE_MS = 60_000;
 
-/** `depth`: operations under way at most. `onLost`: what it stored may be gone. The caller closes it, before what operations use. */
+/**
+ * `depth`: operations under way at most. `onLost`: what it stored may be gone. The caller closes it, before what
+ * operations use.
+ */
 export function openTarget(
   image: Image,
   reactor: Reactor,

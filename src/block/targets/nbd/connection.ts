@@ -2,6 +2,7 @@
 // replies. It never waits. Whatever goes wrong ends it, with a reason; its owner decides what becomes of its requests.
 import { closeSync } from "node:fs";
 import { describeError } from "../../../core/errors.ts";
+import { XT_STREAM_LOCAL } from "../../../native/abi.ts";
 import { allocateMemory, type Mapping } from "../../../native/memory.ts";
 import { POLLIN, POLLOUT, type Reactor } from "../../../native/reactor.ts";
 import { check, errnoText, shim, type Pointer } from "../../../native/shim.ts";
@@ -14,7 +15,6 @@ import type { NbdAddress } from "./uri.ts";
 const EAGAIN = -11;
 /** One option's reply of the greatest size that the handshake takes. */
 const NEGOTIATION_BYTES = 128 * 1024;
-const XT_STREAM_LOCAL = -1;
 
 export interface ConnectionOwner {
   /** A request has its whole reply. */

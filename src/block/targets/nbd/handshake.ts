@@ -72,7 +72,10 @@ export class NbdClientHandshake {
     this.#name = Buffer.from(exportName);
   }
 
-  /** Takes one message from the start of `bytes`, or nothing while it is incomplete. Throws `protocol`, `environment`. */
+  /**
+   * Takes one message from the start of `bytes`, or nothing while it is incomplete. Throws `protocol`, or `environment`
+   * when the server refuses.
+   */
   step(bytes: Uint8Array): ClientStep {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     if (this.#phase === "greeting") return bytes.length < GREETING_BYTES ? more(0) : this.#greet(view);
