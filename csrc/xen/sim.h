@@ -5,8 +5,8 @@
  * A domain has two robust mutexes. A process that dies holding one leaves the tables in a state from which the next
  * owner can continue (sim_grant_lock). Lock order: of two domains the lower number first, grants before event channels,
  * and an attachment's own lock last.
- * Calls go one way: sim_platform.c -> sim_grant.c, sim_copy.c -> sim_evtchn.c -> sim_attach.c -> sim_table.c ->
- * sim_domain.c, and sim_host.c -> sim_evtchn.c. A file may skip some of these.
+ * Calls go one way: sim_platform.c -> sim_grant.c, sim_copy.c -> sim_evtchn.c -> sim_peer.c -> sim_attach.c ->
+ * sim_table.c -> sim_domain.c, and sim_host.c -> sim_evtchn.c. A file may skip some of these.
  */
 #ifndef XENTOOL_SIM_H
 #define XENTOOL_SIM_H
@@ -18,10 +18,7 @@
 #include <pthread.h>
 #include <stddef.h>
 
-enum {
-  KERNEL_SLOT = 0, /* owns what belongs to the domain itself, not to a process */
-  FIFO_CACHE = 64,
-};
+enum { KERNEL_SLOT = 0 /* owns what belongs to the domain itself, not to a process */ };
 
 struct slot {
   uint32_t in_use, generation, pid, domid;
@@ -99,10 +96,12 @@ struct domain {
   uint8_t *frames;
 };
 
-/* A peer's FIFO, kept open. */
-struct fifo {
-  uint32_t domid, handle;
+/* The other end of one of our ports. `fd` is the FIFO of its handle number `handle`, or -1. */
+struct peer {
+  uint32_t port, handle;
+  struct domain *domain;
   int fd;
+  struct peer *next;
 };
 
 /* The attachment of one process (in tests: of one platform object) to a simulated host. */
@@ -120,7 +119,7 @@ struct sim {
   pthread_mutex_t lock; /* protects what follows */
   struct domain *peers[XT_SIM_DOMAINS_MAX];
   uint32_t peer_count;
-  struct fifo fifos[FIFO_CACHE];
+  struct peer *ends; /* of our ports, by sim_peer.c */
   struct sim_evtchn *handles;
 };
 
@@ -199,6 +198,19 @@ void sim_put(struct sim *sim);
 struct domain *sim_domain_get(struct sim *sim, uint32_t domid);
 /* Asks the host to send the events that we could not send. Returns 0, or -errno if the request was not sent. */
 int sim_ask_to_deliver(const struct sim *sim);
+
+/* ---- sim_peer.c ---- */
+
+void sim_fifo_name(char *name, size_t size, uint32_t domid, uint32_t handle);
+/* A peer in `domain`, for a port to be. NULL if there is no memory. */
+struct peer *sim_peer_new(struct domain *domain);
+/* Takes the peer over: keeps it with our port `port`, or frees it if that is an error. `handle`: its own, if known. */
+void sim_peer_keep(struct sim *sim, struct peer *peer, int32_t port, uint32_t handle);
+void sim_peer_forget(struct sim *sim, uint32_t port);
+/* Domain `domid`, at the other end of port `port` of `domain`, with a reference. NULL with errno. */
+struct domain *sim_peer_domain(struct sim *sim, struct domain *domain, uint32_t port, uint32_t domid);
+/* Puts `number` into the FIFO of a handle of `domain`; `from` is our port that has it as its peer, or 0. */
+int sim_fifo_write(struct sim *sim, uint32_t from, const struct domain *domain, uint32_t handle, uint32_t number);
 
 /* ---- sim_evtchn.c ---- */
 

@@ -126,8 +126,6 @@ static void free_sim(struct sim *sim) {
   remove_attachment(sim);
   for (uint32_t i = 0; i < sim->peer_count; i++) sim_domain_put(sim->peers[i]);
   sim_domain_put(sim->own);
-  for (uint32_t i = 0; i < FIFO_CACHE; i++)
-    if (sim->fifos[i].fd >= 0) close(sim->fifos[i].fd);
   if (sim->host != MAP_FAILED) munmap(sim->host, sim->host_size);
   if (sim->connection >= 0) close(sim->connection);
   if (sim->dir_fd >= 0) close(sim->dir_fd);
@@ -159,7 +157,6 @@ int sim_attach(struct sim **attached, const struct platform_ops *ops, const char
   sim->host = MAP_FAILED;
   sim->users = 1;
   pthread_mutex_init(&sim->lock, NULL);
-  for (uint32_t i = 0; i < FIFO_CACHE; i++) sim->fifos[i].fd = -1;
   add_attachment(sim);
   int error = attach(sim, dir, is_host);
   if (error) free_sim(sim);

@@ -2,15 +2,14 @@
  * Event channels of the simulated platform. A handle is a FIFO that its owner opens and notifiers write to; it yields
  * u32 ports like /dev/xen/evtchn. A delivered port is masked until it is unmasked, so it is in the FIFO at most once. A
  * port is written before it is marked: a notifier that dies in between causes one event too many, never one too few. An
- * event that cannot be written (because no descriptor is left to open the FIFO with, or the FIFO is full) stays pending
- * on its unmasked port, where the host finds it and tries again.
+ * event that cannot be written (because the FIFO is full, or cannot be opened) stays pending on its unmasked port,
+ * where the host finds it and tries again.
  */
 #define _GNU_SOURCE
 #include "sim.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,48 +19,9 @@
 /* PORTS_OF_XEN: EVTCHN_FIFO_NR_CHANNELS. */
 enum { ANYBODY = UINT16_MAX, PORTS_OF_XEN = 1 << 17 };
 
-static void fifo_name(char *name, size_t size, uint32_t domid, uint32_t handle) {
-  snprintf(name, size, "dom%u/evtchn-%u", domid, handle);
-}
-
-/* Our own handle, whose FIFO is already open; NULL for any other. */
-static const struct sim_evtchn *own_handle(const struct sim *sim, uint32_t domid, uint32_t handle) {
-  const struct sim_evtchn *own = domid == sim->domid ? sim->handles : NULL;
-  while (own && own->id != handle) own = own->next;
-  return own;
-}
-
-/*
- * Handle numbers are never reused, so a cached descriptor never belongs to another handle. The FIFO is opened for
- * reading too: a mere writer would get SIGPIPE once the owner is gone.
- */
-static int fifo_fd(struct sim *sim, uint32_t domid, uint32_t handle) {
-  struct fifo *fifo = &sim->fifos[(handle + domid * 7) % FIFO_CACHE];
-  if (fifo->fd >= 0 && fifo->domid == domid && fifo->handle == handle) return fifo->fd;
-  char name[64];
-  if (fifo->fd >= 0) close(fifo->fd);
-  fifo_name(name, sizeof name, domid, handle);
-  fifo->fd = openat(sim->dir_fd, name, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
-  fifo->domid = domid;
-  fifo->handle = handle;
-  return fifo->fd;
-}
-
-/* Writing to a blocking descriptor would wait for room, so check for room first. */
-static int write_port(int fd, int blocks, uint32_t number) {
-  struct pollfd room = {.fd = fd, .events = POLLOUT};
-  if (blocks && poll(&room, 1, 0) == 0) return -EAGAIN;
-  return write(fd, &number, sizeof number) == (ssize_t)sizeof number ? 0 : -errno;
-}
-
-/* 0, or -errno if the event is not in the FIFO. */
-static int send_port(struct sim *sim, struct domain *domain, struct port *port) {
-  uint32_t number = (uint32_t)(port - domain->ports);
-  pthread_mutex_lock(&sim->lock);
-  const struct sim_evtchn *own = own_handle(sim, domain->domid, port->handle);
-  int fd = own ? own->base.fd : fifo_fd(sim, domain->domid, port->handle);
-  int error = fd < 0 ? -errno : write_port(fd, own && own->blocks, number);
-  pthread_mutex_unlock(&sim->lock);
+/* 0, or -errno if the event is not in the FIFO. `from` is our port that sends it, or 0. */
+static int send_port(struct sim *sim, uint32_t from, struct domain *domain, struct port *port) {
+  int error = sim_fifo_write(sim, from, domain, port->handle, (uint32_t)(port - domain->ports));
   if (error) return error;
   port->masked = 1;
   port->pending = 0;
@@ -69,9 +29,9 @@ static int send_port(struct sim *sim, struct domain *domain, struct port *port) 
 }
 
 /* 0 if the event is in the FIFO, is pending until the port is unmasked, or will be sent by the host. */
-static int deliver(struct sim *sim, struct domain *domain, struct port *port) {
+static int deliver(struct sim *sim, uint32_t from, struct domain *domain, struct port *port) {
   int is_open = !port->masked && port->handle != 0;
-  int error = is_open ? send_port(sim, domain, port) : 0;
+  int error = is_open ? send_port(sim, from, domain, port) : 0;
   if (is_open && error == 0) return 0;
   port->pending = 1;
   return error && sim_ask_to_deliver(sim) ? error : 0;
@@ -132,7 +92,7 @@ static struct handle *take_handle(struct sim *sim) {
 static int open_fifo(const struct sim *sim, uint32_t id, uint32_t flags) {
   char name[64];
   int mode = O_RDWR | (flags & XT_EVTCHN_NONBLOCK ? O_NONBLOCK : 0) | (flags & XT_EVTCHN_KEEP ? 0 : O_CLOEXEC);
-  fifo_name(name, sizeof name, sim->domid, id);
+  sim_fifo_name(name, sizeof name, sim->domid, id);
   int fd = mkfifoat(sim->dir_fd, name, 0600) ? -1 : openat(sim->dir_fd, name, mode);
   return fd < 0 ? -errno : fd;
 }
@@ -169,7 +129,7 @@ void sim_handle_close(struct sim *sim, struct domain *domain, uint32_t id) {
   char name[64];
   for (uint32_t i = 1; i < domain->header->limits.ports; i++)
     if (is_open(&domain->ports[i]) && domain->ports[i].handle == id) sim_port_close(sim, domain, i);
-  fifo_name(name, sizeof name, domain->domid, id);
+  sim_fifo_name(name, sizeof name, domain->domid, id);
   unlinkat(sim->dir_fd, name, 0);
   sim_evtchn_lock_two(domain, NULL);
   for (uint32_t i = 0; i < domain->header->limits.handles; i++)
@@ -219,21 +179,32 @@ int32_t sim_evtchn_restrict(struct evtchn *base, uint32_t domid) {
              : -EACCES;
 }
 
+/* The peer of a port to be, with its domain open; NULL with errno. */
+static struct peer *find_peer(struct sim *sim, uint32_t domid) {
+  struct domain *remote = sim_domain_get(sim, domid);
+  if (!remote) return NULL;
+  struct peer *peer = sim_peer_new(remote);
+  sim_domain_put(remote);
+  errno = ENOMEM;
+  return peer;
+}
+
 int32_t sim_evtchn_bind_unbound(struct evtchn *base, uint32_t domid) {
   struct sim_evtchn *evtchn = (struct sim_evtchn *)base;
   struct sim *sim = evtchn->sim;
   int error = may_bind(evtchn, domid);
   if (error) return error;
-  struct domain *remote = sim_domain_get(sim, domid); /* now open: no event will lack a descriptor for it */
-  if (!remote) return -errno;
-  sim_domain_put(remote);
+  struct peer *peer = find_peer(sim, domid);
+  if (!peer) return -errno;
   sim_evtchn_lock_two(sim->own, NULL);
   struct port *port = free_port(sim->own);
   if (port)
     open_port(port, (struct port){
                         .state = PORT_UNBOUND, .handle = evtchn->id, .slot = sim->slot, .remote_domid = domid});
   sim_evtchn_unlock_two(sim->own, NULL);
-  return port ? (int32_t)(port - sim->own->ports) : -ENOSPC;
+  int32_t number = port ? (int32_t)(port - sim->own->ports) : -ENOSPC;
+  sim_peer_keep(sim, peer, number, 0);
+  return number;
 }
 
 /* Creates our end first: if we die before the peer's end points back, closing the leftover end is harmless. */
@@ -250,7 +221,7 @@ static int32_t bind_ends(struct sim *sim, uint32_t handle, struct domain *remote
                                 .remote_port = remote_number});
   far->remote_port = (uint32_t)number;
   far->state = PORT_INTERDOMAIN;
-  deliver(sim, sim->own, near); /* as in Xen: events sent before we listened are not lost */
+  deliver(sim, 0, sim->own, near); /* as in Xen: events sent before we listened are not lost */
   return number;
 }
 
@@ -259,12 +230,14 @@ int32_t sim_evtchn_bind_interdomain(struct evtchn *base, uint32_t domid, uint32_
   struct sim *sim = evtchn->sim;
   int32_t result = may_bind(evtchn, domid);
   if (result) return result;
-  struct domain *remote = sim_domain_get(sim, domid);
-  if (!remote) return -errno;
+  struct peer *peer = find_peer(sim, domid);
+  if (!peer) return -errno;
+  struct domain *remote = peer->domain;
   sim_evtchn_lock_two(sim->own, remote);
   result = remote->header->dead ? -ESRCH : bind_ends(sim, evtchn->id, remote, port);
+  uint32_t handle = result < 0 ? 0 : remote->ports[port].handle;
   sim_evtchn_unlock_two(sim->own, remote);
-  sim_domain_put(remote);
+  sim_peer_keep(sim, peer, result, handle);
   return result;
 }
 
@@ -274,19 +247,19 @@ int32_t sim_evtchn_adopt_store(struct evtchn *base) {
   struct port *port = port_at(sim->own, sim->own->header->store_port);
   int32_t result = port ? may_bind(evtchn, port->remote_domid) : -ENODEV;
   if (result) return result;
-  struct domain *remote = sim_domain_get(sim, port->remote_domid);
-  if (!remote) return -errno;
-  sim_domain_put(remote);
+  struct peer *peer = find_peer(sim, port->remote_domid);
+  if (!peer) return -errno;
   result = -EBUSY;
   sim_evtchn_lock_two(sim->own, NULL);
   if (port->kernel && port->handle == 0) {
     port->handle = evtchn->id;
     port->slot = sim->slot;
     port->masked = 0;
-    if (port->pending) deliver(sim, sim->own, port);
+    if (port->pending) deliver(sim, 0, sim->own, port);
     result = (int32_t)sim->own->header->store_port;
   }
   sim_evtchn_unlock_two(sim->own, NULL);
+  sim_peer_keep(sim, peer, result, 0);
   return result;
 }
 
@@ -311,19 +284,13 @@ static void close_locked(struct domain *domain, struct port *port, struct domain
   __atomic_store_n(&port->state, PORT_FREE, __ATOMIC_RELEASE);
 }
 
-/* The domain at a port's other end, with a reference. */
-static struct domain *remote_domain(struct sim *sim, struct domain *domain, uint32_t domid) {
-  if (domid != domain->domid) return sim_domain_get(sim, domid);
-  sim_domain_hold(domain);
-  return domain;
-}
-
 void sim_port_close(struct sim *sim, struct domain *domain, uint32_t number) {
   struct port *port = &domain->ports[number];
   /* Even for an unbound port, because its peer may be binding to it right now. */
-  struct domain *remote = remote_domain(sim, domain, port->remote_domid);
+  struct domain *remote = sim_peer_domain(sim, domain, number, port->remote_domid);
   sim_evtchn_lock_two(domain, remote);
   close_locked(domain, port, remote);
+  if (domain == sim->own && !port->zombie) sim_peer_forget(sim, number);
   sim_evtchn_unlock_two(domain, remote);
   sim_domain_put(remote);
 }
@@ -343,11 +310,11 @@ int sim_port_notify(struct sim *sim, struct domain *domain, uint32_t number) {
   struct port copy = domain->ports[number];
   sim_evtchn_unlock_two(domain, NULL);
   if (copy.state != PORT_INTERDOMAIN) return 0;
-  struct domain *remote = remote_domain(sim, domain, copy.remote_domid);
+  struct domain *remote = sim_peer_domain(sim, domain, number, copy.remote_domid);
   if (!remote) return errno == ESRCH ? 0 : -errno;
   sim_evtchn_lock_two(remote, NULL);
   struct port *end = remote_end(remote, domain, &domain->ports[number]);
-  int error = end ? deliver(sim, remote, end) : 0;
+  int error = end ? deliver(sim, domain == sim->own ? number : 0, remote, end) : 0;
   sim_evtchn_unlock_two(remote, NULL);
   sim_domain_put(remote);
   return error;
@@ -359,7 +326,7 @@ int32_t sim_deliver_pending(struct sim *sim, struct domain *domain) {
   for (uint32_t i = 1; i < domain->header->limits.ports; i++) {
     struct port *port = &domain->ports[i];
     if (port->state == PORT_FREE || port->handle == 0 || port->masked || !port->pending) continue;
-    if (deliver(sim, domain, port)) left++;
+    if (deliver(sim, 0, domain, port)) left++;
   }
   sim_evtchn_unlock_two(domain, NULL);
   return left;
@@ -382,7 +349,7 @@ int32_t sim_evtchn_unmask(struct evtchn *base, uint32_t number) {
   struct port *port = own_port(evtchn, number);
   if (port) {
     port->masked = 0;
-    if (port->pending) deliver(sim, sim->own, port);
+    if (port->pending) deliver(sim, 0, sim->own, port);
   }
   sim_evtchn_unlock_two(sim->own, NULL);
   return 0;

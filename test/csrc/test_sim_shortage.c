@@ -81,28 +81,55 @@ static void disconnect(const struct pair *pair) {
   xt_platform_close(pair->one);
 }
 
-static int32_t next_port(const struct pair *pair) {
+static int32_t next_port_of(void *events) {
   uint32_t port;
-  return xt_evtchn_pending(pair->events1, &port, 1) == 1 ? (int32_t)port : 0;
+  return xt_evtchn_pending(events, &port, 1) == 1 ? (int32_t)port : 0;
 }
 
-/* The event waits for the host, which finds it; once delivered, the port is as after any other event. */
+static int32_t next_port(const struct pair *pair) { return next_port_of(pair->events1); }
+
+/*
+ * The side that offered the port opens its peer's FIFO with the first event. Without a descriptor the event waits for
+ * the host, which finds it; once delivered, the port is as after any other event.
+ */
 static void test_no_descriptor_for_an_event(void) {
   make_host("1m", 2, &SMALL);
   struct pair pair = connect_two();
+  CHECK_EQUAL(next_port_of(pair.events0), pair.port0); /* binding sent one */
+  CHECK_EQUAL(xt_evtchn_unmask(pair.events0, (uint32_t)pair.port0), 0);
   struct rlimit limit = use_up_descriptors();
-  CHECK_EQUAL(xt_evtchn_notify(pair.events0, (uint32_t)pair.port0), -EMFILE);
-  CHECK_EQUAL(next_port(&pair), 0);
+  CHECK_EQUAL(xt_evtchn_notify(pair.events1, (uint32_t)pair.port1), -EMFILE);
+  CHECK_EQUAL(next_port_of(pair.events0), 0);
   CHECK_EQUAL(xt_sim_deliver(pair.zero), -EMFILE);
   CHECK_EQUAL(setrlimit(RLIMIT_NOFILE, &limit), 0);
   CHECK_EQUAL(xt_sim_deliver(pair.zero), 0);
-  CHECK_EQUAL(next_port(&pair), pair.port1);
+  CHECK_EQUAL(next_port_of(pair.events0), pair.port0);
   CHECK_EQUAL(xt_sim_deliver(pair.zero), 0);
-  CHECK_EQUAL(next_port(&pair), 0);
-  CHECK_EQUAL(xt_evtchn_unmask(pair.events1, (uint32_t)pair.port1), 0);
-  CHECK_EQUAL(next_port(&pair), 0);
+  CHECK_EQUAL(next_port_of(pair.events0), 0);
+  CHECK_EQUAL(xt_evtchn_unmask(pair.events0, (uint32_t)pair.port0), 0);
+  CHECK_EQUAL(next_port_of(pair.events0), 0);
+  CHECK_EQUAL(xt_evtchn_notify(pair.events1, (uint32_t)pair.port1), 0);
+  CHECK_EQUAL(next_port_of(pair.events0), pair.port0);
+  disconnect(&pair);
+  remove_host();
+}
+
+/* The side that bound last opened everything then: it needs no descriptor any more, not even for its peer's death. */
+static void test_no_descriptor_after_binding(void) {
+  make_host("1m", 2, &SMALL);
+  struct pair pair = connect_two();
+  struct rlimit limit = use_up_descriptors();
+  for (int i = 0; i < 3; i++) {
+    CHECK_EQUAL(xt_evtchn_notify(pair.events0, (uint32_t)pair.port0), 0);
+    CHECK_EQUAL(next_port(&pair), pair.port1);
+    CHECK_EQUAL(xt_evtchn_unmask(pair.events1, (uint32_t)pair.port1), 0);
+  }
+  CHECK_EQUAL(xt_evtchn_close(pair.events1), 0);
   CHECK_EQUAL(xt_evtchn_notify(pair.events0, (uint32_t)pair.port0), 0);
-  CHECK_EQUAL(next_port(&pair), pair.port1);
+  CHECK_EQUAL(xt_evtchn_unbind(pair.events0, (uint32_t)pair.port0), 0);
+  CHECK_EQUAL(pair.zero->ends == NULL, 1);
+  CHECK_EQUAL(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  pair.events1 = open_evtchn(pair.one);
   disconnect(&pair);
   remove_host();
 }
@@ -263,6 +290,7 @@ static void test_forked_child(void) {
 
 int main(void) {
   test_no_descriptor_for_an_event();
+  test_no_descriptor_after_binding();
   test_no_descriptor_for_an_unmask();
   test_no_descriptor_for_a_burial();
   test_full_fifo();
