@@ -5,6 +5,7 @@ import { blkfrontCommand } from "./blkfront.ts";
 import { completionCommand } from "./completion.ts";
 import { doctorCommand } from "./doctor.ts";
 import { group } from "./lib/command.ts";
+import { selftestCommand } from "./selftest.ts";
 import { simCommand } from "./sim.ts";
 import { topCommand } from "./top.ts";
 import { vchanCommand } from "./vchan.ts";
@@ -21,6 +22,7 @@ export const xentool = group({
     simCommand,
     topCommand,
     doctorCommand,
+    selftestCommand,
     completionCommand,
   ],
   examples: [

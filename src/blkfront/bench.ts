@@ -2,12 +2,11 @@
 // one is done. One thread and no promises, so that it measures the ring, not the event loop.
 import { PAGE_SIZE } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
-import { Reactor } from "../native/reactor.ts";
-import { check } from "../native/shim.ts";
 import { BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_RSP_OKAY, SECTOR_SIZE } from "../protocol/blkif.ts";
 import { BENCH_LOOK_EVERY, BENCH_POLL_US_MAX } from "./bounds.ts";
 import type { FrontControl } from "./blkfront-control.ts";
 import type { Disk } from "./handshake.ts";
+import { JobLoop } from "./job-loop.ts";
 import { LatencyHistogram, type LatencySummary } from "./latency.ts";
 import type { FrontQueue } from "./queue.ts";
 
@@ -82,10 +81,7 @@ export class Bench {
     const { runtimeMs, blockBytes } = this.#options;
     const queue = this.#queue;
     const cpu = process.cpuUsage();
-    // It has no files, so it needs none of io_uring's memory.
-    using reactor = Reactor.open(1, "sync");
-    reactor.watch(queue.doorbell.fd, () => queue.woke());
-    reactor.watch(control.wakeFd, () => control.drain());
+    using loop = new JobLoop(queue, control);
     const started = performance.now();
     this.#now = started;
     this.#running = true;
@@ -93,7 +89,8 @@ export class Bench {
     queue.push();
     for (let turn = 0; queue.inFlight > 0 && queue.failure === undefined; turn++) {
       if (control.released) break;
-      const responses = this.#turn(reactor);
+      this.#now = performance.now();
+      const responses = loop.turn();
       if (!this.#running || (responses > 0 && turn % BENCH_LOOK_EVERY !== 0)) continue;
       this.#running = this.#now - started < runtimeMs && control.runs;
     }
@@ -112,19 +109,6 @@ export class Bench {
       cpuUserMs: used.user / 1000,
       cpuSystemMs: used.system / 1000,
     };
-  }
-
-  /** Reaps completions, which start the next I/O; sleeps when there are none. */
-  #turn(reactor: Reactor): number {
-    const queue = this.#queue;
-    this.#now = performance.now();
-    const responses = queue.reap();
-    queue.push();
-    if (responses > 0 || queue.failure !== undefined) return responses;
-    if (!queue.maySleep()) return 0;
-    check(reactor.wait(1, -1), "wait for the backend");
-    reactor.dispatch();
-    return 0;
   }
 
   #done(job: number, status: number): void {

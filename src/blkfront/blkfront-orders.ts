@@ -5,11 +5,13 @@ import type { FailureMessage } from "../plane/protocol.ts";
 import type { BlkifAbi } from "../protocol/blkif.ts";
 import type { BenchOptions, BenchResult } from "./bench.ts";
 import type { FrontDeviceOptions, RingAddress } from "./device.ts";
+import type { VerifyOptions } from "./verify.ts";
 
 /** What is done with the disk. */
 export type BlkfrontJob =
   | { readonly type: "nbd"; readonly listener: number; readonly exportName: string }
-  | { readonly type: "bench"; readonly options: BenchOptions };
+  | { readonly type: "bench"; readonly options: BenchOptions }
+  | { readonly type: "verify"; readonly options: VerifyOptions };
 
 export type BlkfrontReport =
   /** The rings can be offered to the backend, by queue. */

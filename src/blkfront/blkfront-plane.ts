@@ -12,6 +12,7 @@ import type { BlkfrontJob, BlkfrontOrder, BlkfrontReport } from "./blkfront-orde
 import { FrontDevice } from "./device.ts";
 import { NbdServer } from "./nbd-server.ts";
 import { FrontQueue } from "./queue.ts";
+import { Verify } from "./verify.ts";
 
 /** Serves until released. Everything is closed in reverse order, whatever happens. */
 export const carryOutBlkfrontOrder: CarryOut<BlkfrontOrder> = (order, page, report) => {
@@ -46,7 +47,9 @@ function doJob(
   const queue = new FrontQueue({ rings, pool, channels, handle: devid, maxIndirectSegments, tags });
   let bench: BenchResult | undefined;
   if (job.type === "nbd") serveNbd(queue, tags, control, job);
-  else if (control.runs) bench = new Bench(queue, control.disk, job.options).run(control);
+  else if (!control.runs) return undefined;
+  else if (job.type === "verify") new Verify(queue, control.disk, job.options).run(control);
+  else bench = new Bench(queue, control.disk, job.options).run(control);
   if (queue.failure !== undefined) throw new XentoolError("protocol", queue.failure);
   return bench;
 }

@@ -38,7 +38,11 @@ async function candidates(...words: string[]): Promise<string[]> {
 
 describe("what may stand there:", () => {
   test.each([
-    ["commands", [""], ["blkback", "blkfront", "vchan", "xsring", "sim", "top", "doctor", "completion"]],
+    [
+      "commands",
+      [""],
+      ["blkback", "blkfront", "vchan", "xsring", "sim", "top", "doctor", "selftest", "completion"],
+    ],
     ["a command's beginning", ["blk"], ["blkback", "blkfront"]],
     ["actions of a group in a group", ["vchan", "bench", ""], ["listen", "connect"]],
     ["actions after a global option's value", ["--platform", "sim", "xsring", "c"], ["close"]],
