@@ -43,6 +43,7 @@ const SERVING_OPTIONS = {
     { initial: "copy" },
   ),
   engine: choice(["uring", "sync"], "io_uring or pread/pwrite", { initial: "uring" }),
+  connections: number("Connections to an NBD server, 1 to 16, if it allows several", { initial: 4 }),
   filter: texts("A filter in front of the disk; repeatable; help lists them"),
   ...RATE_OPTIONS,
 };
@@ -78,7 +79,9 @@ async function servingOptionsOf(
   const { parseFilter } = await import("../src/block/filters/catalogue.ts");
   const { DEFAULT_OFFER } = await import("../src/blkback/features.ts");
   const { statsDir } = await import("../src/blkback/stats.ts");
+  const { checkConnections } = await import("../src/block/image/nbd.ts");
   argv.filter.forEach(parseFilter);
+  checkConnections(argv.connections);
   return {
     offer: {
       logicalSectorBytes: argv.sectorSize,
@@ -173,6 +176,7 @@ async function runServe(
         readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
         shared: argv.mode === "w!",
         direct: argv.direct,
+        connections: argv.connections,
         format: argv.format,
         detachTimeoutMs: patienceMs,
         offer: { ...serving.offer, deviceType: argv.deviceType },
@@ -246,7 +250,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const { platform, xenstore } = session;
   const serving = await servingOptionsOf(argv, platform, context);
   const metrics = argv.metrics === undefined ? undefined : metricsAddress(argv.metrics);
-  const { kind, direct, format } = argv;
+  const { kind, direct, format, connections } = argv;
   // Read before anything is made: from now on a signal asks us to end, and what was made is removed.
   const { stop } = context;
   using _ = platform.name === "xen" ? announceWatching() : undefined;
@@ -260,7 +264,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
     printEvent(address, event, context.json);
     service.changed();
   };
-  const options = { ...serving, kind, direct, format, anyScript, rates, onEvent };
+  const options = { ...serving, kind, direct, format, connections, anyScript, rates, onEvent };
   using _metrics = metrics && (await startMetrics(metrics, serving.statsDir));
   const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
   process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);

@@ -31,6 +31,9 @@ const OTHER = process.arch === "arm64" ? "x64" : "arm64";
 /** Programs of others that tests use as judges, and the shells that tests complete in. */
 const JUDGES = {
   "libnbd-bin": "nbdcopy",
+  nbdkit: "nbdkit",
+  "nbd-server": "nbd-server",
+  "qemu-system-common": "qemu-storage-daemon",
   fio: "fio",
   "qemu-utils": "qemu-img",
   "qemu-system-xen": "/usr/libexec/xen-qemu-system-i386",

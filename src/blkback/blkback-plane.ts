@@ -14,7 +14,7 @@ import { ABI_X86_32, ABI_X86_64, SECTOR_SIZE } from "../protocol/blkif.ts";
 import { RING_MARK, RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
 import { BlkbackControl } from "./blkback-control.ts";
 import type { BlkbackOrder } from "./blkback-orders.ts";
-import { reactorDepth } from "./bounds.ts";
+import { MAX_WATCHES, reactorDepth } from "./bounds.ts";
 import { Journal, journalPath, mayBelong } from "./journal.ts";
 import { openRings, type OpenRing } from "./open-rings.ts";
 import { BlockQueue } from "./queue.ts";
@@ -41,7 +41,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   cleanup.defer(() => closing.forEach((it) => it.close()));
   const slots = ringSlots(rings[0].ring.sizeBytes / PAGE_SIZE, abi.slotBytes);
   const depth = reactorDepth(rings.length * slots);
-  const reactor = Reactor.open(depth, order.engine);
+  const reactor = Reactor.open(depth, order.engine, MAX_WATCHES);
   closing.push(reactor);
   const { name: device } = order;
   const context = { reactor, device, sizeBytes: () => limits.sectors512 * SECTOR_SIZE };

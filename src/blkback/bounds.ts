@@ -1,4 +1,5 @@
 // The sizes that bound what one disk takes of the host, whatever its guest does, and how they depend on each other.
+import { MAX_CONNECTIONS } from "../block/image/nbd.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import { ABI_X86_32, ABI_X86_64, BLKIF_MAX_SEGMENTS_PER_REQUEST } from "../protocol/blkif.ts";
 import { RING_MAX_PAGE_ORDER, ringSlots } from "../protocol/ring.ts";
@@ -26,6 +27,12 @@ export const MAX_KEPT_GRANTS = 1056;
 
 /** How long the holder of a new disk's image may take to release it. */
 export const HOLDER_PATIENCE_MS = 3000;
+
+/**
+ * Descriptors that a disk's thread waits for: a few of its own, and its connections to an NBD server. These count
+ * twice, because the place of one that is closed is free only after the next wait.
+ */
+export const MAX_WATCHES = 8 + 2 * MAX_CONNECTIONS;
 
 /** Linux's IOV_MAX: a request with more pieces takes several transfers. */
 export const MAX_VECTORS = 1024;

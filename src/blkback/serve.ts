@@ -33,6 +33,8 @@ export interface ServeOptions extends DeviceOptions {
   /** "raw": treat the image as raw, whatever it looks like. */
   readonly format?: "raw" | undefined;
   readonly direct: boolean;
+  /** To the NBD server of the image, at most. */
+  readonly connections?: number;
   /** Written into the device's keys: they count for whoever serves it next, too. */
   readonly askedRates?: AskedRates;
   /** How long a guest may take to let go after `stop` has fired. */
@@ -99,7 +101,9 @@ function expectKept(device: BlkbackDevice, end: DeviceEnd): DeviceEnd {
 
 async function openServedImage(xenstore: Xenstore, options: ServeOptions, stop: AbortSignal): Promise<Image> {
   const { address, readOnly, shared, direct, offer } = options;
-  if (isNbdUri(options.path)) return openNbdImage(options.path, readOnly, offer.logicalSectorBytes);
+  const sectorSizeBytes = offer.logicalSectorBytes;
+  const { connections } = options;
+  if (isNbdUri(options.path)) return openNbdImage(options.path, { readOnly, sectorSizeBytes, connections });
   const path = resolve(options.path);
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);
@@ -107,7 +111,7 @@ async function openServedImage(xenstore: Xenstore, options: ServeOptions, stop: 
     readOnly,
     shared,
     direct,
-    sectorSizeBytes: offer.logicalSectorBytes,
+    sectorSizeBytes,
     format: isKnown ? "raw" : options.format,
     user: describeDevice(address),
   } as const;

@@ -43,6 +43,8 @@ export interface WatchOptions extends Omit<DeviceOptions, "offer"> {
   readonly direct: boolean;
   /** "raw": treat the images as raw, whatever they look like. */
   readonly format?: "raw" | undefined;
+  /** To the NBD server of an image, at most. */
+  readonly connections?: number;
   /** Serve every device of the kind, whatever its script, as in a driver domain. */
   readonly anyScript: boolean;
   /** Where the kernel lists its devices; tests substitute their own directory. */
@@ -286,15 +288,16 @@ export class BackendWatch {
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
     const { path, shared, format } = parseTarget(await read("params"), await read("mode"));
     const readOnly = isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
-    const { logicalSectorBytes } = this.#options.offer;
-    if (isNbdUri(path)) return openNbdImage(path, readOnly, logicalSectorBytes);
+    const sectorSizeBytes = this.#options.offer.logicalSectorBytes;
+    const { connections } = this.#options;
+    if (isNbdUri(path)) return openNbdImage(path, { readOnly, sectorSizeBytes, connections });
     const isKnown = await hasServedRaw(this.#xenstore, address, path);
     if (!shared && !isKnown) await refuseOthersDevice(this.#xenstore, address, path, readOnly);
     const how = {
       readOnly,
       shared: shared && !readOnly,
       direct: this.#options.direct,
-      sectorSizeBytes: logicalSectorBytes,
+      sectorSizeBytes,
       discard: (await read("discard-enable")) !== "0",
       format: isKnown ? "raw" : (format ?? this.#options.format),
       user: describeDevice(address),

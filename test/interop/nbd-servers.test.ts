@@ -1,100 +1,184 @@
-// The NBD client against other people's servers: qemu-nbd.
-import { afterEach, expect, test } from "bun:test";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+// The NBD client against other people's servers, unmodified: nbdkit with its filters, qemu-nbd, qemu-storage-daemon and
+// nbd-server.
+import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { probeExport, resolveHost } from "../../src/block/targets/nbd/probe.ts";
-import { NbdTarget } from "../../src/block/targets/nbd/target.ts";
+import { probeExport } from "../../src/block/targets/nbd/probe.ts";
 import { parseNbdUri } from "../../src/block/targets/nbd/uri.ts";
 import { describeError } from "../../src/core/errors.ts";
-import { allocateMemory } from "../../src/native/memory.ts";
-import { IO_DISCARD, IO_FLUSH, IO_READ, IO_WRITE, Reactor } from "../../src/native/reactor.ts";
-import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_SEND_FLUSH, NBD_FLAG_SEND_TRIM } from "../../src/protocol/nbd.ts";
+import { IO_READ, IO_WRITE } from "../../src/native/reactor.ts";
+import {
+  EXPORT_BYTES,
+  type NbdServer,
+  nbdkit,
+  nbdServer,
+  qemuNbd,
+  storageDaemon,
+} from "../support/nbd-servers.ts";
+import { chosenSeed, Random } from "../support/random.ts";
+import { NbdExport } from "./nbd-export.ts";
 
-const SIZE = 8 * 1024 * 1024;
-let cleanup = new AsyncDisposableStack();
-afterEach(async () => {
-  await cleanup.disposeAsync();
-  cleanup = new AsyncDisposableStack();
-});
+const EROFS = -30;
+const FILE = (dir: string): readonly string[] => ["file", join(dir, "disk.img")];
+const logged = (dir: string): readonly string[] => [...FILE(dir), `logfile=${join(dir, "log")}`];
+const count = (text: string, word: RegExp): number => text.match(new RegExp(word, "g"))?.length ?? 0;
 
-async function qemuNbd(...options: string[]): Promise<{ readonly uri: string; readonly image: string }> {
-  const dir = temporaryDirectory();
-  cleanup.defer(() => removeDirectory(dir));
-  const image = join(dir, "disk.img");
-  const socket = join(dir, "nbd.sock");
-  const pidFile = join(dir, "pid");
-  writeFileSync(image, new Uint8Array(SIZE).fill(1));
-  const args = ["--format=raw", "--persistent", "--shared=8", "--discard=unmap", "--export-name=vm 7"];
-  const server = Bun.spawn(
-    ["qemu-nbd", ...args, `--socket=${socket}`, `--pid-file=${pidFile}`, ...options, image],
-    { stdio: ["ignore", "inherit", "inherit"] },
-  );
-  cleanup.defer(async () => {
-    server.kill();
-    await server.exited;
-  });
-  // It writes its number once it listens.
-  while (!existsSync(pidFile) && server.exitCode === null) await Bun.sleep(10);
-  return { uri: `nbd+unix:///vm%207?socket=${socket}`, image };
+interface Judge {
+  readonly start: () => Promise<NbdServer>;
+  readonly structured?: false;
+  /** Its bytes do not reach the image. */
+  readonly isElsewhere?: true;
 }
 
-async function openTarget(uri: string) {
-  const address = await resolveHost(parseNbdUri(uri));
-  const seen = await probeExport(address);
-  const reactor = Reactor.open(64);
-  cleanup.defer(() => reactor.close());
-  const memory = allocateMemory(2 * 1024 * 1024);
-  cleanup.defer(() => memory.close());
-  const ends: (readonly [number, number])[] = [];
-  const how = { address, seen, readOnly: false, connections: 4, depth: 32, silenceMs: 20_000 };
-  const target = new NbdTarget(how, reactor, (tag, result) => ends.push([tag, result]));
-  cleanup.defer(() => target.close());
-  const ended = (count: number) => {
-    while (ends.length < count) {
-      reactor.wait(1, 1_000_000);
-      reactor.dispatch();
+const JUDGES: Readonly<Record<string, Judge>> = {
+  "qemu-nbd": { start: () => qemuNbd() },
+  "qemu-storage-daemon": { start: storageDaemon },
+  "nbd-server": { start: nbdServer, structured: false },
+  "nbdkit file": { start: () => nbdkit([], FILE) },
+  "nbdkit, simple replies": { start: () => nbdkit([], FILE, "--no-sr"), structured: false },
+  "nbdkit, delayed": { start: () => nbdkit(["delay"], (dir) => [...FILE(dir), "rdelay=2ms", "wdelay=1ms"]) },
+  "nbdkit, copy on write": { start: () => nbdkit(["cow"], FILE), isElsewhere: true },
+  "nbdkit, a limited rate": { start: () => nbdkit(["rate"], (dir) => [...FILE(dir), "rate=800M"]) },
+  "nbdkit, at most 64 KiB": {
+    start: () =>
+      nbdkit(["blocksize-policy"], (dir) => [
+        ...FILE(dir),
+        "blocksize-minimum=512",
+        "blocksize-preferred=4096",
+        "blocksize-maximum=65536",
+        "blocksize-error-policy=error",
+      ]),
+  },
+};
+
+describe.each(Object.entries(JUDGES))("%s", (_, { start, structured = true, isElsewhere = false }) => {
+  const seed = chosenSeed();
+  test(`size, bytes, flush and trim (SEED=${seed})`, async () => {
+    await using server = await start();
+    using disk = await NbdExport.open(server.uri);
+    expect(disk.seen).toMatchObject({ sizeBytes: EXPORT_BYTES, structured });
+    expect(disk.target.info).toMatchObject({ sizeBytes: EXPORT_BYTES, readOnly: false, canDiscard: true });
+    const random = new Random(seed);
+    const model = Buffer.alloc(EXPORT_BYTES, 1);
+    for (let round = 0; round < 12; round++) {
+      const at = random.below(EXPORT_BYTES / 512 / 2) * 512;
+      const bytes = Buffer.alloc((1 + random.below(round % 3 === 0 ? 1024 : 16)) * 512, round + 2);
+      expect(disk.write(at, bytes)).toBe(0);
+      model.set(bytes, at);
     }
-    return ends.splice(0).sort((a, b) => a[0] - b[0]);
-  };
-  return { target, memory, seen, ended };
-}
+    expect(disk.flush()).toBe(0);
+    if (!isElsewhere) expect(server.image.equals(model)).toBe(true);
+    for (let at = 0; at < EXPORT_BYTES; at += 2 ** 21)
+      expect(model.subarray(at, at + 2 ** 21).equals(disk.read(at, 2 ** 21) as Uint8Array)).toBe(true);
+    expect(disk.discard(4 * 2 ** 20, 2 ** 20)).toBe(0);
+    expect(disk.read(5 * 2 ** 20, 512)).toEqual(new Uint8Array(512).fill(1));
+  });
 
-test("qemu-nbd: bytes, flush and trim", async () => {
-  const { uri, image } = await qemuNbd();
-  const { target, memory, seen, ended } = await openTarget(uri);
-  expect(seen).toMatchObject({ sizeBytes: SIZE, structured: true });
-  expect(target.info).toMatchObject({ sizeBytes: SIZE, readOnly: false, canDiscard: true });
-  memory.bytes.fill(5, 0, 1024 * 1024);
-  for (let tag = 0; tag < 16; tag++)
-    target.start(IO_WRITE, tag, tag * 65536, 65536, memory.address + tag * 65536);
-  expect(ended(16).every(([, result]) => result === 65536)).toBe(true);
-  target.start(IO_FLUSH, 1, 0, 0, 0);
-  expect(ended(1)).toEqual([[1, 0]]);
-  const bytes = readFileSync(image);
-  expect(bytes.subarray(0, 1024 * 1024).every((byte) => byte === 5)).toBe(true);
-  expect(bytes[1024 * 1024]).toBe(1);
-  target.start(IO_DISCARD, 1, 0, 65536, 0);
-  expect(ended(1)).toEqual([[1, 0]]);
-  target.start(IO_READ, 1, 0, 1024 * 1024 + 512, memory.address + 512);
-  expect(ended(1)).toEqual([[1, 1024 * 1024 + 512]]);
-  expect(memory.bytes[511]).toBe(5);
-  expect(memory.bytes[512]).toBe(0);
-  expect(memory.bytes[512 + 65536]).toBe(5);
-  expect(memory.bytes[512 + 1024 * 1024]).toBe(1);
+  test("many operations at once", async () => {
+    await using server = await start();
+    using disk = await NbdExport.open(server.uri);
+    const { memory, target } = disk;
+    for (let tag = 0; tag < 64; tag++) {
+      memory.bytes.fill(tag + 100, tag * 16384, (tag + 1) * 16384);
+      target.start(IO_WRITE, tag, tag * 65536, 16384, memory.address + tag * 16384);
+    }
+    expect(disk.ended(64)).toEqual(Array.from({ length: 64 }, () => 16384));
+    memory.bytes.fill(0);
+    for (let tag = 0; tag < 64; tag++)
+      target.start(IO_READ, tag, tag * 65536, 16384, memory.address + tag * 16384);
+    expect(disk.ended(64)).toEqual(Array.from({ length: 64 }, () => 16384));
+    for (let tag = 0; tag < 64; tag++)
+      expect(memory.bytes.subarray(tag * 16384, (tag + 1) * 16384).every((it) => it === tag + 100)).toBe(
+        true,
+      );
+  });
 });
 
-test("qemu-nbd, read-only: no write reaches it", async () => {
-  const { uri } = await qemuNbd("--read-only");
-  const { target, memory, ended } = await openTarget(uri);
-  expect(target.info).toMatchObject({ readOnly: true, canDiscard: false });
-  target.start(IO_WRITE, 1, 0, 512, memory.address);
-  expect(ended(1)).toEqual([[1, -30]]);
+describe("several connections", () => {
+  test("as many as were asked for, and one flush for all of them", async () => {
+    await using server = await nbdkit(["log"], logged);
+    using disk = await NbdExport.open(server.uri, 3);
+    const { memory, target } = disk;
+    for (let tag = 0; tag < 48; tag++) target.start(IO_WRITE, tag, tag * 65536, 65536, memory.address);
+    disk.ended(48);
+    expect(disk.flush()).toBe(0);
+    // The first one is the control side's, which asks for the export's size.
+    expect(count(server.log, / Connect export/)).toBe(4);
+    const writers = new Set([...server.log.matchAll(/connection=(\d+) Write/g)].map(([, id]) => id));
+    expect([...writers].sort()).toEqual(["2", "3", "4"]);
+    expect(count(server.log, / Flush /)).toBe(1);
+    // It is sent when every write has been replied to.
+    expect(server.log.lastIndexOf("...Write")).toBeLessThan(server.log.indexOf(" Flush "));
+  });
+
+  test("a server that does not allow several gets one", async () => {
+    await using server = await nbdkit(["log", "multi-conn"], (dir) => [
+      ...logged(dir),
+      "multi-conn-mode=disable",
+    ]);
+    using disk = await NbdExport.open(server.uri);
+    expect(disk.seen.flags & NBD_FLAG_CAN_MULTI_CONN).toBe(0);
+    for (let tag = 0; tag < 16; tag++)
+      disk.target.start(IO_WRITE, tag, tag * 4096, 4096, disk.memory.address);
+    disk.ended(16);
+    expect(count(server.log, / Connect export/)).toBe(2);
+  });
 });
 
-test("an export that is not there, and a server that is not", async () => {
-  const { uri } = await qemuNbd();
-  const other = parseNbdUri(uri.replace("vm%207", "vm8"));
-  expect(await probeExport(other).catch(describeError)).toContain("no such export");
-  const nowhere = parseNbdUri("nbd+unix:///?socket=/nowhere/a.sock");
-  expect(await probeExport(nowhere).catch(describeError)).toContain("cannot reach");
+describe("what a server does not do is not asked of it:", () => {
+  test("flush", async () => {
+    await using server = await nbdkit(["log"], (dir) => [
+      "eval",
+      `logfile=${join(dir, "log")}`,
+      `get_size=echo ${EXPORT_BYTES}`,
+      "pread=head -c $3 /dev/zero",
+      "pwrite=cat > /dev/null",
+    ]);
+    using disk = await NbdExport.open(server.uri);
+    expect(disk.seen.flags & (NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_TRIM)).toBe(0);
+    expect(disk.target.info.canDiscard).toBe(false);
+    expect(disk.write(0, new Uint8Array(512))).toBe(0);
+    expect(disk.flush()).toBe(0);
+    expect(count(server.log, / Flush /)).toBe(0);
+  });
+
+  test.each([
+    ["qemu-nbd", () => qemuNbd("--read-only")],
+    ["nbdkit", () => nbdkit([], FILE, "--readonly")],
+  ])("writes to a read-only export of %s", async (_, start) => {
+    await using server = await start();
+    using disk = await NbdExport.open(server.uri);
+    expect(disk.target.info).toMatchObject({ readOnly: true, canDiscard: false });
+    expect(disk.write(0, new Uint8Array(512))).toBe(EROFS);
+    expect(disk.discard(0, 4096)).toBe(EROFS);
+    expect(disk.read(512, 512)).toEqual(new Uint8Array(512).fill(1));
+  });
+});
+
+test("an error of the server fails the requests that it is for", async () => {
+  await using server = await nbdkit(["error"], (dir) => [
+    ...FILE(dir),
+    "error-pwrite=ENOSPC",
+    "error-pwrite-rate=100%",
+  ]);
+  using disk = await NbdExport.open(server.uri);
+  expect(disk.write(0, new Uint8Array(4096))).toBe(-28);
+  expect(disk.read(0, 512)).toEqual(new Uint8Array(512).fill(1));
+});
+
+describe("refused, with the reason:", () => {
+  const refusal = async (uri: string) => probeExport(parseNbdUri(uri)).catch(describeError);
+
+  test("the old protocols", async () => {
+    await using oldest = await nbdkit([], FILE, "--oldstyle");
+    expect(await refusal(oldest.uri)).toContain("speaks only the old protocol");
+    await using old = await nbdkit([], FILE, "--mask-handshake=0");
+    expect(await refusal(old.uri)).toContain("does not speak fixed newstyle");
+  });
+
+  test("an export that is not there, and a server that is not", async () => {
+    await using server = await qemuNbd();
+    expect(await refusal(server.uri.replace("vm%207", "vm8"))).toContain("no such export");
+    expect(await refusal("nbd+unix:///?socket=/nowhere/a.sock")).toContain("cannot reach");
+  });
 });

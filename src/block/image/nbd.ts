@@ -6,18 +6,31 @@ import { infoOf } from "../targets/nbd/target.ts";
 import { parseNbdUri } from "../targets/nbd/uri.ts";
 import { checkSize } from "./limits.ts";
 
-/** Where the server says that several are as good as one. */
-const CONNECTIONS = 4;
+/** Connections to one export, used where its server says that it serves all of them alike. */
+export const DEFAULT_CONNECTIONS = 4;
+export const MAX_CONNECTIONS = 16;
+
+export interface NbdImageOptions {
+  readonly readOnly: boolean;
+  readonly sectorSizeBytes: number;
+  /** At most. */
+  readonly connections?: number | undefined;
+}
 
 export function isNbdUri(path: string): boolean {
   return /^nbds?(\+unix)?:/.test(path);
 }
 
+/** Throws `usage`. */
+export function checkConnections(count: number): void {
+  if (!(Number.isInteger(count) && count >= 1 && count <= MAX_CONNECTIONS))
+    throw new XentoolError("usage", `--connections is a whole number from 1 to ${MAX_CONNECTIONS}`);
+}
+
 /** Throws `usage` when the export can be no disk with such sectors, otherwise as `probeExport`. */
 export async function openNbdImage(
   uri: string,
-  readOnly: boolean,
-  sectorSizeBytes: number,
+  { readOnly, sectorSizeBytes, connections = DEFAULT_CONNECTIONS }: NbdImageOptions,
 ): Promise<NbdImage> {
   const address = await resolveHost(parseNbdUri(uri));
   const seen = await probeExport(address);
@@ -30,5 +43,5 @@ export async function openNbdImage(
   const info = infoOf(seen, readOnly);
   if (info.readOnly && !readOnly)
     throw new XentoolError("environment", `${uri} is read-only; --mode r serves it`);
-  return { kind: "nbd", path: uri, address, seen, connections: CONNECTIONS, info };
+  return { kind: "nbd", path: uri, address, seen, connections, info };
 }

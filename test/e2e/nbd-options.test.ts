@@ -1,0 +1,93 @@
+// How a disk on an NBD server is served, as the command line and xl's target= say.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { join } from "node:path";
+import { createDevice } from "../../src/blkback/toolstack.ts";
+import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { parseVdev } from "../../src/protocol/blkif.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { HandmadeGuest } from "../sim/blk-guest.ts";
+import { nbdkit, type NbdServer } from "../support/nbd-servers.ts";
+import { readUntil } from "../support/process.ts";
+import { runXentool, spawnXentool } from "./executable.ts";
+
+const CLOSING = 5;
+const CLOSED = 6;
+const DEVICE = {
+  backend: toDomid(0),
+  frontend: toDomid(1),
+  kind: DEFAULT_KIND,
+  devid: Number(parseVdev("xvdb")),
+};
+const AT = ["--domid", "1", "--vdev", "xvdb"];
+
+let host: SimHost;
+let env: Record<string, string>;
+let server: NbdServer;
+
+beforeEach(async () => {
+  host = await SimHost.start();
+  env = { XENTOOL_SIM: host.dir };
+  server = await nbdkit(["log"], (dir) => ["file", join(dir, "disk.img"), `logfile=${join(dir, "log")}`]);
+});
+afterEach(async () => {
+  await server[Symbol.asyncDispose]();
+  const left = await host.settle();
+  await host.stop();
+  expect(left).toEqual([]);
+});
+
+/** The control side's connection, which asks for the export's size, is the first. */
+function connections(): number {
+  return (server.log.match(/ Connect export/g)?.length ?? 0) - 1;
+}
+
+async function writeAsGuest(): Promise<HandmadeGuest> {
+  const guest = await HandmadeGuest.start(host, DEVICE);
+  await guest.connect();
+  for (let sector = 0; sector < 256; sector += 8) expect(await guest.write(sector, 7)).toBe(0);
+  expect(await guest.flush()).toBe(0);
+  return guest;
+}
+
+test("serve: --connections", async () => {
+  const serving = spawnXentool(["-v", "blkback", "serve", server.uri, ...AT, "--connections", "2"], { env });
+  await readUntil(serving.stderr, "offering");
+  const guest = await writeAsGuest();
+  expect(connections()).toBe(2);
+  serving.kill("SIGTERM");
+  await guest.untilBackend(CLOSING);
+  await guest.setState(CLOSED);
+  expect(await serving.exited).toBe(143);
+  guest.close();
+});
+
+test("watch: --connections", async () => {
+  const dom0 = host.platform(0);
+  const xenstore = await Xenstore.connect(dom0);
+  const watch = spawnXentool(["-v", "blkback", "watch", "--kind", DEFAULT_KIND, "--connections", "16"], {
+    env,
+  });
+  await createDevice(xenstore, { address: DEVICE, readOnly: false, deviceType: "disk", params: server.uri });
+  await xenstore.rm(`${backendDir(DEVICE)}/hotplug-status`);
+  await xenstore.write(`${backendDir(DEVICE)}/script`, "/etc/xen/scripts/block-xentool");
+  await readUntil(watch.stderr, "serving the disks");
+  const guest = await writeAsGuest();
+  expect(connections()).toBe(16);
+  await guest.setState(CLOSED);
+  watch.kill("SIGTERM");
+  await watch.exited;
+  guest.close();
+  await runXentool(["blkback", "destroy", ...AT], { env });
+  xenstore.close();
+  dom0.close();
+});
+
+test.each(["0", "17", "1.5"])("--connections %s is a mistake", async (count) => {
+  for (const command of [["serve", server.uri, ...AT], ["watch"]]) {
+    const { status, stderr } = await runXentool(["blkback", ...command, "--connections", count], { env });
+    expect(status).toBe(2);
+    expect(stderr).toContain("--connections is a whole number from 1 to 16");
+  }
+});

@@ -1,0 +1,128 @@
+// Other people's NBD servers, unmodified, each on a unix socket in a directory of its own.
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { removeDirectory, temporaryDirectory } from "./temporary.ts";
+
+export const EXPORT_BYTES = 8 * 1024 * 1024;
+
+/** A server that listens, until it is disposed of. */
+export class NbdServer implements AsyncDisposable {
+  readonly dir: string;
+  readonly #child: Bun.Subprocess;
+
+  private constructor(dir: string, child: Bun.Subprocess) {
+    this.dir = dir;
+    this.#child = child;
+  }
+
+  /** `commandIn` returns the server's command line. It listens at `nbd.sock` and writes its number to `pid`. */
+  static async start(commandIn: (dir: string) => readonly string[]): Promise<NbdServer> {
+    const dir = temporaryDirectory();
+    writeFileSync(join(dir, "disk.img"), new Uint8Array(EXPORT_BYTES).fill(1));
+    const child = Bun.spawn([...commandIn(dir)], { stdio: ["ignore", "ignore", "pipe"] });
+    const server = new NbdServer(dir, child);
+    // All of them write it once they listen.
+    while (!existsSync(join(dir, "pid"))) {
+      if ((child.exitCode ?? 0) !== 0) {
+        await server[Symbol.asyncDispose]();
+        throw new Error(await new Response(child.stderr).text());
+      }
+      await Bun.sleep(5);
+    }
+    return server;
+  }
+
+  /** Where its export `vm 7` is. */
+  get uri(): string {
+    return `nbd+unix:///vm%207?socket=${join(this.dir, "nbd.sock")}`;
+  }
+
+  /** The bytes of its image. */
+  get image(): Buffer {
+    return readFileSync(join(this.dir, "disk.img"));
+  }
+
+  /** What nbdkit's log filter, or a script of it, wrote. */
+  get log(): string {
+    return readFileSync(join(this.dir, "log"), "utf8");
+  }
+
+  async kill(): Promise<void> {
+    // nbd-server has gone into the background.
+    if (this.#child.exitCode === 0) process.kill(Number(readFileSync(join(this.dir, "pid"), "utf8")));
+    this.#child.kill("SIGKILL");
+    await this.#child.exited;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.kill();
+    removeDirectory(this.dir);
+  }
+}
+
+export function qemuNbd(...options: readonly string[]): Promise<NbdServer> {
+  return NbdServer.start((dir) => [
+    "qemu-nbd",
+    "--format=raw",
+    "--persistent",
+    "--shared=8",
+    "--discard=unmap",
+    "--export-name=vm 7",
+    `--socket=${join(dir, "nbd.sock")}`,
+    `--pid-file=${join(dir, "pid")}`,
+    ...options,
+    join(dir, "disk.img"),
+  ]);
+}
+
+export function storageDaemon(): Promise<NbdServer> {
+  return NbdServer.start((dir) => [
+    "qemu-storage-daemon",
+    "--pidfile",
+    join(dir, "pid"),
+    "--blockdev",
+    `driver=file,node-name=disk,filename=${join(dir, "disk.img")},discard=unmap`,
+    "--nbd-server",
+    `addr.type=unix,addr.path=${join(dir, "nbd.sock")},max-connections=9`,
+    "--export",
+    "type=nbd,id=vm,node-name=disk,name=vm 7,writable=on",
+  ]);
+}
+
+/** nbd-server, which has neither GO with block sizes nor structured replies. */
+export function nbdServer(): Promise<NbdServer> {
+  return NbdServer.start((dir) => {
+    const config = join(dir, "config");
+    const lines = [
+      "[generic]",
+      `unixsock = ${join(dir, "nbd.sock")}`,
+      "[vm 7]",
+      `exportname = ${join(dir, "disk.img")}`,
+      `filesize = ${EXPORT_BYTES}`,
+      "flush = true",
+      "fua = true",
+      "trim = true",
+    ];
+    writeFileSync(config, `${lines.join("\n")}\n`);
+    return ["nbd-server", "-C", config, "-p", join(dir, "pid")];
+  });
+}
+
+/** `filters`: the nearest to the client first. `args`: the plugin's, then all of the filters'. */
+export function nbdkit(
+  filters: readonly string[],
+  args: (dir: string) => readonly string[],
+  ...options: readonly string[]
+): Promise<NbdServer> {
+  return NbdServer.start((dir) => [
+    "nbdkit",
+    "--foreground",
+    "--unix",
+    join(dir, "nbd.sock"),
+    "--pidfile",
+    join(dir, "pid"),
+    ...filters.map((filter) => `--filter=${filter}`),
+    ...options,
+    ...args(dir),
+  ]);
+}
