@@ -48,8 +48,9 @@ export class NbdServer implements AsyncDisposable {
   }
 
   async kill(): Promise<void> {
-    // nbd-server has gone into the background.
-    if (this.#child.exitCode === 0) process.kill(Number(readFileSync(join(this.dir, "pid"), "utf8")));
+    // nbd-server has gone into the background. Asked to end, it would remove files while we do.
+    if (this.#child.exitCode === 0)
+      process.kill(Number(readFileSync(join(this.dir, "pid"), "utf8")), "SIGKILL");
     this.#child.kill("SIGKILL");
     await this.#child.exited;
   }
