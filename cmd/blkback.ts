@@ -165,7 +165,7 @@ const stats = command({
   name: "stats",
   summary: "What the disks served on this host are doing",
   options: {
-    domid: number("Only this guest", { complete: "domain" }),
+    domid: text("Only this guest, by number or name", { complete: "domain" }),
     vdev: text("Only this disk", { complete: "vdev" }),
     watch: flag("Show rates again and again, until Ctrl-C"),
     interval: number("Seconds between the lines of --watch", { initial: 1 }),
@@ -178,14 +178,8 @@ const stats = command({
     ["xentool blkback stats --prometheus", "for the node exporter's textfile collector"],
   ],
   run: async (argv, context) => {
-    const { choosePlatform } = await import("../src/platform/open.ts");
-    const { showStats } = await import("./lib/stats-report.ts");
-    const platform = await choosePlatform({ platform: context.platform });
-    try {
-      await showStats(platform, argv, context);
-    } finally {
-      platform.close();
-    }
+    const { runStats } = await import("./lib/stats-report.ts");
+    await runStats(argv, context);
   },
 });
 

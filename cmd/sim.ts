@@ -1,6 +1,6 @@
 // `xentool sim`: an embedded Xen platform, for one command or in the background.
 import { XentoolError } from "../src/core/errors.ts";
-import { toDomid } from "../src/core/types.ts";
+import { toDomid, type Domid } from "../src/core/types.ts";
 import type { SimHostOptions, SimStatus } from "../src/sim/host.ts";
 import { DEFAULT_LIMITS_TEXT, parseLimits } from "../src/sim/limits.ts";
 import { PERSONALITY_NAMES } from "../src/xenstore/server/personality.ts";
@@ -174,7 +174,7 @@ const exec = command({
   name: "exec",
   summary: "Run a command as a domain of a simulated host",
   options: {
-    domain: number("The domain's number", { positional: true, complete: "domain" }),
+    domain: text("The domain, by number or name", { positional: true, complete: "domain" }),
     ...DIR_OPTION,
   },
   trailing: "-- COMMAND [ARGUMENTS]",
@@ -186,11 +186,26 @@ const exec = command({
     const words = argv["--"] ?? [];
     if (words.length === 0) throw new XentoolError("usage", "run what? xentool sim exec DOMAIN -- COMMAND");
     const { runAsDomain } = await import("../src/sim/run.ts");
-    const status = runAsDomain(words, chosenDir(argv), toDomid(argv.domain, "the domain"));
+    const dir = chosenDir(argv);
+    const status = runAsDomain(words, dir, await domainOf(dir, argv.domain, context.timeoutMs));
     context.leaveSignals();
     return status;
   },
 });
+
+/** The number of a domain of the host in `dir`. */
+async function domainOf(dir: string, text: string, timeoutMs: number | undefined): Promise<Domid> {
+  const { findDomain, parseDomain } = await import("../src/xenstore/domains.ts");
+  const named = parseDomain(text, "DOMAIN");
+  if (typeof named !== "string") return named;
+  const { openPlatform } = await import("../src/platform/open.ts");
+  const platform = openPlatform({ name: "sim", dir, domid: toDomid(0) });
+  try {
+    return await findDomain(platform, named, timeoutMs);
+  } finally {
+    platform.close();
+  }
+}
 
 export const simCommand = group({
   name: "sim",

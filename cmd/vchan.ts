@@ -6,7 +6,7 @@ import { spawnWorker } from "./spawn-worker.ts";
 const RING_SIZE_DEFAULT = 65_536;
 
 const PLACE = {
-  domid: number("The other domain's number", { positional: true, complete: "domain" }),
+  domid: text("The other domain, by number or name", { positional: true, complete: "domain" }),
   name: text("A port, as in /local/domain/SERVER/data/vchan/CLIENT/NAME, or an absolute xenstore path", {
     positional: true,
   }),

@@ -8,7 +8,7 @@ const inspect = command({
   name: "inspect",
   summary: "Draw a ring: its indices, what waits, what can be recovered, and a verdict",
   options: {
-    domid: number("The guest whose ring is mapped, read-only", { complete: "domain" }),
+    domid: text("The guest whose ring is mapped, read-only; by number or name", { complete: "domain" }),
     file: text("A page in a file, raw or hex; -: stdin", { complete: "file" }),
     watch: flag("Look again and again, until Ctrl-C"),
     interval: number("Seconds between looks of --watch", { initial: 1 }),
@@ -35,7 +35,7 @@ const close = command({
   name: "close",
   summary: "Bring a ring back to its beginning, or say why that cannot be done safely",
   options: {
-    domid: number("The guest, which must not be using its ring", { complete: "domain" }),
+    domid: text("The guest, by number or name; it must not be using its ring", { complete: "domain" }),
     self: flag("This domain's own ring"),
     method: choice(CLOSE_METHODS, "Default: handshake. Use the others if the server does not support it"),
     force: flag("Allow what destroys state (release, poison)"),
@@ -59,7 +59,7 @@ const trace = command({
   name: "trace",
   summary: "Follow the packets that cross a ring, without disturbing it",
   options: {
-    domid: number("The guest whose ring is followed", { complete: "domain" }),
+    domid: text("The guest whose ring is followed, by number or name", { complete: "domain" }),
     read: text("Show a trace of --write; -: stdin", { complete: "file" }),
     write: text("Keep everything in a pcap file, too", { complete: "file" }),
     type: texts("Only these types: READ,WRITE,WATCH_EVENT; repeatable"),

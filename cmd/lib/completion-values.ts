@@ -1,11 +1,13 @@
 // Domains and disks as xenstore shows them, for a shell to complete.
 import { escapeText } from "../../src/core/log.ts";
-import { DOMID_FIRST_RESERVED, parseDecimal } from "../../src/core/types.ts";
+import { parseDecimal } from "../../src/core/types.ts";
 import { choosePlatform, type PlatformChoice } from "../../src/platform/open.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
+import { findDomainIn, listDomains, parseDomain } from "../../src/xenstore/domains.ts";
 
-const DOMID_MAX = DOMID_FIRST_RESERVED - 1;
+/** A name that is not taken for a number or an option, and that needs no quotes. */
+const PLAIN_NAME = /^(?![0-9]+$|-)[\w.+-]+$/;
 const DEVID_MAX = 0xffff_ffff;
 
 interface Value {
@@ -13,28 +15,33 @@ interface Value {
   readonly describe: string;
 }
 
-/** The numbers of all domains, with their names. */
+/** The numbers of all domains, then their names: those that name one domain alone and that no shell would change. */
 export async function domains(platform: PlatformChoice, timeoutMs: number): Promise<Value[]> {
   return withXenstore(platform, timeoutMs, async (xenstore) => {
-    const numbers = (await xenstore.directory("/local/domain")).filter(
-      (text) => parseDecimal(text, DOMID_MAX) !== undefined,
-    );
-    const named = numbers.map(async (text) => ({
-      text,
-      describe: escapeText((await xenstore.tryRead(`/local/domain/${text}/name`)) ?? ""),
+    const known = await listDomains(xenstore);
+    const isUnique = (name: string): boolean => known.filter((it) => it.name === name).length === 1;
+    const numbers = known.map(({ domid, name }) => ({
+      text: String(domid),
+      describe: escapeText(name ?? ""),
     }));
-    return Promise.all(named);
+    const names = known.flatMap(({ domid, name }) =>
+      name !== null && PLAIN_NAME.test(name) && isUnique(name)
+        ? [{ text: name, describe: `domain ${domid}` }]
+        : [],
+    );
+    return [...numbers, ...names];
   });
 }
 
-/** The disks of domain `domid`, or, without it, our own. */
+/** The disks of `domain`, a number or a name, or, without it, our own. */
 export async function vdevs(
   platform: PlatformChoice,
   timeoutMs: number,
-  domid: string | undefined,
+  domain: string | undefined,
 ): Promise<Value[]> {
   return withXenstore(platform, timeoutMs, async (xenstore) => {
-    const owner = domid === undefined ? undefined : parseDecimal(domid, DOMID_MAX);
+    const owner =
+      domain === undefined ? undefined : await findDomainIn(xenstore, parseDomain(domain, "--domid"));
     const home = owner === undefined ? "" : `/local/domain/${owner}/`;
     const devids = await xenstore.directory(`${home}device/vbd`);
     return devids

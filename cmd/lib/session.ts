@@ -3,12 +3,12 @@
 import type { DeviceAddress } from "../../src/blkback/address.ts";
 import type { Platform } from "../../src/platform/platform.ts";
 import type { Xenstore } from "../../src/xenstore/client.ts";
-import { choice, number, text, type ValuesOf } from "./option.ts";
+import { choice, text, type ValuesOf } from "./option.ts";
 import type { CommandContext } from "./run-command.ts";
 
 /** --domid, --vdev and --kind, which name a device. */
 export const DEVICE_OPTIONS = {
-  domid: number("The guest", { required: true, complete: "domain" }),
+  domid: text("The guest, by number or name", { required: true, complete: "domain" }),
   vdev: text("Its disk: xvdb, sda, 51728", { required: true, complete: "vdev" }),
   kind: text("Directory name of the backend (default: what there is, else qdisk)"),
 };
@@ -53,7 +53,7 @@ export async function withDevice<T>(
   argv: DeviceArguments,
   body: (session: Session, address: DeviceAddress) => Promise<T>,
 ): Promise<T> {
-  const { toDomid } = await import("../../src/core/types.ts");
+  const { findDomainIn, parseDomain } = await import("../../src/xenstore/domains.ts");
   const { XentoolError } = await import("../../src/core/errors.ts");
   const { parseVdev } = await import("../../src/protocol/blkif.ts");
   const devid = parseVdev(argv.vdev);
@@ -61,11 +61,12 @@ export async function withDevice<T>(
     throw new XentoolError("usage", `--vdev: "${argv.vdev}" is not a disk name such as xvdb`);
   if (argv.kind !== undefined && !/^[A-Za-z0-9_-]{1,32}$/.test(argv.kind))
     throw new XentoolError("usage", `--kind: "${argv.kind}" is not a directory name`);
-  const named = { frontend: toDomid(argv.domid, "--domid"), devid };
+  const guest = parseDomain(argv.domid, "--domid");
   return withSession(context, async (session) => {
     const { DEFAULT_KIND } = await import("../../src/blkback/address.ts");
     const { findKind } = await import("../../src/blkback/toolstack.ts");
-    const device = { backend: session.platform.domid, ...named };
+    const frontend = await findDomainIn(session.xenstore, guest);
+    const device = { backend: session.platform.domid, frontend, devid };
     const kind = argv.kind ?? (await findKind(session.xenstore, device)) ?? DEFAULT_KIND;
     return body(session, { ...device, kind });
   });

@@ -9,8 +9,11 @@ import {
   type Latency,
 } from "../../src/blkback/stats.ts";
 import { XentoolError } from "../../src/core/errors.ts";
-import type { Platform } from "../../src/platform/platform.ts";
+import type { Domid } from "../../src/core/types.ts";
+import { isDomainUnknown, noDomain } from "../../src/platform/domains.ts";
+import { choosePlatform } from "../../src/platform/open.ts";
 import { parseVdev, vdevName } from "../../src/protocol/blkif.ts";
+import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
 import { formatBytes, formatCount, formatDuration, formatTable, paint, print, printJson } from "./output.ts";
 import { describeRates } from "./rates-report.ts";
 import type { CommandContext } from "./run-command.ts";
@@ -20,7 +23,8 @@ const BAR_WIDTH = 24;
 const BLOCKS = " ▏▎▍▌▋▊▉█";
 
 interface StatsSelection {
-  readonly domid: number | undefined;
+  /** A number or a name. */
+  readonly domid: string | undefined;
   readonly vdev: string | undefined;
   readonly watch: boolean;
   /** Seconds. */
@@ -29,35 +33,37 @@ interface StatsSelection {
 }
 
 /** Prints the statistics of the selected devices, once, or again and again until stopped. */
-export async function showStats(
-  platform: Platform,
-  selection: StatsSelection,
-  context: CommandContext,
-): Promise<void> {
-  const dir = statsDir(platform.descriptor);
-  const devid = selection.vdev === undefined ? undefined : parseVdev(selection.vdev);
-  if (selection.vdev !== undefined && devid === undefined)
-    throw new XentoolError("usage", `--vdev: "${selection.vdev}" is not a disk name such as xvdb`);
-  const { interval } = selection;
+export async function runStats(selection: StatsSelection, context: CommandContext): Promise<void> {
+  const { vdev, watch, interval, prometheus } = selection;
+  const devid = vdev === undefined ? undefined : parseVdev(vdev);
+  if (vdev !== undefined && devid === undefined)
+    throw new XentoolError("usage", `--vdev: "${vdev}" is not a disk name such as xvdb`);
   if (!(interval >= 0.1 && interval <= 86_400))
     throw new XentoolError("usage", `--interval must be a number from 0.1 to 86400, not ${interval}`);
-  const read = (): DeviceStats[] =>
-    readAllStats(dir).filter(
-      (it) =>
-        (selection.domid === undefined || it.domid === selection.domid) &&
-        (devid === undefined || it.devid === devid),
-    );
-  if (selection.prometheus && (selection.watch || context.json))
+  if (prometheus && (watch || context.json))
     throw new XentoolError("usage", "--prometheus is a format of its own, and is printed once");
-  if (selection.prometheus) return void process.stdout.write(metricsText(read()));
-  if (selection.watch) return watchStats(read, interval * 1000, context);
-  const all = read();
-  if (context.json) printJson(all);
-  else if (all.length === 0) print(nothingServed(selection));
-  else all.forEach((it) => print(formatStats(it)));
+  const guest = selection.domid === undefined ? undefined : parseDomain(selection.domid, "--domid");
+  const platform = await choosePlatform({ platform: context.platform });
+  try {
+    const domid = guest === undefined ? undefined : await findDomain(platform, guest, context.timeoutMs);
+    const dir = statsDir(platform.descriptor);
+    const read = (): DeviceStats[] =>
+      readAllStats(dir).filter(
+        (it) => (domid === undefined || it.domid === domid) && (devid === undefined || it.devid === devid),
+      );
+    if (watch) return await watchStats(read, interval * 1000, context);
+    const all = read();
+    if (all.length === 0 && domid !== undefined && isDomainUnknown(platform, domid)) throw noDomain(domid);
+    if (prometheus) process.stdout.write(metricsText(all));
+    else if (context.json) printJson(all);
+    else if (all.length === 0) print(nothingServed(domid, vdev));
+    else all.forEach((it) => print(formatStats(it)));
+  } finally {
+    platform.close();
+  }
 }
 
-function nothingServed({ domid, vdev }: StatsSelection): string {
+function nothingServed(domid: Domid | undefined, vdev: string | undefined): string {
   if (domid === undefined && vdev === undefined) return "nothing is served here";
   const disk = vdev === undefined ? "disk" : `disk ${vdev}`;
   return `no ${disk}${domid === undefined ? "" : ` of domain ${domid}`} is served here`;

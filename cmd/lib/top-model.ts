@@ -6,10 +6,11 @@ import type { DiskRates } from "../../src/blkback/rates.ts";
 import { readAllStats, statsDir, type DeviceStats } from "../../src/blkback/stats.ts";
 import { endsWithin } from "../../src/core/deadline.ts";
 import { describeError } from "../../src/core/errors.ts";
-import { parseDecimal, toDomid, DOMID_FIRST_RESERVED } from "../../src/core/types.ts";
+import { toDomid } from "../../src/core/types.ts";
 import type { Platform } from "../../src/platform/platform.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
+import { listDomains } from "../../src/xenstore/domains.ts";
 import { openTransport } from "../../src/xenstore/open.ts";
 import { RingMeter, type RingActivity } from "../../src/xsring/ring-meter.ts";
 import { openDomainRing, type OpenRingPage } from "../../src/xsring/source.ts";
@@ -124,13 +125,7 @@ export class TopModel implements Disposable {
     this.#xenstore ??= new Xenstore(await openTransport(this.#platform.xenstore, OPEN_MS));
     const xenstore = this.#xenstore;
     if (this.#isClosed) return xenstore.close();
-    const domains = new Map<number, string | null>();
-    for (const name of await xenstore.directory("/local/domain")) {
-      const domid = parseDecimal(name, DOMID_FIRST_RESERVED - 1);
-      if (domid !== undefined)
-        domains.set(domid, await xenstore.tryRead(`/local/domain/${domid}/name`).catch(() => null));
-    }
-    this.#domains = domains;
+    this.#domains = new Map((await listDomains(xenstore)).map(({ domid, name }) => [domid, name]));
     const devices = await listDevices(xenstore, this.#platform.domid, [...this.#stats.values()]);
     this.#sources = new Map(devices.map((it) => [`${it.frontend}/${it.devid}`, it.params]));
   }

@@ -2,7 +2,6 @@
 import { existsSync } from "node:fs";
 import { isatty } from "node:tty";
 import { XentoolError } from "../../src/core/errors.ts";
-import { toDomid } from "../../src/core/types.ts";
 import type { SpawnWorker } from "../../src/plane/plane.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import type { Platform } from "../../src/platform/platform.ts";
@@ -15,14 +14,15 @@ import {
   type RelaySessionOptions,
   type SessionSummary,
 } from "../../src/vchan/relay-session.ts";
-import { vchanPlace, type VchanPlace } from "../../src/vchan/rendezvous.ts";
+import { checkVchanName, vchanPlace, type VchanPlace } from "../../src/vchan/rendezvous.ts";
+import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
 import { parseHostPort } from "./host-port.ts";
 import { toNumber } from "./arguments.ts";
 import type { CommandContext, GlobalArguments } from "./run-command.ts";
 import { showProgress, showsProgress, streamUse, waitPrinter } from "./vchan-progress.ts";
 
 export interface PlaceArguments extends GlobalArguments {
-  readonly domid: number;
+  readonly domid: string;
   readonly name: string;
 }
 
@@ -90,12 +90,18 @@ export async function openPlace(
   context: CommandContext,
   role: VchanRole,
 ): Promise<{ platform: Platform; place: VchanPlace }> {
-  const peer = toDomid(argv.domid, "DOMID");
-  vchanPlace(argv.name, peer, peer);
+  const named = parseDomain(argv.domid, "DOMID");
+  checkVchanName(argv.name);
   const platform = await choosePlatform({ platform: context.platform });
-  const own = platform.domid;
-  const [server, client] = role === "server" ? [own, peer] : [peer, own];
-  return { platform, place: vchanPlace(argv.name, server, client) };
+  try {
+    const peer = await findDomain(platform, named, context.timeoutMs);
+    const own = platform.domid;
+    const [server, client] = role === "server" ? [own, peer] : [peer, own];
+    return { platform, place: vchanPlace(argv.name, server, client) };
+  } catch (error) {
+    platform.close();
+    throw error;
+  }
 }
 
 async function relayOptions(

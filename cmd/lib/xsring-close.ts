@@ -1,10 +1,11 @@
 // The body of `xsring close`: decide, announce the plan and its risks, carry it out, and report the result.
 import { XentoolError } from "../../src/core/errors.ts";
-import { toDomid } from "../../src/core/types.ts";
+import type { Domid } from "../../src/core/types.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import type { Platform } from "../../src/platform/platform.ts";
 import { SimPlatform } from "../../src/platform/sim.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
+import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
 import { asciiJson } from "../../src/xsring/ascii-json.ts";
 import { closeRing, identifyServer, type CloseTarget } from "../../src/xsring/close.ts";
 import { planClose, type CloseMethod, type ClosePlan } from "../../src/xsring/close-plan.ts";
@@ -14,7 +15,7 @@ import { print } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
 
 export interface CloseArguments {
-  readonly domid: number | undefined;
+  readonly domid: string | undefined;
   readonly self: boolean;
   readonly method: CloseMethod | undefined;
   readonly force: boolean;
@@ -29,11 +30,12 @@ const SETTLE_MS = 200;
 export async function runClose(context: CommandContext, argv: CloseArguments): Promise<number> {
   if ((argv.domid === undefined) === !argv.self)
     throw new XentoolError("usage", "which ring? --domid N, or --self for this domain's own, not both");
+  const named = argv.domid === undefined ? undefined : parseDomain(argv.domid, "--domid");
   const platform = await choosePlatform({ platform: context.platform });
   try {
-    return await (argv.self
-      ? withOwnRing(platform, (target) => close(context, argv, target))
-      : withDomainRing(platform, argv.domid as number, (target) => close(context, argv, target)));
+    if (named === undefined) return await withOwnRing(platform, (target) => close(context, argv, target));
+    const domid = await findDomain(platform, named, context.timeoutMs);
+    return await withDomainRing(platform, domid, (target) => close(context, argv, target));
   } finally {
     platform.close();
   }
@@ -81,10 +83,9 @@ function announce(plan: ClosePlan, domid: number, isDryRun: boolean): void {
 
 async function withDomainRing<T>(
   platform: Platform,
-  number: number,
+  domid: Domid,
   body: (target: CloseTarget) => Promise<T>,
 ): Promise<T> {
-  const domid = toDomid(number, "--domid");
   const ring = openDomainRing(platform, domid, "rw");
   try {
     const xenstore = await Xenstore.connect(platform);

@@ -1,10 +1,10 @@
 // The body of `xsring inspect`: one look at a ring, or many, as a drawing, as JSON, and as an exit status.
 import { pause } from "../../src/core/deadline.ts";
 import { XentoolError } from "../../src/core/errors.ts";
-import { toDomid } from "../../src/core/types.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import type { XsRingPage } from "../../src/protocol/xs-ring.ts";
 import { asciiJson } from "../../src/xsring/ascii-json.ts";
+import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
 import { DomainWatch } from "../../src/xsring/domain-watch.ts";
 import { drawRing } from "../../src/xsring/drawing.ts";
 import { inspectRing, inspectSettled, reportAsJson, type RingReport } from "../../src/xsring/report.ts";
@@ -14,7 +14,7 @@ import { print } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
 
 export interface InspectArguments {
-  readonly domid: number | undefined;
+  readonly domid: string | undefined;
   readonly file: string | undefined;
   readonly watch: boolean;
   readonly interval: number;
@@ -41,9 +41,10 @@ export async function runInspect(context: CommandContext, argv: InspectArguments
     return show(context, argv, report, argv.file === "-" ? "stdin" : "the page");
   }
   if (argv.domid === undefined) throw new XentoolError("usage", "which ring? --domid N, or --file PAGE");
-  const domid = toDomid(argv.domid, "--domid");
+  const named = parseDomain(argv.domid, "--domid");
   const platform = await choosePlatform({ platform: context.platform });
   try {
+    const domid = await findDomain(platform, named, context.timeoutMs);
     const ring = openDomainRing(platform, domid, "r");
     try {
       if (argv.watch) {

@@ -1,10 +1,10 @@
 // The body of `xsring trace`: a live ring or a recorded file, as lines for people or JSON for scripts.
 import { closeSync, openSync, writeSync } from "node:fs";
 import { XentoolError } from "../../src/core/errors.ts";
-import { toDomid, type Domid } from "../../src/core/types.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import { xsTypeName } from "../../src/protocol/xs-wire.ts";
 import { asciiJson } from "../../src/xsring/ascii-json.ts";
+import { findDomain, parseDomain, type NamedDomain } from "../../src/xenstore/domains.ts";
 import { DomainWatch } from "../../src/xsring/domain-watch.ts";
 import type { TraceRecord } from "../../src/xsring/ring-follower.ts";
 import { openDomainRing } from "../../src/xsring/source.ts";
@@ -18,7 +18,7 @@ import { TraceSummary } from "./trace-summary.ts";
 import { checkNumber } from "./xsring-inspect.ts";
 
 export interface TraceArguments {
-  readonly domid: number | undefined;
+  readonly domid: string | undefined;
   readonly read: string | undefined;
   readonly write: string | undefined;
   readonly type: readonly string[];
@@ -40,7 +40,7 @@ export async function runTrace(context: CommandContext, argv: TraceArguments): P
   using printer = new Printer(context.json, argv);
   if (argv.read !== undefined) await showFile(argv.read, printer, context.stop);
   else if (argv.domid === undefined) throw new XentoolError("usage", "which ring? --domid N, or --read FILE");
-  else await traceDomain(context, argv, toDomid(argv.domid, "--domid"), printer);
+  else await traceDomain(context, argv, parseDomain(argv.domid, "--domid"), printer);
   printer.finish();
 }
 
@@ -155,7 +155,7 @@ async function showFile(path: string, printer: Printer, stop: AbortSignal): Prom
 async function traceDomain(
   context: CommandContext,
   argv: TraceArguments,
-  domid: Domid,
+  named: NamedDomain,
   printer: Printer,
 ): Promise<void> {
   const ends = [context.stop, printer.enough.signal];
@@ -163,6 +163,7 @@ async function traceDomain(
     ends.push(AbortSignal.timeout(checkNumber("duration", argv.duration, 0.001, 1e6) * 1000));
   const platform = await choosePlatform({ platform: context.platform });
   try {
+    const domid = await findDomain(platform, named, context.timeoutMs);
     const ring = openDomainRing(platform, domid, "r");
     try {
       // Open the ring first, so that an existing file is not overwritten when the domain does not exist.

@@ -106,7 +106,7 @@ WantedBy=multi-user.target
 const serveUnit = (
   executable: string,
 ): string => `# Part of xentool. One disk in a cgroup of its own. For xentool-serve@NAME, /etc/xentool/NAME.conf has
-# the lines IMAGE=/a.img, DOMID=5 and VDEV=xvdb, and may have one OPTIONS=--direct --iops 500.
+# the lines IMAGE=/a.img, DOMID=NAME and VDEV=xvdb, and may have one OPTIONS=--direct --iops 500.
 [Unit]
 Description=xentool: the disk %i of a Xen guest
 Documentation=man:xentool-blkback-serve(1)

@@ -44,9 +44,9 @@ export function keysOfRates(rates: AskedRates): Keys {
   );
 }
 
-/** The limits in force. Throws `usage` if there is no such device. */
+/** The limits in force. Throws `environment` if there is no such device. */
 export async function readRates(xenstore: Xenstore, address: DeviceAddress): Promise<DiskRates> {
-  if (!(await isDevice(xenstore, address))) throw noDevice(address);
+  if (!(await isDevice(xenstore, address))) throw await noDevice(xenstore, address);
   return parseAnswer(await xenstore.tryRead(`${backendDir(address)}/${ANSWER_KEY}`)) ?? UNLIMITED_DISK;
 }
 

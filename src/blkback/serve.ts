@@ -160,7 +160,7 @@ async function removeLeftover(xenstore: Xenstore, address: DeviceAddress): Promi
   if ((await state.catch(() => "it may not be read")) !== null) return;
   if ((await xenstore.tryRead(`${backendDir(address)}/${SERVE_KEY}`)) === null)
     throw new XentoolError(
-      "usage",
+      "environment",
       `${describeDevice(address)} has lost its guest's directory: remove it first (xentool blkback destroy)`,
     );
   await destroyDevice(xenstore, address);

@@ -3,6 +3,7 @@
 import { XentoolError } from "../core/errors.ts";
 import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
 import { noDomain } from "../platform/domains.ts";
+import { domainExists } from "../xenstore/domains.ts";
 import { XenbusState } from "../protocol/xenbus.ts";
 import { vdevName } from "../protocol/blkif.ts";
 import type { Xenstore } from "../xenstore/client.ts";
@@ -27,8 +28,8 @@ export interface NewDevice {
 export const SERVE_KEY = "xentool-serve";
 
 /**
- * Creates both directories of a device, with their owners. Throws `usage` when the device exists, `environment` when
- * its domain does not. QEMU and the kernels of dom0 serve all devices of a kind and take any that they find in state
+ * Creates both directories of a device, with their owners. Throws `environment` when the device exists, or its domain
+ * does not. QEMU and the kernels of dom0 serve all devices of a kind and take any that they find in state
  * 1. So a device that is already offered begins in state 2, and one without params has no state until its server is
  * there.
  */
@@ -39,7 +40,7 @@ export async function createDevice(xenstore: Xenstore, device: NewDevice): Promi
   if (!(await xenstore.exists(`/local/domain/${address.frontend}`))) throw noDomain(address.frontend);
   await xenstore.transaction(async (tx) => {
     if ((await tx.exists(front)) || (await isDevice(tx, address)))
-      throw new XentoolError("usage", `${describeDevice(address)} exists already`);
+      throw new XentoolError("environment", `${describeDevice(address)} exists already`);
     // A late write may have left remains of an earlier device.
     if (await tx.exists(back)) await tx.rm(back);
     await tx.mkdir(back);
@@ -164,24 +165,27 @@ export async function waitUntilClosed(
   }
 }
 
-/** Writes `keys` into the backend's directory. Throws `usage` if there is no such device. */
+/** Writes `keys` into the backend's directory. Throws `environment` if there is no such device. */
 export async function requireWritten(xenstore: Xenstore, address: DeviceAddress, keys: Keys): Promise<void> {
-  if (!(await writeKeys(xenstore, address, keys))) throw noDevice(address);
+  if (!(await writeKeys(xenstore, address, keys))) throw await noDevice(xenstore, address);
 }
 
-export function noDevice(address: DeviceAddress): XentoolError {
+/** The error for a device that does not exist, perhaps because its domain does not. */
+export async function noDevice(xenstore: Xenstore, address: DeviceAddress): Promise<XentoolError> {
+  if ((await domainExists(xenstore, address.frontend)) === false) return noDomain(address.frontend);
   const text = `there is no ${describeDevice(address)} with a backend of kind ${address.kind}`;
-  return new XentoolError("usage", text);
+  return new XentoolError("environment", text);
 }
 
 /**
- * Throws `usage` when the frontend belongs to another backend's device by now: a mistyped kind would otherwise hit
- * another disk, perhaps one in use.
+ * Throws `environment` when the frontend belongs to another backend's device by now: a mistyped kind would otherwise
+ * hit another disk, perhaps one in use.
  */
 export async function expectOurFrontend(xenstore: Xenstore, address: DeviceAddress): Promise<void> {
   const other = await otherBackend(xenstore, address);
   if (other === undefined) return;
-  throw new XentoolError("usage", `${describeDevice(address)} is the device of another backend, ${other}`);
+  const text = `${describeDevice(address)} is the device of another backend, ${other}`;
+  throw new XentoolError("environment", text);
 }
 
 /** The guest names its backend, so the name is trusted only if that backend has this very device. */

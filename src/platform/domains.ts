@@ -1,5 +1,6 @@
 // Whether a domain exists, according to Xen itself: that needs neither an xenstored nor the right to ask it.
 import { XentoolError } from "../core/errors.ts";
+import { escapeText } from "../core/log.ts";
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import type { EventChannels, Platform } from "./platform.ts";
 
@@ -24,6 +25,9 @@ export function isDomainUnknown(platform: Platform, domid: Domid): boolean {
 }
 
 /** The error for every command that names a domain which does not exist. */
-export function noDomain(domid: Domid): XentoolError {
-  return new XentoolError("environment", `there is no domain ${domid}`, { domid });
+export function noDomain(domain: Domid | string): XentoolError {
+  if (typeof domain === "number")
+    return new XentoolError("environment", `there is no domain ${domain}`, { domid: domain });
+  const name = escapeText(domain);
+  return new XentoolError("environment", `there is no domain called "${name}"`, { name });
 }

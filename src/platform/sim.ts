@@ -33,6 +33,7 @@ export function cString(text: string): Uint8Array {
 export function attachSim(dir: string, domid: number, isHost = false): Pointer {
   const handle = shim.xt_sim_open(cString(dir), domid, isHost ? 1 : 0);
   if (handle >= 0) return handle as Pointer;
+  if (NO_SUCH_HOST.has(errnoName(handle))) throw noSimulatedHost(dir);
   throw new XentoolError("environment", attachFailure(dir, domid, handle), {
     dir,
     domid,
@@ -40,10 +41,14 @@ export function attachSim(dir: string, domid: number, isHost = false): Pointer {
   });
 }
 
+/** The error for a directory in which no simulated host runs. */
+export function noSimulatedHost(dir: string, cause?: unknown): XentoolError {
+  const message = `no simulated host runs in ${dir}: start one with \`xentool sim start\``;
+  return new XentoolError("environment", message, { dir }, cause);
+}
+
 function attachFailure(dir: string, domid: number, result: number): string {
   const errno = errnoName(result);
-  if (NO_SUCH_HOST.has(errno))
-    return `no simulated host runs in ${dir}: start one with \`xentool sim start\``;
   if (errno === "ESRCH") return `the simulated host in ${dir} has no domain ${domid}`;
   if (errno === "EAGAIN") return `the simulated host in ${dir} has no slot left for another process`;
   if (errno === "EPROTO") return `the simulated host in ${dir} is of another version of xentool`;

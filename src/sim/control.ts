@@ -3,6 +3,7 @@
 // stop the host.
 import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
+import { noSimulatedHost } from "../platform/sim.ts";
 import { CONTROL_TIMEOUT_MS, CONTROL_LINE_BYTES_MAX } from "./limits.ts";
 
 export type ControlRequest =
@@ -113,6 +114,13 @@ function asRequest(message: unknown): ControlRequest | undefined {
   return { op, ...(isDomid ? { domid } : {}), ...(typeof name === "string" ? { name } : {}) };
 }
 
+/** What connecting fails with if there is no host, or none any more. */
+const NOBODY_LISTENS: ReadonlySet<unknown> = new Set(["ENOENT", "ECONNREFUSED"]);
+
+function codeOf(error: unknown): unknown {
+  return error instanceof Error && "code" in error ? error.code : undefined;
+}
+
 /**
  * Sends a request to the host in `dir`. Fails with `environment` if no host runs there, `timeout` if it does not reply
  * in time, and `io` with the host's message if it refuses.
@@ -136,7 +144,7 @@ export async function askHost(
       error: fail,
     },
   }).catch((error: unknown) => {
-    throw new XentoolError("environment", `no simulated host runs in ${dir}`, { dir }, error);
+    throw NOBODY_LISTENS.has(codeOf(error)) ? noSimulatedHost(dir) : noSimulatedHost(dir, error);
   });
   const late = (): XentoolError =>
     new XentoolError("timeout", `the simulated host in ${dir} did not answer`, { dir, timeoutMs });

@@ -1,9 +1,9 @@
 // A simulated host for the duration of one command: `xentool sim run -- CMD`.
-import { existsSync } from "node:fs";
 import { constants } from "node:os";
-import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
+import type { Domid } from "../core/types.ts";
 import { domidFromEnv } from "../platform/open.ts";
+import { SimPlatform } from "../platform/sim.ts";
 import { SimHost, type SimHostOptions } from "./host.ts";
 import { installLibraries, programEnvironment } from "./programs.ts";
 
@@ -59,11 +59,8 @@ export async function runInHost(command: readonly string[], options: SimHostOpti
 }
 
 /** Runs `command` as domain `domid` of the host in `dir`; otherwise like `runInHost`. Fails with `environment`. */
-export async function runAsDomain(command: readonly string[], dir: string, domid: number): Promise<number> {
-  if (!existsSync(join(dir, `dom${domid}`)))
-    throw new XentoolError("environment", `there is no domain ${domid} of a simulated host in ${dir}`, {
-      dir,
-    });
+export async function runAsDomain(command: readonly string[], dir: string, domid: Domid): Promise<number> {
+  new SimPlatform({ name: "sim", dir, domid }).close();
   const signals = new SignalsForCommand();
   try {
     return await runToEnd(command, dir, domid, signals);

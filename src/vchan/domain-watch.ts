@@ -1,17 +1,7 @@
-// Whether a domain exists, according to xenstored, which answers this only for the control domain.
+// Notices when a domain is gone, according to xenstored, which answers this only for the control domain.
 import type { Domid } from "../core/types.ts";
 import type { Xenstore } from "../xenstore/client.ts";
-import { errnoOf } from "../xenstore/errors.ts";
-
-/** Undefined when we may not ask. */
-export async function domainExists(xenstore: Xenstore, domid: Domid): Promise<boolean | undefined> {
-  try {
-    return await xenstore.isDomainIntroduced(domid);
-  } catch (error) {
-    if (errnoOf(error) === "EACCES") return undefined;
-    throw error;
-  }
-}
+import { domainExists } from "../xenstore/domains.ts";
 
 /**
  * Runs `onGone` when the domain is gone, or at once if it already is. Call the result to stop watching; it is

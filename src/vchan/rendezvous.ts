@@ -26,21 +26,22 @@ const EVENT_CHANNEL = "event-channel";
 const KEY_MAX = 0xffff_ffff;
 const PORT_NAME = /^[A-Za-z0-9_-]{1,128}$/;
 
-/**
- * The place that a name stands for: a port of the usual convention, or an absolute xenstore path. Fails with `usage`
- * when it is neither.
- */
-export function vchanPlace(name: string, server: Domid, client: Domid): VchanPlace {
+/** Fails with `usage` unless `name` is a port of the usual convention, or an absolute xenstore path. */
+export function checkVchanName(name: string): void {
   if (name.startsWith("/")) {
-    if (name === "/" || name.includes("@") || !isValidPath(name))
-      throw new XentoolError("usage", `${name} is no xenstore path that a vchan can have`);
-    return { path: name, server, client };
+    if (name !== "/" && !name.includes("@") && isValidPath(name)) return;
+    throw new XentoolError("usage", `${name} is no xenstore path that a vchan can have`);
   }
-  if (!PORT_NAME.test(name)) {
-    const rule = "letters, digits, - and _, or an absolute xenstore path";
-    throw new XentoolError("usage", `a vchan's name is made of ${rule}; not ${JSON.stringify(name)}`);
-  }
-  return { path: `/local/domain/${server}/data/vchan/${client}/${name}`, server, client };
+  if (PORT_NAME.test(name)) return;
+  const rule = "letters, digits, - and _, or an absolute xenstore path";
+  throw new XentoolError("usage", `a vchan's name is made of ${rule}; not ${JSON.stringify(name)}`);
+}
+
+/** The place that a name stands for. Fails as `checkVchanName` does. */
+export function vchanPlace(name: string, server: Domid, client: Domid): VchanPlace {
+  checkVchanName(name);
+  const path = name.startsWith("/") ? name : `/local/domain/${server}/data/vchan/${client}/${name}`;
+  return { path, server, client };
 }
 
 /** How a server found its place. */

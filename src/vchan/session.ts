@@ -10,7 +10,7 @@ import type { VchanOrders } from "../protocol/vchan.ts";
 import { Xenstore } from "../xenstore/client.ts";
 import { RETRY_MS } from "./bounds.ts";
 import { NO_SERVER, SERVER_BUSY } from "./client.ts";
-import { domainExists } from "./domain-watch.ts";
+import { domainExists } from "../xenstore/domains.ts";
 import type { VchanRole } from "./endpoint.ts";
 import { PeerWatch, type PeerWatchOptions } from "./peer-watch.ts";
 import {

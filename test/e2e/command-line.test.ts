@@ -241,23 +241,6 @@ describe("on a simulated host", () => {
     expect(JSON.parse(list.stdout)).toEqual([]);
   });
 
-  test.each([
-    ["blkback serve", ["disk.img", "--domid", "9", "--vdev", "xvdb"]],
-    ["blkback create", ["--domid", "9", "--vdev", "xvdb"]],
-    ["vchan listen", ["9", "files"]],
-    ["vchan connect", ["9", "files"]],
-    ["vchan bench connect", ["9", "files"]],
-    ["xsring inspect", ["--domid", "9"]],
-    ["xsring close", ["--domid", "9"]],
-    ["xsring trace", ["--domid", "9"]],
-  ])("%s of a domain that does not exist: status 3 and the same words everywhere", async (command, args) => {
-    expect(await runXentool([...command.split(" "), ...args], { env, cwd: dir })).toEqual({
-      status: 3,
-      stdout: "",
-      stderr: "xentool: there is no domain 9\n",
-    });
-  });
-
   test("a simulated host in the foreground ends at a signal, and its directory with it", async () => {
     const hostDir = join(dir, "host");
     const other = spawnXentool(["sim", "start", "--foreground", "--dir", hostDir]);

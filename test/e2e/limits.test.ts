@@ -123,10 +123,10 @@ test.each<[string, string[], number, string | RegExp]>([
   [
     "no such disk",
     ["--iops", "5"],
-    2,
+    3,
     "xentool: there is no xvdb of domain 1 with a backend of kind qdisk\n",
   ],
-  ["not served", [], 2, "xentool: there is no xvdb of domain 1 with a backend of kind qdisk\n"],
+  ["not served", [], 3, "xentool: there is no xvdb of domain 1 with a backend of kind qdisk\n"],
 ])("%s", async (_what, args, status, words) => {
   const outcome = await limit(...args);
   expect({ ...outcome, stdout: outcome.stdout }).toMatchObject({ status, stdout: "" });

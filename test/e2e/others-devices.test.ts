@@ -128,7 +128,7 @@ describe("a device of others", () => {
     await xenstore.write(`${BACK}/state`, "2");
     const image = action === "serve" ? [join(dir, "a.img")] : [];
     const { status, stderr } = await run(action, ...image, "--kind", "qdisk");
-    expect([status, stderr]).toEqual([2, expect.stringContaining(`the device of another backend, ${back}`)]);
+    expect([status, stderr]).toEqual([3, expect.stringContaining(`the device of another backend, ${back}`)]);
     expect(await run("destroy")).toMatchObject({
       status: 2,
       stderr: expect.stringContaining("--kind qdisk or vbd"),

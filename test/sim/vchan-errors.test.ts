@@ -54,7 +54,13 @@ const cases: readonly Case[] = [
     status: USAGE,
     words: /32751/,
   },
-  { what: "a name that is no number", domid: 0, args: ["listen", "one", "t"], status: USAGE, words: /DOMID/ },
+  {
+    what: "a name that no domain has",
+    domid: 0,
+    args: ["listen", "one", "t"],
+    status: ENVIRONMENT,
+    words: /there is no domain called "one"/,
+  },
   {
     what: "a slash in a port",
     domid: 0,
