@@ -1,9 +1,9 @@
 // An NBD export as our block target, for tests with other people's servers.
-import { probeExport, resolveHost } from "../../src/block/targets/nbd/probe.ts";
-import type { SeenExport } from "../../src/block/targets/nbd/handshake.ts";
-import { NbdTarget } from "../../src/block/targets/nbd/target.ts";
-import { parseNbdUri } from "../../src/block/targets/nbd/uri.ts";
+import { openNbdImage } from "../../src/block/image/nbd.ts";
+import type { NbdImage } from "../../src/block/image.ts";
 import type { BlockTarget } from "../../src/block/target.ts";
+import type { SeenExport } from "../../src/block/targets/nbd/handshake.ts";
+import { openTarget } from "../../src/block/targets/open.ts";
 import { allocateMemory, type Mapping } from "../../src/native/memory.ts";
 import { IO_DISCARD, IO_FLUSH, IO_READ, IO_WRITE, Reactor, type IoOp } from "../../src/native/reactor.ts";
 
@@ -18,18 +18,17 @@ export class NbdExport {
   readonly #ends: (readonly [number, number])[] = [];
   readonly #close: () => void;
 
-  private constructor(how: Omit<ConstructorParameters<typeof NbdTarget>[0], "depth" | "silenceMs">) {
-    this.seen = how.seen;
-    const all = { ...how, depth: DEPTH, silenceMs: 20_000 };
-    const target = new NbdTarget(all, this.#reactor, (tag, result) => this.#ends.push([tag, result]));
+  private constructor(image: NbdImage) {
+    this.seen = image.seen;
+    const onEnd = (tag: number, result: number): void => void this.#ends.push([tag, result]);
+    const target = openTarget(image, this.#reactor, DEPTH, onEnd, () => {});
     this.target = target;
-    this.#close = () => target.close();
+    this.#close = () => target.close?.();
   }
 
-  static async open(uri: string, connections = 4): Promise<NbdExport> {
-    const address = await resolveHost(parseNbdUri(uri));
-    const seen = await probeExport(address);
-    return new NbdExport({ address, seen, readOnly: false, connections });
+  /** As `serve` opens it for a disk with sectors of 512 bytes. */
+  static async open(uri: string, connections = 4, readOnly = false): Promise<NbdExport> {
+    return new NbdExport(await openNbdImage(uri, { readOnly, sectorSizeBytes: 512, connections }));
   }
 
   /** The results of the next `count` operations that end, in the order of their tags. */

@@ -30,6 +30,16 @@ interface Judge {
   readonly isElsewhere?: true;
 }
 
+/** Refuses requests that are not whole blocks, or above the largest one. */
+const strict = (least: number, most: number): Promise<NbdServer> =>
+  nbdkit(["blocksize-policy"], (dir) => [
+    ...FILE(dir),
+    `blocksize-minimum=${least}`,
+    `blocksize-preferred=${Math.max(4096, least)}`,
+    `blocksize-maximum=${most}`,
+    "blocksize-error-policy=error",
+  ]);
+
 const JUDGES: Readonly<Record<string, Judge>> = {
   "qemu-nbd": { start: () => qemuNbd() },
   "qemu-storage-daemon": { start: storageDaemon },
@@ -39,16 +49,9 @@ const JUDGES: Readonly<Record<string, Judge>> = {
   "nbdkit, delayed": { start: () => nbdkit(["delay"], (dir) => [...FILE(dir), "rdelay=2ms", "wdelay=1ms"]) },
   "nbdkit, copy on write": { start: () => nbdkit(["cow"], FILE), isElsewhere: true },
   "nbdkit, a limited rate": { start: () => nbdkit(["rate"], (dir) => [...FILE(dir), "rate=800M"]) },
-  "nbdkit, at most 64 KiB": {
-    start: () =>
-      nbdkit(["blocksize-policy"], (dir) => [
-        ...FILE(dir),
-        "blocksize-minimum=512",
-        "blocksize-preferred=4096",
-        "blocksize-maximum=65536",
-        "blocksize-error-policy=error",
-      ]),
-  },
+  "nbdkit, 512 bytes to 64 KiB": { start: () => strict(512, 65536) },
+  "nbdkit, blocks of 4 KiB": { start: () => strict(4096, 65536) },
+  "nbdkit, blocks of 64 KiB": { start: () => strict(65536, 1 << 20) },
 };
 
 describe.each(Object.entries(JUDGES))("%s", (_, { start, structured = true, isElsewhere = false }) => {
@@ -72,6 +75,20 @@ describe.each(Object.entries(JUDGES))("%s", (_, { start, structured = true, isEl
       expect(model.subarray(at, at + 2 ** 21).equals(disk.read(at, 2 ** 21) as Uint8Array)).toBe(true);
     expect(disk.discard(4 * 2 ** 20, 2 ** 20)).toBe(0);
     expect(disk.read(5 * 2 ** 20, 512)).toEqual(new Uint8Array(512).fill(1));
+  });
+
+  test("many sectors of the same blocks at once", async () => {
+    await using server = await start();
+    using disk = await NbdExport.open(server.uri);
+    const { memory, target } = disk;
+    for (let tag = 0; tag < 64; tag++) {
+      memory.bytes.fill(tag + 100, tag * 512, (tag + 1) * 512);
+      target.start(IO_WRITE, tag, 5 * 512 + tag * 512, 512, memory.address + tag * 512);
+    }
+    expect(disk.ended(64)).toEqual(Array.from({ length: 64 }, () => 512));
+    const bytes = Buffer.from(memory.bytes.subarray(0, 64 * 512));
+    expect(bytes.equals(disk.read(5 * 512, 64 * 512) as Uint8Array)).toBe(true);
+    expect(disk.read(69 * 512, 512)).toEqual(new Uint8Array(512).fill(1));
   });
 
   test("many operations at once", async () => {
@@ -147,7 +164,10 @@ describe("what a server does not do is not asked of it:", () => {
     ["nbdkit", () => nbdkit([], FILE, "--readonly")],
   ])("writes to a read-only export of %s", async (_, start) => {
     await using server = await start();
-    using disk = await NbdExport.open(server.uri);
+    expect(await NbdExport.open(server.uri).catch(describeError)).toContain(
+      "is read-only; --mode r serves it",
+    );
+    using disk = await NbdExport.open(server.uri, 4, true);
     expect(disk.target.info).toMatchObject({ readOnly: true, canDiscard: false });
     expect(disk.write(0, new Uint8Array(512))).toBe(EROFS);
     expect(disk.discard(0, 4096)).toBe(EROFS);

@@ -35,12 +35,12 @@ export async function openNbdImage(
   const address = await resolveHost(parseNbdUri(uri));
   const seen = await probeExport(address);
   checkSize(uri, seen.sizeBytes, sectorSizeBytes);
-  if (seen.minBlockBytes > sectorSizeBytes)
-    throw new XentoolError(
-      "environment",
-      `${uri}: its server wants blocks of ${seen.minBlockBytes} bytes, and the disk has sectors of ${sectorSizeBytes}`,
-    );
   const info = infoOf(seen, readOnly);
+  if (info.sizeBytes === 0)
+    throw new XentoolError(
+      "usage",
+      `${uri} has less than one block of its server, ${seen.minBlockBytes} bytes`,
+    );
   if (info.readOnly && !readOnly)
     throw new XentoolError("environment", `${uri} is read-only; --mode r serves it`);
   return { kind: "nbd", path: uri, address, seen, connections, info };

@@ -39,7 +39,7 @@ const MAX_TRIM_BYTES = 1024 * 1024 * 1024;
 export interface NbdTargetOptions {
   /** With a number or a path, not a name. */
   readonly address: NbdAddress;
-  /** The export as it was when it was offered. Its minimum block must not be above the sectors that the guest sees. */
+  /** The export as it was when it was offered. What is started must be whole blocks of it. */
   readonly seen: SeenExport;
   readonly readOnly: boolean;
   /** Used only where the server says that a flush on one counts for all. */
@@ -191,7 +191,8 @@ export function infoOf(seen: SeenExport, readOnly: boolean): TargetInfo {
   const { sizeBytes, flags, minBlockBytes, preferredBlockBytes } = seen;
   const isReadOnly = readOnly || (flags & NBD_FLAG_READ_ONLY) !== 0;
   return {
-    sizeBytes: sizeBytes - (sizeBytes % 512),
+    // What follows the last whole block cannot be reached.
+    sizeBytes: sizeBytes - (sizeBytes % Math.max(512, minBlockBytes)),
     readOnly: isReadOnly,
     canDiscard: !isReadOnly && (flags & NBD_FLAG_SEND_TRIM) !== 0,
     canSecureDiscard: false,
