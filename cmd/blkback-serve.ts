@@ -5,10 +5,11 @@ import type { MetricsAddress } from "../src/blkback/metrics-server.ts";
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
-import type { ServeEnd } from "../src/blkback/serve.ts";
+import type { ServeEnd, ServeOptions } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";
 import { command, type ArgumentsOf } from "./lib/command.ts";
 import { parseHostPort } from "./lib/host-port.ts";
+import { CONTAINER_FORMATS, type ContainerFormat } from "../src/block/program/commands.ts";
 import { choice, flag, number, text, texts, undecidedFlag } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import {
@@ -32,7 +33,6 @@ export const RATE_OPTIONS = {
 /** How disks are served, the same for both commands. */
 const SERVING_OPTIONS = {
   direct: flag("Bypass the page cache (O_DIRECT)"),
-  format: choice(["raw"], "Serve the bytes as they are though they look like another format"),
   "sector-size": choice([512, 4096], "Logical sector size, bytes", { initial: 512 }),
   "max-queues": number("Queues a guest may use, 1 to 16; default: processors, at most 4"),
   "max-ring-page-order": number("Rings of up to 2^N pages, N 0 to 4", { initial: 4 }),
@@ -104,13 +104,19 @@ const UNEXPECTED: Readonly<Partial<Record<ServeEnd, string>>> = {
 };
 
 const SERVE_OPTIONS = {
-  image: text(
-    "A file, a block device, or an NBD export (nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH)",
-    { positional: true, complete: "file" },
-  ),
+  image: text("A file, a block device, an NBD URI (nbd://HOST/EXPORT), or what --via calls $1", {
+    positional: true,
+    complete: "file",
+  }),
   ...DEVICE_OPTIONS,
   "device-type": DEVICE_TYPE,
   ...SERVING_OPTIONS,
+  format: choice(
+    ["raw", ...CONTAINER_FORMATS],
+    "Format of the image; raw: its bytes as they are though they look like another format",
+  ),
+  "key-file": text("A file with the passphrase, for --format luks", { complete: "file" }),
+  via: text("Run this program, which serves the disk by NBD on a socket that it gets (LISTEN_FDS)"),
   mode: choice(["r", "w", "w!"], "Read-only, writable, or w!: writable though others use the image", {
     initial: "w",
   }),
@@ -126,6 +132,11 @@ export const serveCommand = command({
   examples: [
     ["xentool blkback serve disk.img --domid 1 --vdev xvdb", "one disk for domain 1"],
     ["xentool blkback serve /dev/vg/root --domid 1 --vdev xvda --direct", "a volume, without the page cache"],
+    ["xentool blkback serve a.qcow2 --format qcow2 --domid 1 --vdev xvdb", "through QEMU's storage daemon"],
+    [
+      "xentool blkback serve 64M --via 'nbdkit memory $1' --domid 1 --vdev xvdb",
+      "through any NBD server that takes LISTEN_FDS",
+    ],
     [
       "xentool blkback serve d.img --domid 1 --vdev xvdc --filter error:rate=1%",
       "one request in a hundred fails",
@@ -149,6 +160,7 @@ async function runServe(
   const { describeDevice } = await import("../src/blkback/address.ts");
   const { XentoolError } = await import("../src/core/errors.ts");
   const { spawnWorker } = await import("./spawn-worker.ts");
+  await checkImageOptions(argv);
   const { platform, xenstore } = session;
   const serving = await servingOptionsOf(argv, platform, context);
   const asked = await askedRates(argv);
@@ -177,7 +189,7 @@ async function runServe(
         shared: argv.mode === "w!",
         direct: argv.direct,
         connections: argv.connections,
-        format: argv.format,
+        ...imageOptionsOf(argv),
         detachTimeoutMs: patienceMs,
         offer: { ...serving.offer, deviceType: argv.deviceType },
       },
@@ -209,6 +221,32 @@ async function runServe(
   }
 }
 
+/** What the image is, or how it is opened. */
+function imageOptionsOf({ format, via, keyFile }: ServeArguments): Pick<ServeOptions, "format" | "opener"> {
+  if (via !== undefined) return { opener: { via } };
+  if (isContainer(format)) return { opener: { format, keyFile } };
+  return { format };
+}
+
+/** Throws `usage` for options that contradict each other. */
+async function checkImageOptions({ format, via, keyFile, image }: ServeArguments): Promise<void> {
+  const { XentoolError } = await import("../src/core/errors.ts");
+  const { isNbdUri } = await import("../src/block/image/nbd.ts");
+  if (via !== undefined && format !== undefined)
+    throw new XentoolError(
+      "usage",
+      "--format says how xentool opens the image, and --via opens it otherwise",
+    );
+  if (keyFile !== undefined && format !== "luks")
+    throw new XentoolError("usage", "--key-file is for --format luks");
+  if (via === undefined && format !== undefined && isNbdUri(image))
+    throw new XentoolError("usage", `${image} is served as it is, without --format`);
+}
+
+function isContainer(format: string | undefined): format is ContainerFormat {
+  return CONTAINER_FORMATS.some((it) => it === format);
+}
+
 /**
  * Runs a shell command in our environment as it is now and returns its exit status. It gets SIGTERM at `stop`, and
  * SIGKILL 2 s later or at `force`.
@@ -225,6 +263,7 @@ async function startCommand(line: string, stop: AbortSignal, force: AbortSignal)
 
 const WATCH_OPTIONS = {
   ...SERVING_OPTIONS,
+  format: choice(["raw"], "Serve the bytes as they are though they look like another format"),
   kind: text("Directory name of the backends", { initial: "vbd" }),
   "any-script": undecidedFlag("All of the kind, not only script=block-xentool (default in a driver domain)"),
   metrics: text("Answer Prometheus at HOST:PORT or unix:PATH"),

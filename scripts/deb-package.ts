@@ -136,6 +136,7 @@ Maintainer: ${maintainer()}
 Installed-Size: ${kib}
 Depends: libc6 (>= 2.17)
 Recommends: xenstore-utils, xen-utils-common
+Suggests: qemu-utils
 Section: admin
 Priority: optional
 Description: Xen PV disks, vchan pipes and xenstore rings from user space

@@ -4,6 +4,7 @@
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
 import { release } from "node:os";
 import { join, relative } from "node:path";
+import { STORAGE_DAEMON, STORAGE_DAEMON_PACKAGE } from "../../src/block/program/commands.ts";
 import { describeError } from "../../src/core/errors.ts";
 import { escapeControls, escapeText } from "../../src/core/log.ts";
 import { formatBytes } from "./output.ts";
@@ -56,6 +57,7 @@ export async function examineHost(host: Host = { root: "/", env: process.env }):
     { ...optional("host", SHIM, await checkShim()), required: true },
     optional("host", "io_uring", await checkIoUring()),
     { ...optional("host", "memlock", checkMemlock(host)), tuning: true },
+    optional("host", STORAGE_DAEMON, checkStorageDaemon(host)),
     { ...optional("xen", "hypervisor", xen), required: true },
     optional("xen", "role", checkRole(host, xen.ok)),
     ...DEVICES.map((device) => ({
@@ -123,6 +125,15 @@ function checkMemlock(host: Host): Finding {
   return ok
     ? { ok, found }
     : { ok, found, advice: "buffers stay unregistered, a little slower; ulimit -l unlimited" };
+}
+
+function checkStorageDaemon(host: Host): Finding {
+  const dirs = (host.env["PATH"] ?? "").split(":").filter((dir) => dir !== "");
+  const path = dirs.map((dir) => join(dir, STORAGE_DAEMON)).find((it) => existsSync(join(host.root, it)));
+  if (path !== undefined)
+    return { ok: true, found: `${escapeText(path)}, for serve --format qcow2 and others` };
+  const advice = `apt install ${STORAGE_DAEMON_PACKAGE}; needed for serve --format qcow2 and others`;
+  return { ok: false, found: "not in PATH", advice };
 }
 
 function hypervisor(host: Host): Finding {

@@ -83,7 +83,7 @@ async function listDevice(
     online: (await read(`${back}/online`)) === "1",
     mode: (await read(`${back}/mode`)) ?? "",
     params,
-    format: (await showsImage(xenstore, address)) ? "raw" : formatOfParams(params),
+    format: formatOfParams(params) ?? ((await showsImage(xenstore, address)) ? "raw" : null),
     sectors512: parseDecimal(await read(`${back}/sectors`), Number.MAX_SAFE_INTEGER),
     limits: await readRates(xenstore, address),
     stats,
@@ -93,7 +93,7 @@ async function listDevice(
 
 /** libxl puts the format before the path, for QEMU: "qcow2:/images/a.qcow2", and "aio" for a raw image. */
 function formatOfParams(params: string): string | null {
-  const [, format] = /^(aio|raw|qcow2?|qed|vhd|vhdx):/.exec(params) ?? [];
+  const [, format] = /^(aio|raw|qcow2?|qed|vhdx?|vmdk|vdi|parallels|luks):/.exec(params) ?? [];
   return format === "aio" ? "raw" : (format ?? null);
 }
 

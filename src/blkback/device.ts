@@ -141,6 +141,12 @@ export class BlkbackDevice {
     return this.#lost;
   }
 
+  /** Shows what keeps the image's bytes from us for now; undefined: nothing any more. */
+  async noteTrouble(why: string | undefined): Promise<void> {
+    if (this.#over) return;
+    await (why === undefined ? this.#trouble.over() : this.#trouble.say(new XentoolError("io", why)));
+  }
+
   /**
    * Asks the guest to let go, as hot-unplug does, and waits for it. Returns false when the guest did not within
    * `timeoutMs`; the device then goes on as before.

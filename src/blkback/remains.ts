@@ -1,4 +1,5 @@
-// What a killed server of a device leaves on this host: its statistics, its journals and its lock, all for a successor.
+// What a killed server of a device leaves on this host: its statistics, its journals, its lock and the socket of its
+// image's program, all for a successor.
 // A device that is taken away has none.
 import { existsSync, rmSync } from "node:fs";
 import { takeLock } from "../native/lock-file.ts";
@@ -7,6 +8,7 @@ import type { Xenstore } from "../xenstore/client.ts";
 import type { DeviceAddress } from "./address.ts";
 import { lockPath } from "./device-lock.ts";
 import { journalsOf, removeJournals } from "./journal.ts";
+import { programSocket } from "./program-socket.ts";
 import { statsDir, statsPath } from "./stats.ts";
 import { findKinds } from "./toolstack.ts";
 
@@ -21,7 +23,8 @@ export async function removeRemains(
 ): Promise<void> {
   const dir = statsDir(platform.descriptor);
   const stats = statsPath(dir, address.frontend, address.devid);
-  if (![stats, ...journalsOf(stats), lockPath(dir, address)].some((path) => existsSync(path))) return;
+  const socket = programSocket(dir, address);
+  if (![stats, ...journalsOf(stats), lockPath(dir, address), socket].some((path) => existsSync(path))) return;
   const kinds = await findKinds(xenstore, address);
   if (kinds.some((kind) => kind !== address.kind)) return;
   const lock = takeLock(lockPath(dir, address));
@@ -29,6 +32,7 @@ export async function removeRemains(
   try {
     rmSync(stats, { force: true });
     removeJournals(stats);
+    rmSync(socket, { force: true });
   } finally {
     lock.release();
   }

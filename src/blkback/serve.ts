@@ -1,9 +1,11 @@
 // `xentool blkback serve` as a function: opens the image, creates the device unless a toolstack already has, serves
 // it until it is detached, its guest is gone or the caller asks to stop, and leaves nothing behind.
 import { resolve } from "node:path";
-import { closeImage, type Image } from "../block/image.ts";
+import { openImage, type Image } from "../block/image.ts";
 import { isNbdUri, openNbdImage } from "../block/image/nbd.ts";
-import { openImageWhenFree } from "../block/image/wait.ts";
+import { openedImage, type OpenedImage } from "../block/image/opened.ts";
+import { openProgramImage, type Opener } from "../block/image/program.ts";
+import { openWhenFree } from "../block/image/wait.ts";
 import { unlessAborted } from "../core/deadline.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
@@ -19,6 +21,7 @@ import { lockDevice } from "./device-lock.ts";
 import { isRingInUse } from "./end-states.ts";
 import { checkOffer, diskLimits, offeredKeys } from "./features.ts";
 import { keysOfRates, type AskedRates } from "./rate-keys.ts";
+import { programSocket } from "./program-socket.ts";
 import { announceImage, hasServedRaw, refuseOthersDevice, refuseOthersOffer } from "./sharing.ts";
 import { createDevice, destroyDevice, expectOurFrontend, SERVE_KEY } from "./toolstack.ts";
 
@@ -32,6 +35,8 @@ export interface ServeOptions extends DeviceOptions {
   readonly shared: boolean;
   /** "raw": treat the image as raw, whatever it looks like. */
   readonly format?: "raw" | undefined;
+  /** How to open an image that is not raw. */
+  readonly opener?: Opener | undefined;
   readonly direct: boolean;
   /** To the NBD server of the image, at most. */
   readonly connections?: number;
@@ -62,7 +67,8 @@ export async function serveImage(
   using cleanup = new DisposableStack();
   const lock = lockDevice(options.statsDir, address);
   cleanup.defer(() => lock.release());
-  const image = await openServedImage(xenstore, options, stop);
+  await using opened = await openServedImage(xenstore, options, stop);
+  const { image } = opened;
   let removes = false;
   try {
     const origin = await ensureDevice(xenstore, image, options);
@@ -72,6 +78,7 @@ export async function serveImage(
     const device = await BlkbackDevice.start(platform, xenstore, address, image, options, spawnWorker);
     // From now on a guest may use the device, whatever becomes of us, until it has let go.
     removes = false;
+    opened.reportTo?.((why) => void device.noteTrouble(why));
     onOffered();
     const end = await unlessAborted(device.ended, stop);
     const closed = end === undefined ? await device.detach(options.detachTimeoutMs, force) : true;
@@ -86,7 +93,6 @@ export async function serveImage(
   } finally {
     if (removes && xenstore.failure === undefined)
       await destroyDevice(xenstore, address).catch((error: unknown) => logger.error(describeError(error)));
-    closeImage(image);
   }
 }
 
@@ -99,23 +105,30 @@ function expectKept(device: BlkbackDevice, end: DeviceEnd): DeviceEnd {
   );
 }
 
-async function openServedImage(xenstore: Xenstore, options: ServeOptions, stop: AbortSignal): Promise<Image> {
-  const { address, readOnly, shared, direct, offer } = options;
-  const sectorSizeBytes = offer.logicalSectorBytes;
-  const { connections } = options;
-  if (isNbdUri(options.path)) return openNbdImage(options.path, { readOnly, sectorSizeBytes, connections });
+async function openServedImage(
+  xenstore: Xenstore,
+  options: ServeOptions,
+  stop: AbortSignal,
+): Promise<OpenedImage> {
+  const { address, readOnly, shared, direct, format, opener, connections, statsDir } = options;
+  const sectorSizeBytes = options.offer.logicalSectorBytes;
+  const how = { readOnly, shared, direct, sectorSizeBytes, user: describeDevice(address) };
+  const mayWait = (waitedMs: number): boolean => waitedMs < HOLDER_PATIENCE_MS && !stop.aborted;
+  if (opener !== undefined) {
+    if (!shared) await refuseOthersDevice(xenstore, address, options.path, readOnly);
+    const socket = programSocket(statsDir, address);
+    return openWhenFree(
+      () => openProgramImage(options.path, opener, { ...how, connections, socket }),
+      mayWait,
+    );
+  }
+  if (isNbdUri(options.path))
+    return openedImage(await openNbdImage(options.path, { readOnly, sectorSizeBytes, connections }));
   const path = resolve(options.path);
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);
-  const how = {
-    readOnly,
-    shared,
-    direct,
-    sectorSizeBytes,
-    format: isKnown ? "raw" : options.format,
-    user: describeDevice(address),
-  } as const;
-  return openImageWhenFree(path, how, (waitedMs) => waitedMs < HOLDER_PATIENCE_MS && !stop.aborted);
+  const asRaw = { ...how, format: isKnown ? "raw" : format } as const;
+  return openWhenFree(() => openedImage(openImage(path, asRaw)), mayWait);
 }
 
 /**
@@ -146,7 +159,7 @@ async function ensureDevice(xenstore: Xenstore, image: Image, options: ServeOpti
     await refuseOthersOffer(xenstore, address);
     return "toolstack";
   }
-  await expectSameImage(xenstore, options);
+  await expectSameImage(xenstore, options, image.path);
   return "serve";
 }
 
@@ -167,8 +180,11 @@ async function removeLeftover(xenstore: Xenstore, address: DeviceAddress): Promi
 }
 
 /** A disk in use by a guest must not turn into another one because of a mistyped name. */
-async function expectSameImage(xenstore: Xenstore, { address, path }: ServeOptions): Promise<void> {
-  const imagePath = isNbdUri(path) ? path : resolve(path);
+async function expectSameImage(
+  xenstore: Xenstore,
+  { address }: ServeOptions,
+  imagePath: string,
+): Promise<void> {
   const before = await xenstore.tryRead(`${backendDir(address)}/params`);
   if (before === null || before === imagePath) return;
   if (await isRingInUse(xenstore, address))

@@ -50,7 +50,10 @@ export async function announceImage(
 
 /** How the device's keys name the image; `device` only for a block device. */
 function identityOf(image: Image): { readonly identity: string; readonly device?: string | undefined } {
-  if (image.kind === "nbd") return { identity: image.path };
+  if (image.kind === "nbd") {
+    const { path, held } = image;
+    return { identity: path, device: held === undefined ? undefined : physicalDevice(fstatSync(held)) };
+  }
   const stat = fstatSync(image.fd);
   return { identity: identify(stat).text, device: physicalDevice(stat) };
 }

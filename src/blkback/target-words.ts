@@ -1,8 +1,9 @@
 // What a toolstack says about a disk's image in `params` and `mode`: xl's `target=` and `access=`. libxl writes
 // format=raw for every disk with a script, and `aio:` for every raw disk without one, so neither shows intent; `raw:`
-// and `w!:` before the path do.
+// and `w!:` before the path do. So does any other format, which libxl writes there for qdisk ("qcow2:/a.qcow2").
 import { isNbdUri } from "../block/image/nbd.ts";
 import type { Ways } from "../block/image/open.ts";
+import { CONTAINER_FORMATS, type ContainerFormat } from "../block/program/commands.ts";
 import { XentoolError } from "../core/errors.ts";
 import { escapeText } from "../core/log.ts";
 
@@ -10,18 +11,32 @@ export interface Target {
   /** Of a file, or an NBD URI. */
   readonly path: string;
   readonly shared: boolean;
-  readonly format: "raw" | undefined;
+  readonly format: "raw" | ContainerFormat | undefined;
 }
 
+const FORMATS: readonly (ContainerFormat | "raw")[] = ["raw", ...CONTAINER_FORMATS];
+const WORDS = new RegExp(`^((?:(?:aio|file|w!|${FORMATS.join("|")}):)*)(.*)$`, "s");
+
 /** How to override each check in xl's disk line, for messages. */
-export const TARGET_WAYS: Ways = { shared: "target=w!:PATH", raw: "target=raw:PATH", readOnly: "access=r" };
+export const TARGET_WAYS: Ways = {
+  shared: "target=w!:PATH",
+  raw: "target=raw:PATH",
+  // No key of a device names a file with a passphrase.
+  format: (name) => (name === "luks" ? "serve --format luks" : `target=${name}:PATH`),
+  readOnly: "access=r",
+};
 
 /** Throws `usage`. As for Xen's own `block` script, `mode` may also be "w!". */
 export function parseTarget(params: string | null, mode: string | null): Target {
-  const [, words = "", path = ""] = /^((?:(?:aio|file|raw|w!):)*)(.*)$/s.exec(params ?? "") ?? [];
+  const [, words = "", path = ""] = WORDS.exec(params ?? "") ?? [];
   if (!path.startsWith("/") && !isNbdUri(path))
-    throw new XentoolError("usage", `target "${escapeText(path)}" is no absolute path of a raw image`);
+    throw new XentoolError("usage", `target "${escapeText(path)}" is no absolute path of an image`);
   const said = words.split(":");
   const shared = said.includes("w!") || (mode ?? "").endsWith("!");
-  return { path, shared, format: said.includes("raw") ? "raw" : undefined };
+  const formats = FORMATS.filter((format) => said.includes(format));
+  if (formats.length > 1)
+    throw new XentoolError("usage", `target "${escapeText(params ?? "")}" names several formats`);
+  if (isNbdUri(path) && formats.length > 0)
+    throw new XentoolError("usage", `target "${escapeText(params ?? "")}": an NBD export is served as it is`);
+  return { path, shared, format: formats[0] };
 }

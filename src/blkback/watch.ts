@@ -1,8 +1,6 @@
 // `xentool blkback watch`: serves every device of one kind as the toolstack creates them. Our devices are those whose
 // `script` is our hotplug script, or all of them in a driver domain. docs/xen-notes.md says what libxl expects in
 // return, and when; above all, libxl must never be left waiting without learning why.
-import { closeImage, openImage, type Image } from "../block/image.ts";
-import { isNbdUri, openNbdImage } from "../block/image/nbd.ts";
 import { HELD } from "../block/image/open.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
@@ -21,8 +19,8 @@ import { isRingInUse, readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer, ringKeys } from "./features.ts";
 import { HOTPLUG_SCRIPT } from "./host-files.ts";
-import { announceImage, hasServedRaw, refuseOthersDevice } from "./sharing.ts";
-import { parseTarget, TARGET_WAYS } from "./target-words.ts";
+import { announceImage } from "./sharing.ts";
+import { openWatchedImage } from "./watched-image.ts";
 
 const logger = moduleLogger("watch");
 
@@ -198,7 +196,7 @@ export class BackendWatch {
     const dir = backendDir(address);
     let directory: BackendDirectory | undefined;
     try {
-      using held = new DisposableStack();
+      await using held = new AsyncDisposableStack();
       const lock = lockDevice(this.#options.statsDir, address);
       held.defer(() => lock.release());
       // Claimed before its keys are read, so that they belong to the device that is then served.
@@ -283,43 +281,28 @@ export class BackendWatch {
     return script !== null && script.endsWith(`/${HOTPLUG_SCRIPT}`);
   }
 
-  async #openImage(address: DeviceAddress, isCdrom: boolean): Promise<Image> {
-    const dir = backendDir(address);
-    const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
-    const { path, shared, format } = parseTarget(await read("params"), await read("mode"));
-    const readOnly = isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
-    const sectorSizeBytes = this.#options.offer.logicalSectorBytes;
-    const { connections } = this.#options;
-    if (isNbdUri(path)) return openNbdImage(path, { readOnly, sectorSizeBytes, connections });
-    const isKnown = await hasServedRaw(this.#xenstore, address, path);
-    if (!shared && !isKnown) await refuseOthersDevice(this.#xenstore, address, path, readOnly);
-    const how = {
-      readOnly,
-      shared: shared && !readOnly,
-      direct: this.#options.direct,
-      sectorSizeBytes,
-      discard: (await read("discard-enable")) !== "0",
-      format: isKnown ? "raw" : (format ?? this.#options.format),
-      user: describeDevice(address),
-      ways: TARGET_WAYS,
-    } as const;
-    return openImage(path, how);
-  }
-
   async #serve(
     address: DeviceAddress,
     directory: BackendDirectory,
-    held: DisposableStack,
+    held: AsyncDisposableStack,
   ): Promise<BlkbackDevice> {
     const dir = backendDir(address);
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
-    const { offer, ...rest } = this.#options;
+    const { offer, direct, format, connections, ...rest } = this.#options;
     releaseFromKernel(address, await isRingInUse(this.#xenstore, address), this.#options.sysfs);
     const deviceType = (await read("device-type")) === "cdrom" ? "cdrom" : "disk";
-    const image = await this.#openImage(address, deviceType === "cdrom");
-    held.defer(() => closeImage(image));
+    const opened = await openWatchedImage(this.#xenstore, address, {
+      isCdrom: deviceType === "cdrom",
+      direct,
+      sectorSizeBytes: offer.logicalSectorBytes,
+      format,
+      connections,
+      statsDir: rest.statsDir,
+    });
+    held.use(opened);
+    const { image } = opened;
     await announceImage(this.#xenstore, address, image, directory);
-    return BlkbackDevice.start(
+    const device = await BlkbackDevice.start(
       this.#platform,
       this.#xenstore,
       address,
@@ -328,11 +311,13 @@ export class BackendWatch {
       this.#spawnWorker,
       directory,
     );
+    opened.reportTo?.((why) => void device.noteTrouble(why));
+    return device;
   }
 
   /** There may already be another device under the same name, whose events were taken for those of this one. */
-  async #ended(address: DeviceAddress, held: DisposableStack): Promise<void> {
-    held.dispose();
+  async #ended(address: DeviceAddress, held: AsyncDisposableStack): Promise<void> {
+    await held.disposeAsync();
     this.#served.delete(backendDir(address));
     if (this.#xenstore.failure !== undefined || this.#stopped) return;
     try {

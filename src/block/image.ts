@@ -21,6 +21,8 @@ export interface NbdImage {
   readonly seen: SeenExport;
   readonly connections: number;
   readonly info: TargetInfo;
+  /** Our lock on the file or device, if a program opens one for us. */
+  readonly held?: number | undefined;
 }
 
 export interface FileImage {

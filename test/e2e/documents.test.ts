@@ -14,7 +14,7 @@ const documents = ["README.md", ...readdirSync(join(root, "docs")).map((name) =>
   .filter((path) => path.endsWith(".md"))
   .map((path) => ({ path, text: readFileSync(join(root, path), "utf8") }));
 
-/** The command lines of ours in a document, without comments and what follows `--`, a pipe or a redirection. */
+/** The command lines of ours in a document, without comments, quotations, and what follows `--`, `|` or `>`. */
 function commandLines(text: string): string[] {
   const blocks = [...text.matchAll(/^ *```[a-z]*\n(.*?)^ *```/gms)].flatMap(([, block = ""]) =>
     block.replaceAll("\\\n", " ").replace(/ # .*/g, "").split("\n"),
@@ -24,7 +24,7 @@ function commandLines(text: string): string[] {
   );
   return [...blocks, ...inline]
     .flatMap((line) => [...line.matchAll(/(?:^|[\s"'(])xentool (.*)/g)].map(([, rest = ""]) => rest))
-    .map((line) => line.replace(/ -- .*| *[|>#&;)].*/, ""));
+    .map((line) => line.replace(/'[^']*'/g, "''").replace(/ -- .*| *[|>#&;)].*/, ""));
 }
 
 /** What is wrong with a command line, if anything. */

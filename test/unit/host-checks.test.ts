@@ -39,6 +39,15 @@ const DEVICES = Object.fromEntries(
   ["evtchn", "gntdev", "gntalloc", "xenbus"].map((name) => [`dev/xen/${name}`, ""]),
 );
 
+test("the storage daemon is looked for in PATH; without it the packages are named", async () => {
+  const PATH = "/sbin:/usr/bin";
+  const missing = (await examine({ PATH })).get("qemu-storage-daemon");
+  expect(missing).toMatchObject({ ok: false, required: false, found: "not in PATH" });
+  expect(missing?.advice).toContain("apt install qemu-utils (Debian 12: qemu-system-common)");
+  plant({ "usr/bin/qemu-storage-daemon": "" });
+  expect((await examine({ PATH })).get("qemu-storage-daemon")).toMatchObject({ ok: true, required: false });
+});
+
 describe("no Xen", () => {
   test("says so once, and that each device is missing", async () => {
     const checks = await examine();

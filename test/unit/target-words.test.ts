@@ -1,6 +1,6 @@
 // What a toolstack's `params` and `mode` say of an image: which file, and whether somebody insists.
 import { expect, test } from "bun:test";
-import { parseTarget } from "../../src/blkback/target-words.ts";
+import { parseTarget, type Target } from "../../src/blkback/target-words.ts";
 
 test.each([
   ["/a.img", "w", "/a.img", false, undefined],
@@ -12,14 +12,23 @@ test.each([
   ["aio:raw:/a.img", "w", "/a.img", false, "raw"],
   ["/a.img", "w!", "/a.img", true, undefined],
   ["nbd+unix:///vm7?socket=/run/s", "w", "nbd+unix:///vm7?socket=/run/s", false, undefined],
+  ["qcow2:/a.qcow2", "w", "/a.qcow2", false, "qcow2"],
+  ["vhdx:/a:b", "r", "/a:b", false, "vhdx"],
   ["/dir/raw:/w!:b", "w", "/dir/raw:/w!:b", false, undefined],
 ])("params %j with mode %j", (params, mode, path, shared, format) => {
-  expect(parseTarget(params, mode)).toEqual({ path, shared, format: format as "raw" | undefined });
+  expect(parseTarget(params, mode)).toEqual({ path, shared, format: format as Target["format"] });
 });
 
-test.each(["qcow2:/a.img", "a.img", "raw:", "", null, "w:/a.img", "raw:./a.img"])(
+test.each(["qcow3:/a.img", "a.img", "raw:", "", null, "w:/a.img", "raw:./a.img"])(
   "params %j: refused",
   (params) => {
-    expect(() => parseTarget(params, "w")).toThrow("is no absolute path of a raw image");
+    expect(() => parseTarget(params, "w")).toThrow("is no absolute path of an image");
   },
 );
+
+test.each([
+  ["raw:qcow2:/a.img", "names several formats"],
+  ["qcow2:nbd://host", "an NBD export is served as it is"],
+])("params %j: refused, because it %s", (params, why) => {
+  expect(() => parseTarget(params, "w")).toThrow(why);
+});

@@ -12,6 +12,9 @@ const logger = moduleLogger("block");
 /** `shared`: writes, and allows other writers. */
 export type Claim = "read" | "write" | "shared";
 
+/** Who takes the locks that QEMU knows: we, or a program that opens the image for us, and then we only look. */
+export type QemuLocks = "ours" | "lent";
+
 /** The shim's lock functions. */
 export interface LockCalls {
   xt_file_lock(fd: number, exclusive: number): number;
@@ -47,8 +50,9 @@ export function takeLocks(
   fd: number,
   path: string,
   claim: Claim,
-  insist: string,
+  insist: string | undefined,
   calls: LockCalls = shim,
+  qemuLocks: QemuLocks = "ours",
 ): boolean {
   if (claim !== "shared") {
     const error = calls.xt_file_lock(fd, claim === "write" ? 1 : 0);
@@ -58,7 +62,8 @@ export function takeLocks(
       return true;
     }
   }
-  return takeRanges(fd, CONDUCT[claim], calls);
+  const conduct = CONDUCT[claim];
+  return (qemuLocks === "lent" || takeRanges(fd, conduct, calls)) && !areTheirs(fd, conduct, calls);
 }
 
 /**
@@ -66,18 +71,25 @@ export function takeLocks(
  */
 function takeRanges(fd: number, { does, refuses }: Conduct, calls: LockCalls): boolean {
   const ours = [...does.map((what) => DOES + what), ...refuses.map((what) => REFUSES + what)];
-  if (ours.some((byte) => isTaken(calls.xt_file_lock_range(fd, byte, 1)))) return false;
-  if (refuses.length === 0) return true;
+  return !ours.some((byte) => isTaken(calls.xt_file_lock_range(fd, byte, 1)));
+}
+
+function areTheirs(fd: number, { does, refuses }: Conduct, calls: LockCalls): boolean {
+  if (refuses.length === 0) return false;
   const theirs = [...does.map((what) => REFUSES + what), ...refuses.map((what) => DOES + what)];
-  return !theirs.some((byte) => calls.xt_file_range_locked(fd, byte, 1) === 1);
+  return theirs.some((byte) => calls.xt_file_range_locked(fd, byte, 1) === 1);
 }
 
 function isTaken(error: number): boolean {
   return error < 0 && ["EAGAIN", "EACCES"].includes(errnoName(error));
 }
 
-function withoutLocks(path: string, claim: Claim, error: number, insist: string): void {
+function withoutLocks(path: string, claim: Claim, error: number, insist: string | undefined): void {
   const why = `${path}: its file system has no locks (${errnoText(error)}), so nobody can tell who else uses it`;
-  if (claim === "write") throw new XentoolError("environment", `${why}; ${insist} serves it anyway`);
+  if (claim === "write")
+    throw new XentoolError(
+      "environment",
+      `${why}${insist === undefined ? "" : `; ${insist} serves it anyway`}`,
+    );
   logger.warn(why);
 }

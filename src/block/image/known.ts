@@ -20,6 +20,11 @@ export function noteClosing(fd: number): void {
   if (isSure) servedRaw.set(text, changedMs(stat));
 }
 
+/** The image was not served as a raw disk. */
+export function noteUnused(fd: number): void {
+  users.delete(fd);
+}
+
 /** The disk of this process that has the descriptor open. */
 export function userOf(fd: number): string | undefined {
   return users.get(fd);

@@ -1,8 +1,10 @@
 // Opens an image so that nobody else can use it in the meantime, or reports who does.
 import { closeSync, constants, fstatSync, openSync, readSync, statSync, type Stats } from "node:fs";
 import { XentoolError } from "../../core/errors.ts";
-import { takeLocks, type Claim } from "./claim.ts";
-import { HEAD_BYTES, recogniseFormat, TAIL_BYTES } from "./formats.ts";
+import { takeLocks, type Claim, type QemuLocks } from "./claim.ts";
+import { shim } from "../../native/shim.ts";
+import type { ContainerFormat } from "../program/commands.ts";
+import { HEAD_BYTES, recogniseFormat, TAIL_BYTES, type ImageFormat } from "./formats.ts";
 import { backingFile, hostUses, listUses, type HostUse, type Identity } from "./host-uses.ts";
 import { isAsServed, userOf } from "./known.ts";
 import { isReadOnlyDevice } from "./limits.ts";
@@ -16,14 +18,21 @@ export const HELD = "held";
 
 /** How the user can insist, in terms of the interface in use. */
 export interface Ways {
-  /** To share the image with others that write to it. */
-  readonly shared: string;
+  /** To share the image with others that write to it; undefined: that would ruin it. */
+  readonly shared: string | undefined;
   /** To serve a container's bytes as they are. */
   readonly raw: string;
+  /** To serve what is in a container of this format. */
+  readonly format: (name: ContainerFormat) => string;
   readonly readOnly: string;
 }
 
-export const COMMAND_WAYS: Ways = { shared: "--mode w!", raw: "--format raw", readOnly: "--mode r" };
+export const COMMAND_WAYS: Ways = {
+  shared: "--mode w!",
+  raw: "--format raw",
+  format: (name) => `--format ${name}${name === "luks" ? " --key-file FILE" : ""}`,
+  readOnly: "--mode r",
+};
 
 /** The descriptors of the image and of what it lies on; the latter are held for their locks. */
 export interface Opened {
@@ -31,7 +40,13 @@ export interface Opened {
   readonly alsoHeld: readonly number[];
 }
 
-export function openClaimed(path: string, claim: Claim, direct: boolean, ways: Ways): Opened {
+export function openClaimed(
+  path: string,
+  claim: Claim,
+  direct: boolean,
+  ways: Ways,
+  qemuLocks: QemuLocks = "ours",
+): Opened {
   using undo = new DisposableStack();
   const opened = (fd: number): number => undo.adopt(fd, closeSync);
   const seen = lookAt(path);
@@ -40,7 +55,7 @@ export function openClaimed(path: string, claim: Claim, direct: boolean, ways: W
   const fd = opened(openDevice(path, seen, claim, direct, ways));
   const stat = fstatSync(fd);
   if (claim !== "shared") refuseUses(path, stat, claim, ways);
-  if (!takeLocks(fd, path, claim, ways.shared)) throw held(path, stat, ways, fd);
+  if (!takeLocks(fd, path, claim, ways.shared, shim, qemuLocks)) throw held(path, stat, ways, fd);
   const alsoHeld: number[] = [];
   const file = claim === "shared" ? undefined : openBackingFile(stat);
   if (file !== undefined) {
@@ -131,7 +146,7 @@ function refuseUses(path: string, stat: Stats, claim: Claim, ways: Ways): void {
 }
 
 function used(path: string, uses: readonly HostUse[], ways: Ways): XentoolError {
-  return new XentoolError("environment", `${path} is in use: ${listUses(uses)}; ${insistOn(ways)}`);
+  return new XentoolError("environment", `${path} is in use: ${listUses(uses)}${insistOn(ways)}`);
 }
 
 function held(path: string, image: Identity, ways: Ways, ours?: number): XentoolError {
@@ -147,12 +162,12 @@ function held(path: string, image: Identity, ways: Ways, ours?: number): Xentool
     who.length > 0
       ? `: ${listUses(who.map((what) => ({ what })))}`
       : " by somebody who cannot be seen from here";
-  const text = `${path} is in use${by}; ${insistOn(ways)}`;
+  const text = `${path} is in use${by}${insistOn(ways)}`;
   return new XentoolError("environment", text, { reason: HELD, own });
 }
 
 function insistOn(ways: Ways): string {
-  return `${ways.shared} shares it anyway`;
+  return ways.shared === undefined ? "" : `; ${ways.shared} shares it anyway`;
 }
 
 /** Throws `usage` when the image is a container with a disk in it. */
@@ -168,9 +183,15 @@ export function refuseContainer(fd: number, path: string, sizeBytes: number, way
     throw new XentoolError(
       "usage",
       `${path} looks like ${format.name}, of which a guest would see, and destroy, the container instead of what is ` +
-        `in it: ${format.advice}; ${ways.raw} serves its bytes as they are`,
+        `in it: ${adviceFor(format, ways)}; ${ways.raw} serves its bytes as they are`,
     );
   } finally {
     closeSync(reader);
   }
+}
+
+function adviceFor({ format, advice }: ImageFormat, ways: Ways): string {
+  const serves =
+    format === undefined ? [] : [`${ways.format(format)} serves that, if no guest has made it look so`];
+  return [...serves, ...(advice === undefined ? [] : [advice])].join(", ");
 }

@@ -3,7 +3,6 @@
 import { pause } from "../../core/deadline.ts";
 import { describeError, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
-import { openImage, type FileImage, type ImageOptions } from "../image.ts";
 import { HELD } from "./open.ts";
 
 const logger = moduleLogger("block");
@@ -11,18 +10,17 @@ const logger = moduleLogger("block");
 const PAUSE_MS = 100;
 
 /**
- * Retries `openImage` while the image is held and `mayWait` allows it. `mayWait` gets the time waited so far, and
- * whether this process holds the image.
+ * Retries `open` while the image is held and `mayWait` allows it. `mayWait` gets the time waited so far, and whether
+ * this process holds the image.
  */
-export async function openImageWhenFree(
-  path: string,
-  options: ImageOptions,
+export async function openWhenFree<T>(
+  open: () => T | Promise<T>,
   mayWait: (waitedMs: number, own: boolean) => boolean | Promise<boolean>,
-): Promise<FileImage> {
+): Promise<T> {
   const since = performance.now();
   for (let said = false; ; said = true) {
     try {
-      return openImage(path, options);
+      return await open();
     } catch (error) {
       if (!(error instanceof XentoolError) || error.context["reason"] !== HELD) throw error;
       if (!(await mayWait(performance.now() - since, error.context["own"] === true))) throw error;

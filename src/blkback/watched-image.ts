@@ -1,0 +1,53 @@
+// Opens the image that a toolstack's keys name for a device.
+import { openImage } from "../block/image.ts";
+import { openedImage, type OpenedImage } from "../block/image/opened.ts";
+import { isNbdUri, openNbdImage } from "../block/image/nbd.ts";
+import { openProgramImage } from "../block/image/program.ts";
+import type { Xenstore } from "../xenstore/client.ts";
+import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
+import { programSocket } from "./program-socket.ts";
+import { hasServedRaw, refuseOthersDevice } from "./sharing.ts";
+import { parseTarget, TARGET_WAYS } from "./target-words.ts";
+
+export interface WatchedImageOptions {
+  readonly isCdrom: boolean;
+  readonly direct: boolean;
+  readonly sectorSizeBytes: number;
+  /** "raw": treat the image as raw, whatever it looks like. */
+  readonly format: "raw" | undefined;
+  /** To an NBD server, at most. */
+  readonly connections: number | undefined;
+  readonly statsDir: string;
+}
+
+export async function openWatchedImage(
+  xenstore: Xenstore,
+  address: DeviceAddress,
+  options: WatchedImageOptions,
+): Promise<OpenedImage> {
+  const { direct, sectorSizeBytes, connections, statsDir } = options;
+  const read = (key: string): Promise<string | null> => xenstore.tryRead(`${backendDir(address)}/${key}`);
+  const { path, shared, format } = parseTarget(await read("params"), await read("mode"));
+  const readOnly = options.isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
+  if (isNbdUri(path))
+    return openedImage(await openNbdImage(path, { readOnly, sectorSizeBytes, connections }));
+  const how = {
+    readOnly,
+    shared: shared && !readOnly,
+    direct,
+    sectorSizeBytes,
+    user: describeDevice(address),
+    ways: TARGET_WAYS,
+  };
+  const discard = (await read("discard-enable")) !== "0";
+  if (format !== undefined && format !== "raw") {
+    await refuseOthersDevice(xenstore, address, path, readOnly);
+    const socket = programSocket(statsDir, address);
+    return openProgramImage(path, { format }, { ...how, discard, connections, socket });
+  }
+  const isKnown = await hasServedRaw(xenstore, address, path);
+  if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);
+  return openedImage(
+    openImage(path, { ...how, discard, format: isKnown ? "raw" : (format ?? options.format) }),
+  );
+}

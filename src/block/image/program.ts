@@ -1,0 +1,110 @@
+// An image that a program opens for us and serves by NBD. We lock its file as any image, except for QEMU's locks, which
+// the program takes itself. It inherits our lock, so that nobody gets the image while anything of the program lives.
+import { closeSync } from "node:fs";
+import { resolve } from "node:path";
+import { XentoolError } from "../../core/errors.ts";
+import {
+  formatCommand,
+  isLocalImage,
+  STORAGE_DAEMON,
+  viaCommand,
+  type ContainerFormat,
+} from "../program/commands.ts";
+import { NbdProgram } from "../program/program.ts";
+import { noteOpened, noteUnused } from "./known.ts";
+import { openNbdImage } from "./nbd.ts";
+import type { OpenedImage } from "./opened.ts";
+import { COMMAND_WAYS, openClaimed, type Ways } from "./open.ts";
+
+/** How an image that we cannot read ourselves is opened. */
+export type Opener =
+  | { readonly format: ContainerFormat; readonly keyFile?: string | undefined }
+  /** A command that gets a listening socket. */
+  | { readonly via: string };
+
+export interface ProgramImageOptions {
+  readonly readOnly: boolean;
+  readonly direct: boolean;
+  readonly shared: boolean;
+  readonly sectorSizeBytes: number;
+  /** To the program, at most. */
+  readonly connections?: number | undefined;
+  /** Where the program is to listen. */
+  readonly socket: string;
+  /** The disk it is opened for. */
+  readonly user: string;
+  readonly ways?: Ways;
+  /** False: discard is not offered to the guest. */
+  readonly discard?: boolean;
+}
+
+/** How a device's keys name such an image: "qcow2:/images/a.qcow2". */
+export function programImageName(source: string, opener: Opener): string {
+  if ("format" in opener) return `${opener.format}:${resolve(source)}`;
+  return `via:${isLocalImage(source) ? resolve(source) : source}`;
+}
+
+/**
+ * Starts the program and waits until it has opened the image. Throws as `openImage` does, and `io` with the program's
+ * last words when it fails. Disposing of the result ends the program.
+ */
+export async function openProgramImage(
+  source: string,
+  opener: Opener,
+  options: ProgramImageOptions,
+): Promise<OpenedImage> {
+  const {
+    readOnly,
+    shared,
+    sectorSizeBytes,
+    connections,
+    socket,
+    user,
+    ways = COMMAND_WAYS,
+    discard = true,
+  } = options;
+  const isLocal = "format" in opener || isLocalImage(source);
+  const path = isLocal ? resolve(source) : source;
+  const argv = argvOf(path, opener, options);
+  await using undo = new AsyncDisposableStack();
+  const held: number[] = [];
+  if (isLocal && !shared) {
+    const { fd, alsoHeld } = openClaimed(
+      path,
+      readOnly ? "read" : "write",
+      false,
+      waysOf(opener, ways),
+      "lent",
+    );
+    held.push(fd, ...alsoHeld);
+    undo.defer(() => held.forEach(closeHeld));
+    noteOpened(fd, user);
+  }
+  const name = "format" in opener ? STORAGE_DAEMON : "the command of --via";
+  const program = new NbdProgram({ name, user, argv, socket, held });
+  undo.defer(() => program.close());
+  const image = await program.opened(openNbdImage(program.uri, { readOnly, sectorSizeBytes, connections }));
+  const info = { ...image.info, canDiscard: image.info.canDiscard && discard };
+  const kept = undo.move();
+  return {
+    image: { ...image, info, path: programImageName(source, opener), held: held[0] },
+    reportTo: (onTrouble) => program.reportTo(onTrouble),
+    [Symbol.asyncDispose]: () => kept.disposeAsync(),
+  };
+}
+
+function argvOf(path: string, opener: Opener, { shared, readOnly, direct }: ProgramImageOptions): string[] {
+  if ("via" in opener) return viaCommand(opener.via, path);
+  const { format, keyFile } = opener;
+  if (shared) throw new XentoolError("usage", `${path}: two writers would ruin a ${format} image; drop w!`);
+  return formatCommand(format, path, { readOnly, direct, keyFile });
+}
+
+function waysOf(opener: Opener, ways: Ways): Ways {
+  return "format" in opener ? { ...ways, shared: undefined } : ways;
+}
+
+function closeHeld(fd: number): void {
+  noteUnused(fd);
+  closeSync(fd);
+}

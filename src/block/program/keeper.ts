@@ -1,0 +1,84 @@
+// Runs a program that lives exactly as long as we do. A shell in a session of its own keeps it: when its control pipe
+// closes, because we ask for the end or because we are gone, however we died, everything in the session gets SIGTERM,
+// and SIGKILL if it is still there later. Ctrl-C on our terminal reaches neither, so that a guest's last flush does.
+import { pause } from "../../core/deadline.ts";
+import { relayLines } from "./messages.ts";
+
+/** Until SIGKILL. An image that is closed in order is flushed first. */
+const PATIENCE_S = 10;
+/** How long we wait for the end of what it printed, which a process that left the session may hold open. */
+const LAST_WORDS_MS = 500;
+
+/**
+ * Signals are caught, not ignored, because what is ignored stays ignored in the program. The descriptors from 3 on
+ * stay open in all of the session, and with them the locks on them. What dash says about signals is dropped.
+ */
+const KEEPER = `
+trap : TERM PIPE HUP INT
+exec 9<&0 8>&1 7>&2 </dev/null >/dev/null 2>&1
+patience=$1
+shift
+sh -c 'LISTEN_PID=$$ exec "$@"' sh "$@" >&7 2>&7 7>&- 8>&- 9<&- &
+program=$!
+(trap : TERM; read -r _; kill -TERM 0; sleep $patience; kill -KILL 0) <&9 7>&- 8>&- 9<&- &
+echo $program >&8
+while wait $program; status=$?; kill -0 $program; do :; done
+echo $status >&8
+kill -KILL 0
+`;
+
+export interface KeptProcess {
+  /** Resolves to how the program ended, once nothing of its session is left. */
+  readonly ended: Promise<string>;
+  /** Asks it to end. */
+  stop(): void;
+}
+
+/**
+ * Starts `argv` with `fds` as its descriptors from 3 on; the first one is announced as a listening socket, by
+ * LISTEN_FDS and LISTEN_PID (sd_listen_fds(3)). `onLine` gets what it prints. Throws when no process can be started.
+ */
+export function keepProcess(
+  argv: readonly string[],
+  fds: readonly number[],
+  onLine: (line: string) => void,
+  patienceS = PATIENCE_S,
+): KeptProcess {
+  const child = Bun.spawn(["/bin/sh", "-c", KEEPER, "sh", String(patienceS), ...argv], {
+    stdio: ["pipe", "pipe", "pipe", ...fds],
+    env: { ...process.env, LISTEN_FDS: "1" },
+    // A session, and so a process group, of its own.
+    detached: true,
+  });
+  const printed = relayLines(child.stderr, onLine, longOnes(argv));
+  const end = async (): Promise<string> => {
+    const status = child.stdout.text();
+    await child.exited;
+    killGroup(child.pid);
+    const last = await Promise.race([printed.last, pause(LAST_WORDS_MS).then(() => "")]);
+    printed.cancel();
+    const how = describeStatus((await status).split("\n")[1]);
+    return last === "" ? how : `${how}: ${last}`;
+  };
+  return { ended: end(), stop: () => void child.stdin.end() };
+}
+
+/** Arguments that would hide what a message says beside them. */
+function longOnes(argv: readonly string[]): string[] {
+  return argv.filter(({ length }) => length > 100);
+}
+
+/** What is left if the keeper itself was killed. */
+function killGroup(pid: number): void {
+  try {
+    process.kill(-pid, "SIGKILL");
+  } catch {
+    // Nothing is left.
+  }
+}
+
+function describeStatus(text: string | undefined): string {
+  if (text === undefined || text === "") return "was killed with its keeper";
+  const status = Number(text);
+  return status > 128 ? `was killed by signal ${status - 128}` : `ended with status ${status}`;
+}

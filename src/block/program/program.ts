@@ -1,0 +1,126 @@
+// A program that serves an image to us by NBD, e.g. qemu-storage-daemon, on a socket that we listen at and hand over.
+// It lives as long as we do. When it dies it is started again with the same socket, where connections wait meanwhile.
+import { pause } from "../../core/deadline.ts";
+import { describeError, XentoolError } from "../../core/errors.ts";
+import { moduleLogger } from "../../core/log.ts";
+import { isListening, listenAt, type UnixListener } from "../../native/unix-listener.ts";
+import { HELD } from "../image/open.ts";
+import { probeExport } from "../targets/nbd/probe.ts";
+import { keepProcess, type KeptProcess } from "./keeper.ts";
+
+const logger = moduleLogger("program");
+
+/** Until it is started again: at first, and at most, each time twice as long. */
+const FIRST_PAUSE_MS = 100;
+const LAST_PAUSE_MS = 30_000;
+/** One that has lived this long is started again at once. */
+const STEADY_MS = 10_000;
+
+export interface ProgramOptions {
+  /** For messages: its name, and the disk that it serves. */
+  readonly name: string;
+  readonly user: string;
+  readonly argv: readonly string[];
+  /** Where it is to serve. */
+  readonly socket: string;
+  /** Descriptors that stay open while anything of it lives, for the locks on them. */
+  readonly held: readonly number[];
+}
+
+/** Gets what is wrong with the program, and undefined once it serves again. */
+export type OnTrouble = (why: string | undefined) => void;
+
+export class NbdProgram {
+  /** Where it serves. */
+  readonly uri: string;
+  readonly #options: ProgramOptions;
+  readonly #listener: UnixListener;
+  readonly #stop = new AbortController();
+  /** Rejects if it ends before it has opened the image. */
+  readonly #failed = Promise.withResolvers<never>();
+  readonly #over: Promise<void>;
+  #process: KeptProcess | undefined;
+  #hasOpened = false;
+  #onTrouble: OnTrouble = () => {};
+  #trouble: string | undefined;
+
+  /** Throws `environment` while a former one still lives. */
+  constructor(options: ProgramOptions) {
+    const { socket, name } = options;
+    this.#options = options;
+    this.uri = `nbd+unix:///?socket=${encodeURIComponent(socket)}`;
+    if (isListening(socket))
+      throw new XentoolError("environment", `the ${name} of the server before this one still runs`, {
+        reason: HELD,
+      });
+    this.#listener = listenAt(socket);
+    this.#failed.promise.catch(() => {});
+    this.#over = this.#keep();
+  }
+
+  /** The result of `opening`, which asks the program for its export, unless the program ends before. Throws `io`. */
+  async opened<T>(opening: Promise<T>): Promise<T> {
+    const result = await Promise.race([opening, this.#failed.promise]);
+    this.#hasOpened = true;
+    return result;
+  }
+
+  reportTo(onTrouble: OnTrouble): void {
+    this.#onTrouble = onTrouble;
+    if (this.#trouble !== undefined) onTrouble(this.#trouble);
+  }
+
+  /** Ends the program, which closes the image. Never fails. */
+  async close(): Promise<void> {
+    this.#stop.abort();
+    this.#process?.stop();
+    await this.#over;
+    this.#listener.close();
+  }
+
+  async #keep(): Promise<void> {
+    const { name, user } = this.#options;
+    for (let pauseMs = FIRST_PAUSE_MS; ;) {
+      const sinceMs = performance.now();
+      const how = await this.#run();
+      if (this.#stop.signal.aborted) return;
+      const why = `${name} ${how}`;
+      if (!this.#hasOpened) return this.#failed.reject(new XentoolError("io", why));
+      pauseMs =
+        performance.now() - sinceMs >= STEADY_MS ? FIRST_PAUSE_MS : Math.min(2 * pauseMs, LAST_PAUSE_MS);
+      logger.info(`${user}: ${why}; it is started again in ${pauseMs / 1000} s`);
+      this.#say(why);
+      if (!(await pause(pauseMs, this.#stop.signal))) return;
+    }
+  }
+
+  /** Returns how it ended. */
+  async #run(): Promise<string> {
+    const { name, user, argv, held } = this.#options;
+    try {
+      const fds = [this.#listener.fd, ...held];
+      const process = keepProcess(argv, fds, (line) => logger.warn(`${user}: ${name}: ${line}`));
+      this.#process = process;
+      if (this.#trouble !== undefined) this.#watchRecovery(process);
+      return await process.ended;
+    } catch (error) {
+      return `cannot be started: ${describeError(error)}`;
+    }
+  }
+
+  /** Silence and refusals are no news: they are seen by whoever uses the export. */
+  #watchRecovery(process: KeptProcess): void {
+    const { socket: address } = this.#options;
+    probeExport({ address, port: undefined, exportName: "" }).then(
+      () => {
+        if (process === this.#process) this.#say(undefined);
+      },
+      () => {},
+    );
+  }
+
+  #say(why: string | undefined): void {
+    this.#trouble = why;
+    this.#onTrouble(why);
+  }
+}

@@ -1,0 +1,209 @@
+// `serve --format`, `--via` and watch's words for them: who may open the image when, and the life of the program that
+// opens it for us.
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
+import { createDevice } from "../../src/blkback/toolstack.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { parseVdev } from "../../src/protocol/blkif.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { readUntil } from "../support/process.ts";
+import { judge, ProgramDisks, programItself, programsWith, untilNone } from "./program-disks.ts";
+
+const FAILED = -1;
+const DAEMON = "qemu-storage-daemon";
+const serve = (image: string, vdev: string, ...options: string[]): string[] =>
+  ["blkback", "serve", image, "--domid", "1", "--vdev", vdev].concat(options);
+
+let world: ProgramDisks;
+let image: string;
+beforeEach(async () => {
+  world = await ProgramDisks.start({ "disk.img": new Uint8Array(1 << 20).fill(5) });
+  image = world.path("disk.qcow2");
+  await judge("qemu-img", "convert", "-q", "-O", "qcow2", world.path("disk.img"), image);
+});
+afterEach(() => world.close());
+
+describe("who may have the image", () => {
+  test("a writer has it alone; readers share it", async () => {
+    const writer = await world.connect(image, "xvdb", "--format", "qcow2");
+    const asked = [
+      world.run(serve(image, "xvdc", "--format", "qcow2")),
+      world.run(serve(image, "xvdd", "--format", "raw")),
+    ];
+    for (const second of await Promise.all(asked)) {
+      expect(second.stderr).toContain(`${image} is in use: process ${writer.server.pid}, xentool`);
+      expect(second.status).toBe(3);
+    }
+    expect(await writer.end()).toBe(143);
+    const readers = [
+      await world.connect(image, "xvdb", "--format", "qcow2", "--mode", "r"),
+      await world.connect(image, "xvdc", "--format", "qcow2", "--mode", "r"),
+    ];
+    for (const { guest } of readers) {
+      expect(await guest.read(8)).toEqual(new Uint8Array(4096).fill(5));
+      expect(await guest.write(8, 1)).toBe(FAILED);
+    }
+    for (const { end } of readers) expect(await end()).toBe(143);
+  });
+
+  test("two writers are refused even if they insist, and so is what QEMU has open", async () => {
+    expect(await world.run(serve(image, "xvdb", "--format", "qcow2", "--mode", "w!"))).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining("two writers would ruin a qcow2 image"),
+    });
+    const [socket, pidFile] = [world.path("qemu.sock"), world.path("pid")];
+    const other = Bun.spawn(
+      ["qemu-nbd", "-f", "qcow2", `--socket=${socket}`, `--pid-file=${pidFile}`, image],
+      {
+        stdio: ["ignore", "inherit", "inherit"],
+      },
+    );
+    while (!existsSync(pidFile)) await Bun.sleep(10);
+    const refused = await world.run(serve(image, "xvdb", "--format", "qcow2"));
+    other.kill();
+    await other.exited;
+    expect(refused.stderr).toContain(`${image} is in use: process ${other.pid}, qemu-nbd`);
+    expect(refused.status).toBe(3);
+  });
+
+  test("a successor after kill -9 waits for the first one's program; the image stays whole", async () => {
+    const first = await world.connect(image, "xvdb", "--format", "qcow2");
+    expect(await first.guest.write(0, 7)).toBe(0);
+    expect(await first.guest.flush()).toBe(0);
+    // A program that cannot end yet: it gets SIGTERM, but does not run.
+    const program = programItself(DAEMON, image);
+    process.kill(program, "SIGSTOP");
+    first.server.kill("SIGKILL");
+    await first.server.exited;
+    const next = world.spawn(["-v", ...serve(image, "xvdb", "--format", "qcow2")]);
+    await readUntil(next.stderr, "waiting");
+    expect(programsWith(image)).toContain(program);
+    process.kill(program, "SIGCONT");
+    await readUntil(next.stderr, "taking over");
+    expect(programItself(DAEMON, image)).not.toBe(program);
+    next.kill("SIGKILL");
+    await next.exited;
+    await untilNone(image);
+    await judge("qemu-img", "check", "-q", image);
+    first.guest.close();
+    await world.run(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"]);
+  });
+});
+
+describe("the program's life", () => {
+  test("kill -9 of the program: that disk fails alone, and the program is started again", async () => {
+    const other = world.path("other.qcow2");
+    await judge("qemu-img", "create", "-q", "-f", "qcow2", other, "1M");
+    const [disk, neighbour] = [
+      await world.connect(image, "xvdb", "--format", "qcow2"),
+      await world.connect(other, "xvdc", "--format", "qcow2"),
+    ];
+    const program = programItself(DAEMON, image);
+    process.kill(program, "SIGKILL");
+    await readUntil(disk.server.stderr, `${DAEMON} was killed by signal 9`);
+    expect(await neighbour.guest.write(0, 3)).toBe(0);
+    await readUntil(disk.server.stderr, "it is served now");
+    expect(programItself(DAEMON, image)).not.toBe(program);
+    expect(await disk.guest.write(0, 3)).toBe(FAILED);
+    expect(await disk.end()).toBe(5);
+    expect(await neighbour.end()).toBe(143);
+    await judge("qemu-img", "check", "-q", image);
+  });
+
+  test("what a program that fails at once says is the error", async () => {
+    const raw = await world.run(serve(world.path("disk.img"), "xvdb", "--format", "qcow2"));
+    expect(raw.stderr).toContain(`${DAEMON} ended with status 1`);
+    expect(raw.stderr).toContain("Image is not in qcow2 format");
+    expect(raw.status).toBe(5);
+    const via = await world.run(serve("x", "xvdb", "--via", "sh -c 'echo sorry >&2; exit 4'"));
+    expect(via.stderr).toContain("the command of --via ended with status 4: sorry");
+  });
+
+  test("a program that is not installed: its package is named", async () => {
+    const PATH = world.disks.dir;
+    const missing = await world.run(serve(image, "xvdb", "--format", "qcow2"), { PATH });
+    expect(missing.stderr).toContain("apt install qemu-utils (Debian 12: qemu-system-common)");
+    expect(missing.status).toBe(3);
+  });
+
+  test("contradictions", async () => {
+    for (const [args, words] of [
+      [[image, "--via", "nbdkit file $1", "--format", "qcow2"], "--via"],
+      [[image, "--format", "qcow2", "--key-file", "/etc/hostname"], "--key-file is for --format luks"],
+      [["nbd://localhost", "--format", "qcow2"], "without --format"],
+    ] as const) {
+      const refused = await world.run(serve(args[0], "xvdb", ...args.slice(1)));
+      expect(refused.stderr).toContain(words);
+      expect(refused.status).toBe(2);
+    }
+  });
+});
+
+describe("--via", () => {
+  test.each([
+    ["nbdkit file", "nbdkit --foreground file $1"],
+    ["qemu-nbd", 'qemu-nbd --format=raw --persistent --shared=8 --discard=unmap "$1"'],
+    ["a shell's line that ends in exec", `sh -c ': first; exec nbdkit --foreground file "$1"' sh "$1"`],
+  ])("%s", async (_, command) => {
+    const file = world.path("disk.img");
+    const disk = await world.connect(file, "xvdb", "--via", command);
+    expect(await disk.guest.read(8)).toEqual(new Uint8Array(4096).fill(5));
+    expect(await disk.guest.write(16, 6)).toBe(0);
+    expect(await disk.guest.flush()).toBe(0);
+    expect(await disk.end()).toBe(143);
+    expect(readFileSync(file)[16 * 512]).toBe(6);
+  });
+
+  test("nbdkit memory, which no file stands for", async () => {
+    const disk = await world.connect("64M", "xvdb", "--via", "nbdkit --foreground memory $1");
+    expect(await disk.guest.write(16, 6)).toBe(0);
+    expect(await disk.guest.read(16)).toEqual(new Uint8Array(4096).fill(6));
+    const [listed] = JSON.parse((await world.run(["blkback", "list", "--json"])).stdout) as {
+      params: string;
+    }[];
+    expect(listed?.params).toBe("via:64M");
+    expect(await disk.end()).toBe(143);
+  });
+
+  test("one that prints without end, and leaves children: the log is bounded, and nothing stays", async () => {
+    const noisy = world.path("noisy");
+    writeFileSync(noisy, '#!/bin/sh\nyes "$1" >&2 &\nexec nbdkit --foreground memory 1M\n', { mode: 0o755 });
+    const server = world.spawn(serve(world.disks.dir, "xvdb", "--via", `${noisy} "$1"`));
+    const log = await readUntil(server.stderr, "more lines");
+    expect(log.split("\n").length).toBeLessThan(100);
+    const guest = await world.guest("xvdb");
+    expect(await guest.write(0, 1)).toBe(0);
+    server.kill("SIGKILL");
+    await server.exited;
+    await untilNone(world.disks.dir);
+    guest.close();
+    await world.run(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"]);
+  });
+});
+
+test("watch serves what xl names: target=qcow2:PATH", async () => {
+  const at = {
+    backend: toDomid(0),
+    frontend: toDomid(1),
+    kind: DEFAULT_KIND,
+    devid: Number(parseVdev("xvdb")),
+  };
+  const dom0 = world.disks.host.platform(0);
+  const xenstore = await Xenstore.connect(dom0);
+  const watch = world.spawn(["-v", "blkback", "watch", "--kind", DEFAULT_KIND, "--any-script"]);
+  const params = `qcow2:${image}`;
+  await createDevice(xenstore, { address: at, readOnly: false, deviceType: "disk", params });
+  await readUntil(watch.stderr, "InitWait");
+  const guest = await world.guest("xvdb");
+  expect(await guest.read(8)).toEqual(new Uint8Array(4096).fill(5));
+  expect(await xenstore.read(`${backendDir(at)}/hotplug-status`)).toBe("connected");
+  await guest.setState(6);
+  watch.kill("SIGTERM");
+  await watch.exited;
+  await untilNone(image);
+  guest.close();
+  await world.run(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"]);
+  xenstore.close();
+  dom0.close();
+});

@@ -1,0 +1,103 @@
+// Images in QEMU's formats, served through qemu-storage-daemon by the executable to a guest by hand; qemu-img compares
+// and checks them.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { judge, ProgramDisks } from "../e2e/program-disks.ts";
+import { readUntil } from "../support/process.ts";
+
+const SIZE = 8 << 20;
+const PASSPHRASE = "open sesame";
+let world: ProgramDisks;
+beforeEach(async () => {
+  world = await ProgramDisks.start();
+});
+afterEach(() => world.close());
+
+/** `qemu` is the format as qemu-img names it. */
+const FORMATS = [
+  { name: "qcow2", qemu: "qcow2", options: [] },
+  { name: "qed", qemu: "qed", options: [] },
+  { name: "vhd", qemu: "vpc", options: ["-o", "force_size=on"] },
+  { name: "vhdx", qemu: "vhdx", options: [] },
+  { name: "vmdk", qemu: "vmdk", options: [] },
+  { name: "vdi", qemu: "vdi", options: [] },
+  { name: "parallels", qemu: "parallels", options: [] },
+] as const;
+
+test("what a guest writes is in the image, as the format's own tools read it", async () => {
+  const expected = new Uint8Array(SIZE);
+  const raw = world.path("expected.img");
+  const vdevs = FORMATS.map((_, index) => `xvd${"abcdefgh"[index]}`);
+  const disks = await Promise.all(
+    FORMATS.map(async ({ name, qemu, options }, index) => {
+      const image = world.path(`disk.${name}`);
+      await judge("qemu-img", "create", "-q", "-f", qemu, ...options, image, String(SIZE));
+      return world.connect(image, vdevs[index] ?? "", "--format", name);
+    }),
+  );
+  for (const [sector, byte] of [
+    [0, 1],
+    [8, 2],
+    [9000, 3],
+    [SIZE / 512 - 8, 4],
+  ] as const) {
+    for (const { guest } of disks) expect(await guest.write(sector, byte)).toBe(0);
+    expected.fill(byte, sector * 512, sector * 512 + 4096);
+  }
+  writeFileSync(raw, expected);
+  for (const { guest } of disks) {
+    expect(await guest.flush()).toBe(0);
+    expect(await guest.read(9000)).toEqual(new Uint8Array(4096).fill(3));
+  }
+  for (const { end } of disks) expect(await end()).toBe(143);
+  for (const { name, qemu } of FORMATS)
+    await judge("qemu-img", "compare", "-q", "-f", "raw", "-F", qemu, raw, world.path(`disk.${name}`));
+  for (const name of ["qcow2", "vhdx", "vdi"])
+    await judge("qemu-img", "check", "-q", "-f", name, world.path(`disk.${name}`));
+});
+
+test("luks: with the passphrase of a file", async () => {
+  const [image, key] = [world.path("disk.luks"), world.path("key")];
+  writeFileSync(key, PASSPHRASE);
+  const secret = ["--object", `secret,id=key,file=${key}`];
+  const quick = "key-secret=key,iter-time=10";
+  await judge("qemu-img", "create", "-q", ...secret, "-f", "luks", "-o", quick, image, String(SIZE));
+  const serve = ["blkback", "serve", image, "--domid", "1", "--vdev", "xvdb", "--format", "luks"];
+  expect((await world.run(serve)).stderr).toContain("--key-file");
+  writeFileSync(world.path("wrong"), "sesame");
+  const wrong = await world.run([...serve, "--key-file", world.path("wrong")]);
+  expect(wrong.stderr).toContain("--blockdev …: Invalid password");
+  expect(wrong.status).toBe(5);
+  const disk = await world.connect(image, "xvdb", "--format", "luks", "--key-file", key);
+  expect(await disk.guest.write(0, 9)).toBe(0);
+  expect(await disk.end()).toBe(143);
+  const source = `driver=luks,key-secret=key,file.filename=${image}`;
+  const clear = world.path("clear.img");
+  await judge("qemu-img", "convert", "-q", ...secret, "--image-opts", "-O", "raw", source, clear);
+  // Elsewhere is what zeroes decrypt to.
+  expect(readFileSync(clear).subarray(0, 4096)).toEqual(Buffer.alloc(4096, 9));
+});
+
+test.each([[[]], [["--direct"]]])("a guest's trims reach a qcow2 %j", async (options) => {
+  const image = world.path("disk.qcow2");
+  await judge("qemu-img", "create", "-q", "-f", "qcow2", image, "32M");
+  const server = await world.serve(image, "xvdb", "--format", "qcow2", ...options);
+  const socket = world.path("front.sock");
+  const front = world.spawn(["blkfront", "nbd", "--vdev", "xvdb", "--socket", socket], {
+    XENTOOL_DOMID: "1",
+  });
+  await readUntil(front.stderr, "serving");
+  const uri = `nbd+unix:///?socket=${socket}`;
+  const io = (...commands: readonly string[]): Promise<string> =>
+    judge("qemu-io", "-f", "raw", ...commands.flatMap((it) => ["-c", it]), uri);
+  await io("write -q -P 7 0 16M", "flush");
+  const full = statSync(image).blocks;
+  expect(full * 512).toBeGreaterThanOrEqual(16 << 20);
+  await io("discard -q 0 15M", "flush", "read -q -P 7 15M 1M");
+  expect(statSync(image).blocks * 512).toBeLessThan(4 << 20);
+  front.kill("SIGTERM");
+  await front.exited;
+  server.kill("SIGTERM");
+  expect(await server.exited).toBe(143);
+  await judge("qemu-img", "check", "-q", image);
+});

@@ -1,0 +1,149 @@
+// Programs that serve images to us: kept alive as long as we are, started again when they die, and bounded in what they
+// may print.
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { keepProcess } from "../../src/block/program/keeper.ts";
+import { relayLines } from "../../src/block/program/messages.ts";
+import { NbdProgram, type ProgramOptions } from "../../src/block/program/program.ts";
+import { describeError } from "../../src/core/errors.ts";
+import { probeExport } from "../../src/block/targets/nbd/probe.ts";
+import { isListening } from "../../src/native/unix-listener.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+
+let dir: string;
+beforeEach(() => {
+  dir = temporaryDirectory();
+});
+afterEach(() => removeDirectory(dir));
+
+describe("a kept process", () => {
+  const keep = async (script: string, patienceS?: number): Promise<readonly [string, readonly string[]]> => {
+    const lines: string[] = [];
+    const fd = openSync("/dev/null", "r");
+    const kept = keepProcess(
+      ["/bin/sh", "-c", script],
+      [fd],
+      (line) => {
+        lines.push(line);
+        if (line === "stop me") kept.stop();
+      },
+      patienceS,
+    );
+    const how = await kept.ended;
+    closeSync(fd);
+    return [how, lines];
+  };
+
+  test.each([
+    ["exit 0", "ended with status 0"],
+    ["echo first; echo why >&2; exit 3", "ended with status 3: why"],
+    ["kill -9 $$", "was killed by signal 9"],
+    ["echo hi; kill -9 $PPID; sleep 1000", "was killed with its keeper: hi"],
+    ["printf 'a\\033[31m'", "ended with status 0: a\\x1b[31m"],
+    ["echo stop me; sleep 1000", "was killed by signal 15: stop me"],
+    ["sleep 1000 & echo stop me; wait", "was killed by signal 15: stop me"],
+    ["exec 2>&1; setsid sleep 0.3 & echo over", "ended with status 0: over"],
+  ])("%s", async (script, how) => {
+    const [ended] = await keep(script);
+    expect(ended).toBe(how);
+  });
+
+  test("one that does not end when asked is killed", async () => {
+    const [how] = await keep("trap : TERM; echo stop me; while :; do sleep 0.01; done", 0);
+    expect(how).toStartWith("was killed");
+  });
+
+  test("knows its listening socket", async () => {
+    const inherited = "for n in 3 4 5 6 7 8 9 10; do [ ! -e /proc/$$/fd/$n ] || echo $n; done";
+    const [, lines] = await keep(`echo $LISTEN_FDS $((LISTEN_PID - $$)); ${inherited}`);
+    expect(lines).toEqual(["1 0", "3"]);
+  });
+});
+
+describe("what a program prints", () => {
+  test("is counted beyond twenty lines a second, and cut into lines of 500 characters", async () => {
+    const lines: string[] = [];
+    const text = `${Array.from({ length: 30 }, (_, number) => `line ${number}`).join("\n")}\n${"x".repeat(700)}`;
+    const printed = relayLines(new Blob([text]).stream(), (line) => lines.push(line));
+    expect(await printed.last).toBe(`${"x".repeat(500)}…`);
+    expect(lines).toHaveLength(21);
+    expect(lines[19]).toBe("line 19");
+    expect(lines[20]).toBe("(11 more lines)");
+  });
+
+  test("does not repeat long arguments", async () => {
+    const known = JSON.stringify({ filename: "/x" });
+    const printed = relayLines(new Blob([`--blockdev ${known}: no such file\n`]).stream(), () => {}, [known]);
+    expect(await printed.last).toBe("--blockdev …: no such file");
+  });
+
+  test("without end, is read no faster than 64 KiB a second", async () => {
+    let pulled = 0;
+    const endless = new ReadableStream<Uint8Array>({
+      pull: (controller) => {
+        pulled++;
+        controller.enqueue(new Uint8Array(64 * 1024).fill(0x79));
+      },
+    });
+    const printed = relayLines(endless, () => {});
+    await Bun.sleep(0);
+    printed.cancel();
+    expect(await printed.last).toHaveLength(501);
+    expect(pulled).toBeLessThan(5);
+  });
+});
+
+describe("an NBD program", () => {
+  const program = (options: Partial<ProgramOptions>): NbdProgram =>
+    new NbdProgram({ name: "it", user: "a disk", argv: [], socket: join(dir, "sock"), held: [], ...options });
+  const memory = ["nbdkit", "--foreground", "memory", "1M"];
+  const probe = (): Promise<unknown> =>
+    probeExport({ address: join(dir, "sock"), port: undefined, exportName: "" });
+
+  test("serves on our socket; closing it leaves no socket", async () => {
+    const it = program({ argv: memory });
+    expect(it.uri).toBe(`nbd+unix:///?socket=${encodeURIComponent(join(dir, "sock"))}`);
+    expect(await it.opened(probe())).toMatchObject({ sizeBytes: 1 << 20 });
+    expect(() => program({ argv: memory })).toThrow("the it of the server before this one still runs");
+    await it.close();
+    expect(existsSync(join(dir, "sock"))).toBe(false);
+  });
+
+  test("that dies before it has opened: its last words, and it is not started again", async () => {
+    const argv = ["/bin/sh", "-c", `echo x >>${join(dir, "starts")}; echo broken; exit 1`];
+    const it = program({ argv });
+    const why = await it.opened(new Promise(() => {})).catch(describeError);
+    expect(why).toBe("it ended with status 1: broken");
+    await it.close();
+    expect(readFileSync(join(dir, "starts"), "utf8")).toBe("x\n");
+  });
+
+  test("that never answers: the caller's patience counts, and it ends with us", async () => {
+    const it = program({ argv: ["sleep", "1000"] });
+    const late = Promise.reject(new Error("no answer"));
+    expect(await it.opened(late).catch(describeError)).toBe("no answer");
+    expect(isListening(join(dir, "sock"))).toBe(true);
+    await it.close();
+    expect(isListening(join(dir, "sock"))).toBe(false);
+  });
+
+  test("that dies later is started again; connections that came meanwhile are served by the next one", async () => {
+    const argv = ["/bin/sh", "-c", `echo $$ >${join(dir, "pid")}; exec ${memory.join(" ")}`];
+    const it = program({ argv });
+    await it.opened(probe());
+    const told: (string | undefined)[] = [];
+    const back = Promise.withResolvers<void>();
+    let meanwhile: Promise<unknown> | undefined;
+    it.reportTo((why) => {
+      told.push(why);
+      if (why === undefined) back.resolve();
+      else meanwhile = probe();
+    });
+    process.kill(Number(readFileSync(join(dir, "pid"), "utf8")), "SIGKILL");
+    await back.promise;
+    expect(told).toEqual(["it was killed by signal 9", undefined]);
+    expect(await meanwhile).toMatchObject({ sizeBytes: 1 << 20 });
+    await it.close();
+  });
+});
