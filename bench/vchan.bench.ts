@@ -79,10 +79,10 @@ const ofKind = (turn: Turn, kind: string): Result | undefined =>
 
 async function measure(host: SimHost, ringSize: number): Promise<Result[]> {
   const size = String(ringSize);
-  const megabytes = ringSize === 0 ? String(Number(values.megabytes) / 10) : values.megabytes;
+  const bytes = String((Number(values.megabytes) * 1e6) / (ringSize === 0 ? 10 : 1));
   const [, text] = await Promise.all([
     vchan(host, 0, "listen", "1", "bench", "--read-size", size, "--write-size", size),
-    vchan(host, 1, "connect", "0", "bench", "--json", "--megabytes", megabytes, "--rounds", values.rounds),
+    vchan(host, 1, "connect", "0", "bench", "--json", "--bytes", bytes, "--rounds", values.rounds),
   ]);
   return (JSON.parse(text) as { results: Result[] }).results;
 }

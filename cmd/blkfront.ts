@@ -99,7 +99,7 @@ function printLine(value: unknown): void {
 const BENCH_OPTIONS = {
   ...DEVICE_OPTIONS,
   rw: choice(["read", "write", "randread", "randwrite", "randrw"], "Access pattern", { initial: "randread" }),
-  bs: text("Bytes at a time: 4k, 1M", { initial: "4k" }),
+  bs: text("SIZE of each request: 4k, 1M", { initial: "4k" }),
   iodepth: number("How many at a time", { initial: 32 }),
   runtime: number("Seconds", { initial: 5 }),
 };
@@ -129,16 +129,15 @@ const bench = command({
 
 async function benchOptions(argv: ArgumentsOf<typeof BENCH_OPTIONS>): Promise<BenchOptions> {
   const { XentoolError } = await import("../src/core/errors.ts");
-  const size = /^([0-9]{1,9})([kKmM]?)$/.exec(argv.bs);
-  if (size === null) throw new XentoolError("usage", `--bs: "${argv.bs}" is not a size; try 4k or 1M`);
-  const unit = { "": 1, k: 2 ** 10, m: 2 ** 20 }[size[2].toLowerCase()] as number;
+  const { requireSize } = await import("../src/core/sizes.ts");
+  const blockBytes = requireSize("--bs", argv.bs, 1, 2 ** 30);
   if (!(Number.isInteger(argv.iodepth) && argv.iodepth >= 1 && argv.iodepth <= 512))
     throw new XentoolError("usage", "--iodepth is a number from 1 to 512");
   if (!(argv.runtime > 0 && argv.runtime <= 86_400))
     throw new XentoolError("usage", "--runtime is a number of seconds, up to 86400");
   return {
     pattern: argv.rw,
-    blockBytes: Number(size[1]) * unit,
+    blockBytes,
     depth: argv.iodepth,
     runtimeMs: argv.runtime * 1000,
   };

@@ -3,7 +3,7 @@ import { command, group } from "./lib/command.ts";
 import { flag, number, text } from "./lib/option.ts";
 import { spawnWorker } from "./spawn-worker.ts";
 
-const RING_SIZE_DEFAULT = 65_536;
+const RING_SIZE_DEFAULT = "64k";
 
 const PLACE = {
   domid: text("The other domain, by number or name", { positional: true, complete: "domain" }),
@@ -13,10 +13,10 @@ const PLACE = {
 };
 
 const RING_SIZES = {
-  "read-size": number("Bytes of the ring from the client, up to 1 MiB; 0: the smallest", {
+  "read-size": text("SIZE of the ring from the client, up to 1M; 0: the smallest", {
     initial: RING_SIZE_DEFAULT,
   }),
-  "write-size": number("Bytes of the ring to the client, up to 1 MiB; 0: the smallest", {
+  "write-size": text("SIZE of the ring to the client, up to 1M; 0: the smallest", {
     initial: RING_SIZE_DEFAULT,
   }),
 };
@@ -99,12 +99,12 @@ const benchConnectCommand = command({
   summary: "Measure throughput each way and both ways, and round trips, against `vchan bench listen`",
   options: {
     ...PLACE,
-    megabytes: number("Millions of bytes each way", { initial: 256 }),
+    bytes: text("SIZE of what is sent each way", { initial: "256M" }),
     rounds: number("How many round trips", { initial: 10_000 }),
   },
   examples: [
     ["xentool vchan bench connect 0 bench", "everything, against `vchan bench listen` in domain 0"],
-    ["xentool vchan bench connect 0 bench --json --megabytes 16 --rounds 100", "briefly, for a script"],
+    ["xentool vchan bench connect 0 bench --json --bytes 16M --rounds 100", "briefly, for a script"],
   ],
   run: async (argv, context) => {
     const { runBenchConnect } = await import("./lib/vchan-bench.ts");

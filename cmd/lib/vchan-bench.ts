@@ -1,10 +1,12 @@
 // The bodies of `xentool vchan bench`: the two ends, and the resulting table or JSON.
 import { XentoolError } from "../../src/core/errors.ts";
+import { requireSize } from "../../src/core/sizes.ts";
 import type { SpawnWorker } from "../../src/plane/plane.ts";
 import type { VchanOrder } from "../../src/vchan/vchan-orders.ts";
 import { BENCH_KINDS, type BenchKind, type BenchMeasure } from "../../src/vchan/bench.ts";
 import type { VchanRole } from "../../src/vchan/endpoint.ts";
 import { VchanSession } from "../../src/vchan/session.ts";
+import { formatBytes } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
 import { waitPrinter } from "./vchan-progress.ts";
 import { openPlace, ordersOf, type PlaceArguments, type RingArguments } from "./vchan-relay.ts";
@@ -19,7 +21,7 @@ const WARM_UP_MS = 3000;
 export type BenchListenArguments = PlaceArguments & RingArguments;
 
 interface Amounts {
-  readonly megabytes: number;
+  readonly bytes: string;
   readonly rounds: number;
 }
 export type BenchConnectArguments = PlaceArguments & Amounts;
@@ -88,10 +90,11 @@ async function inSession(
 }
 
 function amountsOf(argv: Amounts): { bytes: number; rounds: number } {
-  const { megabytes, rounds } = argv;
-  if (!(megabytes > 0 && megabytes <= 1e9) || !Number.isInteger(rounds) || !(rounds > 0 && rounds <= 1e9))
-    throw new XentoolError("usage", "--megabytes and --rounds must be above 0");
-  return { bytes: Math.ceil(megabytes * 1e6), rounds };
+  const { rounds } = argv;
+  const bytes = requireSize("--bytes", argv.bytes, 1, 2 ** 40);
+  if (!Number.isInteger(rounds) || !(rounds > 0 && rounds <= 1e9))
+    throw new XentoolError("usage", "--rounds must be a whole number above 0");
+  return { bytes, rounds };
 }
 
 function figuresOf(measure: BenchMeasure): Record<string, number | string> {
@@ -106,7 +109,7 @@ function describe(measure: BenchMeasure): string {
   const figure =
     kind === "round-trip"
       ? `${((seconds / amount) * 1e6).toFixed(1)} µs each`
-      : `${(amount / seconds / 1e6).toFixed(1)} MB/s${kind === "both" ? " each way" : ""}`;
+      : `${formatBytes(amount / seconds)}/s${kind === "both" ? " each way" : ""}`;
   const events = `${eventsSent} events sent, ${eventsReceived} received`;
   return `${kind.padEnd(10)}  ${figure.padEnd(22)}  ${cpuSeconds.toFixed(2)} s of CPU, ${events}`;
 }

@@ -1,11 +1,12 @@
 // The bodies of `xentool vchan listen` and `connect`: arguments become a session; summaries are printed.
 import { existsSync } from "node:fs";
 import { isatty } from "node:tty";
-import { XentoolError } from "../../src/core/errors.ts";
+import { assert, XentoolError } from "../../src/core/errors.ts";
+import { requireSize } from "../../src/core/sizes.ts";
 import type { SpawnWorker } from "../../src/plane/plane.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import type { Platform } from "../../src/platform/platform.ts";
-import { chooseOrders, type VchanOrders } from "../../src/protocol/vchan.ts";
+import { chooseOrders, VCHAN_ORDER_MAX, type VchanOrders } from "../../src/protocol/vchan.ts";
 import type { VchanRole } from "../../src/vchan/endpoint.ts";
 import type { LocalSpec } from "../../src/vchan/local.ts";
 import {
@@ -27,8 +28,8 @@ export interface PlaceArguments extends GlobalArguments {
 }
 
 export interface RingArguments {
-  readonly "read-size": number;
-  readonly "write-size": number;
+  readonly "read-size": string;
+  readonly "write-size": string;
 }
 
 interface RelayArguments extends PlaceArguments {
@@ -79,9 +80,12 @@ export async function runConnect(
 
 /** The ring orders that the arguments ask for. */
 export function ordersOf(argv: RingArguments): VchanOrders {
-  const orders = chooseOrders(argv["read-size"], argv["write-size"]);
-  if (orders !== undefined) return orders;
-  throw new XentoolError("usage", "--read-size and --write-size are bytes, from 0 to 1048576");
+  const most = 2 ** VCHAN_ORDER_MAX;
+  const read = requireSize("--read-size", argv["read-size"], 0, most);
+  const write = requireSize("--write-size", argv["write-size"], 0, most);
+  const orders = chooseOrders(read, write);
+  assert(orders !== undefined, "there are orders for sizes in range");
+  return orders;
 }
 
 /** The platform, and the place in xenstore where both ends meet. Checks both arguments first. */

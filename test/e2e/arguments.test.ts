@@ -22,8 +22,8 @@ describe("numbers", () => {
       String.raw`--timeout wants a number, not "\u001b[2J"`,
     ],
     ["a number and more", ["doctor", "--timeout", "5s"], '--timeout wants a number, not "5s"'],
-    ["hexadecimal digits", [...LISTEN, "--read-size", "0x10"], '--read-size wants a number, not "0x10"'],
-    ["an exponent", [...LISTEN, "--read-size", "1e3"], '--read-size wants a number, not "1e3"'],
+    ["hexadecimal digits", ["xsring", "trace", "-s", "0x10"], '--string-limit wants a number, not "0x10"'],
+    ["an exponent", ["xsring", "trace", "-s", "1e3"], '--string-limit wants a number, not "1e3"'],
     ["no end", ["xsring", "trace", "--count", "Infinity"], '--count wants a number, not "Infinity"'],
     ["a negation", ["doctor", "--no-timeout"], "--timeout wants a number, not false"],
     ["an alias", ["xsring", "trace", "-s", ""], '--string-limit wants a number, not ""'],
@@ -39,6 +39,27 @@ describe("numbers", () => {
   test("a negative one is for its command to judge", async () => {
     const { stderr } = await runXentool(["doctor", "--timeout", "-1"]);
     expect(stderr).toBe("xentool: --timeout must be a number of seconds above 0, not -1\n");
+  });
+});
+
+describe("sizes have one grammar:", () => {
+  const range = "is not a size from 0 to 1M, such as 64k or 1M";
+  test.each([
+    ["not decimal", [...LISTEN, "--read-size", "0x10"], `--read-size: "0x10" ${range}`],
+    ["too much", [...LISTEN, "--write-size", "2M"], `--write-size: "2M" ${range}`],
+    ["a unit that could be either", [...LISTEN, "--read-size", "64kB"], `--read-size: "64kB" ${range}`],
+    [
+      "nothing to send",
+      ["vchan", "bench", "connect", "0", "t", "--bytes", "0"],
+      '--bytes: "0" is not a size from 1 to 1T, such as 64k or 1M',
+    ],
+    [
+      "no size of a request",
+      ["blkfront", "bench", "--vdev", "xvdb", "--bs", "4kB", "--platform", "sim"],
+      '--bs: "4kB" is not a size from 1 to 1G, such as 64k or 1M',
+    ],
+  ])("%s", async (_what, args, message) => {
+    expect(await runXentool(args)).toEqual({ status: USAGE, stdout: "", stderr: `xentool: ${message}\n` });
   });
 });
 

@@ -59,6 +59,17 @@ test.each(documents)("$path names commands and options that exist", ({ text }) =
   expect(commandLines(text).flatMap((line) => mistakeIn(line) ?? [])).toEqual([]);
 });
 
+test("sizes are in powers of 1024 everywhere, and so are their units", () => {
+  const decimal = /(?<![\w/])(?:[0-9.]+ ?)?[kKMGT]B(?:\/s)?\b/g;
+  const inHelp = ({ summary, options, actions }: Command): string[] =>
+    [summary].concat(
+      Object.values(options).map(({ describe }) => describe),
+      actions.flatMap(inHelp),
+    );
+  const texts = [...documents.map(({ text }) => text), ...inHelp(xentool)];
+  expect(texts.flatMap((text) => text.match(decimal) ?? [])).toEqual([]);
+});
+
 test("README.md lists every exit status that all commands share", () => {
   const readme = documents.find(({ path }) => path === "README.md")?.text ?? "";
   const listed = [...readme.matchAll(/^\| (\d+(?:, \d+)*) +\|/gm)].flatMap(([, codes = ""]) =>

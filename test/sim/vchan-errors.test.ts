@@ -87,14 +87,14 @@ const cases: readonly Case[] = [
     domid: 0,
     args: ["listen", "1", "t", "--read-size", "1048577"],
     status: USAGE,
-    words: /1048576/,
+    words: /is not a size from 0 to 1M/,
   },
   {
     what: "a ring of no size",
     domid: 0,
     args: ["listen", "1", "t", "--write-size", "-1"],
     status: USAGE,
-    words: /1048576/,
+    words: /is not a size from 0 to 1M/,
   },
   {
     what: "two local ends",

@@ -18,7 +18,7 @@ measure() {
       sed -n 's/ \(MB\/s\|us\)$//p' at_once ;;
     xentool)
       at_once g "xentool vchan bench listen 0 $name --read-size $2 --write-size $2" \
-        "xentool vchan bench connect $id $name --megabytes $(($3 / 1000)).$(printf %03d $(($3 % 1000))) --rounds $4 --json"
+        "xentool vchan bench connect $id $name --bytes ${3}000 --rounds $4 --json"
       cat at_once >>"$OUT/xentool.jsonl"
       tr '{,' '\n\n' <at_once | tr -d '"' | awk -F: '
         $1 == "kind" { kind = $2 }
