@@ -1,6 +1,6 @@
-// What an idle disk costs: one `blkback watch` with 4 disks and with 64 that are connected and do nothing, and what
-// each of the 60 more takes. Proportional memory (PSS), threads, descriptors, and processor time over ten seconds.
-// JSON on stdout.
+// What an idle guest costs: one `blkback watch` with 4 guests and with 64, each with a disk that is connected and does
+// nothing, and what each of the 60 more takes: proportional memory (PSS), processes, threads, descriptors, and time
+// of a processor in ten seconds. JSON on stdout. ISOLATION=thread measures the other way to serve them.
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -15,11 +15,13 @@ import { readUntil } from "../test/support/process.ts";
 import { cpuSeconds } from "./measure.ts";
 
 const FEW = 4;
-const MANY = 64;
+const MANY = Number(process.env["MANY"] ?? 64);
 const IDLE_MS = Number(process.env["IDLE_MS"] ?? 10_000);
+const ISOLATION = process.env["ISOLATION"] ?? "process";
 
 interface Cost {
   readonly pssMiB: number;
+  readonly processes: number;
   readonly threads: number;
   readonly descriptors: number;
   readonly cpuMs: number;
@@ -27,6 +29,21 @@ interface Cost {
 
 function field(path: string, name: string): number {
   return Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(readFileSync(path, "utf8"))?.[1]);
+}
+
+/** A process and those that it has started. */
+function familyOf(pid: number): number[] {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
+  return [pid, ...(children === "" ? [] : children.split(" ").map(Number))];
+}
+
+/** Also of the processes that have started meanwhile. */
+function cpuMsOf(pid: number): number {
+  return sum(familyOf(pid), (it) => cpuSeconds(it) * 1000);
+}
+
+function sum<T>(items: readonly T[], of: (item: T) => number): number {
+  return items.reduce((total, item) => total + of(item), 0);
 }
 
 async function costOf(disks: number, dir: string): Promise<Cost> {
@@ -46,7 +63,8 @@ async function costOf(disks: number, dir: string): Promise<Cost> {
     await createDevice(xenstore, { address, readOnly: false, params, deviceType: "disk" });
   }
   const env = { XENTOOL_SIM: host.dir, XENTOOL_DOMID: "0" };
-  const server = spawnXentool(["blkback", "watch", "--kind", "vbd", "--any-script"], { env });
+  const watching = ["blkback", "watch", "--kind", "vbd", "--any-script", "--isolation", ISOLATION];
+  const server = spawnXentool(watching, { env });
   await readUntil(server.stderr, "serving the disks");
   const guests = await Promise.all(addresses.map((address) => HandmadeGuest.start(host, address)));
   // One after the other: HandmadeGuest waits ten seconds at most.
@@ -55,14 +73,17 @@ async function costOf(disks: number, dir: string): Promise<Cost> {
     await guest.write(0, 1);
   }
   await Bun.sleep(2000);
-  const before = cpuSeconds(server.pid) * 1000;
+  const before = cpuMsOf(server.pid);
   await Bun.sleep(IDLE_MS);
+  const family = familyOf(server.pid);
   const cost = {
-    pssMiB: field(`/proc/${server.pid}/smaps_rollup`, "Pss") / 1024,
-    threads: field(`/proc/${server.pid}/status`, "Threads"),
-    descriptors: readdirSync(`/proc/${server.pid}/fd`).length,
-    cpuMs: cpuSeconds(server.pid) * 1000 - before,
+    pssMiB: sum(family, (pid) => field(`/proc/${pid}/smaps_rollup`, "Pss")) / 1024,
+    processes: family.length,
+    threads: sum(family, (pid) => field(`/proc/${pid}/status`, "Threads")),
+    descriptors: sum(family, (pid) => readdirSync(`/proc/${pid}/fd`).length),
+    cpuMs: cpuMsOf(server.pid) - before,
   };
+  console.error(`  startup cpu ${before}`);
   console.error(`  ${disks} disks: ${JSON.stringify(cost)}`);
   for (const guest of guests) guest.close();
   server.kill("SIGTERM");
@@ -81,6 +102,7 @@ try {
     Number(((of(many) - of(few)) / (MANY - FEW)).toFixed(3));
   const perIdleDisk = {
     pssMiB: each((it) => it.pssMiB),
+    processes: each((it) => it.processes),
     threads: each((it) => it.threads),
     descriptors: each((it) => it.descriptors),
     cpuMsPerSecond: each((it) => it.cpuMs / (IDLE_MS / 1000)),

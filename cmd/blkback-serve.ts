@@ -6,6 +6,7 @@ import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd, ServeOptions } from "../src/blkback/serve.ts";
+import type { DiskServer, WatchOptions } from "../src/blkback/watch.ts";
 import type { Platform } from "../src/platform/platform.ts";
 import { command, type ArgumentsOf } from "./lib/command.ts";
 import { parseHostPort } from "./lib/host-port.ts";
@@ -171,7 +172,8 @@ async function runServe(
   let command: Promise<number> | undefined;
   const disk = new ServedDisk(address, argv.image, context, patienceMs);
   const { Service } = await import("./lib/service.ts");
-  using service = new Service(context.stop, argv.engine);
+  const { disksAnswer } = await import("../src/blkback/alive.ts");
+  using service = new Service(context.stop);
   try {
     const end = await serveImage(
       platform,
@@ -198,7 +200,10 @@ async function runServe(
       context.force,
       () => {
         disk.offered();
-        service.ready(() => disk.status);
+        service.ready(
+          () => disk.status,
+          () => disksAnswer(argv.engine),
+        );
         if (argv.run === undefined) return;
         const stop = AbortSignal.any([context.stop, failed.signal]);
         command = startCommand(argv.run, stop, context.force).finally(() => finished.abort());
@@ -266,6 +271,9 @@ const WATCH_OPTIONS = {
   format: choice(["raw"], "Serve the bytes as they are though they look like another format"),
   kind: text("Directory name of the backends", { initial: "vbd" }),
   "any-script": undecidedFlag("All of the kind, not only script=block-xentool (default in a driver domain)"),
+  isolation: choice(["process", "thread"], "What the disks of a guest share with those of no other", {
+    initial: "process",
+  }),
   metrics: text("Answer Prometheus at HOST:PORT or unix:PATH"),
 };
 type WatchArguments = ArgumentsOf<typeof WATCH_OPTIONS>;
@@ -283,10 +291,8 @@ export const watchCommand = command({
 });
 
 async function runWatch(context: CommandContext, session: Session, argv: WatchArguments): Promise<void> {
-  const { BackendWatch } = await import("../src/blkback/watch.ts");
   const { announceWatching } = await import("../src/blkback/watching.ts");
-  const { spawnWorker } = await import("./spawn-worker.ts");
-  const { platform, xenstore } = session;
+  const { platform } = session;
   const serving = await servingOptionsOf(argv, platform, context);
   const metrics = argv.metrics === undefined ? undefined : metricsAddress(argv.metrics);
   const { kind, direct, format, connections } = argv;
@@ -298,21 +304,39 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const rates = { ...UNLIMITED_DISK, ...(await askedRates(argv)) };
   const { printEvent } = await import("./lib/serving-events.ts");
   const { Service } = await import("./lib/service.ts");
-  using service = new Service(stop, argv.engine);
+  using service = new Service(stop);
   const onEvent: OnDeviceEvent = (address, event) => {
     printEvent(address, event, context.json);
     service.changed();
   };
   const options = { ...serving, kind, direct, format, connections, anyScript, rates, onEvent };
   using _metrics = metrics && (await startMetrics(metrics, serving.statsDir));
-  const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
+  const watch = await startWatching(argv.isolation, session, options);
   process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
-  service.ready(() => `serving ${watch.deviceCount} disk(s)`);
+  service.ready(
+    () => `serving ${watch.deviceCount} disk(s)`,
+    (patienceMs) => watch.answers(patienceMs),
+  );
   try {
     await unlessAborted(watch.failed, stop);
   } finally {
     await watch.stop();
   }
+}
+
+async function startWatching(
+  isolation: WatchArguments["isolation"],
+  { platform, xenstore }: Session,
+  options: WatchOptions,
+): Promise<DiskServer> {
+  if (isolation === "thread") {
+    const { BackendWatch } = await import("../src/blkback/watch.ts");
+    const { spawnWorker } = await import("./spawn-worker.ts");
+    return BackendWatch.start(platform, xenstore, options, spawnWorker);
+  }
+  const { GuestSupervisor } = await import("../src/blkback/guests/supervisor.ts");
+  const { spawnGuest } = await import("./spawn-guest.ts");
+  return GuestSupervisor.start(platform, xenstore, options, spawnGuest);
 }
 
 function metricsAddress(text: string): MetricsAddress {

@@ -2,29 +2,29 @@
 // that it is alive.
 import { onAbort } from "../../src/core/deadline.ts";
 import { moduleLogger } from "../../src/core/log.ts";
-import type { EngineKind } from "../../src/native/reactor.ts";
 import { ServiceManager } from "../../src/native/service-manager.ts";
-import { planesAnswer } from "../../src/plane/plane.ts";
 
 const logger = moduleLogger("service");
 
 /** A message that was lost is made good after this time. */
 const PERIOD_MS = 10_000;
 
+/** Whether what serves has shown life; it has `patienceMs` for that. */
+type ServiceAnswers = (patienceMs: number) => boolean;
+
 export class Service implements Disposable {
   readonly #manager: ServiceManager | undefined;
-  readonly #engine: EngineKind;
   readonly #cleanup = new DisposableStack();
   #status: (() => string) | undefined;
+  #answers: ServiceAnswers = () => true;
   #isStopping = false;
 
-  constructor(stop: AbortSignal, engine: EngineKind) {
+  constructor(stop: AbortSignal) {
     this.#manager = ServiceManager.take(process.env);
-    this.#engine = engine;
     if (this.#manager === undefined) return;
     const { watchdogMs } = this.#manager;
     const period = Math.min(PERIOD_MS, (watchdogMs ?? Infinity) / 3);
-    const beat = watchdogMs === undefined ? (): string[] => [] : (): string[] => this.#beat();
+    const beat = watchdogMs === undefined ? (): string[] => [] : (): string[] => this.#beat(watchdogMs);
     const timer = setInterval(() => this.#tell(beat()), period);
     this.#cleanup.defer(() => clearInterval(timer));
     this.#cleanup.use(
@@ -36,8 +36,9 @@ export class Service implements Disposable {
   }
 
   /** From now on we do what we were started for; `status` is one line about it. */
-  ready(status: () => string): void {
+  ready(status: () => string, answers: ServiceAnswers): void {
     this.#status = status;
+    this.#answers = answers;
     this.#tell([]);
   }
 
@@ -50,12 +51,8 @@ export class Service implements Disposable {
     this.#cleanup.dispose();
   }
 
-  /**
-   * With --engine sync a plane stands still while its storage does, and that is waited out: then we are alive as
-   * long as we can say so.
-   */
-  #beat(): string[] {
-    if (this.#engine === "sync" || planesAnswer()) return ["WATCHDOG=1"];
+  #beat(watchdogMs: number): string[] {
+    if (this.#answers(watchdogMs)) return ["WATCHDOG=1"];
     logger.warn("a data plane does not answer");
     return [];
   }

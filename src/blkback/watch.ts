@@ -4,12 +4,13 @@
 import { HELD } from "../block/image/open.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
-import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
+import { parseDecimal, type Domid } from "../core/types.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { Platform } from "../platform/platform.ts";
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
+import { disksAnswer } from "./alive.ts";
 import { HOLDER_PATIENCE_MS } from "./bounds.ts";
 import { releaseFromKernel } from "./kernel-blkback.ts";
 import { lockDevice, SERVED } from "./device-lock.ts";
@@ -18,7 +19,7 @@ import { isInUse } from "./decide.ts";
 import { isRingInUse, readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer, ringKeys } from "./features.ts";
-import { HOTPLUG_SCRIPT } from "./host-files.ts";
+import { guestNamed, isOurDevice, namesIn } from "./our-devices.ts";
 import { announceImage } from "./sharing.ts";
 import { openWatchedImage } from "./watched-image.ts";
 
@@ -26,6 +27,8 @@ const logger = moduleLogger("watch");
 
 /** Time until the next attempt at a device that is in use by a guest but could not be served. */
 const RETRY_MS = 5000;
+/** The same if another server has it, which may be about to end; it doubles until it is as long. */
+const SERVED_RETRY_MS = 100;
 
 /**
  * For an image that another disk of ours holds, which is being closed, we wait almost as long as libxl waits for
@@ -45,8 +48,24 @@ export interface WatchOptions extends Omit<DeviceOptions, "offer"> {
   readonly connections?: number;
   /** Serve every device of the kind, whatever its script, as in a driver domain. */
   readonly anyScript: boolean;
+  /** Serve the disks of this guest alone. */
+  readonly frontend?: Domid;
+  /** Called when another number of devices is served or about to be. */
+  readonly onCount?: (count: number) => void;
   /** Where the kernel lists its devices; tests substitute their own directory. */
   readonly sysfs?: string;
+}
+
+/** What serves the disks of a kind: this process, or one for each guest. */
+export interface DiskServer {
+  /** Rejects when xenstored is gone. */
+  readonly failed: Promise<never>;
+  /** Number of devices being served or started. */
+  readonly deviceCount: number;
+  /** Whether everything that serves has shown life since the last question, or at least within `patienceMs`. */
+  answers(patienceMs: number): boolean;
+  /** Stops serving without telling the guests: the next `watch` continues where this one stopped. */
+  stop(): Promise<void>;
 }
 
 /**
@@ -62,13 +81,13 @@ interface Served {
 }
 
 interface Retry {
+  readonly pauseMs: number;
   readonly timer: ReturnType<typeof setTimeout>;
   /** When it was first tried. */
   readonly sinceMs: number;
 }
 
-export class BackendWatch {
-  /** Rejects when xenstored is gone. */
+export class BackendWatch implements DiskServer {
   readonly failed: Promise<never>;
   readonly #platform: Platform;
   readonly #xenstore: Xenstore;
@@ -110,16 +129,24 @@ export class BackendWatch {
   ): Promise<BackendWatch> {
     checkOffer({ ...options.offer, deviceType: "disk" });
     const watch = new BackendWatch(platform, xenstore, options, spawnWorker);
-    watch.#unwatch = await xenstore.watch(watch.#root, (path) => watch.#changed(path));
+    watch.#unwatch = await xenstore.watch(watch.#scope, (path) => watch.#changed(path));
     return watch;
   }
 
-  /** Number of devices being served or started. */
   get deviceCount(): number {
     return this.#served.size;
   }
 
-  /** Stops serving without telling the guests: the next `watch` continues where this one stopped. */
+  answers(): boolean {
+    return disksAnswer(this.#options.engine);
+  }
+
+  /** Below it is what we serve. */
+  get #scope(): string {
+    const { frontend } = this.#options;
+    return frontend === undefined ? this.#root : `${this.#root}/${frontend}`;
+  }
+
   async stop(): Promise<void> {
     this.#stopped = true;
     await this.#unwatch?.();
@@ -134,33 +161,32 @@ export class BackendWatch {
   async #changed(path: string): Promise<void> {
     const match = LOOKED_AT.exec(path.slice(this.#root.length));
     if (match !== null) await this.#look(match[1], match[2]);
-    else if (path === this.#root) await this.#lookAtAll();
+    else if (path === this.#scope) await this.#lookAtAll();
   }
 
   /** All at once: guests of a server that is gone are waiting. */
   async #lookAtAll(): Promise<void> {
     const lookAtDisksOf = async (frontend: string): Promise<void> => {
-      const devids = await this.#list(`${this.#root}/${frontend}`);
+      const devids = await namesIn(this.#xenstore, `${this.#root}/${frontend}`);
       await Promise.all(devids.map((devid) => this.#look(frontend, devid)));
     };
-    await Promise.all((await this.#list(this.#root)).map(lookAtDisksOf));
-  }
-
-  async #list(path: string): Promise<string[]> {
-    return (await this.#xenstore.exists(path)) ? this.#xenstore.directory(path) : [];
+    const { frontend } = this.#options;
+    const guests = frontend === undefined ? await namesIn(this.#xenstore, this.#root) : [String(frontend)];
+    await Promise.all(guests.map(lookAtDisksOf));
   }
 
   async #look(frontendName: string, devidName: string): Promise<void> {
-    const frontend = parseDecimal(frontendName, DOMID_FIRST_RESERVED - 1);
+    const frontend = guestNamed(frontendName);
     const devid = parseDecimal(devidName, 2 ** 29);
     if (frontend === undefined || devid === undefined) return;
     const { kind } = this.#options;
-    await this.#lookAt({ backend: this.#platform.domid, kind, frontend: frontend as Domid, devid });
+    await this.#lookAt({ backend: this.#platform.domid, kind, frontend, devid });
   }
 
   async #lookAt(address: DeviceAddress): Promise<void> {
     const dir = backendDir(address);
-    if (this.#served.has(dir) || !(await this.#isOurs(dir))) return;
+    const { anyScript } = this.#options;
+    if (this.#served.has(dir) || !(await isOurDevice(this.#xenstore, dir, anyScript))) return;
     const [stateText, online, hotplug] = await Promise.all(
       ["state", "online", "hotplug-status"].map((key) => this.#xenstore.tryRead(`${dir}/${key}`)),
     );
@@ -178,7 +204,7 @@ export class BackendWatch {
     if (this.#stopped || this.#served.has(dir)) return;
     // libxl asks only once whether a device is connected, and a guest may have begun to connect.
     const isOffered = isLive || (state !== XenbusState.Initialising && hotplug === "connected");
-    this.#served.set(dir, undefined);
+    this.#note(dir, undefined);
     const starting = this.#start(address, isOffered);
     this.#starting.add(starting);
     try {
@@ -206,18 +232,34 @@ export class BackendWatch {
       const over = device.ended
         .catch((error: unknown) => this.#tryAgain(address, error, RETRY_MS))
         .then(() => this.#ended(address, kept));
-      this.#served.set(dir, { device, over });
+      this.#note(dir, { device, over });
     } catch (error) {
-      this.#served.delete(dir);
+      this.#forget(dir);
       const reason = error instanceof XentoolError ? error.context["reason"] : undefined;
       if (
         reason === HELD &&
         (isOffered || (await this.#offerToMigrated(address)) || this.#mayBeFreeSoon(dir, error))
       )
         this.#tryAgain(address, error, HOLDER_PAUSE_MS);
-      else if (isOffered || reason === SERVED) this.#tryAgain(address, error, RETRY_MS);
+      else if (reason === SERVED) this.#tryAgain(address, error, this.#pauseAtServed(dir));
+      else if (isOffered) this.#tryAgain(address, error, RETRY_MS);
       else await this.#refuse(address, directory, error);
     }
+  }
+
+  #note(dir: string, served: Served | undefined): void {
+    this.#served.set(dir, served);
+    this.#options.onCount?.(this.#served.size);
+  }
+
+  #forget(dir: string): void {
+    this.#served.delete(dir);
+    this.#options.onCount?.(this.#served.size);
+  }
+
+  #pauseAtServed(dir: string): number {
+    const before = this.#retries.get(dir)?.pauseMs;
+    return before === undefined ? SERVED_RETRY_MS : Math.min(RETRY_MS, before * 2);
   }
 
   /** Whether the holder of a new device's image may still release it in time. */
@@ -254,7 +296,7 @@ export class BackendWatch {
     const reason = escapeControls(describeError(error));
     if (this.#xenstore.failure !== undefined) return logger.error(`${describeDevice(address)}: ${reason}`);
     if (before === undefined)
-      logger.error(`${describeDevice(address)}: ${reason}; it is tried again every ${pauseMs / 1000} s`);
+      logger.error(`${describeDevice(address)}: ${reason}; it is tried again until it succeeds`);
     clearTimeout(before?.timer);
     const again = async (): Promise<void> => {
       try {
@@ -266,19 +308,7 @@ export class BackendWatch {
       if (this.#retries.get(dir)?.timer === timer) this.#retries.delete(dir);
     };
     const timer = setTimeout(() => void again(), pauseMs);
-    this.#retries.set(dir, { timer, sinceMs: before?.sinceMs ?? performance.now() });
-  }
-
-  /**
-   * A toolstack may write keys one by one. A device that still lacks the keys that identify it will be looked at
-   * again.
-   */
-  async #isOurs(dir: string): Promise<boolean> {
-    const needed = ["frontend", "params", "mode"].map((key) => this.#xenstore.exists(`${dir}/${key}`));
-    if ((await Promise.all(needed)).includes(false)) return false;
-    if (this.#options.anyScript) return true;
-    const script = await this.#xenstore.tryRead(`${dir}/script`);
-    return script !== null && script.endsWith(`/${HOTPLUG_SCRIPT}`);
+    this.#retries.set(dir, { pauseMs, timer, sinceMs: before?.sinceMs ?? performance.now() });
   }
 
   async #serve(
@@ -318,7 +348,7 @@ export class BackendWatch {
   /** There may already be another device under the same name, whose events were taken for those of this one. */
   async #ended(address: DeviceAddress, held: AsyncDisposableStack): Promise<void> {
     await held.disposeAsync();
-    this.#served.delete(backendDir(address));
+    this.#forget(backendDir(address));
     if (this.#xenstore.failure !== undefined || this.#stopped) return;
     try {
       await this.#tidyUp(address);

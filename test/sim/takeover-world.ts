@@ -11,6 +11,7 @@ import { Xenstore } from "../../src/xenstore/client.ts";
 import { spawnXentool } from "../e2e/executable.ts";
 import { DiskModel } from "./disk-model.ts";
 import { ModelGuest } from "./model-guest.ts";
+import { childrenOf } from "../support/process.ts";
 import type { Random } from "../support/random.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
@@ -94,9 +95,14 @@ export class TakeoverWorld implements Ground {
     await this.#until("statistics, journals and locks go with the devices", () => this.#files().length === 0);
   }
 
+  /** SIGKILL also hits the processes that serve its guests, as it does when a service manager ends the whole. */
   async kill(signal: "SIGTERM" | "SIGKILL"): Promise<void> {
-    this.#server?.kill(signal);
-    await this.#server?.exited;
+    const server = this.#server;
+    if (server === undefined) return;
+    const guests = signal === "SIGKILL" && server.exitCode === null ? childrenOf(server.pid) : [];
+    server.kill(signal);
+    for (const pid of guests) process.kill(pid, signal);
+    await server.exited;
   }
 
   /** Takes all down, finished or not; what somebody still holds of the host. */
@@ -148,7 +154,8 @@ export class TakeoverWorld implements Ground {
     const offer = ["--max-queues", String(queues), "--max-ring-page-order", String(order)];
     this.#isLimited = this.random.chance(0.5);
     const limits = this.#isLimited ? this.random.pick(LIMITS) : [];
-    const how = [...offer, ...this.random.pick(ways), ...limits];
+    const isolation = ["--isolation", this.random.pick(["process", "thread"])];
+    const how = [...offer, ...this.random.pick(ways), ...limits, ...isolation];
     const args = ["blkback", "watch", "--kind", "vbd", "--any-script", ...how];
     this.#server = spawnXentool(args, { env });
   }

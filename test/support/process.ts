@@ -1,4 +1,5 @@
 // Programs that tests run as processes, with what they said and how they ended.
+import { readFileSync } from "node:fs";
 
 /** How a program ended. Killed by signal N it has status 128 + N, as in a shell. */
 export interface Finished {
@@ -50,4 +51,10 @@ export async function readUntil(stream: ReadableStream<Uint8Array>, text: string
   } finally {
     reader.releaseLock();
   }
+}
+
+/** The processes that `pid` has started and that are still there. */
+export function childrenOf(pid: number): number[] {
+  const text = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
+  return text === "" ? [] : text.split(" ").map(Number);
 }

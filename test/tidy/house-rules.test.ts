@@ -93,7 +93,7 @@ describe("imports", () => {
   });
 
   test("that come with the start load no shim and no logging", () => {
-    const atStart = reachableFrom("cmd/xentool.ts", false);
+    const atStart = reachableFrom("cmd/command-line.ts", false);
     const heavy = [...atStart].filter((path) => path.startsWith("src/native/") || path === "src/core/log.ts");
     expect(heavy).toEqual([]);
   });

@@ -131,11 +131,12 @@ test("processes: whoever holds a lock comes before whoever has the file open", (
     symlinkSync(target, join(dir, `proc/${pid}/fd/4`));
   };
   process(11, "cat", file, "pos:\t0\n");
+  put("proc/12/stat", "12 (qemu) S 9) S 1 12 12 0");
   process(12, "qemu-nbd", file, `pos:\t0\nlock:\t1: OFDLCK ADVISORY  READ -1 fe:00:${ino} 100 101\n`);
   process(13, "other", join(dir, "proc/11/comm"), `lock:\t1: FLOCK  ADVISORY  WRITE 13 fe:01:${ino} 0 EOF\n`);
   expect(processesWith(statSync(file), file, undefined, host)).toEqual([
-    { pid: 12, name: "qemu-nbd", locks: true, fds: [4] },
-    { pid: 11, name: "cat", locks: false, fds: [4] },
+    { pid: 12, parent: 1, name: "qemu-nbd", locks: true, fds: [4] },
+    { pid: 11, parent: 0, name: "cat", locks: false, fds: [4] },
   ]);
   // Whom flock tells of is found at once; whoever took the lock may have left it to a child.
   put(

@@ -1,12 +1,20 @@
-// What this process knows about images that it has or had open: which of its disks has which descriptor, and what it
-// served before as a raw disk. Kept per process, because descriptors are.
-import { fstatSync, type Stats } from "node:fs";
+// What is known about images that are or were open: which disk of this process has which descriptor, and what was
+// served before as a raw disk. The latter is for this process, unless `rememberIn` names a directory for several.
+import { fstatSync, mkdirSync, readFileSync, writeFileSync, type Stats } from "node:fs";
+import { join } from "node:path";
+import { attempt } from "./attempt.ts";
 import { deviceNumber, THIS_HOST, type HostFiles } from "./host-uses.ts";
 import { readDeviceNumber } from "./limits.ts";
 
 const users = new Map<number, string>();
 /** Indexed by identity: the file's modification time when we closed it. */
 const servedRaw = new Map<string, number>();
+let shared: string | undefined;
+
+/** From now on, what images were served raw is known to all processes that name this directory. */
+export function rememberIn(directory: string): void {
+  shared = directory;
+}
 
 export function noteOpened(fd: number, user: string): void {
   users.set(fd, user);
@@ -17,7 +25,20 @@ export function noteClosing(fd: number): void {
   users.delete(fd);
   const stat = fstatSync(fd);
   const { text, isSure } = identify(stat);
-  if (isSure) servedRaw.set(text, changedMs(stat));
+  if (!isSure) return;
+  servedRaw.set(text, changedMs(stat));
+  // If it cannot be written, a disk that looks like a container has to be served with `raw:`.
+  attempt(() => share(text, changedMs(stat)));
+}
+
+function share(identity: string, changed: number): void {
+  if (shared === undefined) return;
+  mkdirSync(shared, { recursive: true, mode: 0o700 });
+  writeFileSync(noteOf(shared, identity), String(changed), { mode: 0o600 });
+}
+
+function noteOf(directory: string, identity: string): string {
+  return join(directory, identity.replaceAll(/[^a-z0-9]+/g, "-"));
 }
 
 /** The image was not served as a raw disk. */
@@ -37,7 +58,14 @@ export function userOf(fd: number): string | undefined {
  */
 export function isAsServed(fd: number): boolean {
   const stat = fstatSync(fd);
-  return servedRaw.get(identify(stat).text) === changedMs(stat);
+  const { text } = identify(stat);
+  return [servedRaw.get(text), sharedNote(text)].includes(changedMs(stat));
+}
+
+function sharedNote(identity: string): number | undefined {
+  if (shared === undefined) return undefined;
+  const path = noteOf(shared, identity);
+  return attempt(() => Number(readFileSync(path, "utf8")));
 }
 
 /** A block device has no modification time of its contents. */

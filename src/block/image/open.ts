@@ -8,11 +8,11 @@ import { HEAD_BYTES, recogniseFormat, TAIL_BYTES, type ImageFormat } from "./for
 import { backingFile, hostUses, listUses, type HostUse, type Identity } from "./host-uses.ts";
 import { isAsServed, userOf } from "./known.ts";
 import { isReadOnlyDevice } from "./limits.ts";
-import { processesWith } from "./processes.ts";
+import { processesWith, type ImageProcess } from "./processes.ts";
 
 /**
  * The `reason` in the context of the error thrown when a process, which may release it, holds the image. `own`: that
- * process is this one.
+ * process is this one, or serves another guest for the same `watch`.
  */
 export const HELD = "held";
 
@@ -157,7 +157,8 @@ function held(path: string, image: Identity, ways: Ways, ours?: number): Xentool
     const disks = fds.map(userOf).filter((user) => user !== undefined);
     return disks.map((disk) => `${disk}, served by this process`);
   });
-  const own = who.length > 0 && holders.every(({ pid }) => pid === process.pid);
+  const isOwn = ({ pid, parent }: ImageProcess): boolean => pid === process.pid || parent === process.ppid;
+  const own = who.length > 0 && holders.every(isOwn);
   const by =
     who.length > 0
       ? `: ${listUses(who.map((what) => ({ what })))}`

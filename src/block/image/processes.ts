@@ -6,6 +6,7 @@ import { isSame, THIS_HOST, type HostFiles, type Identity } from "./host-uses.ts
 
 export interface ImageProcess {
   readonly pid: number;
+  readonly parent: number;
   readonly name: string;
   readonly locks: boolean;
   /** Its descriptors for the image. */
@@ -49,10 +50,16 @@ function lookInto(
   if (its.length === 0) return undefined;
   return {
     pid: Number(pid),
+    parent: attempt(() => parentIn(readFileSync(`${dir}/stat`, "utf8"))) ?? 0,
     name: attempt(() => readFileSync(`${dir}/comm`, "utf8").trimEnd()) ?? "?",
     locks: its.some((it) => it.locks),
     fds: its.map(({ fd }) => Number(fd)),
   };
+}
+
+/** Behind the name, which may contain anything, come the state and the parent. */
+function parentIn(stat: string): number {
+  return Number(/^.*\) \S (\d+)/s.exec(stat)?.[1]);
 }
 
 function allProcesses(host: HostFiles): string[] {

@@ -1,0 +1,2 @@
+// The role of a guest's process on our command line. It is not for people, so it is no command.
+export const GUEST_ROLE = "guest";

@@ -1,0 +1,107 @@
+// The process of one guest, as `watch` sees it: orders go in, checked reports come out, and its end has a reason.
+import { moduleLogger } from "../../core/log.ts";
+import type { Domid } from "../../core/types.ts";
+import type { DeviceEvent } from "../device-events.ts";
+import { encodeLine, linesOf, parseReport, type GuestOrder, type GuestSettings } from "./messages.ts";
+
+const logger = moduleLogger("watch");
+
+/** What we use of a process of our own executable in the role of a guest's server. */
+export interface GuestChild {
+  readonly stdin: { write(text: string): unknown; flush(): unknown; end(): unknown };
+  readonly stdout: ReadableStream<Uint8Array>;
+  readonly exited: Promise<number>;
+  readonly signalCode: NodeJS.Signals | number | null;
+  kill(signal: NodeJS.Signals): void;
+}
+
+/** Starts such a process. Only cmd/ knows how, so it hands this function down. Throws when there can be none. */
+export type SpawnGuest = (frontend: Domid) => GuestChild;
+
+export interface GuestListener {
+  readonly onEvent: (devid: number, event: DeviceEvent) => void;
+  /** It serves another number of disks, or was asked to end and has. */
+  readonly onChange: () => void;
+}
+
+export class GuestProcess {
+  /** Disks that it serves or is about to serve. */
+  disks = 0;
+  /** Resolves, once the process is gone, to how it ended: "status 1", "SIGKILL". */
+  readonly ended: Promise<string>;
+  readonly #child: GuestChild;
+  readonly #listener: GuestListener;
+  readonly #name: string;
+  #isEnding = false;
+  #heardAtMs = performance.now();
+
+  constructor(settings: GuestSettings, spawnGuest: SpawnGuest, listener: GuestListener) {
+    this.#name = `the process of domain ${settings.frontend}`;
+    this.#listener = listener;
+    this.#child = spawnGuest(settings.frontend);
+    this.ended = this.#child.exited.then((status) => String(this.#child.signalCode ?? `status ${status}`));
+    void this.#listen();
+    this.#order({ order: "prepare", settings });
+  }
+
+  get isEnding(): boolean {
+    return this.#isEnding;
+  }
+
+  /** Has it serve the disks of its guest. */
+  serve(): void {
+    this.#order({ order: "serve" });
+  }
+
+  /** Has it leave its disks to the next server, and end. */
+  end(): void {
+    this.#isEnding = true;
+    this.#order({ order: "end" });
+  }
+
+  /** Kills it if it has not said for `patienceMs` that it lives, and asks it again. */
+  tend(patienceMs: number): void {
+    if (performance.now() - this.#heardAtMs > patienceMs) this.#kill("does not answer");
+    this.#order({ order: "alive" });
+  }
+
+  async #listen(): Promise<void> {
+    try {
+      for await (const line of linesOf(this.#child.stdout)) this.#take(line);
+    } catch {
+      this.#kill("writes without end");
+    }
+  }
+
+  #take(line: string): void {
+    const report = parseReport(line);
+    switch (report?.report) {
+      case "alive":
+        this.#heardAtMs = performance.now();
+        return;
+      case "disks":
+        this.disks = report.count;
+        return this.#listener.onChange();
+      case "event":
+        return this.#listener.onEvent(report.devid, report.event);
+      default:
+        this.#kill("says what makes no sense");
+    }
+  }
+
+  #kill(why: string): void {
+    logger.error(`${this.#name} ${why}: it is killed`);
+    this.#child.kill("SIGKILL");
+  }
+
+  /** A process that is gone cannot be told anything; `ended` says so. */
+  #order(order: GuestOrder): void {
+    const { stdin } = this.#child;
+    try {
+      void Promise.resolve(stdin.write(encodeLine(order))).catch(() => {});
+      void Promise.resolve(stdin.flush()).catch(() => {});
+    } catch {
+      // As above.
+    }
+  }
+}

@@ -1,0 +1,105 @@
+// What `watch` and the process of a guest say to each other: lines of JSON, orders on its stdin and reports on its
+// stdout. The process handles what a hostile guest sends, so its reports are checked like the words of a stranger.
+import type { PlatformDescriptor } from "../../platform/platform.ts";
+import type { Domid } from "../../core/types.ts";
+import type { DeviceEvent } from "../device-events.ts";
+import type { WatchOptions } from "../watch.ts";
+
+/** What a process serves its guest with: everything in it survives JSON. */
+export interface GuestSettings extends Omit<WatchOptions, "onEvent" | "onCount" | "frontend"> {
+  readonly platform: PlatformDescriptor;
+  readonly frontend: Domid;
+}
+
+export type GuestOrder =
+  /** The first order: load what is needed, and touch nothing yet. */
+  | { readonly order: "prepare"; readonly settings: GuestSettings }
+  | { readonly order: "serve" }
+  /** To be answered if every plane is alive. */
+  | { readonly order: "alive" }
+  /** Leave the disks to the next server, and end. The end of stdin is the same order. */
+  | { readonly order: "end" };
+
+export type GuestReport =
+  | { readonly report: "alive" }
+  /** How many disks it serves or is about to serve. */
+  | { readonly report: "disks"; readonly count: number }
+  | { readonly report: "event"; readonly devid: number; readonly event: DeviceEvent };
+
+/** Longest line; a report has less than a tenth of it. */
+const LINE_BYTES_MAX = 1 << 16;
+
+export function encodeLine(message: GuestOrder | GuestReport): string {
+  return `${JSON.stringify(message)}\n`;
+}
+
+/** The lines of `stream`. Throws when one is too long. */
+export async function* linesOf(stream: ReadableStream<Uint8Array>): AsyncGenerator<string> {
+  const decoder = new TextDecoder();
+  let rest = "";
+  for await (const chunk of stream) {
+    const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
+    rest = lines.pop() ?? "";
+    if (rest.length > LINE_BYTES_MAX) throw new RangeError("a line that does not end");
+    yield* lines;
+  }
+}
+
+/** The order in a line that `watch` wrote. */
+export function parseOrder(line: string): GuestOrder {
+  return JSON.parse(line) as GuestOrder;
+}
+
+/** The report in a line, or undefined if it is none. */
+export function parseReport(line: string): GuestReport | undefined {
+  const fields = parseObject(line);
+  switch (fields?.["report"]) {
+    case "alive":
+      return { report: "alive" };
+    case "disks": {
+      const { count } = fields;
+      return isCount(count) ? { report: "disks", count } : undefined;
+    }
+    case "event": {
+      const { devid } = fields;
+      const event = eventIn(fields["event"]);
+      return isCount(devid) && event !== undefined ? { report: "event", devid, event } : undefined;
+    }
+    default:
+      return undefined;
+  }
+}
+
+function parseObject(line: string): Readonly<Record<string, unknown>> | undefined {
+  try {
+    return asObject(JSON.parse(line));
+  } catch {
+    return undefined;
+  }
+}
+
+function asObject(value: unknown): Readonly<Record<string, unknown>> | undefined {
+  return typeof value === "object" && value !== null ? { ...value } : undefined;
+}
+
+function eventIn(value: unknown): DeviceEvent | undefined {
+  const fields = asObject(value);
+  const event = fields?.["event"];
+  switch (event) {
+    case "waiting":
+    case "connected":
+    case "closing":
+    case "released":
+      return { event };
+    case "resized": {
+      const { before, after } = fields ?? {};
+      return isCount(before) && isCount(after) ? { event, before, after } : undefined;
+    }
+    default:
+      return undefined;
+  }
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && Number(value) >= 0;
+}

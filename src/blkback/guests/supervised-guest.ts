@@ -1,0 +1,124 @@
+// One guest with disks of ours: has a process while it has disks, and another one when that dies. As with a device
+// (device.ts), an event only means "look again", and decide-guest.ts chooses the one step to take.
+import { describeError } from "../../core/errors.ts";
+import { moduleLogger } from "../../core/log.ts";
+import type { Domid } from "../../core/types.ts";
+import { ReconnectPause } from "../reconnect-pause.ts";
+import { decideGuest, type GuestStep } from "./decide-guest.ts";
+import type { GuestProcess } from "./guest-process.ts";
+
+const logger = moduleLogger("watch");
+
+export interface GuestGround {
+  readonly frontend: Domid;
+  /** Whether xenstore has a disk of the guest for us. Rejects when xenstore does not answer. */
+  readonly hasDisks: () => Promise<boolean>;
+  readonly start: (onChange: () => void) => GuestProcess;
+  /** The guest needs no process any more. */
+  readonly onForgotten: () => void;
+}
+
+export class SupervisedGuest {
+  readonly #ground: GuestGround;
+  readonly #pause = new ReconnectPause();
+  #process: GuestProcess | undefined;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #looking = false;
+  #lookAgain = false;
+  #over = false;
+
+  constructor(ground: GuestGround) {
+    this.#ground = ground;
+  }
+
+  get process(): GuestProcess | undefined {
+    return this.#process;
+  }
+
+  /** Looks until nothing changed while looking. */
+  async look(): Promise<void> {
+    this.#lookAgain = true;
+    if (this.#looking) return;
+    this.#looking = true;
+    try {
+      while (this.#lookAgain && !this.#over) {
+        this.#lookAgain = false;
+        const hasDisks = await this.#ground.hasDisks();
+        if (!this.#over) this.#take(this.#decide(hasDisks));
+      }
+    } catch (error) {
+      logger.debug(`${this.#name}: ${describeError(error)}`);
+    } finally {
+      this.#looking = false;
+    }
+  }
+
+  /** Has its process leave the disks to the next server; no other one is started. */
+  async end(): Promise<void> {
+    this.#over = true;
+    clearTimeout(this.#timer);
+    this.#process?.end();
+    await this.#process?.ended;
+  }
+
+  #decide(hasDisks: boolean): GuestStep {
+    const process = this.#process;
+    return decideGuest({
+      hasDisks,
+      process: process === undefined ? "none" : process.isEnding ? "ending" : "serving",
+      served: process?.disks ?? 0,
+      pauseMs: this.#pause.remainingMs(),
+    });
+  }
+
+  #take(step: GuestStep): void {
+    switch (step.step) {
+      case "start":
+        return this.#start();
+      case "end":
+        return this.#process?.end();
+      case "wait":
+        return this.#lookIn(step.pauseMs);
+      case "forget":
+        this.#over = true;
+        return this.#ground.onForgotten();
+      case "none":
+        return;
+    }
+  }
+
+  #start(): void {
+    this.#pause.connecting();
+    try {
+      const process = this.#ground.start(() => void this.look());
+      this.#process = process;
+      process.serve();
+      void process.ended.then((how) => this.#ended(process, how));
+    } catch (error) {
+      logger.error(`${this.#name}: no process for its disks: ${describeError(error)}; it is tried again`);
+      this.#failed();
+    }
+  }
+
+  #ended({ isEnding }: GuestProcess, how: string): void {
+    this.#process = undefined;
+    if (this.#over) return;
+    if (isEnding) return void this.look();
+    logger.error(`${this.#name}: its process ended (${how}); another one takes its disks over`);
+    this.#failed();
+  }
+
+  #failed(): void {
+    this.#pause.failed();
+    void this.look();
+  }
+
+  #lookIn(pauseMs: number): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => void this.look(), pauseMs);
+  }
+
+  get #name(): string {
+    return `domain ${this.#ground.frontend}`;
+  }
+}

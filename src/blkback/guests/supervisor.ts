@@ -1,0 +1,122 @@
+// `watch` with a process for each guest: follows xenstore only as far as to know which guests have disks of ours, and
+// has a process of its own serve each of them (served-guest.ts). So what a guest makes of its server, it makes of its
+// own server alone: when that dies, another one takes the guest's rings over, and no other guest notices.
+import { moduleLogger } from "../../core/log.ts";
+import type { Domid } from "../../core/types.ts";
+import type { Platform } from "../../platform/platform.ts";
+import type { Unwatch, Xenstore } from "../../xenstore/client.ts";
+import { checkOffer } from "../features.ts";
+import { guestNamed, isOurDevice, namesIn } from "../our-devices.ts";
+import type { DiskServer, WatchOptions } from "../watch.ts";
+import { GuestProcess, type SpawnGuest } from "./guest-process.ts";
+import type { GuestSettings } from "./messages.ts";
+import { SupervisedGuest } from "./supervised-guest.ts";
+
+const logger = moduleLogger("watch");
+
+/** A guest, a device of its, or a key that tells whether the device is ours. */
+const LOOKED_AT = /^\/([0-9]+)(?:\/[0-9]+(?:\/(?:frontend|params|mode|script))?)?$/;
+
+export class GuestSupervisor implements DiskServer {
+  /** Rejects when xenstored is gone. */
+  readonly failed: Promise<never>;
+  readonly #xenstore: Xenstore;
+  readonly #options: WatchOptions;
+  readonly #settings: Omit<GuestSettings, "frontend">;
+  readonly #spawnGuest: SpawnGuest;
+  readonly #backend: Domid;
+  readonly #root: string;
+  readonly #guests = new Map<Domid, SupervisedGuest>();
+  #unwatch: Unwatch | undefined;
+  #stopped = false;
+
+  private constructor(platform: Platform, xenstore: Xenstore, options: WatchOptions, spawnGuest: SpawnGuest) {
+    this.#xenstore = xenstore;
+    this.#options = options;
+    this.#spawnGuest = spawnGuest;
+    this.#backend = platform.domid;
+    const { onEvent: _event, onCount: _count, frontend: _frontend, ...rest } = options;
+    this.#settings = { ...rest, platform: platform.descriptor };
+    this.#root = `/local/domain/${platform.domid}/backend/${options.kind}`;
+    const { promise, reject } = Promise.withResolvers<never>();
+    promise.catch(() => {});
+    xenstore.onClose(reject);
+    this.failed = promise;
+  }
+
+  /** Serves the devices that exist, including those whose server died, and those created later. */
+  static async start(
+    platform: Platform,
+    xenstore: Xenstore,
+    options: WatchOptions,
+    spawnGuest: SpawnGuest,
+  ): Promise<GuestSupervisor> {
+    checkOffer({ ...options.offer, deviceType: "disk" });
+    const supervisor = new GuestSupervisor(platform, xenstore, options, spawnGuest);
+    supervisor.#unwatch = await xenstore.watch(supervisor.#root, (path) => supervisor.#changed(path));
+    return supervisor;
+  }
+
+  get deviceCount(): number {
+    return this.#processes.reduce((sum, { disks }) => sum + disks, 0);
+  }
+
+  /** A process that does not answer for `patienceMs` is no reason to end the others: it alone is killed. */
+  answers(patienceMs: number): boolean {
+    for (const process of this.#processes) process.tend(patienceMs);
+    return true;
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    await this.#unwatch?.();
+    await Promise.all([...this.#guests.values()].map((guest) => guest.end()));
+  }
+
+  get #processes(): GuestProcess[] {
+    return [...this.#guests.values()].flatMap(({ process }) => process ?? []);
+  }
+
+  async #changed(path: string): Promise<void> {
+    const match = LOOKED_AT.exec(path.slice(this.#root.length));
+    if (match !== null) return this.#look(match[1]);
+    if (path !== this.#root) return;
+    const names = await namesIn(this.#xenstore, this.#root);
+    for (const name of [...names, ...[...this.#guests.keys()].map(String)]) this.#look(name);
+  }
+
+  #look(name: string): void {
+    const frontend = guestNamed(name);
+    if (frontend === undefined || this.#stopped) return;
+    let guest = this.#guests.get(frontend);
+    if (guest === undefined) {
+      guest = this.#guest(frontend);
+      this.#guests.set(frontend, guest);
+    }
+    void guest.look();
+  }
+
+  #guest(frontend: Domid): SupervisedGuest {
+    const onEvent = (devid: number, event: Parameters<NonNullable<WatchOptions["onEvent"]>>[1]): void =>
+      this.#options.onEvent?.({ backend: this.#backend, kind: this.#options.kind, frontend, devid }, event);
+    return new SupervisedGuest({
+      frontend,
+      hasDisks: () => this.#hasDisks(frontend),
+      start: (onChange) => {
+        logger.info(`domain ${frontend}: a process for its disks`);
+        const listener = { onEvent, onChange };
+        return new GuestProcess({ ...this.#settings, frontend }, this.#spawnGuest, listener);
+      },
+      onForgotten: () => void this.#guests.delete(frontend),
+    });
+  }
+
+  async #hasDisks(frontend: Domid): Promise<boolean> {
+    const dir = `${this.#root}/${frontend}`;
+    const { anyScript } = this.#options;
+    const areOurs = (await namesIn(this.#xenstore, dir)).map((devid) =>
+      isOurDevice(this.#xenstore, `${dir}/${devid}`, anyScript),
+    );
+    return (await Promise.all(areOurs)).includes(true);
+  }
+}

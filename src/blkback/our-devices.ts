@@ -1,0 +1,27 @@
+// Which of the devices in xenstore are to be served by `watch`: those whose `script` is our hotplug script, or all of
+// them, as in a driver domain.
+import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
+import type { Xenstore } from "../xenstore/client.ts";
+import { HOTPLUG_SCRIPT } from "./host-files.ts";
+
+/**
+ * Whether the device of this directory is ours. A toolstack may write keys one by one. A device that still lacks the
+ * keys that identify it will be looked at again.
+ */
+export async function isOurDevice(xenstore: Xenstore, dir: string, anyScript: boolean): Promise<boolean> {
+  const needed = ["frontend", "params", "mode"].map((key) => xenstore.exists(`${dir}/${key}`));
+  if ((await Promise.all(needed)).includes(false)) return false;
+  if (anyScript) return true;
+  const script = await xenstore.tryRead(`${dir}/script`);
+  return script !== null && script.endsWith(`/${HOTPLUG_SCRIPT}`);
+}
+
+/** The guest that a directory of backends is named after. */
+export function guestNamed(name: string): Domid | undefined {
+  return parseDecimal(name, DOMID_FIRST_RESERVED - 1) as Domid | undefined;
+}
+
+/** Names in the directory, none if it is not there. */
+export async function namesIn(xenstore: Xenstore, path: string): Promise<string[]> {
+  return (await xenstore.exists(path)) ? xenstore.directory(path) : [];
+}

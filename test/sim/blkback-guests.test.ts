@@ -1,0 +1,176 @@
+// `watch` with its processes, real ones that are killed while their guests work: a guest whose process dies loses
+// nothing and waits for the next one, and the others do not even wait.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { backendDir } from "../../src/blkback/address.ts";
+import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
+import { childrenOf, readUntil, type Child } from "../support/process.ts";
+import { chosenSeed, Random } from "../support/random.ts";
+import { WorkingGuests } from "./working-guests.ts";
+
+const GUESTS = 3;
+const ANSWERS = 20;
+const ROUNDS = 2;
+
+let world: WorkingGuests;
+let watches: Child[];
+
+beforeEach(async () => {
+  const seed = chosenSeed();
+  console.log(`guests' processes: SEED=${seed}`);
+  world = await WorkingGuests.start(GUESTS, new Random(seed));
+  watches = [];
+});
+
+afterEach(async () => {
+  const children = watches.flatMap(({ pid }) => (existsSync(`/proc/${pid}`) ? childrenOf(pid) : []));
+  for (const watch of watches) watch.kill("SIGTERM");
+  await Promise.all(watches.map(({ exited }) => exited));
+  expect(children.filter(isAlive)).toEqual([]);
+  await world.close();
+});
+
+function watch(): Child {
+  const child = world.watch();
+  watches.push(child);
+  return child;
+}
+
+function isAlive(pid: number): boolean {
+  return existsSync(`/proc/${pid}/exe`);
+}
+
+/** The process that serves a domain, which is among its words. */
+function processOf({ pid }: Child, domid: number): number | undefined {
+  return childrenOf(pid).find((it) => readFileSync(`/proc/${it}/cmdline`, "utf8").endsWith(`\0${domid}\0`));
+}
+
+async function otherProcess(server: Child, domid: number, than: number | undefined): Promise<number> {
+  for (;;) {
+    const pid = processOf(server, domid);
+    if (pid !== undefined && pid !== than) return pid;
+    await Bun.sleep(5);
+  }
+}
+
+test("each guest has a process, and what kills one costs the others nothing", async () => {
+  const server = watch();
+  await world.connect();
+  await world.workMore(ANSWERS);
+  const [victim, ...others] = world.guests;
+  const [pid, ...pids] = [1, 2, 3].map((domid) => processOf(server, domid) as number);
+  expect(new Set([pid, ...pids]).size).toBe(GUESTS);
+  for (let round = 0, last = pid; round < ROUNDS; round++) {
+    victim.guest.ask();
+    process.kill(last, "SIGKILL");
+    await world.workMore(ANSWERS, others);
+    last = await otherProcess(server, 1, last);
+    await world.workMore(ANSWERS);
+  }
+  expect([2, 3].map((domid) => processOf(server, domid))).toEqual(pids);
+  await world.finish();
+});
+
+test("one that is asked to end, by whomever, is followed by another", async () => {
+  const server = watch();
+  await world.connect();
+  const pid = processOf(server, 1) as number;
+  process.kill(pid, "SIGTERM");
+  await readUntil(server.stderr, "domain 1: its process ended (status 0); another one takes its disks over");
+  await world.workMore(ANSWERS);
+  expect(processOf(server, 1)).not.toBe(pid);
+  await world.finish();
+});
+
+test("what a terminal sends to all of them is for watch, which ends them", async () => {
+  const server = watch();
+  await world.connect();
+  const pids = childrenOf(server.pid);
+  for (const pid of pids) for (const signal of ["SIGINT", "SIGHUP"]) process.kill(pid, signal);
+  await world.workMore(ANSWERS);
+  expect(childrenOf(server.pid)).toEqual(pids);
+  server.kill("SIGINT");
+  await world.workUntil(server.exited);
+  expect(await server.exited).toBe(130);
+  expect(pids.filter(isAlive)).toEqual([]);
+  watch();
+  await world.workMore(ANSWERS);
+  await world.finish();
+});
+
+test("without watch they end, and the next watch goes on where they stopped", async () => {
+  for (let round = 0; round < ROUNDS; round++) {
+    const server = watch();
+    if (round === 0) await world.connect();
+    await world.workMore(ANSWERS);
+    const pids = childrenOf(server.pid);
+    for (const { guest } of world.guests) guest.ask();
+    server.kill("SIGKILL");
+    await server.exited;
+    // The next one comes while they still end, or not.
+    if (round === 0) await world.work(true, () => !pids.some(isAlive));
+  }
+  watch();
+  await world.workMore(ANSWERS);
+  await world.finish();
+});
+
+test("all of them killed at once", async () => {
+  for (let round = 0; round < ROUNDS; round++) {
+    const server = watch();
+    if (round === 0) await world.connect();
+    await world.workMore(ANSWERS);
+    const pids = childrenOf(server.pid);
+    for (const { guest } of world.guests) guest.ask();
+    server.kill("SIGKILL");
+    for (const pid of pids) process.kill(pid, "SIGKILL");
+    await server.exited;
+  }
+  watch();
+  await world.workMore(ANSWERS);
+  await world.finish();
+});
+
+test("a process ends when its guest has no disk any more; a new disk has a new one", async () => {
+  const server = watch();
+  await world.connect();
+  const [{ address, model, guest }] = world.guests;
+  const pid = processOf(server, 1) as number;
+  await guest.setState(6);
+  await guest.untilBackend(6);
+  await destroyDevice(world.xenstore, address);
+  while (processOf(server, 1) !== undefined) await Bun.sleep(5);
+  expect(isAlive(pid)).toBe(false);
+  await createDevice(world.xenstore, { address, readOnly: false, params: model.path, deviceType: "disk" });
+  await guest.connect();
+  expect(processOf(server, 1)).not.toBe(pid);
+  await world.workMore(ANSWERS);
+  await world.finish();
+});
+
+test("a disk that its guest made look like a container stays a disk in the guest's next domain", async () => {
+  watch();
+  await world.connect();
+  const [{ address, guest, model }] = world.guests;
+  await world.work(false, () => guest.waiting === 0);
+  writeFileSync(model.path, Buffer.concat([Buffer.from("QFI\xfb", "latin1"), Buffer.alloc((1 << 20) - 4)]));
+  await guest.setState(6);
+  await guest.untilBackend(6);
+  await destroyDevice(world.xenstore, address);
+  const next = { ...address, devid: 51744, frontend: world.guests[1].address.frontend };
+  await createDevice(world.xenstore, {
+    address: next,
+    readOnly: false,
+    params: model.path,
+    deviceType: "disk",
+  });
+  await world.xenstore.waitFor(`${backendDir(next)}/hotplug-status`, (it) => it !== null, {
+    timeoutMs: 20_000,
+  });
+  expect(await world.xenstore.read(`${backendDir(next)}/hotplug-status`)).toBe("connected");
+  await destroyDevice(world.xenstore, next);
+  for (const it of world.guests) {
+    it.guest.close();
+    if (it.address !== address) await destroyDevice(world.xenstore, it.address);
+  }
+});

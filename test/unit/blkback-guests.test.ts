@@ -1,0 +1,263 @@
+// The processes of guests as their supervisor sees them, with fakes in their place: when one is started, ended and
+// followed by another, and what becomes of one that says what it should not.
+import { describe, expect, spyOn, test } from "bun:test";
+import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { decideGuest, type SeenGuest } from "../../src/blkback/guests/decide-guest.ts";
+import { GuestProcess, type GuestChild } from "../../src/blkback/guests/guest-process.ts";
+import { linesOf, parseReport, type GuestSettings } from "../../src/blkback/guests/messages.ts";
+import { SupervisedGuest } from "../../src/blkback/guests/supervised-guest.ts";
+import { toDomid } from "../../src/core/types.ts";
+
+const { deviceType: _, ...offer } = DEFAULT_OFFER;
+const SETTINGS: GuestSettings = {
+  platform: { name: "sim", dir: "/nowhere", domid: toDomid(0) },
+  frontend: toDomid(5),
+  kind: "vbd",
+  offer,
+  direct: false,
+  anyScript: true,
+  grantMode: "copy",
+  engine: "uring",
+  filters: [],
+  statsDir: "/nowhere",
+  verbosity: 0,
+};
+
+/** A process that does what the test says. */
+class FakeChild implements GuestChild {
+  readonly orders: string[] = [];
+  readonly kills: string[] = [];
+  readonly stdout: ReadableStream<Uint8Array>;
+  readonly exited: Promise<number>;
+  signalCode: NodeJS.Signals | null = null;
+  readonly #exit = Promise.withResolvers<number>();
+  #say: ReadableStreamDefaultController<Uint8Array> | undefined;
+
+  constructor() {
+    this.exited = this.#exit.promise;
+    this.stdout = new ReadableStream({ start: (controller) => void (this.#say = controller) });
+  }
+
+  readonly stdin = {
+    write: (text: string): void => void this.orders.push(JSON.parse(text).order as string),
+    flush: (): void => {},
+    end: (): void => {},
+  };
+
+  say(text: string): void {
+    this.#say?.enqueue(new TextEncoder().encode(text));
+  }
+
+  kill(signal: NodeJS.Signals): void {
+    this.kills.push(signal);
+    this.die(137, signal);
+  }
+
+  die(status: number, signal: NodeJS.Signals | null = null): void {
+    this.signalCode = signal;
+    this.#exit.resolve(status);
+  }
+}
+
+const ignored = { onEvent: () => {}, onChange: () => {} };
+
+/** Until what was set off by the last step has happened. */
+const settle = (): Promise<void> => new Promise((resolve) => void setImmediate(resolve));
+
+describe("what to do about a guest's process", () => {
+  const quiet: SeenGuest = { hasDisks: true, process: "none", served: 0, pauseMs: 0 };
+  test.each<[string, Partial<SeenGuest>, string]>([
+    ["a guest with disks has one", {}, "start"],
+    ["after deaths, in a while", { pauseMs: 200 }, "wait"],
+    ["a guest without disks has none", { hasDisks: false }, "forget"],
+    ["nor does it wait for one", { hasDisks: false, pauseMs: 200 }, "forget"],
+    ["one that serves goes on", { process: "serving", served: 1 }, "none"],
+    ["also before it serves anything", { process: "serving" }, "none"],
+    [
+      "and while a disk that is gone still has its image open",
+      { process: "serving", hasDisks: false, served: 1 },
+      "none",
+    ],
+    ["and ends when nothing is left", { process: "serving", hasDisks: false }, "end"],
+    ["one that ends is waited for, whatever comes", { process: "ending" }, "none"],
+    ["and whatever went", { process: "ending", hasDisks: false, served: 1 }, "none"],
+  ])("%s", (_what, seen, step) => {
+    expect(decideGuest({ ...quiet, ...seen }).step).toBe(step as "none");
+  });
+});
+
+describe("a report", () => {
+  test.each([
+    '{"report":"alive"}',
+    '{"report":"disks","count":3}',
+    '{"report":"event","devid":51728,"event":{"event":"connected"}}',
+    '{"report":"event","devid":51728,"event":{"event":"resized","before":8,"after":16}}',
+  ])("is understood: %s", (line) => {
+    expect(parseReport(line)).toEqual(JSON.parse(line));
+  });
+
+  test.each([
+    "",
+    "nonsense",
+    "null",
+    "[]",
+    '"alive"',
+    '{"report":"dead"}',
+    '{"report":"disks"}',
+    '{"report":"disks","count":-1}',
+    '{"report":"disks","count":1e300}',
+    '{"report":"event","devid":1}',
+    '{"report":"event","devid":"1","event":{"event":"connected"}}',
+    '{"report":"event","devid":1,"event":{"event":"\\u001b[2J"}}',
+    '{"report":"event","devid":1,"event":{"event":"resized","before":8}}',
+    '{"report":"event","devid":1,"event":null}',
+  ])("is refused: %s", (line) => {
+    expect(parseReport(line)).toBeUndefined();
+  });
+
+  test("has nothing beside what is known of it", () => {
+    const more = '{"report":"event","devid":1,"event":{"event":"waiting","text":"x"},"frontend":7}';
+    expect(parseReport(more)).toEqual({ report: "event", devid: 1, event: { event: "waiting" } });
+  });
+});
+
+test("lines come whole however they are cut, and not without end", async () => {
+  const stream = (...texts: string[]) => new Blob(texts).stream();
+  expect(await Array.fromAsync(linesOf(stream("a", "b\nc", "\n", "d")))).toEqual(["ab", "c"]);
+  expect(Array.fromAsync(linesOf(stream("x".repeat(70_000))))).rejects.toThrow("does not end");
+});
+
+describe("the process of a guest", () => {
+  test("is told what it serves, then to serve, then to end", async () => {
+    const child = new FakeChild();
+    const process = new GuestProcess(SETTINGS, () => child, ignored);
+    process.serve();
+    process.tend(1000);
+    process.end();
+    expect(child.orders).toEqual(["prepare", "serve", "alive", "end"]);
+    expect(process.isEnding).toBe(true);
+    child.die(0);
+    expect(await process.ended).toBe("status 0");
+  });
+
+  test("is heard", async () => {
+    const child = new FakeChild();
+    const heard: unknown[] = [];
+    const process = new GuestProcess(SETTINGS, () => child, {
+      onEvent: (devid, event) => heard.push([devid, event.event]),
+      onChange: () => heard.push(process.disks),
+    });
+    child.say('{"report":"disks","count":2}\n{"report":"event","devid":768,"event":{"event":"waiting"}}\n');
+    await settle();
+    expect(heard).toEqual([2, [768, "waiting"]]);
+    child.die(0);
+  });
+
+  test.each([
+    ["what makes no sense", "hello\n"],
+    ["a line without end", "x".repeat(70_000)],
+  ])("is killed when it says %s", async (_what, text) => {
+    const child = new FakeChild();
+    const process = new GuestProcess(SETTINGS, () => child, ignored);
+    child.say(text);
+    expect(await process.ended).toBe("SIGKILL");
+  });
+
+  test("is killed when it does not answer, and not before", async () => {
+    const child = new FakeChild();
+    const process = new GuestProcess(SETTINGS, () => child, ignored);
+    const now = spyOn(performance, "now");
+    try {
+      const start = performance.now();
+      now.mockImplementation(() => start + 900);
+      process.tend(1000);
+      expect(child.kills).toEqual([]);
+      child.say('{"report":"alive"}\n');
+      await settle();
+      now.mockImplementation(() => start + 1800);
+      process.tend(1000);
+      expect(child.kills).toEqual([]);
+      now.mockImplementation(() => start + 2000);
+      process.tend(1000);
+      expect(child.kills).toEqual(["SIGKILL"]);
+    } finally {
+      now.mockRestore();
+    }
+  });
+});
+
+describe("a guest that is supervised", () => {
+  let children: FakeChild[] = [];
+  let disks = true;
+  let forgotten = 0;
+  let refusals = 0;
+  const make = (): SupervisedGuest => {
+    [children, disks, forgotten, refusals] = [[], true, 0, 0];
+    const spawnGuest = (): GuestChild => {
+      if (refusals-- > 0) throw new Error("EAGAIN");
+      const child = new FakeChild();
+      children.push(child);
+      return child;
+    };
+    return new SupervisedGuest({
+      frontend: SETTINGS.frontend,
+      hasDisks: async () => disks,
+      start: (onChange) => new GuestProcess(SETTINGS, spawnGuest, { ...ignored, onChange }),
+      onForgotten: () => void forgotten++,
+    });
+  };
+
+  const until = async (holds: () => boolean): Promise<void> => {
+    while (!holds()) await Bun.sleep(1);
+  };
+
+  test("has one process, however often it is looked at, and none when its disks are gone", async () => {
+    const guest = make();
+    await Promise.all([guest.look(), guest.look(), guest.look()]);
+    await guest.look();
+    expect(children.map(({ orders }) => orders)).toEqual([["prepare", "serve"]]);
+    children[0].say('{"report":"disks","count":1}\n');
+    await settle();
+    disks = false;
+    await guest.look();
+    expect(children[0].orders).not.toContain("end");
+    children[0].say('{"report":"disks","count":0}\n');
+    await until(() => children[0].orders.includes("end"));
+    children[0].die(0);
+    await until(() => forgotten === 1);
+    expect(children).toHaveLength(1);
+  });
+
+  test("that gets a disk while its process ends has another one afterwards", async () => {
+    const guest = make();
+    await guest.look();
+    disks = false;
+    await guest.look();
+    expect(children[0].orders).toEqual(["prepare", "serve", "end"]);
+    disks = true;
+    await guest.look();
+    expect(children).toHaveLength(1);
+    children[0].die(0);
+    await until(() => children.length === 2);
+    expect(forgotten).toBe(0);
+    const over = guest.end();
+    children[1].die(0);
+    await over;
+  });
+
+  test("has another process each time one dies or cannot be started, until it ends", async () => {
+    const guest = make();
+    refusals = 1;
+    await guest.look();
+    for (let round = 0; round < 2; round++) {
+      await until(() => children.length === round + 1);
+      children[round].kill("SIGKILL");
+    }
+    await until(() => children.length === 3);
+    const over = guest.end();
+    children[2].die(1);
+    await over;
+    await guest.look();
+    expect(children).toHaveLength(3);
+  });
+});
