@@ -118,7 +118,7 @@ async function openServedImage(
     if (!shared) await refuseOthersDevice(xenstore, address, options.path, readOnly);
     const socket = programSocket(statsDir, address);
     return openWhenFree(
-      () => openProgramImage(options.path, opener, { ...how, connections, socket }),
+      () => openProgramImage(options.path, opener, { ...how, connections, socket, stop }),
       mayWait,
     );
   }

@@ -166,6 +166,17 @@ describe("--via", () => {
     expect(await disk.end()).toBe(143);
   });
 
+  test("one that never serves: SIGTERM ends the wait, and it", async () => {
+    const server = world.spawn([
+      "-v",
+      ...serve(world.disks.dir, "xvdb", "--via", "sh -c 'echo up >&2; sleep 1000' $1"),
+    ]);
+    await readUntil(server.stderr, "up");
+    server.kill("SIGTERM");
+    expect(await server.exited).toBe(143);
+    expect(programsWith(world.disks.dir)).toEqual([]);
+  });
+
   test("one that prints without end, and leaves children: the log is bounded, and nothing stays", async () => {
     const noisy = world.path("noisy");
     writeFileSync(noisy, '#!/bin/sh\nyes "$1" >&2 &\nexec nbdkit --foreground memory 1M\n', { mode: 0o755 });

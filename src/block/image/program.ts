@@ -2,6 +2,7 @@
 // the program takes itself. It inherits our lock, so that nobody gets the image while anything of the program lives.
 import { closeSync } from "node:fs";
 import { resolve } from "node:path";
+import { unlessAborted } from "../../core/deadline.ts";
 import { XentoolError } from "../../core/errors.ts";
 import {
   formatCommand,
@@ -36,6 +37,8 @@ export interface ProgramImageOptions {
   readonly ways?: Ways;
   /** False: discard is not offered to the guest. */
   readonly discard?: boolean;
+  /** Ends the wait for the program. */
+  readonly stop?: AbortSignal;
 }
 
 /** How a device's keys name such an image: "qcow2:/images/a.qcow2". */
@@ -83,7 +86,9 @@ export async function openProgramImage(
   const name = "format" in opener ? STORAGE_DAEMON : "the command of --via";
   const program = new NbdProgram({ name, user, argv, socket, held });
   undo.defer(() => program.close());
-  const image = await program.opened(openNbdImage(program.uri, { readOnly, sectorSizeBytes, connections }));
+  const opening = openNbdImage(program.uri, { readOnly, sectorSizeBytes, connections });
+  const image = await unlessAborted(program.opened(opening), options.stop);
+  if (image === undefined) throw new XentoolError("cancelled", `stopped before ${name} had opened ${path}`);
   const info = { ...image.info, canDiscard: image.info.canDiscard && discard };
   const kept = undo.move();
   return {
