@@ -19,6 +19,7 @@ import {
   type Result,
   type Run,
 } from "../test/xen/runner/scenario.ts";
+import type { BootTiming } from "../test/xen/runner/timing.ts";
 
 const USAGE = `npm run test:xen [-- [OPTIONS] [NAME…]]
   NAME        a scenario, with @xenstored or @oxenstored or without, or a file; none: all but those that are run by name
@@ -69,8 +70,8 @@ async function main(): Promise<number> {
   const programs = buildPrograms();
   const reports = reportsOf(release);
   rmSync(reports, { recursive: true, force: true });
-  const results = await runAll(runs, (number) => ({
-    lab,
+  const { results, boots } = await runAll(runs, (number) => ({
+    lab: lab.directory,
     root,
     sources,
     programs,
@@ -82,29 +83,34 @@ async function main(): Promise<number> {
     share: values.share,
   }));
   if (!values.keep) rmSync(join(reports, "boots"), { recursive: true, force: true });
-  console.log(writeReport(reports, readFileSync(join(lab, "versions"), "utf8"), results));
+  const versions = readFileSync(join(lab.directory, "versions"), "utf8");
+  console.log(writeReport(reports, { release, versions, buildSeconds: lab.buildSeconds, boots }, results));
   return values.selftest
     ? judgeSelftest(results)
     : Number(results.some(({ verdict }) => verdict !== "passed"));
 }
 
 /** Boots until every run has a result: once for each daemon, and again after a run that took the host down. */
-async function runAll(runs: readonly Run[], settingsOf: (boot: number) => BootSettings): Promise<Result[]> {
+async function runAll(
+  runs: readonly Run[],
+  settingsOf: (boot: number) => BootSettings,
+): Promise<{ results: Result[]; boots: BootTiming[] }> {
   const results: Result[] = [];
+  const boots: BootTiming[] = [];
   for (const run of runs) {
     const missing = run.files.find((file) => !existsSync(join(root, file)));
     if (missing !== undefined) results.push(notRun(run, `${missing} is missing`));
   }
-  let boots = 0;
   for (const daemon of DAEMONS) {
     let waiting = runs.filter(
       (run) => run.daemon === daemon && !results.some((result) => result.run === run),
     );
     while (waiting.length > 0) {
-      const settings = settingsOf(boots++);
+      const settings = settingsOf(boots.length);
       for (const directory of [settings.work, settings.logs]) mkdirSync(directory, { recursive: true });
       console.error(`booting Xen with ${daemon}: ${waiting.map((run) => run.name).join(" ")}`);
-      const done = await boot(settings, daemon, waiting);
+      const { results: done, timing } = await boot(settings, daemon, waiting);
+      boots.push(timing);
       results.push(...done);
       waiting = waiting.filter((run) => !done.some((result) => result.run === run));
       if (done.length === 0) {
@@ -115,7 +121,7 @@ async function runAll(runs: readonly Run[], settingsOf: (boot: number) => BootSe
       }
     }
   }
-  return results;
+  return { results, boots };
 }
 
 function notRun(run: Run, message: string): Result {

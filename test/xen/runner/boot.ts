@@ -15,6 +15,7 @@ import {
 import { basename, dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import type { Daemon, Result, Run } from "./scenario.ts";
+import { type BootTiming, processorSeconds, Stopwatch } from "./timing.ts";
 
 /** Where things are, and how long to wait. */
 export interface BootSettings {
@@ -46,21 +47,40 @@ const BOOT_SECONDS = 180;
 const GRACE_SECONDS = 240;
 const FREE_MIB = 256;
 
+/** What a boot came to. The results are those of the runs that began. */
+interface Booted {
+  readonly results: readonly Result[];
+  readonly timing: BootTiming;
+}
+
+/** What the console told while the machine ran. */
+interface Followed {
+  /** The runs that began, and the emulator's processor time then and at the run's end, if it came. */
+  readonly begun: ReadonlyMap<string, { readonly from: number; to?: number }>;
+  readonly upSeconds: number | undefined;
+}
+
 /**
- * Boots once with `daemon` and runs `runs`. The results are those of the runs that began; when the host went
- * down in one of them, the later ones are not among them.
+ * Boots once with `daemon` and runs `runs`. When the host went down in one of them, the later ones are not among the
+ * results.
  */
-export async function boot(settings: BootSettings, daemon: Daemon, runs: readonly Run[]): Promise<Result[]> {
+export async function boot(settings: BootSettings, daemon: Daemon, runs: readonly Run[]): Promise<Booted> {
+  const watch = new Stopwatch();
   const image = makePayload(settings, daemon, runs);
-  const begun = await follow(settings, image, runs);
+  const { begun, upSeconds } = await follow(settings, image, runs);
   const out = join(settings.work, "out");
   spawnSync("debugfs", ["-R", `rdump /out ${settings.work}`, image], { stdio: "ignore" });
-  const results = runs.filter((run) => begun.has(run.name)).map((run) => readResult(out, run));
+  const results = runs.flatMap((run) => {
+    const used = begun.get(run.name);
+    if (used === undefined) return [];
+    const { from, to } = used;
+    return [{ ...readResult(out, run), processorSeconds: to === undefined ? undefined : to - from }];
+  });
   for (const { run } of results) {
     if (existsSync(join(out, run.name)))
       cpSync(join(out, run.name), join(settings.logs, run.name), { recursive: true });
   }
-  return results;
+  return { results, timing: { daemon, runs: results.length, upSeconds, seconds: watch.seconds } };
 }
 
 /** The payload's disk image: dom0's scripts, the plan, the scenarios and their files. */
@@ -91,9 +111,11 @@ function makePayload(settings: BootSettings, daemon: Daemon, runs: readonly Run[
   return image;
 }
 
-/** Runs the machine to its end, or ends it when nothing happens in time; the names of the runs that began. */
-async function follow(settings: BootSettings, image: string, runs: readonly Run[]): Promise<Set<string>> {
-  const begun = new Set<string>();
+/** Runs the machine to its end, or ends it when nothing happens in time. */
+async function follow(settings: BootSettings, image: string, runs: readonly Run[]): Promise<Followed> {
+  const begun = new Map<string, { from: number; to?: number }>();
+  const watch = new Stopwatch();
+  let upSeconds: number | undefined;
   const log = createWriteStream(settings.console);
   const machine = spawn("qemu-system-x86_64", machineArguments(settings, image), {
     stdio: ["ignore", "pipe", "pipe"],
@@ -120,11 +142,14 @@ async function follow(settings: BootSettings, image: string, runs: readonly Run[
     const [, what, name, verdict, ...rest] = /XENLAB: (\w+) ?(\S*) ?(\S*) ?(.*)/.exec(line.trimEnd()) ?? [];
     const run = runs.find((candidate) => candidate.name === name);
     if (what === "begin" && run !== undefined) {
-      begun.add(run.name);
+      begun.set(run.name, { from: processorSeconds(machine.pid) });
       allow(run.limitSeconds + GRACE_SECONDS);
     } else if (what === "end" || what === "done") {
       allow(GRACE_SECONDS);
     }
+    const ended = what === "end" ? begun.get(name ?? "") : undefined;
+    if (ended !== undefined) ended.to = processorSeconds(machine.pid);
+    if (what === "up") upSeconds = watch.seconds;
     if (what === "end") console.error(`${verdict?.padEnd(7)} ${name} ${rest.join(" ")}`);
     else if (settings.verbose) console.error(line.trimEnd());
   });
@@ -136,7 +161,7 @@ async function follow(settings: BootSettings, image: string, runs: readonly Run[
     process.removeListener("SIGTERM", interrupted);
     await new Promise((resolve) => log.end(resolve));
   }
-  return begun;
+  return { begun, upSeconds };
 }
 
 /**

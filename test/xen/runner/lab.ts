@@ -7,6 +7,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } 
 import { homedir } from "node:os";
 import { join } from "node:path";
 import type { Release } from "./scenario.ts";
+import { Stopwatch } from "./timing.ts";
 
 const PARTS = ["build.sh", "packages.txt"];
 
@@ -17,17 +18,24 @@ function cacheDirectory(): string {
   );
 }
 
+export interface Lab {
+  readonly directory: string;
+  /** What building it took; undefined when it was there. */
+  readonly buildSeconds: number | undefined;
+}
+
 /**
- * The directory of the lab of a Debian release, made of what `sources` (test/xen) holds; builds it when there is none,
+ * The lab of a Debian release, made of what `sources` (test/xen) holds; builds it when there is none,
  * which takes three minutes, root and Debian. Throws an Error of one line when it cannot.
  */
-export function ensureLab(sources: string, release: Release): string {
+export function ensureLab(sources: string, release: Release): Lab {
+  const watch = new Stopwatch();
   const hash = createHash("sha256");
   for (const part of PARTS) hash.update(readFileSync(join(sources, part)));
   const cache = cacheDirectory();
   const key = `${release}-${hash.digest("hex").slice(0, 16)}`;
   const lab = join(cache, key);
-  if (existsSync(lab)) return lab;
+  if (existsSync(lab)) return { directory: lab, buildSeconds: undefined };
 
   if (process.getuid?.() !== 0) {
     throw new Error(`the real-Xen lab is not in ${cache}, and building it needs root: sudo npm run test:xen`);
@@ -46,5 +54,5 @@ export function ensureLab(sources: string, release: Release): string {
     if (new RegExp(`^(${release}-)?[0-9a-f]{16}$`).test(old)) rmSync(join(cache, old), { recursive: true });
   }
   renameSync(unfinished, lab);
-  return lab;
+  return { directory: lab, buildSeconds: watch.seconds };
 }

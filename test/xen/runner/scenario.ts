@@ -34,6 +34,8 @@ export interface Result {
   readonly run: Run;
   readonly verdict: "passed" | "failed" | "hung" | "not run";
   readonly seconds: number;
+  /** What the emulator used meanwhile, if that is known. */
+  readonly processorSeconds?: number | undefined;
   readonly message: string;
 }
 
