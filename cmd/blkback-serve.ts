@@ -129,6 +129,8 @@ export const serveCommand = command({
   name: "serve",
   summary: "Serve a disk image or block device until it is detached, its guest is gone, or SIGTERM",
   options: SERVE_OPTIONS,
+  timeout:
+    "Seconds that xenstore may take to answer (default 5), and the guest to let go at the end (default 10); it may connect at any time",
   early: explainFilters,
   examples: [
     ["xentool blkback serve disk.img --domid 1 --vdev xvdb", "one disk for domain 1"],
@@ -282,6 +284,7 @@ export const watchCommand = command({
   name: "watch",
   summary: "Serve every disk that the toolstack creates for us: the daemon",
   options: WATCH_OPTIONS,
+  timeout: "Seconds that xenstore may take to answer at the start (default 5)",
   early: explainFilters,
   examples: [
     ["xentool blkback watch", "what the systemd unit of `xentool blkback install` runs"],

@@ -2,7 +2,7 @@
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import { askedRates, RATE_OPTIONS, serveCommand, watchCommand } from "./blkback-serve.ts";
-import { command, group, type Command } from "./lib/command.ts";
+import { command, group, WAITS_FOR_NOBODY, type Command } from "./lib/command.ts";
 import { choice, flag, number, text } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import {
@@ -14,17 +14,26 @@ import {
   type Session,
 } from "./lib/session.ts";
 
+const DETACH_TIMEOUT =
+  "Seconds that the guest has to let go (default 10), and xenstore to answer (default 5)";
+const SERVER_TIMEOUT =
+  "Seconds that the disk's server may take to answer (default 10), and xenstore (default 5)";
+
 /** A command that performs one step on one device. `work` may return the exit status. */
 function step(
-  name: string,
-  summary: string,
-  example: string,
+  {
+    name,
+    summary,
+    example,
+    timeout,
+  }: Pick<Command, "name" | "summary"> & Partial<Pick<Command, "timeout">> & { example: string },
   work: (session: Session, address: DeviceAddress, context: CommandContext) => Promise<number | void>,
 ): Command {
   return command({
     name,
     summary,
     options: DEVICE_OPTIONS,
+    ...(timeout !== undefined && { timeout }),
     examples: [[`xentool blkback ${name} --domid 1 --vdev xvdb`, example]],
     run: (argv, context) => withDevice(context, argv, (session, address) => work(session, address, context)),
   });
@@ -64,9 +73,11 @@ const create = command({
 });
 
 const destroy = step(
-  "destroy",
-  "Remove a device's directories, used or not",
-  "as if it had never been",
+  {
+    name: "destroy",
+    summary: "Remove a device's directories, used or not",
+    example: "as if it had never been",
+  },
   async ({ platform, xenstore }, address, context) => {
     const { destroyDevice } = await import("../src/blkback/toolstack.ts");
     const { removeRemains } = await import("../src/blkback/remains.ts");
@@ -77,9 +88,12 @@ const destroy = step(
 );
 
 const close = step(
-  "close",
-  "Hot-unplug: ask the guest to let go, and wait for it",
-  "the guest decides when",
+  {
+    name: "close",
+    summary: "Hot-unplug: ask the guest to let go, and wait for it",
+    example: "the guest decides when",
+    timeout: DETACH_TIMEOUT,
+  },
   async ({ xenstore }, address, context) => {
     const { closeDevice, waitUntilClosed } = await import("../src/blkback/toolstack.ts");
     await closeDevice(xenstore, address);
@@ -89,9 +103,12 @@ const close = step(
 );
 
 const forceClose = step(
-  "force-close",
-  "Take the disk away without asking: what the guest has not written is lost",
-  "for a guest that hangs",
+  {
+    name: "force-close",
+    summary: "Take the disk away without asking: what the guest has not written is lost",
+    example: "for a guest that hangs",
+    timeout: DETACH_TIMEOUT,
+  },
   async ({ platform, xenstore }, address, context) => {
     const { forceCloseDevice, waitUntilClosed } = await import("../src/blkback/toolstack.ts");
     const { removeRemains } = await import("../src/blkback/remains.ts");
@@ -104,9 +121,12 @@ const forceClose = step(
 );
 
 const resize = step(
-  "resize",
-  "Tell the guest the image's new size",
-  "after truncate -s +1G disk.img",
+  {
+    name: "resize",
+    summary: "Tell the guest the image's new size",
+    example: "after truncate -s +1G disk.img",
+    timeout: SERVER_TIMEOUT,
+  },
   async ({ xenstore }, address, { json, stop, timeoutMs = DETACH_TIMEOUT_MS }) => {
     const { resizeDevice } = await import("../src/blkback/resize.ts");
     const { printResize } = await import("./lib/blkback-report.ts");
@@ -118,6 +138,7 @@ const limit = command({
   name: "limit",
   summary: "Change how fast a disk may be while its guest uses it, or show it",
   options: { ...DEVICE_OPTIONS, ...RATE_OPTIONS },
+  timeout: SERVER_TIMEOUT,
   examples: [
     ["xentool blkback limit --domid 1 --vdev xvdb --iops 500,burst=2000", "what passes that waits"],
     ["xentool blkback limit --domid 1 --vdev xvdb --iops none --bandwidth 20M", "bytes instead"],
@@ -171,6 +192,7 @@ const stats = command({
     interval: number("Seconds between the lines of --watch", { initial: 1 }),
     prometheus: flag("Print them as metrics, once"),
   },
+  timeout: "Seconds that xenstore may take to find a domain by its name (default 5)",
   examples: [
     ["xentool blkback stats", "totals, latencies, how full the ring was"],
     ["xentool blkback stats --watch --interval 5", "a line a disk, every 5 seconds"],
@@ -194,6 +216,7 @@ function installation(name: "install" | "uninstall", summary: string, example: s
         complete: "directory",
       }),
     },
+    timeout: WAITS_FOR_NOBODY,
     examples: [
       [`xentool blkback ${name}`, example],
       [`xentool blkback ${name} --root debian/xentool --prefix /usr`, "the same, in a package's tree"],

@@ -57,6 +57,9 @@ async function useDisk(
   return await runSession(platform, xenstore, options, job, spawnWorker, stop, onConnected);
 }
 
+const TIMEOUT =
+  "Seconds that xenstore may take to answer (default 5), and the backend at each step (default 10)";
+
 const NBD_OPTIONS = {
   ...DEVICE_OPTIONS,
   socket: text("Path of the socket", { required: true, complete: "file" }),
@@ -66,6 +69,7 @@ const nbd = command({
   name: "nbd",
   summary: "Export the disk as an NBD server on a unix socket, until the backend lets go or SIGTERM",
   options: NBD_OPTIONS,
+  timeout: TIMEOUT,
   examples: [
     ["xentool blkfront nbd --vdev xvdb --socket /tmp/xvdb.sock", "export the disk; meanwhile, elsewhere:"],
     ["nbdinfo 'nbd+unix:///?socket=/tmp/xvdb.sock'", "what it is"],
@@ -108,6 +112,7 @@ const bench = command({
   name: "bench",
   summary: "Measure the disk; a pattern that writes destroys what is on it",
   options: BENCH_OPTIONS,
+  timeout: TIMEOUT,
   examples: [
     ["xentool blkfront bench --vdev xvdb", "4k random reads, 32 at a time"],
     ["xentool blkfront bench --vdev xvdb --rw write --bs 1M --iodepth 4 --json", "for scripts"],

@@ -1,5 +1,5 @@
 // `xentool completion`: what makes a shell complete our commands, options and values.
-import { command } from "./lib/command.ts";
+import { command, WAITS_FOR_NOBODY } from "./lib/command.ts";
 import { choice } from "./lib/option.ts";
 import { SHELLS } from "./lib/shells.ts";
 
@@ -7,6 +7,7 @@ export const completionCommand = command({
   name: "completion",
   summary: "Print what makes a shell complete commands, options, files, domains and disks",
   options: { shell: choice(SHELLS, "Which shell", { positional: true }) },
+  timeout: WAITS_FOR_NOBODY,
   examples: [
     ['eval "$(xentool completion bash)"', "in this shell; in ~/.bashrc, in every one"],
     ['eval "$(xentool completion zsh)"', "for zsh, after compinit"],

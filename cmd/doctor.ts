@@ -15,6 +15,7 @@ export const doctorCommand = command({
   name: "doctor",
   summary: "Say what this host has and lacks, and what to do about it",
   options: {},
+  timeout: "Seconds that xenstore may take to answer (default 2)",
   examples: [
     ["xentool doctor", "everything, with what to type where something is missing"],
     ["xentool doctor --json", "for scripts; the exit status is 0 when Xen or the simulation is usable"],
@@ -24,9 +25,9 @@ export const doctorCommand = command({
 });
 
 /** Exit status 0 when the requested platform (auto: either) is usable, otherwise that of `environment`. */
-async function examine({ json, platform }: CommandContext): Promise<number> {
+async function examine({ json, platform, timeoutMs }: CommandContext): Promise<number> {
   const { examineHost, isUsable } = await import("./lib/host-checks.ts");
-  const checks = await examineHost();
+  const checks = await examineHost({ root: "/", env: process.env, timeoutMs });
   const usable = { xen: isUsable(checks, "xen"), sim: isUsable(checks, "sim") };
   if (json) printJson({ usable, checks });
   else printChecks(checks, usable);

@@ -1,12 +1,14 @@
 // `xentool selftest`: tries on this very host what disks, vchans and xenstore clients rely on.
 import type { CheckName } from "../src/selftest/run.ts";
 import { command, group } from "./lib/command.ts";
-import { number } from "./lib/option.ts";
+import { text } from "./lib/option.ts";
 import { print, printJson } from "./lib/output.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 
 /** The time of one check. It takes seconds; on emulated processors it may take a minute. */
 const LIMIT_MS = 120_000;
+
+const TIMEOUT = "Seconds that the check may take (default 120), and xenstore to answer (default 5)";
 
 const FAILED = ["1", "the check failed: standard output says at what"] as const;
 
@@ -14,6 +16,7 @@ const block = command({
   name: "block",
   summary: "Serve ourselves a disk; fill it, flush it, read it back",
   options: {},
+  timeout: TIMEOUT,
   statuses: [FAILED],
   examples: [
     ["xentool selftest block", "with each way for data to cross; a flush must make it safe"],
@@ -26,10 +29,14 @@ const vchan = command({
   name: "vchan",
   summary: "Send bytes through a vchan to an echo and compare what comes back",
   options: {
-    peer: number("The domain that runs the echo; without it we do, which only the simulation allows", {
-      complete: "domain",
-    }),
+    peer: text(
+      "The domain that runs the echo, by number or name; without it we do, which only the simulation allows",
+      {
+        complete: "domain",
+      },
+    ),
   },
+  timeout: TIMEOUT,
   statuses: [FAILED],
   examples: [
     ["xentool selftest vchan --peer 5", "domain 5 runs: xentool vchan listen 0 xentool-selftest -- cat"],
@@ -42,6 +49,7 @@ const xenstore = command({
   name: "xenstore",
   summary: "Try nodes, transactions and watches of xenstore below a node of our own",
   options: {},
+  timeout: TIMEOUT,
   statuses: [FAILED],
   examples: [["xentool selftest xenstore", "in any domain; what it makes is removed"]],
   run: (_argv, context) => runSelftest("xenstore", context, undefined),
@@ -60,13 +68,16 @@ export const selftestCommand = group({
 async function runSelftest(
   check: CheckName,
   context: CommandContext,
-  peer: number | undefined,
+  domain: string | undefined,
 ): Promise<number> {
   const { runCheck } = await import("../src/selftest/run.ts");
   const { withSession } = await import("./lib/session.ts");
   const { spawnWorker } = await import("./spawn-worker.ts");
+  const { findDomainIn, parseDomain } = await import("../src/xenstore/domains.ts");
   const { stop, json, timeoutMs } = context;
+  const named = domain === undefined ? undefined : parseDomain(domain, "--peer");
   return withSession(context, async ({ platform, xenstore }) => {
+    const peer = named === undefined ? undefined : await findDomainIn(xenstore, named);
     const ground = { platform, xenstore, spawnWorker, peer, stop };
     const passed = json ? () => {} : (what: string) => print(`ok      ${what}`);
     const result = await runCheck(check, ground, timeoutMs ?? LIMIT_MS, passed);

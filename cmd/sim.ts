@@ -35,6 +35,7 @@ const run = command({
   name: "run",
   summary: "Run a command on a simulated host of its own",
   options: HOST_OPTIONS,
+  timeout: "Without effect: COMMAND may take as long as it takes",
   trailing: "-- COMMAND [ARGUMENTS]",
   examples: [
     ["xentool sim run -- sh", "a shell in domain 0; with XENTOOL_DOMID=1 a command is domain 1"],
@@ -67,6 +68,7 @@ const start = command({
   name: "start",
   summary: "Start a simulated host in the background",
   options: START_OPTIONS,
+  timeout: "Seconds that the host may take to start (default 15)",
   examples: [
     ['eval "$(xentool sim start)"', "start one, and use it in this shell"],
     ["xentool sim start --dir /run/my-sim --domains 5", "five domains, in a directory of one's choice"],
@@ -81,7 +83,7 @@ async function stayInForeground(argv: StartArguments, { stop }: CommandContext):
   await serveInForeground({ ...optionsOf(argv), ...place }, stop, (ready) => printJson(ready, true));
 }
 
-async function startInBackground(argv: StartArguments, { stop }: CommandContext): Promise<void> {
+async function startInBackground(argv: StartArguments, { stop, timeoutMs }: CommandContext): Promise<void> {
   const { startDaemon } = await import("../src/sim/daemon.ts");
   optionsOf(argv);
   const limits = argv.limit.flatMap((limit) => ["--limit", limit]);
@@ -93,7 +95,10 @@ async function startInBackground(argv: StartArguments, { stop }: CommandContext)
     argv.personality,
     ...limits,
   ];
-  const ready = await startDaemon([...selfCommand(), "sim", "start", ...flags], argv.dir, stop);
+  const ready = await startDaemon([...selfCommand(), "sim", "start", ...flags], argv.dir, {
+    stop,
+    timeoutMs,
+  });
   if (argv.json) printJson(ready);
   else for (const line of await exportsFor(ready.dir)) print(line);
 }
@@ -117,6 +122,7 @@ const status = command({
   name: "status",
   summary: "Show a simulated host and what is in use there",
   options: DIR_OPTION,
+  timeout: "Seconds that the host may take to answer (default 10)",
   examples: [
     ["xentool sim status", "the one that XENTOOL_SIM names"],
     ["xentool sim status --json", "all of it, for a program"],
@@ -156,6 +162,7 @@ const stop = command({
   name: "stop",
   summary: "End a simulated host and remove its directory",
   options: DIR_OPTION,
+  timeout: "Seconds that the host may take to end (default 15)",
   examples: [
     ["xentool sim stop", "the one that XENTOOL_SIM names"],
     ["xentool sim stop --dir /run/my-sim", "another one"],
@@ -177,6 +184,7 @@ const exec = command({
     domain: text("The domain, by number or name", { positional: true, complete: "domain" }),
     ...DIR_OPTION,
   },
+  timeout: "Seconds that xenstore may take to find a domain by its name (default 5); COMMAND is not bounded",
   trailing: "-- COMMAND [ARGUMENTS]",
   examples: [
     ["xentool sim exec 1 -- xenstore-ls", "what domain 1 sees of xenstore"],

@@ -11,6 +11,7 @@ export const topCommand = command({
     sort: choice(SORTS, "What comes first; keys change it: l, b, t, w, n", { initial: "load" }),
     count: number("Stop after this many looks"),
   },
+  timeout: "Without effect: what xenstore does not answer is shown as it was last known",
   examples: [
     ["xentool top", "until q or Ctrl-C"],
     ["xentool top --interval 10 >> top.log", "a line every ten seconds"],

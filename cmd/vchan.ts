@@ -43,6 +43,7 @@ const listenCommand = command({
     keep: flag("Serve one client after another"),
   },
   conflicts: [["unix", "tcp"]],
+  timeout: "Seconds to wait for each client (default: for ever), and for xenstore to answer (default 5)",
   trailing: "[-- COMMAND...]",
   examples: [
     ["xentool vchan listen 1 files > got.tar", "take what domain 1 sends"],
@@ -68,6 +69,7 @@ const connectCommand = command({
     keep: flag("Serve one local connection after another"),
   },
   conflicts: [["unix", "tcp"]],
+  timeout: "Seconds that --wait waits (default: for ever), and xenstore may take to answer (default 5)",
   trailing: "[-- COMMAND...]",
   examples: [
     ["tar c . | xentool vchan connect 0 files --wait", "send to domain 0, once it listens"],
@@ -84,6 +86,7 @@ const benchListenCommand = command({
   name: "listen",
   summary: "Play the other end of a benchmark",
   options: { ...PLACE, ...RING_SIZES },
+  timeout: "Seconds to wait for the other end (default: for ever), and for xenstore to answer (default 5)",
   examples: [
     ["xentool vchan bench listen 1 bench", "with rings of 64 KiB"],
     ["xentool vchan bench listen 1 bench --read-size 0 --write-size 0", "with 1 and 2 KiB"],
@@ -102,6 +105,8 @@ const benchConnectCommand = command({
     bytes: text("SIZE of what is sent each way", { initial: "256M" }),
     rounds: number("How many round trips", { initial: 10_000 }),
   },
+  timeout:
+    "Seconds in which the other end may do nothing (default: any number), and xenstore may take to answer (default 5)",
   examples: [
     ["xentool vchan bench connect 0 bench", "everything, against `vchan bench listen` in domain 0"],
     ["xentool vchan bench connect 0 bench --json --bytes 16M --rounds 100", "briefly, for a script"],

@@ -4,6 +4,8 @@ import { choice, flag, number, text, texts } from "./lib/option.ts";
 
 const CLOSE_METHODS = ["handshake", "reintroduce", "release", "poison"] as const;
 
+const NAME_TIMEOUT = "Seconds that xenstore may take to find a domain by its name (default 5)";
+
 const inspect = command({
   name: "inspect",
   summary: "Draw a ring: its indices, what waits, what can be recovered, and a verdict",
@@ -16,6 +18,7 @@ const inspect = command({
     history: number("Show the last N exchanges", { initial: 16 }),
   },
   conflicts: [["file", "domid"]],
+  timeout: NAME_TIMEOUT,
   statuses: [
     ["0", "healthy"],
     ["4", "corrupt"],
@@ -42,6 +45,7 @@ const close = command({
     "dry-run": flag("Say what would be done; change nothing"),
     kick: text("A node that the guest watches; it is rewritten with its own value (default ~/memory/target)"),
   },
+  timeout: "Seconds that the server may take to answer on the ring (default 40), and elsewhere (default 5)",
   statuses: [
     ["0", "closed and verified"],
     ["4", "refused or left wrong"],
@@ -76,6 +80,7 @@ const trace = command({
     ["read", "domid"],
     ["read", "write"],
   ],
+  timeout: NAME_TIMEOUT,
   examples: [
     ["xentool xsring trace --domid 5", "until Ctrl-C or until the domain is gone"],
     ["xentool xsring trace --domid 5 --type WRITE --path 'device/*'", "only these"],

@@ -59,7 +59,7 @@ export function manPage(page: Page, context: PageContext): string {
     ...section("ARGUMENTS", entriesOf(options.filter(([, { positional }]) => positional))),
     ...section("OPTIONS", entriesOf(options.filter(([, { positional }]) => !positional))),
     ...section("GLOBAL OPTIONS", [
-      ...entriesOf(Object.entries<Option<unknown>>(GLOBAL_OPTIONS satisfies Options)),
+      ...entriesOf(Object.entries(globalOptionsOf(command))),
       ["-h, --help", "Show help"],
       ["--version", "Show the version"],
     ]),
@@ -81,6 +81,10 @@ export function manPage(page: Page, context: PageContext): string {
       .join(" ,\n"),
   ];
   return `${lines.join("\n")}\n`;
+}
+
+function globalOptionsOf({ timeout }: Command): Options {
+  return { ...GLOBAL_OPTIONS, timeout: { ...GLOBAL_OPTIONS.timeout, describe: timeout } };
 }
 
 function section(title: string, entries: readonly Entry[]): string[] {

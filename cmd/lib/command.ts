@@ -3,6 +3,9 @@
 import { areValuesOf, isStrings, type Options, type ValuesOf } from "./option.ts";
 import { GLOBAL_OPTIONS, runCommand, type CommandContext, type GlobalArguments } from "./run-command.ts";
 
+/** `timeout` of a command that waits for nobody. */
+export const WAITS_FOR_NOBODY = "Without effect: this command waits for nobody";
+
 /** A command line that works as it is, and its purpose. */
 export type Example = readonly [command: string, purpose: string];
 
@@ -20,6 +23,8 @@ export interface Command {
   /** Pairs of options of which only one may be given. */
   readonly conflicts: readonly (readonly [string, string])[];
   readonly statuses: readonly ExitStatus[];
+  /** What --timeout bounds, as help shows it. */
+  readonly timeout: string;
   readonly examples: readonly Example[];
   /** The commands that this one groups. */
   readonly actions: readonly Command[];
@@ -39,7 +44,7 @@ interface Trailing {
 interface Definition<O extends Options>
   extends
     Pick<Command, "name" | "summary" | "examples">,
-    Partial<Pick<Command, "trailing" | "conflicts" | "statuses" | "early">> {
+    Partial<Pick<Command, "trailing" | "conflicts" | "statuses" | "timeout" | "early">> {
   readonly options: O;
   /** The body. It may return the exit status. */
   readonly run: (argv: ArgumentsOf<O>, context: CommandContext) => Promise<number | void> | number | void;
@@ -52,6 +57,7 @@ export function command<O extends Options>({ run, ...definition }: Definition<O>
     trailing: undefined,
     conflicts: [],
     statuses: [],
+    timeout: "Seconds that xenstore may take to answer (default 5)",
     early: undefined,
     ...definition,
     actions: [],
@@ -75,6 +81,7 @@ export function group(definition: GroupDefinition): Command {
     trailing: undefined,
     conflicts: [],
     statuses: [],
+    timeout: GLOBAL_OPTIONS.timeout.describe,
     early: undefined,
     run: undefined,
   };

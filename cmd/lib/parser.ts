@@ -48,6 +48,7 @@ function positionalsOf({ options }: Command, demanded: boolean): string[] {
 function declare(parser: Argv, command: Command, words: readonly string[]): Argv {
   parser.usage(`$0 ${synopsisOf(command, words)}\n\n${command.summary}`);
   declareOptions(parser, command.options);
+  parser.describe("timeout", command.timeout);
   for (const [one, other] of command.conflicts) parser.conflicts(one, other);
   if (command.early !== undefined) parser.middleware(command.early, true);
   if (command.statuses.length > 0) parser.epilogue(statusesText(command.statuses));

@@ -12,7 +12,7 @@ export const GLOBAL_OPTIONS = {
     initial: "auto",
   }),
   json: flag("Print JSON"),
-  timeout: number("Give up a wait for an answer after this many seconds"),
+  timeout: number("Seconds to wait for an answer; the help of each command says whose"),
   verbose: count("Log to stderr: -v state changes, -vv everything", "v"),
 };
 export type GlobalArguments = ValuesOf<typeof GLOBAL_OPTIONS>;

@@ -35,7 +35,7 @@ export async function runClose(context: CommandContext, argv: CloseArguments): P
   try {
     if (named === undefined) return await withOwnRing(platform, (target) => close(context, argv, target));
     const domid = await findDomain(platform, named, context.timeoutMs);
-    return await withDomainRing(platform, domid, (target) => close(context, argv, target));
+    return await withDomainRing(platform, domid, context.timeoutMs, (target) => close(context, argv, target));
   } finally {
     platform.close();
   }
@@ -84,11 +84,12 @@ function announce(plan: ClosePlan, domid: number, isDryRun: boolean): void {
 async function withDomainRing<T>(
   platform: Platform,
   domid: Domid,
+  timeoutMs: number | undefined,
   body: (target: CloseTarget) => Promise<T>,
 ): Promise<T> {
   const ring = openDomainRing(platform, domid, "rw");
   try {
-    const xenstore = await Xenstore.connect(platform);
+    const xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
     try {
       return await body({ domid, page: ring.page, notify: undefined, toolstack: { platform, xenstore } });
     } finally {

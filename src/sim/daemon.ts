@@ -23,15 +23,21 @@ export interface DaemonReady {
   readonly pid: number;
 }
 
+interface StartWait {
+  readonly stop: AbortSignal;
+  /** How long the host may take to be ready. */
+  readonly timeoutMs: number | undefined;
+}
+
 /**
  * Starts `command` with `--dir DIR` appended, a process that calls `serveInForeground`, and waits until it is ready.
- * Fails with `environment` and the process's own message if it does not come up, with `cancelled` if `stop` fires
- * before; nothing of it remains then.
+ * Fails with `environment` and the process's own message if it does not come up, with `timeout` if that takes too long,
+ * with `cancelled` if `stop` fires before; nothing of it remains then.
  */
 export async function startDaemon(
   command: readonly string[],
-  dir?: string,
-  stop?: AbortSignal,
+  dir: string | undefined,
+  { stop, timeoutMs = DAEMON_START_MS }: StartWait,
 ): Promise<DaemonReady> {
   const { path: home, isNew } = makeDirectory(dir);
   const log = openLog(home);
@@ -41,13 +47,13 @@ export async function startDaemon(
       detached: true,
       stdio: ["ignore", "pipe", log],
     });
-    return await readiness(child, home, stop);
+    return await readiness(child, home, timeoutMs, stop);
   } catch (error) {
     // The process cleans up after itself unless it was killed.
     if (holdsDeadHost(home)) removeHostFiles(home);
     else rmSync(join(home, HOST_LOG), { force: true });
     if (isNew) removeIfEmpty(home);
-    if (kindOf(error) === "cancelled") throw error;
+    if (["cancelled", "timeout"].includes(kindOf(error))) throw error;
     const message = `the simulated host did not start: ${readLog(log)}`;
     throw new XentoolError("environment", message, { dir: home }, error);
   } finally {
@@ -72,7 +78,12 @@ function readLog(fd: number): string {
 }
 
 /** Resolves with the child's first line of output, then lets the child run on its own, unless `stop` has fired. */
-async function readiness(child: ChildProcess, dir: string, stop?: AbortSignal): Promise<DaemonReady> {
+async function readiness(
+  child: ChildProcess,
+  dir: string,
+  timeoutMs: number,
+  stop: AbortSignal | undefined,
+): Promise<DaemonReady> {
   const { promise, resolve: ready, reject } = Promise.withResolvers<string>();
   let text = "";
   child.stdout?.on("data", (chunk: Buffer) => {
@@ -81,13 +92,13 @@ async function readiness(child: ChildProcess, dir: string, stop?: AbortSignal): 
   });
   child.once("error", reject);
   child.once("exit", (code, signal) => {
-    const late = new XentoolError("timeout", `it was not ready within ${DAEMON_START_MS} ms`);
+    const late = new XentoolError("timeout", `the simulated host was not ready within ${timeoutMs} ms`);
     const ended = new XentoolError("environment", `its process ended with status ${code ?? signal}`);
     const stopped = new XentoolError("cancelled", "stopped before the simulated host was ready");
     reject(stop?.aborted === true ? stopped : child.killed ? late : ended);
   });
   using _ = onAbort(stop, () => child.kill("SIGTERM"));
-  const timer = setTimeout(() => child.kill("SIGKILL"), DAEMON_START_MS);
+  const timer = setTimeout(() => child.kill("SIGKILL"), timeoutMs);
   try {
     const { pid } = JSON.parse(await promise) as { pid: number };
     return { dir, pid };
