@@ -1,12 +1,17 @@
 // Polling for work for a short time before sleeping. That spares both sides an event when work comes at once, and is
 // a waste when it does not. After a sleep that polling would have spared, we poll; while sleeps are longer, we poll
-// less and less, and soon not at all, so that an idle caller costs nothing. Pure: the caller polls, sleeps and
-// measures the time, in microseconds.
+// less and less, and soon not at all, so that an idle caller costs nothing. Polls that find nothing end, too. Pure: the
+// caller polls, sleeps and measures the time, in microseconds.
 
 const MIN_US = 10;
 /** Number of sleeps without a look once looking did not pay. It doubles each time that happens again. */
 const REST_MIN = 8;
 const REST_MAX = 512;
+/**
+ * This many looks in a row that found nothing mean that looking is in the way: the peer gets its processor only once we
+ * sleep. Sleeps are short then, too, so their length does not tell.
+ */
+const MISSES_MAX = 8;
 /** This many looks are judged together; the average sleep is taken over about as many. */
 const JUDGED = 32;
 /**
@@ -26,6 +31,7 @@ export class AdaptivePoll {
   #looksUs = 0;
   #sleepUs = 0;
   #gains = 0;
+  #misses = 0;
   #resting = 0;
   #rest = REST_MIN;
 
@@ -48,13 +54,18 @@ export class AdaptivePoll {
     const pays = short || gains;
     if (pays && this.#looks < JUDGED) return;
     this.#gains = pays && !short ? this.#gains + 1 : 0;
-    if (!pays) {
-      this.us = 0;
-      this.#resting = this.#rest;
-    }
     if (short) this.#rest = REST_MIN;
-    else if (!pays) this.#rest = Math.min(2 * this.#rest, REST_MAX);
+    if (!pays) this.#takeRest();
     this.#looks = this.#looksUs = 0;
+  }
+
+  /** Reports whether a look found something. */
+  ended(found: boolean): void {
+    if (found) this.#rest = REST_MIN;
+    this.#misses = found ? 0 : this.#misses + 1;
+    if (this.#misses < MISSES_MAX) return;
+    this.#misses = 0;
+    this.#takeRest();
   }
 
   /** Reports the duration of a sleep that ended because there was work: a short one should have been a look. */
@@ -63,5 +74,11 @@ export class AdaptivePoll {
     if (this.#resting > 0) this.#resting--;
     else if (us < this.maxUs) this.us = this.maxUs;
     else this.us = this.us / 2 < MIN_US ? 0 : this.us / 2;
+  }
+
+  #takeRest(): void {
+    this.us = 0;
+    this.#resting = this.#rest;
+    this.#rest = Math.min(2 * this.#rest, REST_MAX);
   }
 }

@@ -57,7 +57,10 @@ export class Doorbell {
   /** Looks for news for as long as that pays. A sleep that follows counts from `nowMs`. */
   look(nowMs: number): boolean {
     this.#lookedAtMs = nowMs;
-    return this.#look(this.poll.us);
+    const { us } = this.poll;
+    const found = this.#look(us);
+    if (us > 0) this.poll.ended(found);
+    return found;
   }
 
   /** Returns true when the caller may sleep: a bell will ring for whatever comes from here on. */

@@ -71,3 +71,37 @@ test("looks that find nothing end, too", () => {
   }
   expect(looked / 10_000).toBeLessThan(50);
 });
+
+test("eight looks in a row without success are followed by a rest, which doubles each time and ends", () => {
+  const poll = new AdaptivePoll(50);
+  const sleeps: number[] = [];
+  for (let round = 0; round < 9; round++) {
+    let resting = 0;
+    for (; poll.us === 0; resting++) poll.slept(10);
+    sleeps.push(resting);
+    for (let look = 1; look <= 8; look++) {
+      expect(poll.us).toBe(50);
+      poll.ended(false);
+      if (look < 8) poll.slept(10);
+    }
+    expect(poll.us).toBe(0);
+  }
+  expect(sleeps).toEqual([1, 9, 17, 33, 65, 129, 257, 513, 513]);
+});
+
+test("one success among eight keeps looking going, and makes the next rest a short one", () => {
+  const poll = new AdaptivePoll(50);
+  poll.slept(10);
+  for (let look = 0; look < 800; look++) {
+    poll.ended(look % 8 === 7);
+    poll.slept(10);
+    expect(poll.us).toBe(50);
+  }
+  for (let look = 0; look < 8; look++) poll.ended(false);
+  for (let sleep = 0; sleep < 8; sleep++) {
+    poll.slept(10);
+    expect(poll.us).toBe(0);
+  }
+  poll.slept(10);
+  expect(poll.us).toBe(50);
+});

@@ -128,4 +128,31 @@ describe("a doorbell", () => {
     short.bell.look(2000);
     expect(short.ring.looks.at(-1)).toBe(0);
   });
+
+  test("stops looking where the peer runs only once we sleep, and begins again when looks find something", () => {
+    const { bell, ring } = makeBell(50);
+    let nowMs = 1000;
+    /** A request that comes `us` after we have gone to sleep, or, if the peer has a processor, while we look. */
+    const request = (us: number, runsBeside: boolean): number => {
+      const before = ring.looks.length;
+      if (runsBeside && bell.poll.us >= us) ring.put();
+      const found = bell.look(nowMs);
+      const lookedUs = ring.looks.slice(before).reduce((sum, it) => sum + it, 0);
+      if (!found) {
+        ring.put();
+        nowMs += (lookedUs + us) / 1000;
+        bell.slept(nowMs);
+      }
+      ring.takeAll();
+      return found ? Math.min(us, lookedUs) : lookedUs;
+    };
+    const spentOn = (count: number, runsBeside: boolean): number =>
+      Array.from({ length: count }, () => request(10, runsBeside)).reduce((sum, us) => sum + us, 0) / count;
+    expect(spentOn(10_000, false)).toBeLessThan(2);
+    // The longest rest, which only sleeps shorten, ends.
+    spentOn(600, true);
+    ring.looks.splice(0);
+    spentOn(1000, true);
+    expect(ring.looks).toEqual(Array.from({ length: 1000 }, () => 50));
+  });
 });
