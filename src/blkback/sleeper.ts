@@ -16,6 +16,13 @@ const STORM_PAUSE_US = 1000;
 const BUSY_OPERATIONS = 4;
 const BUSY_WAIT_US = 100;
 /**
+ * A guest that waits for its answers sends nothing while an operation is in flight. Asking it to ring then would only
+ * make it ring for its next request, which a look finds without. We take it for such a guest after QUIET_TRUST waits
+ * with no request in between, but not within SLOW_REST waits of an operation that took longer than BUSY_WAIT_US.
+ */
+const QUIET_TRUST = 8;
+const SLOW_REST = 32;
+/**
  * After this many rounds whose submissions did not complete at once, we submit and wait in the same call. After every
  * INLINE_RETRY_EVERY such calls we try once more.
  */
@@ -32,6 +39,8 @@ export class Sleeper {
   #sleptIdle = false;
   #busyWaiting = false;
   #busyWaitFailed = false;
+  #sleptBusy = false;
+  #quiet = 0;
   #inlineTrust = INLINE_TRUST;
   #sinceInline = 0;
 
@@ -56,14 +65,13 @@ export class Sleeper {
       this.timeoutUs = pause;
       return true;
     }
-    if (active >= BUSY_OPERATIONS && !this.#busyWaitFailed) {
+    if (this.#needsNoBell(active)) {
       if (this.#doorbell.hasNews()) return false;
       this.#busyWaiting = true;
       this.timeoutUs = BUSY_WAIT_US;
-      return true;
-    }
-    if (!this.#doorbell.arm()) return false;
+    } else if (!this.#doorbell.arm()) return false;
     this.#sleptIdle = idle;
+    this.#sleptBusy = !idle;
     return true;
   }
 
@@ -79,8 +87,9 @@ export class Sleeper {
    * allowed.
    */
   completed(submitted: number, completions: number, wait: number, nowMs: number): void {
+    if (this.#sleptBusy) this.#judgeQuiet(completions);
     this.#busyWaitFailed = this.#busyWaiting && completions === 0;
-    this.#busyWaiting = false;
+    this.#sleptBusy = this.#busyWaiting = false;
     if (wait === 0 && submitted > 0) {
       this.#inlineTrust = completions > 0 ? INLINE_TRUST : this.#inlineTrust - 1;
     } else if (submitted > 0 && ++this.#sinceInline >= INLINE_RETRY_EVERY) {
@@ -89,6 +98,19 @@ export class Sleeper {
     }
     if (this.#sleptIdle) this.#doorbell.slept(nowMs);
     this.#sleptIdle = false;
+  }
+
+  /** Whether an operation in flight is likely to end before, or together with, the next request. */
+  #needsNoBell(active: number): boolean {
+    if (active === 0 || this.#busyWaitFailed) return false;
+    return active >= BUSY_OPERATIONS || this.#quiet >= QUIET_TRUST;
+  }
+
+  /** Called before the answers are published: what is on the ring now, the guest sent without waiting for them. */
+  #judgeQuiet(completions: number): void {
+    if (this.#doorbell.hasNews()) this.#quiet = 0;
+    else if (completions > 0) this.#quiet = Math.min(this.#quiet + 1, QUIET_TRUST);
+    else if (this.#busyWaiting) this.#quiet = -SLOW_REST;
   }
 
   #judgeEvent(fetched: number): void {

@@ -45,6 +45,27 @@ class Bench {
     return this.sleeper.mayWait(fetched, submitted, active, penaltyUs, this.nowMs);
   }
 
+  /** Takes one request, submits it and waits for its end; `during` happens meanwhile. Returns whether it could ring. */
+  serve(completions = 1, during = (): void => {}): boolean {
+    const before = this.channels.fired;
+    const fetched = this.fetch();
+    expect(this.mayWait(fetched, 1, 1)).toBe(true);
+    const rings = this.sleeper.timeoutUs < 0;
+    during();
+    if (this.channels.fired > before) this.sleeper.takeEvents();
+    this.sleeper.completed(1, completions, 1, this.nowMs);
+    return rings;
+  }
+
+  /** Has the sleeper learn that operations do not end at once. */
+  distrustInline(): this {
+    for (let round = 0; round < 8; round++) {
+      this.mayWait(0, 1, 1);
+      this.sleeper.completed(1, 0, 0, this.nowMs);
+    }
+    return this;
+  }
+
   close(): void {
     this.#ring.close();
   }
@@ -70,6 +91,10 @@ afterEach(() => {
 test("every history: whoever may sleep without a bound is woken by the next request, and sees those before", () => {
   const ways = inEveryWay((choose) => {
     const it = new Bench(shared);
+    if (choose(2) === 1) {
+      it.distrustInline();
+      for (let round = 0; round < 8; round++) it.serve();
+    }
     for (const [index, rounds] of [WORK, WORK, [IDLE, MUCH]].entries()) {
       if (choose(2) === 1) it.request();
       if (choose(2) === 1) it.sleeper.takeEvents();
@@ -87,7 +112,7 @@ test("every history: whoever may sleep without a bound is woken by the next requ
     }
     it.close();
   });
-  expect(ways).toBe(8 * 6 * (8 * 6 * 2) * (8 * 2));
+  expect(ways).toBe(2 * 8 * 6 * (8 * 6 * 2) * (8 * 2));
 });
 
 describe("events", () => {
@@ -182,5 +207,53 @@ describe("what was submitted", () => {
       bench.sleeper.completed(1, 1, 1, bench.nowMs);
     }
     expect(bench.mayWait(1, 1, 1)).toBe(false);
+  });
+});
+
+describe("a guest that waits for its answers", () => {
+  /** How many of the next requests were served with the bell asked to ring meanwhile. */
+  const ringsOf = (count: number, serve: () => boolean): number =>
+    Array.from({ length: count }, serve).filter((rings) => rings).length;
+
+  test("is asked to ring only once its request has been answered, after eight that were alone", () => {
+    bench.distrustInline();
+    expect(ringsOf(100, () => bench.serve())).toBe(8);
+    expect(bench.sleeper.timeoutUs).toBe(100);
+    expect([bench.mayWait(0), bench.sleeper.timeoutUs]).toEqual([true, -1]);
+    bench.request();
+    expect(bench.channels.isDelivered).toBe(true);
+  });
+
+  test("sends no more events once its next requests are found by looks", () => {
+    bench.distrustInline();
+    for (let round = 0; round < 8; round++) bench.serve();
+    const before = bench.channels.fired;
+    for (let round = 0; round < 100; round++) {
+      bench.request();
+      expect([bench.mayWait(0), bench.serve()]).toEqual([false, false]);
+    }
+    // The bell was still armed for the first.
+    expect(bench.channels.fired).toBe(before + 1);
+  });
+
+  test("is asked to ring at once as soon as it sent one more meanwhile", () => {
+    bench.distrustInline();
+    for (let round = 0; round < 8; round++) bench.serve();
+    expect(bench.serve(1, () => bench.request())).toBe(false);
+    expect(ringsOf(20, () => bench.serve())).toBe(8);
+    // Heard by its event, too.
+    bench.close();
+    shared.bytes.fill(0);
+    bench = new Bench(shared).distrustInline();
+    expect(ringsOf(100, () => bench.serve(1, () => bench.request()))).toBe(100);
+  });
+
+  test("is asked to ring for a while where operations take long", () => {
+    bench.distrustInline();
+    for (let round = 0; round < 8; round++) bench.serve();
+    expect(bench.serve(0)).toBe(false);
+    expect([bench.mayWait(0, 0, 1), bench.sleeper.timeoutUs]).toEqual([true, -1]);
+    bench.sleeper.completed(0, 1, 1, bench.nowMs);
+    expect(ringsOf(100, () => bench.serve())).toBe(39);
   });
 });

@@ -8,10 +8,13 @@ export const FAKE_PORT = 3 as EvtchnPort;
 export class FakeChannels implements EventChannels {
   readonly fd = -1;
   masked = false;
+  /** How often the other end sent an event. */
+  fired = 0;
   #fired = false;
 
   /** The other end's event. */
   fire(): void {
+    this.fired++;
     this.#fired = true;
   }
 
