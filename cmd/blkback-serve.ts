@@ -105,7 +105,7 @@ const UNEXPECTED: Readonly<Partial<Record<ServeEnd, string>>> = {
 };
 
 const SERVE_OPTIONS = {
-  image: text("A file, a block device, an NBD URI (nbd://HOST/EXPORT), or what --via calls $1", {
+  image: text("A file, a block device, an NBD URI (nbd://HOST/EXPORT, nbds: TLS), or what --via calls $1", {
     positional: true,
     complete: "file",
   }),

@@ -4,6 +4,7 @@ import "./lib/standard-error.ts";
 import type { BlkbackOrder } from "../src/blkback/blkback-orders.ts";
 import type { BlkfrontOrder } from "../src/blkfront/blkfront-orders.ts";
 import { failureOf, type OrderMessage, type PlaneMessage } from "../src/plane/protocol.ts";
+import type { SecureLineOrder } from "../src/blkback/secure-line.ts";
 import type { VchanOrder } from "../src/vchan/vchan-orders.ts";
 
 declare const self: Worker;
@@ -11,6 +12,7 @@ declare const self: Worker;
 type Message =
   | OrderMessage<"blkback", BlkbackOrder["order"]>
   | OrderMessage<"blkfront", BlkfrontOrder["order"]>
+  | OrderMessage<"nbd-tls", SecureLineOrder["order"]>
   | OrderMessage<"vchan", VchanOrder["order"]>;
 
 function post(message: PlaneMessage): void {
@@ -27,6 +29,12 @@ async function obey(data: Message): Promise<void> {
       return answerOrder(
         data,
         (await import("../src/blkfront/blkfront-plane.ts")).carryOutBlkfrontOrder,
+        post,
+      );
+    case "nbd-tls":
+      return answerOrder(
+        data,
+        (await import("../src/blkback/secure-line-plane.ts")).carryOutSecureLineOrder,
         post,
       );
     case "vchan":

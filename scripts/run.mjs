@@ -32,6 +32,7 @@ const OTHER = process.arch === "arm64" ? "x64" : "arm64";
 const JUDGES = {
   "libnbd-bin": "nbdcopy",
   nbdkit: "nbdkit",
+  openssl: "openssl",
   "nbd-server": "nbd-server",
   "qemu-system-common": "qemu-storage-daemon",
   fio: "fio",

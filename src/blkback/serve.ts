@@ -2,7 +2,7 @@
 // it until it is detached, its guest is gone or the caller asks to stop, and leaves nothing behind.
 import { resolve } from "node:path";
 import { openImage, type Image } from "../block/image.ts";
-import { isNbdUri, openNbdImage } from "../block/image/nbd.ts";
+import { isNbdUri } from "../block/image/nbd.ts";
 import { openedImage, type OpenedImage } from "../block/image/opened.ts";
 import { openProgramImage, type Opener } from "../block/image/program.ts";
 import { openWhenFree } from "../block/image/wait.ts";
@@ -22,6 +22,7 @@ import { isRingInUse } from "./end-states.ts";
 import { checkOffer, diskLimits, offeredKeys } from "./features.ts";
 import { keysOfRates, type AskedRates } from "./rate-keys.ts";
 import { programSocket } from "./program-socket.ts";
+import { openNbdSource, SecureLine } from "./secure-line.ts";
 import { announceImage, hasServedRaw, refuseOthersDevice, refuseOthersOffer } from "./sharing.ts";
 import { createDevice, destroyDevice, expectOurFrontend, SERVE_KEY } from "./toolstack.ts";
 
@@ -67,7 +68,7 @@ export async function serveImage(
   using cleanup = new DisposableStack();
   const lock = lockDevice(options.statsDir, address);
   cleanup.defer(() => lock.release());
-  await using opened = await openServedImage(xenstore, options, stop);
+  await using opened = await openServedImage(xenstore, options, stop, spawnWorker);
   const { image } = opened;
   let removes = false;
   try {
@@ -109,6 +110,7 @@ async function openServedImage(
   xenstore: Xenstore,
   options: ServeOptions,
   stop: AbortSignal,
+  spawnWorker: SpawnWorker,
 ): Promise<OpenedImage> {
   const { address, readOnly, shared, direct, format, opener, connections, statsDir } = options;
   const sectorSizeBytes = options.offer.logicalSectorBytes;
@@ -123,7 +125,11 @@ async function openServedImage(
     );
   }
   if (isNbdUri(options.path))
-    return openedImage(await openNbdImage(options.path, { readOnly, sectorSizeBytes, connections }));
+    return openNbdSource(
+      options.path,
+      { readOnly, sectorSizeBytes, connections },
+      new SecureLine(statsDir, address, spawnWorker),
+    );
   const path = resolve(options.path);
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);

@@ -328,6 +328,7 @@ export class BackendWatch implements DiskServer {
       format,
       connections,
       statsDir: rest.statsDir,
+      spawnWorker: this.#spawnWorker,
     });
     held.use(opened);
     const { image } = opened;

@@ -1,11 +1,13 @@
 // Opens the image that a toolstack's keys name for a device.
 import { openImage } from "../block/image.ts";
 import { openedImage, type OpenedImage } from "../block/image/opened.ts";
-import { isNbdUri, openNbdImage } from "../block/image/nbd.ts";
+import { isNbdUri } from "../block/image/nbd.ts";
 import { openProgramImage } from "../block/image/program.ts";
+import type { SpawnWorker } from "../plane/plane.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { programSocket } from "./program-socket.ts";
+import { openNbdSource, SecureLine } from "./secure-line.ts";
 import { hasServedRaw, refuseOthersDevice } from "./sharing.ts";
 import { parseTarget, TARGET_WAYS } from "./target-words.ts";
 
@@ -18,6 +20,7 @@ export interface WatchedImageOptions {
   /** To an NBD server, at most. */
   readonly connections: number | undefined;
   readonly statsDir: string;
+  readonly spawnWorker: SpawnWorker;
 }
 
 export async function openWatchedImage(
@@ -25,12 +28,16 @@ export async function openWatchedImage(
   address: DeviceAddress,
   options: WatchedImageOptions,
 ): Promise<OpenedImage> {
-  const { direct, sectorSizeBytes, connections, statsDir } = options;
+  const { direct, sectorSizeBytes, connections, statsDir, spawnWorker } = options;
   const read = (key: string): Promise<string | null> => xenstore.tryRead(`${backendDir(address)}/${key}`);
   const { path, shared, format } = parseTarget(await read("params"), await read("mode"));
   const readOnly = options.isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
   if (isNbdUri(path))
-    return openedImage(await openNbdImage(path, { readOnly, sectorSizeBytes, connections }));
+    return openNbdSource(
+      path,
+      { readOnly, sectorSizeBytes, connections },
+      new SecureLine(statsDir, address, spawnWorker),
+    );
   const how = {
     readOnly,
     shared: shared && !readOnly,

@@ -1,6 +1,6 @@
 // The NBD protocol, newstyle (NetworkBlockDevice/nbd, doc/proto.md): magics, options, commands, errors, and the
-// encoding of what a server sends and of a client's requests. All numbers are big-endian. Not included: TLS, extended
-// headers, block status.
+// encoding of what a server sends and of a client's options and requests. All numbers are big-endian. Not included:
+// extended headers, block status.
 
 export const NBD_MAGIC_HIGH = 0x4e42_444d; // "NBDM"
 export const NBD_MAGIC_LOW = 0x4147_4943; // "AGIC"
@@ -16,6 +16,7 @@ export const NBD_FLAG_NO_ZEROES = 2;
 export const NBD_OPT_EXPORT_NAME = 1;
 export const NBD_OPT_ABORT = 2;
 export const NBD_OPT_LIST = 3;
+export const NBD_OPT_STARTTLS = 5;
 export const NBD_OPT_INFO = 6;
 export const NBD_OPT_GO = 7;
 export const NBD_OPT_STRUCTURED_REPLY = 8;
@@ -115,6 +116,18 @@ export function encodeGreeting(): Uint8Array {
   view.setUint32(8, IHAVEOPT_HIGH);
   view.setUint32(12, IHAVEOPT_LOW);
   view.setUint16(16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+  return bytes;
+}
+
+/** A client's option. */
+export function encodeOption(option: number, data: Uint8Array = new Uint8Array(0)): Uint8Array {
+  const bytes = new Uint8Array(OPTION_HEADER_BYTES + data.length);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, IHAVEOPT_HIGH);
+  view.setUint32(4, IHAVEOPT_LOW);
+  view.setUint32(8, option);
+  view.setUint32(12, data.length);
+  bytes.set(data, OPTION_HEADER_BYTES);
   return bytes;
 }
 

@@ -9,6 +9,8 @@ import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { nbdkit, type NbdServer } from "../support/nbd-servers.ts";
+import { makeCertificates } from "../support/certificates.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { readUntil } from "../support/process.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
 
@@ -82,6 +84,42 @@ test("watch: --connections", async () => {
   await runXentool(["blkback", "destroy", ...AT], { env });
   xenstore.close();
   dom0.close();
+});
+
+test("serve: nbds, also after a kill", async () => {
+  const dir = temporaryDirectory();
+  await makeCertificates(dir, "storage");
+  await using secure = await nbdkit(
+    [],
+    (at) => ["file", join(at, "disk.img")],
+    "--tls=require",
+    `--tls-certificates=${dir}`,
+  );
+  const { uri } = secure;
+  const args = [
+    "-v",
+    "blkback",
+    "serve",
+    `${uri.replace("nbd+unix", "nbds+unix")}&tls-hostname=storage`,
+    ...AT,
+  ];
+  const untrusted = await runXentool(args, { env });
+  expect(untrusted).toMatchObject({ status: 5, stderr: expect.stringContaining("no secure connection") });
+  args[3] += `&tls-certificates=${dir}`;
+  const killed = spawnXentool(args, { env });
+  await readUntil(killed.stderr, "offering");
+  killed.kill("SIGKILL");
+  await killed.exited;
+  const serving = spawnXentool(args, { env });
+  await readUntil(serving.stderr, "offering");
+  const guest = await writeAsGuest();
+  expect(secure.image.subarray(0, 4096).every((byte) => byte === 7)).toBe(true);
+  serving.kill("SIGTERM");
+  await guest.untilBackend(CLOSING);
+  await guest.setState(CLOSED);
+  expect(await serving.exited).toBe(143);
+  guest.close();
+  removeDirectory(dir);
 });
 
 test.each(["0", "17", "1.5"])("--connections %s is a mistake", async (count) => {

@@ -1,5 +1,5 @@
 // An NBD export as our block target, for tests with other people's servers.
-import { openNbdImage } from "../../src/block/image/nbd.ts";
+import { openNbdImage, type Line } from "../../src/block/image/nbd.ts";
 import type { NbdImage } from "../../src/block/image.ts";
 import type { BlockTarget } from "../../src/block/target.ts";
 import type { SeenExport } from "../../src/block/targets/nbd/handshake.ts";
@@ -27,8 +27,9 @@ export class NbdExport {
   }
 
   /** As `serve` opens it for a disk with sectors of 512 bytes. */
-  static async open(uri: string, connections = 4, readOnly = false): Promise<NbdExport> {
-    return new NbdExport(await openNbdImage(uri, { readOnly, sectorSizeBytes: 512, connections }));
+  static async open(uri: string, connections = 4, readOnly = false, line?: Line): Promise<NbdExport> {
+    const how = { readOnly, sectorSizeBytes: 512, connections, line };
+    return new NbdExport(await openNbdImage(uri, how));
   }
 
   /** The results of the next `count` operations that end, in the order of their tags. */

@@ -36,13 +36,25 @@ test("URIs", () => {
     port: undefined,
     exportName: "",
   });
+  expect(parseNbdUri("nbds://h/a?tls-certificates=/etc/pki/a").tls).toEqual({
+    hostname: "h",
+    certificates: "/etc/pki/a",
+  });
+  expect(parseNbdUri("nbds+unix:///?socket=/s&tls-hostname=h").tls).toEqual({ hostname: "h" });
   for (const bad of [
     "nbd:",
     "nbd://",
     "nbd://h:0",
     "nbd://h:70000",
     "nbd://u@h",
-    "nbds://h",
+    "nbd://h?tls-hostname=h",
+    "nbds://h?socket=/s",
+    "nbds://h?tls-certificates=a",
+    "nbds://h?tls-psk-file=/a",
+    "nbds+unix:///?socket=/s",
+    "nbds+unix:///?socket=/s&tls-hostname=",
+    "nbd+unix:///?socket=/s&socket=/t",
+    "nbdx://h",
     "nbd+unix:///a",
     "nbd://h/%ff",
     "nbd+unix:///?socket=/a&b=c",

@@ -36,5 +36,5 @@ const carryOut: CarryOut<TestOrder> = (order, control, report) => {
 
 self.onmessage = ({ data }: MessageEvent<OrderMessage<"test", TestOrder["order"]>>): void => {
   if (data.order.op === "throw outside") throw new Error("nobody catches this");
-  answerOrder(data, carryOut, (message) => self.postMessage(message));
+  void answerOrder(data, carryOut, (message) => self.postMessage(message));
 };

@@ -3,18 +3,27 @@ import { XentoolError } from "../../core/errors.ts";
 import type { NbdImage } from "../image.ts";
 import { probeExport, resolveHost } from "../targets/nbd/probe.ts";
 import { infoOf } from "../targets/nbd/target.ts";
-import { parseNbdUri } from "../targets/nbd/uri.ts";
+import type { SecureAddress } from "../targets/nbd/tls-relay.ts";
+import { parseNbdUri, type NbdAddress } from "../targets/nbd/uri.ts";
 import { checkSize } from "./limits.ts";
 
 /** Connections to one export, used where its server says that it serves all of them alike. */
 export const DEFAULT_CONNECTIONS = 4;
 export const MAX_CONNECTIONS = 16;
 
+/** How a data plane reaches a server by TLS. */
+export interface Line {
+  /** Returns the path of a socket behind which the server is. */
+  open(to: SecureAddress): Promise<string>;
+}
+
 export interface NbdImageOptions {
   readonly readOnly: boolean;
   readonly sectorSizeBytes: number;
   /** At most. */
   readonly connections?: number | undefined;
+  /** For nbds. */
+  readonly line?: Line | undefined;
 }
 
 export function isNbdUri(path: string): boolean {
@@ -30,9 +39,9 @@ export function checkConnections(count: number): void {
 /** Throws `usage` when the export can be no disk with such sectors, otherwise as `probeExport`. */
 export async function openNbdImage(
   uri: string,
-  { readOnly, sectorSizeBytes, connections = DEFAULT_CONNECTIONS }: NbdImageOptions,
+  { readOnly, sectorSizeBytes, connections = DEFAULT_CONNECTIONS, line }: NbdImageOptions,
 ): Promise<NbdImage> {
-  const address = await resolveHost(parseNbdUri(uri));
+  const address = await addressOf(parseNbdUri(uri), line);
   const seen = await probeExport(address);
   checkSize(uri, seen.sizeBytes, sectorSizeBytes);
   const info = infoOf(seen, readOnly);
@@ -44,4 +53,10 @@ export async function openNbdImage(
   if (info.readOnly && !readOnly)
     throw new XentoolError("environment", `${uri} is read-only; --mode r serves it`);
   return { kind: "nbd", path: uri, address, seen, connections, info };
+}
+
+async function addressOf({ tls, ...server }: NbdAddress, line: Line | undefined): Promise<NbdAddress> {
+  if (tls === undefined) return resolveHost(server);
+  if (line === undefined) throw new XentoolError("bug", "nobody is there to encrypt");
+  return { address: await line.open({ ...server, tls }), port: undefined, exportName: server.exportName };
 }

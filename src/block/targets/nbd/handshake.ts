@@ -2,6 +2,7 @@
 // else. A server that breaks the protocol, or refuses, makes it throw; what it may send is bounded.
 import { XentoolError } from "../../../core/errors.ts";
 import {
+  encodeOption,
   IHAVEOPT_HIGH,
   IHAVEOPT_LOW,
   NBD_FLAG_FIXED_NEWSTYLE,
@@ -17,7 +18,6 @@ import {
   NBD_REP_ACK,
   NBD_REP_ERR_UNSUP,
   NBD_REP_INFO,
-  OPTION_HEADER_BYTES,
   OPTION_REPLY_BYTES,
   OPTION_REPLY_HIGH,
   OPTION_REPLY_LOW,
@@ -42,14 +42,17 @@ export interface ClientStep {
   readonly seen?: SeenExport;
 }
 
-const GREETING_BYTES = 18;
-const MAX_REPLY_BYTES = 64 * 1024;
+export const GREETING_BYTES = 18;
+export const MAX_REPLY_BYTES = 64 * 1024;
 /** More than any server has to say about one export. */
 const MAX_INFOS = 64;
 const MAX_MIN_BLOCK = 64 * 1024;
 const MAX_PAYLOAD = 32 * 1024 * 1024;
 const ERROR_BIT = 0x8000_0000;
 const NOTHING = new Uint8Array(0);
+
+/** The reply of our own relay (tls-relay.ts) that has no secure connection to the server, to any option. */
+export const NOT_SECURE = ERROR_BIT + 1000;
 
 type Phase = "greeting" | "structured" | "go" | "export";
 
@@ -98,17 +101,12 @@ export class NbdClientHandshake {
   }
 
   #greet(view: DataView): ClientStep {
-    if (view.getUint32(0) !== NBD_MAGIC_HIGH || view.getUint32(4) !== NBD_MAGIC_LOW)
-      throw broken("it is not an NBD server");
-    if (view.getUint32(8) !== IHAVEOPT_HIGH || view.getUint32(12) !== IHAVEOPT_LOW)
-      throw broken("it speaks only the old protocol");
-    const flags = view.getUint16(16);
-    if ((flags & NBD_FLAG_FIXED_NEWSTYLE) === 0) throw broken("it does not speak fixed newstyle");
+    const flags = flagsToAnswer(view);
     this.#noZeroes = (flags & NBD_FLAG_NO_ZEROES) !== 0;
     this.#phase = "structured";
     const ours = new Uint8Array(4);
-    new DataView(ours.buffer).setUint32(0, flags & (NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES));
-    return more(GREETING_BYTES, Buffer.concat([ours, option(NBD_OPT_STRUCTURED_REPLY, NOTHING)]));
+    new DataView(ours.buffer).setUint32(0, flags);
+    return more(GREETING_BYTES, Buffer.concat([ours, encodeOption(NBD_OPT_STRUCTURED_REPLY)]));
   }
 
   #structuredReply(type: number, consumed: number): ClientStep {
@@ -120,7 +118,7 @@ export class NbdClientHandshake {
     data.set(this.#name, 4);
     data.writeUInt16BE(1, 4 + this.#name.length);
     data.writeUInt16BE(NBD_INFO_BLOCK_SIZE, 6 + this.#name.length);
-    return more(consumed, option(NBD_OPT_GO, data));
+    return more(consumed, encodeOption(NBD_OPT_GO, data));
   }
 
   #goReply(type: number, data: Uint8Array, consumed: number): ClientStep {
@@ -132,9 +130,11 @@ export class NbdClientHandshake {
     if (type === NBD_REP_ACK) return { ...more(consumed), seen: this.#seen() };
     if (type === NBD_REP_ERR_UNSUP) {
       this.#phase = "export";
-      return more(consumed, option(NBD_OPT_EXPORT_NAME, this.#name));
+      return more(consumed, encodeOption(NBD_OPT_EXPORT_NAME, this.#name));
     }
     if (type < ERROR_BIT) throw broken(`a reply of type ${type} to GO`);
+    if (type === NOT_SECURE)
+      throw new XentoolError("io", `no secure connection to the NBD server: ${Buffer.from(data).toString()}`);
     const why = REFUSALS.get(type - ERROR_BIT) ?? `error ${type - ERROR_BIT}`;
     const said =
       data.length === 0 ? "" : ` (${JSON.stringify(Buffer.from(data.subarray(0, 200)).toString())})`;
@@ -175,6 +175,18 @@ export class NbdClientHandshake {
   }
 }
 
+/** The flags that a client answers to a server's greeting. Throws `protocol` if it is none that we can speak to. */
+export function flagsToAnswer(greeting: Uint8Array | DataView): number {
+  const view = new DataView(greeting.buffer, greeting.byteOffset, greeting.byteLength);
+  if (view.getUint32(0) !== NBD_MAGIC_HIGH || view.getUint32(4) !== NBD_MAGIC_LOW)
+    throw broken("it is not an NBD server");
+  if (view.getUint32(8) !== IHAVEOPT_HIGH || view.getUint32(12) !== IHAVEOPT_LOW)
+    throw broken("it speaks only the old protocol");
+  const flags = view.getUint16(16);
+  if ((flags & NBD_FLAG_FIXED_NEWSTYLE) === 0) throw broken("it does not speak fixed newstyle");
+  return flags & (NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+}
+
 const REFUSALS: ReadonlyMap<number, string> = new Map([
   [2, "it is not allowed"],
   [3, "it finds the request invalid"],
@@ -199,15 +211,6 @@ function blocksOf(minBlockBytes: number, preferredBlockBytes: number, maxBlockBy
 
 function isPowerOfTwo(value: number): boolean {
   return value > 0 && (value & (value - 1)) === 0;
-}
-
-function option(number: number, data: Uint8Array): Uint8Array {
-  const header = Buffer.alloc(OPTION_HEADER_BYTES);
-  header.writeUInt32BE(IHAVEOPT_HIGH);
-  header.writeUInt32BE(IHAVEOPT_LOW, 4);
-  header.writeUInt32BE(number, 8);
-  header.writeUInt32BE(data.length, 12);
-  return Buffer.concat([header, data]);
 }
 
 function more(consumed: number, reply: Uint8Array = NOTHING): ClientStep {

@@ -1,0 +1,201 @@
+// Encrypts connections to an NBD server. A data plane only speaks plain NBD; it connects to a socket of ours, and we
+// to the server, where everything from STARTTLS on is TLS, whose certificate and name are checked. A server that does
+// not want TLS is not spoken to. Why a connection fails is said in NBD's own words, as the refusal of an option.
+import { once } from "node:events";
+import { existsSync, readFileSync } from "node:fs";
+import { connect, createServer, isIP, type Server, type Socket } from "node:net";
+import { join as joinPath } from "node:path";
+import { connect as connectTls, type ConnectionOptions, type TLSSocket } from "node:tls";
+import { describeError, XentoolError } from "../../../core/errors.ts";
+import { escapeText } from "../../../core/log.ts";
+import {
+  encodeGreeting,
+  encodeOption,
+  encodeOptionReply,
+  NBD_OPT_STARTTLS,
+  NBD_REP_ACK,
+  OPTION_HEADER_BYTES,
+  OPTION_REPLY_BYTES,
+} from "../../../protocol/nbd.ts";
+import { flagsToAnswer, GREETING_BYTES, MAX_REPLY_BYTES, NOT_SECURE } from "./handshake.ts";
+import type { NbdAddress, NbdTls } from "./uri.ts";
+
+/** For a server to answer, until the connection is secure. */
+const PATIENCE_MS = 10_000;
+const CLIENT_FLAGS_BYTES = 4;
+/** What a client of ours asks before it gives up. */
+const MAX_OPTIONS = 2;
+
+export interface SecureAddress extends NbdAddress {
+  readonly tls: NbdTls;
+}
+
+/** A connection to a server, encrypted, where the next message is an option. */
+interface Secured {
+  readonly socket: TLSSocket;
+  readonly greeting: Uint8Array;
+}
+
+export class TlsRelay {
+  readonly #server: Server;
+  readonly #to: SecureAddress;
+  /** Our ends of all connections. */
+  readonly #sockets = new Set<Socket>();
+
+  private constructor(to: SecureAddress) {
+    this.#to = to;
+    this.#server = createServer({ pauseOnConnect: true }, (local) => void this.#serve(local));
+  }
+
+  /** Whoever can connect to `path` can use the export: its directory must be private. */
+  static async listen(path: string, to: SecureAddress): Promise<TlsRelay> {
+    const relay = new TlsRelay(to);
+    relay.#server.listen(path);
+    await once(relay.#server, "listening");
+    return relay;
+  }
+
+  /** Ends all connections. */
+  close(): void {
+    this.#server.close();
+    for (const socket of this.#sockets) socket.destroy();
+  }
+
+  async #serve(local: Socket): Promise<void> {
+    this.#own(local);
+    try {
+      const { socket, greeting } = await this.#connect();
+      local.write(greeting);
+      // The server has had our flags already.
+      await take(local, CLIENT_FLAGS_BYTES);
+      join(local, socket);
+    } catch (error) {
+      await refuse(local, describeError(error)).catch(() => {});
+      local.destroy();
+    }
+  }
+
+  async #connect(): Promise<Secured> {
+    const { address, port, tls } = this.#to;
+    const plain = connect(port === undefined ? { path: address } : { host: address, port });
+    this.#own(plain);
+    const patience = setTimeout(
+      () => plain.destroy(new Error(`no answer for ${PATIENCE_MS} ms`)),
+      PATIENCE_MS,
+    );
+    try {
+      const greeting = await startTls(plain);
+      const socket = connectTls({ socket: plain, ...identityOf(tls) });
+      this.#own(socket);
+      await secured(socket);
+      return { socket, greeting };
+    } catch (error) {
+      plain.destroy();
+      throw error;
+    } finally {
+      clearTimeout(patience);
+    }
+  }
+
+  #own(socket: Socket): void {
+    this.#sockets.add(socket);
+    socket.on("close", () => this.#sockets.delete(socket));
+    // What fails is seen where it is waited for, or as the end of both.
+    socket.on("error", () => {});
+  }
+}
+
+/** Negotiates until the server is ready for TLS. Returns its greeting. */
+async function startTls(plain: Socket): Promise<Uint8Array> {
+  const greeting = await take(plain, GREETING_BYTES);
+  const flags = Buffer.alloc(CLIENT_FLAGS_BYTES);
+  flags.writeUInt32BE(flagsToAnswer(greeting));
+  plain.write(Buffer.concat([flags, encodeOption(NBD_OPT_STARTTLS)]));
+  const reply = await take(plain, OPTION_REPLY_BYTES);
+  const expected = encodeOptionReply(NBD_OPT_STARTTLS, 0).subarray(0, 12);
+  if (!reply.subarray(0, 12).equals(expected))
+    throw new XentoolError("protocol", "the server broke the protocol in its reply to STARTTLS");
+  const length = reply.readUInt32BE(16);
+  if (reply.readUInt32BE(12) !== NBD_REP_ACK) {
+    const said = length > 0 && length <= MAX_REPLY_BYTES ? await take(plain, length) : Buffer.alloc(0);
+    throw new XentoolError(
+      "environment",
+      `the server refuses TLS${said.length > 0 ? `: ${escapeText(said.toString())}` : ""}`,
+    );
+  }
+  // Anything that somebody on the way put here would count as if it had come by TLS.
+  if (length !== 0 || plain.readableLength > 0)
+    throw new XentoolError("protocol", "the server broke the protocol: data between STARTTLS and TLS");
+  return greeting;
+}
+
+/** Files are read each time, because certificates are renewed. */
+function identityOf({ hostname, certificates }: NbdTls): ConnectionOptions {
+  // Said explicitly, because the environment can change the default.
+  const checks = { rejectUnauthorized: true };
+  const named = { ...checks, host: hostname, servername: isIP(hostname) === 0 ? hostname : "" };
+  if (certificates === undefined) return named;
+  const read = (name: string): Buffer => readFileSync(joinPath(certificates, name));
+  const ca = read("ca-cert.pem");
+  if (!existsSync(joinPath(certificates, "client-cert.pem"))) return { ...named, ca };
+  return { ...named, ca, cert: read("client-cert.pem"), key: read("client-key.pem") };
+}
+
+/** Passes on what either end says, no faster than the other takes it, until one of them is gone. */
+function join(local: Socket, server: TLSSocket): void {
+  local.pipe(server);
+  server.pipe(local);
+  local.on("close", () => server.destroySoon());
+  server.on("close", () => local.destroySoon());
+  if (local.destroyed) server.destroy();
+  if (server.destroyed) local.destroy();
+}
+
+/** Answers as a server that does not let the client have the export, and says why. */
+async function refuse(local: Socket, why: string): Promise<void> {
+  local.write(encodeGreeting());
+  await take(local, CLIENT_FLAGS_BYTES);
+  for (let options = 0; options < MAX_OPTIONS; options++) {
+    const header = await take(local, OPTION_HEADER_BYTES);
+    await take(local, header.readUInt32BE(12));
+    local.write(encodeOptionReply(header.readUInt32BE(8), NOT_SECURE, Buffer.from(escapeText(why))));
+  }
+  local.end();
+}
+
+/** The next `count` bytes. Leaves the socket paused, with what follows them. */
+function take(socket: Socket, count: number): Promise<Buffer> {
+  const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
+  let bytes = Buffer.alloc(0);
+  const onData = (more: Buffer): void => {
+    bytes = Buffer.concat([bytes, more]);
+    if (bytes.length < count) return;
+    socket.pause();
+    done();
+    if (bytes.length > count) socket.unshift(bytes.subarray(count));
+    resolve(bytes.subarray(0, count));
+  };
+  const onGone = (error?: unknown): void => {
+    done();
+    reject(error instanceof Error ? error : new Error("the server closed the connection"));
+  };
+  const done = (): void => {
+    socket.off("data", onData).off("error", onGone).off("close", onGone).off("end", onGone);
+  };
+  if (count === 0) return Promise.resolve(bytes);
+  socket.on("data", onData).on("error", onGone).on("close", onGone).on("end", onGone);
+  socket.resume();
+  return promise;
+}
+
+/** Waits for the end of the TLS handshake. */
+function secured(socket: TLSSocket): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  socket.once("secureConnect", () => {
+    if (socket.authorized) resolve();
+    else reject(new Error("its certificate is not trusted"));
+  });
+  socket.once("error", reject);
+  socket.once("close", () => reject(new Error("the server closed the connection")));
+  return promise;
+}
