@@ -10,7 +10,7 @@ import type { DiskServer, WatchOptions } from "../src/blkback/watch.ts";
 import type { Platform } from "../src/platform/platform.ts";
 import { command, type ArgumentsOf } from "./lib/command.ts";
 import { parseHostPort } from "./lib/host-port.ts";
-import { CONTAINER_FORMATS, type ContainerFormat } from "../src/block/program/commands.ts";
+import { PROGRAM_FORMATS, type ProgramFormat } from "../src/block/program/commands.ts";
 import { choice, flag, number, text, texts, undecidedFlag } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import {
@@ -113,7 +113,7 @@ const SERVE_OPTIONS = {
   "device-type": DEVICE_TYPE,
   ...SERVING_OPTIONS,
   format: choice(
-    ["raw", ...CONTAINER_FORMATS],
+    ["raw", ...PROGRAM_FORMATS],
     "Format of the image; raw: its bytes as they are though they look like another format",
   ),
   "key-file": text("A file with the passphrase, for --format luks", { complete: "file" }),
@@ -231,7 +231,7 @@ async function runServe(
 /** What the image is, or how it is opened. */
 function imageOptionsOf({ format, via, keyFile }: ServeArguments): Pick<ServeOptions, "format" | "opener"> {
   if (via !== undefined) return { opener: { via } };
-  if (isContainer(format)) return { opener: { format, keyFile } };
+  if (isProgramFormat(format)) return { opener: { format, keyFile } };
   return { format };
 }
 
@@ -250,8 +250,8 @@ async function checkImageOptions({ format, via, keyFile, image }: ServeArguments
     throw new XentoolError("usage", `${image} is served as it is, without --format`);
 }
 
-function isContainer(format: string | undefined): format is ContainerFormat {
-  return CONTAINER_FORMATS.some((it) => it === format);
+function isProgramFormat(format: string | undefined): format is ProgramFormat {
+  return PROGRAM_FORMATS.some((it) => it === format);
 }
 
 /**

@@ -63,6 +63,17 @@ const NEEDS = {
     ...CROSS_COMPILER[OTHER],
     "qemu-user-static": OTHER === "arm64" ? "qemu-aarch64-static" : "qemu-x86_64-static",
   },
+  "test-ceph": {
+    ...COMPILER,
+    "qemu-system-common": "qemu-storage-daemon",
+    // Has QEMU's driver of RBD.
+    "qemu-block-extra": "/usr/share/doc/qemu-block-extra",
+    "ceph-mon": "ceph-mon",
+    "ceph-mgr": "ceph-mgr",
+    "ceph-osd": "ceph-osd",
+    "ceph-common": "rbd",
+    fio: JUDGES.fio,
+  },
   "test-deb": { ...COMPILER, lintian: "lintian", mmdebstrap: "mmdebstrap" },
   "test-xen": {
     ...COMPILER,

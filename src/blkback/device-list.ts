@@ -93,7 +93,7 @@ async function listDevice(
 
 /** libxl puts the format before the path, for QEMU: "qcow2:/images/a.qcow2", and "aio" for a raw image. */
 function formatOfParams(params: string): string | null {
-  const [, format] = /^(aio|raw|qcow2?|qed|vhdx?|vmdk|vdi|parallels|luks):/.exec(params) ?? [];
+  const [, format] = /^(aio|raw|qcow2?|qed|vhdx?|vmdk|vdi|parallels|luks|rbd):/.exec(params) ?? [];
   return format === "aio" ? "raw" : (format ?? null);
 }
 

@@ -3,18 +3,18 @@
 // and `w!:` before the path do. So does any other format, which libxl writes there for qdisk ("qcow2:/a.qcow2").
 import { isNbdUri } from "../block/image/nbd.ts";
 import type { Ways } from "../block/image/open.ts";
-import { CONTAINER_FORMATS, type ContainerFormat } from "../block/program/commands.ts";
+import { isRbdImage, PROGRAM_FORMATS, type ProgramFormat } from "../block/program/commands.ts";
 import { XentoolError } from "../core/errors.ts";
 import { escapeText } from "../core/log.ts";
 
 export interface Target {
-  /** Of a file, or an NBD URI. */
+  /** Of a file, an NBD URI, or for rbd POOL/IMAGE. */
   readonly path: string;
   readonly shared: boolean;
-  readonly format: "raw" | ContainerFormat | undefined;
+  readonly format: "raw" | ProgramFormat | undefined;
 }
 
-const FORMATS: readonly (ContainerFormat | "raw")[] = ["raw", ...CONTAINER_FORMATS];
+const FORMATS: readonly (ProgramFormat | "raw")[] = ["raw", ...PROGRAM_FORMATS];
 const WORDS = new RegExp(`^((?:(?:aio|file|w!|${FORMATS.join("|")}):)*)(.*)$`, "s");
 
 /** How to override each check in xl's disk line, for messages. */
@@ -29,9 +29,9 @@ export const TARGET_WAYS: Ways = {
 /** Throws `usage`. As for Xen's own `block` script, `mode` may also be "w!". */
 export function parseTarget(params: string | null, mode: string | null): Target {
   const [, words = "", path = ""] = WORDS.exec(params ?? "") ?? [];
-  if (!path.startsWith("/") && !isNbdUri(path))
-    throw new XentoolError("usage", `target "${escapeText(path)}" is no absolute path of an image`);
   const said = words.split(":");
+  if (!path.startsWith("/") && !isNbdUri(path) && !(said.includes("rbd") && isRbdImage(path)))
+    throw new XentoolError("usage", `target "${escapeText(path)}" is no absolute path of an image`);
   const shared = said.includes("w!") || (mode ?? "").endsWith("!");
   const formats = FORMATS.filter((format) => said.includes(format));
   if (formats.length > 1)

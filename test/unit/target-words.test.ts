@@ -13,18 +13,28 @@ test.each([
   ["/a.img", "w!", "/a.img", true, undefined],
   ["nbd+unix:///vm7?socket=/run/s", "w", "nbd+unix:///vm7?socket=/run/s", false, undefined],
   ["qcow2:/a.qcow2", "w", "/a.qcow2", false, "qcow2"],
+  ["rbd:pool/vm7", "w", "pool/vm7", false, "rbd"],
+  ["rbd:pool/space/vm7", "r", "pool/space/vm7", false, "rbd"],
   ["vhdx:/a:b", "r", "/a:b", false, "vhdx"],
   ["/dir/raw:/w!:b", "w", "/dir/raw:/w!:b", false, undefined],
 ])("params %j with mode %j", (params, mode, path, shared, format) => {
   expect(parseTarget(params, mode)).toEqual({ path, shared, format: format as Target["format"] });
 });
 
-test.each(["qcow3:/a.img", "a.img", "raw:", "", null, "w:/a.img", "raw:./a.img"])(
-  "params %j: refused",
-  (params) => {
-    expect(() => parseTarget(params, "w")).toThrow("is no absolute path of an image");
-  },
-);
+test.each([
+  "qcow3:/a.img",
+  "pool/vm7",
+  "rbd:vm7",
+  "rbd:a/b/c/d",
+  "a.img",
+  "raw:",
+  "",
+  null,
+  "w:/a.img",
+  "raw:./a.img",
+])("params %j: refused", (params) => {
+  expect(() => parseTarget(params, "w")).toThrow("is no absolute path of an image");
+});
 
 test.each([
   ["raw:qcow2:/a.img", "names several formats"],

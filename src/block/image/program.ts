@@ -9,7 +9,7 @@ import {
   isLocalImage,
   STORAGE_DAEMON,
   viaCommand,
-  type ContainerFormat,
+  type ProgramFormat,
 } from "../program/commands.ts";
 import { NbdProgram } from "../program/program.ts";
 import { noteOpened, noteUnused } from "./known.ts";
@@ -19,7 +19,7 @@ import { COMMAND_WAYS, openClaimed, type Ways } from "./open.ts";
 
 /** How an image that we cannot read ourselves is opened. */
 export type Opener =
-  | { readonly format: ContainerFormat; readonly keyFile?: string | undefined }
+  | { readonly format: ProgramFormat; readonly keyFile?: string | undefined }
   /** A command that gets a listening socket. */
   | { readonly via: string };
 
@@ -43,8 +43,7 @@ export interface ProgramImageOptions {
 
 /** How a device's keys name such an image: "qcow2:/images/a.qcow2". */
 export function programImageName(source: string, opener: Opener): string {
-  if ("format" in opener) return `${opener.format}:${resolve(source)}`;
-  return `via:${isLocalImage(source) ? resolve(source) : source}`;
+  return `${"format" in opener ? opener.format : "via"}:${isLocal(source, opener) ? resolve(source) : source}`;
 }
 
 /**
@@ -66,12 +65,11 @@ export async function openProgramImage(
     ways = COMMAND_WAYS,
     discard = true,
   } = options;
-  const isLocal = "format" in opener || isLocalImage(source);
-  const path = isLocal ? resolve(source) : source;
+  const path = isLocal(source, opener) ? resolve(source) : source;
   const argv = argvOf(path, opener, options);
   await using undo = new AsyncDisposableStack();
   const held: number[] = [];
-  if (isLocal && !shared) {
+  if (isLocal(source, opener) && !shared) {
     const { fd, alsoHeld } = openClaimed(
       path,
       readOnly ? "read" : "write",
@@ -103,6 +101,10 @@ function argvOf(path: string, opener: Opener, { shared, readOnly, direct }: Prog
   const { format, keyFile } = opener;
   if (shared) throw new XentoolError("usage", `${path}: two writers would ruin a ${format} image; drop w!`);
   return formatCommand(format, path, { readOnly, direct, keyFile });
+}
+
+function isLocal(source: string, opener: Opener): boolean {
+  return "format" in opener ? opener.format !== "rbd" : isLocalImage(source);
 }
 
 function waysOf(opener: Opener, ways: Ways): Ways {

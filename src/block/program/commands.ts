@@ -17,7 +17,9 @@ const DRIVERS = {
 } as const;
 
 export type ContainerFormat = keyof typeof DRIVERS;
-export const CONTAINER_FORMATS = Object.keys(DRIVERS) as readonly ContainerFormat[];
+/** Those, and what is in no file here: an image of Ceph's block devices. */
+export type ProgramFormat = ContainerFormat | "rbd";
+export const PROGRAM_FORMATS = [...Object.keys(DRIVERS), "rbd"] as readonly ProgramFormat[];
 
 export const STORAGE_DAEMON = "qemu-storage-daemon";
 /** As Debian names it. */
@@ -35,12 +37,12 @@ export interface FormatOptions {
  * zeroes are written as the guest wrote them. Throws `environment` when the daemon is not installed, `usage` when the
  * passphrase is missing.
  */
-export function formatCommand(format: ContainerFormat, path: string, options: FormatOptions): string[] {
+export function formatCommand(format: ProgramFormat, image: string, options: FormatOptions): string[] {
   const { readOnly, direct, keyFile } = options;
   if (format === "luks" && keyFile === undefined)
     throw new XentoolError(
       "usage",
-      `${path}: a LUKS volume needs its passphrase: serve --format luks --key-file FILE`,
+      `${image}: a LUKS volume needs its passphrase: serve --format luks --key-file FILE`,
     );
   const program = Bun.which(STORAGE_DAEMON);
   if (program === null)
@@ -55,13 +57,11 @@ export function formatCommand(format: ContainerFormat, path: string, options: Fo
     "detect-zeroes": "off",
     cache: { direct, "no-flush": false },
   };
-  const driver = tryStat(path)?.isBlockDevice() === true ? "host_device" : "file";
   const disk = {
     ...common,
-    driver: DRIVERS[format],
     "node-name": "disk",
+    ...(format === "rbd" ? rbdNode(image) : containerNode(format, image, common)),
     ...(keyFile !== undefined && { "key-secret": "key" }),
-    file: { ...common, driver, filename: path, locking: "on" },
   };
   const key = { "qom-type": "secret", id: "key", file: keyFile };
   const served = { type: "nbd", id: "disk", "node-name": "disk", name: "", writable: !readOnly };
@@ -69,6 +69,26 @@ export function formatCommand(format: ContainerFormat, path: string, options: Fo
   const blockdev = ["--blockdev", JSON.stringify(disk)];
   const server = ["--nbd-server", "addr.type=fd,addr.str=3"];
   return [program, ...secret, ...blockdev, ...server, "--export", JSON.stringify(served)];
+}
+
+function containerNode(format: ContainerFormat, path: string, common: object): object {
+  const driver = tryStat(path)?.isBlockDevice() === true ? "host_device" : "file";
+  return { driver: DRIVERS[format], file: { ...common, driver, filename: path, locking: "on" } };
+}
+
+const RBD_IMAGE = /^([^/@]+)\/(?:([^/@]+)\/)?([^/@]+)$/;
+
+/** Whether `text` is POOL/IMAGE or POOL/NAMESPACE/IMAGE. */
+export function isRbdImage(text: string): boolean {
+  return RBD_IMAGE.test(text);
+}
+
+/** The cluster is the one of /etc/ceph/ceph.conf, or of $CEPH_CONF. */
+function rbdNode(name: string): object {
+  const [, pool, namespace, image] = RBD_IMAGE.exec(name) ?? [];
+  if (pool === undefined)
+    throw new XentoolError("usage", `"${name}" is no image of Ceph: POOL/IMAGE, or POOL/NAMESPACE/IMAGE`);
+  return { driver: "rbd", pool, ...(namespace !== undefined && { namespace }), image };
 }
 
 /** A program with arguments, quoted as for a shell; `$1` in it is `source`. It takes the place of its shell. */

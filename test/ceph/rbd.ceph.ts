@@ -1,0 +1,80 @@
+// A disk in a Ceph cluster, for npm run test:ceph: nothing is lost while an OSD is killed and comes back, and a guest's
+// disk that is closed on one host has every byte on the next one.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { judge, ProgramDisks } from "../e2e/program-disks.ts";
+import { readUntil } from "../support/process.ts";
+import { chosenSeed, Random } from "../support/random.ts";
+import { CephCluster } from "./cluster.ts";
+
+const SIZE = "128M";
+const LOAD = ["--bs=4k", "--iodepth=16", "--size=64M", "--rw=randwrite", "--randseed=7"].concat([
+  "--verify=crc32c",
+  "--verify_fatal=1",
+  "--verify_state_save=0",
+]);
+let cluster: CephCluster;
+beforeAll(async () => {
+  const random = new Random(chosenSeed());
+  const port = 20_000 + random.below(10_000);
+  cluster = await CephCluster.start([port, port + 1]);
+}, 200_000);
+afterAll(() => cluster[Symbol.asyncDispose]());
+
+/** Serves the image on `world`'s host, and exports the guest's disk: the URI, and how to end it. */
+async function connect(world: ProgramDisks, image: string) {
+  const options = ["--domid", "1", "--vdev", "xvdb", "--format", "rbd"];
+  const server = world.spawn(["-v", "blkback", "serve", image, ...options], cluster.env);
+  await readUntil(server.stderr, "offering");
+  const socket = world.path("front.sock");
+  const front = world.spawn(["blkfront", "nbd", "--vdev", "xvdb", "--socket", socket], {
+    XENTOOL_DOMID: "1",
+  });
+  await readUntil(front.stderr, "serving");
+  const end = async (): Promise<number> => {
+    front.kill("SIGTERM");
+    await front.exited;
+    server.kill("SIGTERM");
+    return server.exited;
+  };
+  return { uri: `nbd+unix:///?socket=${socket}`, end };
+}
+
+const fio = (uri: string, ...options: readonly string[]): Promise<string> =>
+  judge("fio", "--name=disk", "--ioengine=nbd", `--uri=${uri}`, ...LOAD, ...options);
+
+test("an OSD that is killed and comes back: the guest's writes wait, and none is lost", async () => {
+  const image = await cluster.createImage("killed", SIZE);
+  const world = await ProgramDisks.start();
+  const { uri, end } = await connect(world, image);
+  const load = fio(uri, "--do_verify=1");
+  await cluster.killOsd(1);
+  await cluster.untilUp(2);
+  cluster.startOsd(1);
+  await cluster.untilUp(3);
+  await load;
+  expect(await end()).toBe(143);
+  await world.close();
+}, 300_000);
+
+test("closed on one host and served on the next: every byte is there", async () => {
+  const image = await cluster.createImage("moved", SIZE);
+  const first = await ProgramDisks.start();
+  const before = await connect(first, image);
+  await fio(before.uri, "--do_verify=0");
+  expect(await before.end()).toBe(143);
+  await first.close();
+  const second = await ProgramDisks.start();
+  const after = await connect(second, image);
+  await fio(after.uri, "--verify_only=1");
+  expect(await after.end()).toBe(143);
+  await second.close();
+}, 300_000);
+
+test("an image that is not there: what the daemon says", async () => {
+  const world = await ProgramDisks.start();
+  const options = ["--domid", "1", "--vdev", "xvdb", "--format", "rbd"];
+  const refused = await world.run(["blkback", "serve", "rbd/none", ...options], cluster.env);
+  expect(refused.stderr).toContain("error reading header from none");
+  expect(refused.status).toBe(5);
+  await world.close();
+}, 60_000);
