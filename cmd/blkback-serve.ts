@@ -45,6 +45,7 @@ const SERVING_OPTIONS = {
   ),
   engine: choice(["uring", "sync"], "io_uring or pread/pwrite", { initial: "uring" }),
   connections: number("Connections to an NBD server, 1 to 16, if it allows several", { initial: 4 }),
+  hold: number("Seconds that a disk waits for its NBD server, then it fails; default: for ever"),
   filter: texts("A filter in front of the disk; repeatable; help lists them"),
   ...RATE_OPTIONS,
 };
@@ -92,10 +93,18 @@ async function servingOptionsOf(
     },
     grantMode: argv.grants,
     engine: argv.engine,
+    ...(argv.hold !== undefined && { holdMs: await holdMsOf(argv.hold) }),
     filters: argv.filter,
     statsDir: statsDir(platform.descriptor),
     verbosity: context.verbosity,
   };
+}
+
+/** Throws `usage`. */
+async function holdMsOf(seconds: number): Promise<number> {
+  if (seconds >= 0) return seconds * 1000;
+  const { XentoolError } = await import("../src/core/errors.ts");
+  throw new XentoolError("usage", "--hold is a number of seconds");
 }
 
 /** Ends that nobody here asked for, and that are not failures of ours. */

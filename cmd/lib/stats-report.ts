@@ -121,6 +121,11 @@ export function formatStats(stats: DeviceStats): string {
       `the image failed ${formatCount(stats.readErrors)} reads, ${formatCount(stats.writeErrors)} writes, ` +
         `${formatCount(stats.flushErrors)} flushes, ${formatCount(stats.discardErrors)} discards, last with ${stats.lastIoError}`,
     );
+  if (stats.serverLostAtMs > 0)
+    facts.push(
+      `waits for its server, for ${formatDuration((Date.now() - stats.serverLostAtMs) * 1e6)} now; \`blkback list\` shows why`,
+    );
+  if (stats.serverLosses > 0) facts.push(`its server was lost ${formatCount(stats.serverLosses)} times`);
   if (stats.flushFailure !== null)
     facts.push(
       `a flush failed with ${stats.flushFailure}: writes and flushes fail until the guest reconnects`,

@@ -6,8 +6,10 @@ import { RATE_NUMBERS, ratesAsNumbers, ratesFromNumbers, type DiskRates } from "
 const LEAVE = 1;
 const CLOSE = 2;
 const SECTORS = 0;
+/** A descriptor + 1, or -errno; 0: nothing to take. */
+const DIALLED = 1;
 /** The rates' numbers, one after another. */
-const RATES = 1;
+const RATES = 2;
 
 export type StopOrder = "leave" | "close";
 
@@ -56,6 +58,20 @@ export class BlkbackControl {
 
   get rates(): DiskRates {
     return ratesFromNumbers(this.#page.numbers.subarray(RATES, RATES + RATE_NUMBERS));
+  }
+
+  /** Hands over what came of a connection that the plane had asked for: a descriptor, or -errno. */
+  dialled(result: number): void {
+    this.#page.numbers[DIALLED] = result >= 0 ? result + 1 : result;
+    this.#page.wake();
+  }
+
+  /** Takes what was handed over last. */
+  takeDialled(): number | undefined {
+    const number = this.#page.numbers[DIALLED];
+    this.#page.numbers[DIALLED] = 0;
+    if (number === 0) return undefined;
+    return number > 0 ? number - 1 : number;
   }
 
   drain(): void {

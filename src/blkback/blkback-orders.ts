@@ -9,7 +9,22 @@ import type { GrantMode } from "./data/path.ts";
 import type { DiskLimits } from "./requests.ts";
 import type { RingAddress } from "./ring-parameters.ts";
 
-/** The type of the order for `Plane.carryOut` to serve the rings of a disk. It reports once, when they are served. */
+/** The disk waits for the image's server, and why; null: no longer. `isOver`: it has waited for long enough. */
+export interface Held {
+  readonly type: "held";
+  readonly why: string | null;
+  readonly isOver: boolean;
+}
+
+/** What the plane tells while it serves. */
+export type BlkbackReport =
+  /** The rings are served. */
+  | { readonly type: "connected" }
+  /** A connection to the image's server is wanted; the control page has the answer. */
+  | { readonly type: "dial" }
+  | Held;
+
+/** The type of the order for `Plane.carryOut` to serve the rings of a disk. */
 export interface BlkbackOrder {
   readonly order: {
     readonly name: string;
@@ -20,6 +35,8 @@ export interface BlkbackOrder {
     readonly sets: readonly (readonly RingAddress[])[];
     readonly abi: BlkifAbi["name"];
     readonly image: Image;
+    /** How long the disk waits for a server of its image that is not there. */
+    readonly holdMs: number;
     readonly engine: EngineKind;
     /** Filters as given to `--filter`. */
     readonly filters: readonly string[];
@@ -28,7 +45,7 @@ export interface BlkbackOrder {
     readonly grantMode: GrantMode;
     readonly statsPath: string;
   };
-  readonly report: "connected";
+  readonly report: BlkbackReport;
   /** The result of a plane that has stopped and released everything. */
   readonly result: {
     /** Why it stopped by itself. `protocol`: the guest is at fault; any other kind: the host is, or we are. */

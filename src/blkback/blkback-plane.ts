@@ -1,7 +1,8 @@
 // The plane of one connected disk: opens what it needs in its own thread, serves the rings until told to stop, and
 // releases everything.
 import { openFiltered } from "../block/filters/catalogue.ts";
-import { openTarget } from "../block/targets/open.ts";
+import type { WriteLog } from "../block/targets/nbd/write-log.ts";
+import { openTarget, type OpenedTarget } from "../block/targets/open.ts";
 import { configureLogging, moduleLogger } from "../core/log.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import type { Mapping } from "../native/memory.ts";
@@ -14,11 +15,12 @@ import { ABI_X86_32, ABI_X86_64, SECTOR_SIZE } from "../protocol/blkif.ts";
 import { RING_MARK, RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
 import { BlkbackControl } from "./blkback-control.ts";
 import type { BlkbackOrder } from "./blkback-orders.ts";
-import { MAX_WATCHES, reactorDepth } from "./bounds.ts";
+import { CLOSING_PATIENCE_MS, MAX_WATCHES, reactorDepth } from "./bounds.ts";
 import { Journal, journalPath, mayBelong } from "./journal.ts";
 import { openRings, type OpenRing } from "./open-rings.ts";
 import { BlockQueue } from "./queue.ts";
 import { RateLimiter } from "./rate-limiter.ts";
+import { openWriteLog, ServerLine } from "./server-line.ts";
 import { StatsPage } from "./stats.ts";
 
 /** Connects, serves, disconnects. Everything opened is closed again, whatever happens. */
@@ -52,7 +54,10 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     return { ring, port, journal, counters: stats.section(queue) };
   });
   const limiter = new RateLimiter(reactor, control.rates);
-  const lost = (why: string): void => queue.noteForgotten(why);
+  const isTakenOver = rings.some(({ ring }) => Atomics.load(ring.words, RING_RSP_PROD) !== 0);
+  const server = new ServerLine(control, report, stats.counters);
+  let image: OpenedTarget | undefined;
+  let isOver = false;
   const queue = new BlockQueue({
     domid: order.frontend,
     abi,
@@ -64,9 +69,13 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
       openFiltered(
         order.filters,
         (innerEnd) => {
-          const target = openTarget(order.image, reactor, depth, innerEnd, lost);
-          closing.unshift({ close: () => target.close?.() });
-          return target;
+          const { holdMs } = order;
+          const openLog = (name: string): WriteLog => openWriteLog(order.statsPath, name, isTakenOver);
+          const needs = { holdMs, openLog, ...server.needs };
+          const opened = openTarget(order.image, reactor, depth, innerEnd, needs);
+          closing.unshift({ close: () => opened.close(isOver) });
+          image = opened;
+          return opened.target;
         },
         onEnd,
         context,
@@ -82,18 +91,22 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   moduleLogger("blkback").info(
     `${rings.length} queue(s) of ${rings[0].ring.sizeBytes / PAGE_SIZE} ring page(s), ${abi.protocol}`,
   );
-  report("connected");
-  if (order.image.kind === "nbd" && used.length > 0)
-    queue.noteForgotten("nobody knows whether the NBD server was restarted while the disk was not served");
+  report({ type: "connected" });
   // The former server may have been killed between a response and its event.
   for (const { port } of used) channels.notify(port);
   reactor.watch(control.wakeFd, () => {
     control.drain();
     limiter.change(control.rates);
+    server.take();
+    if (control.stopped && !control.leaves) image?.remote?.limitHold(CLOSING_PATIENCE_MS);
   });
-  queue.run(() => control.stopped);
+  queue.run(
+    () => control.stopped,
+    () => control.leaves && image?.remote?.isServing === false,
+  );
   const { failure } = queue;
   const closes = failure === undefined ? !control.leaves : failure.kind === "protocol";
+  isOver = closes;
   const errno = closes ? queue.flush() : 0;
   return { failure: failure && failureOf(failure), lost: errno === 0 ? undefined : errnoText(errno) };
 };

@@ -34,6 +34,9 @@ export const HOLDER_PATIENCE_MS = 3000;
  */
 export const MAX_WATCHES = 8 + 2 * MAX_CONNECTIONS;
 
+/** How long a server that is away may keep a disk whose guest has let go from closing: toolstacks wait for 10 s. */
+export const CLOSING_PATIENCE_MS = 3000;
+
 /** Linux's IOV_MAX: a request with more pieces takes several transfers. */
 export const MAX_VECTORS = 1024;
 

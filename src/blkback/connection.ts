@@ -1,11 +1,16 @@
 // One connection of a device to its guest, seen from the control plane: has a plane serve the ring, learns when it
 // does, tells it to stop, and knows when everything has been released.
+import { closeSync } from "node:fs";
+import { dialServer } from "../block/targets/nbd/dial.ts";
 import { XentoolError } from "../core/errors.ts";
 import { Plane, type SpawnWorker } from "../plane/plane.ts";
 import { asError } from "../plane/protocol.ts";
+import type { Image } from "../block/image.ts";
 import { BlkbackControl, type StopOrder } from "./blkback-control.ts";
-import type { BlkbackOrder } from "./blkback-orders.ts";
+import type { BlkbackOrder, BlkbackReport, Held } from "./blkback-orders.ts";
 import type { DiskRates } from "./rates.ts";
+
+export type OnHeld = (held: Held) => void;
 
 export class QueueConnection {
   /** Set once it has stopped: why some of the guest's writes may not be on the disk. */
@@ -15,9 +20,14 @@ export class QueueConnection {
   /** Resolves once the plane has released everything, with the reason if it stopped by itself. */
   readonly stopped: Promise<XentoolError | undefined>;
   readonly #control: BlkbackControl;
+  #isStopping = false;
+  #isOver = false;
 
-  /** Throws what `spawnWorker` throws, and `io` when no descriptor is left. */
-  constructor(spawnWorker: SpawnWorker, order: BlkbackOrder["order"], rates: DiskRates) {
+  /**
+   * Throws what `spawnWorker` throws, and `io` when no descriptor is left. `onHeld`: the disk waits for the image's
+   * server, or no longer.
+   */
+  constructor(spawnWorker: SpawnWorker, order: BlkbackOrder["order"], rates: DiskRates, onHeld: OnHeld) {
     const plane = new Plane("blkback", spawnWorker);
     this.#control = new BlkbackControl(plane.control);
     this.#control.sectors512 = order.limits.sectors512;
@@ -28,18 +38,24 @@ export class QueueConnection {
     const end = (error?: XentoolError): XentoolError | undefined => {
       connected.reject(error ?? new XentoolError("cancelled", "stopped before it was connected"));
       plane.close();
+      this.#isOver = true;
+      closeDialled(this.#control.takeDialled());
       return error;
     };
-    this.stopped = plane
-      .carryOut<BlkbackOrder>(order, () => connected.resolve())
-      .then(({ failure, lost }) => {
-        this.lost = lost;
-        return end(failure && asError(failure));
-      }, end);
+    const hear = (report: BlkbackReport): void => {
+      if (report.type === "connected") connected.resolve();
+      else if (report.type === "dial") void this.#dial(order.image);
+      else if (!this.#isStopping) onHeld(report);
+    };
+    this.stopped = plane.carryOut<BlkbackOrder>(order, hear).then(({ failure, lost }) => {
+      this.lost = lost;
+      return end(failure && asError(failure));
+    }, end);
   }
 
   /** Has the plane complete the operations it has started, flush if the guest has let go, and release everything. */
   async stop(how: StopOrder): Promise<void> {
+    this.#isStopping = true;
     this.#control.stop(how);
     await this.stopped;
   }
@@ -52,4 +68,16 @@ export class QueueConnection {
   resize(sectors512: number): void {
     this.#control.sectors512 = sectors512;
   }
+
+  /** Begins a connection to the image's server. */
+  async #dial(image: Image): Promise<void> {
+    if (image.kind !== "nbd") return;
+    const result = await dialServer(image.address);
+    if (this.#isOver) closeDialled(result);
+    else this.#control.dialled(result);
+  }
+}
+
+function closeDialled(result: number | undefined): void {
+  if (result !== undefined && result >= 0) closeSync(result);
 }

@@ -38,6 +38,8 @@ export interface DeviceOptions {
   readonly offer: Offer;
   readonly grantMode: GrantMode;
   readonly engine: EngineKind;
+  /** How long a disk waits for a server of its image that is not there; without it, for ever. */
+  readonly holdMs?: number;
   /** Filters as given to `--filter`, each already accepted by `parseFilter`. */
   readonly filters: readonly string[];
   readonly onEvent?: OnDeviceEvent;
@@ -284,7 +286,7 @@ export class BlkbackDevice {
       // If the device was abandoned in the meantime, there was no worker to stop, and the image is already closed.
       if (this.#over || !isThere) return;
       this.#stats.connecting(Math.max(...sets.map(({ length }) => length)));
-      const { grantMode, engine, filters, verbosity } = this.#options;
+      const { grantMode, engine, filters, verbosity, holdMs = Infinity } = this.#options;
       const order = {
         name: this.#name,
         verbosity,
@@ -293,13 +295,14 @@ export class BlkbackDevice {
         sets,
         abi: abi.name,
         image: this.#image,
+        holdMs,
         engine,
         filters,
         limits: this.#limits,
         grantMode: grantMode === "persistent" && !keepsGrants ? "copy" : grantMode,
         statsPath: this.#stats.path,
       };
-      connection = new QueueConnection(this.#spawnWorker, order, this.#rates.rates);
+      connection = new QueueConnection(this.#spawnWorker, order, this.#rates.rates, this.#trouble.held);
       this.#connection = connection;
       void connection.stopped.then(() => (this.#lost ??= connection.lost));
       await connection.connected;
@@ -430,11 +433,11 @@ export class BlkbackDevice {
   #finishOnce(end: DeviceEnd): void {
     if (this.#over) return;
     this.#over = true;
+    if (end !== "closed") this.#stats.removeWriteLog();
     void this.#finish().then(() => this.#end.resolve(end));
   }
 
   async #finish(): Promise<void> {
-    this.#over = true;
     clearTimeout(this.#pauseTimer);
     for (const unwatch of this.#unwatch.splice(0)) await unwatch().catch(() => {});
     this.#stats.remove();

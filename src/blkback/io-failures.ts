@@ -20,7 +20,6 @@ const LOG_EVERY_MS = 60_000;
 /** Indexed by kind. */
 const NAMES = ["read", "write", "flush", "discard", "secure discard", "barrier"];
 
-const EIO = -5;
 const LOST = "what the guest wrote since the flush before may be lost";
 const CONSEQUENCE = "its writes and flushes fail until it reconnects";
 
@@ -93,13 +92,6 @@ export class IoFailures {
   lastFlushFailed(errno: number): void {
     this.#noteFlush(errno);
     logger.error(`the flush after the guest had let go failed (${errnoText(errno)}): ${LOST}`);
-  }
-
-  /** Records that the storage may have forgotten writes that it had reported as done. Like a failed flush. */
-  forgotten(why: string): void {
-    if (this.flushErrno !== 0) return;
-    this.#noteFlush(EIO);
-    logger.error(`${why}: ${LOST}; ${CONSEQUENCE}`);
   }
 
   #noteFlush(errno: number): void {

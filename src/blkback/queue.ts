@@ -125,12 +125,13 @@ export class BlockQueue {
 
   /**
    * Serves until `shouldStop` returns true or a ring's indices are impossible. Operations already started are
-   * completed and answered; the memory for data bounds how many there are. The rest is left to the journal.
+   * completed and answered; the memory for data bounds how many there are. The rest is left to the journal, and so are
+   * they when `isStuck`: the image's server is not there to complete them, and a successor will have it do that.
    */
-  run(shouldStop: () => boolean): void {
+  run(shouldStop: () => boolean, isStuck: () => boolean = () => false): void {
     for (;;) {
       const stopping = this.failure !== undefined || shouldStop();
-      if (stopping && (this.#operations.activeCount === 0 || this.#engineFailed)) return;
+      if (stopping && (this.#operations.activeCount === 0 || this.#engineFailed || isStuck())) return;
       const taken = stopping ? 0 : this.#take();
       if (!stopping) this.#start();
       const wait = this.#mayWait(taken, stopping);
@@ -168,11 +169,6 @@ export class BlockQueue {
     if (this.#lastFlush < 0 && this.#lastFlush !== EOPNOTSUPP)
       this.#failures.lastFlushFailed(this.#lastFlush);
     return this.#failures.flushErrno;
-  }
-
-  /** The storage may have forgotten writes of the guest that it had reported as done. */
-  noteForgotten(why: string): void {
-    if (!this.limits.readOnly) this.#failures.forgotten(why);
   }
 
   /** Frees the queue's own memory. The rings, target, channels and grants belong to their owners. */

@@ -1,7 +1,7 @@
-// What a killed server of a device leaves on this host: its statistics, its journals, its lock and the socket of its
-// image's program, all for a successor.
-// A device that is taken away has none.
+// What a killed server of a device leaves on this host: its statistics, its journals, its log of writes, its lock and
+// the socket of its image's program, all for a successor. A device that is taken away has none.
 import { existsSync, rmSync } from "node:fs";
+import { writeLogPath } from "../block/targets/nbd/write-log.ts";
 import { takeLock } from "../native/lock-file.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
@@ -9,6 +9,7 @@ import type { DeviceAddress } from "./address.ts";
 import { lockPath } from "./device-lock.ts";
 import { journalsOf, removeJournals } from "./journal.ts";
 import { programSocket } from "./program-socket.ts";
+import { removeWriteLog } from "./server-line.ts";
 import { statsDir, statsPath } from "./stats.ts";
 import { findKinds } from "./toolstack.ts";
 
@@ -24,7 +25,8 @@ export async function removeRemains(
   const dir = statsDir(platform.descriptor);
   const stats = statsPath(dir, address.frontend, address.devid);
   const socket = programSocket(dir, address);
-  if (![stats, ...journalsOf(stats), lockPath(dir, address), socket].some((path) => existsSync(path))) return;
+  const files = [stats, ...journalsOf(stats), writeLogPath(stats), lockPath(dir, address), socket];
+  if (!files.some((path) => existsSync(path))) return;
   const kinds = await findKinds(xenstore, address);
   if (kinds.some((kind) => kind !== address.kind)) return;
   const lock = takeLock(lockPath(dir, address));
@@ -32,6 +34,7 @@ export async function removeRemains(
   try {
     rmSync(stats, { force: true });
     removeJournals(stats);
+    removeWriteLog(stats);
     rmSync(socket, { force: true });
   } finally {
     lock.release();

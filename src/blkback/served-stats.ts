@@ -6,6 +6,7 @@ import { moduleLogger } from "../core/log.ts";
 import { XenbusState } from "../protocol/xenbus.ts";
 import { describeDevice, type DeviceAddress } from "./address.ts";
 import { UNLIMITED_DISK, type DiskRates } from "./rates.ts";
+import { removeWriteLog } from "./server-line.ts";
 import { StatsPage, statsPath } from "./stats.ts";
 
 const logger = moduleLogger("blkback");
@@ -49,6 +50,15 @@ export class ServedStats {
   set rates(rates: DiskRates) {
     this.#rates = rates;
     if (this.#page !== undefined) this.#page.rates = rates;
+  }
+
+  /** Nobody will go on with the disk. Never throws. */
+  removeWriteLog(): void {
+    try {
+      removeWriteLog(this.path);
+    } catch (error) {
+      logger.warn(`${describeDevice(this.#address)}: ${describeError(error)}`);
+    }
   }
 
   /** Never throws: nothing depends on the file. */

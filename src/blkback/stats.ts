@@ -75,6 +75,8 @@ const FIELDS = [
   "flushMs",
   "discardMs",
   "laneCount",
+  "serverLosses",
+  "serverLostAtMs",
 ] as const;
 export type StatField = (typeof FIELDS)[number];
 

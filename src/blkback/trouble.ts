@@ -1,31 +1,57 @@
 // Reports once what keeps a device from being served for now: in the log, and in the device's error node.
-import { describeError } from "../core/errors.ts";
+import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
 import type { BackendDirectory } from "./backend-directory.ts";
+import type { Held } from "./blkback-orders.ts";
 
 const logger = moduleLogger("blkback");
 
 export class Trouble {
   readonly #name: string;
   readonly #directory: BackendDirectory;
+  /** With its outlook. */
   #said: string | undefined;
+  /** One word after the other: the last one is to be what stays. */
+  #turn: Promise<void> = Promise.resolve();
 
   constructor(name: string, directory: BackendDirectory) {
     this.#name = name;
     this.#directory = directory;
   }
 
-  /** Reports `error`, unless it is the one reported last. */
-  async say(error: unknown): Promise<void> {
+  /** Reports `error`, and what becomes of it, unless it is the one reported last. */
+  say(error: unknown, outlook = "it is tried again until it succeeds"): Promise<void> {
+    return this.#next(() => this.#say(error, outlook));
+  }
+
+  /** It waits for the server of its image, or no longer. Never throws: without xenstored it ends anyway. */
+  readonly held = ({ why, isOver }: Held): void => {
+    const error = new XentoolError("io", `it waits for its NBD server: ${why}`);
+    const outlook = isOver ? "its requests fail until the guest reconnects" : undefined;
+    void (why === null ? this.over() : this.say(error, outlook)).catch(() => {});
+  };
+
+  /** The device is served now: takes back the report. */
+  over(): Promise<void> {
+    return this.#next(() => this.#over());
+  }
+
+  #next(step: () => Promise<void>): Promise<void> {
+    const done = this.#turn.then(step);
+    this.#turn = done.catch(() => {});
+    return done;
+  }
+
+  async #say(error: unknown, outlook: string): Promise<void> {
     const reason = describeError(error);
-    if (reason === this.#said) return;
-    this.#said = reason;
-    logger.error(`${this.#name}: ${reason}; it is tried again until it succeeds`);
+    const said = `${reason}; ${outlook}`;
+    if (said === this.#said) return;
+    this.#said = said;
+    logger.error(`${this.#name}: ${said}`);
     await this.#directory.write({}, escapeControls(reason));
   }
 
-  /** The device is served now: takes back the report. */
-  async over(): Promise<void> {
+  async #over(): Promise<void> {
     if (this.#said === undefined) return;
     this.#said = undefined;
     logger.info(`${this.#name}: it is served now`);

@@ -11,12 +11,11 @@ import type { NbdAddress } from "./targets/nbd/uri.ts";
 /** Structured-cloneable: a worker of this process serves it (`openTarget`). */
 export type Image = FileImage | NbdImage;
 
-/** An export of an NBD server. The worker has its own connections to it. */
+/** An export of an NBD server. The worker has its own connections to it, begun by the control side. */
 export interface NbdImage {
   readonly kind: "nbd";
   /** Its URI. */
   readonly path: string;
-  /** With the host's number in place of its name. */
   readonly address: NbdAddress;
   readonly seen: SeenExport;
   readonly connections: number;

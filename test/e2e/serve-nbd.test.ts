@@ -1,6 +1,7 @@
-// A disk whose bytes are behind an NBD server, unmodified, served by the executable to a guest by hand.
+// A disk whose bytes are behind an NBD server, served by the executable to a guest by hand: the server dies, comes
+// back, comes back as another one, and stays away.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createDevice } from "../../src/blkback/toolstack.ts";
 import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
@@ -10,7 +11,8 @@ import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
-import { readUntil } from "../support/process.ts";
+import { ForgetfulServer } from "./nbd-world.ts";
+import { readUntil, type Child } from "../support/process.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 /** BLKIF_RSP_ERROR. */
@@ -23,94 +25,180 @@ const DEVICE = {
   kind: DEFAULT_KIND,
   devid: Number(parseVdev("xvdb")),
 };
-const image = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 5 + (at >> 9)) & 0xff);
+const content = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 5 + (at >> 9)) & 0xff);
 
 let dir: string;
 let host: SimHost;
 let env: Record<string, string>;
-let server: Bun.Subprocess;
-let uri: string;
-let disk: string;
+let image: string;
+let disk: ForgetfulServer;
 
 beforeEach(async () => {
   dir = temporaryDirectory();
   host = await SimHost.start();
   env = { XENTOOL_SIM: host.dir };
-  disk = join(dir, "disk.img");
-  const [socket, pidFile] = [join(dir, "nbd.sock"), join(dir, "pid")];
-  writeFileSync(disk, image);
-  const args = ["--format=raw", "--persistent", "--shared=8", `--socket=${socket}`, `--pid-file=${pidFile}`];
-  server = Bun.spawn(["qemu-nbd", ...args, disk], { stdio: ["ignore", "inherit", "ignore"] });
-  // It writes its number once it listens.
-  while (!existsSync(pidFile) && server.exitCode === null) await Bun.sleep(10);
-  uri = `nbd+unix:///?socket=${socket}`;
+  image = join(dir, "disk.img");
+  writeFileSync(image, content);
+  disk = new ForgetfulServer({ socket: join(dir, "nbd.sock"), image });
+  await disk.start();
 });
 afterEach(async () => {
-  server.kill("SIGKILL");
-  await server.exited;
+  await disk.kill();
   const left = await host.settle();
   await host.stop();
   removeDirectory(dir);
   expect(left).toEqual([]);
 });
 
-test("a guest reads the export's bytes; when the server dies, requests fail", async () => {
-  const serving = spawnXentool(["-v", "blkback", "serve", uri, "--domid", "1", "--vdev", "xvdb"], { env });
+async function serve(...options: string[]): Promise<Child> {
+  const args = ["-v", "blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb", ...options];
+  const serving = spawnXentool(args, { env });
   await readUntil(serving.stderr, "offering");
+  return serving;
+}
+
+async function connect(): Promise<HandmadeGuest> {
   const guest = await HandmadeGuest.start(host, DEVICE);
   await guest.connect();
-  expect(await guest.write(8, 7)).toBe(0);
-  expect(await guest.flush()).toBe(0);
-  expect(readFileSync(disk)[8 * 512]).toBe(7);
-  expect(await guest.read(40)).toEqual(image.slice(40 * 512, 40 * 512 + 4096));
-  server.kill("SIGKILL");
-  await readUntil(serving.stderr, "the NBD server is lost");
-  expect(await guest.read(8)).toBe(FAILED);
-  expect(await guest.write(8, 1)).toBe(FAILED);
-  expect(await guest.flush()).toBe(FAILED);
+  return guest;
+}
+
+const listed = async (...command: string[]): Promise<Record<string, unknown>> => {
+  const { stdout } = await runXentool(["blkback", ...command, "--json"], { env });
+  return (JSON.parse(stdout) as Record<string, unknown>[])[0];
+};
+
+async function detach(serving: Child, guest: HandmadeGuest): Promise<number> {
   serving.kill("SIGTERM");
   await guest.untilBackend(CLOSING);
   await guest.setState(CLOSED);
-  // The failed flush makes it a failure, whoever asked for the end.
-  expect(await serving.exited).toBe(5);
+  const status = await serving.exited;
   guest.close();
-});
+  return status;
+}
 
-test("a server killed together with xentool may have forgotten writes: the next one fails them", async () => {
-  const args = ["-v", "blkback", "serve", uri, "--domid", "1", "--vdev", "xvdb"];
-  const first = spawnXentool(args, { env });
-  await readUntil(first.stderr, "offering");
-  const guest = await HandmadeGuest.start(host, DEVICE);
-  await guest.connect();
+test("the server dies and comes back: the guest sees latency, and everybody else why", async () => {
+  const serving = await serve();
+  const guest = await connect();
   expect(await guest.write(8, 7)).toBe(0);
-  first.kill("SIGKILL");
-  await first.exited;
-  const next = spawnXentool(args, { env });
-  await readUntil(next.stderr, "may be lost");
-  expect(await guest.write(16, 7)).toBe(FAILED);
-  expect(await guest.flush()).toBe(FAILED);
-  next.kill("SIGTERM");
-  await guest.untilBackend(CLOSING);
-  await guest.setState(CLOSED);
-  expect(await next.exited).toBe(5);
-  guest.close();
-  await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
+  expect(await guest.flush()).toBe(0);
+  expect(readFileSync(image)[8 * 512]).toBe(7);
+  expect(await guest.read(40)).toEqual(content.slice(40 * 512, 40 * 512 + 4096));
+  // Acknowledged, and forgotten by the server.
+  expect(await guest.write(8, 9)).toBe(0);
+  await disk.kill();
+  await readUntil(serving.stderr, "waits for its NBD server");
+  const waiting = guest.read(8);
+  expect((await listed("list"))["problem"]).toContain("it waits for its NBD server");
+  expect(await listed("stats")).toMatchObject({ serverLosses: 1, serverLostAtMs: expect.any(Number) });
+  const report = await runXentool(["blkback", "stats"], { env });
+  expect(report.stdout).toContain("waits for its server");
+  await disk.start();
+  expect(await waiting).toEqual(new Uint8Array(4096).fill(9));
+  await readUntil(serving.stderr, "it is served now");
+  expect((await listed("list"))["problem"]).toBeNull();
+  expect(await listed("stats")).toMatchObject({ serverLosses: 1, serverLostAtMs: 0 });
+  expect(await detach(serving, guest)).toBe(143);
+  expect(readFileSync(image)[8 * 512]).toBe(9);
+  expect(readdirSync(join(host.dir, "blkback"))).toEqual([]);
 });
 
-test("watch serves what xl's target= names", async () => {
+test("a smaller or read-only export holds the disk, which says why", async () => {
+  const serving = await serve();
+  const guest = await connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  for (const [changed, why] of [
+    [{ sizeBytes: 4096 }, "the export has only 4096 bytes now"],
+    [{ readOnly: true }, "the export is read-only now"],
+  ] as const) {
+    await disk.kill();
+    await disk.start(changed);
+    await readUntil(serving.stderr, why);
+  }
+  const waiting = guest.flush();
+  expect((await listed("list"))["problem"]).toContain("read-only");
+  await disk.kill();
+  await disk.start();
+  expect(await waiting).toBe(0);
+  expect(await detach(serving, guest)).toBe(143);
+});
+
+test("a held disk is left to a successor, with all that its guest waits for", async () => {
+  const first = await serve("--timeout", "0.2");
+  const guest = await connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  await disk.kill();
+  await readUntil(first.stderr, "waits for its NBD server");
+  const waiting = guest.read(8);
+  first.kill("SIGTERM");
+  expect(await first.exited).toBe(6);
+  await disk.start();
+  const next = await serve();
+  expect(await waiting).toEqual(new Uint8Array(4096).fill(7));
+  expect(await detach(next, guest)).toBe(143);
+});
+
+test("with --hold, requests fail once the server was away for too long; until the guest reconnects", async () => {
+  const serving = await serve("--hold", "0.1");
+  const guest = await connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  await disk.kill();
+  await readUntil(serving.stderr, "fail until the guest reconnects");
+  expect(await guest.read(8)).toBe(FAILED);
+  expect(await guest.flush()).toBe(FAILED);
+  await disk.start();
+  for (const state of [CLOSING, CLOSED, 1]) await guest.setState(state);
+  await guest.connect();
+  // What had been acknowledged was in the log.
+  expect(await guest.read(8)).toEqual(new Uint8Array(4096).fill(7));
+  expect(await guest.flush()).toBe(0);
+  // The failed flush makes it a failure, whoever asked for the end.
+  expect(await detach(serving, guest)).toBe(5);
+});
+
+test("--hold -1 is a mistake", async () => {
+  const args = ["blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb", "--hold", "-1"];
+  expect(await runXentool(args, { env })).toMatchObject({
+    status: 2,
+    stderr: expect.stringContaining("--hold is a number of seconds"),
+  });
+});
+
+test("a guest that lets go of a held disk does not wait for its server for ever", async () => {
+  const serving = await serve();
+  const guest = await connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  await disk.kill();
+  await readUntil(serving.stderr, "waits for its NBD server");
+  expect(await detach(serving, guest)).toBe(5);
+});
+
+test("watch serves what xl's target= names, from an unmodified server", async () => {
+  const [socket, pidFile] = [join(dir, "qemu.sock"), join(dir, "pid")];
+  const args = ["--format=raw", "--persistent", "--shared=8", `--socket=${socket}`, `--pid-file=${pidFile}`];
+  const server = Bun.spawn(["qemu-nbd", ...args, image], { stdio: ["ignore", "inherit", "ignore"] });
+  // It writes its number once it listens.
+  while (!existsSync(pidFile) && server.exitCode === null) await Bun.sleep(10);
   const dom0 = host.platform(0);
   const xenstore = await Xenstore.connect(dom0);
   const watch = spawnXentool(["-v", "blkback", "watch", "--kind", DEFAULT_KIND], { env });
-  await createDevice(xenstore, { address: DEVICE, readOnly: false, deviceType: "disk", params: uri });
+  await createDevice(xenstore, {
+    address: DEVICE,
+    readOnly: false,
+    deviceType: "disk",
+    params: `nbd+unix:///?socket=${socket}`,
+  });
   await xenstore.rm(`${backendDir(DEVICE)}/hotplug-status`);
   await xenstore.write(`${backendDir(DEVICE)}/script`, "/etc/xen/scripts/block-xentool");
   await readUntil(watch.stderr, "serving the disks");
   const guest = await HandmadeGuest.start(host, DEVICE);
   await guest.connect();
-  expect(await guest.read(40)).toEqual(image.slice(40 * 512, 40 * 512 + 4096));
+  expect(await guest.read(40)).toEqual(content.slice(40 * 512, 40 * 512 + 4096));
   await guest.setState(CLOSED);
   watch.kill("SIGTERM");
   await watch.exited;
+  server.kill("SIGKILL");
+  await server.exited;
   guest.close();
   await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
   xenstore.close();

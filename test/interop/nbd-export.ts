@@ -1,11 +1,17 @@
 // An NBD export as our block target, for tests with other people's servers.
+import { join } from "node:path";
 import { openNbdImage, type Line } from "../../src/block/image/nbd.ts";
 import type { NbdImage } from "../../src/block/image.ts";
+import { beginConnection } from "../../src/block/targets/nbd/dial.ts";
+import type { OnDialled } from "../../src/block/targets/nbd/link.ts";
+import { resolveHost } from "../../src/block/targets/nbd/probe.ts";
+import { WriteLog } from "../../src/block/targets/nbd/write-log.ts";
 import type { BlockTarget } from "../../src/block/target.ts";
 import type { SeenExport } from "../../src/block/targets/nbd/handshake.ts";
 import { openTarget } from "../../src/block/targets/open.ts";
 import { allocateMemory, type Mapping } from "../../src/native/memory.ts";
 import { IO_DISCARD, IO_FLUSH, IO_READ, IO_WRITE, Reactor, type IoOp } from "../../src/native/reactor.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const MEMORY_BYTES = 4 * 1024 * 1024;
 const DEPTH = 64;
@@ -21,15 +27,17 @@ export class NbdExport {
   private constructor(image: NbdImage) {
     this.seen = image.seen;
     const onEnd = (tag: number, result: number): void => void this.#ends.push([tag, result]);
-    const target = openTarget(image, this.#reactor, DEPTH, onEnd, () => {});
-    this.target = target;
-    this.#close = () => target.close?.();
+    const dial = (onDialled: OnDialled): void => onDialled(beginConnection(image.address));
+    const opened = openTarget(image, this.#reactor, DEPTH, onEnd, { holdMs: 0, dial, openLog });
+    this.target = opened.target;
+    this.#close = () => opened.close(true);
   }
 
   /** As `serve` opens it for a disk with sectors of 512 bytes. */
   static async open(uri: string, connections = 4, readOnly = false, line?: Line): Promise<NbdExport> {
     const how = { readOnly, sectorSizeBytes: 512, connections, line };
-    return new NbdExport(await openNbdImage(uri, how));
+    const image = await openNbdImage(uri, how);
+    return new NbdExport({ ...image, address: await resolveHost(image.address) });
   }
 
   /** The results of the next `count` operations that end, in the order of their tags. */
@@ -84,4 +92,12 @@ export class NbdExport {
     }
     return 0;
   }
+}
+
+function openLog(name: string): WriteLog {
+  const dir = temporaryDirectory();
+  const log = WriteLog.open(join(dir, "log"), name);
+  // It stays mapped.
+  removeDirectory(dir);
+  return log;
 }

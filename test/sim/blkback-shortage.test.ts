@@ -223,7 +223,7 @@ function brokenWorker(onReady: (fail: () => void) => void): Worker {
   );
   const post = (message: PlaneMessage): void => Worker.prototype.postMessage.call(worker, message);
   worker.postMessage = ({ id }: OrderMessage) => {
-    post({ type: "report", id, report: "connected" satisfies BlkbackOrder["report"] });
+    post({ type: "report", id, report: { type: "connected" } satisfies BlkbackOrder["report"] });
     const failure = { kind: "environment", message: "no more of it", context: {} } as const;
     const result: BlkbackOrder["result"] = { failure, lost: undefined };
     onReady(() => post({ type: "done", id, result }));

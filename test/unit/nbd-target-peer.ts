@@ -1,6 +1,8 @@
 // An NBD server that does what a test tells it, and an NBD target that talks to it, both in this thread.
 import { join } from "node:path";
-import { NbdTarget } from "../../src/block/targets/nbd/target.ts";
+import { beginConnection } from "../../src/block/targets/nbd/dial.ts";
+import { NbdTarget, type NbdTargetOptions } from "../../src/block/targets/nbd/target.ts";
+import { WriteLog } from "../../src/block/targets/nbd/write-log.ts";
 import type { SeenExport } from "../../src/block/targets/nbd/handshake.ts";
 import { allocateMemory } from "../../src/native/memory.ts";
 import { Reactor } from "../../src/native/reactor.ts";
@@ -22,18 +24,22 @@ import {
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 export const SIZE = 1024 * 1024;
+export const LOG_BYTES = 256 * 1024;
 
 export interface SeenRequest {
   readonly command: number;
   readonly cookie: Buffer;
   readonly offset: number;
   readonly length: number;
+  /** A write's. */
+  readonly data: Buffer;
 }
 
 export interface PeerOptions {
   readonly structured?: boolean;
   readonly go?: boolean;
   readonly flags?: number;
+  readonly sizeBytes?: number;
   /** What is sent for each request; undefined: nothing. */
   readonly reply: (request: SeenRequest) => Uint8Array | undefined;
 }
@@ -53,19 +59,23 @@ export class TargetAndPeer {
   readonly reactor = Reactor.open(64, "sync");
   readonly target: NbdTarget;
   readonly #listener: { stop(closes: boolean): void };
-  readonly #options: PeerOptions;
+  readonly #sockets = new Set<Bun.Socket<Peer>>();
+  #options: PeerOptions;
 
-  constructor(options: PeerOptions, silenceMs = 60_000) {
+  /** `more` is for those that hold: without it, a lost server fails everything at once. */
+  constructor(options: PeerOptions, silenceMs = 60_000, more: Partial<NbdTargetOptions> = {}) {
     this.#options = options;
     const serve = (socket: Bun.Socket<Peer>, bytes: Buffer) => this.#take(socket, bytes);
     this.#listener = Bun.listen<Peer>({
       unix: this.path,
       socket: {
-        open(socket) {
+        open: (socket) => {
+          this.#sockets.add(socket);
           socket.data = { pending: Buffer.alloc(0), phase: "flags" };
           socket.write(encodeGreeting());
         },
         data: serve,
+        close: (socket) => void this.#sockets.delete(socket),
         error() {},
       },
     });
@@ -78,23 +88,55 @@ export class TargetAndPeer {
       maxBlockBytes: options.go === false ? 32 * 1024 * 1024 : 65536,
     };
     const address = { address: this.path, port: undefined, exportName: "a" };
-    const how = { address, seen, readOnly: false, connections: 4, depth: 16, silenceMs };
+    const how: NbdTargetOptions = {
+      exportName: "a",
+      seen,
+      readOnly: false,
+      connections: 4,
+      depth: 16,
+      silenceMs,
+      holdMs: 0,
+      dial: (onDialled) => onDialled(beginConnection(address)),
+      log: WriteLog.open(join(this.dir, "log"), "a", LOG_BYTES),
+      ...more,
+    };
     this.target = new NbdTarget(how, this.reactor, (tag, result) => this.ends.push([tag, result]));
   }
 
   /** Lets both sides run until `count` operations have ended; returns their ends by tag. */
   async ended(count: number): Promise<readonly End[]> {
-    const deadline = performance.now() + 20_000;
-    while (this.ends.length < count && performance.now() < deadline) {
+    await this.until(() => this.ends.length >= count);
+    return this.ends.splice(0).sort((a, b) => a[0] - b[0]);
+  }
+
+  /** Lets both sides run until `holds`. */
+  async until(holds: () => boolean): Promise<void> {
+    for (const since = performance.now(); !holds();) {
+      if (performance.now() - since > 20_000) throw new Error("not after 20 s");
       this.reactor.wait(1, 500);
       this.reactor.dispatch();
       await new Promise((go) => setImmediate(go));
     }
-    return this.ends.splice(0).sort((a, b) => a[0] - b[0]);
+  }
+
+  /** The server dies, and is another one from now on. */
+  die(options: Partial<PeerOptions> = {}): void {
+    this.#options = { ...this.#options, ...options };
+    for (const socket of this.#sockets) socket.terminate();
+  }
+
+  /** Sends `bytes` on every connection that has asked for something. */
+  send(bytes: Uint8Array): void {
+    for (const socket of this.#sockets) if (socket.data.phase === "requests") socket.write(bytes);
+  }
+
+  /** The server dies, and nobody is there any more. */
+  stopListening(): void {
+    this.#listener.stop(true);
   }
 
   close(): void {
-    this.target.close();
+    this.target.close(true);
     this.reactor.close();
     this.#listener.stop(true);
     this.memory.close();
@@ -120,12 +162,12 @@ export class TargetAndPeer {
       return 4;
     }
     if (pending.length < 16 || pending.length < 16 + pending.readUInt32BE(12)) return 0;
-    const { structured = true, go = true, flags = DEFAULT_FLAGS } = this.#options;
+    const { structured = true, go = true, flags = DEFAULT_FLAGS, sizeBytes = SIZE } = this.#options;
     const option = pending.readUInt32BE(8);
     const exported = {
       name: "a",
       description: "",
-      sizeBytes: SIZE,
+      sizeBytes,
       flags,
       minBlockBytes: 512,
       preferredBlockBytes: 4096,
@@ -154,7 +196,13 @@ export class TargetAndPeer {
     const whole = 28 + (command === 1 ? length : 0);
     if (pending.length < whole) return 0;
     const offset = Number(pending.readBigUInt64BE(16));
-    const request = { command, cookie: Buffer.from(pending.subarray(8, 16)), offset, length };
+    const request = {
+      command,
+      cookie: Buffer.from(pending.subarray(8, 16)),
+      offset,
+      length,
+      data: Buffer.from(pending.subarray(28, whole)),
+    };
     this.requests.push(request);
     const reply = this.#options.reply(request);
     if (reply !== undefined) socket.write(reply);

@@ -108,7 +108,7 @@ class Fixture implements Disposable {
   readonly results: number[] = [];
   readonly random: Random;
   inner!: Blocks;
-  readonly target: WholeBlocks;
+  readonly target: WholeBlocks<Blocks>;
 
   constructor(seed: number) {
     const random = new Random(seed);
@@ -141,7 +141,7 @@ class Fixture implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.target.close();
+    this.target.close(true);
     this.reactor.close();
     this.memory.close();
   }

@@ -42,7 +42,7 @@ export async function openNbdImage(
   { readOnly, sectorSizeBytes, connections = DEFAULT_CONNECTIONS, line }: NbdImageOptions,
 ): Promise<NbdImage> {
   const address = await addressOf(parseNbdUri(uri), line);
-  const seen = await probeExport(address);
+  const seen = await probeExport(await resolveHost(address));
   checkSize(uri, seen.sizeBytes, sectorSizeBytes);
   const info = infoOf(seen, readOnly);
   if (info.sizeBytes === 0)
@@ -56,7 +56,7 @@ export async function openNbdImage(
 }
 
 async function addressOf({ tls, ...server }: NbdAddress, line: Line | undefined): Promise<NbdAddress> {
-  if (tls === undefined) return resolveHost(server);
+  if (tls === undefined) return server;
   if (line === undefined) throw new XentoolError("bug", "nobody is there to encrypt");
   return { address: await line.open({ ...server, tls }), port: undefined, exportName: server.exportName };
 }

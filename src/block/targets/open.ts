@@ -4,27 +4,50 @@ import type { Image } from "../image.ts";
 import type { BlockTarget } from "../target.ts";
 import { SECTOR_SIZE } from "../../protocol/blkif.ts";
 import { FileTarget } from "./file.ts";
+import type { LinkOptions } from "./nbd/link.ts";
 import { NbdTarget } from "./nbd/target.ts";
 import { WholeBlocks } from "./nbd/whole-blocks.ts";
+import type { WriteLog } from "./nbd/write-log.ts";
 
 /** How long an NBD server may be silent while something is under way. */
 const SILENCE_MS = 60_000;
 
-/**
- * `depth`: operations under way at most. `onLost`: what it stored may be gone. The caller closes it, before what
- * operations use.
- */
+/** What an image that a server has needs besides the reactor. */
+export interface RemoteNeeds extends Pick<LinkOptions, "holdMs" | "dial" | "onHeld"> {
+  /** Opens the log of writes for the export named so. */
+  readonly openLog: (name: string) => WriteLog;
+}
+
+export interface OpenedTarget {
+  readonly target: BlockTarget;
+  /** What knows whether the server of the image is there, if it has one. */
+  readonly remote: Pick<NbdTarget, "isServing" | "limitHold"> | undefined;
+  /** Before what operations use is closed. `isOver`: no other server of the same disk is to go on. */
+  close(isOver: boolean): void;
+}
+
+/** `depth`: operations under way at most. */
 export function openTarget(
   image: Image,
   reactor: Reactor,
   depth: number,
   onEnd: OnEnd,
-  onLost: (why: string) => void,
-): BlockTarget & { close?(): void } {
-  if (image.kind === "file") return new FileTarget(image, reactor, onEnd);
+  { openLog, ...link }: RemoteNeeds,
+): OpenedTarget {
+  if (image.kind === "file") {
+    const target = new FileTarget(image, reactor, onEnd);
+    return { target, remote: undefined, close: () => {} };
+  }
   const { address, seen, connections, info } = image;
-  const how = { address, seen, connections, readOnly: info.readOnly, depth, silenceMs: SILENCE_MS, onLost };
-  const open = (end: OnEnd): NbdTarget => new NbdTarget(how, reactor, end);
+  const { exportName } = address;
+  const { readOnly } = info;
+  const log = readOnly ? undefined : openLog(image.path);
+  const how = { ...link, exportName, seen, connections, readOnly, depth, silenceMs: SILENCE_MS, log };
   const { minBlockBytes } = seen;
-  return minBlockBytes > SECTOR_SIZE ? new WholeBlocks(open, minBlockBytes, reactor, onEnd) : open(onEnd);
+  if (minBlockBytes <= SECTOR_SIZE) {
+    const target = new NbdTarget(how, reactor, onEnd);
+    return { target, remote: target, close: (isOver) => target.close(isOver) };
+  }
+  const target = new WholeBlocks((end) => new NbdTarget(how, reactor, end), minBlockBytes, reactor, onEnd);
+  return { target, remote: target.inner, close: (isOver) => target.close(isOver) };
 }

@@ -1,33 +1,35 @@
-// One connection to an NBD server, on the reactor: connects, negotiates, sends requests in the order they came, reads
-// replies. It never waits. Whatever goes wrong ends it, with a reason; its owner decides what becomes of its requests.
+// One connection to an NBD server, on the reactor: negotiates, sends requests in the order they came, reads replies. It
+// never waits. Whatever goes wrong ends it, with a reason; its owner decides what becomes of its requests.
 import { closeSync } from "node:fs";
 import { describeError } from "../../../core/errors.ts";
-import { XT_STREAM_LOCAL } from "../../../native/abi.ts";
 import { allocateMemory, type Mapping } from "../../../native/memory.ts";
 import { POLLIN, POLLOUT, type Reactor } from "../../../native/reactor.ts";
-import { check, errnoText, shim, type Pointer } from "../../../native/shim.ts";
+import { errnoText, shim, type Pointer } from "../../../native/shim.ts";
 import { NBD_CMD_DISC, NBD_CMD_WRITE, NBD_REQUEST, writeRequest } from "../../../protocol/nbd.ts";
 import { NbdClientHandshake, type SeenExport } from "./handshake.ts";
 import { ReplyReader } from "./replies.ts";
 import type { NbdRequests } from "./requests.ts";
-import type { NbdAddress } from "./uri.ts";
 
 const EAGAIN = -11;
 /** One option's reply of the greatest size that the handshake takes. */
 const NEGOTIATION_BYTES = 128 * 1024;
 
 export interface ConnectionOwner {
-  /** A request has its whole reply. */
-  replied(slot: number): void;
+  /** A request has its whole reply; returns why the connection cannot go on with such a reply. */
+  replied(slot: number): string | undefined;
   /** The server has described the export; returns why it is not the one that is being served. */
   accept(seen: SeenExport): string | undefined;
+  /** The server takes requests. */
+  ready(connection: NbdConnection): void;
   /** The connection is over; called once, never from within `send`. */
-  lost(why: string): void;
+  lost(connection: NbdConnection, why: string): void;
 }
 
 export class NbdConnection {
   /** Requests that it carries. */
   inFlight = 0;
+  /** It has replied to changes of the export since it was last sent a flush. */
+  hasChanges = false;
   /** When bytes came last, or when there began to be something to wait for. */
   heardMs: number;
   readonly #number: number;
@@ -51,10 +53,11 @@ export class NbdConnection {
   #replies: ReplyReader | undefined;
   #isOver = false;
 
-  /** Connects to a numeric address or a path. Throws `io` when that fails at once. */
+  /** Takes over `fd`, a stream socket that is connected or about to be. */
   constructor(
     number: number,
-    { address, port = XT_STREAM_LOCAL, exportName }: NbdAddress,
+    fd: number,
+    exportName: string,
     reactor: Reactor,
     requests: NbdRequests,
     owner: ConnectionOwner,
@@ -67,13 +70,8 @@ export class NbdConnection {
     this.#headerView = new DataView(this.#header.bytes.buffer);
     this.#queue = new Int32Array(requests.slots);
     this.heardMs = reactor.nowMs;
-    const path = new Uint8Array(Buffer.from(`${address}\0`));
-    this.#fd = check(shim.xt_stream_connect(path, port), `connect to the NBD server at ${address}`);
-    this.#watch = reactor.watch(this.#fd, (events) => this.#ready(events));
-  }
-
-  get isReady(): boolean {
-    return this.#replies !== undefined;
+    this.#fd = fd;
+    this.#watch = reactor.watch(fd, (events) => this.#ready(events));
   }
 
   /** Sends the request in `slot` after those before it, as soon as the server takes it. */
@@ -105,8 +103,9 @@ export class NbdConnection {
     const isReadable = (events & ~POLLOUT) !== 0;
     let failure: string | undefined;
     if (isReadable) failure = this.#replies === undefined ? this.#negotiate() : this.#read(this.#replies);
-    if (failure === undefined && this.#replies !== undefined) failure = this.#sendQueued(this.#replies);
-    if (failure !== undefined) this.#owner.lost(failure);
+    if (failure === undefined && this.#replies !== undefined && !this.#isOver)
+      failure = this.#sendQueued(this.#replies);
+    if (failure !== undefined) this.#owner.lost(this, failure);
   }
 
   #read(replies: ReplyReader): string | undefined {
@@ -151,11 +150,13 @@ export class NbdConnection {
     this.#negotiation?.close();
     this.#negotiation = undefined;
     this.heardMs = this.#reactor.nowMs;
-    this.#replies = new ReplyReader(this.#requests, this.#number, seen.structured, (slot) => {
+    const replies = new ReplyReader(this.#requests, this.#number, seen.structured, (slot) => {
       this.inFlight--;
-      this.#owner.replied(slot);
+      if (this.#requests.changes(slot)) this.hasChanges = true;
+      replies.failure = this.#owner.replied(slot);
     });
-    this.#wantSending(this.#queued > 0);
+    this.#replies = replies;
+    this.#owner.ready(this);
     return undefined;
   }
 

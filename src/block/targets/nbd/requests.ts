@@ -2,10 +2,15 @@
 // slot's generation are its cookie, so that a reply to anything else is recognised.
 import { allocateMemory, type Mapping } from "../../../native/memory.ts";
 import { shim, type Pointer } from "../../../native/shim.ts";
+import { NBD_CMD_FLUSH, NBD_CMD_READ } from "../../../protocol/nbd.ts";
 
+export const NO_RECORD = -1;
 /** Pieces of memory that one request may have; the owner of an operation with more is told of a short transfer. */
 export const MAX_PIECES = 64;
 const IOVEC_BYTES = 16;
+/** Tags of a free slot, and of a request that nobody outside waits for. */
+const FREE = -1;
+export const INTERNAL = -2;
 
 export class NbdRequests {
   readonly tag: Int32Array;
@@ -17,7 +22,9 @@ export class NbdRequests {
   /** The first error that its reply told, as -errno. */
   readonly error: Int32Array;
   readonly generation: Uint32Array;
-  /** The connection that carries it; -1: the slot is free. */
+  /** Its record in the log of writes, or NO_RECORD. */
+  readonly record: Float64Array;
+  /** The connection that carries it; -1: none does. */
   readonly connection: Int16Array;
   /** 1: all of it has been sent, and it may be replied to. */
   readonly sent: Uint8Array;
@@ -31,13 +38,14 @@ export class NbdRequests {
   readonly #vectors: Mapping = allocateMemory(MAX_PIECES * IOVEC_BYTES);
 
   constructor(slots: number) {
-    this.tag = new Int32Array(slots);
+    this.tag = new Int32Array(slots).fill(FREE);
     this.command = new Uint8Array(slots);
     this.offset = new Float64Array(slots);
     this.length = new Float64Array(slots);
     this.rest = new Float64Array(slots);
     this.error = new Int32Array(slots);
     this.generation = new Uint32Array(slots);
+    this.record = new Float64Array(slots);
     this.connection = new Int16Array(slots).fill(-1);
     this.sent = new Uint8Array(slots);
     this.#pieces = new Float64Array(slots * MAX_PIECES * 2);
@@ -61,13 +69,27 @@ export class NbdRequests {
     this.rest[slot] = 0;
     this.error[slot] = 0;
     this.sent[slot] = 0;
+    this.record[slot] = NO_RECORD;
     this.#pieceCount[slot] = 0;
     return slot;
   }
 
-  release(slot: number): void {
+  /** Whether the request in `slot` changes the export. */
+  changes(slot: number): boolean {
+    return this.command[slot] !== NBD_CMD_READ && this.command[slot] !== NBD_CMD_FLUSH;
+  }
+
+  /** No connection carries the request in `slot` any more, and no reply to it counts. */
+  detach(slot: number): void {
     this.generation[slot]++;
     this.connection[slot] = -1;
+    this.sent[slot] = 0;
+    this.error[slot] = 0;
+  }
+
+  release(slot: number): void {
+    this.detach(slot);
+    this.tag[slot] = FREE;
     this.#free[this.#freeCount++] = slot;
   }
 
@@ -112,6 +134,15 @@ export class NbdRequests {
     }
     this.address = 0;
     this.room = 0;
+  }
+
+  /** Copies the slot's data to `address`. */
+  copyTo(slot: number, address: number): void {
+    const length = this.length[slot];
+    for (let at = 0; at < length; at += this.room) {
+      this.locate(slot, at);
+      shim.xt_memory_copy((address + at) as Pointer, this.address as Pointer, this.room);
+    }
   }
 
   close(): void {

@@ -1,6 +1,6 @@
-// An NBD export as a block target. When a connection is lost, the target is lost: what is under way, and everything
-// after it, fails. So a guest learns from the next flush that what it wrote before may be gone (io-failures.ts of
-// blkback), instead of going on without it on a server that came back.
+// An NBD export as a block target that loses nothing when its server dies. What the guest writes is in the log of
+// writes (write-log.ts) until a flush has made it stable. When a connection is lost, all are made anew (link.ts), the
+// log is sent again in its order (replay.ts), and only then comes what waits. So the guest sees latency, nothing else.
 import {
   IO_DISCARD,
   IO_FLUSH,
@@ -8,26 +8,30 @@ import {
   IO_READV,
   IO_SECURE_DISCARD,
   IO_WRITEV,
-  Timer,
   type IoOp,
   type OnEnd,
   type Reactor,
 } from "../../../native/reactor.ts";
+import { moduleLogger } from "../../../core/log.ts";
+import { errnoText } from "../../../native/shim.ts";
 import {
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
   NBD_CMD_TRIM,
   NBD_CMD_WRITE,
-  NBD_FLAG_CAN_MULTI_CONN,
   NBD_FLAG_READ_ONLY,
   NBD_FLAG_SEND_FLUSH,
   NBD_FLAG_SEND_TRIM,
 } from "../../../protocol/nbd.ts";
 import type { BlockTarget, TargetInfo } from "../../target.ts";
-import { NbdConnection, type ConnectionOwner } from "./connection.ts";
+import { FlushRounds } from "./flush-rounds.ts";
 import type { SeenExport } from "./handshake.ts";
-import { NbdRequests } from "./requests.ts";
-import type { NbdAddress } from "./uri.ts";
+import { NbdLink, type LinkOptions, type LinkOwner } from "./link.ts";
+import { Replay, REPLAY_WINDOW } from "./replay.ts";
+import { INTERNAL, NbdRequests, NO_RECORD } from "./requests.ts";
+import { MAX_RECORD_BYTES, type WriteLog } from "./write-log.ts";
+
+const logger = moduleLogger("nbd");
 
 const EIO = -5;
 const ENOMEM = -12;
@@ -36,49 +40,55 @@ const EOPNOTSUPP = -95;
 /** No limit of the protocol, but servers have theirs. */
 const MAX_TRIM_BYTES = 1024 * 1024 * 1024;
 
-export interface NbdTargetOptions {
-  /** With a number or a path, not a name. */
-  readonly address: NbdAddress;
-  /** The export as it was when it was offered. What is started must be whole blocks of it. */
-  readonly seen: SeenExport;
+/** What is started must be whole blocks of the export. */
+export interface NbdTargetOptions extends LinkOptions {
   readonly readOnly: boolean;
-  /** Used only where the server says that a flush on one counts for all. */
-  readonly connections: number;
   /** Operations under way at most. */
   readonly depth: number;
-  /** How long the server may be silent while something is under way. */
-  readonly silenceMs: number;
-  /** The server is lost, and with it perhaps what it had not flushed. */
-  readonly onLost?: (why: string) => void;
+  /** Where what is not stable at the server is kept; an export that is only read needs none. */
+  readonly log: WriteLog | undefined;
 }
 
-export class NbdTarget implements BlockTarget, ConnectionOwner {
+export class NbdTarget implements BlockTarget, LinkOwner {
   readonly info: TargetInfo;
-  /** Why the server is lost. */
-  failure: string | undefined;
-  readonly #options: NbdTargetOptions;
+  readonly #flags: number;
+  readonly #mostBytes: number;
   readonly #reactor: Reactor;
   readonly #source: number;
   readonly #requests: NbdRequests;
-  readonly #connections: NbdConnection[] = [];
-  readonly #timer = new Timer(() => this.#checkSilence());
+  readonly #log: WriteLog | undefined;
+  readonly #link: NbdLink;
+  readonly #flushes: FlushRounds;
+  /** Requests that wait for the server, or for room in the log; in their order. */
+  #waiting: number[] = [];
+  #replay: Replay | undefined;
+  #isServing = false;
 
   constructor(options: NbdTargetOptions, reactor: Reactor, onEnd: OnEnd) {
-    const { seen } = options;
-    this.#options = options;
+    const { seen, depth, log } = options;
+    this.#flags = seen.flags;
+    this.#mostBytes = Math.min(seen.maxBlockBytes, MAX_RECORD_BYTES);
     this.#reactor = reactor;
+    this.#log = log;
     this.#source = reactor.addSource(onEnd);
     this.info = infoOf(seen, options.readOnly);
-    this.#requests = new NbdRequests(options.depth);
-    const count = (seen.flags & NBD_FLAG_CAN_MULTI_CONN) === 0 ? 1 : options.connections;
-    try {
-      for (let number = 0; number < count; number++)
-        this.#connections.push(new NbdConnection(number, options.address, reactor, this.#requests, this));
-    } catch (error) {
-      this.close();
-      throw error;
-    }
-    reactor.setTimer(this.#timer, options.silenceMs);
+    // Besides the guest's, those that are sent again, and a flush for each connection.
+    this.#requests = new NbdRequests(depth + REPLAY_WINDOW + options.connections);
+    this.#link = new NbdLink(options, reactor, this.#requests, this);
+    this.#flushes = new FlushRounds(this.#requests, this.#link, (slots, error) =>
+      this.#flushed(slots, error),
+    );
+    this.#link.open();
+  }
+
+  /** Why the server is not there. */
+  get failure(): string | undefined {
+    return this.#link.failure;
+  }
+
+  /** False while the server is not there: what is started now waits. */
+  get isServing(): boolean {
+    return this.#isServing;
   }
 
   start(op: IoOp, tag: number, offset: number, length: number, address: number): void {
@@ -93,66 +103,172 @@ export class NbdTarget implements BlockTarget, ConnectionOwner {
       this.#reactor.finish(this.#source, tag, ENOMEM);
       return;
     }
-    const most = this.#options.seen.maxBlockBytes;
-    if (op === IO_READV || op === IO_WRITEV) requests.setVectors(slot, address, length, most);
+    if (op === IO_READV || op === IO_WRITEV) requests.setVectors(slot, address, length, this.#mostBytes);
     else if (op === IO_DISCARD) this.#nextTrim(slot, length);
     else if (op !== IO_FLUSH) {
-      requests.length[slot] = Math.min(length, most);
+      requests.length[slot] = Math.min(length, this.#mostBytes);
       requests.setMemory(slot, address);
     }
-    this.#send(slot);
+    const queues = this.#waiting.length > 0 && requests.changes(slot);
+    if (queues || !this.#goOn(slot)) this.#waiting.push(slot);
   }
 
-  replied(slot: number): void {
+  replied(slot: number): string | undefined {
     const requests = this.#requests;
-    const error = requests.error[slot];
-    if (error === 0 && requests.rest[slot] > 0) {
-      requests.offset[slot] += requests.length[slot];
-      requests.sent[slot] = 0;
-      this.#nextTrim(slot, requests.rest[slot]);
-      this.#send(slot);
-      return;
+    if (requests.command[slot] === NBD_CMD_FLUSH) {
+      this.#flushes.replied(slot);
+      return undefined;
     }
-    const command = requests.command[slot];
-    const transfers = command === NBD_CMD_READ || command === NBD_CMD_WRITE;
-    this.#end(slot, error !== 0 ? error : transfers ? requests.length[slot] : 0);
-  }
-
-  accept(seen: SeenExport): string | undefined {
-    const before = this.#options.seen;
-    if (seen.sizeBytes !== before.sizeBytes)
-      return `the export has ${seen.sizeBytes} bytes now, not ${before.sizeBytes}`;
-    if (seen.flags !== before.flags) return "what the server can do with the export has changed";
-    if (seen.minBlockBytes !== before.minBlockBytes || seen.maxBlockBytes !== before.maxBlockBytes)
-      return "the export's block sizes have changed";
+    if (requests.changes(slot)) {
+      const refusal = this.#changed(slot);
+      if (refusal !== undefined) return refusal;
+    }
+    const error = requests.error[slot];
+    if (requests.tag[slot] === INTERNAL) requests.release(slot);
+    else if (error === 0 && requests.rest[slot] > 0) {
+      requests.offset[slot] += requests.length[slot];
+      requests.detach(slot);
+      this.#nextTrim(slot, requests.rest[slot]);
+      if (!this.#goOn(slot)) this.#waiting.push(slot);
+    } else {
+      const transfers = requests.command[slot] !== NBD_CMD_TRIM;
+      this.#end(slot, error !== 0 ? error : transfers ? requests.length[slot] : 0);
+    }
+    if (this.#replay !== undefined) this.#advance(this.#replay);
+    else if (this.#waiting.length > 0) this.#goOnWithWaiting();
     return undefined;
   }
 
-  lost(why: string): void {
-    if (this.failure !== undefined) return;
-    this.failure = why;
-    this.#options.onLost?.(`the NBD server is lost: ${why}`);
-    for (const connection of this.#connections) connection.close();
-    for (let slot = 0; slot < this.#requests.slots; slot++)
-      if (this.#requests.connection[slot] >= 0) this.#end(slot, EIO);
+  up(): void {
+    const [first] = this.#link.connections;
+    if (this.#log === undefined) return this.#serve(0);
+    // All on the connection that was there first: when it has replied, the server is still the one that the others
+    // were made to, too.
+    this.#replay = new Replay(this.#log, this.#requests, (slot) => this.#link.sendOn(first, slot));
+    this.#advance(this.#replay);
   }
 
-  /** Leaves the server. Nothing may be under way. */
-  close(): void {
-    for (const connection of this.#connections) connection.close();
+  down(): void {
+    this.#isServing = false;
+    this.#replay = undefined;
+    this.#waiting.push(...this.#flushes.down());
+    const requests = this.#requests;
+    for (let slot = 0; slot < requests.slots; slot++) {
+      if (requests.connection[slot] < 0) continue;
+      if (requests.tag[slot] === INTERNAL) {
+        requests.release(slot);
+        continue;
+      }
+      requests.detach(slot);
+      // What has a record is sent again with the others.
+      if (requests.record[slot] === NO_RECORD) this.#waiting.push(slot);
+    }
+  }
+
+  gaveUp(): void {
+    this.#isServing = false;
+    const { tag, slots } = this.#requests;
+    for (let slot = 0; slot < slots; slot++) if (tag[slot] >= 0) this.#end(slot, EIO);
+    this.#waiting = [];
+  }
+
+  /** From now on, a server that is not there is waited for so long at most. */
+  limitHold(ms: number): void {
+    this.#link.limitHold(ms);
+  }
+
+  /** Leaves the server. What is under way is given up. `isOver`: no other server of the same disk is to go on. */
+  close(isOver: boolean): void {
+    this.#link.close();
+    this.#log?.close(isOver);
     this.#requests.close();
   }
 
   /** Positive if `op` is to be sent; otherwise its result. */
   #refusal(op: IoOp): number {
-    const { flags } = this.#options.seen;
-    if (this.failure !== undefined) return EIO;
+    if (this.#link.isOver) return EIO;
     if (op === IO_READ || op === IO_READV) return 1;
-    // A server without flushes promises nothing about them, and there is nothing to ask it for.
-    if (op === IO_FLUSH) return flags & NBD_FLAG_SEND_FLUSH;
-    if (this.info.readOnly) return EROFS;
-    if (op === IO_DISCARD) return this.info.canDiscard ? 1 : EOPNOTSUPP;
+    // A server without flushes promises nothing about them, and there is nothing to ask it for: its replies count.
+    if (op === IO_FLUSH) return this.#flushes.errno === 0 ? this.#flags & NBD_FLAG_SEND_FLUSH : EIO;
+    if (this.info.readOnly || this.#log === undefined) return EROFS;
+    if (op === IO_DISCARD && !this.info.canDiscard) return EOPNOTSUPP;
     return op === IO_SECURE_DISCARD ? EOPNOTSUPP : 1;
+  }
+
+  /** Sends the request in `slot`, if the server is there and the log has room. */
+  #goOn(slot: number): boolean {
+    if (!this.#isServing) return false;
+    const requests = this.#requests;
+    if (requests.command[slot] === NBD_CMD_FLUSH) this.#flushes.ask(slot);
+    else if (!requests.changes(slot)) this.#link.send(slot);
+    else return this.#change(slot);
+    return true;
+  }
+
+  /** Copies a change into the log, and sends it from there. */
+  #change(slot: number): boolean {
+    const log = this.#log as WriteLog;
+    const requests = this.#requests;
+    const { command, offset, length } = requests;
+    if (!log.reserve(command[slot], offset[slot], length[slot])) {
+      this.#shorten();
+      return false;
+    }
+    if (command[slot] === NBD_CMD_WRITE) {
+      const to = log.address(log.next);
+      requests.copyTo(slot, to);
+      requests.setMemory(slot, to);
+    }
+    requests.record[slot] = log.commit(slot);
+    this.#link.send(slot);
+    if (log.isHalfFull) this.#shorten();
+    return true;
+  }
+
+  /** Of a server without flushes, the log becomes shorter with each reply. */
+  #shorten(): void {
+    if ((this.#flags & NBD_FLAG_SEND_FLUSH) !== 0) this.#flushes.want();
+  }
+
+  /** A change has been replied to. Returns why the server cannot be used any more. */
+  #changed(slot: number): string | undefined {
+    const log = this.#log as WriteLog;
+    const requests = this.#requests;
+    const record = requests.record[slot];
+    const error = requests.error[slot];
+    if (error !== 0 && requests.tag[slot] === INTERNAL)
+      return `it does not take again what it had taken before: ${errnoText(error)}`;
+    requests.record[slot] = NO_RECORD;
+    if (error !== 0) log.refused(record);
+    else log.answered(record, this.#flags & NBD_FLAG_SEND_FLUSH ? this.#flushes.next : 0);
+    this.#replay?.answered(record);
+    log.settle(this.#flushes.done);
+    return undefined;
+  }
+
+  #advance(replay: Replay): void {
+    if (replay.advance()) this.#serve(replay.count);
+  }
+
+  /** The server has everything that it may have forgotten: now comes what waits. */
+  #serve(sentAgain: number): void {
+    this.#replay = undefined;
+    this.#isServing = true;
+    if (sentAgain > 0) logger.info(`${sentAgain} writes that were not flushed yet have been sent again`);
+    this.#link.settled();
+    this.#goOnWithWaiting();
+  }
+
+  #goOnWithWaiting(): void {
+    this.#waiting = this.#waiting.filter((slot) => !this.#goOn(slot));
+  }
+
+  #flushed(slots: readonly number[], error: number): void {
+    for (const slot of slots) this.#end(slot, error);
+    if (error === 0) this.#log?.settle(this.#flushes.done);
+    // Nothing leaves the log any more.
+    else for (const slot of this.#waiting.splice(0)) this.#end(slot, EIO);
+    this.#goOnWithWaiting();
   }
 
   #nextTrim(slot: number, left: number): void {
@@ -161,28 +277,10 @@ export class NbdTarget implements BlockTarget, ConnectionOwner {
     requests.rest[slot] = left - requests.length[slot];
   }
 
-  /** On the connection with the least to do. */
-  #send(slot: number): void {
-    let best = this.#connections[0];
-    for (const connection of this.#connections) if (connection.inFlight < best.inFlight) best = connection;
-    best.send(slot);
-    if (this.#timer.dueMs === Infinity) this.#reactor.setTimer(this.#timer, this.#options.silenceMs);
-  }
-
   #end(slot: number, result: number): void {
     const tag = this.#requests.tag[slot];
     this.#requests.release(slot);
     this.#reactor.finish(this.#source, tag, result);
-  }
-
-  #checkSilence(): void {
-    if (this.failure !== undefined) return;
-    const { silenceMs } = this.#options;
-    let leftMs = Infinity;
-    for (const { inFlight, isReady, heardMs } of this.#connections)
-      if (inFlight > 0 || !isReady) leftMs = Math.min(leftMs, heardMs + silenceMs - this.#reactor.nowMs);
-    if (leftMs <= 0) this.lost(`nothing came from it for ${silenceMs} ms`);
-    else if (leftMs < Infinity) this.#reactor.setTimer(this.#timer, leftMs);
   }
 }
 

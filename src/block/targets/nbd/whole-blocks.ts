@@ -29,7 +29,7 @@ const MOST = 32;
 const FIRST_TAG = 1 << 20;
 
 interface ClosableTarget extends BlockTarget {
-  close(): void;
+  close(isOver: boolean): void;
 }
 
 /** A part of one block, which the operation `tag` transfers. */
@@ -42,9 +42,9 @@ interface Part {
   readonly pieces: readonly Piece[];
 }
 
-export class WholeBlocks implements BlockTarget {
+export class WholeBlocks<Inner extends ClosableTarget> implements BlockTarget {
   readonly info: TargetInfo;
-  readonly #inner: ClosableTarget;
+  readonly inner: Inner;
   readonly #blockBytes: number;
   readonly #reactor: Reactor;
   readonly #source: number;
@@ -58,14 +58,9 @@ export class WholeBlocks implements BlockTarget {
   #waiting: Part[] = [];
 
   /** `openInner` opens a target that copies the iovecs of an operation when it starts. */
-  constructor(
-    openInner: (onEnd: OnEnd) => ClosableTarget,
-    blockBytes: number,
-    reactor: Reactor,
-    onEnd: OnEnd,
-  ) {
-    this.#inner = openInner((tag, result) => this.#ended(tag, result));
-    this.info = this.#inner.info;
+  constructor(openInner: (onEnd: OnEnd) => Inner, blockBytes: number, reactor: Reactor, onEnd: OnEnd) {
+    this.inner = openInner((tag, result) => this.#ended(tag, result));
+    this.info = this.inner.info;
     this.#blockBytes = blockBytes;
     this.#reactor = reactor;
     this.#source = reactor.addSource(onEnd);
@@ -77,11 +72,12 @@ export class WholeBlocks implements BlockTarget {
     if (op === IO_DISCARD) this.#discard(tag, offset, length);
     else if (op === IO_READ || op === IO_WRITE) this.#transfer(op, tag, offset, length, address);
     else if (op === IO_READV || op === IO_WRITEV) this.#transferVectors(op, tag, offset, length, address);
-    else this.#inner.start(op, tag, offset, length, address);
+    else this.inner.start(op, tag, offset, length, address);
   }
 
-  close(): void {
-    this.#inner.close();
+  /** As in NbdTarget. */
+  close(isOver: boolean): void {
+    this.inner.close(isOver);
     this.#memory.close();
     this.#vectors.close();
   }
@@ -94,7 +90,7 @@ export class WholeBlocks implements BlockTarget {
     address: number,
   ): void {
     const whole = this.#wholeBytes(offset, length);
-    if (whole > 0) this.#inner.start(op, tag, offset, whole, address);
+    if (whole > 0) this.inner.start(op, tag, offset, whole, address);
     else this.#take(op === IO_WRITE, tag, offset, length, [{ address, size: length }]);
   }
 
@@ -108,7 +104,7 @@ export class WholeBlocks implements BlockTarget {
     const vectors = this.#vectors;
     const length = vectors.load(address, count);
     const whole = this.#wholeBytes(offset, length);
-    if (whole > 0) this.#inner.start(op, tag, offset, vectors.cut(whole), vectors.address);
+    if (whole > 0) this.inner.start(op, tag, offset, vectors.cut(whole), vectors.address);
     else this.#take(op === IO_WRITEV, tag, offset, length, vectors.pieces());
   }
 
@@ -122,7 +118,7 @@ export class WholeBlocks implements BlockTarget {
     const block = this.#blockBytes;
     const from = Math.ceil(offset / block) * block;
     const to = Math.floor((offset + length) / block) * block;
-    if (from < to) this.#inner.start(IO_DISCARD, tag, from, to - from, 0);
+    if (from < to) this.inner.start(IO_DISCARD, tag, from, to - from, 0);
     else this.#reactor.finish(this.#source, tag, 0);
   }
 
@@ -149,7 +145,7 @@ export class WholeBlocks implements BlockTarget {
 
   #startWhole(op: typeof IO_READ | typeof IO_WRITE, place: number, { offset }: Part): void {
     const bytes = this.#blockBytes;
-    this.#inner.start(op, FIRST_TAG + place, offset - (offset % bytes), bytes, this.#addressOf(place));
+    this.inner.start(op, FIRST_TAG + place, offset - (offset % bytes), bytes, this.#addressOf(place));
   }
 
   #addressOf(place: number): number {

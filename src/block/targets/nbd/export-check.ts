@@ -1,0 +1,32 @@
+// Whether an export that a server offers after a reconnect can still be the disk that the guest has.
+import {
+  NBD_FLAG_CAN_MULTI_CONN,
+  NBD_FLAG_READ_ONLY,
+  NBD_FLAG_SEND_FLUSH,
+  NBD_FLAG_SEND_FUA,
+  NBD_FLAG_SEND_TRIM,
+  NBD_FLAG_SEND_WRITE_ZEROES,
+} from "../../../protocol/nbd.ts";
+import type { SeenExport } from "./handshake.ts";
+
+const ABILITIES: readonly (readonly [number, string])[] = [
+  [NBD_FLAG_SEND_FLUSH, "flush"],
+  [NBD_FLAG_SEND_FUA, "write through its cache"],
+  [NBD_FLAG_SEND_TRIM, "trim"],
+  [NBD_FLAG_SEND_WRITE_ZEROES, "write zeroes"],
+  [NBD_FLAG_CAN_MULTI_CONN, "take several connections"],
+];
+
+/** Why `now` cannot stand for the export that was there `before`; undefined if it can. It may have grown. */
+export function whyNotTheSame(before: SeenExport, now: SeenExport): string | undefined {
+  if (now.sizeBytes < before.sizeBytes)
+    return `the export has only ${now.sizeBytes} bytes now, not ${before.sizeBytes}`;
+  if ((now.flags & ~before.flags & NBD_FLAG_READ_ONLY) !== 0) return "the export is read-only now";
+  for (const [flag, what] of ABILITIES)
+    if ((before.flags & ~now.flags & flag) !== 0) return `the server can no longer ${what}`;
+  if (now.minBlockBytes > before.minBlockBytes)
+    return `the server wants blocks of ${now.minBlockBytes} bytes now, not ${before.minBlockBytes}`;
+  if (now.maxBlockBytes < before.maxBlockBytes)
+    return `the server takes only ${now.maxBlockBytes} bytes at once now, not ${before.maxBlockBytes}`;
+  return undefined;
+}

@@ -1,0 +1,230 @@
+// The connections to one NBD server. They come and go together: when one is lost, all are closed, and after a pause
+// they are made anew, again and again, until the server is there or the disk has been held for long enough. Connecting
+// is the control side's part, which hands over descriptors: a plane may be forbidden to open any.
+import { closeSync } from "node:fs";
+import { errnoText } from "../../../native/shim.ts";
+import { Timer, type Reactor } from "../../../native/reactor.ts";
+import { NBD_FLAG_CAN_MULTI_CONN } from "../../../protocol/nbd.ts";
+import { NbdConnection, type ConnectionOwner } from "./connection.ts";
+import { whyNotTheSame } from "./export-check.ts";
+import type { SeenExport } from "./handshake.ts";
+import type { NbdRequests } from "./requests.ts";
+
+/** A descriptor that is being connected, or -errno. */
+export type OnDialled = (result: number) => void;
+
+export interface LinkOptions {
+  readonly exportName: string;
+  /** The export as it was when it was offered to the guest. */
+  readonly seen: SeenExport;
+  /** Used only where the server says that it serves all of them alike. */
+  readonly connections: number;
+  /** How long the server may be silent while something is under way. */
+  readonly silenceMs: number;
+  /** How long a disk waits for its server. */
+  readonly holdMs: number;
+  /** Has a connection begun, and answers with it. Not called again before it has answered. */
+  readonly dial: (onDialled: OnDialled) => void;
+  /** The disk waits, and why; undefined: no longer. `isOver`: it has waited for long enough, and fails. */
+  readonly onHeld?: (why: string | undefined, isOver?: boolean) => void;
+}
+
+export interface LinkOwner {
+  /** As in ConnectionOwner. */
+  replied(slot: number): string | undefined;
+  /** All connections are there; `settled` is to be called when the server has what it may have lost. */
+  up(): void;
+  /** What was under way has no connection any more. */
+  down(): void;
+  /** The time is over: nothing will ever be sent again. */
+  gaveUp(): void;
+}
+
+const FIRST_PATIENCE_MS = 10_000;
+/** A server may limit its clients by silence. Then we do with the connections that we have. */
+const MORE_PATIENCE_MS = 2000;
+const FIRST_PAUSE_MS = 20;
+const LONGEST_PAUSE_MS = 1000;
+/** A server that was there for so long is not one that is lost again and again. */
+const STEADY_MS = 1000;
+
+export class NbdLink implements ConnectionOwner {
+  /** Why there are no connections. */
+  failure: string | undefined;
+  isOver = false;
+  /** In the order in which the server accepted them. */
+  readonly connections: NbdConnection[] = [];
+  readonly #options: LinkOptions;
+  readonly #reactor: Reactor;
+  readonly #requests: NbdRequests;
+  readonly #owner: LinkOwner;
+  #stage: "down" | "joining" | "up" = "down";
+  #joining: NbdConnection | undefined;
+  #isDialling = false;
+  #pauseMs = FIRST_PAUSE_MS;
+  #upSinceMs = Infinity;
+  #heldSinceMs = Infinity;
+  #holdMs: number;
+  readonly #silence = new Timer(() => this.#checkSilence());
+  readonly #patience = new Timer(() => this.#outOfPatience());
+  readonly #retry = new Timer(() => this.#begin());
+  readonly #hold = new Timer(() => this.#checkHold());
+
+  constructor(options: LinkOptions, reactor: Reactor, requests: NbdRequests, owner: LinkOwner) {
+    this.#options = options;
+    this.#reactor = reactor;
+    this.#requests = requests;
+    this.#owner = owner;
+    this.#holdMs = options.holdMs;
+  }
+
+  /** Begins to connect. */
+  open(): void {
+    this.#begin();
+  }
+
+  /** Sends the request in `slot` on the connection with the least to do. */
+  send(slot: number): void {
+    let best = this.connections[0];
+    for (const connection of this.connections) if (connection.inFlight < best.inFlight) best = connection;
+    this.sendOn(best, slot);
+  }
+
+  sendOn(connection: NbdConnection, slot: number): void {
+    connection.send(slot);
+    if (this.#silence.dueMs === Infinity) this.#reactor.setTimer(this.#silence, this.#options.silenceMs);
+  }
+
+  /** The server has everything again. */
+  settled(): void {
+    const wasHeld = this.failure !== undefined;
+    this.failure = undefined;
+    this.#heldSinceMs = Infinity;
+    if (wasHeld) this.#options.onHeld?.(undefined);
+  }
+
+  /** The disk is held for at most `ms` from now on. */
+  limitHold(ms: number): void {
+    const heldMs = Math.max(0, this.#reactor.nowMs - this.#heldSinceMs);
+    this.#holdMs = Math.min(this.#holdMs, heldMs + ms);
+    this.#checkHold();
+  }
+
+  /** Leaves the server. */
+  close(): void {
+    this.isOver = true;
+    this.#closeAll();
+  }
+
+  replied(slot: number): string | undefined {
+    return this.#owner.replied(slot);
+  }
+
+  accept(seen: SeenExport): string | undefined {
+    return whyNotTheSame(this.#options.seen, seen);
+  }
+
+  ready(connection: NbdConnection): void {
+    this.#joining = undefined;
+    const { seen, connections } = this.#options;
+    const wanted = (seen.flags & NBD_FLAG_CAN_MULTI_CONN) === 0 ? 1 : connections;
+    if (this.connections.push(connection) < wanted) this.#dial(MORE_PATIENCE_MS);
+    else this.#up();
+  }
+
+  lost(connection: NbdConnection, why: string): void {
+    if (connection === this.#joining && this.connections.length > 0) this.#joinNoMore();
+    else this.#fail(why);
+  }
+
+  #begin(): void {
+    if (this.isOver) return;
+    this.#stage = "joining";
+    this.#dial(FIRST_PATIENCE_MS);
+  }
+
+  #dial(patienceMs: number): void {
+    this.#reactor.setTimer(this.#patience, patienceMs);
+    if (this.#isDialling) return;
+    this.#isDialling = true;
+    this.#options.dial((result) => this.#dialled(result));
+  }
+
+  #dialled(result: number): void {
+    this.#isDialling = false;
+    if (this.isOver || this.#stage !== "joining") {
+      if (result >= 0) closeSync(result);
+      return;
+    }
+    if (result >= 0)
+      this.#joining = new NbdConnection(
+        this.connections.length,
+        result,
+        this.#options.exportName,
+        this.#reactor,
+        this.#requests,
+        this,
+      );
+    else if (this.connections.length > 0) this.#up();
+    else this.#fail(errnoText(result));
+  }
+
+  #outOfPatience(): void {
+    if (this.isOver || this.#stage !== "joining") return;
+    if (this.connections.length > 0) this.#joinNoMore();
+    else this.#fail(`it has not answered for ${FIRST_PATIENCE_MS} ms`);
+  }
+
+  #joinNoMore(): void {
+    this.#joining?.close();
+    this.#joining = undefined;
+    this.#up();
+  }
+
+  #up(): void {
+    this.#stage = "up";
+    this.#upSinceMs = this.#reactor.nowMs;
+    this.#owner.up();
+  }
+
+  #fail(why: string): void {
+    if (this.isOver) return;
+    const nowMs = this.#reactor.nowMs;
+    if (nowMs - this.#upSinceMs > STEADY_MS) this.#pauseMs = FIRST_PAUSE_MS;
+    this.#upSinceMs = Infinity;
+    this.#stage = "down";
+    this.#closeAll();
+    if (this.failure !== why) this.#options.onHeld?.(why);
+    this.failure = why;
+    this.#owner.down();
+    if (this.#heldSinceMs === Infinity) this.#heldSinceMs = nowMs;
+    this.#reactor.setTimer(this.#retry, this.#pauseMs);
+    this.#pauseMs = Math.min(LONGEST_PAUSE_MS, this.#pauseMs * 2);
+    this.#checkHold();
+  }
+
+  #closeAll(): void {
+    for (const connection of this.connections.splice(0)) connection.close();
+    this.#joining?.close();
+    this.#joining = undefined;
+  }
+
+  /** Gives the server up when it has been waited for long enough. */
+  #checkHold(): void {
+    const leftMs = this.#heldSinceMs + this.#holdMs - this.#reactor.nowMs;
+    if (this.isOver || leftMs === Infinity) return;
+    if (leftMs > 0) return this.#reactor.setTimer(this.#hold, leftMs);
+    this.close();
+    this.#options.onHeld?.(this.failure, true);
+    this.#owner.gaveUp();
+  }
+
+  #checkSilence(): void {
+    const { silenceMs } = this.#options;
+    let leftMs = Infinity;
+    for (const { inFlight, heardMs } of this.connections)
+      if (inFlight > 0) leftMs = Math.min(leftMs, heardMs + silenceMs - this.#reactor.nowMs);
+    if (leftMs <= 0) this.#fail(`nothing came from it for ${silenceMs} ms`);
+    else if (leftMs < Infinity) this.#reactor.setTimer(this.#silence, leftMs);
+  }
+}

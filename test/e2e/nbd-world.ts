@@ -1,0 +1,170 @@
+// A disk on an NBD server that forgets, with a guest that is a model of what it does, and both servers to be killed.
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+import type { DeviceAddress } from "../../src/blkback/address.ts";
+import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { SimHost } from "../../src/sim/host.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
+import { DiskModel } from "../sim/disk-model.ts";
+import { ModelGuest } from "../sim/model-guest.ts";
+import type { ForgetfulOptions } from "../support/forgetful-nbd.ts";
+import { childrenOf, readUntil, start, type Child } from "../support/process.ts";
+import type { Random } from "../support/random.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import { spawnXentool } from "./executable.ts";
+
+const BLOCKS = 256;
+const ANSWERS_MAX = 300;
+const STALLED_MS = 30_000;
+const ADDRESS: DeviceAddress = { backend: toDomid(0), kind: "vbd", frontend: toDomid(1), devid: 51728 };
+
+export class ForgetfulServer {
+  readonly #options: ForgetfulOptions;
+  #child: Child | undefined;
+
+  constructor(options: ForgetfulOptions) {
+    this.#options = options;
+  }
+
+  get uri(): string {
+    return `nbd+unix:///?socket=${this.#options.socket}`;
+  }
+
+  async start(changed: Partial<ForgetfulOptions> = {}): Promise<void> {
+    const script = join(import.meta.dirname, "../support/forgetful-nbd.ts");
+    this.#child = start([process.execPath, script, JSON.stringify({ ...this.#options, ...changed })]);
+    await readUntil(this.#child.stdout, "listening");
+  }
+
+  async kill(): Promise<void> {
+    this.#child?.kill("SIGKILL");
+    await this.#child?.exited;
+  }
+}
+
+/** What is killed in a round. */
+export type Victim = "the NBD server" | "xentool" | "both";
+
+export class NbdWorld {
+  readonly #dir = temporaryDirectory();
+  readonly #host: SimHost;
+  readonly #xenstore: Xenstore;
+  readonly #random: Random;
+  readonly #model: DiskModel;
+  readonly #server: ForgetfulServer;
+  readonly #closing: (() => void)[] = [];
+  #xentool: Child | undefined;
+  #guest: ModelGuest | undefined;
+
+  static async start(random: Random): Promise<NbdWorld> {
+    const host = await SimHost.start();
+    const dom0 = host.platform(0);
+    const world = new NbdWorld(host, await Xenstore.connect(dom0), random);
+    world.#closing.push(() => dom0.close());
+    await world.#attach();
+    return world;
+  }
+
+  private constructor(host: SimHost, xenstore: Xenstore, random: Random) {
+    this.#host = host;
+    this.#xenstore = xenstore;
+    this.#random = random;
+    const image = join(this.#dir, "disk.img");
+    this.#model = new DiskModel(image, BLOCKS);
+    this.#server = new ForgetfulServer({ socket: join(this.#dir, "nbd.sock"), image });
+  }
+
+  /** The guest works, and in the middle of it `victim` is killed and started again. */
+  async round(victim: Victim): Promise<void> {
+    const goal = this.#connected.answered + this.#random.below(ANSWERS_MAX);
+    await this.#work(true, () => this.#connected.answered >= goal);
+    const isOurs = victim !== "the NBD server";
+    if (isOurs) this.#killXentool();
+    if (victim !== "xentool") await this.#server.kill();
+    if (isOurs) await this.#xentool?.exited;
+    this.#connected.ask();
+    if (victim !== "xentool") await this.#server.start();
+    if (isOurs) this.#serve();
+  }
+
+  /** Everything that was asked for is done, and the image is what the guest was told. */
+  async finish(): Promise<void> {
+    await this.#work(false, () => this.#connected.waiting === 0);
+    this.#xentool?.kill("SIGTERM");
+    await this.#xentool?.exited;
+    // What was not flushed is left to a successor, which flushes it once the guest has let go.
+    this.#serve();
+    const guest = this.#connected;
+    const goal = guest.answered + 1;
+    await this.#work(true, () => guest.answered >= goal);
+    await this.#work(false, () => guest.waiting === 0);
+    for (const state of [5, 6]) await guest.setState(state);
+    await guest.untilBackend(6);
+    this.#model.settle();
+    await destroyDevice(this.#xenstore, ADDRESS);
+    for (const since = performance.now(); this.#files().length > 0; await Bun.sleep(1))
+      if (performance.now() - since > STALLED_MS) throw new Error(`still there: ${this.#files().join(", ")}`);
+  }
+
+  /** Takes all down, finished or not; what somebody still holds of the host. */
+  async close(): Promise<string[]> {
+    this.#guest?.close();
+    this.#killXentool();
+    await this.#xentool?.exited;
+    await this.#server.kill();
+    this.#xenstore.close();
+    for (const close of this.#closing) close();
+    const left = await this.#host.settle();
+    await this.#host.stop();
+    removeDirectory(this.#dir);
+    return left;
+  }
+
+  /** What xentool keeps of the disk. */
+  #files(): string[] {
+    return readdirSync(join(this.#host.dir, "blkback"));
+  }
+
+  async #attach(): Promise<void> {
+    await this.#server.start();
+    const device = { address: ADDRESS, readOnly: false, params: this.#server.uri } as const;
+    await createDevice(this.#xenstore, { ...device, deviceType: "disk" });
+    this.#serve();
+    this.#guest = await ModelGuest.start(this.#host, ADDRESS, this.#model, this.#random);
+    await this.#guest.connect();
+  }
+
+  /** With the process that serves the guest. */
+  #killXentool(): void {
+    const xentool = this.#xentool;
+    if (xentool === undefined || xentool.exitCode !== null || xentool.signalCode !== null) return;
+    const guests = childrenOf(xentool.pid);
+    xentool.kill("SIGKILL");
+    for (const pid of guests) process.kill(pid, "SIGKILL");
+  }
+
+  get #connected(): ModelGuest {
+    return this.#guest as ModelGuest;
+  }
+
+  #serve(): void {
+    const grants = this.#random.pick(["copy", "map", "persistent"]);
+    const isolation = this.#random.pick(["process", "thread"]);
+    const how = ["--grants", grants, "--isolation", isolation];
+    const args = ["blkback", "watch", "--kind", "vbd", "--any-script", ...how];
+    this.#xentool = spawnXentool(args, { env: { XENTOOL_SIM: this.#host.dir, XENTOOL_DOMID: "0" } });
+  }
+
+  async #work(asks: boolean, enough: () => boolean): Promise<void> {
+    const guest = this.#connected;
+    let last = -1;
+    for (let since = performance.now(); !enough(); await Bun.sleep(this.#random.below(2))) {
+      guest.reap();
+      if (asks && this.#random.chance(0.5)) guest.ask();
+      if (guest.answered !== last) since = performance.now();
+      last = guest.answered;
+      if (performance.now() - since > STALLED_MS) throw new Error("nothing is answered any more");
+    }
+  }
+}

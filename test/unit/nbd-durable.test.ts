@@ -1,0 +1,221 @@
+// An NBD target whose server dies and comes back, forgetful or as another one: what is sent again, in which order, what
+// waits, and what becomes of a disk that is held.
+import { afterEach, expect, test } from "bun:test";
+import { writeFileSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { NbdTargetOptions } from "../../src/block/targets/nbd/target.ts";
+import { WriteLog } from "../../src/block/targets/nbd/write-log.ts";
+import { IO_DISCARD, IO_FLUSH, IO_READ, IO_WRITE } from "../../src/native/reactor.ts";
+import { NBD_CMD_FLUSH, NBD_CMD_TRIM, NBD_CMD_WRITE } from "../../src/protocol/nbd.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+import {
+  chunk,
+  dataAt,
+  LOG_BYTES,
+  simple,
+  SIZE,
+  TargetAndPeer,
+  type PeerOptions,
+  type SeenRequest,
+} from "./nbd-target-peer.ts";
+
+const EIO = -5;
+let fixture: TargetAndPeer | undefined;
+afterEach(() => {
+  fixture?.close();
+  fixture = undefined;
+});
+
+/** Why the disk was held, and "" when it no longer was. */
+const said: string[] = [];
+
+function open(reply: PeerOptions["reply"], more: Partial<NbdTargetOptions> = {}): TargetAndPeer {
+  said.length = 0;
+  const onHeld = (why: string | undefined): void => void said.push(why ?? "");
+  return (fixture = new TargetAndPeer({ reply }, 60_000, { holdMs: Infinity, onHeld, ...more }));
+}
+
+function agree(request: SeenRequest): Uint8Array {
+  if (request.command !== 0) return simple(request);
+  return chunk(request, 1, true, dataAt(request.offset, Buffer.alloc(request.length, 7)));
+}
+
+const shortly = ({ command, offset, data }: SeenRequest): string =>
+  `${command} at ${offset}${data.length > 0 ? `: ${data[0]}` : ""}`;
+
+test("what was acknowledged and not flushed is sent again in its order, then what was under way, then what waits", async () => {
+  let silent = false;
+  const peer = open((request) => (silent ? undefined : agree(request)));
+  const { target, memory, requests } = peer;
+  const write = (tag: number, offset: number, byte: number): void => {
+    memory.bytes.fill(byte, tag * 4096, (tag + 1) * 4096);
+    target.start(IO_WRITE, tag, offset, 4096, memory.address + tag * 4096);
+  };
+  write(1, 0, 1);
+  await peer.ended(1);
+  target.start(IO_FLUSH, 2, 0, 0, 0);
+  await peer.ended(1);
+  for (const byte of [3, 4]) {
+    write(byte, 8192, byte);
+    await peer.ended(1);
+  }
+  target.start(IO_DISCARD, 5, 8192, 512, 0);
+  await peer.ended(1);
+  silent = true;
+  write(6, 65536, 6);
+  target.start(IO_READ, 7, 0, 512, memory.address);
+  await peer.until(() => requests.length === 7);
+  // The guest may do as it likes with its page. The log has what was asked for.
+  memory.bytes.fill(99, 6 * 4096, 7 * 4096);
+  requests.length = 0;
+  silent = false;
+  peer.die();
+  await peer.until(() => !target.isServing);
+  target.start(IO_FLUSH, 8, 0, 0, 0);
+  expect(await peer.ended(3)).toEqual([
+    [6, 4096],
+    [7, 512],
+    [8, 0],
+  ]);
+  const seen = requests.map(shortly);
+  // These overlap, so each waited for the one before. The others may overtake, but nothing comes before the log.
+  expect(seen.filter((it) => it.includes("8192"))).toEqual([
+    `${NBD_CMD_WRITE} at 8192: 3`,
+    `${NBD_CMD_WRITE} at 8192: 4`,
+    `${NBD_CMD_TRIM} at 8192`,
+  ]);
+  expect(seen.slice(0, 4)).toContain(`${NBD_CMD_WRITE} at 65536: 6`);
+  expect(seen.slice(4).toSorted()).toEqual([`0 at 0`, `${NBD_CMD_FLUSH} at 0`]);
+  expect(said).toEqual([expect.stringContaining("closed"), ""]);
+});
+
+test("a record waits for a flush that began after its reply", async () => {
+  let held: SeenRequest | undefined;
+  const peer = open((request) => {
+    if (request.command !== NBD_CMD_FLUSH) return agree(request);
+    held = request;
+    return undefined;
+  });
+  const { target, memory, requests } = peer;
+  target.start(IO_WRITE, 1, 0, 512, memory.address);
+  await peer.ended(1);
+  target.start(IO_FLUSH, 2, 0, 0, 0);
+  await peer.until(() => held !== undefined);
+  target.start(IO_WRITE, 3, 4096, 512, memory.address);
+  await peer.ended(1);
+  peer.send(simple(held as SeenRequest));
+  await peer.ended(1);
+  requests.length = 0;
+  peer.die();
+  await peer.until(() => requests.length === 1 && target.isServing);
+  expect(requests.map(shortly)).toEqual([`${NBD_CMD_WRITE} at 4096: 0`]);
+});
+
+test("a full log is flushed, and what finds no room waits", async () => {
+  const peer = open(agree);
+  const { target, memory, requests } = peer;
+  const size = 32 * 1024;
+  const count = (3 * LOG_BYTES) / size;
+  let next = 0;
+  while (next < count) {
+    for (let i = 0; i < 12 && next < count; i++, next++)
+      target.start(IO_WRITE, i, (next * size) % SIZE, size, memory.address);
+    await peer.ended(Math.min(12, count));
+  }
+  expect(requests.filter(({ command }) => command === NBD_CMD_WRITE)).toHaveLength(count);
+  expect(requests.some(({ command }) => command === NBD_CMD_FLUSH)).toBe(true);
+});
+
+test("a failed flush fails what comes after it", async () => {
+  const peer = open((request) => (request.command === NBD_CMD_FLUSH ? simple(request, 5) : agree(request)));
+  const { target, memory } = peer;
+  target.start(IO_WRITE, 1, 0, 512, memory.address);
+  await peer.ended(1);
+  for (const tag of [2, 3]) {
+    target.start(IO_FLUSH, tag, 0, 0, 0);
+    expect(await peer.ended(1)).toEqual([[tag, EIO]]);
+  }
+});
+
+test("a disk that is held for long enough fails, and what closes is not held for long", async () => {
+  const peer = open(() => undefined);
+  const { target, memory } = peer;
+  target.start(IO_WRITE, 1, 0, 512, memory.address);
+  await peer.until(() => peer.requests.length === 1);
+  peer.stopListening();
+  await peer.until(() => said.length > 1);
+  target.start(IO_READ, 2, 0, 512, memory.address);
+  target.limitHold(0);
+  target.start(IO_FLUSH, 3, 0, 0, 0);
+  expect(await peer.ended(3)).toEqual([
+    [1, EIO],
+    [2, EIO],
+    [3, EIO],
+  ]);
+});
+
+const changes: readonly (readonly [string, Partial<PeerOptions>])[] = [
+  ["only 512 bytes", { sizeBytes: 512 }],
+  ["read-only", { flags: 1 | 2 | 4 | 32 }],
+  ["no longer flush", { flags: 1 | 32 }],
+];
+test.each(changes)("a server that is back with an export of %s holds the disk", async (why, options) => {
+  const peer = open(agree);
+  const { target, memory } = peer;
+  target.start(IO_WRITE, 1, 0, 512, memory.address);
+  await peer.ended(1);
+  peer.die(options);
+  await peer.until(() => target.failure?.includes(why) === true);
+  target.start(IO_READ, 2, 0, 512, memory.address);
+  peer.die({ sizeBytes: 2 * SIZE, flags: 1 | 4 | 32 });
+  expect(await peer.ended(1)).toEqual([[2, 512]]);
+});
+
+test("a server that does not take again what it had taken holds the disk", async () => {
+  const peer = open(agree);
+  const { target, memory } = peer;
+  target.start(IO_WRITE, 1, 0, 512, memory.address);
+  await peer.ended(1);
+  peer.die({ reply: (request) => simple(request, 28) });
+  await peer.until(() => target.failure?.includes("does not take again") === true);
+  peer.die({ reply: agree });
+  await peer.until(() => target.isServing);
+});
+
+test("a log is taken up by the next one, whole records only, and not by another export", () => {
+  const dir = temporaryDirectory();
+  const path = join(dir, "log");
+  const first = WriteLog.open(path, "a", LOG_BYTES);
+  expect(first.found).toBe("no log");
+  for (const offset of [512, 1024, 512]) {
+    first.reserve(NBD_CMD_WRITE, offset, 512);
+    first.commit(0);
+  }
+  first.refused(1);
+  // Not committed when xentool was killed.
+  first.reserve(NBD_CMD_WRITE, 4096, 512);
+  first.close(false);
+  const kept = readFileSync(path);
+  const next = WriteLog.open(path, "a", LOG_BYTES);
+  expect(next.found).toBe("ours");
+  const records = Array.from({ length: next.next - next.first }, (_, at) => next.first + at);
+  expect(records.map((it) => [next.offset(it), next.isVoid(it)])).toEqual([
+    [512, false],
+    [1024, true],
+    [512, false],
+  ]);
+  // They are stable only when they have been replied to once more.
+  next.settle(100);
+  expect(next.isEmpty).toBe(false);
+  for (const record of records) next.answered(record, 1);
+  next.settle(1);
+  next.close(false);
+  const empty = WriteLog.open(path, "b", LOG_BYTES);
+  expect(empty.found).toBe("nothing");
+  empty.close(true);
+  writeFileSync(path, kept);
+  const other = WriteLog.open(path, "b", LOG_BYTES);
+  expect([other.found, other.isEmpty]).toEqual(["another export's", true]);
+  other.close(true);
+  removeDirectory(dir);
+});
