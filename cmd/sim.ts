@@ -33,7 +33,7 @@ function chosenDir(argv: ArgumentsOf<typeof DIR_OPTION>): string {
 
 const run = command({
   name: "run",
-  summary: "Run a command on a simulated host of its own",
+  summary: "Run a command on a simulated host of its own, then end what still uses the host",
   options: HOST_OPTIONS,
   timeout: "Without effect: COMMAND may take as long as it takes",
   trailing: "-- COMMAND [ARGUMENTS]",
@@ -177,6 +177,37 @@ const stop = command({
   },
 });
 
+const list = command({
+  name: "list",
+  summary: "Show the simulated hosts on this machine, and what dead ones have left behind",
+  options: {},
+  timeout: "Seconds that each host may take to answer (default 2)",
+  examples: [
+    ["xentool sim list", "which there are, where, and with which domains"],
+    [
+      "xentool sim list --json | jq -r '.[] | select(.state == \"dead\").dir'",
+      "what `sim stop --dir` would remove",
+    ],
+  ],
+  run: async (_argv, { json, timeoutMs }) => {
+    const { findHosts } = await import("../src/sim/list.ts");
+    const { escapeText } = await import("../src/core/log.ts");
+    const hosts = await findHosts(timeoutMs);
+    if (json) return printJson(hosts);
+    if (hosts.length === 0) return print("no simulated host");
+    const columns = ["directory", "process", "state", "domains"].map((title) => ({ title }));
+    const rows = hosts.map(({ dir, pid, state, domains }) => {
+      const numbers = domains.map(({ domid }) => domid).join(", ");
+      return [escapeText(dir), String(pid), state, numbers];
+    });
+    print(formatTable(columns, rows));
+    if (hosts.some(({ state }) => state === "dead"))
+      process.stderr.write(
+        "xentool: to remove what a dead host has left: xentool sim stop --dir DIRECTORY\n",
+      );
+  },
+});
+
 const exec = command({
   name: "exec",
   summary: "Run a command as a domain of a simulated host",
@@ -218,7 +249,7 @@ async function domainOf(dir: string, text: string, timeoutMs: number | undefined
 export const simCommand = group({
   name: "sim",
   summary: "A simulated Xen host, for trying things and for tests",
-  actions: [run, start, exec, status, stop],
+  actions: [run, start, exec, list, status, stop],
   examples: [
     ["xentool sim run -- sh", "a shell in domain 0 of a host that ends with it"],
     ['eval "$(xentool sim start)"', "start one in the background, and use it in this shell"],

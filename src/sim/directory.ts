@@ -29,6 +29,7 @@ export const HOST_DESCRIPTION = "host.json";
 /** Xen's libraries for programs (programs.ts), perhaps a link to a temporary directory with the prefix below. */
 export const HOST_LIBRARIES = "lib";
 export const LIBRARIES_ELSEWHERE = "xentool-sim-lib-";
+const DIRECTORY_PREFIX = "xentool-sim-";
 const HOST_FILES: ReadonlySet<string> = new Set([
   HOST_MEMORY,
   "host.sock",
@@ -52,8 +53,7 @@ export interface HostDirectory {
 export function makeDirectory(dir: string | undefined): HostDirectory {
   try {
     if (dir === undefined) {
-      const parent = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
-      return { path: mkdtempSync(join(parent, "xentool-sim-")), isNew: true };
+      return { path: mkdtempSync(join(defaultParent(), DIRECTORY_PREFIX)), isNew: true };
     }
     const isNew = mkdirSync(resolve(dir), { recursive: true, mode: 0o700 }) !== undefined;
     if (readdirSync(dir).some((name) => name !== HOST_LOG || !isOwnLog(join(dir, name)))) throw notEmpty(dir);
@@ -110,17 +110,37 @@ export function removeIfEmpty(dir: string): void {
 
 /** Whether `dir` holds the remains of a host whose process is gone. Anything else is not ours to remove. */
 export function holdsDeadHost(dir: string): boolean {
+  return existsSync(join(dir, HOST_MEMORY)) && isGone(hostPid(dir));
+}
+
+/** The process of the host in `dir`, dead or alive. Undefined if there is no host of this version that we may see. */
+export function hostPid(dir: string): number | undefined {
   try {
     const text = readFileSync(join(dir, HOST_DESCRIPTION), "utf8");
     const { version, pid } = JSON.parse(text) as { version?: unknown; pid?: unknown };
-    return version === FORMAT_VERSION && existsSync(join(dir, HOST_MEMORY)) && isGone(pid);
+    return version === FORMAT_VERSION && typeof pid === "number" ? pid : undefined;
   } catch {
-    return false;
+    return undefined;
   }
 }
 
-function isGone(pid: unknown): boolean {
-  if (typeof pid !== "number" || !Number.isInteger(pid) || pid <= 0 || pid >= 2 ** 31) return false;
+/** Directories that may hold a host: those with a socket in use, all in the default place, and `named`. */
+export function candidateDirectories(named: string | undefined): string[] {
+  const sockets = readFileSync("/proc/net/unix", "utf8").matchAll(/ (\/.*)\/host\.sock$/gm);
+  const usual = readdirSync(defaultParent()).filter((name) => name.startsWith(DIRECTORY_PREFIX));
+  const all = [...sockets]
+    .map(([, dir = ""]) => dir)
+    .concat(usual.map((name) => join(defaultParent(), name)));
+  return [...new Set(named === undefined || named === "" ? all : [...all, named])].toSorted();
+}
+
+/** The default place of hosts' directories. */
+export function defaultParent(): string {
+  return existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
+}
+
+function isGone(pid: number | undefined): boolean {
+  if (pid === undefined || !Number.isInteger(pid) || pid <= 0 || pid >= 2 ** 31) return false;
   try {
     process.kill(pid, 0);
     return /\) Z /.test(readFileSync(`/proc/${pid}/stat`, "utf8")); // a zombie that nobody has reaped

@@ -5,6 +5,7 @@ import type { Domid } from "../core/types.ts";
 import { domidFromEnv } from "../platform/open.ts";
 import { SimPlatform } from "../platform/sim.ts";
 import { SimHost, type SimHostOptions } from "./host.ts";
+import { endUsers } from "./users.ts";
 import { installLibraries, programEnvironment } from "./programs.ts";
 
 /** Forwarded to the command. A terminal itself sends SIGINT and SIGQUIT to the command. */
@@ -15,11 +16,20 @@ const LEFT_TO_THE_COMMAND = ["SIGINT", "SIGQUIT"] as const;
 class SignalsForCommand {
   #child: Bun.Subprocess | undefined;
   #early: NodeJS.Signals | undefined;
+  readonly #late = new AbortController();
   readonly #passOn = (signal: NodeJS.Signals): void => {
     if (this.#child === undefined) this.#early = signal;
+    else if (hasEnded(this.#child)) this.#late.abort();
     else this.#child.kill(signal);
   };
-  readonly #ignore = (): void => {};
+  readonly #ignore = (): void => {
+    if (this.#child !== undefined && hasEnded(this.#child)) this.#late.abort();
+  };
+
+  /** Fires at the first signal that comes when the command has ended. */
+  get late(): AbortSignal {
+    return this.#late.signal;
+  }
 
   constructor() {
     for (const signal of PASSED_ON) process.on(signal, this.#passOn);
@@ -38,10 +48,14 @@ class SignalsForCommand {
   }
 }
 
+function hasEnded({ exitCode, signalCode }: Bun.Subprocess): boolean {
+  return exitCode !== null || signalCode !== null;
+}
+
 /**
- * Starts a host, runs `command` on it (programEnvironment) with our stdio, and always stops the host. Signals are
- * handled from the call on. Returns the command's exit status, or 128 + N if signal N ended it. Fails with
- * `environment` if the command cannot be started.
+ * Starts a host, runs `command` on it (programEnvironment) with our stdio, ends what still uses the host then, and
+ * always stops the host. Signals are handled from the call on. Returns the command's exit status, or 128 + N if signal
+ * N ended it. Fails with `environment` if the command cannot be started.
  */
 export async function runInHost(command: readonly string[], options: SimHostOptions): Promise<number> {
   const signals = new SignalsForCommand();
@@ -49,7 +63,9 @@ export async function runInHost(command: readonly string[], options: SimHostOpti
     const host = await SimHost.start(options);
     try {
       installLibraries(host.dir);
-      return await runToEnd(command, host.dir, domidFromEnv(process.env) ?? 0, signals);
+      const status = await runToEnd(command, host.dir, domidFromEnv(process.env) ?? 0, signals);
+      await endUsers(host, signals.late);
+      return status;
     } finally {
       await host.stop();
     }

@@ -15,11 +15,11 @@ describe("mistakes", () => {
     ["a misspelt command", ["doctr"], "unknown command: doctr, did you mean doctor? try: xentool --help"],
     ["an unknown option", ["doctor", "--frob"], "unknown option: frob; try: xentool doctor --help"],
     ["an argument too many", ["doctor", "now"], "unexpected argument: now; try: xentool doctor --help"],
-    ["no action", ["sim"], "which one: run, start, exec, status, stop? try: xentool sim --help"],
+    ["no action", ["sim"], "which one: run, start, exec, list, status, stop? try: xentool sim --help"],
     [
       "no action before a command",
       ["sim", "--", "sh"],
-      "which one: run, start, exec, status, stop? try: xentool sim --help",
+      "which one: run, start, exec, list, status, stop? try: xentool sim --help",
     ],
     [
       "no action of an action",

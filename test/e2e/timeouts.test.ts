@@ -58,8 +58,8 @@ const WAITING: Readonly<Record<string, string>> = {
   "sim status": "",
   "sim stop": "",
 };
-/** It reports what does not answer, and goes on. */
-const REPORTS = ["doctor"];
+/** They report what does not answer, and go on. */
+const REPORTS = ["doctor", "sim list"];
 /** It waits for the host that it starts. */
 const STARTS = ["sim start"];
 
