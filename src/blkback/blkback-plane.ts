@@ -102,11 +102,12 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   });
   queue.run(
     () => control.stopped,
-    () => control.leaves && image?.remote?.isServing === false,
+    () => (control.leaves || queue.failure !== undefined) && image?.remote?.isServing === false,
   );
   const { failure } = queue;
   const closes = failure === undefined ? !control.leaves : failure.kind === "protocol";
   isOver = closes;
+  if (closes) image?.remote?.limitHold(CLOSING_PATIENCE_MS);
   const errno = closes ? queue.flush() : 0;
   return { failure: failure && failureOf(failure), lost: errno === 0 ? undefined : errnoText(errno) };
 };

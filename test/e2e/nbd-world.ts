@@ -86,6 +86,11 @@ export class NbdWorld {
     this.#connected.ask();
     if (victim !== "xentool") await this.#server.start();
     if (isOurs) this.#serve();
+    if (victim === "xentool" || this.#random.chance(0.5)) return;
+    // Once more, perhaps while what it has forgotten is being sent again.
+    await Bun.sleep(this.#random.below(this.#random.pick([5, 50, 500])));
+    await this.#server.kill();
+    await this.#server.start();
   }
 
   /** Everything that was asked for is done, and the image is what the guest was told. */

@@ -156,6 +156,21 @@ test("with --hold, requests fail once the server was away for too long; until th
   expect(await detach(serving, guest)).toBe(5);
 });
 
+test("a guest whose ring lies is closed though its disk is held", async () => {
+  const serving = await serve();
+  const guest = await connect();
+  await disk.kill();
+  await readUntil(serving.stderr, "waits for its NBD server");
+  const waiting = guest.read(8).catch((error: unknown) => String(error));
+  guest.lie(5000);
+  await guest.untilBackend(CLOSING);
+  guest.close();
+  await waiting;
+  serving.kill("SIGKILL");
+  await serving.exited;
+  await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
+});
+
 test("--hold -1 is a mistake", async () => {
   const args = ["blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb", "--hold", "-1"];
   expect(await runXentool(args, { env })).toMatchObject({
