@@ -16,7 +16,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { BACKLOG = 16 };
+enum { BACKLOG = 16, ABSENCE_SECONDS = 30 };
 
 union any_address {
   struct sockaddr generic;
@@ -63,6 +63,21 @@ static void send_at_once(int fd, int family) {
   if (family != AF_UNIX) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 }
 
+static void set_option(int fd, int level, int name, int value) { setsockopt(fd, level, name, &value, sizeof value); }
+
+/*
+ * A host that vanishes says nothing, neither while nothing is sent nor about what was: after half a minute the
+ * connection fails.
+ */
+static void notice_absence(int fd, int family) {
+  if (family == AF_UNIX) return;
+  set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, ABSENCE_SECONDS / 2);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, ABSENCE_SECONDS / 6);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
+  set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, ABSENCE_SECONDS * 1000);
+}
+
 int32_t xt_stream_connect(const char *address, int32_t port) {
   union any_address to;
   socklen_t length = parse_address(&to, address, port);
@@ -70,6 +85,7 @@ int32_t xt_stream_connect(const char *address, int32_t port) {
   int fd = socket(to.generic.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return -errno;
   send_at_once(fd, to.generic.sa_family);
+  notice_absence(fd, to.generic.sa_family);
   if (connect(fd, &to.generic, length) && errno != EINPROGRESS) return fail(fd);
   return fd;
 }

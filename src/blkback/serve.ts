@@ -127,7 +127,7 @@ async function openServedImage(
   if (isNbdUri(options.path))
     return openNbdSource(
       options.path,
-      { readOnly, sectorSizeBytes, connections },
+      { readOnly, sectorSizeBytes, connections, stop },
       new SecureLine(statsDir, address, spawnWorker),
     );
   const path = resolve(options.path);

@@ -2,7 +2,7 @@
 // `script` is our hotplug script, or all of them in a driver domain. docs/xen-notes.md says what libxl expects in
 // return, and when; above all, libxl must never be left waiting without learning why.
 import { HELD } from "../block/image/open.ts";
-import { describeError, XentoolError } from "../core/errors.ts";
+import { describeError, kindOf, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
 import { parseDecimal, type Domid } from "../core/types.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
@@ -101,7 +101,7 @@ export class BackendWatch implements DiskServer {
   /** Devices that are being started. */
   readonly #starting = new Set<Promise<void>>();
   #unwatch: Unwatch | undefined;
-  #stopped = false;
+  readonly #stopping = new AbortController();
 
   private constructor(
     platform: Platform,
@@ -148,7 +148,7 @@ export class BackendWatch implements DiskServer {
   }
 
   async stop(): Promise<void> {
-    this.#stopped = true;
+    this.#stopping.abort();
     await this.#unwatch?.();
     // Whoever started a device reports why it failed.
     await Promise.allSettled(this.#starting);
@@ -201,7 +201,7 @@ export class BackendWatch implements DiskServer {
       if (state === XenbusState.Unknown || hotplug === "error") return;
     }
     // Stopped, or already served since this look began.
-    if (this.#stopped || this.#served.has(dir)) return;
+    if (this.#stopping.signal.aborted || this.#served.has(dir)) return;
     // libxl asks only once whether a device is connected, and a guest may have begun to connect.
     const isOffered = isLive || (state !== XenbusState.Initialising && hotplug === "connected");
     this.#note(dir, undefined);
@@ -235,6 +235,8 @@ export class BackendWatch implements DiskServer {
       this.#note(dir, { device, over });
     } catch (error) {
       this.#forget(dir);
+      // What was being opened is left as it is, to the next server.
+      if (kindOf(error) === "cancelled") return;
       const reason = error instanceof XentoolError ? error.context["reason"] : undefined;
       if (
         reason === HELD &&
@@ -290,7 +292,7 @@ export class BackendWatch implements DiskServer {
    * server, a device with another server belongs to that one, and the image of a new device may become free.
    */
   #tryAgain(address: DeviceAddress, error: unknown, pauseMs: number): void {
-    if (this.#stopped) return;
+    if (this.#stopping.signal.aborted) return;
     const dir = backendDir(address);
     const before = this.#retries.get(dir);
     const reason = escapeControls(describeError(error));
@@ -329,6 +331,7 @@ export class BackendWatch implements DiskServer {
       connections,
       statsDir: rest.statsDir,
       spawnWorker: this.#spawnWorker,
+      stop: this.#stopping.signal,
     });
     held.use(opened);
     const { image } = opened;
@@ -350,7 +353,7 @@ export class BackendWatch implements DiskServer {
   async #ended(address: DeviceAddress, held: AsyncDisposableStack): Promise<void> {
     await held.disposeAsync();
     this.#forget(backendDir(address));
-    if (this.#xenstore.failure !== undefined || this.#stopped) return;
+    if (this.#xenstore.failure !== undefined || this.#stopping.signal.aborted) return;
     try {
       await this.#tidyUp(address);
       if (!this.#retries.has(backendDir(address))) await this.#lookAt(address);

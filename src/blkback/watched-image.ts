@@ -21,6 +21,8 @@ export interface WatchedImageOptions {
   readonly connections: number | undefined;
   readonly statsDir: string;
   readonly spawnWorker: SpawnWorker;
+  /** Ends the wait for a server or program that does not answer. */
+  readonly stop: AbortSignal;
 }
 
 export async function openWatchedImage(
@@ -28,14 +30,14 @@ export async function openWatchedImage(
   address: DeviceAddress,
   options: WatchedImageOptions,
 ): Promise<OpenedImage> {
-  const { direct, sectorSizeBytes, connections, statsDir, spawnWorker } = options;
+  const { direct, sectorSizeBytes, connections, statsDir, spawnWorker, stop } = options;
   const read = (key: string): Promise<string | null> => xenstore.tryRead(`${backendDir(address)}/${key}`);
   const { path, shared, format } = parseTarget(await read("params"), await read("mode"));
   const readOnly = options.isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
   if (isNbdUri(path))
     return openNbdSource(
       path,
-      { readOnly, sectorSizeBytes, connections },
+      { readOnly, sectorSizeBytes, connections, stop },
       new SecureLine(statsDir, address, spawnWorker),
     );
   const how = {
@@ -50,7 +52,7 @@ export async function openWatchedImage(
   if (format !== undefined && format !== "raw") {
     await refuseOthersDevice(xenstore, address, path, readOnly);
     const socket = programSocket(statsDir, address);
-    return openProgramImage(path, { format }, { ...how, discard, connections, socket });
+    return openProgramImage(path, { format }, { ...how, discard, connections, socket, stop });
   }
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);

@@ -86,6 +86,42 @@ test("watch: --connections", async () => {
   dom0.close();
 });
 
+test("serve and watch: servers that say nothing hold up their own disks only, and no end", async () => {
+  const dom0 = host.platform(0);
+  const xenstore = await Xenstore.connect(dom0);
+  const dir = temporaryDirectory();
+  const asked = Promise.withResolvers<void>();
+  const listener = Bun.listen({
+    unix: join(dir, "silent.sock"),
+    socket: { data() {}, open: () => asked.resolve() },
+  });
+  const silent = `nbd+unix:///?socket=${join(dir, "silent.sock")}`;
+  const serving = spawnXentool(["blkback", "serve", silent, "--domid", "1", "--vdev", "xvdf"], { env });
+  await asked.promise;
+  serving.kill("SIGTERM");
+  expect(await serving.exited).toBe(143);
+  const create = async (vdev: string, params: string): Promise<void> => {
+    const address = { ...DEVICE, devid: Number(parseVdev(vdev)) };
+    await createDevice(xenstore, { address, readOnly: false, deviceType: "disk", params });
+    await xenstore.rm(`${backendDir(address)}/hotplug-status`);
+  };
+  // In turn, they would take longer than a guest waits in this test.
+  for (const vdev of ["xvda", "xvdc", "xvdd", "xvde"]) await create(vdev, silent);
+  await create("xvdb", server.uri);
+  const watch = spawnXentool(["blkback", "watch", "--kind", DEFAULT_KIND, "--any-script"], { env });
+  const guest = await writeAsGuest();
+  await guest.setState(CLOSED);
+  watch.kill("SIGTERM");
+  await watch.exited;
+  guest.close();
+  for (const vdev of ["xvda", "xvdb", "xvdc", "xvdd", "xvde"])
+    await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", vdev], { env });
+  xenstore.close();
+  dom0.close();
+  listener.stop(true);
+  removeDirectory(dir);
+});
+
 test("serve: nbds, also after a kill", async () => {
   const dir = temporaryDirectory();
   await makeCertificates(dir, "storage");

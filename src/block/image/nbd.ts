@@ -22,6 +22,8 @@ export interface NbdImageOptions {
   readonly sectorSizeBytes: number;
   /** At most. */
   readonly connections?: number | undefined;
+  /** Ends the wait for a server that does not answer. */
+  readonly stop?: AbortSignal | undefined;
   /** For nbds. */
   readonly line?: Line | undefined;
 }
@@ -39,10 +41,10 @@ export function checkConnections(count: number): void {
 /** Throws `usage` when the export can be no disk with such sectors, otherwise as `probeExport`. */
 export async function openNbdImage(
   uri: string,
-  { readOnly, sectorSizeBytes, connections = DEFAULT_CONNECTIONS, line }: NbdImageOptions,
+  { readOnly, sectorSizeBytes, connections = DEFAULT_CONNECTIONS, line, stop }: NbdImageOptions,
 ): Promise<NbdImage> {
   const address = await addressOf(parseNbdUri(uri), line);
-  const seen = await probeExport(await resolveHost(address));
+  const seen = await probeExport(await resolveHost(address), stop);
   checkSize(uri, seen.sizeBytes, sectorSizeBytes);
   const info = infoOf(seen, readOnly);
   if (info.sizeBytes === 0)

@@ -1,6 +1,7 @@
 // Asks an NBD server once, from the control side, what its export is. Here a host's name is resolved, because a data
 // plane cannot.
 import { lookup } from "node:dns/promises";
+import { onAbort } from "../../../core/deadline.ts";
 import { XentoolError } from "../../../core/errors.ts";
 import { NbdClientHandshake, type SeenExport } from "./handshake.ts";
 import type { NbdAddress } from "./uri.ts";
@@ -17,8 +18,8 @@ export async function resolveHost(to: NbdAddress): Promise<NbdAddress> {
   }
 }
 
-/** `to` has a number or a path. Throws `io`, `protocol` or `environment`. */
-export async function probeExport(to: NbdAddress): Promise<SeenExport> {
+/** `to` has a number or a path. Throws `io`, `protocol` or `environment`, and `cancelled` once `stop` fires. */
+export async function probeExport(to: NbdAddress, stop?: AbortSignal): Promise<SeenExport> {
   const handshake = new NbdClientHandshake(to.exportName);
   const { promise, resolve, reject } = Promise.withResolvers<SeenExport>();
   let pending = Buffer.alloc(0);
@@ -38,6 +39,9 @@ export async function probeExport(to: NbdAddress): Promise<SeenExport> {
   };
   const failed = (error: unknown): void =>
     reject(new XentoolError("io", `cannot reach the NBD server at ${to.address}`, {}, error));
+  using _ = onAbort(stop, () =>
+    reject(new XentoolError("cancelled", `stopped before the NBD server at ${to.address} had answered`)),
+  );
   const patience = setTimeout(() => failed(new Error(`no answer for ${PATIENCE_MS} ms`)), PATIENCE_MS);
   const socket = {
     data: take,

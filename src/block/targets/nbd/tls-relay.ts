@@ -22,6 +22,8 @@ import type { NbdAddress, NbdTls } from "./uri.ts";
 
 /** For a server to answer, until the connection is secure. */
 const PATIENCE_MS = 10_000;
+/** A host that vanishes says nothing. */
+const KEEP_ALIVE_MS = 15_000;
 const CLIENT_FLAGS_BYTES = 4;
 /** What a client of ours asks before it gives up. */
 const MAX_OPTIONS = 2;
@@ -79,6 +81,7 @@ export class TlsRelay {
     const { address, port, tls } = this.#to;
     const plain = connect(port === undefined ? { path: address } : { host: address, port });
     this.#own(plain);
+    plain.setKeepAlive(true, KEEP_ALIVE_MS);
     const patience = setTimeout(
       () => plain.destroy(new Error(`no answer for ${PATIENCE_MS} ms`)),
       PATIENCE_MS,
