@@ -1,7 +1,6 @@
-// Random servers for the NBD client: its handshake, and its reader of replies, which is all that a server's bytes reach.
-// A server keeps the protocol in a random way, in pieces of any size, until it breaks it in one place. As long as it
-// keeps it, every request ends once, with the bytes that were sent; afterwards the client must say so, or the damage
-// must have been to data. No memory but the requests' own is ever written.
+// Random servers for the NBD client: its handshake and its reader of replies are all that a server's bytes reach. A
+// server keeps the protocol in a random way, in pieces of any size, until it breaks it in one place. Before that, every
+// request ends once, with the bytes that were sent. No memory but the requests' own is ever written.
 import { closeSync } from "node:fs";
 import { join } from "node:path";
 import { NbdClientHandshake } from "../../src/block/targets/nbd/handshake.ts";
