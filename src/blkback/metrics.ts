@@ -121,6 +121,11 @@ const FAMILIES: readonly Family[] = [
     one((it) => Number(it.flushFailure !== null)),
   ),
   gauge(
+    "server_lost",
+    "Whether the disk waits for the NBD server that has its image.",
+    one((it) => Number(it.serverLostAtMs > 0)),
+  ),
+  gauge(
     "limit_requests_per_second",
     "The disk's limit on requests.",
     limits((it) => it.limits.iops),
@@ -191,6 +196,11 @@ const FAMILIES: readonly Family[] = [
     "connections",
     "How often a guest connected to this server.",
     one((it) => it.connections),
+  ),
+  counter(
+    "server_losses",
+    "How often the NBD server that has the disk's image was lost.",
+    one((it) => it.serverLosses),
   ),
   counter(
     "throttled_requests",

@@ -82,6 +82,8 @@ function twoDisks(): DeviceStats[] {
   };
   page.counters[STAT.reads] = 6;
   page.counters[STAT.readMs] = 40_001.5;
+  page.counters[STAT.serverLosses] = 3;
+  page.counters[STAT.serverLostAtMs] = 1_800_000_000_000;
   page.counters[STAT.errors] = page.counters[refusalCounter(IMAGE_FAILED)] = 4;
   // Below 1 µs, up to 64 µs, up to 2 ms, and far more than the last bucket.
   for (const bucket of [0, 6, 6, 11, 31, 31]) page.counters[READ_LATENCY + bucket]++;
@@ -118,6 +120,9 @@ describe("the metrics", () => {
       `up{${disk}} 1`,
       `connected{${disk}} 1`,
       `connected{domid="12",vdev="xvda"} 0`,
+      `server_lost{${disk}} 1`,
+      `server_lost{domid="12",vdev="xvda"} 0`,
+      `server_losses_total{${disk}} 3`,
       `requests_total{${disk},operation="read"} 6`,
       `errors_total{${disk},reason="imageFailed"} 4`,
       `limit_requests_per_second{${disk},direction="write"} 300`,
