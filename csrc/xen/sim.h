@@ -58,6 +58,7 @@ enum { PORT_FREE, PORT_UNBOUND, PORT_INTERDOMAIN };
 struct port {
   uint32_t state, handle, slot;
   uint32_t remote_domid, remote_port;
+  uint32_t sender;          /* slot of a process that is just writing it into the FIFO, or 0 */
   uint32_t references;      /* pending unmap-notifies that will send on it; they may outlive its handle */
   uint8_t pending, masked;
   uint8_t kernel;           /* belongs to the domain: a handle may adopt it but never closes it */
@@ -229,6 +230,8 @@ void sim_port_put(struct sim *sim, struct domain *domain, uint32_t port);
 int sim_port_notify(struct sim *sim, struct domain *domain, uint32_t port);
 void sim_port_close(struct sim *sim, struct domain *domain, uint32_t port);
 void sim_handle_close(struct sim *sim, struct domain *domain, uint32_t handle);
+/* Events that the slot's process was sending to `domain` when it died become pending again, sent or not. */
+void sim_abandon_sending(struct domain *domain, uint32_t slot);
 /* Sends the pending events of `domain` on unmasked ports. Returns how many could not be sent. */
 int32_t sim_deliver_pending(struct sim *sim, struct domain *domain);
 

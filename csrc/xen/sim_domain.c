@@ -15,7 +15,7 @@
 
 static const uint64_t HOST_MAGIC = 0x316d69736c6f6f74;   /* "toolsim1" */
 static const uint64_t DOMAIN_MAGIC = 0x316d6f646c6f6f74; /* "tooldom1" */
-enum { LAYOUT_VERSION = 1, LIMIT_MAX = 1 << 20, LOCK_STEP_NS = 20000000 };
+enum { LAYOUT_VERSION = 2, LIMIT_MAX = 1 << 20, LOCK_STEP_NS = 20000000 };
 
 /* ---- layout ---- */
 

@@ -1,9 +1,10 @@
 /*
  * Event channels of the simulated platform. A handle is a FIFO that its owner opens and notifiers write to; it yields
  * u32 ports like /dev/xen/evtchn. A delivered port is masked until it is unmasked, so it is in the FIFO at most once. A
- * port is written before it is marked: a notifier that dies in between causes one event too many, never one too few. An
- * event that cannot be written (because the FIFO is full, or cannot be opened) stays pending on its unmasked port,
- * where the host finds it and tries again.
+ * notifier writes to the FIFO without a lock: writing wakes the owner, often on the notifier's own processor, and the
+ * first thing that the owner needs is that lock. So the port says who is sending it, and if that process dies first,
+ * the host sends it: one event too many is possible, one too few is not. An event that cannot be written (because the
+ * FIFO is full, or cannot be opened) stays pending on its unmasked port, where the host finds it and tries again.
  */
 #define _GNU_SOURCE
 #include "sim.h"
@@ -19,22 +20,23 @@
 /* PORTS_OF_XEN: EVTCHN_FIFO_NR_CHANNELS. */
 enum { ANYBODY = UINT16_MAX, PORTS_OF_XEN = 1 << 17 };
 
-/* 0, or -errno if the event is not in the FIFO. `from` is our port that sends it, or 0. */
-static int send_port(struct sim *sim, uint32_t from, struct domain *domain, struct port *port) {
-  int error = sim_fifo_write(sim, from, domain, port->handle, (uint32_t)(port - domain->ports));
+/* 0, or -errno if the event is not in the FIFO. Written before it is marked, because we may die in between. */
+static int send_port(struct sim *sim, struct domain *domain, struct port *port) {
+  int error = sim_fifo_write(sim, 0, domain, port->handle, (uint32_t)(port - domain->ports));
   if (error) return error;
   port->masked = 1;
   port->pending = 0;
   return 0;
 }
 
+static int is_deliverable(const struct port *port) { return !port->masked && port->handle != 0; }
+
 /* 0 if the event is in the FIFO, is pending until the port is unmasked, or will be sent by the host. */
-static int deliver(struct sim *sim, uint32_t from, struct domain *domain, struct port *port) {
-  int is_open = !port->masked && port->handle != 0;
-  int error = is_open ? send_port(sim, from, domain, port) : 0;
-  if (is_open && error == 0) return 0;
+static int deliver(struct sim *sim, struct domain *domain, struct port *port) {
+  int error = is_deliverable(port) ? send_port(sim, domain, port) : -EAGAIN;
+  if (error == 0) return 0;
   port->pending = 1;
-  return error && sim_ask_to_deliver(sim) ? error : 0;
+  return is_deliverable(port) && sim_ask_to_deliver(sim) ? error : 0;
 }
 
 static struct port *port_at(struct domain *domain, uint32_t number) {
@@ -221,7 +223,7 @@ static int32_t bind_ends(struct sim *sim, uint32_t handle, struct domain *remote
                                 .remote_port = remote_number});
   far->remote_port = (uint32_t)number;
   far->state = PORT_INTERDOMAIN;
-  deliver(sim, 0, sim->own, near); /* as in Xen: events sent before we listened are not lost */
+  deliver(sim, sim->own, near); /* as in Xen: events sent before we listened are not lost */
   return number;
 }
 
@@ -255,7 +257,7 @@ int32_t sim_evtchn_adopt_store(struct evtchn *base) {
     port->handle = evtchn->id;
     port->slot = sim->slot;
     port->masked = 0;
-    if (port->pending) deliver(sim, 0, sim->own, port);
+    if (port->pending) deliver(sim, sim->own, port);
     result = (int32_t)sim->own->header->store_port;
   }
   sim_evtchn_unlock_two(sim->own, NULL);
@@ -304,6 +306,42 @@ int32_t sim_evtchn_unbind(struct evtchn *base, uint32_t number) {
   return 0;
 }
 
+/* The owner may be using the port again by now, and another process sending it. */
+static void sent(struct sim *sim, struct domain *remote, struct port *end, int error) {
+  uint32_t sender = sim->slot;
+  if (error == 0) {
+    __atomic_compare_exchange_n(&end->sender, &sender, 0, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+    return;
+  }
+  sim_evtchn_lock_two(remote, NULL);
+  if (end->sender == sender) {
+    end->sender = 0;
+    end->masked = 0;
+    end->pending = 1;
+  }
+  sim_evtchn_unlock_two(remote, NULL);
+}
+
+/* Sends an event to a port's other end; what `deliver` does, but the FIFO is written without the lock. */
+static int notify_end(struct sim *sim, struct domain *domain, uint32_t number, struct domain *remote) {
+  sim_evtchn_lock_two(remote, NULL);
+  struct port *end = remote_end(remote, domain, &domain->ports[number]);
+  int is_ours = end && is_deliverable(end);
+  uint32_t handle = is_ours ? end->handle : 0;
+  if (is_ours) {
+    __atomic_store_n(&end->sender, sim->slot, __ATOMIC_RELAXED);
+    end->masked = 1;
+    end->pending = 0;
+  } else if (end) {
+    end->pending = 1;
+  }
+  sim_evtchn_unlock_two(remote, NULL);
+  if (!is_ours) return 0;
+  int error = sim_fifo_write(sim, domain == sim->own ? number : 0, remote, handle, (uint32_t)(end - remote->ports));
+  sent(sim, remote, end, error);
+  return error && sim_ask_to_deliver(sim) ? error : 0;
+}
+
 /* Sends an event over `domain`'s port `number`. */
 int sim_port_notify(struct sim *sim, struct domain *domain, uint32_t number) {
   sim_evtchn_lock_two(domain, NULL);
@@ -312,12 +350,21 @@ int sim_port_notify(struct sim *sim, struct domain *domain, uint32_t number) {
   if (copy.state != PORT_INTERDOMAIN) return 0;
   struct domain *remote = sim_peer_domain(sim, domain, number, copy.remote_domid);
   if (!remote) return errno == ESRCH ? 0 : -errno;
-  sim_evtchn_lock_two(remote, NULL);
-  struct port *end = remote_end(remote, domain, &domain->ports[number]);
-  int error = end ? deliver(sim, domain == sim->own ? number : 0, remote, end) : 0;
-  sim_evtchn_unlock_two(remote, NULL);
+  int error = notify_end(sim, domain, number, remote);
   sim_domain_put(remote);
   return error;
+}
+
+void sim_abandon_sending(struct domain *domain, uint32_t slot) {
+  sim_evtchn_lock_two(domain, NULL);
+  for (uint32_t i = 1; i < domain->header->limits.ports; i++) {
+    struct port *port = &domain->ports[i];
+    if (port->state == PORT_FREE || port->sender != slot) continue;
+    port->sender = 0;
+    port->masked = 0;
+    port->pending = 1;
+  }
+  sim_evtchn_unlock_two(domain, NULL);
 }
 
 int32_t sim_deliver_pending(struct sim *sim, struct domain *domain) {
@@ -326,7 +373,7 @@ int32_t sim_deliver_pending(struct sim *sim, struct domain *domain) {
   for (uint32_t i = 1; i < domain->header->limits.ports; i++) {
     struct port *port = &domain->ports[i];
     if (port->state == PORT_FREE || port->handle == 0 || port->masked || !port->pending) continue;
-    if (deliver(sim, 0, domain, port)) left++;
+    if (deliver(sim, domain, port)) left++;
   }
   sim_evtchn_unlock_two(domain, NULL);
   return left;
@@ -349,7 +396,7 @@ int32_t sim_evtchn_unmask(struct evtchn *base, uint32_t number) {
   struct port *port = own_port(evtchn, number);
   if (port) {
     port->masked = 0;
-    if (port->pending) deliver(sim, 0, sim->own, port);
+    if (port->pending) deliver(sim, sim->own, port);
   }
   sim_evtchn_unlock_two(sim->own, NULL);
   return 0;

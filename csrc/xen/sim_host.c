@@ -119,7 +119,10 @@ static void bury_in(struct sim *sim, const struct domains *domains, uint32_t slo
     close_handles(sim, owner, slot);
     close_leftover_ports(sim, owner, slot);
   }
-  for (uint32_t i = 0; i < domains->count; i++) drop_grants(domains->all[i], slot);
+  for (uint32_t i = 0; i < domains->count; i++) {
+    drop_grants(domains->all[i], slot);
+    sim_abandon_sending(domains->all[i], slot);
+  }
   free_slot(sim, slot, generation);
 }
 

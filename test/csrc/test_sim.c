@@ -216,6 +216,41 @@ static void test_death_with_the_evtchn_lock(void) {
   expect_clean();
 }
 
+/* A process that dies before, or after, it has written an event that it has marked. */
+static void test_event_cut_short(void) {
+  struct sim *zero = attach(0), *one = attach(1);
+  void *events1 = open_evtchn(one);
+  uint32_t ports[4];
+  int32_t port1 = xt_evtchn_bind_unbound(events1, 0);
+  for (int written = 0; written < 2; written++) {
+    pid_t child = fork();
+    if (child == 0) {
+      struct sim *sim = attach(0);
+      void *events0 = open_evtchn(sim);
+      CHECK(xt_evtchn_bind_interdomain(events0, 1, (uint32_t)port1) > 0);
+      struct domain *remote = sim_domain_get(sim, 1);
+      struct port *end = &remote->ports[port1];
+      end->sender = sim->slot;
+      end->masked = 1;
+      if (written) CHECK_EQUAL(sim_fifo_write(sim, 0, remote, end->handle, (uint32_t)port1), 0);
+      _exit(0);
+    }
+    wait_for(child);
+    CHECK_EQUAL(xt_sim_sweep(zero), 0);
+    CHECK_EQUAL(xt_sim_deliver(zero), 0);
+    CHECK_EQUAL(xt_evtchn_pending(events1, ports, 4), 1 + written);
+    CHECK_EQUAL(ports[0], port1);
+    CHECK_EQUAL(ports[written], port1);
+    CHECK_EQUAL(one->own->ports[port1].sender, 0);
+    CHECK_EQUAL(xt_evtchn_unmask(events1, (uint32_t)port1), 0);
+    CHECK_EQUAL(xt_evtchn_pending(events1, ports, 4), 0);
+  }
+  xt_evtchn_close(events1);
+  xt_platform_close(one);
+  xt_platform_close(zero);
+  expect_clean();
+}
+
 /* Shares, maps, copies and notifies at random until it is killed or has done enough. */
 static void live(uint32_t domid, uint32_t rounds) {
   struct sim *sim = attach(domid);
@@ -319,6 +354,7 @@ int main(void) {
   test_forged_entries();
   test_death_with_the_grant_lock();
   test_death_with_the_evtchn_lock();
+  test_event_cut_short();
   test_many_processes();
   remove_host();
   return 0;
