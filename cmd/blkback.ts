@@ -54,7 +54,10 @@ const create = command({
     ...DEVICE_OPTIONS,
     "device-type": DEVICE_TYPE,
     mode: choice(["r", "w"], "Read-only or writable", { initial: "w" }),
-    params: text("What the backend should serve: a path for watch, aio:/a.img for QEMU", { initial: "" }),
+    params: text(
+      "What the backend should serve: for watch an absolute path or an NBD URI; aio:/a.img for QEMU",
+      { initial: "" },
+    ),
   },
   examples: [
     ["xentool blkback create --domid 1 --vdev xvdb", "then serve it under the same name"],

@@ -26,7 +26,7 @@ function localEnds(unix: string, tcp: string) {
     unix: text(unix, { complete: "file" }),
     tcp: text(tcp),
     send: flag("Only send: close as soon as the peer has read everything"),
-    receive: flag("Only receive: leave standard input alone"),
+    receive: flag("Only receive: leave standard input alone, which stops a job in the background"),
     linger: text(
       "With a peer other than xentool: once it has read everything, close after SECONDS of silence; forever never closes (default: 5 once something was sent)",
     ),
@@ -46,7 +46,7 @@ const listenCommand = command({
   timeout: "Seconds to wait for each client (default: for ever), and for xenstore to answer (default 5)",
   trailing: "[-- COMMAND...]",
   examples: [
-    ["xentool vchan listen 1 files > got.tar", "take what domain 1 sends"],
+    ["xentool vchan listen 1 files --receive > got.tar", "take what domain 1 sends"],
     ["xentool vchan listen 1 ssh --keep --tcp 127.0.0.1:22", "let domain 1 reach our sshd"],
     ["xentool vchan listen 1 date --keep -- date", "run a command for each client"],
   ],

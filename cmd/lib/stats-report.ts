@@ -17,7 +17,7 @@ import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
 import { formatBytes, formatCount, formatDuration, formatTable, paint, print, printJson } from "./output.ts";
 import { describeRates } from "./rates-report.ts";
 import type { CommandContext } from "./run-command.ts";
-import { watchStats } from "./stats-watch.ts";
+import { statsForJson, watchStats } from "./stats-watch.ts";
 
 const BAR_WIDTH = 24;
 const BLOCKS = " ▏▎▍▌▋▊▉█";
@@ -53,9 +53,10 @@ export async function runStats(selection: StatsSelection, context: CommandContex
       );
     if (watch) return await watchStats(read, interval * 1000, context);
     const all = read();
+    // Metrics of a guest that is gone are none; whoever collects them need not know when that was.
+    if (prometheus) return void process.stdout.write(metricsText(all));
     if (all.length === 0 && domid !== undefined && isDomainUnknown(platform, domid)) throw noDomain(domid);
-    if (prometheus) process.stdout.write(metricsText(all));
-    else if (context.json) printJson(all);
+    if (context.json) printJson(all.map(statsForJson));
     else if (all.length === 0) print(nothingServed(domid, vdev));
     else all.forEach((it) => print(formatStats(it)));
   } finally {

@@ -22,6 +22,11 @@ const COLUMNS = [
 ] as const;
 const TITLES_EVERY = 20;
 
+/** A disk's statistics for programs: with its name, as everywhere. */
+export function statsForJson(stats: DeviceStats) {
+  return { vdev: vdevName(stats.devid), ...stats };
+}
+
 /** Prints what the disks do, every `intervalMs`, until stopped. */
 export async function watchStats(
   read: () => readonly DeviceStats[],
@@ -33,7 +38,7 @@ export async function watchStats(
   for (let lines = 0; !stop.aborted;) {
     const now = read();
     const nowMs = performance.now();
-    if (json) for (const stats of now) printJson({ time: Date.now(), ...stats }, true);
+    if (json) for (const stats of now) printJson({ time: Date.now(), ...statsForJson(stats) }, true);
     else if (beforeMs !== undefined) lines = printLines(before, now, nowMs - beforeMs, lines);
     beforeMs = nowMs;
     before = new Map(now.map((it) => [statsKey(it), it]));

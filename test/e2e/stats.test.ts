@@ -58,6 +58,11 @@ test("stats --watch: titles, and a line for each disk and interval, in 80 column
   expect(Math.max(titles.length, row.length)).toBe(80);
 });
 
+test("stats --json names each disk as other commands do", async () => {
+  const { stdout } = await runXentool(["blkback", "stats", "--json"], { env });
+  expect(JSON.parse(stdout)).toMatchObject([{ domid: 1, vdev: "xvdb", devid: 51728 }]);
+});
+
 test("stats --interval wants a time that makes sense", async () => {
   const { status, stderr } = await runXentool(["blkback", "stats", "--watch", "--interval", "0"], { env });
   expect([status, stderr]).toEqual([2, "xentool: --interval must be a number from 0.1 to 86400, not 0\n"]);
