@@ -1,26 +1,15 @@
-// `xentool blkback serve` and `watch`: the two commands that serve disks, one or all of a kind.
-import { endsWithin, onAbort, unlessAborted } from "../src/core/deadline.ts";
+// `xentool blkback serve`, and what it has in common with `watch` (blkback-watch.ts).
+import { endsWithin, onAbort } from "../src/core/deadline.ts";
 import type { DeviceOptions } from "../src/blkback/device.ts";
-import type { MetricsAddress } from "../src/blkback/metrics-server.ts";
 import type { DeviceAddress } from "../src/blkback/address.ts";
-import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd, ServeOptions } from "../src/blkback/serve.ts";
-import type { DiskServer, WatchOptions } from "../src/blkback/watch.ts";
 import type { Platform } from "../src/platform/platform.ts";
 import { command, type ArgumentsOf } from "./lib/command.ts";
-import { parseHostPort } from "./lib/host-port.ts";
 import { PROGRAM_FORMATS, type ProgramFormat } from "../src/block/program/commands.ts";
-import { choice, flag, number, text, texts, undecidedFlag } from "./lib/option.ts";
+import { choice, flag, number, text, texts } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
-import {
-  DETACH_TIMEOUT_MS,
-  DEVICE_OPTIONS,
-  DEVICE_TYPE,
-  withDevice,
-  withSession,
-  type Session,
-} from "./lib/session.ts";
+import { DETACH_TIMEOUT_MS, DEVICE_OPTIONS, DEVICE_TYPE, withDevice, type Session } from "./lib/session.ts";
 
 /** How long the command of --run may take to exit after SIGTERM before it gets SIGKILL. */
 const COMMAND_EXIT_MS = 2000;
@@ -32,7 +21,7 @@ export const RATE_OPTIONS = {
 };
 
 /** How disks are served, the same for both commands. */
-const SERVING_OPTIONS = {
+export const SERVING_OPTIONS = {
   direct: flag("Bypass the page cache (O_DIRECT)"),
   "sector-size": choice([512, 4096], "Logical sector size, bytes", { initial: 512 }),
   "max-queues": number("Queues a guest may use, 1 to 16; default: processors, at most 4"),
@@ -49,10 +38,10 @@ const SERVING_OPTIONS = {
   filter: texts("A filter in front of the disk; repeatable; help lists them"),
   ...RATE_OPTIONS,
 };
-type ServingArguments = ArgumentsOf<typeof SERVING_OPTIONS>;
+export type ServingArguments = ArgumentsOf<typeof SERVING_OPTIONS>;
 
 /** Handles `--filter help`, whatever else is on the command line. */
-function explainFilters(argv: { readonly filter?: unknown }): Promise<never> | undefined {
+export function explainFilters(argv: { readonly filter?: unknown }): Promise<never> | undefined {
   return Array.isArray(argv.filter) && argv.filter.includes("help") ? printFilters() : undefined;
 }
 
@@ -73,7 +62,7 @@ export async function askedRates(argv: Pick<ServingArguments, "iops" | "bandwidt
 }
 
 /** The device options that the command line determines. */
-async function servingOptionsOf(
+export async function servingOptionsOf(
   argv: ServingArguments,
   platform: Platform,
   context: CommandContext,
@@ -275,93 +264,4 @@ async function startCommand(line: string, stop: AbortSignal, force: AbortSignal)
   });
   using _force = onAbort(force, () => child.kill("SIGKILL"));
   return await child.exited;
-}
-
-const WATCH_OPTIONS = {
-  ...SERVING_OPTIONS,
-  format: choice(["raw"], "Serve the bytes as they are though they look like another format"),
-  kind: text("Directory name of the backends", { initial: "vbd" }),
-  "any-script": undecidedFlag("All of the kind, not only script=block-xentool (default in a driver domain)"),
-  isolation: choice(["process", "thread"], "What the disks of a guest share with those of no other", {
-    initial: "process",
-  }),
-  metrics: text("Answer Prometheus at HOST:PORT or unix:PATH"),
-};
-type WatchArguments = ArgumentsOf<typeof WATCH_OPTIONS>;
-
-export const watchCommand = command({
-  name: "watch",
-  summary: "Serve every disk that the toolstack creates for us: the daemon",
-  options: WATCH_OPTIONS,
-  timeout: "Seconds that xenstore may take to answer at the start (default 5)",
-  early: explainFilters,
-  examples: [
-    ["xentool blkback watch", "what the systemd unit of `xentool blkback install` runs"],
-    ["xentool blkback watch --metrics 127.0.0.1:9167", "with http://127.0.0.1:9167/metrics"],
-  ],
-  run: (argv, context) => withSession(context, (session) => runWatch(context, session, argv)),
-});
-
-async function runWatch(context: CommandContext, session: Session, argv: WatchArguments): Promise<void> {
-  const { announceWatching } = await import("../src/blkback/watching.ts");
-  const { platform } = session;
-  const serving = await servingOptionsOf(argv, platform, context);
-  const metrics = argv.metrics === undefined ? undefined : metricsAddress(argv.metrics);
-  const { kind, direct, format, connections } = argv;
-  // Read before anything is made: from now on a signal asks us to end, and what was made is removed.
-  const { stop } = context;
-  using _ = platform.name === "xen" ? announceWatching() : undefined;
-  const anyScript = argv.anyScript ?? platform.domid !== 0;
-  const { UNLIMITED_DISK } = await import("../src/blkback/rates.ts");
-  const rates = { ...UNLIMITED_DISK, ...(await askedRates(argv)) };
-  const { printEvent } = await import("./lib/serving-events.ts");
-  const { Service } = await import("./lib/service.ts");
-  using service = new Service(stop);
-  const onEvent: OnDeviceEvent = (address, event) => {
-    printEvent(address, event, context.json);
-    service.changed();
-  };
-  const options = { ...serving, kind, direct, format, connections, anyScript, rates, onEvent };
-  using _metrics = metrics && (await startMetrics(metrics, serving.statsDir));
-  const watch = await startWatching(argv.isolation, session, options);
-  process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
-  service.ready(
-    () => `serving ${watch.deviceCount} disk(s)`,
-    (patienceMs) => watch.answers(patienceMs),
-  );
-  try {
-    await unlessAborted(watch.failed, stop);
-  } finally {
-    await watch.stop();
-  }
-}
-
-async function startWatching(
-  isolation: WatchArguments["isolation"],
-  { platform, xenstore }: Session,
-  options: WatchOptions,
-): Promise<DiskServer> {
-  if (isolation === "thread") {
-    const { BackendWatch } = await import("../src/blkback/watch.ts");
-    const { spawnWorker } = await import("./spawn-worker.ts");
-    return BackendWatch.start(platform, xenstore, options, spawnWorker);
-  }
-  const { GuestSupervisor } = await import("../src/blkback/guests/supervisor.ts");
-  const { spawnGuest } = await import("./spawn-guest.ts");
-  return GuestSupervisor.start(platform, xenstore, options, spawnGuest);
-}
-
-function metricsAddress(text: string): MetricsAddress {
-  const [, path] = /^unix:(.+)$/s.exec(text) ?? [];
-  return path === undefined ? parseHostPort("--metrics", text) : { path };
-}
-
-/** Of all disks that are served on this host, by this process or another. */
-async function startMetrics(at: MetricsAddress, dir: string): Promise<Disposable> {
-  const { serveMetrics } = await import("../src/blkback/metrics-server.ts");
-  const { metricsText } = await import("../src/blkback/metrics.ts");
-  const { readAllStats } = await import("../src/blkback/stats.ts");
-  const server = serveMetrics(at, () => metricsText(readAllStats(dir)));
-  process.stderr.write(`xentool: metrics at ${server.name}\n`);
-  return server;
 }

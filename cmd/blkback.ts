@@ -1,7 +1,8 @@
 // `xentool blkback`: serving disks to guests, the toolstack's steps one by one, and statistics.
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
-import { askedRates, RATE_OPTIONS, serveCommand, watchCommand } from "./blkback-serve.ts";
+import { askedRates, RATE_OPTIONS, serveCommand } from "./blkback-serve.ts";
+import { watchCommand } from "./blkback-watch.ts";
 import { command, group, WAITS_FOR_NOBODY, type Command } from "./lib/command.ts";
 import { choice, flag, number, text } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";

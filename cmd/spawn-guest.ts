@@ -10,7 +10,7 @@ import { GUEST_ROLE } from "./guest-role.ts";
  */
 const OURSELVES = "/proc/self/exe";
 /** The executable has its sources in itself; Bun, when it runs them from the tree, is to be told. */
-const PROGRAM = Bun.main.startsWith("/$bunfs/") ? [] : [join(import.meta.dirname, "xentool.ts")];
+export const PROGRAM = Bun.main.startsWith("/$bunfs/") ? [] : [join(import.meta.dirname, "xentool.ts")];
 
 /** The number of the domain is for people who look at the list of processes. */
 export function spawnGuest(frontend: Domid): GuestChild {

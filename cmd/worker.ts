@@ -42,6 +42,12 @@ async function obey(data: Message): Promise<void> {
   }
 }
 
-self.onmessage = ({ data }: MessageEvent<Message>): void => {
+/** For a plane that serves a disk later: so that its first order has less to wait for. */
+export interface PrepareMessage {
+  readonly prepare: "blkback";
+}
+
+self.onmessage = ({ data }: MessageEvent<Message | PrepareMessage>): void => {
+  if ("prepare" in data) return void import("../src/blkback/blkback-plane.ts");
   obey(data).catch((error: unknown) => post({ type: "failed", id: data.id, failure: failureOf(error) }));
 };

@@ -42,6 +42,16 @@ export class Service implements Disposable {
     this.#tell([]);
   }
 
+  /** What a successor needs so that it is the same service. */
+  get environment(): Readonly<Record<string, string>> {
+    return this.#manager?.environment ?? {};
+  }
+
+  /** From now on that process is the service. */
+  handTo(pid: number): void {
+    this.#manager?.notify([`MAINPID=${pid}`]);
+  }
+
   /** There may be another status. */
   changed(): void {
     if (this.#status !== undefined) this.#tell([]);

@@ -112,6 +112,8 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 ExecStart=${executable} -v blkback watch
+# A new version takes the guests over, one after the other, while they work.
+ExecReload=/bin/kill -USR2 $MAINPID
 Restart=always
 RestartSec=1
 ${CONFINED}

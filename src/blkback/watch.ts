@@ -19,6 +19,7 @@ import { isInUse } from "./decide.ts";
 import { isRingInUse, readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer, ringKeys } from "./features.ts";
+import type { Successor } from "./guests/handover.ts";
 import { guestNamed, isOurDevice, namesIn } from "./our-devices.ts";
 import { announceImage } from "./sharing.ts";
 import { openWatchedImage } from "./watched-image.ts";
@@ -66,6 +67,8 @@ export interface DiskServer {
   answers(patienceMs: number): boolean;
   /** Stops serving without telling the guests: the next `watch` continues where this one stopped. */
   stop(): Promise<void>;
+  /** The same, with a next `watch` that is there already. If it goes before it has all, rejects and serves on. */
+  handOver(successor: Successor): Promise<void>;
 }
 
 /**
@@ -89,6 +92,9 @@ interface Retry {
 
 export class BackendWatch implements DiskServer {
   readonly failed: Promise<never>;
+  /** Resolves when each device that was there at the start is served, or has a reason not to be. */
+  readonly settled: Promise<void>;
+  readonly #settle: () => void;
   readonly #platform: Platform;
   readonly #xenstore: Xenstore;
   readonly #options: WatchOptions;
@@ -118,6 +124,7 @@ export class BackendWatch implements DiskServer {
     promise.catch(() => {});
     xenstore.onClose(reject);
     this.failed = promise;
+    ({ promise: this.settled, resolve: this.#settle } = Promise.withResolvers<void>());
   }
 
   /** Serves the devices that exist, including those whose server died, and those created later. */
@@ -158,6 +165,12 @@ export class BackendWatch implements DiskServer {
     await Promise.all(served.map((it) => it.over));
   }
 
+  /** With all guests at once; the successor takes what is free. */
+  async handOver(successor: Successor): Promise<void> {
+    await successor.ready;
+    await this.stop();
+  }
+
   async #changed(path: string): Promise<void> {
     const match = LOOKED_AT.exec(path.slice(this.#root.length));
     if (match !== null) await this.#look(match[1], match[2]);
@@ -173,6 +186,7 @@ export class BackendWatch implements DiskServer {
     const { frontend } = this.#options;
     const guests = frontend === undefined ? await namesIn(this.#xenstore, this.#root) : [String(frontend)];
     await Promise.all(guests.map(lookAtDisksOf));
+    this.#settle();
   }
 
   async #look(frontendName: string, devidName: string): Promise<void> {

@@ -1,6 +1,6 @@
 // How the scripts of host-files.ts learn that the daemon is running, and how the kernel is kept from binding
 // devices that are ours.
-import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { RULE } from "./host-files.ts";
 
@@ -20,7 +20,13 @@ export function announceWatching(): Disposable {
   mkdirSync(dirname(WATCHING), { recursive: true });
   writeFileSync(WATCHING, String(process.pid));
   if (RULES.some((path) => existsSync(path))) bindByKernel(false);
-  return { [Symbol.dispose]: () => rmSync(WATCHING, { force: true }) };
+  return { [Symbol.dispose]: stopAnnouncing };
+}
+
+/** A successor may have written its own number. */
+function stopAnnouncing(): void {
+  const isOurs = existsSync(WATCHING) && readFileSync(WATCHING, "utf8") === String(process.pid);
+  if (isOurs) rmSync(WATCHING, { force: true });
 }
 
 /**

@@ -7,11 +7,15 @@ type Environment = Record<string, string | undefined>;
 export class ServiceManager {
   /** It expects WATCHDOG=1 at least this often; undefined if it does not. */
   readonly watchdogMs: number | undefined;
+  /** The variables by which another process finds it. */
+  readonly environment: Readonly<Record<string, string>>;
   readonly #address: Uint8Array;
 
-  private constructor(address: Uint8Array, watchdogMs: number | undefined) {
-    this.#address = address;
+  private constructor(socket: string, watchdogMs: number | undefined) {
+    this.#address = new TextEncoder().encode(socket.replace(/^@/, "\0"));
     this.watchdogMs = watchdogMs;
+    const watchdog = watchdogMs === undefined ? {} : { WATCHDOG_USEC: String(watchdogMs * 1000) };
+    this.environment = { NOTIFY_SOCKET: socket, ...watchdog };
   }
 
   /**
@@ -22,10 +26,9 @@ export class ServiceManager {
     const { NOTIFY_SOCKET: socket, WATCHDOG_USEC: period, WATCHDOG_PID: watched } = env;
     for (const name of ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"]) delete env[name];
     if (socket === undefined || !/^[/@]./s.test(socket)) return undefined;
-    const address = new TextEncoder().encode(socket.replace(/^@/, "\0"));
     const isWatched = (watched ?? String(process.pid)) === String(process.pid);
     const watchdogMs = Number(period) / 1000;
-    return new ServiceManager(address, isWatched && watchdogMs > 0 ? watchdogMs : undefined);
+    return new ServiceManager(socket, isWatched && watchdogMs > 0 ? watchdogMs : undefined);
   }
 
   /** Sends lines such as READY=1; returns why they could not be sent. */

@@ -30,8 +30,8 @@ afterEach(async () => {
   await world.close();
 });
 
-function watch(): Child {
-  const child = world.watch();
+function watch(...more: string[]): Child {
+  const child = world.watch(...more);
   watches.push(child);
   return child;
 }
@@ -129,6 +129,63 @@ test("all of them killed at once", async () => {
   watch();
   await world.workMore(ANSWERS);
   await world.finish();
+});
+
+/** A watch that is none of our children. */
+async function end(pid: number, signal: NodeJS.Signals): Promise<void> {
+  const children = childrenOf(pid);
+  process.kill(pid, signal);
+  await world.work(true, () => ![pid, ...children].some(isAlive));
+}
+
+function successorIn(said: string): number {
+  return Number(/process (\d+) takes over/.exec(said)?.[1]);
+}
+
+test.each([["process"], ["thread"]])(
+  "handover with --isolation %s: the next watch is ready before the first guest is let go",
+  async (isolation) => {
+    const server = watch("-v", "--isolation", isolation);
+    await world.connect();
+    await world.workMore(ANSWERS);
+    server.kill("SIGUSR2");
+    const said = readUntil(server.stderr, "serving the disks").then(async (before) => {
+      return before + (await readUntil(server.stderr, "serving the disks"));
+    });
+    await world.workUntil(server.exited);
+    expect(await server.exited).toBe(0);
+    const text = await said;
+    const pid = successorIn(text);
+    await world.workMore(ANSWERS);
+    expect(childrenOf(pid)).toHaveLength(isolation === "process" ? GUESTS : 0);
+    if (isolation === "process") {
+      const after = text.slice(text.indexOf("takes over"));
+      const [prepared, letGo] = ["a process for its disks", "its disks are let go"].map((it) =>
+        after.split(it),
+      );
+      expect([prepared.length, letGo.length]).toEqual([GUESTS + 1, GUESTS + 1]);
+      expect(letGo[0].split("a process for its disks")).toHaveLength(GUESTS + 1);
+    }
+    await world.finish();
+    await end(pid, "SIGTERM");
+  },
+);
+
+test("a handover whose successor dies: guests are served as before, and the next one succeeds", async () => {
+  const server = watch();
+  await world.connect();
+  server.kill("SIGUSR2");
+  const pid = successorIn(await readUntil(server.stderr, "takes over"));
+  await end(pid, "SIGKILL");
+  await readUntil(server.stderr, "nothing is handed over: the next `watch` has ended");
+  await world.workMore(ANSWERS);
+  server.kill("SIGUSR2");
+  const next = successorIn(await readUntil(server.stderr, "takes over"));
+  await world.workUntil(server.exited);
+  expect(await server.exited).toBe(0);
+  await world.workMore(ANSWERS);
+  await world.finish();
+  await end(next, "SIGTERM");
 });
 
 test("a process ends when its guest has no disk any more; a new disk has a new one", async () => {

@@ -89,6 +89,9 @@ describe("what to do about a guest's process", () => {
 describe("a report", () => {
   test.each([
     '{"report":"alive"}',
+    '{"report":"prepared"}',
+    '{"report":"settled"}',
+    '{"report":"left"}',
     '{"report":"disks","count":3}',
     '{"report":"event","devid":51728,"event":{"event":"connected"}}',
     '{"report":"event","devid":51728,"event":{"event":"resized","before":8,"after":16}}',
@@ -191,7 +194,7 @@ describe("a guest that is supervised", () => {
   let disks = true;
   let forgotten = 0;
   let refusals = 0;
-  const make = (): SupervisedGuest => {
+  const make = (isHeld = false): SupervisedGuest => {
     [children, disks, forgotten, refusals] = [[], true, 0, 0];
     const spawnGuest = (): GuestChild => {
       if (refusals-- > 0) throw new Error("EAGAIN");
@@ -199,12 +202,13 @@ describe("a guest that is supervised", () => {
       children.push(child);
       return child;
     };
-    return new SupervisedGuest({
+    const ground = {
       frontend: SETTINGS.frontend,
       hasDisks: async () => disks,
-      start: (onChange) => new GuestProcess(SETTINGS, spawnGuest, { ...ignored, onChange }),
+      start: (onChange: () => void) => new GuestProcess(SETTINGS, spawnGuest, { ...ignored, onChange }),
       onForgotten: () => void forgotten++,
-    });
+    };
+    return new SupervisedGuest(ground, isHeld);
   };
 
   const until = async (holds: () => boolean): Promise<void> => {
@@ -243,6 +247,20 @@ describe("a guest that is supervised", () => {
     const over = guest.end();
     children[1].die(0);
     await over;
+  });
+
+  test("that another watch still serves has a process that waits until it is released", async () => {
+    const guest = make(true);
+    await guest.look();
+    expect(children[0].orders).toEqual(["prepare"]);
+    guest.release();
+    guest.release();
+    expect(children[0].orders).toEqual(["prepare", "serve"]);
+    const left = guest.leave();
+    children[0].say('{"report":"left"}\n');
+    await left;
+    children[0].die(0);
+    await guest.end();
   });
 
   test("has another process each time one dies or cannot be started, until it ends", async () => {

@@ -29,6 +29,15 @@ export class GuestProcess {
   disks = 0;
   /** Resolves, once the process is gone, to how it ended: "status 1", "SIGKILL". */
   readonly ended: Promise<string>;
+  /** Resolves when it could serve at once, or is gone. */
+  readonly prepared: Promise<unknown>;
+  /** Resolves when the disks that it found when it began are served as far as they can be, or it is gone. */
+  readonly settled: Promise<unknown>;
+  /** Resolves when it has left its disks, or is gone. */
+  readonly left: Promise<unknown>;
+  readonly #prepare = Promise.withResolvers<void>();
+  readonly #settle = Promise.withResolvers<void>();
+  readonly #leave = Promise.withResolvers<void>();
   readonly #child: GuestChild;
   readonly #listener: GuestListener;
   readonly #name: string;
@@ -40,6 +49,9 @@ export class GuestProcess {
     this.#listener = listener;
     this.#child = spawnGuest(settings.frontend);
     this.ended = this.#child.exited.then((status) => String(this.#child.signalCode ?? `status ${status}`));
+    this.prepared = Promise.race([this.#prepare.promise, this.ended]);
+    this.settled = Promise.race([this.#settle.promise, this.ended]);
+    this.left = Promise.race([this.#leave.promise, this.ended]);
     void this.#listen();
     this.#order({ order: "prepare", settings });
   }
@@ -79,6 +91,12 @@ export class GuestProcess {
       case "alive":
         this.#heardAtMs = performance.now();
         return;
+      case "prepared":
+        return this.#prepare.resolve();
+      case "settled":
+        return this.#settle.resolve();
+      case "left":
+        return this.#leave.resolve();
       case "disks":
         this.disks = report.count;
         return this.#listener.onChange();

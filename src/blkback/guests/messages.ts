@@ -22,6 +22,12 @@ export type GuestOrder =
 
 export type GuestReport =
   | { readonly report: "alive" }
+  /** It could serve at once. */
+  | { readonly report: "prepared" }
+  /** Each disk that it found when it began is served, or has a reason not to be. */
+  | { readonly report: "settled" }
+  /** It serves nothing any more, and nothing of its disks is locked. */
+  | { readonly report: "left" }
   /** How many disks it serves or is about to serve. */
   | { readonly report: "disks"; readonly count: number }
   | { readonly report: "event"; readonly devid: number; readonly event: DeviceEvent };
@@ -52,10 +58,14 @@ export function parseOrder(line: string): GuestOrder {
 
 /** The report in a line, or undefined if it is none. */
 export function parseReport(line: string): GuestReport | undefined {
-  const fields = parseObject(line);
-  switch (fields?.["report"]) {
+  const fields = parseObject(line) ?? {};
+  const { report } = fields;
+  switch (report) {
     case "alive":
-      return { report: "alive" };
+    case "prepared":
+    case "settled":
+    case "left":
+      return { report };
     case "disks": {
       const { count } = fields;
       return isCount(count) ? { report: "disks", count } : undefined;

@@ -41,13 +41,55 @@ export async function serveGuest(
   await using cleanup = new AsyncDisposableStack();
   const platform = cleanup.adopt(openPlatform(descriptor), (it) => it.close());
   const xenstore = cleanup.adopt(await Xenstore.connect(platform), (it) => it.close());
+  const workers = new ReadyWorkers(spawnWorker);
+  cleanup.defer(() => workers.close());
+  report({ report: "prepared" });
   if ((await orderAfterQuestions(lines, alive)).order !== "serve") return;
   const onCount = (count: number): void => report({ report: "disks", count });
   const onEvent: OnDeviceEvent = ({ devid }, event) => report({ report: "event", devid, event });
   const options = { ...settings, onCount, onEvent };
-  const watch = await BackendWatch.start(platform, xenstore, options, spawnWorker);
-  cleanup.defer(() => watch.stop());
+  const watch = await BackendWatch.start(platform, xenstore, options, workers.spawn);
+  cleanup.defer(async () => {
+    await watch.stop();
+    report({ report: "left" });
+  });
+  void watch.settled.then(() => report({ report: "settled" }));
   await unlessAborted(Promise.race([watch.failed, orderAfterQuestions(lines, alive)]), stop);
+}
+
+/** Has the first plane's thread started before there is a disk for it: that takes longer than all the rest. */
+class ReadyWorkers {
+  #ready: Worker | undefined;
+  readonly #spawn: SpawnWorker;
+
+  constructor(spawn: SpawnWorker) {
+    this.#spawn = spawn;
+    this.#ready = this.#start();
+  }
+
+  readonly spawn: SpawnWorker = () => {
+    const worker = this.#ready ?? this.#spawn();
+    this.#ready = undefined;
+    return worker;
+  };
+
+  close(): void {
+    this.#ready?.terminate();
+  }
+
+  /** What is lacking now is said when a disk needs it. */
+  #start(): Worker | undefined {
+    try {
+      const worker = this.#spawn();
+      worker.postMessage({ prepare: "blkback" });
+      worker.addEventListener("close", () => {
+        if (this.#ready === worker) this.#ready = undefined;
+      });
+      return worker;
+    } catch {
+      return undefined;
+    }
+  }
 }
 
 /** The next order that is no question; questions are answered. */

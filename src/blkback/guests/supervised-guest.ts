@@ -26,9 +26,12 @@ export class SupervisedGuest {
   #looking = false;
   #lookAgain = false;
   #over = false;
+  #isHeld: boolean;
 
-  constructor(ground: GuestGround) {
+  /** While it is held, another `watch` serves the guest: its process is prepared, and does not serve. */
+  constructor(ground: GuestGround, isHeld = false) {
     this.#ground = ground;
+    this.#isHeld = isHeld;
   }
 
   get process(): GuestProcess | undefined {
@@ -53,11 +56,24 @@ export class SupervisedGuest {
     }
   }
 
-  /** Has its process leave the disks to the next server; no other one is started. */
-  async end(): Promise<void> {
+  /** Nobody else serves the guest any more. */
+  release(): void {
+    if (!this.#isHeld) return;
+    this.#isHeld = false;
+    this.#process?.serve();
+  }
+
+  /** Has its process leave the disks to the next server, and resolves when it has; no other one is started. */
+  async leave(): Promise<void> {
     this.#over = true;
     clearTimeout(this.#timer);
     this.#process?.end();
+    await this.#process?.left;
+  }
+
+  /** The same, and resolves when the process is gone. */
+  async end(): Promise<void> {
+    await this.leave();
     await this.#process?.ended;
   }
 
@@ -92,7 +108,7 @@ export class SupervisedGuest {
     try {
       const process = this.#ground.start(() => void this.look());
       this.#process = process;
-      process.serve();
+      if (!this.#isHeld) process.serve();
       void process.ended.then((how) => this.#ended(process, how));
     } catch (error) {
       logger.error(`${this.#name}: no process for its disks: ${describeError(error)}; it is tried again`);

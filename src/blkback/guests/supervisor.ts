@@ -10,12 +10,16 @@ import { guestNamed, isOurDevice, namesIn } from "../our-devices.ts";
 import type { DiskServer, WatchOptions } from "../watch.ts";
 import { GuestProcess, type SpawnGuest } from "./guest-process.ts";
 import type { GuestSettings } from "./messages.ts";
+import type { Predecessor, Successor } from "./handover.ts";
 import { SupervisedGuest } from "./supervised-guest.ts";
 
 const logger = moduleLogger("watch");
 
 /** A guest, a device of its, or a key that tells whether the device is ours. */
 const LOOKED_AT = /^\/([0-9]+)(?:\/[0-9]+(?:\/(?:frontend|params|mode|script))?)?$/;
+
+/** Guests that wait at the same time in a handover. */
+const AT_A_TIME = Math.max(1, navigator.hardwareConcurrency);
 
 export class GuestSupervisor implements DiskServer {
   /** Rejects when xenstored is gone. */
@@ -27,6 +31,10 @@ export class GuestSupervisor implements DiskServer {
   readonly #backend: Domid;
   readonly #root: string;
   readonly #guests = new Map<Domid, SupervisedGuest>();
+  /** Guests that a successor has. */
+  readonly #handed = new Set<Domid>();
+  /** There is a predecessor that has guests. */
+  #isSuccessor = false;
   #unwatch: Unwatch | undefined;
   #stopped = false;
 
@@ -44,15 +52,20 @@ export class GuestSupervisor implements DiskServer {
     this.failed = promise;
   }
 
-  /** Serves the devices that exist, including those whose server died, and those created later. */
+  /**
+   * Serves the devices that exist, including those whose server died, and those created later; those that a
+   * `predecessor` serves when it hands them over.
+   */
   static async start(
     platform: Platform,
     xenstore: Xenstore,
     options: WatchOptions,
     spawnGuest: SpawnGuest,
+    predecessor?: Predecessor,
   ): Promise<GuestSupervisor> {
     checkOffer({ ...options.offer, deviceType: "disk" });
     const supervisor = new GuestSupervisor(platform, xenstore, options, spawnGuest);
+    if (predecessor !== undefined) await supervisor.#follow(predecessor);
     supervisor.#unwatch = await xenstore.watch(supervisor.#root, (path) => supervisor.#changed(path));
     return supervisor;
   }
@@ -73,6 +86,49 @@ export class GuestSupervisor implements DiskServer {
     await Promise.all([...this.#guests.values()].map((guest) => guest.end()));
   }
 
+  /** Lets guest after guest go, some at a time, and has the successor take each. Then nothing is served here. */
+  async handOver(successor: Successor): Promise<void> {
+    await successor.ready;
+    const ending: Promise<void>[] = [];
+    const handAll = async (): Promise<void> => {
+      for (const [frontend, guest] of this.#guests) {
+        this.#guests.delete(frontend);
+        this.#handed.add(frontend);
+        await guest.leave();
+        ending.push(guest.end());
+        logger.info(`domain ${frontend}: its disks are let go`);
+        await Promise.race([successor.take(frontend), successor.gone]);
+      }
+    };
+    try {
+      await Promise.all(Array.from({ length: AT_A_TIME }, handAll));
+    } catch (error) {
+      const handed = [...this.#handed];
+      this.#handed.clear();
+      for (const frontend of handed) void this.#look(String(frontend));
+      throw error;
+    }
+    await Promise.all([...ending, this.stop()]);
+  }
+
+  /** Prepares a process for each guest, and takes the guests as they are let go. */
+  async #follow(predecessor: Predecessor): Promise<void> {
+    this.#isSuccessor = true;
+    void predecessor.over.then(() => {
+      this.#isSuccessor = false;
+      for (const guest of this.#guests.values()) guest.release();
+    });
+    const names = await namesIn(this.#xenstore, this.#root);
+    await Promise.all(names.map((name) => this.#look(name)));
+    await Promise.all(this.#processes.map(({ prepared }) => prepared));
+    predecessor.ready(async (frontend) => {
+      await this.#look(String(frontend));
+      const guest = this.#guests.get(frontend);
+      guest?.release();
+      await guest?.process?.settled;
+    });
+  }
+
   get #processes(): GuestProcess[] {
     return [...this.#guests.values()].flatMap(({ process }) => process ?? []);
   }
@@ -82,33 +138,35 @@ export class GuestSupervisor implements DiskServer {
     if (match !== null) return this.#look(match[1]);
     if (path !== this.#root) return;
     const names = await namesIn(this.#xenstore, this.#root);
-    for (const name of [...names, ...[...this.#guests.keys()].map(String)]) this.#look(name);
+    const known = [...this.#guests.keys()].map(String);
+    await Promise.all([...names, ...known].map((it) => this.#look(it)));
   }
 
-  #look(name: string): void {
+  async #look(name: string): Promise<void> {
     const frontend = guestNamed(name);
-    if (frontend === undefined || this.#stopped) return;
+    if (frontend === undefined || this.#stopped || this.#handed.has(frontend)) return;
     let guest = this.#guests.get(frontend);
     if (guest === undefined) {
       guest = this.#guest(frontend);
       this.#guests.set(frontend, guest);
     }
-    void guest.look();
+    await guest.look();
   }
 
   #guest(frontend: Domid): SupervisedGuest {
     const onEvent = (devid: number, event: Parameters<NonNullable<WatchOptions["onEvent"]>>[1]): void =>
       this.#options.onEvent?.({ backend: this.#backend, kind: this.#options.kind, frontend, devid }, event);
-    return new SupervisedGuest({
+    const ground = {
       frontend,
       hasDisks: () => this.#hasDisks(frontend),
-      start: (onChange) => {
+      start: (onChange: () => void) => {
         logger.info(`domain ${frontend}: a process for its disks`);
         const listener = { onEvent, onChange };
         return new GuestProcess({ ...this.#settings, frontend }, this.#spawnGuest, listener);
       },
       onForgotten: () => void this.#guests.delete(frontend),
-    });
+    };
+    return new SupervisedGuest(ground, this.#isSuccessor);
   }
 
   async #hasDisks(frontend: Domid): Promise<boolean> {

@@ -1,0 +1,162 @@
+// `xentool blkback watch`: serves every disk of a kind, and hands them to its successor.
+import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
+import type { Predecessor } from "../src/blkback/guests/handover.ts";
+import type { MetricsAddress } from "../src/blkback/metrics-server.ts";
+import type { DiskServer, WatchOptions } from "../src/blkback/watch.ts";
+import { onAbort, unlessAborted } from "../src/core/deadline.ts";
+import type { Platform } from "../src/platform/platform.ts";
+import { askedRates, explainFilters, SERVING_OPTIONS, servingOptionsOf } from "./blkback-serve.ts";
+import { command, type ArgumentsOf } from "./lib/command.ts";
+import { parseHostPort } from "./lib/host-port.ts";
+import { choice, text, undecidedFlag } from "./lib/option.ts";
+import type { CommandContext } from "./lib/run-command.ts";
+import type { Service } from "./lib/service.ts";
+import { withSession, type Session } from "./lib/session.ts";
+import { SignalQueue } from "./lib/signal-queue.ts";
+
+const WATCH_OPTIONS = {
+  ...SERVING_OPTIONS,
+  format: choice(["raw"], "Serve the bytes as they are though they look like another format"),
+  kind: text("Directory name of the backends", { initial: "vbd" }),
+  "any-script": undecidedFlag("All of the kind, not only script=block-xentool (default in a driver domain)"),
+  isolation: choice(["process", "thread"], "What the disks of a guest share with those of no other", {
+    initial: "process",
+  }),
+  metrics: text("Answer Prometheus at HOST:PORT or unix:PATH"),
+};
+type WatchArguments = ArgumentsOf<typeof WATCH_OPTIONS>;
+
+export const watchCommand = command({
+  name: "watch",
+  summary: "Serve every disk that the toolstack creates for us: the daemon",
+  options: WATCH_OPTIONS,
+  timeout: "Seconds that xenstore may take to answer at the start (default 5)",
+  early: explainFilters,
+  examples: [
+    ["xentool blkback watch", "what the systemd unit of `xentool blkback install` runs"],
+    ["xentool blkback watch --metrics 127.0.0.1:9167", "with http://127.0.0.1:9167/metrics"],
+  ],
+  run: (argv, context) => withSession(context, (session) => runWatch(context, session, argv)),
+});
+
+async function runWatch(context: CommandContext, session: Session, argv: WatchArguments): Promise<void> {
+  const { platform } = session;
+  const serving = await servingOptionsOf(argv, platform, context);
+  const metrics = argv.metrics === undefined ? undefined : metricsAddress(argv.metrics);
+  const { kind, direct, format, connections } = argv;
+  // Read before anything is made: from now on a signal asks us to end, and what was made is removed.
+  const { stop } = context;
+  using handovers = new SignalQueue("SIGUSR2");
+  const { takePredecessor } = await import("./successor.ts");
+  const predecessor = takePredecessor();
+  const anyScript = argv.anyScript ?? platform.domid !== 0;
+  const { UNLIMITED_DISK } = await import("../src/blkback/rates.ts");
+  const rates = { ...UNLIMITED_DISK, ...(await askedRates(argv)) };
+  const { printEvent } = await import("./lib/serving-events.ts");
+  const { Service } = await import("./lib/service.ts");
+  using service = new Service(stop);
+  const onEvent: OnDeviceEvent = (address, event) => {
+    printEvent(address, event, context.json);
+    service.changed();
+  };
+  const options = { ...serving, kind, direct, format, connections, anyScript, rates, onEvent };
+  const announce = (): Promise<Disposable> => announceWatch(platform, metrics, serving.statsDir);
+  using announced = new DisposableStack();
+  if (predecessor === undefined) announced.use(await announce());
+  const watch = await startWatching(argv.isolation, session, options, predecessor);
+  try {
+    if (predecessor !== undefined) {
+      await unlessAborted(Promise.race([watch.failed, predecessor.over]), stop);
+      announced.use(await announce());
+    }
+    process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
+    service.ready(
+      () => `serving ${watch.deviceCount} disk(s)`,
+      (patienceMs) => watch.answers(patienceMs),
+    );
+    const handedOver = handOverWhenAsked(handovers, () => handOver(watch, service, announced, stop));
+    await unlessAborted(Promise.race([watch.failed, handedOver]), stop);
+  } finally {
+    await watch.stop();
+  }
+}
+
+/** Whenever we are asked to, starts a successor. Returns when one has all guests; until then we serve on. */
+async function handOverWhenAsked(asked: SignalQueue, handOver: () => Promise<void>): Promise<void> {
+  const { describeError } = await import("../src/core/errors.ts");
+  for (;;) {
+    await asked.next();
+    try {
+      return await handOver();
+    } catch (error) {
+      process.stderr.write(`xentool: nothing is handed over: ${describeError(error)}\n`);
+    }
+  }
+}
+
+async function handOver(
+  watch: DiskServer,
+  service: Service,
+  announced: Disposable,
+  stop: AbortSignal,
+): Promise<void> {
+  const { startSuccessor } = await import("./successor.ts");
+  const successor = startSuccessor(service.environment);
+  using _ = onAbort(stop, () => successor.kill());
+  process.stderr.write(`xentool: process ${successor.pid} takes over\n`);
+  try {
+    await watch.handOver(successor);
+  } catch (error) {
+    successor.kill();
+    throw error;
+  }
+  announced[Symbol.dispose]();
+  service.handTo(successor.pid);
+  successor.over();
+}
+
+async function startWatching(
+  isolation: WatchArguments["isolation"],
+  { platform, xenstore }: Session,
+  options: WatchOptions,
+  predecessor: Predecessor | undefined,
+): Promise<DiskServer> {
+  if (isolation === "thread") {
+    const { BackendWatch } = await import("../src/blkback/watch.ts");
+    const { spawnWorker } = await import("./spawn-worker.ts");
+    predecessor?.ready(async () => {});
+    await predecessor?.over;
+    return BackendWatch.start(platform, xenstore, options, spawnWorker);
+  }
+  const { GuestSupervisor } = await import("../src/blkback/guests/supervisor.ts");
+  const { spawnGuest } = await import("./spawn-guest.ts");
+  return GuestSupervisor.start(platform, xenstore, options, spawnGuest, predecessor);
+}
+
+/** Tells others where we are: the scripts of xl, and Prometheus. */
+async function announceWatch(
+  platform: Platform,
+  metrics: MetricsAddress | undefined,
+  statsDir: string,
+): Promise<Disposable> {
+  const { announceWatching } = await import("../src/blkback/watching.ts");
+  using announced = new DisposableStack();
+  if (platform.name === "xen") announced.use(announceWatching());
+  if (metrics !== undefined) announced.use(await startMetrics(metrics, statsDir));
+  return announced.move();
+}
+
+function metricsAddress(text: string): MetricsAddress {
+  const [, path] = /^unix:(.+)$/s.exec(text) ?? [];
+  return path === undefined ? parseHostPort("--metrics", text) : { path };
+}
+
+/** Of all disks that are served on this host, by this process or another. */
+async function startMetrics(at: MetricsAddress, dir: string): Promise<Disposable> {
+  const { serveMetrics } = await import("../src/blkback/metrics-server.ts");
+  const { metricsText } = await import("../src/blkback/metrics.ts");
+  const { readAllStats } = await import("../src/blkback/stats.ts");
+  const server = serveMetrics(at, () => metricsText(readAllStats(dir)));
+  process.stderr.write(`xentool: metrics at ${server.name}\n`);
+  return server;
+}

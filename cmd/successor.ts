@@ -1,0 +1,97 @@
+// The two ends of a handover (handover.ts) between processes: a `watch` starts its successor, from the path of its own
+// executable and with its own words, and they talk through Bun's channel between processes.
+import type {
+  HandoverOrder,
+  HandoverReport,
+  Predecessor,
+  Successor,
+} from "../src/blkback/guests/handover.ts";
+import { XentoolError } from "../src/core/errors.ts";
+import { toDomid, type Domid } from "../src/core/types.ts";
+import { PROGRAM } from "./spawn-guest.ts";
+
+/** Set for a successor alone. */
+const SUCCESSOR = "XENTOOL_SUCCESSOR";
+/** By this Bun finds its channel, which is not for our children. */
+const CHANNEL = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE"];
+
+/** A guest whose disks are not served by then does not keep the next one waiting. */
+const TAKEN_PATIENCE_MS = 2000;
+
+export interface StartedSuccessor extends Successor {
+  readonly pid: number;
+  /** All guests are its. */
+  over(): void;
+  kill(): void;
+}
+
+/** Where our executable is, or the one that has replaced it: Bun asks the kernel, which marks a file that is gone. */
+function ownPath(): string {
+  return process.execPath.replace(/ \(deleted\)$/, "");
+}
+
+/** `environment` is added to ours. Throws when there is nothing to start. */
+export function startSuccessor(environment: Readonly<Record<string, string>>): StartedSuccessor {
+  const ready = Promise.withResolvers<void>();
+  const gone = Promise.withResolvers<never>();
+  const takes = new Map<number, () => void>();
+  for (const { promise } of [ready, gone]) promise.catch(() => {});
+  const child = Bun.spawn([ownPath(), ...PROGRAM, ...Bun.argv.slice(2)], {
+    env: { ...process.env, ...environment, [SUCCESSOR]: "1" },
+    stdio: ["ignore", "inherit", "inherit"],
+    serialization: "json",
+    ipc: (report: HandoverReport) => {
+      if ("ready" in report) ready.resolve();
+      else takes.get(report.taken)?.();
+    },
+    onExit: () => {
+      const error = new XentoolError("environment", "the next `watch` has ended");
+      ready.reject(error);
+      gone.reject(error);
+    },
+  });
+  /** One that is gone, or goes now, is noticed by its end. */
+  const send = (order: HandoverOrder): void => {
+    if (child.exitCode === null && child.signalCode === null) child.send(order);
+  };
+  return {
+    pid: child.pid,
+    ready: ready.promise,
+    gone: gone.promise,
+    async take(frontend) {
+      const taken = Promise.withResolvers<void>();
+      const timer = setTimeout(() => taken.resolve(), TAKEN_PATIENCE_MS);
+      takes.set(frontend, () => taken.resolve());
+      send({ take: frontend });
+      await taken.promise;
+      clearTimeout(timer);
+    },
+    over() {
+      send({ over: true });
+      child.disconnect();
+      child.unref();
+    },
+    kill: () => child.kill("SIGKILL"),
+  };
+}
+
+/** The one that started us to take over from it, if one did. */
+export function takePredecessor(): Predecessor | undefined {
+  const isSuccessor = process.env[SUCCESSOR] !== undefined;
+  for (const name of [SUCCESSOR, ...CHANNEL]) delete process.env[name];
+  if (!isSuccessor || process.send === undefined) return undefined;
+  const over = Promise.withResolvers<void>();
+  process.on("disconnect", () => over.resolve());
+  const send = (report: HandoverReport): void => void process.send?.(report);
+  return {
+    over: over.promise,
+    ready(onTake: (frontend: Domid) => Promise<void>) {
+      process.on("message", (order: HandoverOrder) => {
+        if ("over" in order) return over.resolve();
+        const frontend = toDomid(order.take);
+        void onTake(frontend).then(() => send({ taken: frontend }));
+      });
+      send({ ready: true });
+    },
+  };
+}

@@ -1,0 +1,28 @@
+// How one `watch` hands its guests to the next one, which it has started, while they work: the next one opens all it
+// needs and prepares a process for each guest; then guest after guest is let go by the old one and taken by the new
+// one. So a guest waits for its own disks alone, and for nothing that can be done before. Nothing rests on it: whoever
+// dies in the middle, the locks of devices say who may serve, and journals what is to be done.
+import type { Domid } from "../../core/types.ts";
+
+/** The next `watch`, as the one that hands over sees it. */
+export interface Successor {
+  /** Resolves when it waits for guests. */
+  readonly ready: Promise<void>;
+  /** Rejects when it is gone. */
+  readonly gone: Promise<never>;
+  /** Nobody serves the guest any more. Resolves when the successor does. */
+  take(frontend: Domid): Promise<void>;
+}
+
+/** The `watch` that hands over, as the next one sees it. */
+export interface Predecessor {
+  /** We wait for guests; `onTake` is called for each that is ours now, and resolves when its disks are served. */
+  ready(onTake: (frontend: Domid) => Promise<void>): void;
+  /** Resolves when all guests are ours, and also when the predecessor is gone. */
+  readonly over: Promise<void>;
+}
+
+/** From the old one to the new one. Both are ours, of whatever version: so this may only grow. */
+export type HandoverOrder = { readonly take: number } | { readonly over: true };
+/** From the new one to the old one. */
+export type HandoverReport = { readonly ready: true } | { readonly taken: number };
