@@ -50,7 +50,7 @@ const JUDGES = {
 const NEEDS = {
   abi: COMPILER,
   build: COMPILER,
-  bench: { ...COMPILER, fio: JUDGES.fio },
+  bench: { ...COMPILER, fio: JUDGES.fio, "libnbd-bin": "nbdcopy", nbdkit: "nbdkit" },
   deb: COMPILER,
   demo: { ...COMPILER, "libnbd-bin": "nbdcopy", e2fsprogs: "e2fsck" },
   fuzz: COMPILER,
