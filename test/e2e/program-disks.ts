@@ -90,13 +90,15 @@ export class ProgramDisks {
 }
 
 /** Processes of programs that have `text`, e.g. an image's path, on their command lines; not those of xentool. */
-export function programsWith(text: string): number[] {
+export function programsWith(text: string, isWanted = (_command: string) => true): number[] {
   return readdirSync("/proc")
     .filter((name) => /^[0-9]+$/.test(name))
     .filter((pid) => {
       try {
         const words = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
-        return !/xentool|bun/.test(words[0] ?? "") && words.some((word) => word.includes(text));
+        const command = words[0] ?? "";
+        const isOurs = !/xentool|bun/.test(command) && words.some((word) => word.includes(text));
+        return isOurs && isWanted(command);
       } catch {
         return false; // it has ended
       }
@@ -106,11 +108,18 @@ export function programsWith(text: string): number[] {
 
 /** The program itself, not the shell that keeps it. */
 export function programItself(name: string, text: string): number {
-  const found = programsWith(text).filter((pid) =>
-    readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0")[0]?.endsWith(name),
-  );
+  const found = programsWith(text, (command) => command.endsWith(name));
   expect(found).toHaveLength(1);
   return Number(found[0]);
+}
+
+/** Waits until there is one. */
+export async function untilProgram(name: string, text: string): Promise<number> {
+  for (;;) {
+    const [found] = programsWith(text, (command) => command.endsWith(name));
+    if (found !== undefined) return found;
+    await Bun.sleep(10);
+  }
 }
 
 /** Waits until no such process is left. */

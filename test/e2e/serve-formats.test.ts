@@ -116,7 +116,7 @@ describe("the program's life", () => {
   test("what a program that fails at once says is the error", async () => {
     const raw = await world.run(serve(world.path("disk.img"), "xvdb", "--format", "qcow2"));
     expect(raw.stderr).toContain(`${DAEMON} ended with status 1`);
-    expect(raw.stderr).toContain("Image is not in qcow2 format");
+    expect(raw.stderr).toContain("--blockdev …: Image is not in qcow2 format");
     expect(raw.status).toBe(5);
     const via = await world.run(serve("x", "xvdb", "--via", "sh -c 'echo sorry >&2; exit 4'"));
     expect(via.stderr).toContain("the command of --via ended with status 4: sorry");

@@ -10,9 +10,10 @@ import { keepProcess, type KeptProcess } from "./keeper.ts";
 
 const logger = moduleLogger("program");
 
-/** Until it is started again: at first, and at most, each time twice as long. */
+/** Until it is started again: each time twice as long, up to a second if it has served. */
 const FIRST_PAUSE_MS = 100;
-const LAST_PAUSE_MS = 30_000;
+const SERVED_PAUSE_MS = 1000;
+const LONGEST_PAUSE_MS = 30_000;
 /** One that has lived this long is started again at once. */
 const STEADY_MS = 10_000;
 
@@ -86,8 +87,9 @@ export class NbdProgram {
       if (this.#stop.signal.aborted) return;
       const why = `${name} ${how}`;
       if (!this.#hasOpened) return this.#failed.reject(new XentoolError("io", why));
-      pauseMs =
-        performance.now() - sinceMs >= STEADY_MS ? FIRST_PAUSE_MS : Math.min(2 * pauseMs, LAST_PAUSE_MS);
+      const longestMs = this.#trouble === undefined ? SERVED_PAUSE_MS : LONGEST_PAUSE_MS;
+      const isSteady = performance.now() - sinceMs >= STEADY_MS;
+      pauseMs = isSteady ? FIRST_PAUSE_MS : Math.min(2 * pauseMs, longestMs);
       logger.info(`${user}: ${why}; it is started again in ${pauseMs / 1000} s`);
       this.#say(why);
       if (!(await pause(pauseMs, this.#stop.signal))) return;
