@@ -12,7 +12,7 @@ import { Xenstore } from "../src/xenstore/client.ts";
 import { HandmadeGuest } from "../test/sim/blk-guest.ts";
 import { spawnXentool } from "../test/e2e/executable.ts";
 import { readUntil } from "../test/support/process.ts";
-import { cpuSeconds } from "./measure.ts";
+import { familyOf, familySeconds } from "./measure.ts";
 
 const FEW = 4;
 const MANY = Number(process.env["MANY"] ?? 64);
@@ -29,17 +29,6 @@ interface Cost {
 
 function field(path: string, name: string): number {
   return Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(readFileSync(path, "utf8"))?.[1]);
-}
-
-/** A process and those that it has started. */
-function familyOf(pid: number): number[] {
-  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
-  return [pid, ...(children === "" ? [] : children.split(" ").map(Number))];
-}
-
-/** Also of the processes that have started meanwhile. */
-function cpuMsOf(pid: number): number {
-  return sum(familyOf(pid), (it) => cpuSeconds(it) * 1000);
 }
 
 function sum<T>(items: readonly T[], of: (item: T) => number): number {
@@ -73,7 +62,7 @@ async function costOf(disks: number, dir: string): Promise<Cost> {
     await guest.write(0, 1);
   }
   await Bun.sleep(2000);
-  const before = cpuMsOf(server.pid);
+  const before = familySeconds(server.pid) * 1000;
   await Bun.sleep(IDLE_MS);
   const family = familyOf(server.pid);
   const cost = {
@@ -81,9 +70,8 @@ async function costOf(disks: number, dir: string): Promise<Cost> {
     processes: family.length,
     threads: sum(family, (pid) => field(`/proc/${pid}/status`, "Threads")),
     descriptors: sum(family, (pid) => readdirSync(`/proc/${pid}/fd`).length),
-    cpuMs: cpuMsOf(server.pid) - before,
+    cpuMs: familySeconds(server.pid) * 1000 - before,
   };
-  console.error(`  startup cpu ${before}`);
   console.error(`  ${disks} disks: ${JSON.stringify(cost)}`);
   for (const guest of guests) guest.close();
   server.kill("SIGTERM");

@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { readUntil } from "../test/support/process.ts";
-import { cpuSeconds, makeImage, median, startHost, XENTOOL, xentool } from "./measure.ts";
+import { familySeconds, makeImage, median, startHost, XENTOOL, xentool } from "./measure.ts";
 
 const SECONDS = Number(process.env["SECONDS_EACH"] ?? 10);
 const IMAGE_MIB = 64;
@@ -55,9 +55,9 @@ async function measure(host: string, pid: number, { limit, load, iops, bytes }: 
   const all = ["--iops", "none", "--bandwidth", "none"];
   const without = all.filter((_, at) => !limit.includes(all[at - (at % 2)] ?? ""));
   xentool(["blkback", "limit", ...device, ...limit, ...without], { XENTOOL_SIM: host });
-  const before = cpuSeconds(pid);
+  const before = familySeconds(pid);
   const result = await run(host, LIMITED, load);
-  const cpuPercent = Number((((cpuSeconds(pid) - before) / SECONDS) * 100).toFixed(1));
+  const cpuPercent = Number((((familySeconds(pid) - before) / SECONDS) * 100).toFixed(1));
   const [allowed, got] = iops === undefined ? [bytes ?? 0, result.bytesPerSecond] : [iops, result.iops];
   const deviationPercent = Number(((got / allowed - 1) * 100).toFixed(2));
   const name = `${limit.join(" ")}, ${load.rw} ${load.bs} depth ${load.iodepth}`;

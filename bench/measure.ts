@@ -41,6 +41,17 @@ export function cpuSeconds(pid: number): number {
   return (Number(fields[11]) + Number(fields[12])) / CLOCK_TICKS;
 }
 
+/** A process and those that it has started. */
+export function familyOf(pid: number): number[] {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
+  return [pid, ...(children === "" ? [] : children.split(" ").map(Number))];
+}
+
+/** Processor time in seconds of a process and of those that it has started. */
+export function familySeconds(pid: number): number {
+  return familyOf(pid).reduce((seconds, it) => seconds + cpuSeconds(it), 0);
+}
+
 /** The middle one; of an even number, the higher of both in the middle. */
 export function median(numbers: readonly number[]): number {
   return numbers.toSorted((a, b) => a - b)[numbers.length >> 1] ?? NaN;
