@@ -1,95 +1,161 @@
-// A disk through the ring beside fio on the very same file: same loads, same run, one after the other, each
-// load twice in turn and the better of each taken, because these machines are noisy. JSON on stdout: ratios
-// ring/raw, CPU seconds per GB and peak memory of the backend, and its CPU while idle.
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+// A disk through the ring, served by xentool and by QEMU, and fio on the very same file: same image, same frontend,
+// same run. All take short turns, in an order that changes from turn to turn; ratios are medians of the turns'
+// ratios, because these machines are shared. Three conditions: as the machine is, with one more process that is
+// always busy, and with real-time priority where that is allowed. Buffered and direct I/O have images of their own,
+// because what one has written is still written back while the other is measured. JSON on stdout, tables on stderr.
+//   bun bench/blkback.bench.ts [--long]
+import { mkdtempSync, rmSync } from "node:fs";
+import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
-import { readUntil } from "../test/support/process.ts";
+import { spawnSync } from "node:child_process";
+import { qemuEngines, startQemu, startXentool, type DiskServer } from "./disk-servers.ts";
 import {
   cpuSeconds,
-  type Load,
   makeImage,
-  rawSpeed,
-  ringSpeed,
+  measureRaw,
+  measureRing,
+  median,
+  REAL_TIME,
   startHost,
   xentool,
-  XENTOOL,
+  type Load,
+  type Percentiles,
+  type RawResult,
 } from "./measure.ts";
+import { printTable, type Contender, type Row } from "./side-by-side.ts";
 
-const IMAGE_MIB = 256;
-const RUNTIME_SECONDS = Number(process.env["SECONDS_EACH"] ?? 2);
-const ROUNDS = 2;
-const IDLE_MS = 2000;
+const IS_LONG = process.argv.includes("--long");
+const TURNS = Number(process.env["TURNS"] ?? (IS_LONG ? 11 : 3));
+const SECONDS = Number(process.env["SECONDS_EACH"] ?? (IS_LONG ? 1 : 0.25));
+const IMAGE_MIB = 128;
+const FILE = "file";
 
-interface AimedLoad extends Load {
-  /** Ratio to aim at, buffered and direct. */
-  readonly aim: readonly [number, number];
-}
-
-const LOADS: readonly AimedLoad[] = [
-  { rw: "randread", bs: "4k", depth: 1, aim: [0.5, 0.5] },
-  { rw: "randread", bs: "4k", depth: 32, aim: [0.7, 0.9] },
-  { rw: "randwrite", bs: "4k", depth: 1, aim: [0.5, 0.5] },
-  { rw: "randwrite", bs: "4k", depth: 32, aim: [0.7, 0.9] },
-  { rw: "read", bs: "64k", depth: 8, aim: [0.9, 0.9] },
-  { rw: "write", bs: "64k", depth: 8, aim: [0.9, 0.9] },
-  { rw: "read", bs: "1M", depth: 2, aim: [0.9, 0.9] },
-  { rw: "write", bs: "1M", depth: 2, aim: [0.9, 0.9] },
+const LOADS: readonly Load[] = [
+  { rw: "randread", bs: "4k", depth: 1 },
+  { rw: "randread", bs: "4k", depth: 32 },
+  { rw: "randwrite", bs: "4k", depth: 1 },
+  { rw: "randwrite", bs: "4k", depth: 32 },
+  { rw: "read", bs: "64k", depth: 8 },
+  { rw: "write", bs: "64k", depth: 8 },
+  { rw: "read", bs: "1M", depth: 4 },
+  { rw: "write", bs: "1M", depth: 4 },
 ];
 
-function peakMemoryMiB(pid: number): number {
-  return Math.round(Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]) / 1024);
+interface Condition {
+  readonly name: string;
+  readonly prefix: readonly string[];
+  readonly busy: boolean;
 }
 
-async function measure(host: string, image: string, direct: boolean): Promise<unknown> {
-  const args = ["blkback", "serve", image, "--domid", "1", "--vdev", "xvdb", "--mode", "w!"];
-  const server = Bun.spawn([XENTOOL, ...args, ...(direct ? ["--direct"] : [])], {
-    env: { ...process.env, XENTOOL_SIM: host },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  await readUntil(server.stderr, "offering");
-  const loads = LOADS.map((load) => {
-    let rawBest = 0;
-    let ringBest = 0;
-    let bytes = 0;
-    const before = cpuSeconds(server.pid);
-    for (let round = 0; round < ROUNDS; round++) {
-      rawBest = Math.max(rawBest, rawSpeed(image, load, direct, RUNTIME_SECONDS));
-      const result = ringSpeed(host, "xvdb", load, RUNTIME_SECONDS);
-      ringBest = Math.max(ringBest, result.bytesPerSecond);
-      bytes += result.bytes;
+function conditions(): Condition[] {
+  const [program = "", ...args] = REAL_TIME;
+  const mayHurry = spawnSync(program, [...args, "true"]).status === 0;
+  if (!mayHurry) console.error("  real-time priority is not allowed here, so it is not measured");
+  return [
+    { name: "as it is", prefix: [], busy: false },
+    { name: "with a busy third process", prefix: [], busy: true },
+    ...(mayHurry ? [{ name: "with real-time priority", prefix: REAL_TIME, busy: false }] : []),
+  ];
+}
+
+interface Turn extends RawResult {
+  readonly cpuSeconds?: number;
+  readonly bytes?: number;
+}
+
+function summary(turns: readonly Turn[]): Contender {
+  const of = (figure: (turn: Turn) => number): number => median(turns.map(figure));
+  const latency = (name: keyof Percentiles): number => Math.round(of(({ latencyUs }) => latencyUs[name]));
+  const sum = (figure: "cpuSeconds" | "bytes"): number =>
+    turns.reduce((total, turn) => total + (turn[figure] ?? NaN), 0);
+  const cost = sum("cpuSeconds") / (sum("bytes") / 1e9);
+  return {
+    megabytesPerSecond: Number((of(({ bytesPerSecond }) => bytesPerSecond) / 1e6).toFixed(1)),
+    latencyUs: {
+      p50: latency("p50"),
+      p90: latency("p90"),
+      p99: latency("p99"),
+      p999: latency("p999"),
+    },
+    cpuSecondsPerGB: Number.isNaN(cost) ? null : Number(cost.toFixed(2)),
+  };
+}
+
+interface Place {
+  readonly host: string;
+  readonly image: string;
+  readonly direct: boolean;
+  readonly condition: Condition;
+}
+
+function measureOnce(place: Place, server: DiskServer | undefined, load: Load): Turn {
+  const { host, image, direct, condition } = place;
+  if (server === undefined) return measureRaw(image, load, direct, SECONDS, condition.prefix);
+  const before = cpuSeconds(server.process.pid);
+  const result = measureRing(host, server.vdev, load, SECONDS, condition.prefix);
+  if (result.errors > 0) throw new Error(`${server.name} answered ${result.errors} requests with an error`);
+  return { ...result, cpuSeconds: cpuSeconds(server.process.pid) - before };
+}
+
+function measureLoad(place: Place, servers: readonly DiskServer[], load: Load): Row {
+  const all = [undefined, ...servers].map((server) => ({ server, turns: [] as Turn[] }));
+  for (let turn = 0; turn < TURNS; turn++)
+    for (let index = 0; index < all.length; index++) {
+      const next = all[(turn + index) % all.length];
+      next?.turns.push(measureOnce(place, next.server, load));
     }
-    const cpu = cpuSeconds(server.pid) - before;
-    const ratio = Number((ringBest / rawBest).toFixed(2));
-    const aim = load.aim[direct ? 1 : 0];
-    const name = `${load.rw} ${load.bs} depth ${load.depth}`;
-    console.error(`  ${direct ? "direct" : "buffered"} ${name}: ${ratio} (aim ${aim})`);
-    return {
-      load: name,
-      ratio,
-      aim,
-      rawMBps: Math.round(rawBest / 1e6),
-      ringMBps: Math.round(ringBest / 1e6),
-      backendCpuSecondsPerGB: Number((cpu / (bytes / 1e9)).toFixed(3)),
-    };
-  });
-  const idleFrom = cpuSeconds(server.pid);
-  await Bun.sleep(IDLE_MS);
-  const idleCpuPercent = ((cpuSeconds(server.pid) - idleFrom) / (IDLE_MS / 1000)) * 100;
-  const backendPeakMiB = peakMemoryMiB(server.pid);
-  server.kill("SIGTERM");
-  await server.exited;
-  return { loads, backendPeakMiB, idleCpuPercent };
+  const ours = all.find(({ server }) => server?.name === "xentool")?.turns ?? [];
+  const ratioTo = (turns: readonly Turn[]): number =>
+    median(ours.map(({ bytesPerSecond }, at) => bytesPerSecond / (turns[at]?.bytesPerSecond ?? NaN)));
+  const others = all.filter(({ turns }) => turns !== ours);
+  return {
+    load: `${load.rw} ${load.bs} depth ${load.depth}`,
+    ratios: Object.fromEntries(
+      others.map(({ server, turns }) => [server?.name ?? FILE, Number(ratioTo(turns).toFixed(2))]),
+    ),
+    contenders: Object.fromEntries(all.map(({ server, turns }) => [server?.name ?? FILE, summary(turns)])),
+  };
+}
+
+/** Starts every server, one after the other, and lets each warm up. */
+async function startServers(place: Place): Promise<DiskServer[]> {
+  const ground = { ...place, prefix: place.condition.prefix };
+  const servers = [await startXentool(ground, "xvdb")];
+  for (const [index, engine] of qemuEngines(place.image, place.direct).entries()) {
+    const server = startQemu(ground, `xvd${"cde"[index]}`, engine);
+    servers.push(server);
+    measureOnce(place, server, LOADS[0] as Load);
+  }
+  measureOnce(place, servers[0], LOADS[0] as Load);
+  return servers;
+}
+
+async function measure(place: Place): Promise<unknown> {
+  const { direct, condition } = place;
+  const busy = condition.busy ? Bun.spawn(["sh", "-c", "while :; do :; done"]) : undefined;
+  const servers = await startServers(place);
+  try {
+    const loadBefore = loadavg()[0];
+    const rows = LOADS.map((load) => measureLoad(place, servers, load));
+    const what = direct ? "direct" : "buffered";
+    printTable(`${what}, ${condition.name} (load ${loadBefore?.toFixed(1)})`, rows);
+    return { condition: condition.name, io: what, loadBefore, rows };
+  } finally {
+    busy?.kill();
+    for (const { process: server } of servers) server.kill("SIGTERM");
+    await Promise.all(servers.map(({ process: server }) => server.exited));
+  }
 }
 
 const dir = mkdtempSync(join(tmpdir(), "xentool-bench-"));
 const host = startHost();
 try {
-  const image = join(dir, "disk.img");
-  makeImage(image, IMAGE_MIB);
-  const buffered = await measure(host, image, false);
-  const direct = await measure(host, image, true);
-  console.log(JSON.stringify({ imageMiB: IMAGE_MIB, secondsEach: RUNTIME_SECONDS, buffered, direct }));
+  const images = [false, true].map((direct) => ({ direct, image: join(dir, `${String(direct)}.img`) }));
+  for (const { image } of images) makeImage(image, IMAGE_MIB);
+  const tables = [];
+  for (const condition of conditions())
+    for (const { direct, image } of images) tables.push(await measure({ host, image, direct, condition }));
+  console.log(JSON.stringify({ imageMiB: IMAGE_MIB, turns: TURNS, secondsEach: SECONDS, tables }));
 } finally {
   xentool(["sim", "stop", "--dir", host]);
   rmSync(dir, { recursive: true });

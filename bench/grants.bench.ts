@@ -10,8 +10,8 @@ import {
   type Load,
   makeImage,
   median,
-  rawSpeed,
-  ringSpeed,
+  measureRaw,
+  measureRing,
   startHost,
   xentool,
   XENTOOL,
@@ -66,8 +66,8 @@ function measureLoad(host: string, disks: readonly Served[], load: Load, direct:
     for (let turn = 0; turn < disks.length; turn++) {
       const { mode, vdev, image, process: server } = disks[(round + turn) % disks.length] as Served;
       const before = cpuSeconds(server.pid);
-      const file = rawSpeed(image, load, direct, SECONDS);
-      const result = ringSpeed(host, vdev, load, SECONDS);
+      const file = measureRaw(image, load, direct, SECONDS).bytesPerSecond;
+      const result = measureRing(host, vdev, load, SECONDS);
       if (result.errors !== 0) throw new Error(`${result.errors} errors`);
       ratios.get(mode)?.push(result.bytesPerSecond / file);
       cpu.set(mode, (cpu.get(mode) ?? 0) + cpuSeconds(server.pid) - before);

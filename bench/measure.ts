@@ -1,6 +1,6 @@
 // What benchmarks of disks have in common: xentool as a command, an image, fio on a file, a load through the ring.
 import { spawnSync } from "node:child_process";
-import { closeSync, openSync, readFileSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, openSync, readFileSync, writeSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 export const XENTOOL = fileURLToPath(new URL("../dist/xentool", import.meta.url));
@@ -13,11 +13,20 @@ export interface Load {
   readonly depth: number;
 }
 
+/** Microseconds within which this share of the requests was answered. */
+export interface Percentiles {
+  readonly p50: number;
+  readonly p90: number;
+  readonly p99: number;
+  readonly p999: number;
+}
+
+/** Set before a command, it runs with real-time priority. */
+export const REAL_TIME: readonly string[] = ["chrt", "--fifo", "10"];
+
 /** What `xentool` prints with these arguments; throws when it fails. `env` is added to ours. */
 export function xentool(args: readonly string[], env: NodeJS.ProcessEnv = {}): string {
-  const done = spawnSync(XENTOOL, args, { encoding: "utf8", env: { ...process.env, ...env } });
-  if (done.status !== 0) throw new Error(`xentool ${args.join(" ")} failed: ${done.stderr}`);
-  return done.stdout;
+  return outputOf([XENTOOL, ...args], env);
 }
 
 /** Starts a simulated host of two domains. Returns its directory. */
@@ -25,11 +34,12 @@ export function startHost(): string {
   return (JSON.parse(xentool(["sim", "start", "--domains", "2", "--json"])) as { dir: string }).dir;
 }
 
-/** A file that is really there: holes would be read without any disk. */
+/** A file that is really on the disk: holes would be read without it, and new data would be written back later. */
 export function makeImage(path: string, mib: number): void {
   const fd = openSync(path, "w");
   const block = crypto.getRandomValues(new Uint8Array(65_536));
   for (let i = 0; i < mib * 16; i++) writeSync(fd, block);
+  fsyncSync(fd);
   closeSync(fd);
 }
 
@@ -57,8 +67,33 @@ export function median(numbers: readonly number[]): number {
   return numbers.toSorted((a, b) => a - b)[numbers.length >> 1] ?? NaN;
 }
 
-/** Bytes a second of fio's io_uring engine on the file itself. */
-export function rawSpeed(image: string, { rw, bs, depth }: Load, direct: boolean, seconds: number): number {
+/** The output of a program that has to succeed. */
+function outputOf(argv: readonly string[], env?: NodeJS.ProcessEnv): string {
+  const [program = "", ...args] = argv;
+  const done = spawnSync(program, args, { encoding: "utf8", env: { ...process.env, ...env } });
+  if (done.status !== 0) throw new Error(`${argv.join(" ")} failed: ${done.error?.message ?? done.stderr}`);
+  return done.stdout;
+}
+
+interface FioDirection {
+  readonly bw_bytes: number;
+  readonly total_ios: number;
+  readonly clat_ns: { readonly percentile?: Readonly<Record<string, number>> };
+}
+
+export interface RawResult {
+  readonly bytesPerSecond: number;
+  readonly latencyUs: Percentiles;
+}
+
+/** fio's io_uring engine on the file itself. `prefix` is set before the command. */
+export function measureRaw(
+  image: string,
+  { rw, bs, depth }: Load,
+  direct: boolean,
+  seconds: number,
+  prefix: readonly string[] = [],
+): RawResult {
   const options = {
     name: "raw",
     filename: image,
@@ -70,27 +105,39 @@ export function rawSpeed(image: string, { rw, bs, depth }: Load, direct: boolean
     invalidate: 0,
     runtime: `${seconds * 1000}ms`,
     time_based: 1,
+    percentile_list: "50:90:99:99.9",
     "output-format": "json",
   };
   const args = Object.entries(options).map(([key, value]) => `--${key}=${value}`);
-  const done = spawnSync("fio", args, { encoding: "utf8" });
-  if (done.status !== 0) throw new Error(`fio failed: ${done.stderr}`);
   const [job] = (
-    JSON.parse(done.stdout) as { jobs: { read: { bw_bytes: number }; write: { bw_bytes: number } }[] }
+    JSON.parse(outputOf([...prefix, "fio", ...args])) as { jobs: Record<"read" | "write", FioDirection>[] }
   ).jobs;
   if (job === undefined) throw new Error("fio told of no job");
-  return job.read.bw_bytes + job.write.bw_bytes;
+  const { bw_bytes: bytesPerSecond, clat_ns } = job.read.total_ios > 0 ? job.read : job.write;
+  const us = (share: string): number => (clat_ns.percentile?.[share] ?? NaN) / 1000;
+  const latencyUs = {
+    p50: us("50.000000"),
+    p90: us("90.000000"),
+    p99: us("99.000000"),
+    p999: us("99.900000"),
+  };
+  return { bytesPerSecond, latencyUs };
 }
 
-export interface RingResult {
-  readonly bytesPerSecond: number;
+export interface RingResult extends RawResult {
   readonly bytes: number;
   readonly errors: number;
 }
 
 /** The same through the ring of domain 1's disk `vdev`, from a process of its own. */
-export function ringSpeed(host: string, vdev: string, { rw, bs, depth }: Load, seconds: number): RingResult {
+export function measureRing(
+  host: string,
+  vdev: string,
+  { rw, bs, depth }: Load,
+  seconds: number,
+  prefix: readonly string[] = [],
+): RingResult {
   const load = ["--rw", rw, "--bs", bs, "--iodepth", String(depth), "--runtime", String(seconds)];
-  const args = ["blkfront", "bench", "--vdev", vdev, ...load, "--json"];
-  return JSON.parse(xentool(args, { XENTOOL_SIM: host, XENTOOL_DOMID: "1" })) as RingResult;
+  const argv = [...prefix, XENTOOL, "blkfront", "bench", "--vdev", vdev, ...load, "--json"];
+  return JSON.parse(outputOf(argv, { XENTOOL_SIM: host, XENTOOL_DOMID: "1" })) as RingResult;
 }

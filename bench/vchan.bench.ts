@@ -1,13 +1,20 @@
-// How fast a vchan is on the simulated platform, beside a unix socketpair that moves the same bytes: JSON on
-// stdout. Rings of 64 KiB, 1 and 2 KiB, and 1 MiB; throughput each way and both ways, and round trips; what a
-// gigabyte costs of CPU time at one end, and what two ends cost that have nothing to do. The socketpair's
-// program is Perl's, so that nothing of ours is on both sides of the comparison. Both take turns; ratios are
-// of medians.
-//   bun bench/vchan.bench.ts [--megabytes N] [--rounds N] [--turns N]
+// How fast a vchan is on the simulated platform, beside Debian's libxenvchan on the same platform, and beside a unix
+// socketpair that moves the same bytes. Rings of 64 KiB, 1 and 2 KiB, and 1 MiB; throughput each way and both ways,
+// and round trips; what a gigabyte costs of CPU time at one end, and what two ends cost that have nothing to do. The
+// others' programs are C (test/xen/programs/vchan-peer.c) and Perl, so that nothing of ours is on both sides of a
+// comparison. All take turns; ratios are medians of the turns' ratios. JSON on stdout, a table on stderr.
+//   bun bench/vchan.bench.ts [--long] [--megabytes N] [--rounds N] [--turns N]
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { BENCH_KINDS } from "../src/vchan/bench.ts";
 import { SimHost } from "../src/sim/host.ts";
-import { cpuSeconds } from "./measure.ts";
+import { installLibraries } from "../src/sim/programs.ts";
+import { compilePeer, peerFigures, type PeerFigures } from "./libxenvchan.ts";
+import { cpuSeconds, median } from "./measure.ts";
+import { printCells } from "./side-by-side.ts";
 
 const XENTOOL = fileURLToPath(new URL("../cmd/xentool.ts", import.meta.url));
 const RING_SIZES = [65_536, 0, 1_048_576];
@@ -46,11 +53,13 @@ interface Result {
 
 const { values } = parseArgs({
   options: {
-    megabytes: { type: "string", default: "500" },
-    rounds: { type: "string", default: "20000" },
-    turns: { type: "string", default: "5" },
+    megabytes: { type: "string", default: "300" },
+    rounds: { type: "string", default: "10000" },
+    turns: { type: "string" },
+    long: { type: "boolean", default: false },
   },
 });
+const TURNS = Number(values.turns ?? (values.long ? 7 : 2));
 
 async function output(argv: readonly string[], env: Record<string, string> = {}): Promise<string> {
   const child = Bun.spawn([...argv], { env: { ...process.env, ...env }, stdout: "pipe", stderr: "inherit" });
@@ -66,20 +75,32 @@ function vchan(host: SimHost, domid: number, ...args: readonly string[]): Promis
 
 interface Turn {
   readonly socketpair: Result;
+  readonly libxenvchan: PeerFigures;
   readonly vchan: readonly Result[];
 }
 
-function median(turns: readonly Turn[], figure: (turn: Turn) => number | undefined): number {
-  const values = turns.map((turn) => figure(turn) ?? NaN).sort((a, b) => a - b);
-  return values[values.length >> 1] ?? NaN;
+function medianOf(turns: readonly Turn[], figure: (turn: Turn) => number | undefined): number {
+  return median(turns.map((turn) => figure(turn) ?? NaN));
 }
 
 const ofKind = (turn: Turn, kind: string): Result | undefined =>
   turn.vchan.find((result) => result.kind === kind);
 
+/** How often a turn's xentool is as fast as its libxenvchan, in one kind. */
+function ratioToPeer({ vchan, libxenvchan }: Turn, kind: string): number {
+  const ours = vchan.find((result) => result.kind === kind);
+  const theirs = libxenvchan[kind] ?? NaN;
+  return ours?.microseconds === undefined
+    ? (ours?.bytesPerSecond ?? NaN) / 1e6 / theirs
+    : theirs / ours.microseconds;
+}
+
+/** Megabytes each way. Small rings are slow. */
+const amount = (ringSize: number): number => Number(values.megabytes) / (ringSize === 0 ? 10 : 1);
+
 async function measure(host: SimHost, ringSize: number): Promise<Result[]> {
   const size = String(ringSize);
-  const bytes = String((Number(values.megabytes) * 1e6) / (ringSize === 0 ? 10 : 1));
+  const bytes = String(amount(ringSize) * 1e6);
   const [, text] = await Promise.all([
     vchan(host, 0, "listen", "1", "bench", "--read-size", size, "--write-size", size),
     vchan(host, 1, "connect", "0", "bench", "--json", "--bytes", bytes, "--rounds", values.rounds),
@@ -115,33 +136,58 @@ function cpuPerByte(result: Result | undefined): number {
   return (result?.cpuSeconds ?? NaN) / (result?.bytesEachWay ?? NaN);
 }
 
-const bytes = String(Number(values.megabytes) * 1e6);
-const host = await SimHost.start({ domains: 2 });
-const rings = [];
-let idle: number;
-try {
-  for (const ringSize of RING_SIZES) {
-    const turns: Turn[] = [];
-    for (let turn = 0; turn < Number(values.turns); turn++) {
-      const socketpair = JSON.parse(await output(["perl", "-e", SOCKETPAIR, bytes, values.rounds])) as Result;
-      turns.push({ socketpair, vchan: await measure(host, ringSize) });
-    }
-    const sent = median(turns, (turn) => ofKind(turn, "send")?.bytesPerSecond);
-    const received = median(turns, (turn) => ofKind(turn, "receive")?.bytesPerSecond);
-    const pair = median(turns, (turn) => turn.socketpair.bytesPerSecond);
-    const tripUs = median(turns, (turn) => ofKind(turn, "round-trip")?.microseconds);
-    const pairTripUs = median(turns, (turn) => turn.socketpair.microseconds);
-    rings.push({
-      ringSize,
-      sendRatio: sent / pair,
-      receiveRatio: received / pair,
-      roundTripRatio: pairTripUs / tripUs,
-      cpuSecondsPerGB: 1e9 * median(turns, (turn) => cpuPerByte(ofKind(turn, "send"))),
+async function oneTurn(host: SimHost, peer: string, ringSize: number): Promise<Turn> {
+  const bytes = amount(ringSize) * 1e6;
+  return {
+    socketpair: JSON.parse(
+      await output(["perl", "-e", SOCKETPAIR, String(Number(values.megabytes) * 1e6), values.rounds]),
+    ) as Result,
+    libxenvchan: await peerFigures(host.dir, peer, ringSize, bytes, Number(values.rounds)),
+    vchan: await measure(host, ringSize),
+  };
+}
+
+async function measureRing(host: SimHost, peer: string, ringSize: number) {
+  const turns: Turn[] = [];
+  for (let turn = 0; turn < TURNS; turn++) turns.push(await oneTurn(host, peer, ringSize));
+  const ofPair = ({ socketpair }: Turn): number => socketpair.bytesPerSecond ?? NaN;
+  return {
+    ringSize,
+    sendRatio: medianOf(turns, (turn) => (ofKind(turn, "send")?.bytesPerSecond ?? NaN) / ofPair(turn)),
+    receiveRatio: medianOf(turns, (turn) => (ofKind(turn, "receive")?.bytesPerSecond ?? NaN) / ofPair(turn)),
+    roundTripRatio: medianOf(
       turns,
-    });
-  }
-  idle = await idlePercent(host);
+      (turn) => (turn.socketpair.microseconds ?? NaN) / (ofKind(turn, "round-trip")?.microseconds ?? NaN),
+    ),
+    toLibxenvchan: Object.fromEntries(
+      BENCH_KINDS.map((kind) => [
+        kind,
+        Number(medianOf(turns, (turn) => ratioToPeer(turn, kind)).toFixed(2)),
+      ]),
+    ),
+    cpuSecondsPerGB: 1e9 * medianOf(turns, (turn) => cpuPerByte(ofKind(turn, "send"))),
+    turns,
+  };
+}
+
+const scratch = mkdtempSync(join(tmpdir(), "xentool-bench-"));
+const host = await SimHost.start({ domains: 2, limits: { sharePages: 4096 } });
+try {
+  installLibraries(host.dir);
+  const peer = compilePeer(scratch);
+  const rings = [];
+  for (const ringSize of RING_SIZES) rings.push(await measureRing(host, peer, ringSize));
+  const idle = await idlePercent(host);
+  console.error("\nvchan, xentool ÷ libxenvchan, of round trips the rates");
+  printCells([
+    ["rings", ...BENCH_KINDS],
+    ...rings.map(({ ringSize, toLibxenvchan }) => [
+      ringSize === 0 ? "1 and 2 KiB" : `${ringSize / 1024} KiB`,
+      ...BENCH_KINDS.map((kind) => String(toLibxenvchan[kind])),
+    ]),
+  ]);
+  console.log(JSON.stringify({ bench: "vchan", platform: "sim", rings, idlePercent: idle }));
 } finally {
   await host.stop();
+  rmSync(scratch, { recursive: true });
 }
-process.stdout.write(`${JSON.stringify({ bench: "vchan", platform: "sim", rings, idlePercent: idle })}\n`);

@@ -50,7 +50,14 @@ const JUDGES = {
 const NEEDS = {
   abi: COMPILER,
   build: COMPILER,
-  bench: { ...COMPILER, fio: JUDGES.fio, "libnbd-bin": "nbdcopy", nbdkit: "nbdkit" },
+  bench: {
+    ...COMPILER,
+    fio: JUDGES.fio,
+    "libnbd-bin": "nbdcopy",
+    nbdkit: "nbdkit",
+    "qemu-system-xen": JUDGES["qemu-system-xen"],
+    "libxen-dev": JUDGES["libxen-dev"],
+  },
   deb: COMPILER,
   demo: { ...COMPILER, "libnbd-bin": "nbdcopy", e2fsprogs: "e2fsck" },
   fuzz: COMPILER,

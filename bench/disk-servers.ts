@@ -1,0 +1,67 @@
+// The backends that are measured beside each other, as processes: `blkback serve`, and Debian's QEMU as qdisk with each
+// I/O engine that its build has. All serve the same image to domain 1, each as a disk of its own.
+import { spawnSync } from "node:child_process";
+import { readUntil } from "../test/support/process.ts";
+import { programEnvironment } from "../src/sim/programs.ts";
+import { XENTOOL } from "./measure.ts";
+
+/** Another build can be measured: Debian 12's has only threads. */
+const QEMU = process.env["QEMU"] ?? "/usr/libexec/xen-qemu-system-i386";
+const ENGINES = ["threads", "io_uring", "native"] as const;
+export type QemuEngine = (typeof ENGINES)[number];
+
+export interface DiskServer {
+  readonly name: string;
+  readonly vdev: string;
+  readonly process: Bun.Subprocess;
+}
+
+export interface Ground {
+  /** Directory of the simulated host. */
+  readonly host: string;
+  readonly image: string;
+  readonly direct: boolean;
+  /** Set before the command of each server. */
+  readonly prefix: readonly string[];
+}
+
+function blockdev(image: string, direct: boolean, engine: QemuEngine): string[] {
+  const cache = `cache.direct=${direct ? "on" : "off"}`;
+  const file = `driver=file,filename=${image},node-name=file,aio=${engine},${cache},locking=off`;
+  return ["-blockdev", file, "-blockdev", "driver=raw,file=file,node-name=disk"];
+}
+
+/** The engines with which this QEMU can open the image. Native needs direct I/O. */
+export function qemuEngines(image: string, direct: boolean): QemuEngine[] {
+  return ENGINES.filter((engine) => {
+    const monitor = "-M none -accel qtest -nodefaults -display none -monitor stdio".split(" ");
+    const tried = spawnSync(QEMU, [...monitor, ...blockdev(image, direct, engine)], { input: "quit\n" });
+    if (tried.error !== undefined) throw new Error(`cannot run QEMU: ${tried.error.message}`);
+    return tried.status === 0;
+  });
+}
+
+export async function startXentool(ground: Ground, vdev: string): Promise<DiskServer> {
+  const { host, image, direct, prefix } = ground;
+  const args = ["blkback", "serve", image, "--domid", "1", "--vdev", vdev, "--mode", "w!"];
+  const server = Bun.spawn([...prefix, XENTOOL, ...args, ...(direct ? ["--direct"] : [])], {
+    env: { ...process.env, XENTOOL_SIM: host },
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  await readUntil(server.stderr, "offering");
+  return { name: "xentool", vdev, process: server };
+}
+
+/** It is ready once a frontend has connected. Only then may the next one start, which would serve this disk, too. */
+export function startQemu(ground: Ground, vdev: string, engine: QemuEngine): DiskServer {
+  const { host, image, direct, prefix } = ground;
+  const machine = "-M xenpv -xen-attach -xen-domid 1 -nodefaults -nographic -monitor none".split(" ");
+  const disk = ["-object", "iothread,id=io", "-device", `xen-disk,vdev=${vdev},drive=disk,iothread=io`];
+  const argv = [...prefix, QEMU, ...machine, ...blockdev(image, direct, engine), ...disk];
+  const env = { ...process.env, ...programEnvironment(host, 0) };
+  return {
+    name: `QEMU ${engine}`,
+    vdev,
+    process: Bun.spawn(argv, { env, stdio: ["ignore", "ignore", "inherit"] }),
+  };
+}
