@@ -160,11 +160,31 @@ static void *map_ring(const struct uring *uring, size_t bytes, uint64_t offset) 
   return memory == MAP_FAILED ? NULL : memory;
 }
 
+/* Everything that `prepare`, `arm` and `disarm` submit. */
+static const uint8_t OPCODES[] = {IORING_OP_READ,  IORING_OP_WRITE,     IORING_OP_READV,    IORING_OP_WRITEV,
+                                  IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_POLL_ADD, IORING_OP_POLL_REMOVE};
+
+/*
+ * Seccomp does not see what is asked for through a ring, so the ring itself refuses all other operations, such as
+ * opening files and connecting, and whatever could be registered with it. It was created disabled.
+ */
+static int32_t enable_for_our_opcodes(const struct uring *uring) {
+  struct io_uring_restriction ours[sizeof OPCODES];
+  memset(ours, 0, sizeof ours);
+  for (size_t i = 0; i < sizeof OPCODES; i++) {
+    ours[i].opcode = IORING_RESTRICTION_SQE_OP;
+    ours[i].sqe_op = OPCODES[i];
+  }
+  if (syscall(SYS_io_uring_register, uring->fd, IORING_REGISTER_RESTRICTIONS, ours, sizeof OPCODES)) return -errno;
+  return syscall(SYS_io_uring_register, uring->fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) ? -errno : 0;
+}
+
 int32_t uring_open(struct reactor *reactor) {
   /* The best flags come first: completions run only when we ask for them, in our own thread (Linux 6.1). */
   static const uint32_t flag_sets[] = {
-      IORING_SETUP_SINGLE_ISSUER | (1u << 13) /* IORING_SETUP_DEFER_TASKRUN */ | IORING_SETUP_CLAMP,
-      IORING_SETUP_CLAMP};
+      IORING_SETUP_SINGLE_ISSUER | (1u << 13) /* IORING_SETUP_DEFER_TASKRUN */ | IORING_SETUP_CLAMP |
+          IORING_SETUP_R_DISABLED,
+      IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED};
   struct uring *uring = &reactor->uring;
   struct io_uring_params parameters;
   for (size_t i = 0; i < sizeof flag_sets / sizeof *flag_sets && uring->fd < 0; i++) {
@@ -182,6 +202,8 @@ int32_t uring_open(struct reactor *reactor) {
   uring->cq_memory = map_ring(uring, uring->cq_bytes, IORING_OFF_CQ_RING);
   uring->sqes = map_ring(uring, uring->sqe_bytes, IORING_OFF_SQES);
   if (!uring->sq_memory || !uring->cq_memory || !uring->sqes) return -ENOMEM;
+  int32_t error = enable_for_our_opcodes(uring);
+  if (error) return error;
   uint8_t *sq = uring->sq_memory, *cq = uring->cq_memory;
   uring->sq_tail = (uint32_t *)(sq + parameters.sq_off.tail);
   uring->sq_mask = (uint32_t *)(sq + parameters.sq_off.ring_mask);

@@ -1,13 +1,14 @@
 /* The reactor: both engines do the same to a file, and both wait for the same things. */
 #define _GNU_SOURCE
 #include "check.h"
-#include "xentool.h"
+#include "reactor.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 
 enum { BLOCK = 4096, BLOCKS = 16, WATCHES = 6 };
@@ -179,6 +180,23 @@ static void test_files(void *reactor) {
   close(other);
 }
 
+/* A ring takes the operations of a disk and no others, whoever writes them into it. */
+static void test_ring_refuses(struct reactor *reactor) {
+  struct uring *uring = &reactor->uring;
+  struct io_uring_cqe *cqe = &uring->cqes[*uring->cq_head & *uring->cq_mask];
+  uint32_t tail = *uring->sq_tail, slot = tail & *uring->sq_mask;
+  uring->sqes[slot] = (struct io_uring_sqe){.opcode = IORING_OP_OPENAT, .fd = AT_FDCWD, .user_data = 7};
+  uring->sqes[slot].addr = (uintptr_t)"/dev/null";
+  uring->sq_array[slot] = slot;
+  __atomic_store_n(uring->sq_tail, tail + 1, __ATOMIC_RELEASE);
+  CHECK_EQUAL(syscall(SYS_io_uring_enter, uring->fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0), 1);
+  CHECK_EQUAL(cqe->user_data, 7);
+  CHECK_EQUAL(cqe->res, -EACCES);
+  ++*uring->cq_head;
+  CHECK_EQUAL(syscall(SYS_io_uring_register, uring->fd, IORING_UNREGISTER_FILES, NULL, 0), -1);
+  CHECK_EQUAL(errno, EACCES);
+}
+
 static void test_engine(uint32_t engine) {
   double handle = xt_reactor_open(BLOCKS, WATCHES, engine);
   if (engine == XT_ENGINE_URING && handle < 0) {
@@ -196,6 +214,7 @@ static void test_engine(uint32_t engine) {
   test_unwatched_is_closed(reactor);
   test_many_watches(reactor);
   test_files(reactor);
+  if (engine == XT_ENGINE_URING) test_ring_refuses(reactor);
   CHECK_EQUAL(xt_reactor_close(reactor), 0);
 }
 
