@@ -4,6 +4,7 @@
 import { dlopen, toArrayBuffer, type FFIFunction, type Pointer } from "bun:ffi";
 import { closeSync, readFileSync, writeSync } from "node:fs";
 import { getSystemErrorMap } from "node:util";
+import { isMainThread } from "node:worker_threads";
 import library from "../../build/shim/libxentool.so" with { type: "file" };
 import { XentoolError } from "../core/errors.ts";
 import { symbols, XT_ABI_VERSION } from "./abi.ts";
@@ -22,9 +23,16 @@ const ALL_SEALS = 0xf;
 
 type Shim = ReturnType<typeof dlopen<typeof symbols>>["symbols"];
 
-/** Throws `environment`: the library's bytes are embedded at build time, so a failure is due to the host. */
+/** The library's own name, by which the dynamic linker knows it once it is loaded. */
+const SONAME = "libxentool.so";
+
+/**
+ * The main thread loads the library, and workers find it loaded: in a jail nothing can be loaded any more. Throws
+ * `environment`: the library's bytes are embedded at build time, so a failure is due to the host.
+ */
 function loadLibrary(): Shim {
   try {
+    if (!isMainThread) return dlopen(SONAME, symbols).symbols;
     const { memfd_create, fcntl } = dlopen("libc.so.6", libc).symbols;
     const name = new Uint8Array(Buffer.from("libxentool.so\0"));
     const fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
