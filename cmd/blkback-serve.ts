@@ -1,5 +1,4 @@
 // `xentool blkback serve`, and what it has in common with `watch` (blkback-watch.ts).
-import { endsWithin, onAbort } from "../src/core/deadline.ts";
 import type { DeviceOptions } from "../src/blkback/device.ts";
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
@@ -10,9 +9,6 @@ import { PROGRAM_FORMATS, type ProgramFormat } from "../src/block/program/comman
 import { choice, flag, number, text, texts } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import { DETACH_TIMEOUT_MS, DEVICE_OPTIONS, DEVICE_TYPE, withDevice, type Session } from "./lib/session.ts";
-
-/** How long the command of --run may take to exit after SIGTERM before it gets SIGKILL. */
-const COMMAND_EXIT_MS = 2000;
 
 /** How fast a disk may be. */
 export const RATE_OPTIONS = {
@@ -120,6 +116,10 @@ const SERVE_OPTIONS = {
     initial: "w",
   }),
   run: text("Run this shell command once a guest may connect, then detach"),
+  jail: choice(
+    ["on", "strict", "off"],
+    "Give up what serving needs not; strict: all of it or fail; on Xen: off",
+  ),
 };
 type ServeArguments = ArgumentsOf<typeof SERVE_OPTIONS>;
 
@@ -174,6 +174,10 @@ async function runServe(
   const { Service } = await import("./lib/service.ts");
   const { disksAnswer } = await import("../src/blkback/alive.ts");
   using service = new Service(context.stop);
+  const { PreparedCommand } = await import("./lib/prepared-command.ts");
+  using prepared = argv.run === undefined ? undefined : new PreparedCommand(argv.run);
+  const mode = argv.jail ?? (platform.name === "sim" ? "on" : "off");
+  const jailWish = { strict: mode === "strict", notifies: service.heardAt, child: prepared?.pid };
   try {
     const end = await serveImage(
       platform,
@@ -192,6 +196,7 @@ async function runServe(
         direct: argv.direct,
         connections: argv.connections,
         ...imageOptionsOf(argv),
+        jailWish: mode === "off" ? undefined : jailWish,
         detachTimeoutMs: patienceMs,
         offer: { ...serving.offer, deviceType: argv.deviceType },
       },
@@ -204,9 +209,8 @@ async function runServe(
           () => disk.status,
           () => disksAnswer(argv.engine),
         );
-        if (argv.run === undefined) return;
         const stop = AbortSignal.any([context.stop, failed.signal]);
-        command = startCommand(argv.run, stop, context.force).finally(() => finished.abort());
+        command = prepared?.run(stop, context.force).finally(() => finished.abort());
       },
     );
     if (end === "left")
@@ -234,7 +238,7 @@ function imageOptionsOf({ format, via, keyFile }: ServeArguments): Pick<ServeOpt
 }
 
 /** Throws `usage` for options that contradict each other. */
-async function checkImageOptions({ format, via, keyFile, image }: ServeArguments): Promise<void> {
+async function checkImageOptions({ format, via, keyFile, image, jail }: ServeArguments): Promise<void> {
   const { XentoolError } = await import("../src/core/errors.ts");
   const { isNbdUri } = await import("../src/block/image/nbd.ts");
   if (via !== undefined && format !== undefined)
@@ -242,6 +246,8 @@ async function checkImageOptions({ format, via, keyFile, image }: ServeArguments
       "usage",
       "--format says how xentool opens the image, and --via opens it otherwise",
     );
+  if (jail === "strict" && (via !== undefined || isProgramFormat(format)))
+    throw new XentoolError("usage", "an image that another program opens is served without --jail strict");
   if (keyFile !== undefined && format !== "luks")
     throw new XentoolError("usage", "--key-file is for --format luks");
   if (via === undefined && format !== undefined && isNbdUri(image))
@@ -250,18 +256,4 @@ async function checkImageOptions({ format, via, keyFile, image }: ServeArguments
 
 function isProgramFormat(format: string | undefined): format is ProgramFormat {
   return PROGRAM_FORMATS.some((it) => it === format);
-}
-
-/**
- * Runs a shell command in our environment as it is now and returns its exit status. It gets SIGTERM at `stop`, and
- * SIGKILL 2 s later or at `force`.
- */
-async function startCommand(line: string, stop: AbortSignal, force: AbortSignal): Promise<number> {
-  const child = Bun.spawn(["sh", "-c", line], { env: process.env, stdio: ["inherit", "inherit", "inherit"] });
-  using _stop = onAbort(stop, async () => {
-    child.kill("SIGTERM");
-    if (!(await endsWithin(COMMAND_EXIT_MS, child.exited))) child.kill("SIGKILL");
-  });
-  using _force = onAbort(force, () => child.kill("SIGKILL"));
-  return await child.exited;
 }

@@ -5,9 +5,9 @@
  *
  * Conventions: a function returns 0 or a count, and -errno on failure. A function that makes an address or an opaque
  * handle returns it as a double (exact below 2^53); negative values are -errno. No function keeps a caller's pointer
- * after it returns unless it says so. No state lives outside handles, except the clock's one calibration and the list
- * of attachments that a fork ends: the library may be loaded several times in one process. Any thread may call; a
- * handle belongs to one thread at a time unless stated otherwise.
+ * after it returns unless it says so. No state lives outside handles, except the clock's one calibration, the list of
+ * attachments that a fork ends, and the jail, which is the process's: the library may be loaded several times in one
+ * process. Any thread may call; a handle belongs to one thread at a time unless stated otherwise.
  */
 #ifndef XENTOOL_H
 #define XENTOOL_H
@@ -17,7 +17,7 @@
 #define XT_API __attribute__((visibility("default")))
 
 /* Raised whenever anything below changes, so that a shim built from another header is detected. */
-#define XT_ABI_VERSION 7
+#define XT_ABI_VERSION 8
 
 XT_API uint32_t xt_abi_version(void);
 
@@ -232,5 +232,28 @@ XT_API int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_si
 
 /* Sends one message to the unix datagram socket whose `sun_path` is `address`. Returns its size, or -EAGAIN if full. */
 XT_API int32_t xt_datagram_send(const void *address, uint32_t address_size, const void *data, uint32_t data_size);
+
+/* ---- jail/: what a process that serves a guest gives up ---- */
+
+/* The parts of a jail: capabilities and new privileges; the network; files; system calls. */
+enum { XT_JAIL_PRIVILEGES = 1, XT_JAIL_NETWORK = 2, XT_JAIL_FILES = 4, XT_JAIL_CALLS = 8 };
+/* Whom a table of calls is for, and what for: see jail/calls.h. */
+enum { XT_JAIL_CONTROL = 1, XT_JAIL_PLANE = 2 };
+enum { XT_JAIL_SIM = 1, XT_JAIL_XEN = 2, XT_JAIL_NBD = 4, XT_JAIL_SERVICE = 8, XT_JAIL_CHILD = 16 };
+/*
+ * What may be done beneath a path: read and list; write and use devices; create; remove. Paths are passed as strings
+ * that begin with a byte of these; an empty one is the end.
+ */
+enum { XT_JAIL_READ = 1, XT_JAIL_WRITE = 2, XT_JAIL_MAKE = 4, XT_JAIL_REMOVE = 8 };
+/* The parts that this kernel has and this process can have. */
+XT_API uint32_t xt_jail_support(void);
+/*
+ * Puts every thread of this process, and all that they will start, into a jail of these parts for good. What is open
+ * stays open, except what an exec would pass on. `child` is the one process that may be sent signals, or 0. Returns the
+ * parts that every thread is in.
+ */
+XT_API uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, const char *paths);
+/* Puts the calling thread, in such a process, into the narrower jail of a plane. It has opened everything by then. */
+XT_API int32_t xt_jail_enter_plane(uint32_t parts, uint32_t needs, const char *paths);
 
 #endif

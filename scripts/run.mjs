@@ -41,6 +41,7 @@ const JUDGES = {
   e2fsprogs: "e2fsck",
   "xenstore-utils": "xenstore-ls",
   "groff-base": "groff",
+  strace: "strace",
   zsh: "zsh",
   fish: "fish",
   systemd: "systemd-analyze",

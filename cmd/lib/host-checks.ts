@@ -58,6 +58,7 @@ export async function examineHost(host: Host): Promise<Check[]> {
     optional("host", "kernel", { ok: true, found: `Linux ${release()}` }),
     { ...optional("host", SHIM, await checkShim()), required: true },
     optional("host", "io_uring", await checkIoUring()),
+    optional("host", "jail", await checkJail()),
     { ...optional("host", "memlock", checkMemlock(host)), tuning: true },
     optional("host", STORAGE_DAEMON, checkStorageDaemon(host)),
     { ...optional("xen", "hypervisor", xen), required: true },
@@ -115,6 +116,17 @@ function checkIoUring(): Promise<Finding> {
     const advice =
       "images are served by pread and pwrite, slower; `sysctl kernel.io_uring_disabled=0`, or allow it";
     return { ok: false, found: "not allowed", advice: `${advice} in the sandbox's seccomp profile` };
+  });
+}
+
+function checkJail(): Promise<Finding> {
+  return attempt(`see ${SHIM}`, async () => {
+    const { missingForJail } = await import("../../src/native/jail.ts");
+    const missing = missingForJail();
+    if (missing.length === 0) return { ok: true, found: "complete" };
+    const advice =
+      "a server keeps what it need not have; a newer kernel, or another sandbox profile, has all of it";
+    return { ok: false, found: `without ${missing.join(", ")}`, advice };
   });
 }
 

@@ -35,6 +35,11 @@ export class Service implements Disposable {
     );
   }
 
+  /** Where a service manager gets our messages: at a socket that is a file, or has a name in our network only. */
+  get heardAt(): "file" | "name" | undefined {
+    return this.#manager && (this.#manager.isAbstract ? "name" : "file");
+  }
+
   /** From now on we do what we were started for; `status` is one line about it. */
   ready(status: () => string, answers: ServiceAnswers): void {
     this.#status = status;

@@ -1,6 +1,7 @@
 // The orders from the control side of a disk to its plane. Everything in them is structured-cloneable.
 import type { Image } from "../block/image.ts";
 import type { Domid } from "../core/types.ts";
+import type { PlaneJail } from "../native/jail.ts";
 import type { EngineKind } from "../native/reactor.ts";
 import type { FailureMessage } from "../plane/protocol.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
@@ -44,6 +45,8 @@ export interface BlkbackOrder {
     /** `persistent` only for a guest that agreed to it. */
     readonly grantMode: GrantMode;
     readonly statsPath: string;
+    /** Entered before the guest's first byte is looked at. */
+    readonly jail: PlaneJail | undefined;
   };
   readonly report: BlkbackReport;
   /** The result of a plane that has stopped and released everything. */

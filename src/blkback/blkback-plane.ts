@@ -5,6 +5,7 @@ import type { WriteLog } from "../block/targets/nbd/write-log.ts";
 import { openTarget, type OpenedTarget } from "../block/targets/open.ts";
 import { configureLogging, moduleLogger } from "../core/log.ts";
 import { PAGE_SIZE } from "../core/types.ts";
+import { enterPlaneJail } from "../native/jail.ts";
 import type { Mapping } from "../native/memory.ts";
 import { errnoText } from "../native/shim.ts";
 import { Reactor } from "../native/reactor.ts";
@@ -88,6 +89,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     },
   });
   closing.push(queue);
+  if (order.jail !== undefined) enterPlaneJail(order.jail);
   moduleLogger("blkback").info(
     `${rings.length} queue(s) of ${rings[0].ring.sizeBytes / PAGE_SIZE} ring page(s), ${abi.protocol}`,
   );

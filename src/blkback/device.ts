@@ -7,6 +7,7 @@ import type { Image } from "../block/image.ts";
 import { describeError, kindOf, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
+import type { PlaneJail } from "../native/jail.ts";
 import type { EngineKind } from "../native/reactor.ts";
 import type { Platform } from "../platform/platform.ts";
 import { XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
@@ -48,6 +49,8 @@ export interface DeviceOptions {
   /** Directory of the statistics files. */
   readonly statsDir: string;
   readonly verbosity: number;
+  /** For the planes of a jailed process. */
+  readonly jail?: PlaneJail | undefined;
 }
 
 export class BlkbackDevice {
@@ -286,18 +289,16 @@ export class BlkbackDevice {
       // If the device was abandoned in the meantime, there was no worker to stop, and the image is already closed.
       if (this.#over || !isThere) return;
       this.#stats.connecting(Math.max(...sets.map(({ length }) => length)));
-      const { grantMode, engine, filters, verbosity, holdMs = Infinity } = this.#options;
+      const { grantMode, engine, filters, verbosity, holdMs = Infinity, jail } = this.#options;
+      const passedOn = { verbosity, engine, filters, holdMs, jail };
       const order = {
+        ...passedOn,
         name: this.#name,
-        verbosity,
         platform: this.#platform.descriptor,
         frontend: this.address.frontend,
         sets,
         abi: abi.name,
         image: this.#image,
-        holdMs,
-        engine,
-        filters,
         limits: this.#limits,
         grantMode: grantMode === "persistent" && !keepsGrants ? "copy" : grantMode,
         statsPath: this.#stats.path,

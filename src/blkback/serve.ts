@@ -20,6 +20,7 @@ import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
 import { isRingInUse } from "./end-states.ts";
 import { checkOffer, diskLimits, offeredKeys } from "./features.ts";
+import { enterServerJail, type JailWish } from "./jail.ts";
 import { keysOfRates, type AskedRates } from "./rate-keys.ts";
 import { programSocket } from "./program-socket.ts";
 import { openNbdSource, SecureLine } from "./secure-line.ts";
@@ -43,6 +44,8 @@ export interface ServeOptions extends DeviceOptions {
   readonly connections?: number;
   /** Written into the device's keys: they count for whoever serves it next, too. */
   readonly askedRates?: AskedRates;
+  /** Enter a jail before the guest can say anything. Not with an `opener`. */
+  readonly jailWish?: JailWish | undefined;
   /** How long a guest may take to let go after `stop` has fired. */
   readonly detachTimeoutMs: number;
 }
@@ -76,7 +79,11 @@ export async function serveImage(
     removes = origin === "made";
     await announceImage(xenstore, address, image);
     await writeKeys(xenstore, address, keysOfRates(options.askedRates ?? {}));
-    const device = await BlkbackDevice.start(platform, xenstore, address, image, options, spawnWorker);
+    const served = { platform: platform.descriptor, image, statsDir: options.statsDir };
+    // A program that opens the image for us is started again when it dies, which nobody in a jail can do.
+    const wish = options.opener === undefined ? options.jailWish : undefined;
+    const how = { ...options, jail: wish && enterServerJail(wish, served) };
+    const device = await BlkbackDevice.start(platform, xenstore, address, image, how, spawnWorker);
     // From now on a guest may use the device, whatever becomes of us, until it has let go.
     removes = false;
     opened.reportTo?.((why) => void device.noteTrouble(why));
@@ -87,10 +94,10 @@ export async function serveImage(
       await device.abandon();
       return "left";
     }
-    const how = await device.ended;
+    const ended = await device.ended;
     // If the device was removed, another one may already exist under the same name.
-    removes = origin !== "toolstack" && how !== "removed";
-    return expectKept(device, how);
+    removes = origin !== "toolstack" && ended !== "removed";
+    return expectKept(device, ended);
   } finally {
     if (removes && xenstore.failure === undefined)
       await destroyDevice(xenstore, address).catch((error: unknown) => logger.error(describeError(error)));

@@ -31,6 +31,11 @@ export class ServiceManager {
     return new ServiceManager(socket, isWatched && watchdogMs > 0 ? watchdogMs : undefined);
   }
 
+  /** Its socket has a name in our network instead of a file. */
+  get isAbstract(): boolean {
+    return this.#address[0] === 0;
+  }
+
   /** Sends lines such as READY=1; returns why they could not be sent. */
   notify(lines: readonly string[]): string | undefined {
     const text = new TextEncoder().encode(lines.join("\n"));

@@ -1,5 +1,5 @@
 // Measures what a file or block device can do: its size, its sectors, whether it can discard.
-import { readFileSync, statfsSync, type Stats } from "node:fs";
+import { fstatSync, readFileSync, statfsSync, type Stats } from "node:fs";
 import { XentoolError } from "../../core/errors.ts";
 import { allocateMemory } from "../../native/memory.ts";
 import { IO_DISCARD, IO_READ, performIo } from "../../native/reactor.ts";
@@ -7,6 +7,12 @@ import type { TargetInfo } from "../target.ts";
 import { deviceNumber, THIS_HOST, type HostFiles } from "./host-uses.ts";
 
 type Limits = Omit<TargetInfo, "sizeBytes" | "readOnly">;
+
+/** Where the kernel says how large the block device is that is open as `fd`; undefined for a file. */
+export function deviceDirectory(fd: number): string | undefined {
+  const stat = fstatSync(fd);
+  return stat.isBlockDevice() ? `${THIS_HOST.sys}/dev/block/${deviceNumber(stat.rdev)}` : undefined;
+}
 
 export function sizeOf(stat: Stats): number {
   return stat.isBlockDevice() ? readDeviceNumber(stat, "size", 0) * 512 : stat.size;

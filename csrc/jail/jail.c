@@ -1,0 +1,67 @@
+/* Enters a jail: every thread of the process at first, and later each plane a narrower one of its own. */
+#define _GNU_SOURCE
+#include "jail.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+
+uint32_t xt_jail_support(void) {
+  uint32_t parts = XT_JAIL_PRIVILEGES;
+  if (jail_has_capabilities()) parts |= XT_JAIL_NETWORK;
+  if (jail_landlock_version() > 0) parts |= XT_JAIL_FILES;
+  if (jail_seccomp_is_there()) parts |= XT_JAIL_CALLS;
+  return parts;
+}
+
+/* What each thread does for itself. -1: not this. */
+struct steps {
+  int network, ruleset;
+};
+
+static int take_steps(void *argument) {
+  const struct steps *steps = argument;
+  int error = jail_no_new_privileges();
+  if (!error && steps->network >= 0) error = jail_join_network(steps->network);
+  if (!error && steps->ruleset >= 0) error = jail_landlock_restrict(steps->ruleset);
+  return error ? error : jail_drop_capabilities();
+}
+
+/* The descriptor of a network that this thread is alone in; -1 if that cannot be had. */
+static int new_network(void) {
+  char name[64];
+  if (jail_leave_network()) return -1;
+  snprintf(name, sizeof name, "/proc/self/task/%ld/ns/net", syscall(SYS_gettid));
+  return open(name, O_RDONLY | O_CLOEXEC);
+}
+
+uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, const char *paths) {
+  struct steps steps = {-1, -1};
+  uint32_t done = 0;
+  jail_close_inherited();
+  if (parts & XT_JAIL_FILES) steps.ruleset = jail_landlock_rules(paths);
+  if (parts & XT_JAIL_NETWORK) steps.network = new_network();
+  /* Where one thread is left out, as those of an emulator are, nobody can rely on what the others gave up. */
+  if (jail_on_every_thread(take_steps, &steps) == 0) {
+    done |= XT_JAIL_PRIVILEGES;
+    if (steps.ruleset >= 0) done |= XT_JAIL_FILES;
+    if (steps.network >= 0) done |= XT_JAIL_NETWORK;
+  }
+  if (steps.ruleset >= 0) close(steps.ruleset);
+  if (steps.network >= 0) close(steps.network);
+  const struct filter_options filter = {CONTROL, needs, child, 1};
+  if ((parts & XT_JAIL_CALLS) && jail_seccomp_filter(&filter) == 0) done |= XT_JAIL_CALLS;
+  return done;
+}
+
+int32_t xt_jail_enter_plane(uint32_t parts, uint32_t needs, const char *paths) {
+  const struct filter_options filter = {PLANE, needs, 0, 0};
+  int ruleset = parts & XT_JAIL_FILES ? jail_landlock_rules(paths) : 0, error = 0;
+  if (ruleset < 0) return ruleset;
+  if (parts & XT_JAIL_FILES) {
+    error = jail_landlock_restrict(ruleset);
+    close(ruleset);
+  }
+  return error || !(parts & XT_JAIL_CALLS) ? error : jail_seccomp_filter(&filter);
+}

@@ -1,0 +1,41 @@
+/* What root can do and others cannot: capabilities, namespaces. */
+#define _GNU_SOURCE
+#include "jail.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+int jail_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? -errno : 0; }
+
+int jail_drop_capabilities(void) {
+  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+  struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
+  return syscall(SYS_capset, &header, none) ? -errno : 0;
+}
+
+int jail_has_capabilities(void) {
+  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+  struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
+  if (syscall(SYS_capget, &header, data)) return 1;
+  return (data[0].permitted | data[1].permitted) != 0;
+}
+
+int jail_leave_network(void) { return unshare(CLONE_NEWNET) ? -errno : 0; }
+
+int jail_join_network(int fd) { return setns(fd, CLONE_NEWNET) ? -errno : 0; }
+
+void jail_close_inherited(void) {
+  DIR *open = opendir("/proc/self/fd");
+  if (!open) return;
+  for (const struct dirent *entry; (entry = readdir(open));) {
+    int fd = atoi(entry->d_name);
+    if (fd > STDERR_FILENO && fcntl(fd, F_GETFD) == 0) close(fd);
+  }
+  closedir(open);
+}
