@@ -11,6 +11,8 @@ export interface DeviceAddress {
   /** The domain that uses the device. */
   readonly frontend: Domid;
   readonly devid: number;
+  /** The frontend's directory name; another than vbd is for frontends that no kernel's driver is to take. */
+  readonly frontendClass?: string;
 }
 
 /** A kind that the kernel's own backend does not claim. */
@@ -26,7 +28,7 @@ export function errorDir(address: DeviceAddress): string {
 }
 
 export function frontendDir(address: DeviceAddress): string {
-  return frontendPath(address.frontend, "vbd", address.devid);
+  return frontendPath(address.frontend, address.frontendClass ?? "vbd", address.devid);
 }
 
 /** For people, e.g. "xvdb of domain 1". */

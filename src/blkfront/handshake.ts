@@ -88,16 +88,16 @@ export class FrontHandshake {
   }
 
   /**
-   * Finds the device `devid` of the platform's own domain, waiting until the toolstack has created it. Each wait is
+   * Finds a device of the platform's own domain, waiting until the toolstack has created it. Each wait is
    * limited by `wait`. Dispose of the result to let others have the disk.
    */
   static async find(
     xenstore: Xenstore,
     { domid, descriptor }: Pick<Platform, "domid" | "descriptor">,
-    devid: number,
+    { devid, frontendClass = "vbd" }: { readonly devid: number; readonly frontendClass?: string },
     wait: WaitOptions = {},
   ): Promise<FrontHandshake> {
-    const front = frontendPath(domid, "vbd", devid);
+    const front = frontendPath(domid, frontendClass, devid);
     const name = `${vdevName(devid)} of domain ${domid}`;
     const bounded = { timeoutMs: BACKEND_TIMEOUT_MS, ...wait };
     // The last key that a toolstack writes if it does not write all at once: QEMU does not.

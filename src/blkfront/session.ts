@@ -19,6 +19,8 @@ const logger = moduleLogger("blkfront");
 
 export interface SessionOptions extends RingOptions {
   readonly devid: number;
+  /** As in the backend's DeviceAddress. */
+  readonly frontendClass?: string;
   readonly verbosity: number;
   /** Takes the disk away from whoever in this domain uses it. */
   readonly take?: boolean;
@@ -48,7 +50,7 @@ export async function runSession(
   onConnected: (disk: Disk) => void,
 ): Promise<SessionEnd> {
   const wait: WaitOptions = { ...options.wait, signal: stop };
-  using handshake = await FrontHandshake.find(xenstore, platform, options.devid, wait);
+  using handshake = await FrontHandshake.find(xenstore, platform, options, wait);
   const limits = await handshake.prepare(options.take);
   const { abi, ...rings } = chooseRings(options, limits);
   const wanted = options.queues ?? rings.queues;

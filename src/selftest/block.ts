@@ -3,13 +3,11 @@
 // what was flushed.
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { frontendDir, type DeviceAddress } from "../blkback/address.ts";
 import { DEFAULT_OFFER } from "../blkback/features.ts";
 import { serveImage, type ServeOptions } from "../blkback/serve.ts";
 import { runSession } from "../blkfront/session.ts";
 import { fillBlock } from "../blkfront/verify.ts";
 import { XentoolError } from "../core/errors.ts";
-import { parseVdev, vdevName } from "../protocol/blkif.ts";
 import { expect, type Ground, type OnPassed } from "./check.ts";
 import { ForgetfulStore } from "./forgetful-store.ts";
 
@@ -17,7 +15,9 @@ const BLOCK_BYTES = 16 << 10;
 const BLOCKS = 1024;
 const DISK_BYTES = BLOCK_BYTES * BLOCKS;
 const QUEUES = 2;
-const LETTERS = "zyxwvutsrqponm";
+/** Not vbd: a kernel would take the disk as its own. */
+const FRONTEND_CLASS = "xentool-selftest";
+const DEVID = 51712;
 
 export async function checkBlock(ground: Ground, passed: OnPassed): Promise<void> {
   const path = join(ground.directory, "disk.img");
@@ -51,7 +51,14 @@ async function useDisk(
   { grantMode }: Pick<ServeOptions, "grantMode">,
 ): Promise<void> {
   const { platform, xenstore, spawnWorker, stop } = ground;
-  const address = await freeDevice(ground);
+  const { domid } = platform;
+  const address = {
+    backend: domid,
+    frontend: domid,
+    frontendClass: FRONTEND_CLASS,
+    kind: "qdisk",
+    devid: DEVID,
+  };
   const finished = new AbortController();
   const offered = Promise.withResolvers<void>();
   const served = serveImage(
@@ -79,7 +86,7 @@ async function useDisk(
   try {
     await Promise.race([offered.promise, served]);
     const job = { type: "verify", options: { blockBytes: BLOCK_BYTES, depth: 32 } } as const;
-    const options = { devid: address.devid, verbosity: 0, take: true, queues: QUEUES };
+    const options = { devid: address.devid, verbosity: 0, frontendClass: FRONTEND_CLASS, queues: QUEUES };
     const { reason } = await runSession(platform, xenstore, options, job, spawnWorker, stop, () => {});
     if (reason !== "finished") throw new XentoolError("timeout", "the disk did not answer in time");
   } finally {
@@ -87,17 +94,6 @@ async function useDisk(
     await served.catch(() => {});
   }
   await served;
-}
-
-/** A disk name that nobody uses. */
-async function freeDevice({ platform, xenstore }: Ground): Promise<DeviceAddress> {
-  for (const letter of LETTERS) {
-    const devid = parseVdev(`xvd${letter}`);
-    if (devid === undefined) continue;
-    const address = { backend: platform.domid, frontend: platform.domid, kind: "qdisk", devid };
-    if (!(await xenstore.exists(frontendDir(address)))) return address;
-  }
-  throw new XentoolError("environment", `all disks of this domain from ${vdevName(51712)} on are in use`);
 }
 
 /** The first of `blocks` blocks that does not hold what the frontend writes there. */

@@ -45,7 +45,7 @@ async function treeOf(xenstore: Xenstore, path: string): Promise<string[]> {
     (await xenstore.directory(path)).map((name) => treeOf(xenstore, `${path}/${name}`)),
   );
   return [path, ...below.flat()].filter(
-    (it) => !/\/(backend|device|data\/vchan)(\/[a-z0]+(\/0)?)?$/.test(it),
+    (it) => !/\/(backend|device|data\/vchan)(\/[a-z0-]+(\/0)?)?$/.test(it),
   );
 }
 

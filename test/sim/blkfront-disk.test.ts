@@ -201,7 +201,7 @@ describe("the device's life", () => {
     const seen = await Xenstore.connect(guest);
     const front = "/local/domain/1/device/vbd/51744";
     const back = "/local/domain/0/backend/qdisk/1/51744";
-    const finding = FrontHandshake.find(seen, guest, 51744);
+    const finding = FrontHandshake.find(seen, guest, { devid: 51744 });
     let found = false;
     const done = finding.then(() => (found = true));
     for (const [key, value] of Object.entries({ backend: back, "backend-id": "0", state: "1" })) {

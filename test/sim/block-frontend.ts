@@ -88,7 +88,7 @@ export class BlockFrontend {
     if (devid === undefined) throw new XentoolError("usage", `${vdev} is not a disk name such as xvdb`);
     await using cleanup = new AsyncDisposableStack();
     const xenstore = cleanup.use(await Xenstore.connect(platform));
-    const handshake = cleanup.use(await FrontHandshake.find(xenstore, platform, devid, options.wait));
+    const handshake = cleanup.use(await FrontHandshake.find(xenstore, platform, { devid }, options.wait));
     const limits = await handshake.prepare();
     const { backend } = limits;
     const { abi, maxIndirectSegments, ...sizes } = chooseRings(options, limits);
