@@ -1,6 +1,6 @@
 // `xentool selftest block`: this domain serves itself a disk, fills it, flushes it and reads it back, through grants
-// and event channels. Once the disk is a file, with each way for data to cross; once it is a store that keeps only
-// what was flushed.
+// and event channels. Once the disk is a store that keeps only what was flushed, and then a file, with each way
+// for data to cross.
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_OFFER } from "../blkback/features.ts";
@@ -20,6 +20,14 @@ const FRONTEND_CLASS = "xentool-selftest";
 const DEVID = 51712;
 
 export async function checkBlock(ground: Ground, passed: OnPassed): Promise<void> {
+  const socket = join(ground.directory, "store");
+  using store = new ForgetfulStore(socket, DISK_BYTES, BLOCK_BYTES);
+  await useDisk(ground, `nbd+unix:///?socket=${encodeURIComponent(socket)}`, { grantMode: "copy" });
+  const { safeAtMark } = store;
+  expect(safeAtMark !== undefined, "what was written never reached the disk");
+  const lost = firstWrongBlock(safeAtMark, BLOCKS - 1);
+  expect(lost === undefined, `a flush was answered, but block ${lost}, written before it, was not safe`);
+  passed("a flush is answered once everything written before it is safe");
   const path = join(ground.directory, "disk.img");
   for (const grantMode of ["copy", "map", "persistent"] as const) {
     writeFileSync(path, "");
@@ -34,14 +42,6 @@ export async function checkBlock(ground: Ground, passed: OnPassed): Promise<void
       `a file, --grants ${grantMode}: ${DISK_BYTES >> 20} MiB written, flushed, read back and found there`,
     );
   }
-  const socket = join(ground.directory, "store");
-  using store = new ForgetfulStore(socket, DISK_BYTES, BLOCK_BYTES);
-  await useDisk(ground, `nbd+unix:///?socket=${encodeURIComponent(socket)}`, { grantMode: "copy" });
-  const { safeAtMark } = store;
-  expect(safeAtMark !== undefined, "what was written never reached the disk");
-  const lost = firstWrongBlock(safeAtMark, BLOCKS - 1);
-  expect(lost === undefined, `a flush was answered, but block ${lost}, written before it, was not safe`);
-  passed("a flush is answered once everything written before it is safe");
 }
 
 /** Serves `path` to ourselves and has the frontend verify it. */

@@ -50,7 +50,12 @@ async function treeOf(xenstore: Xenstore, path: string): Promise<string[]> {
 }
 
 /** Runs a check from a copy of the sources in which `text` of `file` is replaced. */
-async function runWithFault(check: string, file: string, text: string, fault: string): Promise<Finished> {
+async function runWithFault(
+  [check, limit]: readonly [check: string, limit: string],
+  file: string,
+  text: string,
+  fault: string,
+): Promise<Finished> {
   const copy = join(directory, `fault-${check}-${file.replaceAll("/", "-")}`);
   for (const part of ["cmd", "src", "package.json"])
     cpSync(join(root, part), join(copy, part), { recursive: true });
@@ -59,14 +64,14 @@ async function runWithFault(check: string, file: string, text: string, fault: st
   const source = readFileSync(path, "utf8");
   expect(source).toContain(text);
   writeFileSync(path, source.replace(text, fault));
-  const selftest = [process.execPath, join(copy, "cmd/xentool.ts"), "selftest", check, "--timeout", "8"];
+  const selftest = [process.execPath, join(copy, "cmd/xentool.ts"), "selftest", check, "--timeout", limit];
   return run([executable, "sim", "run", "--", ...selftest]);
 }
 
 test.each([
   [
     "a flush that lies",
-    "block",
+    ["block", "100"],
     "src/block/targets/nbd/target.ts",
     "return NBD_CMD_FLUSH;",
     "return NBD_CMD_WRITE;",
@@ -74,7 +79,7 @@ test.each([
   ],
   [
     "a copy to the wrong grant",
-    "block",
+    ["block", "100"],
     "src/native/grant-copy.ts",
     "u32[words + DEST_REF] = ref;",
     "u32[words + DEST_REF] = ref ^ 1;",
@@ -82,13 +87,13 @@ test.each([
   ],
   [
     "dropped events",
-    "vchan",
+    ["vchan", "8"],
     "src/platform/adapter.ts",
     "return shim.xt_evtchn_notify(this.handle, port);",
     "return performance.now() % 8 < 1 ? 0 : shim.xt_evtchn_notify(this.handle, port);",
     /FAILED {2}not done after 8 s/,
   ],
-])("%s is noticed", async (_name, check, file, text, fault, said) => {
+] as const)("%s is noticed", async (_name, check, file, text, fault, said) => {
   const { status, stdout, stderr } = await runWithFault(check, file, text, fault);
   expect({ stdout, stderr }).toMatchObject({ stdout: expect.stringMatching(said) as string });
   expect(status).toBe(1);
