@@ -3,13 +3,15 @@
 
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { buildAll } from "./build-all.ts";
+import { NATIVE, prepareTarget, type Target } from "./build-target.ts";
 import { boot, type BootSettings } from "../test/xen/runner/boot.ts";
 import { ensureLab } from "../test/xen/runner/lab.ts";
 import { writeReport } from "../test/xen/runner/report.ts";
 import {
+  ARCHITECTURE,
   chooseRuns,
   DAEMONS,
   loadRuns,
@@ -23,7 +25,7 @@ import type { BootTiming } from "../test/xen/runner/timing.ts";
 
 const USAGE = `npm run test:xen [-- [OPTIONS] [NAME…]]
   NAME        a scenario, with @xenstored or @oxenstored or without, or a file; none: all but those that are run by name
-  --on NAME   the Debian release whose Xen it is: bookworm (4.17, the default) or trixie (4.20)
+  --on NAME   the lab: bookworm (Xen 4.17, the default), trixie (4.20) or arm64 (4.20 on Arm)
   --list      what there is
   --verbose   shows the host's console and the scenarios' logs as they come
   --keep      keeps each boot's disk images and console, in build/xen/boots
@@ -66,13 +68,16 @@ async function main(): Promise<number> {
     return 0;
   }
   const lab = ensureLab(sources, release);
-  buildAll();
-  const programs = buildPrograms();
+  const target = prepareTarget(ARCHITECTURE[release]);
+  buildAll(target);
+  const programs = buildPrograms(target, lab.directory);
   const reports = reportsOf(release);
   rmSync(reports, { recursive: true, force: true });
   const { results, boots } = await runAll(runs, (number) => ({
+    release,
     lab: lab.directory,
     root,
+    built: (file) => builtFor(target, file),
     sources,
     programs,
     work: join(reports, "boots", String(number)),
@@ -128,11 +133,19 @@ function notRun(run: Run, message: string): Result {
   return { run, verdict: "not run", seconds: 0, message };
 }
 
-/** The C programs that scenarios use in dom0 and in guests, if there are any; where they are. */
-function buildPrograms(): string {
-  const build = join(root, "build/xen-programs");
+/** Where a file that scenarios name lies when it is built for `target`. */
+function builtFor({ executable, tree }: Target, file: string): string {
+  if (file === NATIVE.executable) return executable;
+  return file.startsWith("build/") ? join(tree, file) : file;
+}
+
+/** The C programs that scenarios use in dom0 and in guests; where they are. Those of Arm use the lab's libraries. */
+function buildPrograms({ tree, cmakeOptions }: Target, lab: string): string {
+  const build = join(root, tree, "build/xen-programs", basename(lab));
+  const libraries = join(lab, "libraries");
+  const prefix = existsSync(libraries) ? [`-DCMAKE_PREFIX_PATH=${libraries}`] : [];
   for (const args of [
-    ["-S", join(sources, "programs"), "-B", build],
+    ["-S", join(sources, "programs"), "-B", build, ...cmakeOptions, ...prefix],
     ["--build", build],
   ]) {
     const done = spawnSync("cmake", args, { encoding: "utf8" });

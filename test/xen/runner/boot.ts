@@ -14,12 +14,12 @@ import {
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { createInterface } from "node:readline";
+import { machineOf, type MachineSettings } from "./machine.ts";
 import type { Daemon, Result, Run } from "./scenario.ts";
 import { type BootTiming, processorSeconds, Stopwatch } from "./timing.ts";
 
 /** Where things are, and how long to wait. */
-export interface BootSettings {
-  readonly lab: string;
+export interface BootSettings extends MachineSettings {
   /** The repository: `files:` of the scenarios are relative to it. */
   readonly root: string;
   /** test/xen. */
@@ -35,13 +35,10 @@ export interface BootSettings {
   /** Multiplies every time limit. */
   readonly patience: number;
   readonly verbose: boolean;
-  /** A directory of this machine that dom0 can mount over 9p, as `share`. */
-  readonly share: string | undefined;
+  /** Where a file of `files:` is found: what is built differs between architectures. */
+  readonly built: (file: string) => string;
 }
 
-const MEMORY_MIB = 5120;
-const DOM0_MEMORY_MIB = 2560;
-const CPUS = 2;
 const BOOT_SECONDS = 180;
 /** What the runner in dom0 may need, after a scenario's limit, to end and diagnose it. */
 const GRACE_SECONDS = 240;
@@ -94,7 +91,7 @@ function makePayload(settings: BootSettings, daemon: Daemon, runs: readonly Run[
     copyFileSync(run.path, join(tree, "scenarios", basename(run.path)));
     for (const file of run.files) {
       mkdir(join(tree, "files", dirname(file)));
-      cpSync(join(settings.root, file), join(tree, "files", file), { recursive: true });
+      cpSync(join(settings.root, settings.built(file)), join(tree, "files", file), { recursive: true });
     }
   }
   const verbose = settings.verbose ? 1 : 0;
@@ -117,7 +114,8 @@ async function follow(settings: BootSettings, image: string, runs: readonly Run[
   const watch = new Stopwatch();
   let upSeconds: number | undefined;
   const log = createWriteStream(settings.console);
-  const machine = spawn("qemu-system-x86_64", machineArguments(settings, image), {
+  const { program, args } = machineOf(settings, image);
+  const machine = spawn(program, args, {
     stdio: ["ignore", "pipe", "pipe"],
   });
   const end = () => machine.kill("SIGKILL");
@@ -162,40 +160,6 @@ async function follow(settings: BootSettings, image: string, runs: readonly Run[
     await new Promise((resolve) => log.end(resolve));
   }
   return { begun, upSeconds };
-}
-
-/**
- * Xen is QEMU's multiboot kernel, dom0's kernel and initramfs are its modules. Of the processor's features those
- * are left out that QEMU 7.2's TCG gets wrong under Xen: SMAP, SMEP and LA57 break PV guests, RDTSCP breaks HVM
- * guests, and with AVX one process in a hundred dies of a corrupted register.
- */
-function machineArguments({ lab, share }: BootSettings, image: string): string[] {
-  const xen =
-    `console=com1 com1=115200,8n1 conring_size=1m dom0_mem=${DOM0_MEMORY_MIB}M,max:${DOM0_MEMORY_MIB}M ` +
-    `dom0_max_vcpus=${CPUS} spec-ctrl=no xpti=no loglvl=warning guest_loglvl=warning sched=credit`;
-  const dom0 = "console=hvc0 panic=5 mitigations=off quiet loglevel=4";
-  const drive = "if=none,format=raw,cache=unsafe";
-  const options = [
-    ["-machine", "q35"],
-    ["-accel", "tcg,thread=multi,tb-size=1024"],
-    ["-cpu", "max,-smap,-smep,-la57,-rdtscp,-avx,-avx2,-f16c,-fma,-xsave"],
-    ["-smp", String(CPUS)],
-    ["-m", String(MEMORY_MIB)],
-    ["-display", "none"],
-    ["-monitor", "none"],
-    ["-serial", "stdio"],
-    ["-net", "none"],
-    ["-kernel", join(lab, "xen")],
-    ["-append", xen],
-    ["-initrd", `${join(lab, "vmlinuz")} ${dom0},${join(lab, "initramfs.gz")}`],
-    ["-drive", `id=root,file=${join(lab, "base.img")},snapshot=on,${drive}`],
-    ["-device", "virtio-blk-pci,drive=root,disable-legacy=on"],
-    ["-drive", `id=payload,file=${image},${drive}`],
-    ["-device", "virtio-blk-pci,drive=payload,disable-legacy=on"],
-  ];
-  if (share !== undefined)
-    options.push(["-virtfs", `local,path=${share},mount_tag=share,security_model=none`]);
-  return ["-no-reboot", ...options.flat()];
 }
 
 /** What the runner in dom0 wrote down; when it wrote nothing, the host went down in this run. */

@@ -10,9 +10,18 @@ import { basename, join } from "node:path";
 export const DAEMONS = ["xenstored", "oxenstored"] as const;
 export type Daemon = (typeof DAEMONS)[number];
 
-/** The releases of Debian of which there is a lab: Xen 4.17 and 4.20. The first is the one that is meant. */
-export const RELEASES = ["bookworm", "trixie"] as const;
+/**
+ * The labs: the releases of Debian with Xen 4.17 and 4.20, and the latter's on Arm. The first is the one that is meant.
+ */
+export const RELEASES = ["bookworm", "trixie", "arm64"] as const;
 export type Release = (typeof RELEASES)[number];
+
+/** What each lab's programs are built for, as scripts/build-target.ts calls it. */
+export const ARCHITECTURE: Readonly<Record<Release, "x64" | "arm64">> = {
+  bookworm: "x64",
+  trixie: "x64",
+  arm64: "arm64",
+};
 
 /** One scenario under one xenstore daemon. */
 export interface Run {

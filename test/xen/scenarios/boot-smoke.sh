@@ -1,6 +1,6 @@
 # Xen, dom0's kernel and Xen's user space are what the other scenarios take for granted.
 # xenstored: xenstored oxenstored
-# on: bookworm trixie
+# on: bookworm trixie arm64
 # limit: 60
 
 assert_match "$(xl info xen_version)" '^4\.' "Xen's version"
