@@ -1,5 +1,5 @@
-// The virtual machine of a lab, as QEMU's command line: Xen, dom0's kernel and initramfs, and two disks, which are dom0's
-// root file system and the payload.
+// The virtual machine of a lab, as a command line of QEMU: Xen, the kernel and initramfs of dom0, and two disks, which
+// are the root file system of dom0 and the payload.
 import { join } from "node:path";
 import { ARCHITECTURE, type Release } from "./scenario.ts";
 
