@@ -99,17 +99,14 @@ const UNEXPECTED: Readonly<Partial<Record<ServeEnd, string>>> = {
 };
 
 const SERVE_OPTIONS = {
-  image: text("A file, a block device, an NBD URI (nbd://HOST/EXPORT, nbds: TLS), or what --via calls $1", {
+  image: text("A file, a block device, an NBD URI, or what --via calls $1", {
     positional: true,
     complete: "file",
   }),
   ...DEVICE_OPTIONS,
   "device-type": DEVICE_TYPE,
   ...SERVING_OPTIONS,
-  format: choice(
-    ["raw", ...PROGRAM_FORMATS],
-    "Format of the image; raw: its bytes as they are though they look like another format",
-  ),
+  format: choice(["raw", ...PROGRAM_FORMATS], "Format of the image; raw: its bytes, whatever they look like"),
   "key-file": text("A file with the passphrase, for --format luks", { complete: "file" }),
   via: text("Run this program, which serves the disk by NBD on a socket that it gets (LISTEN_FDS)"),
   mode: choice(["r", "w", "w!"], "Read-only, writable, or w!: writable though others use the image", {
@@ -118,7 +115,7 @@ const SERVE_OPTIONS = {
   run: text("Run this shell command once a guest may connect, then detach"),
   jail: choice(
     ["on", "strict", "off"],
-    "Give up what serving needs not; strict: all of it or fail; on Xen: off",
+    "Give up what serving does not need; strict: all of it or fail; default: on, on Xen off",
   ),
 };
 type ServeArguments = ArgumentsOf<typeof SERVE_OPTIONS>;
