@@ -10,6 +10,8 @@ import { backendDir, errorDir, type DeviceAddress } from "./address.ts";
 
 /** Holds the server's mark. */
 const MARK_KEY = "xentool-served-by";
+/** Holds the device's own, which stays while servers come and go. */
+const DEVICE_ID_KEY = "xentool-device";
 
 export type Keys = Readonly<Record<string, string | number>>;
 
@@ -83,18 +85,29 @@ async function removeEmptyParent(tx: XenstoreOperations, dir: string): Promise<v
 export class BackendDirectory {
   readonly #xenstore: Xenstore;
   readonly #address: DeviceAddress;
-  readonly #mark = `${process.pid}-${crypto.randomUUID()}`;
+  /** Tells the device from all others that had its name or will have it, whoever serves them. */
+  readonly deviceId: string;
+  readonly #mark: string;
 
-  private constructor(xenstore: Xenstore, address: DeviceAddress) {
+  private constructor(xenstore: Xenstore, address: DeviceAddress, mark: string, deviceId: string) {
     this.#xenstore = xenstore;
     this.#address = address;
+    this.#mark = mark;
+    this.deviceId = deviceId;
   }
 
   /** Claims the device by marking it, if there is one. */
   static async claim(xenstore: Xenstore, address: DeviceAddress): Promise<BackendDirectory> {
-    const directory = new BackendDirectory(xenstore, address);
-    await writeKeys(xenstore, address, { [MARK_KEY]: directory.#mark });
-    return directory;
+    const mark = `${process.pid}-${crypto.randomUUID()}`;
+    const deviceId = await xenstore.transaction(async (tx) => {
+      if (!(await isDevice(tx, address))) return mark;
+      const dir = backendDir(address);
+      const known = await tx.tryRead(`${dir}/${DEVICE_ID_KEY}`);
+      if (known === null) await tx.write(`${dir}/${DEVICE_ID_KEY}`, mark);
+      await tx.write(`${dir}/${MARK_KEY}`, mark);
+      return known ?? mark;
+    });
+    return new BackendDirectory(xenstore, address, mark, deviceId);
   }
 
   /** Whether the device is still there and is the one that was claimed. */

@@ -29,6 +29,8 @@ export type BlkbackReport =
 export interface BlkbackOrder {
   readonly order: {
     readonly name: string;
+    /** What servers of this very device leave to each other is named with it. */
+    readonly deviceId: string;
     readonly verbosity: number;
     readonly platform: PlatformDescriptor;
     readonly frontend: Domid;

@@ -71,7 +71,8 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
         order.filters,
         (innerEnd) => {
           const { holdMs } = order;
-          const openLog = (name: string): WriteLog => openWriteLog(order.statsPath, name, isTakenOver);
+          const openLog = (name: string): WriteLog =>
+            openWriteLog(order.statsPath, `${order.deviceId} ${name}`, isTakenOver);
           const needs = { holdMs, openLog, ...server.needs };
           const opened = openTarget(order.image, reactor, depth, innerEnd, needs);
           closing.unshift({ close: () => opened.close(isOver) });

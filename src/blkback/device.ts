@@ -290,7 +290,7 @@ export class BlkbackDevice {
       if (this.#over || !isThere) return;
       this.#stats.connecting(Math.max(...sets.map(({ length }) => length)));
       const { grantMode, engine, filters, verbosity, holdMs = Infinity, jail } = this.#options;
-      const passedOn = { verbosity, engine, filters, holdMs, jail };
+      const passedOn = { verbosity, engine, filters, holdMs, jail, deviceId: this.#directory.deviceId };
       const order = {
         ...passedOn,
         name: this.#name,

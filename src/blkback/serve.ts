@@ -24,7 +24,9 @@ import { enterServerJail, type JailWish } from "./jail.ts";
 import { keysOfRates, type AskedRates } from "./rate-keys.ts";
 import { programSocket } from "./program-socket.ts";
 import { openNbdSource, SecureLine } from "./secure-line.ts";
+import { removeWriteLog } from "./server-line.ts";
 import { announceImage, hasServedRaw, refuseOthersDevice, refuseOthersOffer } from "./sharing.ts";
+import { statsPath } from "./stats.ts";
 import { createDevice, destroyDevice, expectOurFrontend, SERVE_KEY } from "./toolstack.ts";
 
 const logger = moduleLogger("blkback");
@@ -97,6 +99,7 @@ export async function serveImage(
     const ended = await device.ended;
     // If the device was removed, another one may already exist under the same name.
     removes = origin !== "toolstack" && ended !== "removed";
+    if (removes) removeWriteLog(statsPath(options.statsDir, address.frontend, address.devid));
     return expectKept(device, ended);
   } finally {
     if (removes && xenstore.failure === undefined)

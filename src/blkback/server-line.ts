@@ -47,14 +47,14 @@ export function removeWriteLog(statsPath: string): void {
 }
 
 /**
- * Opens the log of writes to the export `name` of the disk with these statistics. `isTakenOver`: a former server has
- * answered requests of the guest.
+ * Opens the log of writes of the disk with these statistics, for the device and the export that `name` names.
+ * `isTakenOver`: a former server has answered requests of the guest.
  */
 export function openWriteLog(statsPath: string, name: string, isTakenOver: boolean): WriteLog {
   const log = WriteLog.open(writeLogPath(statsPath), name);
   if (log.found === "another export's")
     logger.error(
-      "what was written to the former export and not flushed there cannot be sent to this one: it may be lost",
+      "what was written to a former disk of this name and not flushed there cannot be sent to this one: it may be lost",
     );
   else if (log.found === "no log" && isTakenOver)
     logger.warn(

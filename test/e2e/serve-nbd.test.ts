@@ -3,7 +3,7 @@
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { createDevice } from "../../src/blkback/toolstack.ts";
+import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
 import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
@@ -171,6 +171,29 @@ test("a guest whose ring lies is closed though its disk is held", async () => {
   await runXentool(["blkback", "destroy", "--domid", "1", "--vdev", "xvdb"], { env });
 });
 
+test("a new device of the same name gets nothing of what a former one left, and nor does its disk", async () => {
+  const former = await serve();
+  const guest = await connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  former.kill("SIGKILL");
+  await former.exited;
+  await disk.kill();
+  guest.close();
+  // As xl does it, which knows nothing of our files; and then somebody else has the disk.
+  const dom0 = host.platform(0);
+  const xenstore = await Xenstore.connect(dom0);
+  await destroyDevice(xenstore, DEVICE);
+  xenstore.close();
+  dom0.close();
+  writeFileSync(image, new Uint8Array(content.length).fill(9));
+  await disk.start();
+  const next = await serve();
+  const other = await connect();
+  expect(await other.read(8)).toEqual(new Uint8Array(4096).fill(9));
+  expect(await detach(next, other)).toBe(143);
+  expect(readdirSync(join(host.dir, "blkback"))).toEqual([]);
+});
+
 test("--hold -1 is a mistake", async () => {
   const args = ["blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb", "--hold", "-1"];
   expect(await runXentool(args, { env })).toMatchObject({
@@ -186,6 +209,8 @@ test("a guest that lets go of a held disk does not wait for its server for ever"
   await disk.kill();
   await readUntil(serving.stderr, "waits for its NBD server");
   expect(await detach(serving, guest)).toBe(5);
+  // The device is gone, and nobody would ever send this again.
+  expect(readdirSync(join(host.dir, "blkback"))).toEqual([]);
 });
 
 test("watch serves what xl's target= names, from an unmodified server", async () => {

@@ -137,6 +137,37 @@ test("a failed flush fails what comes after it", async () => {
   }
 });
 
+test("when a flush of our own fails, what comes after it fails, too, and waits for no room in the log", async () => {
+  const peer = open((request) => (request.command === NBD_CMD_FLUSH ? simple(request, 5) : agree(request)));
+  const { target, memory } = peer;
+  const size = 32 * 1024;
+  const results: number[] = [];
+  for (let at = 0; at < (2 * LOG_BYTES) / size; at++) {
+    target.start(IO_WRITE, at, at * size, size, memory.address);
+    results.push(...(await peer.ended(1)).map(([, result]) => result));
+  }
+  expect(results[0]).toBe(size);
+  expect(results.at(-1)).toBe(EIO);
+});
+
+test("a record that the server had refused does not stay in a successor's log", async () => {
+  const dir = temporaryDirectory();
+  const former = WriteLog.open(join(dir, "log"), "a", LOG_BYTES);
+  former.reserve(NBD_CMD_WRITE, 0, 512);
+  former.commit(0);
+  // Before it there is one that no flush has made stable, so it stays until xentool is killed.
+  former.reserve(NBD_CMD_WRITE, 4096, 512);
+  former.refused(former.commit(0));
+  former.close(false);
+  const log = WriteLog.open(join(dir, "log"), "a", LOG_BYTES);
+  const { target } = open(agree, { log });
+  await fixture?.until(() => target.isServing);
+  target.start(IO_FLUSH, 1, 0, 0, 0);
+  await fixture?.ended(1);
+  expect(log.isEmpty).toBe(true);
+  removeDirectory(dir);
+});
+
 test("a disk that is held for long enough fails, and what closes is not held for long", async () => {
   const peer = open(() => undefined);
   const { target, memory } = peer;
@@ -217,5 +248,15 @@ test("a log is taken up by the next one, whole records only, and not by another 
   const other = WriteLog.open(path, "b", LOG_BYTES);
   expect([other.found, other.isEmpty]).toEqual(["another export's", true]);
   other.close(true);
+  // Another layout: its records are none, however much they look like ours.
+  kept[0] ^= 1;
+  writeFileSync(path, kept);
+  const anew = WriteLog.open(path, "a", LOG_BYTES);
+  anew.reserve(NBD_CMD_WRITE, 0, 512);
+  anew.commit(0);
+  anew.close(false);
+  const last = WriteLog.open(path, "a", LOG_BYTES);
+  expect([anew.found, last.next - last.first]).toEqual(["no log", 1]);
+  last.close(true);
   removeDirectory(dir);
 });

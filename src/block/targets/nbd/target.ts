@@ -210,6 +210,11 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     const log = this.#log as WriteLog;
     const requests = this.#requests;
     const { command, offset, length } = requests;
+    // After a failed flush nothing leaves the log any more, so there might never be room.
+    if (this.#flushes.errno !== 0) {
+      this.#end(slot, EIO);
+      return true;
+    }
     if (!log.reserve(command[slot], offset[slot], length[slot])) {
       this.#shorten();
       return false;
@@ -266,8 +271,6 @@ export class NbdTarget implements BlockTarget, LinkOwner {
   #flushed(slots: readonly number[], error: number): void {
     for (const slot of slots) this.#end(slot, error);
     if (error === 0) this.#log?.settle(this.#flushes.done);
-    // Nothing leaves the log any more.
-    else for (const slot of this.#waiting.splice(0)) this.#end(slot, EIO);
     this.#goOnWithWaiting();
   }
 

@@ -63,6 +63,8 @@ export class WriteLog {
     if (count > 0) this.found = isOurs ? "ours" : "another export's";
     else this.found = isLog ? "nothing" : "no log";
     if (this.found === "ours") return;
+    // Headers of another layout must not pass for what follows the first record of this one.
+    if (!isLog) mapping.bytes.fill(0, 0, DATA_AT);
     // Empty before it is another's.
     this.first = this.next;
     this.#doubles[HEADER.first] = this.first;
@@ -178,8 +180,7 @@ export class WriteLog {
       const number = this.next++;
       const bytes = this.command(number) === NBD_CMD_WRITE ? this.length(number) : 0;
       this.#dataEnd = this.#of(number, RECORD.at) + bytes;
-      this.answered(number, 0);
-      this.#stableAfter[number % RECORDS] = UNANSWERED;
+      this.answered(number, this.isVoid(number) ? 0 : UNANSWERED);
     }
     return this.next - first;
   }
