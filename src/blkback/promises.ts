@@ -2,7 +2,7 @@
 import type { TargetInfo } from "../block/target.ts";
 import { XentoolError } from "../core/errors.ts";
 import { parseDecimal } from "../core/types.ts";
-import { VDISK_READONLY } from "../protocol/blkif.ts";
+import { SECTOR_SIZE, VDISK_READONLY } from "../protocol/blkif.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import type { Offer } from "./features.ts";
@@ -14,12 +14,13 @@ interface PromisedKey {
 }
 
 /**
- * The keys that a guest has read and relies on while servers change, and what must replace them: a disk that is
- * writable if it was, the same sector size, and no fewer segments. How many queues and pages of rings it was offered
- * does not bind the next server, which serves what the guest has.
+ * The keys that a guest has read and relies on while servers change, and what must replace them: a disk as large as it
+ * was, writable if it was, the same sector size, and no fewer segments. How many queues and pages of rings it was
+ * offered does not bind the next server, which serves what the guest has.
  */
-function promises(offer: Offer, { readOnly }: TargetInfo): PromisedKey[] {
+function promises(offer: Offer, { readOnly, sizeBytes }: TargetInfo): PromisedKey[] {
   return [
+    { key: "sectors", keeps: (promised) => sizeBytes / SECTOR_SIZE >= promised },
     { key: "info", keeps: (promised) => !readOnly || (promised & VDISK_READONLY) !== 0 },
     { key: "sector-size", keeps: (promised) => offer.logicalSectorBytes === promised },
     { key: "feature-max-indirect-segments", keeps: (promised) => offer.maxIndirectSegments >= promised },
@@ -39,7 +40,7 @@ export async function expectPromisesKept(
     if (promised !== undefined && !keeps(promised))
       throw new XentoolError(
         "usage",
-        `${describeDevice(address)} is in use with ${key} ${promised}: serve it with the options that it was served with`,
+        `${describeDevice(address)} is in use with ${key} ${promised}: serve the same disk, with the options that it was served with`,
       );
   }
 }

@@ -138,6 +138,27 @@ test("a held disk is left to a successor, with all that its guest waits for", as
   expect(await detach(next, guest)).toBe(143);
 });
 
+test("a successor does not take over with an export that has become smaller", async () => {
+  const first = await serve();
+  const guest = await connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  first.kill("SIGKILL");
+  await first.exited;
+  await disk.kill();
+  await disk.start({ sizeBytes: 8192 });
+  const waiting = guest.read(8);
+  const args = ["blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb"];
+  expect(await runXentool(args, { env })).toMatchObject({
+    status: 2,
+    stderr: expect.stringContaining("is in use with sectors 128"),
+  });
+  await disk.kill();
+  await disk.start();
+  const next = await serve();
+  expect(await waiting).toEqual(new Uint8Array(4096).fill(7));
+  expect(await detach(next, guest)).toBe(143);
+});
+
 test("with --hold, requests fail once the server was away for too long; until the guest reconnects", async () => {
   const serving = await serve("--hold", "0.1");
   const guest = await connect();
