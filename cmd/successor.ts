@@ -6,6 +6,7 @@ import type {
   Predecessor,
   Successor,
 } from "../src/blkback/guests/handover.ts";
+import { endsWithin, within } from "../src/core/deadline.ts";
 import { XentoolError } from "../src/core/errors.ts";
 import { toDomid, type Domid } from "../src/core/types.ts";
 import { PROGRAM } from "./spawn-guest.ts";
@@ -17,6 +18,14 @@ const CHANNEL = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE"];
 
 /** A guest whose disks are not served by then does not keep the next one waiting. */
 const TAKEN_PATIENCE_MS = 2000;
+/** A successor that has not even heard of a guest by then hangs, and gets no more of them. */
+const HEARD_PATIENCE_MS = 10_000;
+
+/** What becomes of one guest. */
+interface Take {
+  readonly heard: PromiseWithResolvers<void>;
+  readonly taken: PromiseWithResolvers<void>;
+}
 
 export interface StartedSuccessor extends Successor {
   readonly pid: number;
@@ -34,7 +43,7 @@ function ownPath(): string {
 export function startSuccessor(environment: Readonly<Record<string, string>>): StartedSuccessor {
   const ready = Promise.withResolvers<void>();
   const gone = Promise.withResolvers<never>();
-  const takes = new Map<number, () => void>();
+  const takes = new Map<number, Take>();
   for (const { promise } of [ready, gone]) promise.catch(() => {});
   const child = Bun.spawn([ownPath(), ...PROGRAM, ...Bun.argv.slice(2)], {
     env: { ...process.env, ...environment, [SUCCESSOR]: "1" },
@@ -42,7 +51,8 @@ export function startSuccessor(environment: Readonly<Record<string, string>>): S
     serialization: "json",
     ipc: (report: HandoverReport) => {
       if ("ready" in report) ready.resolve();
-      else takes.get(report.taken)?.();
+      else if ("heard" in report) takes.get(report.heard)?.heard.resolve();
+      else takes.get(report.taken)?.taken.resolve();
     },
     onExit: () => {
       const error = new XentoolError("environment", "the next `watch` has ended");
@@ -59,12 +69,12 @@ export function startSuccessor(environment: Readonly<Record<string, string>>): S
     ready: ready.promise,
     gone: gone.promise,
     async take(frontend) {
-      const taken = Promise.withResolvers<void>();
-      const timer = setTimeout(() => taken.resolve(), TAKEN_PATIENCE_MS);
-      takes.set(frontend, () => taken.resolve());
+      const take = { heard: Promise.withResolvers<void>(), taken: Promise.withResolvers<void>() };
+      takes.set(frontend, take);
       send({ take: frontend });
-      await taken.promise;
-      clearTimeout(timer);
+      const hangs = (): Error => new XentoolError("environment", "the next `watch` does not answer");
+      await within(HEARD_PATIENCE_MS, take.heard.promise, hangs);
+      await endsWithin(TAKEN_PATIENCE_MS, take.taken.promise);
     },
     over() {
       send({ over: true });
@@ -89,6 +99,7 @@ export function takePredecessor(): Predecessor | undefined {
       process.on("message", (order: HandoverOrder) => {
         if ("over" in order) return over.resolve();
         const frontend = toDomid(order.take);
+        send({ heard: frontend });
         void onTake(frontend).then(() => send({ taken: frontend }));
       });
       send({ ready: true });

@@ -37,6 +37,9 @@ export const MAX_WATCHES = 8 + 2 * MAX_CONNECTIONS;
 /** How long a server that is away may keep a disk whose guest has let go from closing: toolstacks wait for 10 s. */
 export const CLOSING_PATIENCE_MS = 3000;
 
+/** How long a guest's process may take to leave its disks. systemd (TimeoutStopSec) waits longer for all of us. */
+export const LEAVING_PATIENCE_MS = 10_000;
+
 /** Linux's IOV_MAX: a request with more pieces takes several transfers. */
 export const MAX_VECTORS = 1024;
 

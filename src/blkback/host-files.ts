@@ -116,6 +116,10 @@ ExecStart=${executable} -v blkback watch
 ExecReload=/bin/kill -USR2 $MAINPID
 Restart=always
 RestartSec=1
+# Each guest has a process with its threads, and two of them in a handover.
+TasksMax=infinity
+# A guest's process that the kernel kills for its memory is followed by another one; the other guests go on.
+OOMPolicy=continue
 ${CONFINED}
 
 [Install]

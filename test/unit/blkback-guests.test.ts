@@ -1,6 +1,7 @@
 // The processes of guests as their supervisor sees them, with fakes in their place: when one is started, ended and
 // followed by another, and what becomes of one that says what it should not.
-import { describe, expect, spyOn, test } from "bun:test";
+import { describe, expect, jest, spyOn, test } from "bun:test";
+import { LEAVING_PATIENCE_MS } from "../../src/blkback/bounds.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { decideGuest, type SeenGuest } from "../../src/blkback/guests/decide-guest.ts";
 import { GuestProcess, type GuestChild } from "../../src/blkback/guests/guest-process.ts";
@@ -164,6 +165,55 @@ describe("the process of a guest", () => {
     const process = new GuestProcess(SETTINGS, () => child, ignored);
     child.say(text);
     expect(await process.ended).toBe("SIGKILL");
+  });
+
+  test("is killed once, and not heard any more, however much it says", async () => {
+    const child = new FakeChild();
+    const process = new GuestProcess(SETTINGS, () => child, ignored);
+    child.say(`${"\n".repeat(1000)}{"report":"disks","count":1}\n`);
+    await process.ended;
+    await settle();
+    expect(process.disks).toBe(0);
+    expect(child.kills).toEqual(["SIGKILL"]);
+  });
+
+  test("is killed when it does not end, and not before", async () => {
+    jest.useFakeTimers();
+    try {
+      const [stuck, good] = [new FakeChild(), new FakeChild()];
+      const process = new GuestProcess(SETTINGS, () => stuck, ignored);
+      process.end();
+      jest.advanceTimersByTime(LEAVING_PATIENCE_MS - 1);
+      process.end();
+      expect(stuck.kills).toEqual([]);
+      jest.advanceTimersByTime(1);
+      expect(stuck.kills).toEqual(["SIGKILL"]);
+      const other = new GuestProcess(SETTINGS, () => good, ignored);
+      other.end();
+      good.die(0);
+      await other.ended;
+      jest.advanceTimersByTime(LEAVING_PATIENCE_MS);
+      expect(good.kills).toEqual([]);
+    } finally {
+      jest.useRealTimers();
+    }
+  });
+
+  test("that was never asked is not late", () => {
+    const child = new FakeChild();
+    const process = new GuestProcess(SETTINGS, () => child, ignored);
+    const now = spyOn(performance, "now");
+    try {
+      const later = performance.now() + 5000;
+      now.mockImplementation(() => later);
+      process.tend(1000);
+      expect(child.kills).toEqual([]);
+      now.mockImplementation(() => later + 1001);
+      process.tend(1000);
+      expect(child.kills).toEqual(["SIGKILL"]);
+    } finally {
+      now.mockRestore();
+    }
   });
 
   test("is killed when it does not answer, and not before", async () => {

@@ -2,6 +2,7 @@
 import { moduleLogger } from "../../core/log.ts";
 import type { Domid } from "../../core/types.ts";
 import type { DeviceEvent } from "../device-events.ts";
+import { LEAVING_PATIENCE_MS } from "../bounds.ts";
 import { encodeLine, linesOf, parseReport, type GuestOrder, type GuestSettings } from "./messages.ts";
 
 const logger = moduleLogger("watch");
@@ -42,7 +43,9 @@ export class GuestProcess {
   readonly #listener: GuestListener;
   readonly #name: string;
   #isEnding = false;
-  #heardAtMs = performance.now();
+  #isKilled = false;
+  /** When it last said that it lives, or was first asked. */
+  #heardAtMs: number | undefined;
 
   constructor(settings: GuestSettings, spawnGuest: SpawnGuest, listener: GuestListener) {
     this.#name = `the process of domain ${settings.frontend}`;
@@ -65,21 +68,28 @@ export class GuestProcess {
     this.#order({ order: "serve" });
   }
 
-  /** Has it leave its disks to the next server, and end. */
+  /** Has it leave its disks to the next server, and end. One that does not is killed: journals are for that, too. */
   end(): void {
+    if (this.#isEnding) return;
     this.#isEnding = true;
     this.#order({ order: "end" });
+    const late = setTimeout(() => this.#kill("does not end"), LEAVING_PATIENCE_MS);
+    void this.ended.then(() => clearTimeout(late));
   }
 
   /** Kills it if it has not said for `patienceMs` that it lives, and asks it again. */
   tend(patienceMs: number): void {
+    this.#heardAtMs ??= performance.now();
     if (performance.now() - this.#heardAtMs > patienceMs) this.#kill("does not answer");
     this.#order({ order: "alive" });
   }
 
   async #listen(): Promise<void> {
     try {
-      for await (const line of linesOf(this.#child.stdout)) this.#take(line);
+      for await (const line of linesOf(this.#child.stdout)) {
+        this.#take(line);
+        if (this.#isKilled) return;
+      }
     } catch {
       this.#kill("writes without end");
     }
@@ -108,6 +118,8 @@ export class GuestProcess {
   }
 
   #kill(why: string): void {
+    if (this.#isKilled) return;
+    this.#isKilled = true;
     logger.error(`${this.#name} ${why}: it is killed`);
     this.#child.kill("SIGKILL");
   }

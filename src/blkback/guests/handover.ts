@@ -10,7 +10,7 @@ export interface Successor {
   readonly ready: Promise<void>;
   /** Rejects when it is gone. */
   readonly gone: Promise<never>;
-  /** Nobody serves the guest any more. Resolves when the successor does. */
+  /** Nobody serves the guest any more. Resolves when the successor does. Rejects when it does not even answer. */
   take(frontend: Domid): Promise<void>;
 }
 
@@ -25,4 +25,8 @@ export interface Predecessor {
 /** From the old one to the new one. Both are ours, of whatever version: so this may only grow. */
 export type HandoverOrder = { readonly take: number } | { readonly over: true };
 /** From the new one to the old one. */
-export type HandoverReport = { readonly ready: true } | { readonly taken: number };
+export type HandoverReport =
+  | { readonly ready: true }
+  /** The order to take it has come; it is taken in a while. */
+  | { readonly heard: number }
+  | { readonly taken: number };

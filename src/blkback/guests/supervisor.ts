@@ -33,8 +33,9 @@ export class GuestSupervisor implements DiskServer {
   readonly #guests = new Map<Domid, SupervisedGuest>();
   /** Guests that a successor has. */
   readonly #handed = new Set<Domid>();
-  /** There is a predecessor that has guests. */
+  /** There is a predecessor that has guests, except for those that we were told to take. */
   #isSuccessor = false;
+  readonly #taken = new Set<Domid>();
   #unwatch: Unwatch | undefined;
   #stopped = false;
 
@@ -86,7 +87,10 @@ export class GuestSupervisor implements DiskServer {
     await Promise.all([...this.#guests.values()].map((guest) => guest.end()));
   }
 
-  /** Lets guest after guest go, some at a time, and has the successor take each. Then nothing is served here. */
+  /**
+   * Lets guest after guest go, some at a time, and has the successor take each. Guests that are new by then are served
+   * until `stop`.
+   */
   async handOver(successor: Successor): Promise<void> {
     await successor.ready;
     const ending: Promise<void>[] = [];
@@ -100,15 +104,16 @@ export class GuestSupervisor implements DiskServer {
         await Promise.race([successor.take(frontend), successor.gone]);
       }
     };
+    const handed = Promise.all(Array.from({ length: AT_A_TIME }, handAll)).then(() => Promise.all(ending));
     try {
-      await Promise.all(Array.from({ length: AT_A_TIME }, handAll));
+      // Its end is noticed at once, also while a guest's process takes its time to leave.
+      await Promise.race([handed, successor.gone]);
     } catch (error) {
-      const handed = [...this.#handed];
+      const back = [...this.#handed];
       this.#handed.clear();
-      for (const frontend of handed) void this.#look(String(frontend));
+      for (const frontend of back) void this.#look(String(frontend));
       throw error;
     }
-    await Promise.all([...ending, this.stop()]);
   }
 
   /** Prepares a process for each guest, and takes the guests as they are let go. */
@@ -122,6 +127,7 @@ export class GuestSupervisor implements DiskServer {
     await Promise.all(names.map((name) => this.#look(name)));
     await Promise.all(this.#processes.map(({ prepared }) => prepared));
     predecessor.ready(async (frontend) => {
+      this.#taken.add(frontend);
       await this.#look(String(frontend));
       const guest = this.#guests.get(frontend);
       guest?.release();
@@ -166,7 +172,7 @@ export class GuestSupervisor implements DiskServer {
       },
       onForgotten: () => void this.#guests.delete(frontend),
     };
-    return new SupervisedGuest(ground, this.#isSuccessor);
+    return new SupervisedGuest(ground, this.#isSuccessor && !this.#taken.has(frontend));
   }
 
   async #hasDisks(frontend: Domid): Promise<boolean> {
