@@ -213,6 +213,24 @@ test("a server that does not take again what it had taken holds the disk", async
   await peer.until(() => target.isServing);
 });
 
+test("a trim that is not taken again is forgotten: what it left is undefined anyway", async () => {
+  const peer = open(agree);
+  const { target, memory, requests } = peer;
+  target.start(IO_DISCARD, 1, 0, 4096, 0);
+  target.start(IO_WRITE, 2, 8192, 512, memory.address);
+  await peer.ended(2);
+  requests.length = 0;
+  peer.die({ reply: (request) => (request.command === NBD_CMD_TRIM ? simple(request, 95) : agree(request)) });
+  await peer.until(() => requests.length === 2 && target.isServing);
+  target.start(IO_FLUSH, 3, 0, 0, 0);
+  expect(await peer.ended(1)).toEqual([[3, 0]]);
+  requests.length = 0;
+  peer.die();
+  await peer.until(() => !target.isServing);
+  await peer.until(() => target.isServing);
+  expect(requests).toEqual([]);
+});
+
 test("a log is taken up by the next one, whole records only, and not by another export", () => {
   const dir = temporaryDirectory();
   const path = join(dir, "log");

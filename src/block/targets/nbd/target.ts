@@ -241,7 +241,9 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     const requests = this.#requests;
     const record = requests.record[slot];
     const error = requests.error[slot];
-    if (error !== 0 && requests.tag[slot] === INTERNAL)
+    // A trim may be left undone: nobody relies on what its range holds afterwards.
+    const isNeeded = requests.tag[slot] === INTERNAL && requests.command[slot] === NBD_CMD_WRITE;
+    if (error !== 0 && isNeeded)
       return `it does not take again what it had taken before: ${errnoText(error)}`;
     requests.record[slot] = NO_RECORD;
     if (error !== 0) log.refused(record);
