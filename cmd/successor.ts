@@ -73,8 +73,8 @@ export function startSuccessor(environment: Readonly<Record<string, string>>): S
       takes.set(frontend, take);
       send({ take: frontend });
       const hangs = (): Error => new XentoolError("environment", "the next `watch` does not answer");
-      await within(HEARD_PATIENCE_MS, take.heard.promise, hangs);
-      await endsWithin(TAKEN_PATIENCE_MS, take.taken.promise);
+      await within(HEARD_PATIENCE_MS, Promise.race([take.heard.promise, gone.promise]), hangs);
+      await endsWithin(TAKEN_PATIENCE_MS, Promise.race([take.taken.promise, gone.promise]));
     },
     over() {
       send({ over: true });

@@ -10,7 +10,7 @@ export interface Successor {
   readonly ready: Promise<void>;
   /** Rejects when it is gone. */
   readonly gone: Promise<never>;
-  /** Nobody serves the guest any more. Resolves when the successor does. Rejects when it does not even answer. */
+  /** Nobody serves the guest any more. Resolves when the successor does. Rejects when it is gone or does not answer. */
   take(frontend: Domid): Promise<void>;
 }
 

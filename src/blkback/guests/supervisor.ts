@@ -101,7 +101,7 @@ export class GuestSupervisor implements DiskServer {
         await guest.leave();
         ending.push(guest.end());
         logger.info(`domain ${frontend}: its disks are let go`);
-        await Promise.race([successor.take(frontend), successor.gone]);
+        await successor.take(frontend);
       }
     };
     const handed = Promise.all(Array.from({ length: AT_A_TIME }, handAll)).then(() => Promise.all(ending));
