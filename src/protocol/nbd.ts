@@ -62,6 +62,8 @@ export const NBD_EINVAL = 22;
 export const NBD_ENOSPC = 28;
 export const NBD_EOVERFLOW = 75;
 export const NBD_ENOTSUP = 95;
+/** No answer to the request: the server goes away. */
+export const NBD_ESHUTDOWN = 108;
 
 export const NBD_REQUEST_MAGIC = 0x2560_9513;
 export const NBD_SIMPLE_REPLY_MAGIC = 0x6744_6698;

@@ -213,6 +213,31 @@ test("a server that does not take again what it had taken holds the disk", async
   await peer.until(() => target.isServing);
 });
 
+test("a server that is shutting down refuses nothing: everything is asked of the next one", async () => {
+  const ESHUTDOWN = 108;
+  const error = Buffer.alloc(6);
+  error.writeUInt32BE(ESHUTDOWN);
+  let isEnding = false;
+  const refuse = (request: SeenRequest): Uint8Array =>
+    request.command === 0 ? chunk(request, 0x8001, true, error) : simple(request, ESHUTDOWN);
+  const peer = open((request) => (isEnding ? refuse(request) : agree(request)));
+  const { target, memory } = peer;
+  for (const [op, result] of [
+    [IO_WRITE, 512],
+    [IO_READ, 512],
+    [IO_FLUSH, 0],
+    [IO_DISCARD, 0],
+  ] as const) {
+    await peer.until(() => target.isServing);
+    isEnding = true;
+    target.start(op, op, 0, op === IO_FLUSH ? 0 : 512, memory.address);
+    await peer.until(() => !target.isServing);
+    expect(target.failure).toContain("shutting down");
+    isEnding = false;
+    expect(await peer.ended(1)).toEqual([[op, result]]);
+  }
+});
+
 test("a trim that is not taken again is forgotten: what it left is undefined anyway", async () => {
   const peer = open(agree);
   const { target, memory, requests } = peer;

@@ -12,6 +12,7 @@ import {
   NBD_ENOTSUP,
   NBD_EOVERFLOW,
   NBD_EPERM,
+  NBD_ESHUTDOWN,
   NBD_REPLY_FLAG_DONE,
   NBD_REPLY_TYPE_ERROR_BIT,
   NBD_REPLY_TYPE_NONE,
@@ -26,6 +27,7 @@ import { Coverage } from "./coverage.ts";
 import type { NbdRequests } from "./requests.ts";
 
 const EAGAIN = -11;
+const SHUTS_DOWN = "the server is shutting down";
 const BUFFER_BYTES = 64 * 1024;
 /** A chunk's errno and message, with room for the offset that may follow. */
 const MAX_ERROR_BYTES = 6 + 4096 + 8;
@@ -164,7 +166,9 @@ export class ReplyReader {
     if (slot < 0) return false;
     const isRead = requests.command[slot] === NBD_CMD_READ;
     if (isRead && this.#structured) return this.#fail("a read has a simple reply");
-    requests.error[slot] = errnoOf(this.#view.getUint32(this.#start + 4));
+    const error = this.#view.getUint32(this.#start + 4);
+    if (error === NBD_ESHUTDOWN) return this.#fail(SHUTS_DOWN);
+    requests.error[slot] = errnoOf(error);
     this.#start += SIMPLE_REPLY_BYTES;
     if (isRead && requests.error[slot] === 0) this.#expectData(slot, 0, requests.length[slot], true);
     else this.#onReply(slot);
@@ -219,6 +223,7 @@ export class ReplyReader {
     if (there < STRUCTURED_HEADER_BYTES + length) return false;
     const error = this.#view.getUint32(this.#start + STRUCTURED_HEADER_BYTES);
     if (error === 0) return this.#fail("an error chunk tells of no error");
+    if (error === NBD_ESHUTDOWN) return this.#fail(SHUTS_DOWN);
     if (this.#requests.error[slot] === 0) this.#requests.error[slot] = errnoOf(error);
     this.#start += STRUCTURED_HEADER_BYTES + length;
     return isLast ? this.#complete(slot) : true;
