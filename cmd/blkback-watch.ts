@@ -74,7 +74,9 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
       () => `serving ${watch.deviceCount} disk(s)`,
       (patienceMs) => watch.answers(patienceMs),
     );
-    const handedOver = handOverWhenAsked(handovers, () => handOver(watch, service, announced, stop));
+    const handedOver = handOverWhenAsked(handovers, () =>
+      handOver(watch, platform, service, announced, stop),
+    );
     await unlessAborted(Promise.race([watch.failed, handedOver]), stop);
   } finally {
     await watch.stop();
@@ -84,23 +86,28 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
 /** Whenever we are asked to, starts a successor. Returns when one has all guests; until then we serve on. */
 async function handOverWhenAsked(asked: SignalQueue, handOver: () => Promise<void>): Promise<void> {
   const { describeError } = await import("../src/core/errors.ts");
+  const { priorityMark } = await import("../src/core/journal.ts");
   for (;;) {
     await asked.next();
     try {
       return await handOver();
     } catch (error) {
-      process.stderr.write(`xentool: nothing is handed over: ${describeError(error)}\n`);
+      process.stderr.write(
+        `${priorityMark("error")}xentool: nothing is handed over: ${describeError(error)}\n`,
+      );
     }
   }
 }
 
 async function handOver(
   watch: DiskServer,
+  platform: Platform,
   service: Service,
   announced: Disposable,
   stop: AbortSignal,
 ): Promise<void> {
   const { startSuccessor } = await import("./successor.ts");
+  const { handWatchingTo } = await import("../src/blkback/watching.ts");
   const successor = startSuccessor(service.environment);
   using _ = onAbort(stop, () => successor.kill());
   process.stderr.write(`xentool: process ${successor.pid} takes over\n`);
@@ -110,6 +117,7 @@ async function handOver(
     successor.kill();
     throw error;
   }
+  if (platform.name === "xen") handWatchingTo(successor.pid);
   announced[Symbol.dispose]();
   service.handTo(successor.pid);
   successor.over();

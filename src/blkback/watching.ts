@@ -1,6 +1,6 @@
 // How the scripts of host-files.ts learn that the daemon is running, and how the kernel is kept from binding
 // devices that are ours.
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { RULE } from "./host-files.ts";
 
@@ -18,15 +18,33 @@ const RULES = ["/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib"].map(
  */
 export function announceWatching(): Disposable {
   mkdirSync(dirname(WATCHING), { recursive: true });
-  writeFileSync(WATCHING, String(process.pid));
+  if (!isAnnounced()) writeFileSync(WATCHING, String(process.pid));
   if (RULES.some((path) => existsSync(path))) bindByKernel(false);
   return { [Symbol.dispose]: stopAnnouncing };
 }
 
-/** A successor may have written its own number. */
+/**
+ * From now on that process is the daemon. A script that looked in between would find none, and have the attachment of a
+ * disk fail; so the number is replaced in one step.
+ */
+export function handWatchingTo(pid: number): void {
+  if (!existsSync(WATCHING)) return;
+  try {
+    writeFileSync(`${WATCHING}.next`, String(pid));
+    renameSync(`${WATCHING}.next`, WATCHING);
+  } catch {
+    // That process writes its own number a moment later.
+  }
+}
+
+/** A successor may have written its own number, or have been handed ours. */
 function stopAnnouncing(): void {
-  const isOurs = existsSync(WATCHING) && readFileSync(WATCHING, "utf8") === String(process.pid);
-  if (isOurs) rmSync(WATCHING, { force: true });
+  if (isAnnounced()) rmSync(WATCHING, { force: true });
+}
+
+/** Whether we are the one that runs. */
+function isAnnounced(): boolean {
+  return existsSync(WATCHING) && readFileSync(WATCHING, "utf8") === String(process.pid);
 }
 
 /**
