@@ -92,6 +92,16 @@ test("a process that does not end keeps no watch from ending", async () => {
   for (const pid of [watch.pid, ...childrenOf(watch.pid)]) seen.add(pid);
 });
 
+test("a watch that is to end in a handover leaves no process behind", async () => {
+  const { successor, stopped } = await stuckHandover();
+  watch.kill("SIGTERM");
+  expect(await watch.exited).toBe(143);
+  expect([successor, stopped].filter(isAlive)).toEqual([]);
+  watch = world.watch("-v");
+  await world.workMore(ANSWERS);
+  for (const pid of [watch.pid, ...childrenOf(watch.pid)]) seen.add(pid);
+});
+
 test("a successor that dies while a guest's process takes its time gives back at once what it has", async () => {
   const { successor, stopped } = await stuckHandover();
   process.kill(successor, "SIGKILL");

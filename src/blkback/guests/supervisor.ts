@@ -33,6 +33,8 @@ export class GuestSupervisor implements DiskServer {
   readonly #guests = new Map<Domid, SupervisedGuest>();
   /** Guests that a successor has. */
   readonly #handed = new Set<Domid>();
+  /** Ends of their processes. */
+  readonly #ending: Promise<void>[] = [];
   /** There is a predecessor that has guests, except for those that we were told to take. */
   #isSuccessor = false;
   readonly #taken = new Set<Domid>();
@@ -84,7 +86,8 @@ export class GuestSupervisor implements DiskServer {
   async stop(): Promise<void> {
     this.#stopped = true;
     await this.#unwatch?.();
-    await Promise.all([...this.#guests.values()].map((guest) => guest.end()));
+    const ending = [...this.#guests.values()].map((guest) => guest.end());
+    await Promise.all([...ending, ...this.#ending]);
   }
 
   /**
@@ -93,18 +96,19 @@ export class GuestSupervisor implements DiskServer {
    */
   async handOver(successor: Successor): Promise<void> {
     await successor.ready;
-    const ending: Promise<void>[] = [];
     const handAll = async (): Promise<void> => {
       for (const [frontend, guest] of this.#guests) {
         this.#guests.delete(frontend);
         this.#handed.add(frontend);
+        this.#ending.push(guest.end());
         await guest.leave();
-        ending.push(guest.end());
         logger.info(`domain ${frontend}: its disks are let go`);
         await successor.take(frontend);
       }
     };
-    const handed = Promise.all(Array.from({ length: AT_A_TIME }, handAll)).then(() => Promise.all(ending));
+    const handed = Promise.all(Array.from({ length: AT_A_TIME }, handAll)).then(() =>
+      Promise.all(this.#ending),
+    );
     try {
       // Its end is noticed at once, also while a guest's process takes its time to leave.
       await Promise.race([handed, successor.gone]);
