@@ -177,6 +177,16 @@ describe("the process of a guest", () => {
     expect(child.kills).toEqual(["SIGKILL"]);
   });
 
+  test("is killed when it says too much", async () => {
+    const child = new FakeChild();
+    let heard = 0;
+    const process = new GuestProcess(SETTINGS, () => child, { ...ignored, onChange: () => heard++ });
+    child.say('{"report":"disks","count":1}\n'.repeat(100_000));
+    expect(await process.ended).toBe("SIGKILL");
+    await settle();
+    expect(heard).toBeLessThan(100_000);
+  });
+
   test("is killed when it does not end, and not before", async () => {
     jest.useFakeTimers();
     try {

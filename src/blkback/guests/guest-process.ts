@@ -7,6 +7,9 @@ import { encodeLine, linesOf, parseReport, type GuestOrder, type GuestSettings }
 
 const logger = moduleLogger("watch");
 
+/** A process with more reports in a second is killed: reading them would leave no time for the other guests. */
+const REPORTS_A_SECOND = 2000;
+
 /** What we use of a process of our own executable in the role of a guest's server. */
 export interface GuestChild {
   readonly stdin: { write(text: string): unknown; flush(): unknown; end(): unknown };
@@ -44,6 +47,8 @@ export class GuestProcess {
   readonly #name: string;
   #isEnding = false;
   #isKilled = false;
+  #reports = 0;
+  #countedSinceMs = -Infinity;
   /** When it last said that it lives, or was first asked. */
   #heardAtMs: number | undefined;
 
@@ -87,12 +92,19 @@ export class GuestProcess {
   async #listen(): Promise<void> {
     try {
       for await (const line of linesOf(this.#child.stdout)) {
-        this.#take(line);
+        if (this.#isTooMuch()) this.#kill("says too much");
+        else this.#take(line);
         if (this.#isKilled) return;
       }
     } catch {
       this.#kill("writes without end");
     }
+  }
+
+  #isTooMuch(): boolean {
+    const nowMs = performance.now();
+    if (nowMs - this.#countedSinceMs >= 1000) [this.#reports, this.#countedSinceMs] = [0, nowMs];
+    return ++this.#reports > REPORTS_A_SECOND;
   }
 
   #take(line: string): void {
