@@ -34,10 +34,11 @@ export interface StartedSuccessor extends Successor {
   kill(): void;
 }
 
-/** Where our executable is, or the one that has replaced it: Bun asks the kernel, which marks a file that is gone. */
-function ownPath(): string {
-  return process.execPath.replace(/ \(deleted\)$/, "");
-}
+/**
+ * Where our executable was when we started, and where by now may be the one that has replaced it. Later the kernel
+ * would name the place where ours was moved to.
+ */
+const OWN_PATH = process.execPath;
 
 /** `environment` is added to ours. Throws when there is nothing to start. */
 export function startSuccessor(environment: Readonly<Record<string, string>>): StartedSuccessor {
@@ -45,7 +46,7 @@ export function startSuccessor(environment: Readonly<Record<string, string>>): S
   const gone = Promise.withResolvers<never>();
   const takes = new Map<number, Take>();
   for (const { promise } of [ready, gone]) promise.catch(() => {});
-  const child = Bun.spawn([ownPath(), ...PROGRAM, ...Bun.argv.slice(2)], {
+  const child = Bun.spawn([OWN_PATH, ...PROGRAM, ...Bun.argv.slice(2)], {
     env: { ...process.env, ...environment, [SUCCESSOR]: "1" },
     stdio: ["ignore", "inherit", "inherit"],
     serialization: "json",

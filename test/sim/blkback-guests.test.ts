@@ -1,10 +1,20 @@
 // `watch` with its processes, real ones that are killed while their guests work: a guest whose process dies loses
 // nothing and waits for the next one, and the others do not even wait.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  linkSync,
+  readFileSync,
+  readlinkSync,
+  renameSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
 import { backendDir } from "../../src/blkback/address.ts";
 import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
-import { childrenOf, readUntil, type Child } from "../support/process.ts";
+import { executable } from "../e2e/executable.ts";
+import { childrenOf, readUntil, start, type Child } from "../support/process.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import { WorkingGuests } from "./working-guests.ts";
 
@@ -170,6 +180,25 @@ test.each([["process"], ["thread"]])(
     await end(pid, "SIGTERM");
   },
 );
+
+test("the successor is what lies in our place by now, also when we were moved away", async () => {
+  const place = join(world.dir, "xentool");
+  copyFileSync(executable, place);
+  const env = { XENTOOL_SIM: world.host.dir, XENTOOL_DOMID: "0" };
+  const server = start([place, "-v", "blkback", "watch", "--kind", "vbd", "--any-script"], { env });
+  watches.push(server);
+  await world.connect();
+  renameSync(place, `${place}.old`);
+  linkSync(`${place}.old`, place);
+  server.kill("SIGUSR2");
+  const pid = successorIn(await readUntil(server.stderr, "takes over"));
+  const found = readlinkSync(`/proc/${pid}/exe`);
+  await world.workUntil(server.exited);
+  await world.workMore(ANSWERS);
+  await world.finish();
+  await end(pid, "SIGTERM");
+  expect(found).toBe(place);
+});
 
 test("a handover whose successor dies: guests are served as before, and the next one succeeds", async () => {
   const server = watch();
