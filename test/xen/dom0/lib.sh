@@ -29,7 +29,7 @@ wait_for() {
   local end=$((SECONDS + $1 * PATIENCE)) what=$2; shift 2
   until "$@" >/dev/null 2>&1; do
     [ $SECONDS -lt $end ] || fail "waited in vain: $what"
-    sleep 0.2
+    pause 0.2
   done
 }
 
@@ -90,10 +90,10 @@ domid() {
 alive() { domid "$1" >/dev/null 2>&1; }
 # console NAME: everything that the guest has said.
 console() { tr -d '\r' <"/var/log/xen/console/guest-$1.log"; }
-_console_has() { console "$1" | grep -q -- "$2"; }
+_console_has() { grep -aq -- "$2" "/var/log/xen/console/guest-$1.log"; }
 # wait_console NAME TEXT [SECONDS]
 wait_console() { wait_for "${3:-60}" "'$2' on $1's console" _console_has "$1" "$2"; }
-_ups() { [ "$(console "$1" | grep -c '^GUEST: up')" -ge "$2" ]; }
+_ups() { [ "$(grep -ac '^GUEST: up' "/var/log/xen/console/guest-$1.log")" -ge "$2" ]; }
 # wait_up NAME [N]: until it has booted for the Nth time (a guest that reboots keeps its console's log).
 wait_up() {
   wait_for 90 "$1 to boot" _ups "$1" "${2:-1}"
@@ -121,7 +121,13 @@ on() {
   console "$name" | sed -n "/^<<$seq\$/,/^$seq>> /p" | sed '1d;$d' | sed '${/^$/d}'
   return "$(console "$name" | sed -n "s/^$seq>> //p")"
 }
-_answered() { _console_has "$1" "^$2>> " || { alive "$1" || fail "$1 is gone"; return 1; }; }
+# Whether the guest still exists is asked every fifth second: it takes a process for each domain and more.
+_answered() {
+  _console_has "$1" "^$2>> " && return
+  ((++_looks % 25)) || alive "$1" || fail "$1 is gone"
+  return 1
+}
+_looks=0
 
 # shutdown NAME: asks politely, waits until the domain is gone.
 shutdown() { xl shutdown "$1" >/dev/null; wait_gone "$1"; }
@@ -146,6 +152,6 @@ assert_clean() {
   local end=$((SECONDS + 10 * PATIENCE)) left
   while left=$(left_behind) && [ -n "$left" ]; do
     [ $SECONDS -lt $end ] || fail "left behind: $(paste -sd';' <<<"$left")"
-    sleep 0.5
+    pause 0.5
   done
 }

@@ -1,5 +1,5 @@
-# What a scenario may leave behind on the host, as sorted lines that can be compared with those of before it.
-# Sourced by run-scenarios and by lib.sh.
+# What a scenario may leave behind on the host, as sorted lines that can be compared with those of before it, and how to
+# wait. Sourced by run-scenarios and by lib.sh.
 
 # Grants that somebody has mapped or pinned, from the hypervisor's own table: "granting-domain reference mapping-domain".
 grants() {
@@ -11,6 +11,11 @@ grants() {
     /\(XEN\) \[0x/ || /\(XEN\) \[ *[0-9]+\]/ { gsub(/[][]/, ""); seen["grant " owner " ref " $2 " mapped by d" $3] }
     END { for (line in seen) print line }'
 }
+
+# pause SECONDS: waits without starting a process. Under emulation `sleep` in a loop costs a tenth of a processor, which
+# the guests then lack.
+exec {_silence}<> <(:)
+pause() { read -rt "$1" -u "$_silence" || true; }
 
 # Event channels of dom0 that lead to a domain, or wait for one. Debian has no lsevtchn for Arm.
 ports() { type lsevtchn >/dev/null 2>&1 || return 0; lsevtchn 0 | sed -n '/[Ii]nterdomain\|[Ww]aiting\|Unbound/s/^ *\([0-9]*\): /port \1 /p'; }

@@ -8,7 +8,7 @@ guest g
 id=$(domid g)
 image disk 16M >/dev/null
 back=/local/domain/0/backend/qdisk/$id/$(devid xvdc) front=/local/domain/$id/device/vbd/$(devid xvdc)
-for round in 1 2 3 4 5 6 7 8; do
+for round in 1 2 3 4; do
   xentool blkback serve "$WORK/disk" --domid "$id" --vdev xvdc 2>>"$OUT/removed.log" &
   server=$!
   until xenstore-exists "$back/state"; do :; done

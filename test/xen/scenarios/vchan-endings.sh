@@ -46,18 +46,19 @@ for at in dom0 g; do
   signalled KILL $at server xentool 0
   meet xentool $at vchan-peer
   signalled KILL "$there" client vchan-peer 0
-  meet xentool $at vchan-peer
-  signalled TERM $at server xentool 0
-  assert_eq "$victim_status" 143 'status of xentool after TERM'
-  note "xentool alone, serving in $at"
-  meet xentool $at xentool
-  signalled KILL $at server xentool 5
-  meet xentool $at xentool
-  signalled KILL "$there" client xentool 5
-  meet xentool $at xentool
-  signalled TERM "$there" client xentool 5
-  assert_eq "$victim_status" 143 'status of xentool after TERM'
 done
+meet xentool g vchan-peer
+signalled TERM g server xentool 0
+assert_eq "$victim_status" 143 'status of xentool after TERM'
+
+note 'xentool alone, serving in g'
+meet xentool g xentool
+signalled KILL g server xentool 5
+meet xentool g xentool
+signalled KILL dom0 client xentool 5
+meet xentool g xentool
+signalled TERM dom0 client xentool 5
+assert_eq "$victim_status" 143 'status of xentool after TERM'
 
 note 'xentool closes first, once the peer is silent; everything has come'
 at_once g "vchan-peer server 0 $(keys "$id" 0 linger) 65536 65536 stream 5000000 1 5000000 2 wait" \

@@ -1,5 +1,6 @@
 # xentool and vchan-socket-proxy, with an echo service behind a unix socket: the proxy as server, and as client.
 # limit: 600
+# run: by name
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 
