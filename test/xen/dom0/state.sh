@@ -24,8 +24,8 @@ ports() { type lsevtchn >/dev/null 2>&1 || return 0; lsevtchn 0 | sed -n '/[Ii]n
 state() {
   {
     xl list | awk 'NR > 1 && $2 != 0 { print "domain " $1 " (" $2 ")" }'
-    # the directories that hold guests, devices and device models stay when the last one goes
-    xenstore-ls -f / | sed 's/ = .*//; /^\/vm$/d; /^\/libxl$/d; /^\/local\/domain\/0\/device-model$/d; /^\/local\/domain\/0\/backend\(\/[a-z0-9]*\)\?$/d; s/^/key /'
+    # the directories that hold guests, devices, their errors and device models stay when the last one goes
+    xenstore-ls -f / | sed 's/ = .*//; /^\/vm$/d; /^\/libxl$/d; /^\/local\/domain\/0\/device-model$/d; /^\/local\/domain\/0\/backend\(\/[a-z0-9]*\)\?$/d; /^\/local\/domain\/0\/error\(\/backend\(\/[a-z]*\)\?\)\?$/d; s/^/key /'
     grants
     ports
     losetup -a | sed 's/^/loop /'

@@ -21,7 +21,7 @@ job=${job//$'\n'/}
 in_flight() { local before; before=$(stat_of g xvdb requests); wait_for 60 'I/O' _more "$before"; }
 _more() { [ "$(stat_of g xvdb requests)" -gt $(($1 + 40)) ]; }
 
-for queues in 1 4; do
+for queues in 4; do
   note "$queues queues"
   before=$(kept)
   begin $queues
