@@ -9,7 +9,7 @@ image disk 64M >/dev/null
 begin() { xentool -v blkback serve disk --domid "$(domid g)" --vdev xvdb --jail on --filter delay:ms=20 >>"$OUT/serve.log" 2>&1 & SERVER=$!; }
 in_flight() { local before; before=$(stat_of g xvdb requests); wait_for 60 'I/O' _more "$before"; }
 _more() { [ "$(stat_of g xvdb requests)" -gt $(($1 + 40)) ]; }
-_taken_over() { [ "$(grep -c 'are carried out again' "$OUT/serve.log")" = "$1" ]; }
+_connected() { [ "$(grep -c 'queue(s) of' "$OUT/serve.log")" = "$1" ]; }
 # jailed: what every thread of the server may do.
 jailed() { grep -hE '^(CapEff|NoNewPrivs|Seccomp):' /proc/$SERVER/task/*/status | sort -u | tr -s '\t\n' ' '; }
 
@@ -27,7 +27,7 @@ in_flight
 note 'killed under load'
 kill -KILL $SERVER; wait $SERVER || true
 begin
-wait_for 60 'the ring to be taken over' _taken_over 1
+wait_for 60 'the ring to be taken over' _connected 2
 in_flight
 status=$(on g --limit 200 'touch /tmp/stop; until [ -e /tmp/status ]; do sleep 1; done; cat /tmp/status')
 assert_eq "$status" 0 "fio's status: $(on g 'tail -3 /tmp/fio')"
