@@ -8,6 +8,7 @@ import { serveImage, type ServeOptions } from "../blkback/serve.ts";
 import { runSession } from "../blkfront/session.ts";
 import { fillBlock } from "../blkfront/verify.ts";
 import { XentoolError } from "../core/errors.ts";
+import type { Xenstore } from "../xenstore/client.ts";
 import { expect, type Ground, type OnPassed } from "./check.ts";
 import { ForgetfulStore } from "./forgetful-store.ts";
 
@@ -20,6 +21,25 @@ const FRONTEND_CLASS = "xentool-selftest";
 const DEVID = 51712;
 
 export async function checkBlock(ground: Ground, passed: OnPassed): Promise<void> {
+  const { platform, xenstore } = ground;
+  const devices = `/local/domain/${platform.domid}/device`;
+  const hadDevices = await xenstore.exists(devices);
+  try {
+    await checkDisks(ground, passed);
+  } finally {
+    await removeParents(xenstore, devices, hadDevices);
+  }
+}
+
+/** Removes the directories above our frontend's, unless somebody else has put something there meanwhile. */
+async function removeParents(xenstore: Xenstore, devices: string, hadDevices: boolean): Promise<void> {
+  if (xenstore.failure !== undefined || !(await xenstore.exists(devices))) return;
+  const ours = `${devices}/${FRONTEND_CLASS}`;
+  if ((await xenstore.exists(ours)) && (await xenstore.directory(ours)).length === 0) await xenstore.rm(ours);
+  if (!hadDevices && (await xenstore.directory(devices)).length === 0) await xenstore.rm(devices);
+}
+
+async function checkDisks(ground: Ground, passed: OnPassed): Promise<void> {
   const socket = join(ground.directory, "store");
   using store = new ForgetfulStore(socket, DISK_BYTES, BLOCK_BYTES);
   await useDisk(ground, `nbd+unix:///?socket=${encodeURIComponent(socket)}`, { grantMode: "copy" });

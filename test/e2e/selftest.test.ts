@@ -39,14 +39,12 @@ test.each(CHECKS)("%s passes, and leaves no file, key, grant or port", async (ch
   }
 });
 
-/** The paths below `path`. Empty parents of devices and vchans stay, as they do after others. */
+/** The paths below `path`. Empty parents of backends and vchans stay, as they do after others. */
 async function treeOf(xenstore: Xenstore, path: string): Promise<string[]> {
   const below = await Promise.all(
     (await xenstore.directory(path)).map((name) => treeOf(xenstore, `${path}/${name}`)),
   );
-  return [path, ...below.flat()].filter(
-    (it) => !/\/(backend|device|data\/vchan)(\/[a-z0-]+(\/0)?)?$/.test(it),
-  );
+  return [path, ...below.flat()].filter((it) => !/\/(backend|data\/vchan)(\/[a-z0]+(\/0)?)?$/.test(it));
 }
 
 /** Runs a check from a copy of the sources in which `text` of `file` is replaced. */

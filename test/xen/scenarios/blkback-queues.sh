@@ -12,7 +12,7 @@ begin() {
 }
 queues() { on g 'ls /sys/block/xvdb/mq | wc -l'; }
 # busy_queues: how many of the disk's queues have answered requests.
-busy_queues() { xentool blkback stats | grep -cE '^ +queue [0-9]+: [1-9]' || true; }
+busy_queues() { xentool blkback stats --domid "$(domid g)" --vdev xvdb | grep -cE '^ +queue [0-9]+: [1-9]' || true; }
 _served_again() { [ "$(grep -c 'queue(s) of' "$OUT/serve.log")" = "$1" ]; }
 
 note 'four queues'

@@ -7,7 +7,7 @@
 install_script >/dev/null
 start_watch --filter delay:ms=20 --max-queues 4
 image disk 64M >/dev/null
-guest g --with fio --memory 320 'vcpus=4' "disk=['$(xl_disk xvdb "$WORK/disk")']"
+guest g --with fio 'vcpus=4' "disk=['$(xl_disk xvdb "$WORK/disk")']"
 wait_disk g xvdb
 assert_eq "$(on g 'ls /sys/block/xvdb/mq | wc -l')" 4 'queues that the guest has'
 job='fio --filename=/dev/xvdb --rw=randrw --bsrange=4k-32k --iodepth=16 --ioengine=libaio --direct=1 --size=12M --verify=crc32c
