@@ -12,7 +12,7 @@ done
 
 assert_fails 'needs a second domain' xentool selftest vchan
 vchan_guest g
-begin g echo 'exec xentool vchan listen 0 xentool-selftest -- cat'
+begin g echo 'xentool vchan listen 0 xentool-selftest -- cat'
 xentool selftest vchan --peer "$(domid g)" --timeout 100 2>&1 | tee "$OUT/vchan.txt"
 assert_eq "$(status_of g echo 30)" 0 "status of the guest's echo"
 xl destroy g
