@@ -1,6 +1,7 @@
 # `xentool selftest` passes on real Xen: dom0 serves itself a disk, xenstore keeps its promises, a guest echoes a vchan.
 # xenstored: xenstored oxenstored
 # on: bookworm trixie
+# run: by name
 # limit: 300
 # files: dist/xentool
 . /payload/dom0/vchan.sh
