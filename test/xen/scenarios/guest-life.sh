@@ -1,6 +1,5 @@
 # A guest lives on with its disk of four queues under verified load: paused, with one processor and with four again,
 # saved and going on, and restored from a file under another daemon.
-# run: by name
 # limit: 600
 # files: dist/xentool
 . /payload/dom0/blkback.sh
