@@ -17,5 +17,4 @@ begin g echo 'xentool vchan listen 0 xentool-selftest -- cat'
 xentool selftest vchan --peer "$(domid g)" --timeout 100 2>&1 | tee "$OUT/vchan.txt"
 assert_eq "$(status_of g echo 30)" 0 "status of the guest's echo"
 xl destroy g
-tidy_keys
 assert_clean
