@@ -29,3 +29,34 @@ test("a frontend without room for its pages ends with status 5, and the disk ser
     removeDirectory(scratch);
   }
 });
+
+const NBD_SCRIPT = `
+  "$X" blkback serve "nbd+unix:///?socket=$DIR/nbd.sock" --domid 1 --vdev xvdb 2>"$DIR/said" & server=$!
+  until grep -q offering "$DIR/said"; do sleep 0.02; done
+  XENTOOL_DOMID=1 "$X" blkfront bench --vdev xvdb --runtime 0.1 --timeout 60 >/dev/null & bench=$!
+  until grep -q "cannot make the log of writes" "$DIR/said"; do sleep 0.02; done
+  "$X" blkback serve "$DIR/other" --domid 1 --vdev xvdc --run '
+    XENTOOL_DOMID=1 "$X" blkfront bench --vdev xvdc --runtime 0.1 --timeout 5 >/dev/null; echo "beside it: $?"'
+  mount -o remount,size=256m /dev/shm
+  wait $bench; echo "with room: $?"
+  kill $server; wait $server; echo "serve: $?"`;
+
+test("without room for its log of writes, an NBD disk waits and takes none from others; then it is served", () => {
+  const scratch = temporaryDirectory();
+  const asRoot = process.getuid?.() === 0 ? [] : ["--user", "--map-root-user"];
+  const mounted = `mount -t tmpfs -o size=24m none /dev/shm && truncate -s 4M "$DIR/disk" "$DIR/other" && {
+    qemu-nbd --format=raw --persistent --socket="$DIR/nbd.sock" "$DIR/disk" & nbd=$!
+    until [ -S "$DIR/nbd.sock" ]; do sleep 0.02; done
+    "$X" sim run -- sh -c '${NBD_SCRIPT.replaceAll("'", `'\\''`)}'; status=$?
+    kill $nbd; wait $nbd; exit $status
+  }`;
+  try {
+    const { stdout, exitCode } = Bun.spawnSync(["unshare", ...asRoot, "--mount", "sh", "-c", mounted], {
+      env: { PATH: process.env["PATH"] ?? "", X: executable, DIR: scratch },
+    });
+    expect(stdout.toString()).toBe("beside it: 0\nwith room: 0\nserve: 143\n");
+    expect(exitCode).toBe(0);
+  } finally {
+    removeDirectory(scratch);
+  }
+}, 90_000);

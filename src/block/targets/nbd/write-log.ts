@@ -6,7 +6,7 @@
 // its page meanwhile cannot make the two differ. Its number, stored last, commits it: a kill between any two stores
 // leaves a log of whole records. Headers are kept apart from data, so that no data can pass for a header. Records leave
 // in the order they came, so an older one never outlives a younger one that overlaps it.
-import { closeSync, constants, fstatSync, openSync, rmSync, writeSync } from "node:fs";
+import { closeSync, constants, fstatSync, ftruncateSync, openSync, rmSync, writeSync } from "node:fs";
 import { XentoolError } from "../../../core/errors.ts";
 import { mapFile, type Mapping } from "../../../native/memory.ts";
 import { NBD_CMD_WRITE } from "../../../protocol/nbd.ts";
@@ -210,14 +210,26 @@ function mapLog(path: string, fileBytes: number): Mapping {
   let fd = -1;
   try {
     fd = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600);
-    // Written out rather than left as a hole: on a full file system, a store to the mapping would kill the process.
-    const zeroes = new Uint8Array(1024 * 1024);
-    for (let at = fstatSync(fd).size; at < fileBytes;)
-      at += writeSync(fd, zeroes, 0, Math.min(zeroes.length, fileBytes - at), at);
+    fill(fd, fileBytes);
     return mapFile(fd, fileBytes, true);
   } catch (error) {
     throw new XentoolError("environment", `cannot make the log of writes ${path}`, { path }, error);
   } finally {
     if (fd >= 0) closeSync(fd);
+  }
+}
+
+/**
+ * Makes the file so long. Written out rather than left as a hole: on a full file system, a store to the mapping would
+ * kill the process. What cannot be whole gives back the room that it took, which journals of other disks need.
+ */
+function fill(fd: number, bytes: number): void {
+  const before = fstatSync(fd).size;
+  const zeroes = new Uint8Array(1024 * 1024);
+  try {
+    for (let at = before; at < bytes;) at += writeSync(fd, zeroes, 0, Math.min(zeroes.length, bytes - at), at);
+  } catch (error) {
+    ftruncateSync(fd, before);
+    throw error;
   }
 }
