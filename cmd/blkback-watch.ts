@@ -19,9 +19,13 @@ const WATCH_OPTIONS = {
   format: choice(["raw"], "Serve the bytes as they are though they look like another format"),
   kind: text("Directory name of the backends", { initial: "vbd" }),
   "any-script": undecidedFlag("All of the kind, not only script=block-xentool (default in a driver domain)"),
-  isolation: choice(["process", "thread"], "What the disks of a guest share with those of no other", {
-    initial: "process",
-  }),
+  isolation: choice(
+    ["process", "thread"],
+    "A process for the disks of each guest, or one for all with a thread for each disk",
+    {
+      initial: "process",
+    },
+  ),
   metrics: text("Answer Prometheus at HOST:PORT or unix:PATH"),
 };
 type WatchArguments = ArgumentsOf<typeof WATCH_OPTIONS>;

@@ -55,7 +55,6 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     return { ring, port, journal, counters: stats.section(queue) };
   });
   const limiter = new RateLimiter(reactor, control.rates);
-  const isTakenOver = rings.some(({ ring }) => Atomics.load(ring.words, RING_RSP_PROD) !== 0);
   const server = new ServerLine(control, report, stats.counters);
   let image: OpenedTarget | undefined;
   let isOver = false;
@@ -72,7 +71,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
         (innerEnd) => {
           const { holdMs } = order;
           const openLog = (name: string): WriteLog =>
-            openWriteLog(order.statsPath, `${order.deviceId} ${name}`, isTakenOver);
+            openWriteLog(order.statsPath, `${order.deviceId} ${name}`, used.length > 0);
           const needs = { holdMs, openLog, ...server.needs };
           const opened = openTarget(order.image, reactor, depth, innerEnd, needs);
           closing.unshift({ close: () => opened.close(isOver) });

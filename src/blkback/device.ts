@@ -6,6 +6,7 @@ import { endsWithin } from "../core/deadline.ts";
 import type { Image } from "../block/image.ts";
 import { describeError, kindOf, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
+import { Looking } from "../core/looking.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { PlaneJail } from "../native/jail.ts";
 import type { EngineKind } from "../native/reactor.ts";
@@ -85,8 +86,7 @@ export class BlkbackDevice {
   /** The frontend's state at the last look, and whether it has offered a ring since the one we last connected to. */
   #frontend: XenbusState = XenbusState.Unknown;
   #anew = false;
-  #looking = false;
-  #lookAgain = false;
+  readonly #looking = new Looking(() => this.#lookOnce());
   #over = false;
 
   private constructor(
@@ -215,22 +215,18 @@ export class BlkbackDevice {
     this.#unwatch.push(await this.#xenstore.watch("@releaseDomain", look));
   }
 
-  /** Looks until nothing changed while looking. */
   async #look(): Promise<void> {
-    this.#lookAgain = true;
-    if (this.#looking) return;
-    this.#looking = true;
     try {
-      while (this.#lookAgain && !this.#over) {
-        this.#lookAgain = false;
-        const step = decide(await this.#see());
-        if (!this.#over) await this.#take(step);
-      }
+      await this.#looking.look();
     } catch (error) {
       this.#fail(error);
-    } finally {
-      this.#looking = false;
     }
+  }
+
+  async #lookOnce(): Promise<void> {
+    if (this.#over) return;
+    const step = decide(await this.#see());
+    if (!this.#over) await this.#take(step);
   }
 
   async #see(): Promise<Seen> {
@@ -410,7 +406,7 @@ export class BlkbackDevice {
 
   /** A failed write means that the device is gone; the next look handles that. */
   async #write(keys: Keys, error?: string): Promise<void> {
-    if (!(await this.#directory.write(keys, error))) this.#lookAgain = true;
+    if (!(await this.#directory.write(keys, error))) this.#looking.stale();
   }
 
   /** `asked`: in state Closing, the guest is to let go and does not do so by itself. */

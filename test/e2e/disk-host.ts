@@ -3,7 +3,10 @@
 import { expect } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { XenbusState } from "../../src/protocol/xenbus.ts";
 import { SimHost, type SimHostOptions } from "../../src/sim/host.ts";
+import type { HandmadeGuest } from "../sim/blk-guest.ts";
+import type { Child } from "../support/process.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 export class DiskHost {
@@ -33,4 +36,14 @@ export class DiskHost {
     removeDirectory(this.dir);
     expect(left).toEqual([]);
   }
+}
+
+/** Has `server` detach its disk as SIGTERM does, from a guest that lets go. Returns the server's exit status. */
+export async function detach(server: Child, guest: HandmadeGuest): Promise<number> {
+  server.kill("SIGTERM");
+  await guest.untilBackend(XenbusState.Closing);
+  await guest.setState(XenbusState.Closed);
+  const status = await server.exited;
+  guest.close();
+  return status;
 }

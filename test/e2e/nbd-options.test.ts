@@ -3,25 +3,20 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { join } from "node:path";
 import { createDevice } from "../../src/blkback/toolstack.ts";
 import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
-import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
+import { diskAddress } from "../sim/disk-world.ts";
+import { detach } from "./disk-host.ts";
 import { nbdkit, type NbdServer } from "../support/nbd-servers.ts";
 import { makeCertificates } from "../support/certificates.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { readUntil } from "../support/process.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
 
-const CLOSING = 5;
 const CLOSED = 6;
-const DEVICE = {
-  backend: toDomid(0),
-  frontend: toDomid(1),
-  kind: DEFAULT_KIND,
-  devid: Number(parseVdev("xvdb")),
-};
+const DEVICE = diskAddress(1);
 const AT = ["--domid", "1", "--vdev", "xvdb"];
 
 let host: SimHost;
@@ -58,11 +53,7 @@ test("serve: --connections", async () => {
   await readUntil(serving.stderr, "offering");
   const guest = await writeAsGuest();
   expect(connections()).toBe(2);
-  serving.kill("SIGTERM");
-  await guest.untilBackend(CLOSING);
-  await guest.setState(CLOSED);
-  expect(await serving.exited).toBe(143);
-  guest.close();
+  expect(await detach(serving, guest)).toBe(143);
 });
 
 test("watch: --connections", async () => {
@@ -150,11 +141,7 @@ test("serve: nbds, also after a kill", async () => {
   await readUntil(serving.stderr, "offering");
   const guest = await writeAsGuest();
   expect(secure.image.subarray(0, 4096).every((byte) => byte === 7)).toBe(true);
-  serving.kill("SIGTERM");
-  await guest.untilBackend(CLOSING);
-  await guest.setState(CLOSED);
-  expect(await serving.exited).toBe(143);
-  guest.close();
+  expect(await detach(serving, guest)).toBe(143);
   removeDirectory(dir);
 });
 

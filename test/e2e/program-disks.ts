@@ -3,16 +3,12 @@
 import { expect } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { DEFAULT_KIND } from "../../src/blkback/address.ts";
-import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
+import { diskAddress } from "../sim/disk-world.ts";
 import { readUntil, run, type Child } from "../support/process.ts";
-import { DiskHost } from "./disk-host.ts";
+import { detach, DiskHost } from "./disk-host.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
-
-const CLOSING = 5;
-const CLOSED = 6;
 
 export interface ProgramDisk {
   readonly server: Child;
@@ -45,28 +41,13 @@ export class ProgramDisks {
   async connect(image: string, vdev: string, ...options: string[]): Promise<ProgramDisk> {
     const server = await this.serve(image, vdev, ...options);
     const guest = await this.guest(vdev);
-    return { server, guest, end: () => this.end(server, guest) };
+    return { server, guest, end: () => detach(server, guest) };
   }
 
   async guest(vdev: string): Promise<HandmadeGuest> {
-    const at = {
-      backend: toDomid(0),
-      frontend: toDomid(1),
-      kind: DEFAULT_KIND,
-      devid: Number(parseVdev(vdev)),
-    };
-    const guest = await HandmadeGuest.start(this.disks.host, at);
+    const guest = await HandmadeGuest.start(this.disks.host, diskAddress(1, parseVdev(vdev)));
     await guest.connect();
     return guest;
-  }
-
-  async end(server: Child, guest: HandmadeGuest): Promise<number> {
-    server.kill("SIGTERM");
-    await guest.untilBackend(CLOSING);
-    await guest.setState(CLOSED);
-    const status = await server.exited;
-    guest.close();
-    return status;
   }
 
   spawn(args: readonly string[], env: Readonly<Record<string, string>> = {}): Child {

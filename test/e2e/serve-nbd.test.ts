@@ -5,11 +5,11 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
 import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
-import { toDomid } from "../../src/core/types.ts";
-import { parseVdev } from "../../src/protocol/blkif.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
+import { diskAddress } from "../sim/disk-world.ts";
+import { detach } from "./disk-host.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
 import { ForgetfulServer } from "./nbd-world.ts";
 import { readUntil, type Child } from "../support/process.ts";
@@ -19,12 +19,7 @@ import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 const FAILED = -1;
 const CLOSING = 5;
 const CLOSED = 6;
-const DEVICE = {
-  backend: toDomid(0),
-  frontend: toDomid(1),
-  kind: DEFAULT_KIND,
-  devid: Number(parseVdev("xvdb")),
-};
+const DEVICE = diskAddress(1);
 const content = Uint8Array.from({ length: 65_536 }, (_, at) => (at * 5 + (at >> 9)) & 0xff);
 
 let dir: string;
@@ -67,15 +62,6 @@ const listed = async (...command: string[]): Promise<Record<string, unknown>> =>
   const { stdout } = await runXentool(["blkback", ...command, "--json"], { env });
   return (JSON.parse(stdout) as Record<string, unknown>[])[0];
 };
-
-async function detach(serving: Child, guest: HandmadeGuest): Promise<number> {
-  serving.kill("SIGTERM");
-  await guest.untilBackend(CLOSING);
-  await guest.setState(CLOSED);
-  const status = await serving.exited;
-  guest.close();
-  return status;
-}
 
 test("the server dies and comes back: the guest sees latency, and everybody else why", async () => {
   const serving = await serve();

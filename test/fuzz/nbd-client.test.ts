@@ -4,6 +4,7 @@ import { Coverage } from "../../src/block/targets/nbd/coverage.ts";
 import { NbdClientHandshake } from "../../src/block/targets/nbd/handshake.ts";
 import { NbdRequests } from "../../src/block/targets/nbd/requests.ts";
 import { chosenSeed } from "../support/random.ts";
+import { replace } from "./canary.ts";
 import { run } from "./nbd-client.fuzz.ts";
 
 const seed = chosenSeed();
@@ -11,19 +12,6 @@ const seed = chosenSeed();
 test(`random servers are read as the models say (SEED=${seed})`, async () => {
   await run(3_000, seed);
 }, 60_000);
-
-/** Puts what `breaks` makes of a method in its place, and returns a function that puts the method back. */
-function replace<T extends object, K extends keyof T>(
-  prototype: T,
-  name: K,
-  breaks: (whole: T[K]) => T[K],
-): () => void {
-  const whole = prototype[name];
-  prototype[name] = breaks(whole);
-  return () => {
-    prototype[name] = whole;
-  };
-}
 
 const CANARIES: Readonly<Record<string, readonly [breaks: () => () => void, finding: RegExp]>> = {
   "puts data a byte too far": [

@@ -7,6 +7,7 @@ import { DEAD, NbdConnection } from "../../src/blkfront/nbd-connection.ts";
 import { NbdHandshake } from "../../src/blkfront/nbd-handshake.ts";
 import { FrontQueue } from "../../src/blkfront/queue.ts";
 import { PageRuns } from "../../src/native/page-runs.ts";
+import { replace } from "./canary.ts";
 import { run } from "./nbd.fuzz.ts";
 import { chosenSeed } from "../support/random.ts";
 
@@ -15,19 +16,6 @@ const seed = chosenSeed();
 test(`random clients are served as the models say (SEED=${seed})`, async () => {
   await run(2_500, seed);
 }, 60_000);
-
-/** Puts what `breaks` makes of a method in its place, and returns a function that puts the method back. */
-function replace<T extends object, K extends keyof T>(
-  prototype: T,
-  name: K,
-  breaks: (whole: T[K]) => T[K],
-): () => void {
-  const whole = prototype[name];
-  prototype[name] = breaks(whole);
-  return () => {
-    prototype[name] = whole;
-  };
-}
 
 /** True at each `period`th call. */
 function nowAndThen(period = 50): () => boolean {

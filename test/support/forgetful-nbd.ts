@@ -23,6 +23,10 @@ import {
   NBD_REP_ACK,
   NBD_REP_ERR_UNSUP,
   NBD_REP_INFO,
+  NBD_REQUEST,
+  NBD_SIMPLE_REPLY_MAGIC,
+  OPTION_HEADER_BYTES,
+  SIMPLE_REPLY_BYTES,
 } from "../../src/protocol/nbd.ts";
 
 export interface ForgetfulOptions {
@@ -40,7 +44,6 @@ interface Client {
 }
 
 const SECTOR = 512;
-const ASKED_BYTES = 28;
 
 const { socket: path, image, sizeBytes, readOnly = false } = JSON.parse(argv[2]) as ForgetfulOptions;
 const file = openSync(image, "r+");
@@ -98,7 +101,9 @@ function take(socket: Bun.Socket<Client>): number {
 
 function negotiate(socket: Bun.Socket<Client>): number {
   const { pending } = socket.data;
-  if (pending.length < 16 || pending.length < 16 + pending.readUInt32BE(12)) return 0;
+  if (pending.length < OPTION_HEADER_BYTES) return 0;
+  const whole = OPTION_HEADER_BYTES + pending.readUInt32BE(12);
+  if (pending.length < whole) return 0;
   const option = pending.readUInt32BE(8);
   if (option === NBD_OPT_GO) {
     for (const info of [NBD_INFO_EXPORT, NBD_INFO_BLOCK_SIZE])
@@ -106,24 +111,24 @@ function negotiate(socket: Bun.Socket<Client>): number {
     send(socket, encodeOptionReply(option, NBD_REP_ACK));
     socket.data.phase = "requests";
   } else send(socket, encodeOptionReply(option, NBD_REP_ERR_UNSUP));
-  return 16 + pending.readUInt32BE(12);
+  return whole;
 }
 
 function answer(socket: Bun.Socket<Client>): number {
   const client = socket.data;
   const { pending } = client;
-  if (pending.length < ASKED_BYTES) return 0;
-  const command = pending.readUInt16BE(6);
-  const length = pending.readUInt32BE(24);
-  const whole = ASKED_BYTES + (command === NBD_CMD_WRITE ? length : 0);
+  if (pending.length < NBD_REQUEST.bytes) return 0;
+  const command = pending.readUInt16BE(NBD_REQUEST.type);
+  const length = pending.readUInt32BE(NBD_REQUEST.length);
+  const whole = NBD_REQUEST.bytes + (command === NBD_CMD_WRITE ? length : 0);
   if (pending.length < whole) return 0;
-  const offset = Number(pending.readBigUInt64BE(16));
-  const reply = Buffer.alloc(16);
-  reply.writeUInt32BE(0x6744_6698);
-  pending.copy(reply, 8, 8, 16);
+  const offset = Number(pending.readBigUInt64BE(NBD_REQUEST.offset));
+  const reply = Buffer.alloc(SIMPLE_REPLY_BYTES);
+  reply.writeUInt32BE(NBD_SIMPLE_REPLY_MAGIC);
+  pending.copy(reply, 8, NBD_REQUEST.cookie, NBD_REQUEST.cookie + 8);
   let data: Buffer = Buffer.alloc(0);
   if (command === NBD_CMD_READ) data = read(offset, length);
-  else if (command === NBD_CMD_WRITE) write(client, offset, pending.subarray(ASKED_BYTES, whole));
+  else if (command === NBD_CMD_WRITE) write(client, offset, pending.subarray(NBD_REQUEST.bytes, whole));
   else if (command === NBD_CMD_TRIM) write(client, offset, Buffer.alloc(length));
   else if (command === NBD_CMD_FLUSH) flush(client);
   if (command === NBD_CMD_DISC) socket.end();

@@ -1,6 +1,7 @@
 // One guest with disks of ours: has a process while it has disks, and another one when that dies. As with a device
 // (device.ts), an event only means "look again", and decide-guest.ts chooses the one step to take.
 import { describeError } from "../../core/errors.ts";
+import { Looking } from "../../core/looking.ts";
 import { moduleLogger } from "../../core/log.ts";
 import type { Domid } from "../../core/types.ts";
 import { ReconnectPause } from "../reconnect-pause.ts";
@@ -21,10 +22,9 @@ export interface GuestGround {
 export class SupervisedGuest {
   readonly #ground: GuestGround;
   readonly #pause = new ReconnectPause();
+  readonly #looking = new Looking(() => this.#lookOnce());
   #process: GuestProcess | undefined;
   #timer: ReturnType<typeof setTimeout> | undefined;
-  #looking = false;
-  #lookAgain = false;
   #over = false;
   #isHeld: boolean;
 
@@ -38,22 +38,18 @@ export class SupervisedGuest {
     return this.#process;
   }
 
-  /** Looks until nothing changed while looking. */
   async look(): Promise<void> {
-    this.#lookAgain = true;
-    if (this.#looking) return;
-    this.#looking = true;
     try {
-      while (this.#lookAgain && !this.#over) {
-        this.#lookAgain = false;
-        const hasDisks = await this.#ground.hasDisks();
-        if (!this.#over) this.#take(this.#decide(hasDisks));
-      }
+      await this.#looking.look();
     } catch (error) {
       logger.debug(`${this.#name}: ${describeError(error)}`);
-    } finally {
-      this.#looking = false;
     }
+  }
+
+  async #lookOnce(): Promise<void> {
+    if (this.#over) return;
+    const hasDisks = await this.#ground.hasDisks();
+    if (!this.#over) this.#take(this.#decide(hasDisks));
   }
 
   /** Nobody else serves the guest any more. */

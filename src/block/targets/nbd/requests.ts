@@ -1,13 +1,10 @@
 // The table of requests that an NBD target has under way. Allocated once: a request takes a slot, and its slot and the
 // slot's generation are its cookie, so that a reply to anything else is recognised.
-import { allocateMemory, type Mapping } from "../../../native/memory.ts";
 import { shim, type Pointer } from "../../../native/shim.ts";
 import { NBD_CMD_FLUSH, NBD_CMD_READ } from "../../../protocol/nbd.ts";
+import { MAX_PIECES, Vectors } from "./vectors.ts";
 
 export const NO_RECORD = -1;
-/** Pieces of memory that one request may have; the owner of an operation with more is told of a short transfer. */
-export const MAX_PIECES = 64;
-const IOVEC_BYTES = 16;
 /** Tags of a free slot, and of a request that nobody outside waits for. */
 const FREE = -1;
 export const INTERNAL = -2;
@@ -35,7 +32,7 @@ export class NbdRequests {
   readonly #pieceCount: Uint8Array;
   readonly #free: Int32Array;
   #freeCount: number;
-  readonly #vectors: Mapping = allocateMemory(MAX_PIECES * IOVEC_BYTES);
+  readonly #vectors = new Vectors();
 
   constructor(slots: number) {
     this.tag = new Int32Array(slots).fill(FREE);
@@ -102,18 +99,13 @@ export class NbdRequests {
 
   /** The slot's data are in the first of `count` iovecs at `address`, up to `most` bytes; sets its length. */
   setVectors(slot: number, address: number, count: number, most: number): void {
-    const pieces = Math.min(count, MAX_PIECES);
-    shim.xt_memory_copy(this.#vectors.address as Pointer, address as Pointer, pieces * IOVEC_BYTES);
-    const words = this.#vectors.words;
-    let length = 0;
-    let used = 0;
-    while (used < pieces && length < most) {
-      const at = used * 4;
-      const size = Math.min(words[at + 2] + words[at + 3] * 2 ** 32, most - length);
-      const place = (slot * MAX_PIECES + used++) * 2;
-      this.#pieces[place] = words[at] + words[at + 1] * 2 ** 32;
-      this.#pieces[place + 1] = size;
-      length += size;
+    const vectors = this.#vectors;
+    const length = Math.min(vectors.load(address, count), most);
+    const used = length === 0 ? 0 : vectors.cut(length);
+    for (let i = 0; i < used; i++) {
+      const place = (slot * MAX_PIECES + i) * 2;
+      this.#pieces[place] = vectors.from(i);
+      this.#pieces[place + 1] = vectors.size(i);
     }
     this.#pieceCount[slot] = used;
     this.length[slot] = length;

@@ -1,8 +1,9 @@
 // The first iovecs of an operation, copied, so that they can be measured and cut.
 import { allocateMemory, type Mapping } from "../../../native/memory.ts";
 import { shim, type Pointer } from "../../../native/shim.ts";
-import { MAX_PIECES } from "./requests.ts";
 
+/** Pieces of memory that one request may have; the owner of an operation with more is told of a short transfer. */
+export const MAX_PIECES = 64;
 const IOVEC_WORDS = 4;
 const IOVEC_BYTES = 4 * IOVEC_WORDS;
 
@@ -25,7 +26,7 @@ export class Vectors {
     this.#count = Math.min(count, MAX_PIECES);
     shim.xt_memory_copy(this.address as Pointer, address as Pointer, this.#count * IOVEC_BYTES);
     let bytes = 0;
-    for (let i = 0; i < this.#count; i++) bytes += this.#size(i);
+    for (let i = 0; i < this.#count; i++) bytes += this.size(i);
     return bytes;
   }
 
@@ -33,7 +34,7 @@ export class Vectors {
   cut(bytes: number): number {
     let left = bytes;
     for (let i = 0; i < this.#count; i++) {
-      const size = this.#size(i);
+      const size = this.size(i);
       if (size >= left) {
         this.#memory.words[i * IOVEC_WORDS + 2] = left;
         this.#memory.words[i * IOVEC_WORDS + 3] = 0;
@@ -45,19 +46,24 @@ export class Vectors {
   }
 
   pieces(): readonly Piece[] {
-    const { words } = this.#memory;
-    return Array.from({ length: this.#count }, (_, i) => {
-      const at = i * IOVEC_WORDS;
-      return { address: words[at] + words[at + 1] * 2 ** 32, size: this.#size(i) };
-    });
+    return Array.from({ length: this.#count }, (_, i) => ({ address: this.from(i), size: this.size(i) }));
+  }
+
+  /** The address of what copy `i` points to, and how many bytes that is. */
+  from(i: number): number {
+    return this.#number(i * IOVEC_WORDS);
+  }
+
+  size(i: number): number {
+    return this.#number(i * IOVEC_WORDS + 2);
   }
 
   close(): void {
     this.#memory.close();
   }
 
-  #size(i: number): number {
-    const at = i * IOVEC_WORDS + 2;
-    return this.#memory.words[at] + this.#memory.words[at + 1] * 2 ** 32;
+  #number(at: number): number {
+    const { words } = this.#memory;
+    return words[at] + words[at + 1] * 2 ** 32;
   }
 }

@@ -227,7 +227,8 @@ function fill(fd: number, bytes: number): void {
   const before = fstatSync(fd).size;
   const zeroes = new Uint8Array(1024 * 1024);
   try {
-    for (let at = before; at < bytes;) at += writeSync(fd, zeroes, 0, Math.min(zeroes.length, bytes - at), at);
+    for (let at = before; at < bytes;)
+      at += writeSync(fd, zeroes, 0, Math.min(zeroes.length, bytes - at), at);
   } catch (error) {
     ftruncateSync(fd, before);
     throw error;
