@@ -66,9 +66,13 @@ export function removeBackend(
     if (exists && onlyOffline && (await tx.tryRead(`${dir}/online`)) !== "0") return;
     if (exists) await tx.rm(dir);
     await removeEmptyParent(tx, dir);
-    if (await tx.exists(errorDir(address))) await tx.rm(errorDir(address));
-    await removeEmptyParent(tx, errorDir(address));
+    await removeError(tx, address);
   });
+}
+
+async function removeError(tx: XenstoreOperations, address: DeviceAddress): Promise<void> {
+  if (await tx.exists(errorDir(address))) await tx.rm(errorDir(address));
+  await removeEmptyParent(tx, errorDir(address));
 }
 
 /** Some of a driver domain's directories may belong to the toolstack, and we may not be allowed to read them. */
@@ -115,11 +119,11 @@ export class BackendDirectory {
     return (await xenstore.tryRead(`${backendDir(this.#address)}/${MARK_KEY}`)) === this.#mark;
   }
 
-  /** Clears the error node once its reason no longer holds. */
+  /** Removes the error node once its reason no longer holds, or once nothing is left that it could be about. */
   clearError(): Promise<void> {
-    const node = `${errorDir(this.#address)}/error`;
     return this.#xenstore.transaction(async (tx) => {
-      if ((await this.isThere(tx)) && (await tx.exists(node))) await tx.rm(node);
+      const isOurs = (await this.isThere(tx)) || !(await isDevice(tx, this.#address));
+      if (isOurs) await removeError(tx, this.#address);
     });
   }
 

@@ -4,8 +4,8 @@
 // and a guest that flaps costs no more than one step at a time.
 import { endsWithin } from "../core/deadline.ts";
 import type { Image } from "../block/image.ts";
-import { describeError, kindOf, XentoolError } from "../core/errors.ts";
-import { escapeControls, moduleLogger } from "../core/log.ts";
+import { kindOf, XentoolError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
 import { Looking } from "../core/looking.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { PlaneJail } from "../native/jail.ts";
@@ -362,10 +362,9 @@ export class BlkbackDevice {
 
   /** Stops this device only, and writes the reason where Linux backends put it. */
   async #refuse(error: unknown): Promise<void> {
-    const reason = describeError(error);
-    logger.error(`${this.#name}: ${reason}`);
+    const reason = this.#trouble.refused(error);
     this.#refused = true;
-    await this.#write({ state: XenbusState.Closing }, escapeControls(reason));
+    await this.#write({ state: XenbusState.Closing }, reason);
     this.#entered(XenbusState.Closing);
   }
 
@@ -431,7 +430,9 @@ export class BlkbackDevice {
     if (this.#over) return;
     this.#over = true;
     if (end !== "closed") this.#stats.removeWriteLog();
-    void this.#finish().then(() => this.#end.resolve(end));
+    void this.#finish()
+      .then(() => this.#trouble.ended())
+      .then(() => this.#end.resolve(end));
   }
 
   async #finish(): Promise<void> {

@@ -1,4 +1,5 @@
-// Reports once what keeps a device from being served for now: in the log, and in the device's error node.
+// Reports once what keeps a device from being served: in the log, and in the device's error node, which goes when its
+// reason does.
 import { describeError, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
 import type { BackendDirectory } from "./backend-directory.ts";
@@ -11,6 +12,8 @@ export class Trouble {
   readonly #directory: BackendDirectory;
   /** With its outlook. */
   #said: string | undefined;
+  /** The error node may be there: an earlier server's, too. */
+  #isWritten = true;
   /** One word after the other: the last one is to be what stays. */
   #turn: Promise<void> = Promise.resolve();
 
@@ -31,6 +34,19 @@ export class Trouble {
     void (why === null ? this.over() : this.say(error, outlook)).catch(() => {});
   };
 
+  /** The ring is refused: logs why. Returns what the error node is to say, for `#directory.write`. */
+  refused(error: unknown): string {
+    const reason = escapeControls(describeError(error));
+    logger.error(`${this.#name}: ${reason}`);
+    this.#isWritten = true;
+    return reason;
+  }
+
+  /** Nothing is left of the device that was served, or that could be. Never throws: xenstored may be gone. */
+  ended(): Promise<void> {
+    return this.#next(() => this.#clear()).catch(() => {});
+  }
+
   /** The device is served now: takes back the report. */
   over(): Promise<void> {
     return this.#next(() => this.#over());
@@ -47,14 +63,20 @@ export class Trouble {
     const said = `${reason}; ${outlook}`;
     if (said === this.#said) return;
     this.#said = said;
+    this.#isWritten = true;
     logger.error(`${this.#name}: ${said}`);
     await this.#directory.write({}, escapeControls(reason));
   }
 
   async #over(): Promise<void> {
-    if (this.#said === undefined) return;
+    if (this.#said !== undefined) logger.info(`${this.#name}: it is served now`);
     this.#said = undefined;
-    logger.info(`${this.#name}: it is served now`);
+    await this.#clear();
+  }
+
+  async #clear(): Promise<void> {
+    if (!this.#isWritten) return;
+    this.#isWritten = false;
     await this.#directory.clearError();
   }
 }

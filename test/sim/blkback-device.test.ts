@@ -313,6 +313,7 @@ describe("nonsense", () => {
     await guest.offerRing({ "multi-queue-num-queues": null, "ring-page-order": null });
     await guest.untilBackend(4);
     expectPage(await guest.read(24), 24);
+    expect(await xenstore.exists("/local/domain/0/error/backend/qdisk/1")).toBe(false);
   });
 
   test("a ring that lies stops its device; the neighbour does not notice", async () => {

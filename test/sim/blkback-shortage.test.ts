@@ -127,6 +127,26 @@ describe.each(SHORTAGES)("without %s", (_name, use) => {
     expect(said().length).toBe(1);
   });
 
+  test.each([
+    ["destroyed, and its device removed", () => xenstore.rm(backendDir(at)), "removed"],
+    [
+      "destroyed, and its device asked to close",
+      () => xenstore.write(`${backendDir(at)}/online`, "0"),
+      "closed",
+    ],
+  ] as const)("a guest that waits and is %s leaves no error behind", async (_how, go, end) => {
+    const device = await serve();
+    await guest.untilBackend(2);
+    const release = use();
+    await guest.offerRing();
+    await untilError(/./);
+    await go();
+    if (end === "closed") await guest.setState(6);
+    expect(await device.ended).toBe(end);
+    expect(await xenstore.exists("/local/domain/0/error/backend/qdisk/1")).toBe(false);
+    release();
+  });
+
   test("a guest that has a ring keeps it, and is served then", async () => {
     const first = await serve();
     await guest.connect();
