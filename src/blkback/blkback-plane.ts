@@ -19,7 +19,7 @@ import type { BlkbackOrder } from "./blkback-orders.ts";
 import { CLOSING_PATIENCE_MS, MAX_WATCHES, reactorDepth } from "./bounds.ts";
 import { Journal, journalPath, mayBelong } from "./journal.ts";
 import { openRings, type OpenRing } from "./open-rings.ts";
-import { BlockQueue } from "./queue.ts";
+import { BackDataPlane } from "./data-plane.ts";
 import { RateLimiter } from "./rate-limiter.ts";
 import { openWriteLog, ServerLine } from "./server-line.ts";
 import { StatsPage } from "./stats.ts";
@@ -39,7 +39,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   const rings = openRings(order.frontend, order.sets, grants, channels, areOurs, cleanup);
   const stats = cleanup.adopt(StatsPage.attach(order.statsPath), (it) => it.close());
   const limits = { ...order.limits };
-  // Closed in the order they were opened: the reactor first, because its operations in flight use the queue's memory.
+  // Closed in the order they were opened: the reactor first, because its operations in flight use the plane's memory.
   const closing: { close(): void }[] = [];
   cleanup.defer(() => closing.forEach((it) => it.close()));
   const slots = ringSlots(rings[0].ring.sizeBytes / PAGE_SIZE, abi.slotBytes);
@@ -58,7 +58,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   const server = new ServerLine(control, report, stats.counters);
   let image: OpenedTarget | undefined;
   let isOver = false;
-  const queue = new BlockQueue({
+  const plane = new BackDataPlane({
     domid: order.frontend,
     abi,
     lanes,
@@ -88,7 +88,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
       limits.sectors512 = control.sectors512;
     },
   });
-  closing.push(queue);
+  closing.push(plane);
   if (order.jail !== undefined) enterPlaneJail(order.jail);
   moduleLogger("blkback").info(
     `${rings.length} queue(s) of ${rings[0].ring.sizeBytes / PAGE_SIZE} ring page(s), ${abi.protocol}`,
@@ -102,15 +102,15 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     server.take();
     if (control.stopped && !control.leaves) image?.remote?.limitHold(CLOSING_PATIENCE_MS);
   });
-  queue.run(
+  plane.run(
     () => control.stopped,
-    () => (control.leaves || queue.failure !== undefined) && image?.remote?.isServing === false,
+    () => (control.leaves || plane.failure !== undefined) && image?.remote?.isServing === false,
   );
-  const { failure } = queue;
+  const { failure } = plane;
   const closes = failure === undefined ? !control.leaves : failure.kind === "protocol";
   isOver = closes;
   if (closes) image?.remote?.limitHold(CLOSING_PATIENCE_MS);
-  const errno = closes ? queue.flush() : 0;
+  const errno = closes ? plane.flush() : 0;
   return { failure: failure && failureOf(failure), lost: errno === 0 ? undefined : errnoText(errno) };
 };
 

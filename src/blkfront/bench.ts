@@ -8,7 +8,7 @@ import type { FrontControl } from "./blkfront-control.ts";
 import type { Disk } from "./handshake.ts";
 import { JobLoop } from "./job-loop.ts";
 import { LatencyHistogram, type LatencySummary } from "./latency.ts";
-import type { FrontQueue } from "./queue.ts";
+import type { FrontDataPlane } from "./data-plane.ts";
 
 export const BENCH_PATTERNS = ["read", "write", "randread", "randwrite", "randrw"] as const;
 export type BenchPattern = (typeof BENCH_PATTERNS)[number];
@@ -38,7 +38,7 @@ export interface BenchResult extends BenchOptions {
 
 export class Bench {
   readonly #options: BenchOptions;
-  readonly #queue: FrontQueue;
+  readonly #plane: FrontDataPlane;
   readonly #latency = new LatencyHistogram();
   readonly #blocks: number;
   readonly #jobs: number;
@@ -53,8 +53,8 @@ export class Bench {
   #writes = 0;
   #errors = 0;
 
-  /** Takes over the whole queue, which has a tag for each slot. Throws `usage` for what this disk cannot do. */
-  constructor(queue: FrontQueue, disk: Disk, options: BenchOptions) {
+  /** Takes over the whole disk, which has a tag for each slot. Throws `usage` for what this disk cannot do. */
+  constructor(plane: FrontDataPlane, disk: Disk, options: BenchOptions) {
     const { blockBytes, depth, pattern } = options;
     if (blockBytes % disk.logicalSectorBytes !== 0 || blockBytes === 0)
       throw new XentoolError("usage", `--bs must be a multiple of ${disk.logicalSectorBytes} bytes here`);
@@ -62,15 +62,15 @@ export class Bench {
       throw new XentoolError("usage", "the disk is read-only: use --rw read or randread");
     this.#blocks = Math.floor((disk.sectors512 * SECTOR_SIZE) / blockBytes);
     if (this.#blocks === 0) throw new XentoolError("usage", "--bs is larger than the disk");
-    this.#jobs = Math.min(depth, queue.transfersThatFit(blockBytes));
+    this.#jobs = Math.min(depth, plane.transfersThatFit(blockBytes));
     if (this.#jobs === 0) throw new XentoolError("usage", "--bs is larger than all pages that are shared");
     this.#options = options;
-    this.#queue = queue;
+    this.#plane = plane;
     this.#pages = new Int32Array(this.#jobs);
     this.#startedAt = new Float64Array(this.#jobs);
     for (let job = 0; job < this.#jobs; job++) this.#pages[job] = this.#fillPages();
-    queue.onDone = (tag, status) => this.#done(tag, status);
-    queue.doorbell.poll.maxUs = BENCH_POLL_US_MAX;
+    plane.onDone = (tag, status) => this.#done(tag, status);
+    plane.doorbell.poll.maxUs = BENCH_POLL_US_MAX;
   }
 
   /**
@@ -79,15 +79,15 @@ export class Bench {
    */
   run(control: FrontControl): BenchResult {
     const { runtimeMs, blockBytes } = this.#options;
-    const queue = this.#queue;
+    const plane = this.#plane;
     const cpu = process.cpuUsage();
-    using loop = new JobLoop(queue, control);
+    using loop = new JobLoop(plane, control);
     const started = performance.now();
     this.#now = started;
     this.#running = true;
     for (let job = 0; job < this.#jobs; job++) this.#start(job);
-    queue.push();
-    for (let turn = 0; queue.inFlight > 0 && queue.failure === undefined; turn++) {
+    plane.push();
+    for (let turn = 0; plane.inFlight > 0 && plane.failure === undefined; turn++) {
       if (control.released) break;
       this.#now = performance.now();
       const responses = loop.turn();
@@ -98,7 +98,7 @@ export class Bench {
     const used = process.cpuUsage(cpu);
     return {
       ...this.#options,
-      queues: queue.lanes,
+      queues: plane.lanes,
       jobs: this.#jobs,
       elapsedMs,
       reads: this.#reads,
@@ -125,12 +125,12 @@ export class Bench {
     if (reads) this.#reads++;
     else this.#writes++;
     const op = reads ? BLKIF_OP_READ : BLKIF_OP_WRITE;
-    this.#queue.transfer(op, job, sector, this.#pages[job], this.#options.blockBytes);
+    this.#plane.transfer(op, job, sector, this.#pages[job], this.#options.blockBytes);
   }
 
   /** Allocates the pages of one job and fills them with data to write. */
   #fillPages(): number {
-    const { pool } = this.#queue;
+    const { pool } = this.#plane;
     const count = Math.ceil(this.#options.blockBytes / PAGE_SIZE);
     const page = pool.allocate(count);
     const start = (page * PAGE_SIZE) / 4;

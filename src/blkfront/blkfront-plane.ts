@@ -11,7 +11,7 @@ import { FrontControl } from "./blkfront-control.ts";
 import type { BlkfrontJob, BlkfrontOrder, BlkfrontReport } from "./blkfront-orders.ts";
 import { FrontDevice } from "./device.ts";
 import { NbdServer } from "./nbd-server.ts";
-import { FrontQueue } from "./queue.ts";
+import { FrontDataPlane } from "./data-plane.ts";
 import { Verify } from "./verify.ts";
 
 /** Serves until released. Everything is closed in reverse order, whatever happens. */
@@ -44,23 +44,23 @@ function doJob(
 ): BenchResult | undefined {
   const { rings, pool, channels, slots: tags } = device;
   const { job, devid, maxIndirectSegments } = order;
-  const queue = new FrontQueue({ rings, pool, channels, handle: devid, maxIndirectSegments, tags });
+  const plane = new FrontDataPlane({ rings, pool, channels, handle: devid, maxIndirectSegments, tags });
   let bench: BenchResult | undefined;
-  if (job.type === "nbd") serveNbd(queue, tags, control, job);
+  if (job.type === "nbd") serveNbd(plane, tags, control, job);
   else if (!control.runs) return undefined;
-  else if (job.type === "verify") new Verify(queue, control.disk, job.options).run(control);
-  else bench = new Bench(queue, control.disk, job.options).run(control);
-  if (queue.failure !== undefined) throw new XentoolError("protocol", queue.failure);
+  else if (job.type === "verify") new Verify(plane, control.disk, job.options).run(control);
+  else bench = new Bench(plane, control.disk, job.options).run(control);
+  if (plane.failure !== undefined) throw new XentoolError("protocol", plane.failure);
   return bench;
 }
 
 function serveNbd(
-  queue: FrontQueue,
+  plane: FrontDataPlane,
   tags: number,
   control: FrontControl,
   job: BlkfrontJob & { readonly type: "nbd" },
 ): void {
-  const server = new NbdServer(queue, tags, control, job.listener, job.exportName);
+  const server = new NbdServer(plane, tags, control, job.listener, job.exportName);
   try {
     server.run();
   } finally {

@@ -1,5 +1,6 @@
 // One ring of a disk, from the guest's side: turns an operation into requests, all on this ring, publishes them, and
-// says which operation a response is a part of. What an operation's parts amount to is the disk's affair (queue.ts).
+// says which operation a response is a part of. What an operation's parts amount to is the disk's affair
+// (data-plane.ts).
 import { PAGE_SIZE, type EvtchnPort } from "../core/types.ts";
 import {
   BLKIF_DISCARD_SECURE,

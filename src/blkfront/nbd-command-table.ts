@@ -59,7 +59,7 @@ export class CommandTable {
   }
 }
 
-/** Chunks: each is one operation of the queue, and its row is the tag. */
+/** Chunks: each is one operation of the data plane, and its row is the tag. */
 export class ChunkTable {
   readonly command: Uint16Array;
   /** First page of its data and the number of pages; 0 if it has none. */

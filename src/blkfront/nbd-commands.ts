@@ -1,4 +1,4 @@
-// The transmission phase: requests of all connections become operations of one queue, and their completions become
+// The transmission phase: requests of all connections become operations of one data plane, and their completions become
 // replies. A command is started chunk by chunk as the ring, the pool and its client's buffers have room. Pages are
 // held only while a chunk is on the ring, so no client can keep them from the others.
 import { PAGE_SIZE } from "../core/types.ts";
@@ -46,7 +46,7 @@ import type { Disk } from "./handshake.ts";
 import { ChunkTable, CommandTable } from "./nbd-command-table.ts";
 import { DEAD, FINISHING, READY, type NbdConnection } from "./nbd-connection.ts";
 import { canMakeDurable, canReadWhole } from "./nbd-export.ts";
-import type { FrontQueue } from "./queue.ts";
+import type { FrontDataPlane } from "./data-plane.ts";
 
 const TWO_32 = 2 ** 32;
 
@@ -55,22 +55,22 @@ export class NbdCommands {
   disk: Disk;
   /** The most data of one operation, and so the most of a read that is sent in one piece. */
   readonly chunkBytes: number;
-  readonly #queue: FrontQueue;
+  readonly #plane: FrontDataPlane;
   readonly #commands = new CommandTable(MAX_COMMANDS);
   readonly #chunks: ChunkTable;
   /** Commands whose data is written but whose flush found no room. */
   readonly #flushes = new Uint16Array(MAX_COMMANDS);
   #flushCount = 0;
 
-  /** Takes over the whole queue, which has a tag for each slot of its rings. */
-  constructor(queue: FrontQueue, disk: Disk, tags: number) {
-    this.#queue = queue;
+  /** Takes over the whole disk, which has a tag for each slot of its rings. */
+  constructor(plane: FrontDataPlane, disk: Disk, tags: number) {
+    this.#plane = plane;
     this.disk = disk;
     this.#chunks = new ChunkTable(tags);
     let chunkBytes = NBD_CHUNK_BYTES;
-    while (queue.transfersThatFit(chunkBytes) === 0) chunkBytes /= 2;
+    while (plane.transfersThatFit(chunkBytes) === 0) chunkBytes /= 2;
     this.chunkBytes = chunkBytes;
-    queue.onDone = (tag, status) => this.#chunkDone(tag, status);
+    plane.onDone = (tag, status) => this.#chunkDone(tag, status);
   }
 
   /** Starts as much as possible of what `connection` has sent. */
@@ -258,11 +258,11 @@ export class NbdCommands {
     bytes: number,
     from: number,
   ): boolean {
-    const { pool } = this.#queue;
+    const { pool } = this.#plane;
     const pages = Math.ceil(bytes / PAGE_SIZE);
     const page = pool.allocate(pages);
     if (page < 0) return false;
-    if (!this.#queue.transfer(op, this.#chunks.next, this.#nextSector(row), page, bytes)) {
+    if (!this.#plane.transfer(op, this.#chunks.next, this.#nextSector(row), page, bytes)) {
       pool.release(page, pages);
       return false;
     }
@@ -274,7 +274,7 @@ export class NbdCommands {
   #startTrim(row: number): boolean {
     const bytes = this.#commands.length[row];
     const sectors = bytes / SECTOR_SIZE;
-    if (!this.#queue.discard(this.#chunks.next, this.#nextSector(row), sectors)) return false;
+    if (!this.#plane.discard(this.#chunks.next, this.#nextSector(row), sectors)) return false;
     this.#started(row, 0, 0, bytes);
     return true;
   }
@@ -283,7 +283,7 @@ export class NbdCommands {
     if (this.#commands.pending[row] >= ZEROES_CHUNKS) return false;
     const most = Math.min(ZEROES_CHUNK_BYTES, this.chunkBytes * 8);
     const bytes = this.#nextBytes(row, most);
-    if (!this.#queue.writeZeroes(this.#chunks.next, this.#nextSector(row), bytes)) return false;
+    if (!this.#plane.writeZeroes(this.#chunks.next, this.#nextSector(row), bytes)) return false;
     this.#started(row, 0, 0, bytes);
     return true;
   }
@@ -291,7 +291,7 @@ export class NbdCommands {
   #startFlush(row: number): boolean {
     if (this.#chunks.freeCount === 0) return false;
     const tag = this.#chunks.next;
-    if (!(this.disk.canFlush ? this.#queue.flush(tag) : this.#queue.barrier(tag))) return false;
+    if (!(this.disk.canFlush ? this.#plane.flush(tag) : this.#plane.barrier(tag))) return false;
     this.#started(row, 0, 0, 0);
     return true;
   }
@@ -324,7 +324,7 @@ export class NbdCommands {
       commands.error[row] = status === BLKIF_RSP_EOPNOTSUPP ? NBD_ENOTSUP : NBD_EIO;
     if (commands.type[row] === NBD_CMD_READ) this.#deliver(connection, row, tag, status === BLKIF_RSP_OKAY);
     const pages = chunks.pages[tag];
-    if (pages > 0) this.#queue.pool.release(chunks.page[tag], pages);
+    if (pages > 0) this.#plane.pool.release(chunks.page[tag], pages);
     chunks.release(tag);
     if (left > 0) return;
     if (connection.current === row) {
@@ -340,7 +340,7 @@ export class NbdCommands {
     const commands = this.#commands;
     const offset = this.#chunks.offset[tag];
     const bytes = this.#chunks.length[tag];
-    const address = this.#queue.pool.addressOf(this.#chunks.page[tag]);
+    const address = this.#plane.pool.addressOf(this.#chunks.page[tag]);
     connection.redeem(DATA_CHUNK_BYTES + bytes);
     if (!ok) {
       // The reply has started as a success, and a simple reply cannot take that back.

@@ -17,13 +17,13 @@ import type { FrontControl } from "./blkfront-control.ts";
 import { NbdCommands } from "./nbd-commands.ts";
 import { DEAD, HANDSHAKE, NbdConnection, READY } from "./nbd-connection.ts";
 import { exportOf } from "./nbd-export.ts";
-import type { FrontQueue } from "./queue.ts";
+import type { FrontDataPlane } from "./data-plane.ts";
 
 const SHORTAGES: ReadonlySet<string> = new Set(["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"]);
 const NO_PLACE = -1;
 
 export class NbdServer {
-  readonly #queue: FrontQueue;
+  readonly #plane: FrontDataPlane;
   readonly #control: FrontControl;
   readonly #listener: number;
   readonly #name: string;
@@ -36,38 +36,38 @@ export class NbdServer {
   /** Until then no new client is accepted, for lack of room; it waits in the listener's queue. */
   #acceptAgainAtMs = 0;
 
-  /** Serves the disk of `queue`, which has `tags` tags, as the export `name` to clients of `listener`. */
-  constructor(queue: FrontQueue, tags: number, control: FrontControl, listener: number, name: string) {
-    this.#queue = queue;
+  /** Serves the disk of `plane`, which has `tags` tags, as the export `name` to clients of `listener`. */
+  constructor(plane: FrontDataPlane, tags: number, control: FrontControl, listener: number, name: string) {
+    this.#plane = plane;
     this.#control = control;
     this.#listener = listener;
     this.#name = name;
-    this.#commands = new NbdCommands(queue, control.disk, tags);
-    queue.doorbell.poll.maxUs = NBD_POLL_US_MAX;
-    this.#reactor.watch(queue.doorbell.fd, () => queue.woke());
+    this.#commands = new NbdCommands(plane, control.disk, tags);
+    plane.doorbell.poll.maxUs = NBD_POLL_US_MAX;
+    this.#reactor.watch(plane.doorbell.fd, () => plane.woke());
     this.#reactor.watch(control.wakeFd, () => this.#takeOrders());
     this.#listening = this.#reactor.watch(listener, () => this.#accept());
   }
 
   /** Serves until `control` stops it and what is in flight is answered, or the backend breaks the protocol. */
   run(): void {
-    const queue = this.#queue;
+    const plane = this.#plane;
     for (;;) {
-      const responses = queue.reap();
+      const responses = plane.reap();
       const stopping = !this.#control.runs;
-      if (queue.failure !== undefined || this.#control.released) return;
+      if (plane.failure !== undefined || this.#control.released) return;
       this.#commands.retryFlushes();
       if (!stopping) this.#advance();
-      queue.push();
+      plane.push();
       const roomMade = this.#send();
       this.#bury();
-      if (stopping && queue.inFlight === 0) return;
-      const busy = responses > 0 || roomMade || !queue.maySleep();
+      if (stopping && plane.inFlight === 0) return;
+      const busy = responses > 0 || roomMade || !plane.maySleep();
       this.#wait(busy ? 0 : -1, stopping);
     }
   }
 
-  /** Closes every connection and frees everything. The queue and the listener belong to their owners. */
+  /** Closes every connection and frees everything. The data plane and the listener belong to their owners. */
   close(): void {
     for (const connection of this.#connections) connection.close();
     this.#connections.length = 0;

@@ -12,7 +12,7 @@ import {
 import type { FrontControl } from "./blkfront-control.ts";
 import type { Disk } from "./handshake.ts";
 import { JobLoop } from "./job-loop.ts";
-import type { FrontQueue } from "./queue.ts";
+import type { FrontDataPlane } from "./data-plane.ts";
 
 /** Structured-cloneable. */
 export interface VerifyOptions {
@@ -35,7 +35,7 @@ export function fillBlock(words: Uint32Array, block: number): void {
 }
 
 export class Verify {
-  readonly #queue: FrontQueue;
+  readonly #plane: FrontDataPlane;
   readonly #options: VerifyOptions;
   readonly #blocks: number;
   /** By job: its pages, its words on them, and the block that it is at. */
@@ -49,30 +49,30 @@ export class Verify {
   #pending = 0;
   #fault: string | undefined;
 
-  /** Takes over the whole queue. Throws `usage` when the disk or the pool is too small. */
-  constructor(queue: FrontQueue, disk: Disk, options: VerifyOptions) {
+  /** Takes over the whole disk. Throws `usage` when the disk or the pool is too small. */
+  constructor(plane: FrontDataPlane, disk: Disk, options: VerifyOptions) {
     const { blockBytes, depth } = options;
     this.#blocks = Math.floor((disk.sectors512 * SECTOR_SIZE) / blockBytes);
-    const jobs = Math.min(depth, queue.transfersThatFit(blockBytes));
+    const jobs = Math.min(depth, plane.transfersThatFit(blockBytes));
     if (this.#blocks < 2 || jobs === 0)
       throw new XentoolError("usage", "the disk is too small to be verified");
     if (!disk.canFlush) throw new XentoolError("usage", "the disk cannot flush");
     const perBlock = blockBytes / PAGE_SIZE;
     this.#options = options;
-    this.#queue = queue;
-    this.#pages = Array.from({ length: jobs }, () => queue.pool.allocate(perBlock));
+    this.#plane = plane;
+    this.#pages = Array.from({ length: jobs }, () => plane.pool.allocate(perBlock));
     this.#words = this.#pages.map((page) => {
       const start = (page * PAGE_SIZE) / 4;
-      return queue.pool.words.subarray(start, start + blockBytes / 4);
+      return plane.pool.words.subarray(start, start + blockBytes / 4);
     });
     this.#at = new Int32Array(jobs);
     this.#expected = new Uint32Array(blockBytes / 4);
-    queue.onDone = (job, status) => this.#done(job, status);
+    plane.onDone = (job, status) => this.#done(job, status);
   }
 
   /** Throws `io` at the first fault; returns early when `control` stops it or the backend breaks the protocol. */
   run(control: FrontControl): void {
-    using loop = new JobLoop(this.#queue, control);
+    using loop = new JobLoop(this.#plane, control);
     const mark = this.#blocks - 1;
     this.#each(loop, control, BLKIF_OP_WRITE, 0, mark);
     this.#each(loop, control, BLKIF_OP_FLUSH_DISKCACHE, 0, 1);
@@ -87,8 +87,8 @@ export class Verify {
     this.#next = from;
     this.#end = to;
     for (let job = 0; job < this.#pages.length; job++) this.#start(job);
-    this.#queue.push();
-    while (this.#pending > 0 && this.#queue.failure === undefined && !control.released) {
+    this.#plane.push();
+    while (this.#pending > 0 && this.#plane.failure === undefined && !control.released) {
       if (!control.runs) this.#end = this.#next;
       loop.turn();
     }
@@ -101,13 +101,13 @@ export class Verify {
     this.#at[job] = block;
     this.#pending++;
     if (this.#step === BLKIF_OP_FLUSH_DISKCACHE) {
-      this.#queue.flush(job);
+      this.#plane.flush(job);
       return;
     }
     // What a read must replace is something else than what was written.
     if (this.#step === BLKIF_OP_READ) this.#words[job].fill(0);
     else fillBlock(this.#words[job], block);
-    this.#queue.transfer(this.#step, job, block * (blockBytes / SECTOR_SIZE), this.#pages[job], blockBytes);
+    this.#plane.transfer(this.#step, job, block * (blockBytes / SECTOR_SIZE), this.#pages[job], blockBytes);
   }
 
   #done(job: number, status: number): void {

@@ -64,8 +64,8 @@ class Fuzzer {
     }
     const before = h.data.mapping.bytes.slice();
     for (const ring of h.rings) ring.push();
-    h.queue.step();
-    expect(h.queue.failure).toBeUndefined();
+    h.plane.step();
+    expect(h.plane.failure).toBeUndefined();
     const key = (it: { id: bigint; op: number; status: number }): string => `${it.id}/${it.op}/${it.status}`;
     for (const [queue, ring] of h.rings.entries())
       expect(ring.takeResponses().map(key).toSorted()).toEqual(expected[queue].map(key).toSorted());

@@ -94,15 +94,15 @@ class Episode {
     const listener = cleanup.adopt(listenAt(path), (it) => it.close());
     const control = new TurnControl(page, () => this.#turn());
     control.disk = disk;
-    const { queue, slots } = this.#backend;
-    this.#server = new NbdServer(queue, slots, control, listener.fd, nbd.EXPORT);
+    const { plane, slots } = this.#backend;
+    this.#server = new NbdServer(plane, slots, control, listener.fd, nbd.EXPORT);
   }
 
   run(): void {
     try {
       this.#server.run();
-      const { queue, pool } = this.#backend;
-      if (queue.failure !== undefined) throw new Error(queue.failure);
+      const { plane, pool } = this.#backend;
+      if (plane.failure !== undefined) throw new Error(plane.failure);
       if (pool.freePages !== pool.pageCount) throw new Error("pages of the pool are not given back");
     } finally {
       for (const client of this.#clients) client.leave();
@@ -146,7 +146,7 @@ class Episode {
     this.#idleTurns = 0;
     if (this.#clients.length > 0) return true;
     if (this.#placesTaken() !== 0) throw new Error(`${this.#placesTaken()} places are not given back`);
-    if (this.#backend.queue.inFlight !== 0) throw new Error("slots of the ring are not given back");
+    if (this.#backend.plane.inFlight !== 0) throw new Error("slots of the ring are not given back");
     return false;
   }
 

@@ -5,7 +5,7 @@ import { ChunkTable, CommandTable } from "../../src/blkfront/nbd-command-table.t
 import { NbdCommands } from "../../src/blkfront/nbd-commands.ts";
 import { DEAD, NbdConnection } from "../../src/blkfront/nbd-connection.ts";
 import { NbdHandshake } from "../../src/blkfront/nbd-handshake.ts";
-import { FrontQueue } from "../../src/blkfront/queue.ts";
+import { FrontDataPlane } from "../../src/blkfront/data-plane.ts";
 import { PageRuns } from "../../src/native/page-runs.ts";
 import { replace } from "./canary.ts";
 import { run } from "./nbd.fuzz.ts";
@@ -68,9 +68,9 @@ const CANARIES: Readonly<Record<string, Canary>> = {
   },
   "reads and writes the next sector": {
     breaks: () =>
-      replace(FrontQueue.prototype, "transfer", (whole) => {
+      replace(FrontDataPlane.prototype, "transfer", (whole) => {
         const isTime = nowAndThen();
-        return function (this: FrontQueue, op, tag, sector, page, bytes) {
+        return function (this: FrontDataPlane, op, tag, sector, page, bytes) {
           return whole.call(this, op, tag, isTime() ? sector + 1 : sector, page, bytes);
         };
       }),
@@ -78,9 +78,9 @@ const CANARIES: Readonly<Record<string, Canary>> = {
   },
   "releases a chunk's pages while its data is under way": {
     breaks: () =>
-      replace(FrontQueue.prototype, "transfer", (whole) => {
+      replace(FrontDataPlane.prototype, "transfer", (whole) => {
         const isTime = nowAndThen();
-        return function (this: FrontQueue, op, tag, sector, page, bytes) {
+        return function (this: FrontDataPlane, op, tag, sector, page, bytes) {
           const isStarted = whole.call(this, op, tag, sector, page, bytes);
           if (isStarted && bytes <= 4096 && isTime()) this.pool.release(page, 1);
           return isStarted;
@@ -92,12 +92,12 @@ const CANARIES: Readonly<Record<string, Canary>> = {
     breaks: () => {
       const tags: number[] = [];
       const repairs = [
-        replace(FrontQueue.prototype, "flush", () => (tag) => tags.push(tag) > 0),
+        replace(FrontDataPlane.prototype, "flush", () => (tag) => tags.push(tag) > 0),
         replace(
-          FrontQueue.prototype,
+          FrontDataPlane.prototype,
           "reap",
           (whole) =>
-            function (this: FrontQueue) {
+            function (this: FrontDataPlane) {
               for (const tag of tags.splice(0)) this.onDone(tag, 0);
               return whole.call(this);
             },

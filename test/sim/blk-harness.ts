@@ -1,4 +1,4 @@
-// Rings between a raw frontend and a BlockQueue that the test drives step by step: both ends in this process, on the
+// Rings between a raw frontend and a BackDataPlane that the test drives step by step: both ends in this process, on the
 // simulated platform.
 import { expect } from "bun:test";
 import { closeSync, openSync, readSync, writeFileSync, writeSync } from "node:fs";
@@ -7,7 +7,7 @@ import { openFiltered } from "../../src/block/filters/catalogue.ts";
 import { closeImage, openImage, type Image } from "../../src/block/image.ts";
 import { FileTarget } from "../../src/block/targets/file.ts";
 import type { GrantMode } from "../../src/blkback/data/path.ts";
-import { BlockQueue } from "../../src/blkback/queue.ts";
+import { BackDataPlane } from "../../src/blkback/data-plane.ts";
 import { DEFAULT_OFFER, diskLimits } from "../../src/blkback/features.ts";
 import { toDomid, type Domid, type EvtchnPort } from "../../src/core/types.ts";
 import type { GrantCopyBatch } from "../../src/native/grant-copy.ts";
@@ -58,7 +58,7 @@ export class RingHarness extends RawRing {
   /** The rings of all queues; the first one is this harness itself. */
   readonly rings: readonly RawRing[];
   readonly data: SharedPages;
-  readonly queue: BlockQueue;
+  readonly plane: BackDataPlane;
   /** By queue. */
   readonly laneCounters: readonly Float64Array[];
   readonly imagePath: string;
@@ -150,7 +150,7 @@ export class RingHarness extends RawRing {
     this.#reactor = reactor;
     const filters = ["assert", ...(options.filters ?? [])];
     const context = { reactor, device: "test", sizeBytes: () => limits.sectors512 * 512 };
-    this.queue = new BlockQueue({
+    this.plane = new BackDataPlane({
       domid: FRONT,
       abi: this.abi,
       lanes: this.#back.lanes.map((lane, queue) => ({ ...lane, counters: this.laneCounters[queue] })),
@@ -192,7 +192,7 @@ export class RingHarness extends RawRing {
   /** Publishes, lets the backend serve, returns its new responses. */
   serve(): Response[] {
     this.push();
-    this.queue.step();
+    this.plane.step();
     return this.takeResponses();
   }
 
@@ -233,7 +233,7 @@ export class RingHarness extends RawRing {
   /** Takes everything down and asserts that nothing is left. */
   async close(): Promise<void> {
     this.#reactor.close();
-    this.queue.close();
+    this.plane.close();
     for (const { ring, port } of this.#back.lanes) {
       this.#back.channels.unbind(port);
       ring.close();

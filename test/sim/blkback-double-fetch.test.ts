@@ -124,7 +124,7 @@ class WatchedRing {
     const counted = (): number[] => [STAT.writeBytes, STAT.readBytes].map((field) => harness.counters[field]);
     const before = counted();
     harness.serve();
-    expect(harness.queue.failure).toBeUndefined();
+    expect(harness.plane.failure).toBeUndefined();
     const transferred = [moved.written, moved.read];
     expect(transferred).toEqual(counted().map((bytes, index) => bytes - before[index]));
     expect([moved.in, moved.out]).toEqual(this.#inPlace ? [0, 0] : transferred);

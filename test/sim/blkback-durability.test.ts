@@ -128,7 +128,7 @@ async function run(seed: number, queues: number): Promise<boolean> {
       return { op, block, version: version++ };
     });
     for (const ring of h.rings) ring.push();
-    h.queue.step();
+    h.plane.step();
     const answers = h.rings.flatMap((ring) => ring.takeResponses());
     const status = new Map(answers.map((it) => [Number(it.id), it.status]));
     expect(status.size).toBe(asked.length);

@@ -41,7 +41,7 @@ test.each([
   page.wake();
   for (let slot = 0; slot < 32; slot++) put(h);
   const { words } = h.ring.mapping;
-  h.queue.run(() => {
+  h.plane.run(() => {
     if (reactor?.nowMs !== lastMs) ticks++;
     lastMs = reactor?.nowMs;
     // The slots still hold the requests where no response lies; those are bad requests as well.

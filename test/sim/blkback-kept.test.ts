@@ -46,7 +46,7 @@ test("pages stay mapped between requests, once for each ring, and data goes stra
   expect(Buffer.compare(h.page(1), h.readImage(40 * 512, 4096))).toBe(0);
   second.put({ op: READ, sector: 0, segments: [{ gref: refs[0] }] });
   second.push();
-  h.queue.step();
+  h.plane.step();
   expect(second.takeResponses().map(({ status }) => status)).toEqual([OKAY]);
   expect(mappedBy(h, refs)).toEqual([2, 1]);
   expect(first.takeResponses()).toEqual([]);

@@ -45,7 +45,7 @@ afterEach(async () => {
 /** Publishes every ring, lets the backend serve, and returns the new responses by ring. */
 function serve(h: RingHarness): Response[][] {
   for (const ring of h.rings) ring.push();
-  h.queue.step();
+  h.plane.step();
   return h.rings.map((ring) => ring.takeResponses());
 }
 
@@ -172,8 +172,8 @@ describe("a ring that lies", () => {
     });
     h.rings[liar].setIndex(0, 5000);
     let looks = 0;
-    h.queue.run(() => looks++ > 1000);
-    expect(h.queue.failure?.message).toContain(`queue ${liar}: the ring's indices cannot be true`);
+    h.plane.run(() => looks++ > 1000);
+    expect(h.plane.failure?.message).toContain(`queue ${liar}: the ring's indices cannot be true`);
     expect(h.rings.map((ring) => ring.takeResponses().length)).toEqual(
       h.rings.map((_, queue) => (queue === liar ? 0 : 1)),
     );

@@ -83,7 +83,7 @@ describe.each([
     expect(h.readImage(16 * 512, 4096)).toEqual(new Uint8Array(pattern(1 << 20).slice(8192, 12288)));
     expect([h.counters[STAT.flushErrors], h.counters[STAT.writeErrors]]).toEqual([1, 0]);
     expect(lines()).toEqual([expect.stringContaining(`a flush failed (${errno}`)]);
-    expect(h.queue.flush()).toBe(errno === "EIO" ? -5 : -28);
+    expect(h.plane.flush()).toBe(errno === "EIO" ? -5 : -28);
   });
 
   test("so does that of a barrier", async () => {
@@ -118,7 +118,7 @@ describe.each([
     expect(lines()).toEqual([
       expect.stringContaining("write of 8 sectors at sector 24 failed: EIO: i/o error"),
     ]);
-    expect(h.queue.flush()).toBe(0);
+    expect(h.plane.flush()).toBe(0);
   });
 
   test("failures are counted by operation, and each errno has one line at first", async () => {

@@ -325,9 +325,9 @@ describe("a ring that lies stops the device, and only it", () => {
     h.put({ op: READ, segments: h.pages(0, 1) });
     h.serve();
     h.setIndex(0, (h.reqProd + (beyond < 0x8000_0000 ? h.slots : 0) + beyond) >>> 0);
-    h.queue.step();
-    expect(h.queue.failure?.message).toContain("indices cannot be true");
-    h.queue.step();
+    h.plane.step();
+    expect(h.plane.failure?.message).toContain("indices cannot be true");
+    h.plane.step();
     expect(h.takeResponses()).toEqual([]);
   });
 });
@@ -398,9 +398,9 @@ describe.each(["copy", "map", "persistent"] as const)("told to stop, data by %s"
     for (let id = 0n; id < 512n; id++) h.put({ op: WRITE, id, sector: 8, segments: h.pages(0, 11) });
     h.push();
     let looks = 0;
-    h.queue.run(() => looks++ > 0);
+    h.plane.run(() => looks++ > 0);
     expect(h.takeResponses()).toEqual([{ id: 0n, op: WRITE, status: OKAY }]);
-    expect(h.queue.unanswered).toBe(511);
+    expect(h.plane.unanswered).toBe(511);
   });
 
   test("memory bounds what can have been started", async () => {
@@ -411,10 +411,10 @@ describe.each(["copy", "map", "persistent"] as const)("told to stop, data by %s"
     for (let id = 0n; id < 100n; id++) h.putIndirect(READ, 2048, 0, pages, id);
     h.push();
     let looks = 0;
-    h.queue.run(() => looks++ > 0);
+    h.plane.run(() => looks++ > 0);
     const answered = h.takeResponses().length;
     expect(answered).toBeGreaterThan(0);
-    expect(answered + h.queue.unanswered).toBe(100);
-    expect(h.queue.unanswered).toBeGreaterThan(0);
+    expect(answered + h.plane.unanswered).toBe(100);
+    expect(h.plane.unanswered).toBeGreaterThan(0);
   });
 });

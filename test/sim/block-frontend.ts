@@ -17,7 +17,7 @@ import { Xenstore, type Unwatch, type WaitOptions } from "../../src/xenstore/cli
 import { FrontDevice } from "../../src/blkfront/device.ts";
 import { FrontHandshake, type BackendEvent, type Disk } from "../../src/blkfront/handshake.ts";
 import type { TransferOp } from "../../src/blkfront/lane.ts";
-import { FrontQueue } from "../../src/blkfront/queue.ts";
+import { FrontDataPlane } from "../../src/blkfront/data-plane.ts";
 import { chooseRings, type RingOptions } from "../../src/blkfront/ring-options.ts";
 
 export interface FrontendOptions extends RingOptions {
@@ -45,7 +45,7 @@ export class BlockFrontend {
   readonly #xenstore: Xenstore;
   readonly #handshake: FrontHandshake;
   readonly #device: FrontDevice;
-  readonly #queue: FrontQueue;
+  readonly #plane: FrontDataPlane;
   readonly #pieceBytes: number;
   readonly #running: (PromiseWithResolvers<void> | undefined)[];
   readonly #freeTags: number[];
@@ -60,22 +60,22 @@ export class BlockFrontend {
     xenstore: Xenstore,
     handshake: FrontHandshake,
     device: FrontDevice,
-    queue: FrontQueue,
+    plane: FrontDataPlane,
     disk: Disk,
   ) {
     this.#xenstore = xenstore;
     this.#handshake = handshake;
     this.#device = device;
-    this.#queue = queue;
+    this.#plane = plane;
     this.#disk = disk;
     this.backendClosing = this.#closing.promise;
     const tags = device.slots;
     this.#running = Array.from({ length: tags }, () => undefined);
     this.#freeTags = Array.from({ length: tags }, (_, tag) => tag);
     let pieceBytes = PIECE_BYTES;
-    while (queue.transfersThatFit(pieceBytes) === 0) pieceBytes /= 2;
+    while (plane.transfersThatFit(pieceBytes) === 0) pieceBytes /= 2;
     this.#pieceBytes = pieceBytes;
-    queue.onDone = (tag, status) => this.#done(tag, status);
+    plane.onDone = (tag, status) => this.#done(tag, status);
   }
 
   /** Connects to `vdev` of the platform's own domain. Fails as the handshake does; then nothing is left. */
@@ -98,8 +98,8 @@ export class BlockFrontend {
     const disk = await handshake.awaitDisk();
     await handshake.connected();
     const { rings, pool, channels, slots: tags } = device;
-    const queue = new FrontQueue({ rings, pool, channels, handle: devid, maxIndirectSegments, tags });
-    const frontend = new BlockFrontend(xenstore, handshake, device, queue, disk);
+    const plane = new FrontDataPlane({ rings, pool, channels, handle: devid, maxIndirectSegments, tags });
+    const frontend = new BlockFrontend(xenstore, handshake, device, plane, disk);
     await frontend.#listen();
     cleanup.move();
     return frontend;
@@ -138,24 +138,24 @@ export class BlockFrontend {
   async writeZeroes(offset: number, length: number): Promise<void> {
     const sector = offset / SECTOR_SIZE;
     await this.#inPieces(length, (at, size) =>
-      this.#operate((tag) => this.#queue.writeZeroes(tag, sector + at / SECTOR_SIZE, size)),
+      this.#operate((tag) => this.#plane.writeZeroes(tag, sector + at / SECTOR_SIZE, size)),
     );
   }
 
   /** Makes durable what was written before. */
   flush(): Promise<void> {
-    return this.#operate((tag) => this.#queue.flush(tag));
+    return this.#operate((tag) => this.#plane.flush(tag));
   }
 
   /** Writes in order with everything before and after; without bytes, only the order. */
   async barrier(offset = 0, bytes: Uint8Array = new Uint8Array(0)): Promise<void> {
-    if (bytes.length === 0) return this.#operate((tag) => this.#queue.barrier(tag));
+    if (bytes.length === 0) return this.#operate((tag) => this.#plane.barrier(tag));
     await this.#transfer(BLKIF_OP_WRITE_BARRIER, offset, bytes);
   }
 
   discard(offset: number, length: number, secure = false): Promise<void> {
     return this.#operate((tag) =>
-      this.#queue.discard(tag, offset / SECTOR_SIZE, length / SECTOR_SIZE, secure),
+      this.#plane.discard(tag, offset / SECTOR_SIZE, length / SECTOR_SIZE, secure),
     );
   }
 
@@ -200,7 +200,7 @@ export class BlockFrontend {
 
   /** Moves `bytes` from or to the disk at `offset` through pages of the pool. */
   async #transfer(op: TransferOp, offset: number, bytes: Uint8Array): Promise<void> {
-    const { pool } = this.#queue;
+    const { pool } = this.#plane;
     const pages = Math.ceil(bytes.length / PAGE_SIZE);
     let page = -1;
     try {
@@ -208,7 +208,7 @@ export class BlockFrontend {
         page = pool.allocate(pages);
         if (page < 0) return false;
         if (op !== BLKIF_OP_READ) pool.bytes(page, pages).set(bytes);
-        if (this.#queue.transfer(op, tag, offset / SECTOR_SIZE, page, bytes.length)) return true;
+        if (this.#plane.transfer(op, tag, offset / SECTOR_SIZE, page, bytes.length)) return true;
         pool.release(page, pages);
         page = -1;
         return false;
@@ -230,13 +230,13 @@ export class BlockFrontend {
   /** Starts and completes all that can be, until the ring promises an event for what comes next. */
   #pump(): void {
     do {
-      if (this.#queue.failure !== undefined) {
-        this.#failAll(new XentoolError("protocol", this.#queue.failure));
+      if (this.#plane.failure !== undefined) {
+        this.#failAll(new XentoolError("protocol", this.#plane.failure));
         return;
       }
       this.#startWaiting();
-      this.#queue.push();
-    } while (this.#queue.reap() > 0 || !this.#queue.maySleep());
+      this.#plane.push();
+    } while (this.#plane.reap() > 0 || !this.#plane.maySleep());
   }
 
   /** In order, as far as there is room. */

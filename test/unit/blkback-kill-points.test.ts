@@ -6,7 +6,7 @@ import { closeSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { diskLimits, DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { Journal } from "../../src/blkback/journal.ts";
-import { BlockQueue } from "../../src/blkback/queue.ts";
+import { BackDataPlane } from "../../src/blkback/data-plane.ts";
 import { closeImage, openImage } from "../../src/block/image.ts";
 import { FileTarget } from "../../src/block/targets/file.ts";
 import type { EvtchnPort } from "../../src/core/types.ts";
@@ -100,11 +100,11 @@ class World {
       const journal = Journal.open(join(this.#dir, "journal"), state, (mark) => (words[RING_MARK] = mark));
       opened.push(journal);
       for (const method of ["take", "commit", "answer", "pushed"] as const) fate.threaten(journal, method);
-      const queue = this.#queue(journal, reactor, fd, image);
+      const plane = this.#plane(journal, reactor, fd, image);
       fate.threaten(reactor, "wait");
-      opened.push(queue);
+      opened.push(plane);
       for (;;) {
-        while (queue.step() > 0 || queue.unanswered > 0);
+        while (plane.step() > 0 || plane.unanswered > 0);
         this.take();
         if (!this.#ask()) return true;
       }
@@ -139,8 +139,8 @@ class World {
     removeDirectory(this.#dir);
   }
 
-  #queue(journal: Journal, reactor: Reactor, fd: number, image: ReturnType<typeof openImage>): BlockQueue {
-    return new BlockQueue({
+  #plane(journal: Journal, reactor: Reactor, fd: number, image: ReturnType<typeof openImage>): BackDataPlane {
+    return new BackDataPlane({
       domid: GUEST,
       abi: ABI_X86_64,
       lanes: [{ ring: this.ring, port: 1 as EvtchnPort, counters: new Float64Array(8192), journal }],

@@ -1,7 +1,7 @@
 // A backend in plain memory that writes its own bytes: it reads requests off the ring as public/io/blkif.h
 // lays them out and answers what, when and as wrongly as the test likes. Nothing of src/blkback is used.
 import { GrantedPool } from "../../src/blkfront/granted-pool.ts";
-import { FrontQueue } from "../../src/blkfront/queue.ts";
+import { FrontDataPlane } from "../../src/blkfront/data-plane.ts";
 import { FrontRing } from "../../src/blkfront/front-ring.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid, type EvtchnPort, type GrantRef } from "../../src/core/types.ts";
@@ -61,7 +61,7 @@ export interface FakeOptions {
 }
 
 export class FakeBackend {
-  readonly queue: FrontQueue;
+  readonly plane: FrontDataPlane;
   readonly ring: FrontRing;
   readonly pool: GrantedPool;
   readonly memory: Mapping;
@@ -95,7 +95,7 @@ export class FakeBackend {
       restrict: () => true,
       close: () => {},
     };
-    this.queue = new FrontQueue({
+    this.plane = new FrontDataPlane({
       rings: [{ ring: this.ring, port: 1 as EvtchnPort }],
       pool: this.pool,
       channels: this.channels,
@@ -103,7 +103,7 @@ export class FakeBackend {
       maxIndirectSegments: options.maxIndirectSegments ?? 0,
       tags: 1024,
     });
-    this.queue.onDone = (tag, status) => void this.done.push({ tag, status });
+    this.plane.onDone = (tag, status) => void this.done.push({ tag, status });
   }
 
   get slots(): number {

@@ -2,7 +2,7 @@
 // it makes of answers in any order, and of answers that are lies.
 import { afterEach, describe, expect, test } from "bun:test";
 import { ABI_X86_32, ABI_X86_64, type BlkifAbi } from "../../src/protocol/blkif.ts";
-import { FrontQueue } from "../../src/blkfront/queue.ts";
+import { FrontDataPlane } from "../../src/blkfront/data-plane.ts";
 import type { EvtchnPort } from "../../src/core/types.ts";
 import { FakeBackend, type FakeOptions, type SeenRequest } from "./blkfront-fake-backend.ts";
 import { chosenSeed } from "../support/random.ts";
@@ -24,7 +24,7 @@ function start(options: FakeOptions = {}): FakeBackend {
 afterEach(() => fake.close());
 
 function pushed(): SeenRequest[] {
-  fake.queue.push();
+  fake.plane.push();
   return fake.take();
 }
 
@@ -33,9 +33,9 @@ describe.each([
   ["x86_32", ABI_X86_32],
 ] as [string, BlkifAbi][])("requests in %s layout", (_name, abi) => {
   test("a read of one page and a bit", () => {
-    const { queue, pool } = start({ abi });
+    const { plane, pool } = start({ abi });
     const page = pool.allocate(2);
-    expect(queue.transfer(READ, 7, 0x1_2345_6789, page, 4096 + 512)).toBe(true);
+    expect(plane.transfer(READ, 7, 0x1_2345_6789, page, 4096 + 512)).toBe(true);
     const [request] = pushed();
     expect(request).toMatchObject({ op: READ, handle: 51728, sector: 0x1_2345_6789n });
     expect(request?.segments).toEqual([
@@ -43,17 +43,17 @@ describe.each([
       { gref: pool.refs[page + 1], first: 0, last: 0 },
     ]);
     fake.answer(request.id, READ);
-    expect(queue.reap()).toBe(1);
+    expect(plane.reap()).toBe(1);
     expect(fake.done).toEqual([{ tag: 7, status: 0 }]);
-    expect(queue.inFlight).toBe(0);
+    expect(plane.inFlight).toBe(0);
   });
 
   test("flush, barrier and discard", () => {
-    const { queue } = start({ abi });
-    expect(queue.flush(1)).toBe(true);
-    expect(queue.barrier(2)).toBe(true);
-    expect(queue.discard(3, 2 ** 33 + 5, 2 ** 34 + 1)).toBe(true);
-    expect(queue.discard(4, 8, 16, true)).toBe(true);
+    const { plane } = start({ abi });
+    expect(plane.flush(1)).toBe(true);
+    expect(plane.barrier(2)).toBe(true);
+    expect(plane.discard(3, 2 ** 33 + 5, 2 ** 34 + 1)).toBe(true);
+    expect(plane.discard(4, 8, 16, true)).toBe(true);
     const [flush, barrier, discard, secure] = pushed();
     expect(flush).toMatchObject({ op: FLUSH, segments: [] });
     expect(barrier).toMatchObject({ op: BARRIER, segments: [] });
@@ -62,9 +62,9 @@ describe.each([
   });
 
   test("an indirect write, and what is left of it as a direct one", () => {
-    const { queue, pool } = start({ abi, maxIndirectSegments: 32, poolPages: 64 });
+    const { plane, pool } = start({ abi, maxIndirectSegments: 32, poolPages: 64 });
     const page = pool.allocate(36);
-    expect(queue.transfer(WRITE, 0, 100, page, 35 * 4096 + 1024)).toBe(true);
+    expect(plane.transfer(WRITE, 0, 100, page, 35 * 4096 + 1024)).toBe(true);
     expect(pool.freePages).toBe(64 - 36 - 1);
     const [indirect, direct] = pushed();
     expect(indirect).toMatchObject({ op: INDIRECT, echo: WRITE, sector: 100n, handle: 51728 });
@@ -78,17 +78,17 @@ describe.each([
     expect(direct).toMatchObject({ op: WRITE, sector: 100n + 32n * 8n });
     expect(direct?.segments.map((it) => it.last)).toEqual([7, 7, 7, 1]);
     fake.answer(direct.id, WRITE);
-    fake.queue.reap();
+    fake.plane.reap();
     expect(fake.done).toEqual([]);
     fake.answer(indirect.id, WRITE, -1);
-    fake.queue.reap();
+    fake.plane.reap();
     expect(fake.done).toEqual([{ tag: 0, status: -1 }]);
     expect(pool.freePages).toBe(64 - 36);
   });
 
   test("4096 segments need eight pages of segments", () => {
-    const { queue, pool } = start({ abi, maxIndirectSegments: 4096, poolPages: 16, ringPages: 16 });
-    expect(queue.writeZeroes(5, 0, 4096 * 4096)).toBe(true);
+    const { plane, pool } = start({ abi, maxIndirectSegments: 4096, poolPages: 16, ringPages: 16 });
+    expect(plane.writeZeroes(5, 0, 4096 * 4096)).toBe(true);
     const [request] = pushed();
     expect(request?.segments.length).toBe(4096);
     expect(new Set(request?.segments.map((it) => it.gref))).toEqual(new Set([pool.refs[pool.zeroPage]]));
@@ -96,14 +96,14 @@ describe.each([
     expect(fake.page(pool.refs[pool.zeroPage]).bytes.every((byte) => byte === 0)).toBe(true);
     expect(pool.freePages).toBe(8);
     fake.answer(request.id, WRITE);
-    queue.reap();
+    plane.reap();
     expect(pool.freePages).toBe(16);
   });
 
   test("a barrier with data is never indirect", () => {
-    const { queue, pool } = start({ abi, maxIndirectSegments: 256 });
+    const { plane, pool } = start({ abi, maxIndirectSegments: 256 });
     const page = pool.allocate(20);
-    expect(queue.transfer(BARRIER, 0, 0, page, 20 * 4096)).toBe(true);
+    expect(plane.transfer(BARRIER, 0, 0, page, 20 * 4096)).toBe(true);
     expect(pushed().map((it) => [it.op, it.segments.length])).toEqual([
       [BARRIER, 11],
       [BARRIER, 9],
@@ -113,68 +113,68 @@ describe.each([
 
 describe("room", () => {
   test("a full ring refuses, and takes again after answers", () => {
-    const { queue, slots } = start();
-    for (let tag = 0; tag < slots; tag++) expect(queue.flush(tag)).toBe(true);
-    expect(queue.flush(99)).toBe(false);
-    expect(queue.discard(99, 0, 8)).toBe(false);
-    expect(queue.transfer(READ, 99, 0, 0, 512)).toBe(false);
+    const { plane, slots } = start();
+    for (let tag = 0; tag < slots; tag++) expect(plane.flush(tag)).toBe(true);
+    expect(plane.flush(99)).toBe(false);
+    expect(plane.discard(99, 0, 8)).toBe(false);
+    expect(plane.transfer(READ, 99, 0, 0, 512)).toBe(false);
     const requests = pushed();
     expect(requests.length).toBe(slots);
     expect(new Set(requests.map((it) => it.id)).size).toBe(slots);
     fake.answer(requests[3].id, FLUSH);
-    expect(queue.reap()).toBe(1);
+    expect(plane.reap()).toBe(1);
     expect(fake.done).toEqual([{ tag: 3, status: 0 }]);
-    expect(queue.flush(99)).toBe(true);
-    expect(queue.flush(100)).toBe(false);
+    expect(plane.flush(99)).toBe(true);
+    expect(plane.flush(100)).toBe(false);
   });
 
   test("a transfer in parts is started whole or not at all", () => {
-    const { queue, pool, slots } = start({ poolPages: 64 });
+    const { plane, pool, slots } = start({ poolPages: 64 });
     const page = pool.allocate(34);
-    for (let tag = 0; tag < slots - 3; tag++) queue.flush(tag);
-    expect(queue.transfer(WRITE, 900, 0, page, 34 * 4096)).toBe(false);
-    expect(queue.transfer(WRITE, 900, 0, page, 33 * 4096)).toBe(true);
+    for (let tag = 0; tag < slots - 3; tag++) plane.flush(tag);
+    expect(plane.transfer(WRITE, 900, 0, page, 34 * 4096)).toBe(false);
+    expect(plane.transfer(WRITE, 900, 0, page, 33 * 4096)).toBe(true);
     expect(pushed().length).toBe(slots);
   });
 
   test("no page for the segments, no indirect request", () => {
-    const { queue, pool } = start({ poolPages: 20, maxIndirectSegments: 32 });
+    const { plane, pool } = start({ poolPages: 20, maxIndirectSegments: 32 });
     const page = pool.allocate(20);
-    expect(queue.transfer(WRITE, 0, 0, page, 20 * 4096)).toBe(false);
-    expect(queue.transfer(WRITE, 0, 0, page, 11 * 4096)).toBe(true);
-    expect(queue.transfersThatFit(20 * 4096)).toBe(0);
-    expect(queue.transfersThatFit(19 * 4096)).toBe(1);
-    expect(queue.transfersThatFit(4096)).toBe(20);
+    expect(plane.transfer(WRITE, 0, 0, page, 20 * 4096)).toBe(false);
+    expect(plane.transfer(WRITE, 0, 0, page, 11 * 4096)).toBe(true);
+    expect(plane.transfersThatFit(20 * 4096)).toBe(0);
+    expect(plane.transfersThatFit(19 * 4096)).toBe(1);
+    expect(plane.transfersThatFit(4096)).toBe(20);
   });
 
   test("one push for a batch, one notification at most", () => {
-    const { queue } = start();
-    for (let tag = 0; tag < 10; tag++) queue.flush(tag);
+    const { plane } = start();
+    for (let tag = 0; tag < 10; tag++) plane.flush(tag);
     expect(fake.take()).toEqual([]);
     expect(pushed().length).toBe(10);
     expect(fake.notified).toBe(1);
-    queue.flush(10);
-    queue.push();
+    plane.flush(10);
+    plane.push();
     // The backend did not ask again.
     expect(fake.notified).toBe(1);
-    queue.push();
+    plane.push();
     expect(fake.take().length).toBe(1);
   });
 });
 
 describe("a backend that lies", () => {
   function twoInFlight(): [SeenRequest, SeenRequest] {
-    const { queue } = start();
-    queue.flush(0);
-    queue.barrier(1);
+    const { plane } = start();
+    plane.flush(0);
+    plane.barrier(1);
     return pushed() as [SeenRequest, SeenRequest];
   }
 
   function expectStopped(words: RegExp): void {
-    expect(fake.queue.reap()).toBe(0);
-    expect(fake.queue.failure).toMatch(words);
+    expect(fake.plane.reap()).toBe(0);
+    expect(fake.plane.failure).toMatch(words);
     expect(fake.done).toEqual([]);
-    expect(fake.queue.reap()).toBe(0);
+    expect(fake.plane.reap()).toBe(0);
   }
 
   test.each([
@@ -218,8 +218,8 @@ describe("a backend that lies", () => {
   });
 
   test("an answer to what was staged and not pushed", () => {
-    const { queue } = start();
-    queue.flush(0);
+    const { plane } = start();
+    plane.flush(0);
     fake.publish(1);
     expectStopped(/rsp_prod is 1/);
   });
@@ -228,7 +228,7 @@ describe("a backend that lies", () => {
     const [first, second] = twoInFlight();
     fake.answer(first.id, FLUSH, 7);
     fake.answer(second.id, BARRIER, -2);
-    fake.queue.reap();
+    fake.plane.reap();
     expect(fake.done).toEqual([
       { tag: 0, status: -1 },
       { tag: 1, status: -2 },
@@ -244,7 +244,7 @@ describe("a long run of everything", () => {
     ["two pages, indirect", { ringPages: 2, poolPages: 60, maxIndirectSegments: 32 }],
     ["x86_32", { abi: ABI_X86_32, ringPages: 1, poolPages: 40, maxIndirectSegments: 16 }],
   ] as [string, FakeOptions][])(`%s (SEED=${seed})`, (_name, options) => {
-    const { queue, pool } = start(options);
+    const { plane, pool } = start(options);
     let random = seed | 1;
     const below = (limit: number): number => {
       random ^= random << 13;
@@ -264,7 +264,7 @@ describe("a long run of everything", () => {
       const pages = 1 + below(30);
       const page = pool.allocate(pages);
       if (page < 0) return;
-      if (!queue.transfer(below(2) as 0 | 1, tag, started * 8, page, pages * 4096 - below(8) * 512)) {
+      if (!plane.transfer(below(2) as 0 | 1, tag, started * 8, page, pages * 4096 - below(8) * 512)) {
         pool.release(page, pages);
         return;
       }
@@ -273,7 +273,7 @@ describe("a long run of everything", () => {
       running.set(tag, { parts: 0, worst: 0, page, pages });
       pool.words[page * 1024] = tag;
     };
-    queue.onDone = (tag, status) => {
+    plane.onDone = (tag, status) => {
       const done = running.get(tag);
       expect(done).toBeDefined();
       expect({ tag, status, parts: done!.parts }).toEqual({ tag, status: done!.worst, parts: 0 });
@@ -287,7 +287,7 @@ describe("a long run of everything", () => {
     const unanswered: SeenRequest[] = [];
     while (started < 20_000 || running.size > 0) {
       for (let attempts = below(5); attempts >= 0; attempts--) startOne();
-      queue.push();
+      plane.push();
       for (const request of fake.take()) {
         expect(owner.has(request.id)).toBe(false);
         // Data pages carry their tag in the first page; later parts are told by being in one run.
@@ -310,12 +310,12 @@ describe("a long run of everything", () => {
         it.worst = Math.min(it.worst, status);
         fake.answer(request.id, request.echo, status);
       }
-      queue.reap();
+      plane.reap();
     }
     expect(completed).toBe(started);
-    expect(queue.inFlight).toBe(0);
+    expect(plane.inFlight).toBe(0);
     expect(pool.freePages).toBe(pool.pageCount);
-    expect(queue.failure).toBeUndefined();
+    expect(plane.failure).toBeUndefined();
   });
 });
 
@@ -328,15 +328,15 @@ describe("the pool", () => {
 
 describe("two rings", () => {
   let other: FakeBackend;
-  let queue: FrontQueue;
+  let plane: FrontDataPlane;
   const done: [tag: number, status: number][] = [];
 
   function startTwo(): void {
     const { ring, pool, channels } = start();
     other = new FakeBackend({});
     const rings = [ring, other.ring].map((it, index) => ({ ring: it, port: (index + 1) as EvtchnPort }));
-    queue = new FrontQueue({ rings, pool, channels, handle: 51728, maxIndirectSegments: 0, tags: 64 });
-    queue.onDone = (tag, status) => void done.push([tag, status]);
+    plane = new FrontDataPlane({ rings, pool, channels, handle: 51728, maxIndirectSegments: 0, tags: 64 });
+    plane.onDone = (tag, status) => void done.push([tag, status]);
   }
 
   afterEach(() => {
@@ -347,8 +347,8 @@ describe("two rings", () => {
   test("batches take turns, and what a full ring has no room for goes on the other", () => {
     startTwo();
     const batch = (from: number, count: number): [first: number, second: number] => {
-      for (let tag = from; tag < from + count; tag++) expect(queue.flush(tag)).toBe(true);
-      queue.push();
+      for (let tag = from; tag < from + count; tag++) expect(plane.flush(tag)).toBe(true);
+      plane.push();
       return [fake.take().length, other.take().length];
     };
     expect([batch(0, 3), batch(3, 4), batch(7, 30), batch(37, 27)]).toEqual([
@@ -357,21 +357,21 @@ describe("two rings", () => {
       [29, 1],
       [0, 27],
     ]);
-    expect([queue.flush(64), queue.inFlight, queue.transfersThatFit(4096)]).toEqual([false, 64, 64]);
+    expect([plane.flush(64), plane.inFlight, plane.transfersThatFit(4096)]).toEqual([false, 64, 64]);
   });
 
   test("each answer counts for its own request, though ids are the same on both rings", () => {
     startTwo();
-    queue.flush(0);
-    queue.push();
-    queue.flush(1);
-    queue.push();
+    plane.flush(0);
+    plane.push();
+    plane.flush(1);
+    plane.push();
     const [{ id }] = fake.take();
     expect(other.take()[0]?.id).toBe(id);
     other.answer(id, FLUSH, -1);
-    expect(queue.reap()).toBe(1);
+    expect(plane.reap()).toBe(1);
     fake.answer(id, FLUSH);
-    expect(queue.reap()).toBe(1);
+    expect(plane.reap()).toBe(1);
     expect(done).toEqual([
       [1, -1],
       [0, 0],
@@ -380,10 +380,10 @@ describe("two rings", () => {
 
   test("one that lies is named, and stops the disk", () => {
     startTwo();
-    queue.flush(0);
-    queue.push();
+    plane.flush(0);
+    plane.push();
     other.publish(77);
-    queue.reap();
-    expect(queue.failure).toStartWith("queue 1: the backend broke the ring: rsp_prod is 77");
+    plane.reap();
+    expect(plane.failure).toStartWith("queue 1: the backend broke the ring: rsp_prod is 77");
   });
 });

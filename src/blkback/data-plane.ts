@@ -32,7 +32,7 @@ const MAX_BLIND_ROUNDS = 16;
 /** Minimum interval between looks at a guest that sends bad requests. */
 const PENALTY_US = 1000;
 
-export interface QueueOptions {
+export interface BackDataPlaneOptions {
   readonly domid: Domid;
   readonly abi: BlkifAbi;
   /** At least one, all with rings of the same size. The first one's counters are the disk's, too. */
@@ -40,7 +40,7 @@ export interface QueueOptions {
   /** Of the lanes' ports, and no others. */
   readonly channels: EventChannels;
   readonly grants: GrantTable;
-  /** Where the queue waits. Its owner closes it before it closes the queue. */
+  /** Where the data plane waits. Its owner closes it before it closes the data plane. */
   readonly reactor: Reactor;
   readonly openTarget: OpenTarget;
   readonly limits: DiskLimits;
@@ -52,8 +52,8 @@ export interface QueueOptions {
   readonly refreshSize?: () => void;
 }
 
-export class BlockQueue {
-  /** Why the queue stopped serving by itself, e.g. because the ring's indices were impossible. */
+export class BackDataPlane {
+  /** Why the data plane stopped serving by itself, e.g. because the ring's indices were impossible. */
   failure: XentoolError | undefined;
   readonly limits: DiskLimits;
   readonly #lanes: readonly Lane[];
@@ -81,7 +81,7 @@ export class BlockQueue {
   #blindRounds = 0;
   #engineFailed = false;
 
-  constructor(options: QueueOptions) {
+  constructor(options: BackDataPlaneOptions) {
     const { abi, limits, reactor, grants, domid, channels, lanes } = options;
     this.limits = limits;
     this.#reactor = reactor;
@@ -171,7 +171,7 @@ export class BlockQueue {
     return this.#failures.flushErrno;
   }
 
-  /** Frees the queue's own memory. The rings, target, channels and grants belong to their owners. */
+  /** Frees the data plane's own memory. The rings, target, channels and grants belong to their owners. */
   close(): void {
     this.#path.close();
     this.#copies.close();

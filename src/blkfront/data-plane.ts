@@ -20,17 +20,17 @@ import { FrontLane, type LaneGround, type TransferOp } from "./lane.ts";
 /** Called with the tag of a completed operation and the worst BLKIF_RSP_* of its requests. */
 export type OnDone = (tag: number, status: number) => void;
 
-export interface FrontQueueOptions extends LaneGround {
+export interface FrontDataPlaneOptions extends LaneGround {
   /** At least one. The ports are all ports of `channels`. */
   readonly rings: readonly { readonly ring: FrontRing; readonly port: EvtchnPort }[];
   /** Tags are 0 to `tags` - 1; each may be used by one operation at a time. */
   readonly tags: number;
 }
 
-export class FrontQueue {
+export class FrontDataPlane {
   readonly pool: GrantedPool;
   readonly doorbell: Doorbell;
-  /** Set by the queue's user before its first operation. */
+  /** Set by the data plane's user before its first operation. */
   onDone: OnDone = () => {};
   readonly #lanes: readonly FrontLane[];
   /** By tag: requests not answered yet, and the worst status so far. */
@@ -40,7 +40,7 @@ export class FrontQueue {
   #turn = 0;
   readonly #onPart = (tag: number, status: number): void => this.#partDone(tag, status);
 
-  constructor(options: FrontQueueOptions) {
+  constructor(options: FrontDataPlaneOptions) {
     const { rings, pool, channels, tags } = options;
     this.pool = pool;
     this.#lanes = rings.map(({ ring, port }) => new FrontLane(ring, port, options));
@@ -66,7 +66,7 @@ export class FrontQueue {
     this.doorbell.slept(performance.now());
   }
 
-  /** Why the queue is unusable: the backend broke the protocol on one of the rings. */
+  /** Why the data plane is unusable: the backend broke the protocol on one of the rings. */
   get failure(): string | undefined {
     const lanes = this.#lanes;
     for (let index = 0; index < lanes.length; index++) {
