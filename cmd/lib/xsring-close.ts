@@ -7,7 +7,7 @@ import { SimPlatform } from "../../src/platform/sim.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
 import { asciiJson } from "../../src/xsring/ascii-json.ts";
-import { closeRing, identifyServer, type CloseTarget } from "../../src/xsring/close.ts";
+import { closeRing, identifyServer, type RingToClose } from "../../src/xsring/close.ts";
 import { planClose, type CloseMethod, type ClosePlan } from "../../src/xsring/close-plan.ts";
 import { inspectSettled, reportAsJson } from "../../src/xsring/report.ts";
 import { openDomainRing } from "../../src/xsring/source.ts";
@@ -33,29 +33,29 @@ export async function runClose(context: CommandContext, argv: CloseArguments): P
   const named = argv.domid === undefined ? undefined : parseDomain(argv.domid, "--domid");
   const platform = await choosePlatform({ platform: context.platform });
   try {
-    if (named === undefined) return await withOwnRing(platform, (target) => close(context, argv, target));
+    if (named === undefined) return await withOwnRing(platform, (ring) => close(context, argv, ring));
     const domid = await findDomain(platform, named, context.timeoutMs);
-    return await withDomainRing(platform, domid, context.timeoutMs, (target) => close(context, argv, target));
+    return await withDomainRing(platform, domid, context.timeoutMs, (ring) => close(context, argv, ring));
   } finally {
     platform.close();
   }
 }
 
-async function close(context: CommandContext, argv: CloseArguments, target: CloseTarget): Promise<number> {
-  const report = await inspectSettled(target.page, SETTLE_MS);
-  const server = await identifyServer(report, target.toolstack?.xenstore);
+async function close(context: CommandContext, argv: CloseArguments, ring: RingToClose): Promise<number> {
+  const report = await inspectSettled(ring.page, SETTLE_MS);
+  const server = await identifyServer(report, ring.toolstack?.xenstore);
   const plan = planClose(report, server, {
-    domid: target.domid,
+    domid: ring.domid,
     method: argv.method,
     force: argv.force,
     isSelf: argv.self,
   });
-  announce(plan, target.domid, argv["dry-run"]);
+  announce(plan, ring.domid, argv["dry-run"]);
   if (argv["dry-run"]) {
-    if (context.json) print(asciiJson({ dryRun: true, domid: target.domid, ...plan }, 2));
+    if (context.json) print(asciiJson({ dryRun: true, domid: ring.domid, ...plan }, 2));
     return 0;
   }
-  const result = await closeRing(plan, target, {
+  const result = await closeRing(plan, ring, {
     timeoutMs: context.timeoutMs ?? ANSWER_TIMEOUT_MS,
     signal: context.stop,
     kickPath: argv.kick,
@@ -63,10 +63,10 @@ async function close(context: CommandContext, argv: CloseArguments, target: Clos
   const elapsedMs = Math.round(result.elapsedMs);
   if (context.json) {
     const { method } = result;
-    print(asciiJson({ domid: target.domid, method, elapsedMs, ring: reportAsJson(result.report) }, 2));
+    print(asciiJson({ domid: ring.domid, method, elapsedMs, ring: reportAsJson(result.report) }, 2));
   } else
     print(
-      `domain ${target.domid}: closed by ${result.method} in ${elapsedMs} ms; ${result.report.verdict.text}`,
+      `domain ${ring.domid}: closed by ${result.method} in ${elapsedMs} ms; ${result.report.verdict.text}`,
     );
   return 0;
 }
@@ -85,23 +85,23 @@ async function withDomainRing<T>(
   platform: Platform,
   domid: Domid,
   timeoutMs: number | undefined,
-  body: (target: CloseTarget) => Promise<T>,
+  body: (ring: RingToClose) => Promise<T>,
 ): Promise<T> {
-  const ring = openDomainRing(platform, domid, "rw");
+  const opened = openDomainRing(platform, domid, "rw");
   try {
     const xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
     try {
-      return await body({ domid, page: ring.page, notify: undefined, toolstack: { platform, xenstore } });
+      return await body({ domid, page: opened.page, notify: undefined, toolstack: { platform, xenstore } });
     } finally {
       xenstore.close();
     }
   } finally {
-    ring.close();
+    opened.close();
   }
 }
 
 /** Only a simulated domain gives its processes access to the ring; on Linux the kernel keeps the page and the port. */
-async function withOwnRing<T>(platform: Platform, body: (target: CloseTarget) => Promise<T>): Promise<T> {
+async function withOwnRing<T>(platform: Platform, body: (ring: RingToClose) => Promise<T>): Promise<T> {
   if (!(platform instanceof SimPlatform)) {
     const message = `the kernel of this domain owns its xenstore ring and gives neither page nor port away; close it from domain 0: xentool xsring close --domid ${platform.domid}`;
     throw new XentoolError("environment", message);

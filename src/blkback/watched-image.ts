@@ -9,7 +9,7 @@ import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { programSocket } from "./program-socket.ts";
 import { openNbdSource, SecureLine } from "./secure-line.ts";
 import { hasServedRaw, refuseOthersDevice } from "./sharing.ts";
-import { parseTarget, TARGET_WAYS } from "./target-words.ts";
+import { DISK_LINE_WAYS, parseImageWords } from "./image-words.ts";
 
 export interface WatchedImageOptions {
   readonly isCdrom: boolean;
@@ -32,7 +32,7 @@ export async function openWatchedImage(
 ): Promise<OpenedImage> {
   const { direct, sectorSizeBytes, connections, statsDir, spawnWorker, stop } = options;
   const read = (key: string): Promise<string | null> => xenstore.tryRead(`${backendDir(address)}/${key}`);
-  const { path, shared, format } = parseTarget(await read("params"), await read("mode"));
+  const { path, shared, format } = parseImageWords(await read("params"), await read("mode"));
   const readOnly = options.isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
   if (isNbdUri(path))
     return openNbdSource(
@@ -46,7 +46,7 @@ export async function openWatchedImage(
     direct,
     sectorSizeBytes,
     user: describeDevice(address),
-    ways: TARGET_WAYS,
+    ways: DISK_LINE_WAYS,
   };
   const discard = (await read("discard-enable")) !== "0";
   if (format !== undefined && format !== "raw") {

@@ -59,10 +59,10 @@ export class Xenstore extends XenstoreOperations {
    * Fails with `environment` if there is none, `timeout` if it does not respond.
    */
   static async connect(
-    target: Platform | XenstoreEndpoint,
+    at: Platform | XenstoreEndpoint,
     options: { timeoutMs?: number } = {},
   ): Promise<Xenstore> {
-    const endpoint = "kind" in target ? target : target.xenstore;
+    const endpoint = "kind" in at ? target : target.xenstore;
     const timeoutMs = options.timeoutMs ?? CONNECT_TIMEOUT_MS;
     const deadline = performance.now() + timeoutMs;
     const client = new Xenstore(await openTransport(endpoint, timeoutMs));

@@ -24,7 +24,7 @@ import { inspectRing, type RingReport } from "./report.ts";
 import { canReconnect } from "./verdict.ts";
 
 /** The ring to close and the means to do so. */
-export interface CloseTarget {
+export interface RingToClose {
   readonly domid: Domid;
   readonly page: XsRingPage;
   /** Sends the server an event; only available in the guest itself. */
@@ -70,34 +70,33 @@ export async function identifyServer(
  */
 export async function closeRing(
   plan: ClosePlan,
-  target: CloseTarget,
+  ring: RingToClose,
   options: CloseOptions,
 ): Promise<CloseResult> {
   const started = performance.now();
-  const before = inspectRing(target.page);
-  await METHODS[plan.method](target, options);
-  const report = inspectRing(target.page);
-  verify(before, report, target);
+  const before = inspectRing(ring.page);
+  await METHODS[plan.method](ring, options);
+  const report = inspectRing(ring.page);
+  verify(before, report, ring);
   return { method: plan.method, elapsedMs: performance.now() - started, report };
 }
 
-const METHODS: Readonly<Record<CloseMethod, (target: CloseTarget, options: CloseOptions) => Promise<void>>> =
-  {
-    handshake,
-    reintroduce,
-    release,
-    poison,
-  };
+const METHODS: Readonly<Record<CloseMethod, (ring: RingToClose, options: CloseOptions) => Promise<void>>> = {
+  handshake,
+  reintroduce,
+  release,
+  poison,
+};
 
-async function handshake(target: CloseTarget, options: CloseOptions): Promise<void> {
-  const { page } = target;
+async function handshake(ring: RingToClose, options: CloseOptions): Promise<void> {
+  const { page } = ring;
   const wasPending = !setConnection(page, XENSTORE_CONNECTED, XENSTORE_RECONNECT);
-  await untilAnswered(target, options, !wasPending, () => kick(target, options.kickPath));
+  await untilAnswered(ring, options, !wasPending, () => kick(ring, options.kickPath));
 }
 
-async function reintroduce(target: CloseTarget, options: CloseOptions): Promise<void> {
-  const { page, domid } = target;
-  const { platform, xenstore } = toolstackOf(target);
+async function reintroduce(ring: RingToClose, options: CloseOptions): Promise<void> {
+  const { page, domid } = ring;
+  const { platform, xenstore } = toolstackOf(ring);
   const store = await storeAddress(xenstore, domid);
   const guest = await pauseGuest(platform, domid);
   try {
@@ -107,7 +106,7 @@ async function reintroduce(target: CloseTarget, options: CloseOptions): Promise<
     planClose(report, await identifyServer(report, xenstore), request);
     const isOurs = setConnection(page, XENSTORE_CONNECTED, XENSTORE_RECONNECT);
     await untilAnswered(
-      target,
+      ring,
       options,
       isOurs,
       once(() => xenstore.introduce(domid, store.frame, store.port)),
@@ -117,9 +116,9 @@ async function reintroduce(target: CloseTarget, options: CloseOptions): Promise<
   }
 }
 
-async function release(target: CloseTarget): Promise<void> {
-  const { page, domid } = target;
-  const { platform, xenstore } = toolstackOf(target);
+async function release(ring: RingToClose): Promise<void> {
+  const { page, domid } = ring;
+  const { platform, xenstore } = toolstackOf(ring);
   const store = await storeAddress(xenstore, domid);
   const guest = await pauseGuest(platform, domid);
   try {
@@ -145,8 +144,8 @@ async function releaseOnce(xenstore: Xenstore, domid: Domid): Promise<void> {
   }
 }
 
-async function poison(target: CloseTarget): Promise<void> {
-  const { toolstack, page, domid } = target;
+async function poison(ring: RingToClose): Promise<void> {
+  const { toolstack, page, domid } = ring;
   const guest = toolstack === undefined ? undefined : await pauseGuest(toolstack.platform, domid);
   try {
     fillWithPoison(page);
@@ -163,7 +162,7 @@ function fillWithPoison(page: XsRingPage): void {
   }
 }
 
-function toolstackOf({ toolstack }: CloseTarget): NonNullable<CloseTarget["toolstack"]> {
+function toolstackOf({ toolstack }: RingToClose): NonNullable<RingToClose["toolstack"]> {
   if (toolstack === undefined) throw new XentoolError("bug", "this way to close needs the toolstack");
   return toolstack;
 }
@@ -175,7 +174,7 @@ function setConnection(page: XsRingPage, from: number, to: number): boolean {
 
 /** Waits for the server to clear RECONNECT. If it does not, a RECONNECT that we set is taken back. */
 async function untilAnswered(
-  { page, domid }: CloseTarget,
+  { page, domid }: RingToClose,
   { timeoutMs, signal }: CloseOptions,
   isOurs: boolean,
   prod: () => Promise<void>,
@@ -213,7 +212,7 @@ function noAnswer(domid: number, timeoutMs: number, isOurs: boolean): XentoolErr
  * Makes the server look at the ring. In the guest, an event is enough. From outside, oxenstored touches a ring only
  * to write a watch event into it; otherwise it scans all rings every 20 to 35 seconds.
  */
-async function kick({ notify, toolstack, domid }: CloseTarget, path: string | undefined): Promise<void> {
+async function kick({ notify, toolstack, domid }: RingToClose, path: string | undefined): Promise<void> {
   notify?.();
   if (toolstack === undefined) return;
   const node = path ?? `/local/domain/${domid}/memory/target`;
@@ -252,15 +251,15 @@ async function storeAddress(xenstore: Xenstore, domid: number): Promise<StoreAdd
 function verify(
   before: RingReport,
   { words, requests, responses, verdict }: RingReport,
-  target: CloseTarget,
+  ring: RingToClose,
 ): void {
   const isFresh = words.reqProd === 0 && words.rspProd === 0;
   const isPoisoned = [requests.poison, responses.poison].some((it) => it === "0xff" || it === "deadbeef");
   const wentBack = words.reqProd < before.words.reqProd || words.rspProd < before.words.rspProd;
-  const isAnew = target.toolstack === undefined ? isFresh : isFresh || isPoisoned || wentBack;
+  const isAnew = ring.toolstack === undefined ? isFresh : isFresh || isPoisoned || wentBack;
   if (words.connection === XENSTORE_CONNECTED && verdict.code !== "corrupt" && isAnew) return;
   const found = isAnew ? verdict.text : "it did not begin anew";
-  throw new XentoolError("protocol", `the close of domain ${target.domid}'s ring left it wrong: ${found}`, {
-    domid: target.domid,
+  throw new XentoolError("protocol", `the close of domain ${ring.domid}'s ring left it wrong: ${found}`, {
+    domid: ring.domid,
   });
 }

@@ -1,6 +1,6 @@
 // What a toolstack's `params` and `mode` say of an image: which file, and whether somebody insists.
 import { expect, test } from "bun:test";
-import { parseTarget, type Target } from "../../src/blkback/target-words.ts";
+import { parseImageWords, type ImageWords } from "../../src/blkback/image-words.ts";
 
 test.each([
   ["/a.img", "w", "/a.img", false, undefined],
@@ -18,7 +18,7 @@ test.each([
   ["vhdx:/a:b", "r", "/a:b", false, "vhdx"],
   ["/dir/raw:/w!:b", "w", "/dir/raw:/w!:b", false, undefined],
 ])("params %j with mode %j", (params, mode, path, shared, format) => {
-  expect(parseTarget(params, mode)).toEqual({ path, shared, format: format as Target["format"] });
+  expect(parseImageWords(params, mode)).toEqual({ path, shared, format: format as ImageWords["format"] });
 });
 
 test.each([
@@ -33,12 +33,12 @@ test.each([
   "w:/a.img",
   "raw:./a.img",
 ])("params %j: refused", (params) => {
-  expect(() => parseTarget(params, "w")).toThrow("is no absolute path of an image");
+  expect(() => parseImageWords(params, "w")).toThrow("is no absolute path of an image");
 });
 
 test.each([
   ["raw:qcow2:/a.img", "names several formats"],
   ["qcow2:nbd://host", "an NBD export is served as it is"],
 ])("params %j: refused, because it %s", (params, why) => {
-  expect(() => parseTarget(params, "w")).toThrow(why);
+  expect(() => parseImageWords(params, "w")).toThrow(why);
 });

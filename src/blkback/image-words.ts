@@ -7,7 +7,7 @@ import { isRbdImage, PROGRAM_FORMATS, type ProgramFormat } from "../block/progra
 import { XentoolError } from "../core/errors.ts";
 import { escapeText } from "../core/log.ts";
 
-export interface Target {
+export interface ImageWords {
   /** Of a file, an NBD URI, or for rbd POOL/IMAGE. */
   readonly path: string;
   readonly shared: boolean;
@@ -18,7 +18,7 @@ const FORMATS: readonly (ProgramFormat | "raw")[] = ["raw", ...PROGRAM_FORMATS];
 const WORDS = new RegExp(`^((?:(?:aio|file|w!|${FORMATS.join("|")}):)*)(.*)$`, "s");
 
 /** How to override each check in xl's disk line, for messages. */
-export const TARGET_WAYS: Ways = {
+export const DISK_LINE_WAYS: Ways = {
   shared: "target=w!:PATH",
   raw: "target=raw:PATH",
   // No key of a device names a file with a passphrase.
@@ -27,7 +27,7 @@ export const TARGET_WAYS: Ways = {
 };
 
 /** Throws `usage`. As for Xen's own `block` script, `mode` may also be "w!". */
-export function parseTarget(params: string | null, mode: string | null): Target {
+export function parseImageWords(params: string | null, mode: string | null): ImageWords {
   const [, words = "", path = ""] = WORDS.exec(params ?? "") ?? [];
   const said = words.split(":");
   if (!path.startsWith("/") && !isNbdUri(path) && !(said.includes("rbd") && isRbdImage(path)))
