@@ -7,7 +7,7 @@ import type { FailureMessage } from "../plane/protocol.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import type { BlkifAbi } from "../protocol/blkif.ts";
 import type { GrantMode } from "./data/path.ts";
-import type { DiskLimits } from "./requests.ts";
+import type { OfferedDisk } from "./requests.ts";
 import type { RingAddress } from "./ring-parameters.ts";
 
 /** The disk waits for the image's server, and why; null: no longer. `isOver`: it has waited for long enough. */
@@ -43,7 +43,7 @@ export interface BlkbackOrder {
     readonly engine: EngineKind;
     /** Filters as given to `--filter`. */
     readonly filters: readonly string[];
-    readonly limits: DiskLimits;
+    readonly disk: OfferedDisk;
     /** `persistent` only for a guest that agreed to it. */
     readonly grantMode: GrantMode;
     readonly statsPath: string;

@@ -38,7 +38,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     opened.every(({ ring }, queue) => mayBelong(journalPath(order.statsPath, queue), markOf(ring)));
   const rings = openRings(order.frontend, order.sets, grants, channels, areOurs, cleanup);
   const stats = cleanup.adopt(StatsPage.attach(order.statsPath), (it) => it.close());
-  const limits = { ...order.limits };
+  const disk = { ...order.disk };
   // Closed in the order they were opened: the reactor first, because its operations in flight use the plane's memory.
   const closing: { close(): void }[] = [];
   cleanup.defer(() => closing.forEach((it) => it.close()));
@@ -47,7 +47,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   const reactor = Reactor.open(depth, order.engine, MAX_WATCHES);
   closing.push(reactor);
   const { name: device } = order;
-  const context = { reactor, device, sizeBytes: () => limits.sectors512 * SECTOR_SIZE };
+  const context = { reactor, device, sizeBytes: () => disk.sectors512 * SECTOR_SIZE };
   const used = rings.filter(({ ring }) => Atomics.load(ring.words, RING_RSP_PROD) !== 0);
   const lanes = rings.map(({ ring, port }, queue) => {
     const path = journalPath(order.statsPath, queue);
@@ -81,11 +81,11 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
         onEnd,
         context,
       ),
-    limits,
+    disk,
     grantMode: order.grantMode,
     limiter,
     refreshSize: () => {
-      limits.sectors512 = control.sectors512;
+      disk.sectors512 = control.sectors512;
     },
   });
   closing.push(plane);

@@ -30,7 +30,7 @@ export class QueueConnection {
   constructor(spawnWorker: SpawnWorker, order: BlkbackOrder["order"], rates: DiskRates, onHeld: OnHeld) {
     const plane = new Plane("blkback", spawnWorker);
     this.#control = new BlkbackControl(plane.control);
-    this.#control.sectors512 = order.limits.sectors512;
+    this.#control.sectors512 = order.disk.sectors512;
     this.#control.rates = rates;
     const connected = Promise.withResolvers<void>();
     this.connected = connected.promise;

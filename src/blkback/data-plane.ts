@@ -20,7 +20,7 @@ import { OperationTable } from "./operations.ts";
 import { ADMITTED } from "./parse.ts";
 import { RateLimiter } from "./rate-limiter.ts";
 import { AFTER_FAILED_FLUSH, BAD_DATA_GRANT, IMAGE_CANNOT, IMAGE_FAILED, NOT_REFUSED } from "./refusals.ts";
-import { KIND_READ, RequestTable, type DiskLimits } from "./requests.ts";
+import { KIND_READ, RequestTable, type OfferedDisk } from "./requests.ts";
 import { changesDisk, Scheduler } from "./scheduler.ts";
 import { Sleeper } from "./sleeper.ts";
 
@@ -43,19 +43,19 @@ export interface BackDataPlaneOptions {
   /** Where the data plane waits. Its owner closes it before it closes the data plane. */
   readonly reactor: Reactor;
   readonly openTarget: OpenTarget;
-  readonly limits: DiskLimits;
+  readonly disk: OfferedDisk;
   /** How data crosses. */
   readonly grantMode: GrantMode;
   /** Holds requests back when the disk has limits. Without one, it has none. */
   readonly limiter?: RateLimiter;
-  /** Updates `limits`. Called before a batch is checked, so that no guest knows of a new size before we do. */
+  /** Updates `disk`. Called before a batch is checked, so that no guest knows of a new size before we do. */
   readonly refreshSize?: () => void;
 }
 
 export class BackDataPlane {
   /** Why the data plane stopped serving by itself, e.g. because the ring's indices were impossible. */
   failure: XentoolError | undefined;
-  readonly limits: DiskLimits;
+  readonly disk: OfferedDisk;
   readonly #lanes: readonly Lane[];
   readonly #requests: RequestTable;
   readonly #operations: OperationTable;
@@ -82,13 +82,13 @@ export class BackDataPlane {
   #engineFailed = false;
 
   constructor(options: BackDataPlaneOptions) {
-    const { abi, limits, reactor, grants, domid, channels, lanes } = options;
-    this.limits = limits;
+    const { abi, disk, reactor, grants, domid, channels, lanes } = options;
+    this.disk = disk;
     this.#reactor = reactor;
     const rings = lanes.map(({ ring, journal }) => new BackRing(ring, abi, journal?.unanswered));
     const [{ slots }] = rings;
     const size = slots * lanes.length;
-    this.#requests = new RequestTable(slots, limits.maxIndirectSegments, lanes.length);
+    this.#requests = new RequestTable(slots, disk.maxIndirectSegments, lanes.length);
     this.#operations = new OperationTable(size);
     this.#copies = new RequestCopies(grants, this.#requests.failed);
     const requests = this.#requests;
@@ -99,10 +99,10 @@ export class BackDataPlane {
       copies: this.#copies,
       grants,
       clock: reactor,
-      limits,
+      disk,
     });
     this.#path = path;
-    const ground = { domid, abi, channels, requests, segments, limits };
+    const ground = { domid, abi, channels, requests, segments, disk };
     this.#lanes = rings.map((ring, index) => new Lane(ring, lanes[index], ground, index));
     this.#target = this.#openTarget(options.openTarget);
     this.#executor = new Executor(this.#operations, this.#path, this.#target);
@@ -159,7 +159,7 @@ export class BackDataPlane {
    * this or an earlier failed flush, because then some of the data is lost.
    */
   flush(): number {
-    if (this.limits.readOnly || this.#failures.flushErrno !== 0) return this.#failures.flushErrno;
+    if (this.disk.readOnly || this.#failures.flushErrno !== 0) return this.#failures.flushErrno;
     this.#target.start(IO_FLUSH, LAST_FLUSH, 0, 0, 0);
     for (this.#lastFlush = undefined; this.#lastFlush === undefined;) {
       const error = this.#reactor.wait(1, -1);

@@ -19,9 +19,9 @@ import { QueueConnection } from "./connection.ts";
 import type { GrantMode } from "./data/path.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
 import { DeviceEvents, type OnDeviceEvent } from "./device-events.ts";
-import { diskKeys, diskLimits, offeredKeys, type Offer } from "./features.ts";
+import { diskKeys, offeredDisk, offeredKeys, type Offer } from "./features.ts";
 import { readBackendState, readFrontendState } from "./end-states.ts";
-import type { DiskLimits } from "./requests.ts";
+import type { OfferedDisk } from "./requests.ts";
 import type { StopOrder } from "./blkback-control.ts";
 import { removeJournals } from "./journal.ts";
 import { expectPromisesKept } from "./promises.ts";
@@ -64,7 +64,7 @@ export class BlkbackDevice {
   readonly #image: Image;
   readonly #options: DeviceOptions;
   readonly #spawnWorker: SpawnWorker;
-  readonly #limits: DiskLimits;
+  readonly #disk: OfferedDisk;
   readonly #stats: ServedStats;
   readonly #end = Promise.withResolvers<DeviceEnd>();
   readonly #unwatch: Unwatch[] = [];
@@ -105,12 +105,12 @@ export class BlkbackDevice {
     this.#image = image;
     this.#options = options;
     this.#spawnWorker = spawnWorker;
-    this.#limits = diskLimits(options.offer, image.info);
+    this.#disk = offeredDisk(options.offer, image.info);
     this.#stats = new ServedStats(options.statsDir, address);
     this.#trouble = new Trouble(describeDevice(address), directory);
     this.#events = new DeviceEvents(address, options.onEvent);
     this.#rates = new RateKeys(xenstore, address, options.rates);
-    this.#resizes = new ResizeKeys(xenstore, address, image, this.#limits);
+    this.#resizes = new ResizeKeys(xenstore, address, image, this.#disk);
     this.ended = this.#end.promise;
     this.ended.catch(() => {});
   }
@@ -295,7 +295,7 @@ export class BlkbackDevice {
         sets,
         abi: abi.name,
         image: this.#image,
-        limits: this.#limits,
+        disk: this.#disk,
         grantMode: grantMode === "persistent" && !keepsGrants ? "copy" : grantMode,
         statsPath: this.#stats.path,
       };
@@ -317,7 +317,7 @@ export class BlkbackDevice {
 
   /** Also announces a new size. */
   async #connected(): Promise<void> {
-    const keys = diskKeys(this.#options.offer, this.#image.info, this.#limits);
+    const keys = diskKeys(this.#options.offer, this.#image.info, this.#disk);
     await this.#write({ ...keys, state: XenbusState.Connected });
     this.#entered(XenbusState.Connected);
   }
@@ -372,7 +372,7 @@ export class BlkbackDevice {
     const resize = await this.#resizes.look();
     if (resize === undefined) return;
     this.#events.resized(resize);
-    const { sectors512 } = this.#limits;
+    const { sectors512 } = this.#disk;
     if (sectors512 !== resize.before) {
       this.#connection?.resize(sectors512);
       if (this.#state === XenbusState.Connected) await this.#connected();
@@ -398,7 +398,7 @@ export class BlkbackDevice {
   /** Enters InitWait, with the keys that this state promises. */
   async #offer(offer: Offer): Promise<void> {
     const state = XenbusState.InitWait;
-    const keys = offeredKeys(offer, this.#options.grantMode, this.#image.info, this.#limits);
+    const keys = offeredKeys(offer, this.#options.grantMode, this.#image.info, this.#disk);
     await this.#write({ ...keys, "hotplug-status": "connected", state });
     this.#entered(state);
   }

@@ -7,7 +7,7 @@ import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
 import { XentoolError } from "../core/errors.ts";
 import { MAX_QUEUES } from "./bounds.ts";
 import type { GrantMode } from "./data/path.ts";
-import type { DiskLimits } from "./requests.ts";
+import type { OfferedDisk } from "./requests.ts";
 
 export interface Offer {
   readonly deviceType: "disk" | "cdrom";
@@ -40,7 +40,7 @@ function checkCount(option: string, count: number, least: number, most: number):
     throw new XentoolError("usage", `${option} is a whole number from ${least} to ${most}`);
 }
 
-export function diskLimits(offer: Offer, target: TargetInfo): DiskLimits {
+export function offeredDisk(offer: Offer, target: TargetInfo): OfferedDisk {
   return {
     sectors512: target.sizeBytes / SECTOR_SIZE,
     readOnly: target.readOnly,
@@ -76,31 +76,26 @@ export function ringKeys(offer: Offer, grantMode: GrantMode): Keys {
  * Written before state 2, because old frontends (Windows' XENVBD) read the features as soon as the device is offered,
  * and again with state 4. `sectors` counts units of 512 bytes, whatever the sector size is.
  */
-export function diskKeys(offer: Offer, target: TargetInfo, limits: DiskLimits): Keys {
+export function diskKeys(offer: Offer, target: TargetInfo, disk: OfferedDisk): Keys {
   const granularity = Math.max(target.discardGranularityBytes, offer.logicalSectorBytes);
   return {
-    sectors: limits.sectors512,
-    info: (offer.deviceType === "cdrom" ? VDISK_CDROM : 0) | (limits.readOnly ? VDISK_READONLY : 0),
+    sectors: disk.sectors512,
+    info: (offer.deviceType === "cdrom" ? VDISK_CDROM : 0) | (disk.readOnly ? VDISK_READONLY : 0),
     "sector-size": offer.logicalSectorBytes,
     "physical-sector-size": Math.max(target.physicalSectorBytes, offer.logicalSectorBytes),
     "feature-flush-cache": 1,
     "feature-barrier": 1,
-    "feature-discard": limits.canDiscard ? 1 : 0,
-    ...(limits.canDiscard && {
+    "feature-discard": disk.canDiscard ? 1 : 0,
+    ...(disk.canDiscard && {
       // blkfront uses the granularity only when the alignment is there, too.
       "discard-granularity": granularity,
       "discard-alignment": 0,
-      "discard-secure": limits.canSecureDiscard ? 1 : 0,
+      "discard-secure": disk.canSecureDiscard ? 1 : 0,
     }),
   };
 }
 
 /** All keys that a device writes when it is offered, with state 2. */
-export function offeredKeys(
-  offer: Offer,
-  grantMode: GrantMode,
-  target: TargetInfo,
-  limits: DiskLimits,
-): Keys {
-  return { ...ringKeys(offer, grantMode), ...diskKeys(offer, target, limits) };
+export function offeredKeys(offer: Offer, grantMode: GrantMode, target: TargetInfo, disk: OfferedDisk): Keys {
+  return { ...ringKeys(offer, grantMode), ...diskKeys(offer, target, disk) };
 }

@@ -2,7 +2,7 @@
 // first byte of a guest is looked at.
 import { realpathSync } from "node:fs";
 import type { Image } from "../block/image.ts";
-import { deviceDirectory } from "../block/image/limits.ts";
+import { deviceDirectory } from "../block/image/abilities.ts";
 import { parseNbdUri } from "../block/targets/nbd/uri.ts";
 import { XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";

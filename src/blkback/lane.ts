@@ -10,7 +10,7 @@ import type { Journal } from "./journal.ts";
 import { LaneCounters } from "./lane-counters.ts";
 import { RequestParser } from "./parse.ts";
 import { STATUS_OF } from "./refusals.ts";
-import type { DiskLimits, RequestTable } from "./requests.ts";
+import type { OfferedDisk, RequestTable } from "./requests.ts";
 
 export interface LaneOptions {
   /** The ring's pages, mapped. */
@@ -29,7 +29,7 @@ export interface LaneGround {
   readonly channels: EventChannels;
   readonly requests: RequestTable;
   readonly segments: SegmentSource;
-  readonly limits: DiskLimits;
+  readonly disk: OfferedDisk;
 }
 
 export class Lane {
@@ -49,14 +49,14 @@ export class Lane {
 
   /** Lane number `index` of the disk, with the rows of that lane. */
   constructor(ring: BackRing, options: LaneOptions, ground: LaneGround, index: number) {
-    const { domid, abi, channels, requests, segments, limits } = ground;
+    const { domid, abi, channels, requests, segments, disk } = ground;
     this.ring = ring;
     this.port = options.port;
     this.#channels = channels;
     this.#requests = requests;
     this.#firstRow = index * ring.slots;
     this.#journal = options.journal;
-    this.parser = new RequestParser(domid, ring.slots, requests, ring.requests, limits, segments, index);
+    this.parser = new RequestParser(domid, ring.slots, requests, ring.requests, disk, segments, index);
     this.#counters = new LaneCounters(options.counters, ring.slots);
     this.#slotWords = new Int32Array(ring.requests.bytes.buffer);
     this.#responses = ring.responses.words;

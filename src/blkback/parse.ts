@@ -41,7 +41,7 @@ import {
   KIND_READ,
   KIND_SECURE_DISCARD,
   KIND_WRITE,
-  type DiskLimits,
+  type OfferedDisk,
   type RequestTable,
 } from "./requests.ts";
 
@@ -73,7 +73,7 @@ export class RequestParser {
   bad = 0;
   readonly #requests: RequestTable;
   readonly #slots: Mapping;
-  readonly #limits: DiskLimits;
+  readonly #disk: OfferedDisk;
   readonly #source: SegmentSource;
   readonly #domid: Domid;
   readonly #lane: number;
@@ -89,7 +89,7 @@ export class RequestParser {
     size: number,
     requests: RequestTable,
     slots: Mapping,
-    limits: DiskLimits,
+    disk: OfferedDisk,
     source: SegmentSource,
     lane = 0,
   ) {
@@ -97,7 +97,7 @@ export class RequestParser {
     this.verdicts = new Int8Array(size);
     this.#requests = requests;
     this.#slots = slots;
-    this.#limits = limits;
+    this.#disk = disk;
     this.#source = source;
     this.#domid = domid;
     this.#lane = lane;
@@ -194,7 +194,7 @@ export class RequestParser {
     requests.echo[row] = inner;
     if (inner !== BLKIF_OP_READ && inner !== BLKIF_OP_WRITE) return BAD_INDIRECT_OPERATION;
     if (count === 0) return NO_SEGMENTS;
-    if (count > this.#limits.maxIndirectSegments) return TOO_MANY_SEGMENTS;
+    if (count > this.#disk.maxIndirectSegments) return TOO_MANY_SEGMENTS;
     if (sectorHigh >= MAX_SECTOR_HIGH) return BEYOND_THE_END;
     requests.kind[row] = inner === BLKIF_OP_READ ? KIND_READ : KIND_WRITE;
     requests.segmentCount[row] = count;
@@ -206,16 +206,16 @@ export class RequestParser {
 
   #decodeDiscard(row: number, word: number, at: number, sector: number): number {
     const requests = this.#requests;
-    const limits = this.#limits;
+    const disk = this.#disk;
     const secure = (this.#slots.bytes[at + REQUEST.discardFlag] & BLKIF_DISCARD_SECURE) !== 0;
     const words = this.#slots.words;
     const countHigh = words[word + DISCARD_WORD + 1];
     const count = words[word + DISCARD_WORD] + countHigh * TWO_32;
-    if (limits.readOnly) return READ_ONLY;
-    if (!limits.canDiscard) return NO_DISCARD;
-    if (secure && !limits.canSecureDiscard) return NO_SECURE_DISCARD;
+    if (disk.readOnly) return READ_ONLY;
+    if (!disk.canDiscard) return NO_DISCARD;
+    if (secure && !disk.canSecureDiscard) return NO_SECURE_DISCARD;
     // Beyond 2^53 the sum is inexact, but then it is far beyond any disk.
-    if (sector + count > limits.sectors512) return BEYOND_THE_END;
+    if (sector + count > disk.sectors512) return BEYOND_THE_END;
     requests.kind[row] = secure ? KIND_SECURE_DISCARD : KIND_DISCARD;
     requests.length[row] = count * SECTOR_SIZE;
     return count === 0 ? NOT_REFUSED : this.#checkRange(row);
@@ -224,7 +224,7 @@ export class RequestParser {
   /** Checks the segments of `row`, wherever they came from, and sets its length. */
   #checkSegments(row: number): number {
     const requests = this.#requests;
-    const limits = this.#limits;
+    const disk = this.#disk;
     const bytes = this.#segmentBytes;
     const count = requests.segmentCount[row];
     let at = row * requests.segmentStride * SEGMENT.bytes + SEGMENT.firstSect;
@@ -235,18 +235,18 @@ export class RequestParser {
       if (first > last || last >= SECTORS_PER_PAGE) return BAD_SEGMENT;
       sectors += last - first + 1;
     }
-    if (limits.readOnly && requests.kind[row] !== KIND_READ) return READ_ONLY;
+    if (disk.readOnly && requests.kind[row] !== KIND_READ) return READ_ONLY;
     requests.length[row] = sectors * SECTOR_SIZE;
     return this.#checkRange(row);
   }
 
   #checkRange(row: number): number {
     const requests = this.#requests;
-    const limits = this.#limits;
+    const disk = this.#disk;
     const start = requests.start[row];
     const length = requests.length[row];
-    if (start + length > limits.sectors512 * SECTOR_SIZE) return BEYOND_THE_END;
-    const unit = limits.logicalSectorBytes;
+    if (start + length > disk.sectors512 * SECTOR_SIZE) return BEYOND_THE_END;
+    const unit = disk.logicalSectorBytes;
     if (unit !== SECTOR_SIZE && (start % unit !== 0 || length % unit !== 0)) return MISALIGNED;
     return ADMITTED;
   }

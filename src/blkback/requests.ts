@@ -19,7 +19,8 @@ export const KIND_BARRIER = 5;
 /** In `heldMs`: the request has not passed the limits yet. */
 export const STILL_HELD = -1;
 
-export interface DiskLimits {
+/** The disk as its guest is offered it, which every request is checked against. */
+export interface OfferedDisk {
   /** Capacity in sectors of 512 bytes. */
   sectors512: number;
   readonly readOnly: boolean;

@@ -8,7 +8,7 @@ import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import type { Keys } from "./backend-directory.ts";
-import type { DiskLimits } from "./requests.ts";
+import type { OfferedDisk } from "./requests.ts";
 import { requireWritten } from "./toolstack.ts";
 
 /** Written by whoever asks, with a token that the answer repeats. */
@@ -55,24 +55,24 @@ export class ResizeKeys {
   readonly #xenstore: Xenstore;
   readonly #address: DeviceAddress;
   readonly #image: Image;
-  readonly #limits: DiskLimits;
+  readonly #disk: OfferedDisk;
   #seen: string | null = null;
 
-  constructor(xenstore: Xenstore, address: DeviceAddress, image: Image, limits: DiskLimits) {
+  constructor(xenstore: Xenstore, address: DeviceAddress, image: Image, disk: OfferedDisk) {
     this.#xenstore = xenstore;
     this.#address = address;
     this.#image = image;
-    this.#limits = limits;
+    this.#disk = disk;
   }
 
-  /** Changes the limits if a resize is asked for. Returns the sizes, and the keys that answer the request. */
+  /** Changes the disk if a resize is asked for. Returns the sizes, and the keys that answer the request. */
   async look(): Promise<(Resize & { answer: Keys }) | undefined> {
     const word = await this.#xenstore.tryRead(`${backendDir(this.#address)}/${ASKED_KEY}`);
     if (word === null || word === this.#seen) return undefined;
     this.#seen = word;
-    const before = this.#limits.sectors512;
-    const after = currentSizeBytes(this.#image, this.#limits.logicalSectorBytes) / SECTOR_SIZE;
-    if (after !== 0) this.#limits.sectors512 = after;
+    const before = this.#disk.sectors512;
+    const after = currentSizeBytes(this.#image, this.#disk.logicalSectorBytes) / SECTOR_SIZE;
+    if (after !== 0) this.#disk.sectors512 = after;
     return { before, after, answer: { [ANSWER_KEY]: `${word} ${before} ${after}` } };
   }
 }

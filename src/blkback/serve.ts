@@ -19,7 +19,7 @@ import type { DeviceEnd } from "./decide.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
 import { isRingInUse } from "./end-states.ts";
-import { checkOffer, diskLimits, offeredKeys } from "./features.ts";
+import { checkOffer, offeredDisk, offeredKeys } from "./features.ts";
 import { enterServerJail, type JailWish } from "./jail.ts";
 import { keysOfRates, type AskedRates } from "./rate-keys.ts";
 import { programSocket } from "./program-socket.ts";
@@ -160,7 +160,7 @@ async function ensureDevice(xenstore: Xenstore, image: Image, options: ServeOpti
   await removeLeftover(xenstore, address);
   if (!(await isDevice(xenstore, address))) {
     const { deviceType } = offer;
-    const offered = offeredKeys(offer, options.grantMode, image.info, diskLimits(offer, image.info));
+    const offered = offeredKeys(offer, options.grantMode, image.info, offeredDisk(offer, image.info));
     await createDevice(xenstore, { address, readOnly, deviceType, params: image.path, offered });
     return "made";
   }

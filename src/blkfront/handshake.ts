@@ -25,7 +25,7 @@ import { isRingKey, readPorts, ringKeys, samePorts, type Ports } from "./ring-ke
 const logger = moduleLogger("blkfront");
 
 /** What the backend can do, known before the ring is created. */
-export interface BackendLimits {
+export interface BackendOffer {
   readonly backend: Domid;
   readonly maxQueues: number;
   readonly maxRingPageOrder: number;
@@ -123,10 +123,10 @@ export class FrontHandshake {
   }
 
   /**
-   * Brings both ends to where a ring can be offered, whatever state they are in, and reads the backend's limits.
+   * Brings both ends to where a ring can be offered, whatever state they are in, and reads the backend's offer.
    * Fails with `environment` when somebody in this domain uses the disk, unless we are to `take` it from them.
    */
-  async prepare(take = false): Promise<BackendLimits> {
+  async prepare(take = false): Promise<BackendOffer> {
     if (take) this.#claim.takeFromKernel();
     else await this.#expectFree();
     const own = await this.#ownState();
@@ -148,8 +148,8 @@ export class FrontHandshake {
   }
 
   /** Tells the backend where the rings are: state 3. */
-  async offerRings(rings: readonly RingAddress[], abi: BlkifAbi, limits: BackendLimits): Promise<void> {
-    const keys = { ...ringKeys(rings, abi, limits.countsPages), state: XenbusState.Initialised };
+  async offerRings(rings: readonly RingAddress[], abi: BlkifAbi, offer: BackendOffer): Promise<void> {
+    const keys = { ...ringKeys(rings, abi, offer.countsPages), state: XenbusState.Initialised };
     this.#claim.record(rings[0].port);
     this.#ports = await this.#xenstore.transaction(async (tx) => {
       if (!(await tx.exists(this.#front))) throw this.#lost("it was removed");

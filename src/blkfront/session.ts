@@ -51,18 +51,16 @@ export async function runSession(
 ): Promise<SessionEnd> {
   const wait: WaitOptions = { ...options.wait, signal: stop };
   using handshake = await FrontHandshake.find(xenstore, platform, options, wait);
-  const limits = await handshake.prepare(options.take);
-  const { abi, ...rings } = chooseRings(options, limits);
+  const offer = await handshake.prepare(options.take);
+  const { abi, ...rings } = chooseRings(options, offer);
   const wanted = options.queues ?? rings.queues;
   if (rings.queues < wanted)
-    logger.warn(
-      `${handshake.name}: ${wanted} queues were wanted, but the backend offers ${limits.maxQueues}`,
-    );
+    logger.warn(`${handshake.name}: ${wanted} queues were wanted, but the backend offers ${offer.maxQueues}`);
   await using plane = new FrontPlane(spawnWorker, {
     name: handshake.name,
     verbosity: options.verbosity,
     platform: platform.descriptor,
-    backend: limits.backend,
+    backend: offer.backend,
     abi: abi.name,
     ...rings,
     devid: options.devid,
@@ -72,7 +70,7 @@ export async function runSession(
   try {
     const addresses = await plane.shared;
     told = true;
-    await handshake.offerRings(addresses, abi, limits);
+    await handshake.offerRings(addresses, abi, offer);
     const disk = await handshake.awaitDisk();
     plane.start(disk);
     await handshake.connected();

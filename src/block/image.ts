@@ -2,7 +2,13 @@
 // be passed to a worker of the same process, which serves it through FileTarget.
 import { closeSync, fstatSync } from "node:fs";
 import { noteClosing, noteOpened } from "./image/known.ts";
-import { blockDeviceLimits, checkDirectAlignment, checkSize, fileLimits, sizeOf } from "./image/limits.ts";
+import {
+  blockDeviceAbilities,
+  checkDirectAlignment,
+  checkSize,
+  fileAbilities,
+  sizeOf,
+} from "./image/abilities.ts";
 import { COMMAND_WAYS, openClaimed, refuseContainer, type Ways } from "./image/open.ts";
 import type { TargetInfo } from "./target.ts";
 import type { SeenExport } from "./targets/nbd/handshake.ts";
@@ -68,8 +74,10 @@ export function openImage(path: string, options: ImageOptions): FileImage {
     if (options.format !== "raw") refuseContainer(fd, path, sizeBytes, ways);
     checkSize(path, sizeBytes, sectorSizeBytes);
     if (direct) checkDirectAlignment(fd, path, sectorSizeBytes);
-    const limits = isBlockDevice ? blockDeviceLimits(stat) : fileLimits(fd, path, sizeBytes, readOnly);
-    const canDiscard = limits.canDiscard && (options.discard ?? true);
+    const abilities = isBlockDevice
+      ? blockDeviceAbilities(stat)
+      : fileAbilities(fd, path, sizeBytes, readOnly);
+    const canDiscard = abilities.canDiscard && (options.discard ?? true);
     if (options.user !== undefined) for (const it of [fd, ...alsoHeld]) noteOpened(it, options.user);
     return {
       kind: "file",
@@ -77,7 +85,7 @@ export function openImage(path: string, options: ImageOptions): FileImage {
       alsoHeld,
       path,
       isBlockDevice,
-      info: { sizeBytes, readOnly, ...limits, canDiscard },
+      info: { sizeBytes, readOnly, ...abilities, canDiscard },
     };
   } catch (error) {
     for (const it of [fd, ...alsoHeld]) closeSync(it);

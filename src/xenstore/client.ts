@@ -62,7 +62,7 @@ export class Xenstore extends XenstoreOperations {
     at: Platform | XenstoreEndpoint,
     options: { timeoutMs?: number } = {},
   ): Promise<Xenstore> {
-    const endpoint = "kind" in at ? target : target.xenstore;
+    const endpoint = "kind" in at ? at : at.xenstore;
     const timeoutMs = options.timeoutMs ?? CONNECT_TIMEOUT_MS;
     const deadline = performance.now() + timeoutMs;
     const client = new Xenstore(await openTransport(endpoint, timeoutMs));

@@ -8,7 +8,7 @@ import { closeImage, openImage, type Image } from "../../src/block/image.ts";
 import { FileTarget } from "../../src/block/targets/file.ts";
 import type { GrantMode } from "../../src/blkback/data/path.ts";
 import { BackDataPlane } from "../../src/blkback/data-plane.ts";
-import { DEFAULT_OFFER, diskLimits } from "../../src/blkback/features.ts";
+import { DEFAULT_OFFER, offeredDisk } from "../../src/blkback/features.ts";
 import { toDomid, type Domid, type EvtchnPort } from "../../src/core/types.ts";
 import type { GrantCopyBatch } from "../../src/native/grant-copy.ts";
 import type { BlockTarget } from "../../src/block/target.ts";
@@ -145,11 +145,11 @@ export class RingHarness extends RawRing {
     };
     const image = this.#image;
     const canDiscard = (options.discard ?? true) && image.info.canDiscard;
-    const limits = diskLimits(offer, { ...image.info, canDiscard });
+    const disk = offeredDisk(offer, { ...image.info, canDiscard });
     const reactor = Reactor.open(1024, options.engine ?? "uring");
     this.#reactor = reactor;
     const filters = ["assert", ...(options.filters ?? [])];
-    const context = { reactor, device: "test", sizeBytes: () => limits.sectors512 * 512 };
+    const context = { reactor, device: "test", sizeBytes: () => disk.sectors512 * 512 };
     this.plane = new BackDataPlane({
       domid: FRONT,
       abi: this.abi,
@@ -169,7 +169,7 @@ export class RingHarness extends RawRing {
         };
         return target;
       },
-      limits,
+      disk,
       grantMode: options.grantMode ?? "copy",
     });
   }

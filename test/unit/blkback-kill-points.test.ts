@@ -4,7 +4,7 @@
 import { expect, test } from "bun:test";
 import { closeSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { diskLimits, DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { offeredDisk, DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { Journal } from "../../src/blkback/journal.ts";
 import { BackDataPlane } from "../../src/blkback/data-plane.ts";
 import { closeImage, openImage } from "../../src/block/image.ts";
@@ -158,7 +158,7 @@ class World {
       grants: this.grants,
       reactor,
       openTarget: (onEnd) => new FileTarget(image, reactor, onEnd),
-      limits: diskLimits(DEFAULT_OFFER, image.info),
+      disk: offeredDisk(DEFAULT_OFFER, image.info),
       grantMode: "copy",
     });
   }

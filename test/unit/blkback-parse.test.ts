@@ -28,14 +28,14 @@ import {
   KIND_SECURE_DISCARD,
   KIND_WRITE,
   RequestTable,
-  type DiskLimits,
+  type OfferedDisk,
 } from "../../src/blkback/requests.ts";
 import { allocateMemory } from "../../src/native/memory.ts";
 import { FakeGrants, GUEST } from "./blkback-fakes.ts";
 
 const SECTORS = 64;
 const SIZE = 16;
-const LIMITS: DiskLimits = {
+const DISK: OfferedDisk = {
   sectors512: SECTORS,
   readOnly: false,
   logicalSectorBytes: 512,
@@ -43,13 +43,13 @@ const LIMITS: DiskLimits = {
   canSecureDiscard: false,
   maxIndirectSegments: 600,
 };
-const DISKS: readonly DiskLimits[] = [
-  LIMITS,
-  { ...LIMITS, readOnly: true },
-  { ...LIMITS, logicalSectorBytes: 4096 },
-  { ...LIMITS, canDiscard: false },
-  { ...LIMITS, canSecureDiscard: true },
-  { ...LIMITS, maxIndirectSegments: 0 },
+const DISKS: readonly OfferedDisk[] = [
+  DISK,
+  { ...DISK, readOnly: true },
+  { ...DISK, logicalSectorBytes: 4096 },
+  { ...DISK, canDiscard: false },
+  { ...DISK, canSecureDiscard: true },
+  { ...DISK, maxIndirectSegments: 0 },
 ];
 /** Sector numbers at which something could overflow. */
 const EDGES: readonly bigint[] = [
@@ -87,10 +87,10 @@ class Bench {
   readonly parser: RequestParser;
   readonly #copies: RequestCopies;
 
-  constructor(limits: DiskLimits) {
-    this.requests = new RequestTable(SIZE, limits.maxIndirectSegments);
+  constructor(disk: OfferedDisk) {
+    this.requests = new RequestTable(SIZE, disk.maxIndirectSegments);
     this.#copies = new RequestCopies(this.grants, this.requests.failed);
-    this.parser = new RequestParser(GUEST, SIZE, this.requests, this.slots, limits, this.#copies);
+    this.parser = new RequestParser(GUEST, SIZE, this.requests, this.slots, disk, this.#copies);
   }
 
   /** Has `write` fill slot 0, parses it, and checks the verdict; its row is free again then. */
@@ -142,7 +142,7 @@ interface Part {
 
 /** The rules of the protocol for a transfer of these parts of pages. */
 function judgeTransfer(
-  limits: DiskLimits,
+  disk: OfferedDisk,
   echo: number,
   kind: number,
   sector: bigint,
@@ -150,10 +150,10 @@ function judgeTransfer(
 ): Verdict {
   if (sector >= 1n << 53n) return { reason: BEYOND_THE_END, echo };
   if (parts.some(({ first, last }) => first > last || last > 7)) return { reason: BAD_SEGMENT, echo };
-  if (limits.readOnly && kind !== KIND_READ) return { reason: READ_ONLY, echo };
+  if (disk.readOnly && kind !== KIND_READ) return { reason: READ_ONLY, echo };
   const sectors = parts.reduce((sum, { first, last }) => sum + last - first + 1, 0);
-  if (sector + BigInt(sectors) > BigInt(limits.sectors512)) return { reason: BEYOND_THE_END, echo };
-  const unit = limits.logicalSectorBytes / 512;
+  if (sector + BigInt(sectors) > BigInt(disk.sectors512)) return { reason: BEYOND_THE_END, echo };
+  const unit = disk.logicalSectorBytes / 512;
   if (Number(sector) % unit !== 0 || sectors % unit !== 0) return { reason: MISALIGNED, echo };
   return { reason: NOT_REFUSED, echo, kind, start: Number(sector) * 512, length: sectors * 512 };
 }
@@ -178,9 +178,9 @@ const PART_SETS: readonly (readonly Part[])[] = [
   Array.from({ length: 11 }, () => ({ first: 0, last: 7 })),
 ];
 
-describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))("%s", (_name, limits) => {
+describe.each(DISKS.map((disk) => [JSON.stringify(disk), disk] as const))("%s", (_name, disk) => {
   test("every operation with every count of segments", () => {
-    const bench = new Bench(limits);
+    const bench = new Bench(disk);
     for (let operation = 0; operation < 256; operation++) {
       if (operation === 5 || operation === 6) continue;
       for (let count = 0; count < 256; count++) {
@@ -199,7 +199,7 @@ describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))(
             length: 0,
           };
         else if (count > 11) wanted = { reason: TOO_MANY_SEGMENTS, echo: operation };
-        else wanted = judgeTransfer(limits, operation, kind, 0n, parts);
+        else wanted = judgeTransfer(disk, operation, kind, 0n, parts);
         bench.expect((view) => {
           view.setUint8(0, operation);
           view.setUint8(1, count);
@@ -211,7 +211,7 @@ describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))(
   });
 
   test("every part of a page, at every edge of the disk and of numbers", () => {
-    const bench = new Bench(limits);
+    const bench = new Bench(disk);
     for (const operation of [0, 1, 2, 3])
       for (const sector of EDGES)
         for (const parts of PART_SETS) {
@@ -226,25 +226,25 @@ describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))(
                 view.setUint8(24 + index * 8 + 5, last);
               }
             },
-            judgeTransfer(limits, operation, kind, sector, parts),
+            judgeTransfer(disk, operation, kind, sector, parts),
           );
         }
     bench.close();
   });
 
   test("discards", () => {
-    const bench = new Bench(limits);
+    const bench = new Bench(disk);
     for (const sector of EDGES)
       for (const count of EDGES)
         for (const flag of [0, 1, 2, 255]) {
           const secure = (flag & 1) !== 0;
           const end = sector + count;
-          const unit = limits.logicalSectorBytes / 512;
+          const unit = disk.logicalSectorBytes / 512;
           const isMisaligned = Number(sector) % unit !== 0 || Number(count) % unit !== 0;
           let reason = NOT_REFUSED;
-          if (limits.readOnly) reason = READ_ONLY;
-          else if (!limits.canDiscard) reason = NO_DISCARD;
-          else if (secure && !limits.canSecureDiscard) reason = NO_SECURE_DISCARD;
+          if (disk.readOnly) reason = READ_ONLY;
+          else if (!disk.canDiscard) reason = NO_DISCARD;
+          else if (secure && !disk.canSecureDiscard) reason = NO_SECURE_DISCARD;
           else if (end > BigInt(SECTORS)) reason = BEYOND_THE_END;
           else if (count > 0n && isMisaligned) reason = MISALIGNED;
           const kind = secure ? KIND_SECURE_DISCARD : KIND_DISCARD;
@@ -263,14 +263,14 @@ describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))(
   });
 
   test("indirect requests: every inner operation, counts around every limit, and a bad part at every place", () => {
-    const bench = new Bench(limits);
+    const bench = new Bench(disk);
     const { grants } = bench;
     const pages = new DataView(grants.pages.buffer);
     for (let inner = 0; inner < 256; inner += inner < 8 ? 1 : 31)
       for (const count of [0, 1, 11, 12, 511, 512, 513, 599, 600, 601, 4096, 65_535])
         for (const bad of [-1, 0, 511, 512, count - 1])
           for (const sector of [0n, BigInt(SECTORS) - 1n, 1n << 53n]) {
-            const isFair = inner < 2 && count > 0 && count <= limits.maxIndirectSegments;
+            const isFair = inner < 2 && count > 0 && count <= disk.maxIndirectSegments;
             const parts = isFair
               ? Array.from({ length: count }, (_, at) => ({ first: at % 8, last: at === bad ? 8 : at % 8 }))
               : [];
@@ -291,7 +291,7 @@ describe.each(DISKS.map((limits) => [JSON.stringify(limits), limits] as const))(
                 view.setUint32(28, grants.ref(0), true);
                 view.setUint32(32, grants.ref(1), true);
               },
-              isFair ? judgeTransfer(limits, inner, kind, sector, parts) : { reason, echo: inner },
+              isFair ? judgeTransfer(disk, inner, kind, sector, parts) : { reason, echo: inner },
             );
           }
     bench.close();
@@ -308,7 +308,7 @@ describe("a batch", () => {
   }
 
   test("fetches the indirect pages of all its requests in one call, and a bad one fails only its own", () => {
-    const bench = new Bench({ ...LIMITS, sectors512: 10_000 });
+    const bench = new Bench({ ...DISK, sectors512: 10_000 });
     const { grants, parser, requests } = bench;
     const pages = new DataView(grants.pages.buffer);
     for (let index = 0; index < 2048; index++) pages.setUint32(index * 8, 5000 + index, true);
@@ -325,7 +325,7 @@ describe("a batch", () => {
   });
 
   test("whose fetch fails as a whole loses its indirect requests, and no others", () => {
-    const bench = new Bench(LIMITS);
+    const bench = new Bench(DISK);
     putIndirect(bench, 0, 4, [bench.grants.ref(0)]);
     bench.view.setUint8(112, 3);
     bench.grants.copyErrno = -14;
@@ -335,7 +335,7 @@ describe("a batch", () => {
   });
 
   test("is judged from what was copied: what changes on the pages afterwards is not seen", () => {
-    const bench = new Bench(LIMITS);
+    const bench = new Bench(DISK);
     putIndirect(bench, 0, 4, [bench.grants.ref(0)]);
     bench.parser.admit(1, 0);
     bench.grants.pages.fill(0xff);

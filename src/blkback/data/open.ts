@@ -4,7 +4,7 @@ import type { GrantTable } from "../../platform/platform.ts";
 import { poolBytes } from "../bounds.ts";
 import type { OperationTable } from "../operations.ts";
 import type { Clock } from "../rate-limiter.ts";
-import type { DiskLimits, RequestTable } from "../requests.ts";
+import type { OfferedDisk, RequestTable } from "../requests.ts";
 import type { RequestCopies } from "./copies.ts";
 import { CopyPath } from "./copy.ts";
 import { KeptPath } from "./kept.ts";
@@ -18,14 +18,14 @@ export interface DataGround {
   readonly copies: RequestCopies;
   readonly grants: GrantTable;
   readonly clock: Clock;
-  readonly limits: DiskLimits;
+  readonly disk: OfferedDisk;
 }
 
 export function openDataPath(
   mode: GrantMode,
-  { domid, requests, operations, copies, grants, clock, limits }: DataGround,
+  { domid, requests, operations, copies, grants, clock, disk }: DataGround,
 ): { path: DataPath; segments: SegmentSource } {
-  const bytes = poolBytes(limits.maxIndirectSegments);
+  const bytes = poolBytes(disk.maxIndirectSegments);
   const pages = bytes / PAGE_SIZE;
   switch (mode) {
     case "copy":

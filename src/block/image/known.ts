@@ -4,7 +4,7 @@ import { fstatSync, mkdirSync, readFileSync, writeFileSync, type Stats } from "n
 import { join } from "node:path";
 import { attempt } from "./attempt.ts";
 import { deviceNumber, THIS_HOST, type HostFiles } from "./host-uses.ts";
-import { readDeviceNumber } from "./limits.ts";
+import { readDeviceNumber } from "./abilities.ts";
 
 const users = new Map<number, string>();
 /** Indexed by identity: the file's modification time when we closed it. */

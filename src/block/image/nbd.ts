@@ -5,7 +5,7 @@ import { probeExport, resolveHost } from "../targets/nbd/probe.ts";
 import { infoOf } from "../targets/nbd/target.ts";
 import type { SecureAddress } from "../targets/nbd/tls-relay.ts";
 import { parseNbdUri, type NbdAddress } from "../targets/nbd/uri.ts";
-import { checkSize } from "./limits.ts";
+import { checkSize } from "./abilities.ts";
 
 /** Connections to one export, used where its server says that it serves all of them alike. */
 export const DEFAULT_CONNECTIONS = 4;

@@ -7,7 +7,7 @@ import type { ContainerFormat } from "../program/commands.ts";
 import { HEAD_BYTES, recogniseFormat, TAIL_BYTES, type ImageFormat } from "./formats.ts";
 import { backingFile, hostUses, listUses, type HostUse, type Identity } from "./host-uses.ts";
 import { isAsServed, userOf } from "./known.ts";
-import { isReadOnlyDevice } from "./limits.ts";
+import { isReadOnlyDevice } from "./abilities.ts";
 import { processesWith, type ImageProcess } from "./processes.ts";
 
 /**

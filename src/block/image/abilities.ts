@@ -6,7 +6,7 @@ import { IO_DISCARD, IO_READ, performIo } from "../../native/reactor.ts";
 import type { TargetInfo } from "../target.ts";
 import { deviceNumber, THIS_HOST, type HostFiles } from "./host-uses.ts";
 
-type Limits = Omit<TargetInfo, "sizeBytes" | "readOnly">;
+type Abilities = Omit<TargetInfo, "sizeBytes" | "readOnly">;
 
 /** Where the kernel says how large the block device is that is open as `fd`; undefined for a file. */
 export function deviceDirectory(fd: number): string | undefined {
@@ -48,7 +48,7 @@ export function checkDirectAlignment(fd: number, path: string, sectorSizeBytes: 
 }
 
 /** Punching a hole past the end changes nothing, and shows whether the file system can punch holes. */
-export function fileLimits(fd: number, path: string, sizeBytes: number, readOnly: boolean): Limits {
+export function fileAbilities(fd: number, path: string, sizeBytes: number, readOnly: boolean): Abilities {
   const blockBytes = Math.min(4096, statfsSync(path).bsize);
   if (readOnly)
     return {
@@ -66,7 +66,7 @@ export function fileLimits(fd: number, path: string, sizeBytes: number, readOnly
   };
 }
 
-export function blockDeviceLimits(stat: Stats): Limits {
+export function blockDeviceAbilities(stat: Stats): Abilities {
   const granularity = readDeviceNumber(stat, "queue/discard_granularity", 0);
   return {
     canDiscard: granularity > 0 && readDeviceNumber(stat, "queue/discard_max_bytes", 0) > 0,
