@@ -67,6 +67,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const announce = (): Promise<Disposable> => announceWatch(platform, metrics, serving.statsDir);
   using announced = new DisposableStack();
   if (predecessor === undefined) announced.use(await announce());
+  await using _ = await startAnswering(session, options);
   const watch = await startWatching(argv.isolation, session, options, predecessor);
   try {
     if (predecessor !== undefined) {
@@ -143,6 +144,16 @@ async function startWatching(
   const { GuestSupervisor } = await import("../src/blkback/guests/supervisor.ts");
   const { spawnGuest } = await import("./spawn-guest.ts");
   return GuestSupervisor.start(platform, xenstore, options, spawnGuest, predecessor);
+}
+
+/** Only for those who run our script: to others, state 2 alone means that the disk is there. */
+async function startAnswering(
+  { platform, xenstore }: Session,
+  options: WatchOptions,
+): Promise<AsyncDisposable | undefined> {
+  if (options.anyScript) return undefined;
+  const { EarlyAnswers } = await import("../src/blkback/early-answers.ts");
+  return EarlyAnswers.start(platform.domid, xenstore, options);
 }
 
 /** Tells others where we are: the scripts of xl, and Prometheus. */

@@ -7,6 +7,7 @@ import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
 import type { XenstoreOperations } from "../xenstore/operations.ts";
 import { backendDir, errorDir, type DeviceAddress } from "./address.ts";
+import { isOurDevice } from "./our-devices.ts";
 
 /** Holds the server's mark. */
 const MARK_KEY = "xentool-served-by";
@@ -49,6 +50,15 @@ export function offerUnlessClosing(
     for (const [path, value] of nodes) await tx.write(path, value);
     return !isClosing;
   });
+}
+
+/** Writes `keys` and state 2 if the device is ours and nobody has offered or refused it yet. Returns whether it did. */
+export function offerIfNew(xenstore: Xenstore, address: DeviceAddress, keys: Keys): Promise<boolean> {
+  const dir = backendDir(address);
+  const isNew = async (tx: XenstoreOperations): Promise<boolean> =>
+    (await isOurDevice(tx, dir, false)) &&
+    parseXenbusState(await tx.tryRead(`${dir}/state`)) === XenbusState.Initialising;
+  return writeWhere(xenstore, isNew, inside(address, { ...keys, state: XenbusState.InitWait }));
 }
 
 /**

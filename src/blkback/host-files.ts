@@ -12,19 +12,22 @@ export interface HostFile {
   readonly text: string;
 }
 
-/** libxl runs it after the daemon has set state 2, and reports its exit status and hotplug-error. */
+/**
+ * libxl runs it after the daemon has set state 2, and reports its exit status and hotplug-error. After 40 s libxl kills
+ * it, so it counts seconds and no rounds: those take longer on a busy machine.
+ */
 const hotplugScript = `#!/bin/sh
 # Part of xentool. libxl runs this for disks with script=${HOTPLUG_SCRIPT}.
 [ "$1" = add ] || exit 0
-i=0
-while [ $i -lt 300 ]; do
+now() { read -r up _ </proc/uptime; echo "\${up%.*}"; }
+end=$(($(now) + 30))
+while [ "$(now)" -lt $end ]; do
   case $(xenstore-read "$XENBUS_PATH/hotplug-status" 2>/dev/null) in
     connected) exit 0 ;;
     error) exit 1 ;;
   esac
   kill -0 "$(cat /run/xentool/watching)" 2>/dev/null || break
   sleep 0.1
-  i=$((i + 1))
 done
 # A write below a device that is gone would make half of one.
 xenstore-exists "$XENBUS_PATH/frontend" && xenstore-write "$XENBUS_PATH/hotplug-error" \\

@@ -2,13 +2,18 @@
 // them, as in a driver domain.
 import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
 import type { Xenstore } from "../xenstore/client.ts";
+import type { XenstoreOperations } from "../xenstore/operations.ts";
 import { HOTPLUG_SCRIPT } from "./host-files.ts";
 
 /**
  * Whether the device of this directory is ours. A toolstack may write keys one by one. A device that still lacks the
  * keys that identify it will be looked at again.
  */
-export async function isOurDevice(xenstore: Xenstore, dir: string, anyScript: boolean): Promise<boolean> {
+export async function isOurDevice(
+  xenstore: XenstoreOperations,
+  dir: string,
+  anyScript: boolean,
+): Promise<boolean> {
   const needed = ["frontend", "params", "mode"].map((key) => xenstore.exists(`${dir}/${key}`));
   if ((await Promise.all(needed)).includes(false)) return false;
   if (anyScript) return true;

@@ -2,9 +2,9 @@
 // nbd-server.
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { probeExport } from "../../src/block/targets/nbd/probe.ts";
+import { probeExport, resolveHost } from "../../src/block/targets/nbd/probe.ts";
 import { parseNbdUri } from "../../src/block/targets/nbd/uri.ts";
-import { describeError } from "../../src/core/errors.ts";
+import { describeError, kindOf } from "../../src/core/errors.ts";
 import { NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_SEND_FLUSH, NBD_FLAG_SEND_TRIM } from "../../src/protocol/nbd.ts";
 import { IO_READ, IO_WRITE } from "../../src/native/reactor.ts";
 import {
@@ -188,6 +188,15 @@ test("an error of the server fails the requests that it is for", async () => {
 
 describe("refused, with the reason:", () => {
   const refusal = async (uri: string) => probeExport(parseNbdUri(uri)).catch(describeError);
+
+  test("a host that is not found, and one that is not waited for", async () => {
+    const { tls: _, ...nowhere } = parseNbdUri("nbd://storage.invalid");
+    expect(await resolveHost(nowhere).catch(describeError)).toContain(
+      "cannot find the NBD server's host storage",
+    );
+    const stopped = await resolveHost(nowhere, AbortSignal.abort()).catch(kindOf);
+    expect(stopped).toBe("cancelled");
+  });
 
   test("the old protocols", async () => {
     await using oldest = await nbdkit([], FILE, "--oldstyle");

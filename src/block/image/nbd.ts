@@ -44,7 +44,7 @@ export async function openNbdImage(
   { readOnly, sectorSizeBytes, connections = DEFAULT_CONNECTIONS, line, stop }: NbdImageOptions,
 ): Promise<NbdImage> {
   const address = await addressOf(parseNbdUri(uri), line);
-  const seen = await probeExport(await resolveHost(address), stop);
+  const seen = await probeExport(await resolveHost(address, stop), stop);
   checkSize(uri, seen.sizeBytes, sectorSizeBytes);
   const info = infoOf(seen, readOnly);
   if (info.sizeBytes === 0)

@@ -1,21 +1,26 @@
 // Asks an NBD server once, from the control side, what its export is. Here a host's name is resolved, because a data
 // plane cannot.
 import { lookup } from "node:dns/promises";
-import { onAbort } from "../../../core/deadline.ts";
+import { onAbort, unlessAborted, within } from "../../../core/deadline.ts";
 import { XentoolError } from "../../../core/errors.ts";
 import { NbdClientHandshake, type SeenExport } from "./handshake.ts";
 import type { NbdAddress } from "./uri.ts";
 
 const PATIENCE_MS = 10_000;
 
-/** Throws `io` when the host has no address. */
-export async function resolveHost(to: NbdAddress): Promise<NbdAddress> {
+/** Throws `io` when the host has no address, and `cancelled` once `stop` fires: a resolver may take minutes. */
+export async function resolveHost(to: NbdAddress, stop?: AbortSignal): Promise<NbdAddress> {
   if (to.port === undefined) return to;
-  try {
-    return { ...to, address: (await lookup(to.address)).address };
-  } catch (error) {
-    throw new XentoolError("io", `cannot find the NBD server's host ${to.address}`, {}, error);
-  }
+  const failed = (why: unknown): XentoolError =>
+    new XentoolError("io", `cannot find the NBD server's host ${to.address}`, {}, why);
+  const asked = lookup(to.address).catch((error: unknown) => {
+    throw failed(error);
+  });
+  const late = (): Error => failed(new Error(`no answer for ${PATIENCE_MS} ms`));
+  const found = await unlessAborted(within(PATIENCE_MS, asked, late), stop);
+  if (found === undefined)
+    throw new XentoolError("cancelled", `stopped before the NBD server's host ${to.address} was found`);
+  return { ...to, address: found.address };
 }
 
 /** `to` has a number or a path. Throws `io`, `protocol` or `environment`, and `cancelled` once `stop` fires. */
