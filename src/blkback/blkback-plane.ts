@@ -100,11 +100,14 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     control.drain();
     limiter.change(control.rates);
     server.take();
-    if (control.stopped && !control.leaves) image?.remote?.limitHold(CLOSING_PATIENCE_MS);
+    if (control.leaves) image?.remote?.limitEnding(CLOSING_PATIENCE_MS);
+    else if (control.stopped) image?.remote?.limitHold(CLOSING_PATIENCE_MS);
   });
   plane.run(
     () => control.stopped,
-    () => (control.leaves || plane.failure !== undefined) && image?.remote?.isServing === false,
+    () =>
+      (control.leaves && image?.remote?.isStuck === true) ||
+      (plane.failure !== undefined && image?.remote?.isServing === false),
   );
   const { failure } = plane;
   const closes = failure === undefined ? !control.leaves : failure.kind === "protocol";

@@ -40,11 +40,13 @@ export interface PeerOptions {
   readonly go?: boolean;
   readonly flags?: number;
   readonly sizeBytes?: number;
-  /** What is sent for each request; undefined: nothing. */
-  readonly reply: (request: SeenRequest) => Uint8Array | undefined;
+  /** What is sent for each request; undefined: nothing. `connection` is the one it came on. */
+  readonly reply: (request: SeenRequest, connection: Connection) => Uint8Array | undefined;
 }
 
 export type End = readonly [tag: number, result: number];
+
+export type Connection = Pick<Bun.Socket<Peer>, "write" | "terminate">;
 
 type Peer = { pending: Buffer; phase: "flags" | "options" | "requests" };
 
@@ -58,6 +60,8 @@ export class TargetAndPeer {
   readonly requests: SeenRequest[] = [];
   readonly reactor = Reactor.open(64, "sync");
   readonly target: NbdTarget;
+  /** Connections that were made. */
+  opened = 0;
   readonly #listener: { stop(closes: boolean): void };
   readonly #sockets = new Set<Bun.Socket<Peer>>();
   #options: PeerOptions;
@@ -70,6 +74,7 @@ export class TargetAndPeer {
       unix: this.path,
       socket: {
         open: (socket) => {
+          this.opened++;
           this.#sockets.add(socket);
           socket.data = { pending: Buffer.alloc(0), phase: "flags" };
           socket.write(encodeGreeting());
@@ -95,6 +100,7 @@ export class TargetAndPeer {
       connections: 4,
       depth: 16,
       silenceMs,
+      endingMs: 60_000,
       holdMs: 0,
       dial: (onDialled) => onDialled(beginConnection(address)),
       log: WriteLog.open(join(this.dir, "log"), "a", LOG_BYTES),
@@ -119,9 +125,23 @@ export class TargetAndPeer {
     }
   }
 
+  /** Lets both sides run for longer than the target waits before it connects again. */
+  async settle(): Promise<void> {
+    for (let round = 0; round < 100; round++) {
+      this.reactor.wait(1, 500);
+      this.reactor.dispatch();
+      await new Promise((go) => setImmediate(go));
+    }
+  }
+
+  /** From now on the server does as `options` say. */
+  become(options: Partial<PeerOptions>): void {
+    this.#options = { ...this.#options, ...options };
+  }
+
   /** The server dies, and is another one from now on. */
   die(options: Partial<PeerOptions> = {}): void {
-    this.#options = { ...this.#options, ...options };
+    this.become(options);
     for (const socket of this.#sockets) socket.terminate();
   }
 
@@ -204,7 +224,7 @@ export class TargetAndPeer {
       data: Buffer.from(pending.subarray(28, whole)),
     };
     this.requests.push(request);
-    const reply = this.#options.reply(request);
+    const reply = this.#options.reply(request, socket);
     if (reply !== undefined) socket.write(reply);
     return whole;
   }

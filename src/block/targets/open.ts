@@ -11,6 +11,8 @@ import type { WriteLog } from "./nbd/write-log.ts";
 
 /** How long an NBD server may be silent while something is under way. */
 const SILENCE_MS = 60_000;
+/** How long one that is given up may take to reply. A host that is away is known to be after 30 s (csrc/stream.c). */
+const ENDING_MS = 30_000;
 
 /** What an image that a server has needs besides the reactor. */
 export interface RemoteNeeds extends Pick<LinkOptions, "holdMs" | "dial" | "onHeld"> {
@@ -21,7 +23,7 @@ export interface RemoteNeeds extends Pick<LinkOptions, "holdMs" | "dial" | "onHe
 export interface OpenedTarget {
   readonly target: BlockTarget;
   /** What knows whether the server of the image is there, if it has one. */
-  readonly remote: Pick<NbdTarget, "isServing" | "limitHold"> | undefined;
+  readonly remote: Pick<NbdTarget, "isServing" | "isStuck" | "limitEnding" | "limitHold"> | undefined;
   /** Before what operations use is closed. `isOver`: no other server of the same disk is to go on. */
   close(isOver: boolean): void;
 }
@@ -42,7 +44,17 @@ export function openTarget(
   const { exportName } = address;
   const { readOnly } = info;
   const log = readOnly ? undefined : openLog(image.path);
-  const how = { ...link, exportName, seen, connections, readOnly, depth, silenceMs: SILENCE_MS, log };
+  const how = {
+    ...link,
+    exportName,
+    seen,
+    connections,
+    readOnly,
+    depth,
+    silenceMs: SILENCE_MS,
+    endingMs: ENDING_MS,
+    log,
+  };
   const { minBlockBytes } = seen;
   if (minBlockBytes <= SECTOR_SIZE) {
     const target = new NbdTarget(how, reactor, onEnd);

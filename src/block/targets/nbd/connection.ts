@@ -15,8 +15,8 @@ const EAGAIN = -11;
 const NEGOTIATION_BYTES = 128 * 1024;
 
 export interface ConnectionOwner {
-  /** A request has its whole reply; returns why the connection cannot go on with such a reply. */
-  replied(slot: number): string | undefined;
+  /** A request has its whole reply. */
+  replied(slot: number): void;
   /** The server has described the export; returns why it is not the one that is being served. */
   accept(seen: SeenExport): string | undefined;
   /** The server takes requests. */
@@ -81,6 +81,21 @@ export class NbdConnection {
     this.#queue[(this.#first + this.#queued++) % this.#queue.length] = slot;
     // Whoever waits for room in the socket is told when there is some.
     if (!this.#wantsToSend) this.#wantSending(true);
+  }
+
+  /** Sends nothing more of its requests. What has been sent may still be replied to. */
+  sendNoMore(): void {
+    if (this.#isOver) return;
+    this.#queued = 0;
+    this.#wantSending(false);
+  }
+
+  /** Whether the server may yet carry out a change that was sent here: it has all of it, and has not replied. */
+  get mayChange(): boolean {
+    const requests = this.#requests;
+    const isOurs = (number: number, slot: number): boolean =>
+      number === this.#number && requests.sent[slot] === 1 && requests.changes(slot);
+    return this.#replies !== undefined && requests.connection.some(isOurs);
   }
 
   /** Ends it. What is under way is not waited for. */
@@ -153,7 +168,7 @@ export class NbdConnection {
     const replies = new ReplyReader(this.#requests, this.#number, seen.structured, (slot) => {
       this.inFlight--;
       if (this.#requests.changes(slot)) this.hasChanges = true;
-      replies.failure = this.#owner.replied(slot);
+      this.#owner.replied(slot);
     });
     this.#replies = replies;
     this.#owner.ready(this);

@@ -59,6 +59,7 @@ export class FlushRounds {
 
   #begin(): void {
     if (this.#missing > 0 || (this.#asked.length === 0 && !this.#isWanted)) return;
+    if (!this.#link.isUp) return;
     this.#served = this.#asked.splice(0);
     this.#isWanted = false;
     this.next++;

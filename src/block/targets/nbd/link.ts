@@ -1,7 +1,13 @@
 // The connections to one NBD server. They come and go together: when one is lost, all are closed, and after a pause
 // they are made anew, again and again, until the server is there or the disk has been held for long enough. Connecting
 // is the control side's part, which hands over descriptors: a plane may be forbidden to open any.
+//
+// A server that lives may carry out what it was sent on a connection long after that was closed, and so undo what came
+// on the next one. So a connection is closed only when all changes that were sent on it have been replied to, or when
+// it has failed, or the server has had long enough. Only a reply tells: QEMU's server ends a connection at once when it
+// is asked to, and carries out later what came on it before.
 import { closeSync } from "node:fs";
+import { moduleLogger } from "../../../core/log.ts";
 import { errnoText } from "../../../native/shim.ts";
 import { Timer, type Reactor } from "../../../native/reactor.ts";
 import { NBD_FLAG_CAN_MULTI_CONN } from "../../../protocol/nbd.ts";
@@ -21,6 +27,8 @@ export interface LinkOptions {
   readonly connections: number;
   /** How long the server may be silent while something is under way. */
   readonly silenceMs: number;
+  /** How long a server that is given up may take to reply to changes that it was sent. */
+  readonly endingMs: number;
   /** How long a disk waits for its server. */
   readonly holdMs: number;
   /** Has a connection begun, and answers with it. Not called again before it has answered. */
@@ -31,14 +39,18 @@ export interface LinkOptions {
 
 export interface LinkOwner {
   /** As in ConnectionOwner. */
-  replied(slot: number): string | undefined;
+  replied(slot: number): void;
   /** All connections are there; `settled` is to be called when the server has what it may have lost. */
   up(): void;
+  /** Nothing is to be sent until `up`; there may still be replies until `down`. */
+  ending(): void;
   /** What was under way has no connection any more. */
   down(): void;
   /** The time is over: nothing will ever be sent again. */
   gaveUp(): void;
 }
+
+const logger = moduleLogger("nbd");
 
 const FIRST_PATIENCE_MS = 10_000;
 /** A server may limit its clients by silence. Then we do with the connections that we have. */
@@ -58,15 +70,18 @@ export class NbdLink implements ConnectionOwner {
   readonly #reactor: Reactor;
   readonly #requests: NbdRequests;
   readonly #owner: LinkOwner;
-  #stage: "down" | "joining" | "up" = "down";
+  #stage: "down" | "joining" | "up" | "ending" = "down";
   #joining: NbdConnection | undefined;
   #isDialling = false;
   #pauseMs = FIRST_PAUSE_MS;
   #upSinceMs = Infinity;
   #heldSinceMs = Infinity;
   #holdMs: number;
+  #endingMs: number;
   readonly #silence = new Timer(() => this.#checkSilence());
   readonly #patience = new Timer(() => this.#outOfPatience());
+  readonly #ended = new Timer(() => this.#endWhenReplied());
+  readonly #ending = new Timer(() => this.#endAnyway());
   readonly #retry = new Timer(() => this.#begin());
   readonly #hold = new Timer(() => this.#checkHold());
 
@@ -76,6 +91,17 @@ export class NbdLink implements ConnectionOwner {
     this.#requests = requests;
     this.#owner = owner;
     this.#holdMs = options.holdMs;
+    this.#endingMs = options.endingMs;
+  }
+
+  /** Whether requests may be sent. */
+  get isUp(): boolean {
+    return this.#stage === "up";
+  }
+
+  /** The server has been given up, and may still reply. */
+  get isEnding(): boolean {
+    return this.#stage === "ending";
   }
 
   /** Begins to connect. */
@@ -110,14 +136,21 @@ export class NbdLink implements ConnectionOwner {
     this.#checkHold();
   }
 
+  /** A server that has been given up, or will be, is waited for so long from now on. */
+  limitEnding(ms: number): void {
+    this.#endingMs = Math.min(this.#endingMs, ms);
+    if (this.isEnding) this.#reactor.setTimer(this.#ending, this.#endingMs);
+  }
+
   /** Leaves the server. */
   close(): void {
     this.isOver = true;
     this.#closeAll();
   }
 
-  replied(slot: number): string | undefined {
-    return this.#owner.replied(slot);
+  replied(slot: number): void {
+    this.#owner.replied(slot);
+    if (this.isEnding) this.#reactor.setTimer(this.#ended, 0);
   }
 
   accept(seen: SeenExport): string | undefined {
@@ -133,8 +166,31 @@ export class NbdLink implements ConnectionOwner {
   }
 
   lost(connection: NbdConnection, why: string): void {
-    if (connection === this.#joining && this.connections.length > 0) this.#joinNoMore();
-    else this.#fail(why);
+    if (connection === this.#joining && this.connections.length > 0) return this.#joinNoMore();
+    const at = this.connections.indexOf(connection);
+    if (at >= 0) this.connections.splice(at, 1);
+    connection.close();
+    if (this.isEnding) this.#reactor.setTimer(this.#ended, 0);
+    else this.fail(why);
+  }
+
+  /** The server cannot be used any more as it is. Its connections are made anew. */
+  fail(why: string): void {
+    if (this.isOver || this.#stage === "down" || this.isEnding) return;
+    const nowMs = this.#reactor.nowMs;
+    if (nowMs - this.#upSinceMs > STEADY_MS) this.#pauseMs = FIRST_PAUSE_MS;
+    this.#upSinceMs = Infinity;
+    this.#stage = "ending";
+    this.#joining?.close();
+    this.#joining = undefined;
+    for (const connection of this.connections) connection.sendNoMore();
+    if (this.failure !== why) this.#options.onHeld?.(why);
+    this.failure = why;
+    if (this.#heldSinceMs === Infinity) this.#heldSinceMs = nowMs;
+    this.#owner.ending();
+    this.#reactor.setTimer(this.#ended, 0);
+    this.#reactor.setTimer(this.#ending, this.#endingMs);
+    this.#checkHold();
   }
 
   #begin(): void {
@@ -166,13 +222,13 @@ export class NbdLink implements ConnectionOwner {
         this,
       );
     else if (this.connections.length > 0) this.#up();
-    else this.#fail(errnoText(result));
+    else this.fail(errnoText(result));
   }
 
   #outOfPatience(): void {
     if (this.isOver || this.#stage !== "joining") return;
     if (this.connections.length > 0) this.#joinNoMore();
-    else this.#fail(`it has not answered for ${FIRST_PATIENCE_MS} ms`);
+    else this.fail(`it has not answered for ${FIRST_PATIENCE_MS} ms`);
   }
 
   #joinNoMore(): void {
@@ -187,20 +243,24 @@ export class NbdLink implements ConnectionOwner {
     this.#owner.up();
   }
 
-  #fail(why: string): void {
-    if (this.isOver) return;
-    const nowMs = this.#reactor.nowMs;
-    if (nowMs - this.#upSinceMs > STEADY_MS) this.#pauseMs = FIRST_PAUSE_MS;
-    this.#upSinceMs = Infinity;
+  #endWhenReplied(): void {
+    if (this.isEnding && !this.connections.some((it) => it.mayChange)) this.#down();
+  }
+
+  #endAnyway(): void {
+    if (!this.isEnding) return;
+    logger.warn(
+      "the NBD server has not replied to all changes; if it lives, it may carry them out after newer ones",
+    );
+    this.#down();
+  }
+
+  #down(): void {
     this.#stage = "down";
     this.#closeAll();
-    if (this.failure !== why) this.#options.onHeld?.(why);
-    this.failure = why;
     this.#owner.down();
-    if (this.#heldSinceMs === Infinity) this.#heldSinceMs = nowMs;
     this.#reactor.setTimer(this.#retry, this.#pauseMs);
     this.#pauseMs = Math.min(LONGEST_PAUSE_MS, this.#pauseMs * 2);
-    this.#checkHold();
   }
 
   #closeAll(): void {
@@ -224,7 +284,7 @@ export class NbdLink implements ConnectionOwner {
     let leftMs = Infinity;
     for (const { inFlight, heardMs } of this.connections)
       if (inFlight > 0) leftMs = Math.min(leftMs, heardMs + silenceMs - this.#reactor.nowMs);
-    if (leftMs <= 0) this.#fail(`nothing came from it for ${silenceMs} ms`);
+    if (leftMs <= 0) this.fail(`nothing came from it for ${silenceMs} ms`);
     else if (leftMs < Infinity) this.#reactor.setTimer(this.#silence, leftMs);
   }
 }

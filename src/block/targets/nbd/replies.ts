@@ -27,7 +27,6 @@ import { Coverage } from "./coverage.ts";
 import type { NbdRequests } from "./requests.ts";
 
 const EAGAIN = -11;
-const SHUTS_DOWN = "the server is shutting down";
 const BUFFER_BYTES = 64 * 1024;
 /** A chunk's errno and message, with room for the offset that may follow. */
 const MAX_ERROR_BYTES = 6 + 4096 + 8;
@@ -42,6 +41,7 @@ const KNOWN_ERRORS: ReadonlySet<number> = new Set([
   NBD_ENOSPC,
   NBD_EOVERFLOW,
   NBD_ENOTSUP,
+  NBD_ESHUTDOWN,
 ]);
 
 export class ReplyReader {
@@ -167,7 +167,6 @@ export class ReplyReader {
     const isRead = requests.command[slot] === NBD_CMD_READ;
     if (isRead && this.#structured) return this.#fail("a read has a simple reply");
     const error = this.#view.getUint32(this.#start + 4);
-    if (error === NBD_ESHUTDOWN) return this.#fail(SHUTS_DOWN);
     requests.error[slot] = errnoOf(error);
     this.#start += SIMPLE_REPLY_BYTES;
     if (isRead && requests.error[slot] === 0) this.#expectData(slot, 0, requests.length[slot], true);
@@ -223,7 +222,6 @@ export class ReplyReader {
     if (there < STRUCTURED_HEADER_BYTES + length) return false;
     const error = this.#view.getUint32(this.#start + STRUCTURED_HEADER_BYTES);
     if (error === 0) return this.#fail("an error chunk tells of no error");
-    if (error === NBD_ESHUTDOWN) return this.#fail(SHUTS_DOWN);
     if (this.#requests.error[slot] === 0) this.#requests.error[slot] = errnoOf(error);
     this.#start += STRUCTURED_HEADER_BYTES + length;
     return isLast ? this.#complete(slot) : true;

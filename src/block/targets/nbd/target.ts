@@ -19,6 +19,7 @@ import {
   NBD_CMD_READ,
   NBD_CMD_TRIM,
   NBD_CMD_WRITE,
+  NBD_ESHUTDOWN,
   NBD_FLAG_READ_ONLY,
   NBD_FLAG_SEND_FLUSH,
   NBD_FLAG_SEND_TRIM,
@@ -91,6 +92,11 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     return this.#isServing;
   }
 
+  /** The server is not there, and nothing comes from it any more: what has been started can only be sent again. */
+  get isStuck(): boolean {
+    return !this.#isServing && !this.#link.isEnding;
+  }
+
   start(op: IoOp, tag: number, offset: number, length: number, address: number): void {
     const refusal = this.#refusal(op);
     if (refusal <= 0) {
@@ -113,17 +119,15 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     if (queues || !this.#goOn(slot)) this.#waiting.push(slot);
   }
 
-  replied(slot: number): string | undefined {
+  replied(slot: number): void {
     const requests = this.#requests;
-    if (requests.command[slot] === NBD_CMD_FLUSH) {
-      this.#flushes.replied(slot);
-      return undefined;
-    }
-    if (requests.changes(slot)) {
-      const refusal = this.#changed(slot);
-      if (refusal !== undefined) return refusal;
-    }
     const error = requests.error[slot];
+    if (error === -NBD_ESHUTDOWN) {
+      this.#link.fail("the server is shutting down");
+      return this.#putBack(slot);
+    }
+    if (requests.command[slot] === NBD_CMD_FLUSH) return this.#flushes.replied(slot);
+    if (requests.changes(slot) && !this.#changed(slot)) return this.#putBack(slot);
     if (requests.tag[slot] === INTERNAL) requests.release(slot);
     else if (error === 0 && requests.rest[slot] > 0) {
       requests.offset[slot] += requests.length[slot];
@@ -136,7 +140,6 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     }
     if (this.#replay !== undefined) this.#advance(this.#replay);
     else if (this.#waiting.length > 0) this.#goOnWithWaiting();
-    return undefined;
   }
 
   up(): void {
@@ -148,21 +151,15 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     this.#advance(this.#replay);
   }
 
-  down(): void {
+  ending(): void {
     this.#isServing = false;
     this.#replay = undefined;
+  }
+
+  down(): void {
     this.#waiting.push(...this.#flushes.down());
-    const requests = this.#requests;
-    for (let slot = 0; slot < requests.slots; slot++) {
-      if (requests.connection[slot] < 0) continue;
-      if (requests.tag[slot] === INTERNAL) {
-        requests.release(slot);
-        continue;
-      }
-      requests.detach(slot);
-      // What has a record is sent again with the others.
-      if (requests.record[slot] === NO_RECORD) this.#waiting.push(slot);
-    }
+    const { connection, slots } = this.#requests;
+    for (let slot = 0; slot < slots; slot++) if (connection[slot] >= 0) this.#putBack(slot);
   }
 
   gaveUp(): void {
@@ -175,6 +172,11 @@ export class NbdTarget implements BlockTarget, LinkOwner {
   /** From now on, a server that is not there is waited for so long at most. */
   limitHold(ms: number): void {
     this.#link.limitHold(ms);
+  }
+
+  /** From now on, a server that has been given up is waited for so long at most. */
+  limitEnding(ms: number): void {
+    this.#link.limitEnding(ms);
   }
 
   /** Leaves the server. What is under way is given up. `isOver`: no other server of the same disk is to go on. */
@@ -235,22 +237,33 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     if ((this.#flags & NBD_FLAG_SEND_FLUSH) !== 0) this.#flushes.want();
   }
 
-  /** A change has been replied to. Returns why the server cannot be used any more. */
-  #changed(slot: number): string | undefined {
+  /** No connection carries the request in `slot` any more: it is to be sent again. */
+  #putBack(slot: number): void {
+    const requests = this.#requests;
+    if (requests.tag[slot] === INTERNAL) return requests.release(slot);
+    requests.detach(slot);
+    // What has a record is sent again with the others.
+    if (requests.record[slot] === NO_RECORD) this.#waiting.push(slot);
+  }
+
+  /** A change has been replied to. False: the server cannot be used any more. */
+  #changed(slot: number): boolean {
     const log = this.#log as WriteLog;
     const requests = this.#requests;
     const record = requests.record[slot];
     const error = requests.error[slot];
     // A trim may be left undone: nobody relies on what its range holds afterwards.
     const isNeeded = requests.tag[slot] === INTERNAL && requests.command[slot] === NBD_CMD_WRITE;
-    if (error !== 0 && isNeeded)
-      return `it does not take again what it had taken before: ${errnoText(error)}`;
+    if (error !== 0 && isNeeded) {
+      this.#link.fail(`it does not take again what it had taken before: ${errnoText(error)}`);
+      return false;
+    }
     requests.record[slot] = NO_RECORD;
     if (error !== 0) log.refused(record);
     else log.answered(record, this.#flags & NBD_FLAG_SEND_FLUSH ? this.#flushes.next : 0);
     this.#replay?.answered(record);
     log.settle(this.#flushes.done);
-    return undefined;
+    return true;
   }
 
   #advance(replay: Replay): void {

@@ -1,0 +1,143 @@
+// A server that is slow, not dead: what it was sent on a connection that we have given up must not be carried out after
+// what we send on the next one, because an older write would then undo a newer one.
+import { afterEach, expect, test } from "bun:test";
+import type { NbdTargetOptions } from "../../src/block/targets/nbd/target.ts";
+import { IO_FLUSH, IO_READ, IO_WRITE } from "../../src/native/reactor.ts";
+import { NBD_CMD_READ, NBD_CMD_WRITE } from "../../src/protocol/nbd.ts";
+import {
+  chunk,
+  dataAt,
+  simple,
+  TargetAndPeer,
+  type Connection,
+  type SeenRequest,
+} from "./nbd-target-peer.ts";
+
+const EIO = -5;
+const SILENCE_MS = 20;
+const NEVER_MS = 600_000;
+/** Flushes, trims, several connections. */
+const FLAGS = 1 | 4 | 32 | 256;
+
+let fixture: TargetAndPeer | undefined;
+afterEach(() => {
+  fixture?.close();
+  fixture = undefined;
+});
+
+/** A server whose disk is one byte, and which carries out what `isLate` holds when `carryOut` is called. */
+class LateServer {
+  byte = 0;
+  readonly late: (() => void)[] = [];
+  readonly peer: TargetAndPeer;
+
+  constructor(
+    isLate: (request: SeenRequest) => boolean,
+    more: Partial<NbdTargetOptions>,
+    flags = 1 | 4 | 32,
+  ) {
+    const reply = (request: SeenRequest, connection: Connection): Uint8Array | undefined => {
+      if (!isLate(request)) return this.#reply(request);
+      this.late.push(() => void connection.write(this.#reply(request)));
+      return undefined;
+    };
+    this.peer = new TargetAndPeer({ reply, flags }, SILENCE_MS, { holdMs: Infinity, ...more });
+    fixture = this.peer;
+  }
+
+  carryOut(): void {
+    for (const one of this.late.splice(0)) one();
+  }
+
+  write(tag: number, byte: number, offset = 0): void {
+    const { memory, target } = this.peer;
+    memory.bytes.fill(byte, tag * 512, tag * 512 + 512);
+    target.start(IO_WRITE, tag, offset, 512, memory.address + tag * 512);
+  }
+
+  #reply(request: SeenRequest): Uint8Array {
+    if (request.command === NBD_CMD_WRITE) this.byte = request.data[0] ?? 0;
+    if (request.command !== NBD_CMD_READ) return simple(request);
+    return chunk(request, 1, true, dataAt(request.offset, Buffer.alloc(request.length, this.byte)));
+  }
+}
+
+test("a server that was silent has carried out all changes before anything is sent on a new connection", async () => {
+  let isLate = true;
+  const server = new LateServer(() => isLate, { endingMs: NEVER_MS });
+  const { peer } = server;
+  server.write(1, 1);
+  await peer.until(() => peer.target.failure?.includes("nothing came") === true);
+  isLate = false;
+  await peer.settle();
+  expect([peer.opened, peer.target.isStuck]).toEqual([1, false]);
+  server.carryOut();
+  expect(await peer.ended(1)).toEqual([[1, 512]]);
+  server.write(2, 2);
+  expect(await peer.ended(1)).toEqual([[2, 512]]);
+  expect([server.byte, peer.opened]).toEqual([2, 2]);
+});
+
+test("when one connection is lost, the others' changes are replied to before they are made anew", async () => {
+  const lost: Connection[] = [];
+  const server = new LateServer(({ data }) => data[0] === 1, { endingMs: NEVER_MS }, FLAGS);
+  const { peer } = server;
+  await peer.until(() => peer.target.isServing);
+  server.write(1, 1);
+  await peer.until(() => server.late.length === 1);
+  peer.become({
+    reply: (_, connection) => {
+      lost.push(connection);
+      return undefined;
+    },
+  });
+  server.write(3, 3, 4096);
+  await peer.until(() => lost.length === 1);
+  peer.become({ reply: (request) => simple(request) });
+  lost[0].terminate();
+  await peer.until(() => !peer.target.isServing);
+  await peer.settle();
+  expect(peer.opened).toBe(4);
+  server.carryOut();
+  expect(await peer.ended(2)).toEqual([
+    [1, 512],
+    [3, 512],
+  ]);
+});
+
+test("a server that never replies is waited for so long and no longer", async () => {
+  const server = new LateServer(({ data }) => data[0] === 1 && server.peer.opened === 1, { endingMs: 10 });
+  server.write(1, 1);
+  expect(await server.peer.ended(1)).toEqual([[1, 512]]);
+  expect([server.late.length, server.peer.opened]).toEqual([1, 2]);
+});
+
+test("what changes nothing is not waited for", async () => {
+  const server = new LateServer(() => server.peer.opened === 1, { endingMs: NEVER_MS });
+  const { peer } = server;
+  peer.target.start(IO_READ, 1, 0, 512, peer.memory.address);
+  peer.target.start(IO_FLUSH, 2, 0, 0, 0);
+  expect(await peer.ended(2)).toEqual([
+    [1, 512],
+    [2, 0],
+  ]);
+});
+
+test("whoever leaves the disk to another server waits for replies, but not for long", async () => {
+  const server = new LateServer(() => true, { endingMs: NEVER_MS });
+  const { target } = server.peer;
+  server.write(1, 1);
+  await server.peer.until(() => target.failure !== undefined);
+  expect(target.isStuck).toBe(false);
+  target.limitEnding(1);
+  await server.peer.until(() => target.isStuck);
+});
+
+test("a disk that is closed is not held by replies that do not come", async () => {
+  const server = new LateServer(() => true, { endingMs: NEVER_MS });
+  const { target } = server.peer;
+  server.write(1, 1);
+  await server.peer.until(() => target.failure !== undefined);
+  target.limitHold(1);
+  expect(await server.peer.ended(1)).toEqual([[1, EIO]]);
+});
