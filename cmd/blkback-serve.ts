@@ -1,6 +1,7 @@
 // `xentool blkback serve`, and what it has in common with `watch` (blkback-watch.ts).
 import type { DeviceOptions } from "../src/blkback/device.ts";
 import type { DeviceAddress } from "../src/blkback/address.ts";
+import type { JailMode } from "../src/blkback/jail.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd, ServeOptions } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";
@@ -15,6 +16,15 @@ export const RATE_OPTIONS = {
   iops: text("At most N requests a second, or read:N,write:N; also burst=N; none"),
   bandwidth: text("At most SIZE a second, or read:SIZE,write:SIZE; also burst=SIZE; none"),
 };
+
+export const JAIL_OPTION = choice(
+  ["on", "strict", "off"],
+  "Give up what serving does not need; strict: all of it or fail; default: on, on Xen off",
+);
+
+export function jailModeOf(jail: JailMode | undefined, platform: Platform): JailMode {
+  return jail ?? (platform.name === "sim" ? "on" : "off");
+}
 
 /** How disks are served, the same for both commands. */
 export const SERVING_OPTIONS = {
@@ -113,10 +123,7 @@ const SERVE_OPTIONS = {
     initial: "w",
   }),
   run: text("Run this shell command once a guest may connect, then detach"),
-  jail: choice(
-    ["on", "strict", "off"],
-    "Give up what serving does not need; strict: all of it or fail; default: on, on Xen off",
-  ),
+  jail: JAIL_OPTION,
 };
 type ServeArguments = ArgumentsOf<typeof SERVE_OPTIONS>;
 
@@ -173,7 +180,7 @@ async function runServe(
   using service = new Service(context.stop);
   const { PreparedCommand } = await import("./lib/prepared-command.ts");
   using prepared = argv.run === undefined ? undefined : new PreparedCommand(argv.run);
-  const mode = argv.jail ?? (platform.name === "sim" ? "on" : "off");
+  const mode = jailModeOf(argv.jail, platform);
   const jailWish = { strict: mode === "strict", notifies: service.heardAt, child: prepared?.pid };
   try {
     const end = await serveImage(

@@ -1,11 +1,19 @@
 // `xentool blkback watch`: serves every disk of a kind, and hands them to its successor.
 import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
 import type { Predecessor } from "../src/blkback/guests/handover.ts";
+import type { SupervisorOptions } from "../src/blkback/guests/supervisor.ts";
 import type { MetricsAddress } from "../src/blkback/metrics-server.ts";
 import type { DiskServer, WatchOptions } from "../src/blkback/watch.ts";
 import { onAbort, unlessAborted } from "../src/core/deadline.ts";
 import type { Platform } from "../src/platform/platform.ts";
-import { askedRates, explainFilters, SERVING_OPTIONS, servingOptionsOf } from "./blkback-serve.ts";
+import {
+  askedRates,
+  explainFilters,
+  JAIL_OPTION,
+  jailModeOf,
+  SERVING_OPTIONS,
+  servingOptionsOf,
+} from "./blkback-serve.ts";
 import { command, type ArgumentsOf } from "./lib/command.ts";
 import { parseHostPort } from "./lib/host-port.ts";
 import { choice, text, undecidedFlag } from "./lib/option.ts";
@@ -26,6 +34,7 @@ const WATCH_OPTIONS = {
       initial: "process",
     },
   ),
+  jail: JAIL_OPTION,
   metrics: text("Answer Prometheus at HOST:PORT or unix:PATH"),
 };
 type WatchArguments = ArgumentsOf<typeof WATCH_OPTIONS>;
@@ -45,6 +54,7 @@ export const watchCommand = command({
 
 async function runWatch(context: CommandContext, session: Session, argv: WatchArguments): Promise<void> {
   const { platform } = session;
+  await checkIsolation(argv);
   const serving = await servingOptionsOf(argv, platform, context);
   const metrics = argv.metrics === undefined ? undefined : metricsAddress(argv.metrics);
   const { kind, direct, format, connections } = argv;
@@ -63,7 +73,8 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
     printEvent(address, event, context.json);
     service.changed();
   };
-  const options = { ...serving, kind, direct, format, connections, anyScript, rates, onEvent };
+  const jail = jailModeOf(argv.jail, platform);
+  const options = { ...serving, kind, direct, format, connections, anyScript, rates, jail, onEvent };
   const announce = (): Promise<Disposable> => announceWatch(platform, metrics, serving.statsDir);
   using announced = new DisposableStack();
   if (predecessor === undefined) announced.use(await announce());
@@ -86,6 +97,13 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   } finally {
     await watch.stop();
   }
+}
+
+/** Throws `usage`. */
+async function checkIsolation({ isolation, jail }: WatchArguments): Promise<void> {
+  if (isolation === "process" || jail === undefined || jail === "off") return;
+  const { XentoolError } = await import("../src/core/errors.ts");
+  throw new XentoolError("usage", "--jail is for the processes of guests; --isolation thread has none");
 }
 
 /** Whenever we are asked to, starts a successor. Returns when one has all guests; until then we serve on. */
@@ -131,19 +149,20 @@ async function handOver(
 async function startWatching(
   isolation: WatchArguments["isolation"],
   { platform, xenstore }: Session,
-  options: WatchOptions,
+  { jail, ...options }: SupervisorOptions,
   predecessor: Predecessor | undefined,
 ): Promise<DiskServer> {
+  const { spawnWorker } = await import("./spawn-worker.ts");
   if (isolation === "thread") {
     const { BackendWatch } = await import("../src/blkback/watch.ts");
-    const { spawnWorker } = await import("./spawn-worker.ts");
     predecessor?.ready(async () => {});
     await predecessor?.over;
     return BackendWatch.start(platform, xenstore, options, spawnWorker);
   }
   const { GuestSupervisor } = await import("../src/blkback/guests/supervisor.ts");
   const { spawnGuest } = await import("./spawn-guest.ts");
-  return GuestSupervisor.start(platform, xenstore, options, spawnGuest, predecessor);
+  const spawn = { guest: spawnGuest, worker: spawnWorker };
+  return GuestSupervisor.start(platform, xenstore, { ...options, jail }, spawn, predecessor);
 }
 
 /** Only for those who run our script: to others, state 2 alone means that the disk is there. */

@@ -1,7 +1,9 @@
 // Starts the processes that serve one guest each: this very program in another role (guest.ts).
+import { closeSync } from "node:fs";
 import { join } from "node:path";
 import type { GuestChild } from "../src/blkback/guests/guest-process.ts";
 import type { Domid } from "../src/core/types.ts";
+import { descriptorPair } from "../src/native/descriptors.ts";
 import { GUEST_ROLE } from "./guest-role.ts";
 
 /**
@@ -14,11 +16,28 @@ export const PROGRAM = Bun.main.startsWith("/$bunfs/") ? [] : [join(import.meta.
 
 /** The number of the domain is for people who look at the list of processes. */
 export function spawnGuest(frontend: Domid): GuestChild {
-  return Bun.spawn([OURSELVES, ...PROGRAM, GUEST_ROLE, "--", String(frontend)], {
-    argv0: "xentool",
-    env: process.env,
-    stdin: "pipe",
-    stdout: "pipe",
-    stderr: "inherit",
-  });
+  const { ours, theirs } = descriptorPair();
+  try {
+    const child = Bun.spawn([OURSELVES, ...PROGRAM, GUEST_ROLE, "--", String(frontend)], {
+      argv0: "xentool",
+      env: process.env,
+      stdio: ["pipe", "pipe", "inherit", theirs],
+    });
+    const { stdin, stdout, exited } = child;
+    return {
+      stdin,
+      stdout,
+      exited,
+      descriptors: ours,
+      get signalCode() {
+        return child.signalCode;
+      },
+      kill: (signal) => child.kill(signal),
+    };
+  } catch (error) {
+    closeSync(ours);
+    throw error;
+  } finally {
+    closeSync(theirs);
+  }
 }

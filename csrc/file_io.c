@@ -68,6 +68,12 @@ int32_t xt_file_lock_range(int32_t fd, uint32_t first, uint32_t count) {
   return fcntl(fd, F_OFD_SETLK, &range) ? -errno : 0;
 }
 
+/* The file's position means nothing to us: every operation names its own. */
+double xt_file_size(int32_t fd) {
+  off_t size = lseek(fd, 0, SEEK_END);
+  return size < 0 ? -errno : (double)size;
+}
+
 int32_t xt_file_range_locked(int32_t fd, uint32_t first, uint32_t count) {
   struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = first, .l_len = count};
   return fcntl(fd, F_OFD_GETLK, &range) ? -errno : range.l_type != F_UNLCK;

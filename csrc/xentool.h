@@ -17,7 +17,7 @@
 #define XT_API __attribute__((visibility("default")))
 
 /* Raised whenever anything below changes, so that a shim built from another header is detected. */
-#define XT_ABI_VERSION 8
+#define XT_ABI_VERSION 9
 
 XT_API uint32_t xt_abi_version(void);
 
@@ -116,6 +116,8 @@ XT_API int32_t xt_file_perform(int32_t fd, int32_t is_block_device, const struct
 XT_API int32_t xt_file_lock(int32_t fd, int32_t exclusive);
 /* Takes a shared lock on `count` bytes, held until the last descriptor of this open file is closed. -EAGAIN: taken. */
 XT_API int32_t xt_file_lock_range(int32_t fd, uint32_t first, uint32_t count);
+/* The size in bytes of an open file or block device. */
+XT_API double xt_file_size(int32_t fd);
 /* 1 if another open file holds any lock on one of these bytes. */
 XT_API int32_t xt_file_range_locked(int32_t fd, uint32_t first, uint32_t count);
 
@@ -233,13 +235,32 @@ XT_API int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_si
 /* Sends one message to the unix datagram socket whose `sun_path` is `address`. Returns its size, or -EAGAIN if full. */
 XT_API int32_t xt_datagram_send(const void *address, uint32_t address_size, const void *data, uint32_t data_size);
 
+/* ---- descriptors.c: hands open files to another process ---- */
+
+enum { XT_DESCRIPTORS_MAX = 8 };
+/* Two connected sockets, which do not wait, close-on-exec. */
+XT_API int32_t xt_descriptors_pair(int32_t *ends);
+/* Makes a descriptor that we were started with close-on-exec. */
+XT_API int32_t xt_descriptors_adopt(int32_t fd);
+/* Sends `count` descriptors, which stay open here, under a number. -EAGAIN: the other end takes none. */
+XT_API int32_t xt_descriptors_send(int32_t socket, uint32_t number, const int32_t *fds, uint32_t count);
+/* Takes the next ones, which are close-on-exec; `fds` has room for the most. Returns how many. */
+XT_API int32_t xt_descriptors_receive(int32_t socket, uint32_t *number, int32_t *fds);
+
 /* ---- jail/: what a process that serves a guest gives up ---- */
 
 /* The parts of a jail: capabilities and new privileges; the network; files; system calls. */
 enum { XT_JAIL_PRIVILEGES = 1, XT_JAIL_NETWORK = 2, XT_JAIL_FILES = 4, XT_JAIL_CALLS = 8 };
 /* Whom a table of calls is for, and what for: see jail/calls.h. */
 enum { XT_JAIL_CONTROL = 1, XT_JAIL_PLANE = 2 };
-enum { XT_JAIL_SIM = 1, XT_JAIL_XEN = 2, XT_JAIL_NBD = 4, XT_JAIL_SERVICE = 8, XT_JAIL_CHILD = 16 };
+enum {
+  XT_JAIL_SIM = 1,
+  XT_JAIL_XEN = 2,
+  XT_JAIL_NBD = 4,
+  XT_JAIL_DIAL = 8,
+  XT_JAIL_SERVICE = 16,
+  XT_JAIL_CHILD = 32,
+};
 /*
  * What may be done beneath a path: read and list; write and use devices; create; remove. Paths are passed as strings
  * that begin with a byte of these; an empty one is the end.

@@ -25,9 +25,15 @@ export class QueueConnection {
 
   /**
    * Throws what `spawnWorker` throws, and `io` when no descriptor is left. `onHeld`: the disk waits for the image's
-   * server, or no longer.
+   * server, or no longer. `dial` begins a connection to that, if we cannot.
    */
-  constructor(spawnWorker: SpawnWorker, order: BlkbackOrder["order"], rates: DiskRates, onHeld: OnHeld) {
+  constructor(
+    spawnWorker: SpawnWorker,
+    order: BlkbackOrder["order"],
+    rates: DiskRates,
+    onHeld: OnHeld,
+    dial?: () => Promise<number>,
+  ) {
     const plane = new Plane("blkback", spawnWorker);
     this.#control = new BlkbackControl(plane.control);
     this.#control.sectors512 = order.disk.sectors512;
@@ -44,7 +50,7 @@ export class QueueConnection {
     };
     const hear = (report: BlkbackReport): void => {
       if (report.type === "connected") connected.resolve();
-      else if (report.type === "dial") void this.#dial(order.image);
+      else if (report.type === "dial") void this.#dial(order.image, dial);
       else if (!this.#isStopping) onHeld(report);
     };
     this.stopped = plane.carryOut<BlkbackOrder>(order, hear).then(({ failure, lost }) => {
@@ -70,9 +76,9 @@ export class QueueConnection {
   }
 
   /** Begins a connection to the image's server. */
-  async #dial(image: Image): Promise<void> {
+  async #dial(image: Image, dial?: () => Promise<number>): Promise<void> {
     if (image.kind !== "nbd") return;
-    const result = await dialServer(image.address);
+    const result = await (dial === undefined ? dialServer(image.address) : dial());
     if (this.#isOver) closeDialled(result);
     else this.#control.dialled(result);
   }

@@ -52,6 +52,8 @@ export interface DeviceOptions {
   readonly verbosity: number;
   /** For the planes of a jailed process. */
   readonly jail?: PlaneJail | undefined;
+  /** See `OpenedImage`. */
+  readonly dial?: (() => Promise<number>) | undefined;
 }
 
 export class BlkbackDevice {
@@ -285,7 +287,7 @@ export class BlkbackDevice {
       // If the device was abandoned in the meantime, there was no worker to stop, and the image is already closed.
       if (this.#over || !isThere) return;
       this.#stats.connecting(Math.max(...sets.map(({ length }) => length)));
-      const { grantMode, engine, filters, verbosity, holdMs = Infinity, jail } = this.#options;
+      const { grantMode, engine, filters, verbosity, holdMs = Infinity, jail, dial } = this.#options;
       const passedOn = { verbosity, engine, filters, holdMs, jail, deviceId: this.#directory.deviceId };
       const order = {
         ...passedOn,
@@ -299,7 +301,7 @@ export class BlkbackDevice {
         grantMode: grantMode === "persistent" && !keepsGrants ? "copy" : grantMode,
         statsPath: this.#stats.path,
       };
-      connection = new QueueConnection(this.#spawnWorker, order, this.#rates.rates, this.#trouble.held);
+      connection = new QueueConnection(this.#spawnWorker, order, this.#rates.rates, this.#trouble.held, dial);
       this.#connection = connection;
       void connection.stopped.then(() => (this.#lost ??= connection.lost));
       await connection.connected;

@@ -20,7 +20,7 @@ import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
 import { isRingInUse } from "./end-states.ts";
 import { checkOffer, offeredDisk, offeredKeys } from "./features.ts";
-import { enterServerJail, type JailWish } from "./jail.ts";
+import { enterServerJail, planeJail, type JailWish } from "./jail.ts";
 import { keysOfRates, type AskedRates } from "./rate-keys.ts";
 import { programSocket } from "./program-socket.ts";
 import { openNbdSource, SecureLine } from "./secure-line.ts";
@@ -81,10 +81,11 @@ export async function serveImage(
     removes = origin === "made";
     await announceImage(xenstore, address, image);
     await writeKeys(xenstore, address, keysOfRates(options.askedRates ?? {}));
-    const served = { platform: platform.descriptor, image, statsDir: options.statsDir };
+    const ground = { platform: platform.descriptor, statsDir: options.statsDir };
     // A program that opens the image for us is started again when it dies, which nobody in a jail can do.
     const wish = options.opener === undefined ? options.jailWish : undefined;
-    const how = { ...options, jail: wish && enterServerJail(wish, served) };
+    const parts = wish && enterServerJail(wish, ground, image);
+    const how = { ...options, jail: parts === undefined ? undefined : planeJail(parts, ground, image) };
     const device = await BlkbackDevice.start(platform, xenstore, address, image, how, spawnWorker);
     // From now on a guest may use the device, whatever becomes of us, until it has let go.
     removes = false;

@@ -3,10 +3,10 @@
 // `physical-device` so that the script sees us, and read that of other backends so that we see the kernel's blkback,
 // which opens a device without claiming it. `physical-device-path` is left alone: with it libxl would also hand the
 // image to QEMU, as an emulated disk.
-import { fstatSync, type Stats } from "node:fs";
+import { fstatSync } from "node:fs";
 import type { Image } from "../block/image.ts";
 import { tryStat } from "../block/image/attempt.ts";
-import { majorMinor } from "../block/image/host-uses.ts";
+import { physicalDevice } from "../block/image/host-uses.ts";
 import { identify } from "../block/image/known.ts";
 import { XentoolError } from "../core/errors.ts";
 import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
@@ -50,12 +50,8 @@ export async function announceImage(
 
 /** How the device's keys name the image; `device` only for a block device. */
 function identityOf(image: Image): { readonly identity: string; readonly device?: string | undefined } {
-  if (image.kind === "nbd") {
-    const { path, held } = image;
-    return { identity: path, device: held === undefined ? undefined : physicalDevice(fstatSync(held)) };
-  }
-  const stat = fstatSync(image.fd);
-  return { identity: identify(stat).text, device: physicalDevice(stat) };
+  if (image.kind === "nbd") return { identity: image.path, device: image.device };
+  return { identity: image.identity, device: physicalDevice(fstatSync(image.fd)) };
 }
 
 /** Whether a server of ours shows an image as this device. */
@@ -138,14 +134,6 @@ async function isOthersUse(
   if ((await read(DEVICE_KEY)) !== device || (await read(RAW_KEY)) !== null) return false;
   if (parseXenbusState(await read("state")) === XenbusState.Closed) return false;
   return !readOnly || (await read("mode")) !== "r";
-}
-
-/** In the format of `stat -L -c %t:%T`, which is what the script compares; undefined for a file. */
-function physicalDevice(stat: Stats): string | undefined {
-  if (!stat.isBlockDevice()) return undefined;
-  return majorMinor(stat.rdev)
-    .map((part) => part.toString(16))
-    .join(":");
 }
 
 async function names(xenstore: Xenstore, path: string): Promise<string[]> {

@@ -12,17 +12,17 @@ import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { disksAnswer } from "./alive.ts";
 import { HOLDER_PATIENCE_MS } from "./bounds.ts";
-import { releaseFromKernel } from "./kernel-blkback.ts";
 import { lockDevice, SERVED } from "./device-lock.ts";
 import { BackendDirectory, offerUnlessClosing, removeBackend, writeKeys } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
-import { isRingInUse, readFrontendState } from "./end-states.ts";
+import { readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer, ringKeys } from "./features.ts";
 import type { Successor } from "./guests/handover.ts";
+import { planeJail, type JailedIn } from "./jail.ts";
 import { guestNamed, isOurDevice, namesIn } from "./our-devices.ts";
 import { announceImage } from "./sharing.ts";
-import { openWatchedImage } from "./watched-image.ts";
+import { openWatchedImage, type OpenDeviceImage } from "./watched-image.ts";
 
 const logger = moduleLogger("watch");
 
@@ -38,7 +38,7 @@ const SERVED_RETRY_MS = 100;
 const OWN_PATIENCE_MS = 6000;
 const HOLDER_PAUSE_MS = 200;
 
-export interface WatchOptions extends Omit<DeviceOptions, "offer"> {
+export interface WatchOptions extends Omit<DeviceOptions, "offer" | "jail" | "dial"> {
   readonly kind: string;
   /** What is offered, except for the device type, which the toolstack chooses. */
   readonly offer: Omit<DeviceOptions["offer"], "deviceType">;
@@ -49,6 +49,8 @@ export interface WatchOptions extends Omit<DeviceOptions, "offer"> {
   readonly connections?: number;
   /** Serve every device of the kind, whatever its script, as in a driver domain. */
   readonly anyScript: boolean;
+  /** This process is in a jail of these parts. */
+  readonly jailed?: JailedIn;
   /** Serve the disks of this guest alone. */
   readonly frontend?: Domid;
   /** Called when another number of devices is served or about to be. */
@@ -99,6 +101,7 @@ export class BackendWatch implements DiskServer {
   readonly #xenstore: Xenstore;
   readonly #options: WatchOptions;
   readonly #spawnWorker: SpawnWorker;
+  readonly #openImage: OpenDeviceImage;
   /** By path of the backend's directory; undefined while it is being started. */
   readonly #served = new Map<string, Served | undefined>();
   readonly #root: string;
@@ -114,7 +117,9 @@ export class BackendWatch implements DiskServer {
     xenstore: Xenstore,
     options: WatchOptions,
     spawnWorker: SpawnWorker,
+    openImage: OpenDeviceImage,
   ) {
+    this.#openImage = openImage;
     this.#platform = platform;
     this.#xenstore = xenstore;
     this.#options = options;
@@ -127,15 +132,20 @@ export class BackendWatch implements DiskServer {
     ({ promise: this.settled, resolve: this.#settle } = Promise.withResolvers<void>());
   }
 
-  /** Serves the devices that exist, including those whose server died, and those created later. */
+  /**
+   * Serves the devices that exist, including those whose server died, and those created later. `openImage` replaces
+   * our own way to open an image.
+   */
   static async start(
     platform: Platform,
     xenstore: Xenstore,
     options: WatchOptions,
     spawnWorker: SpawnWorker,
+    openImage: OpenDeviceImage = (address, stop) =>
+      openWatchedImage(xenstore, options, spawnWorker, address, stop),
   ): Promise<BackendWatch> {
     checkOffer({ ...options.offer, deviceType: "disk" });
-    const watch = new BackendWatch(platform, xenstore, options, spawnWorker);
+    const watch = new BackendWatch(platform, xenstore, options, spawnWorker, openImage);
     watch.#unwatch = await xenstore.watch(watch.#scope, (path) => watch.#changed(path));
     return watch;
   }
@@ -334,28 +344,19 @@ export class BackendWatch implements DiskServer {
   ): Promise<BlkbackDevice> {
     const dir = backendDir(address);
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
-    const { offer, direct, format, connections, ...rest } = this.#options;
-    releaseFromKernel(address, await isRingInUse(this.#xenstore, address), this.#options.sysfs);
+    const { offer, jailed, ...rest } = this.#options;
     const deviceType = (await read("device-type")) === "cdrom" ? "cdrom" : "disk";
-    const opened = await openWatchedImage(this.#xenstore, address, {
-      isCdrom: deviceType === "cdrom",
-      direct,
-      sectorSizeBytes: offer.logicalSectorBytes,
-      format,
-      connections,
-      statsDir: rest.statsDir,
-      spawnWorker: this.#spawnWorker,
-      stop: this.#stopping.signal,
-    });
-    held.use(opened);
-    const { image } = opened;
+    const opened = held.use(await this.#openImage(address, this.#stopping.signal));
+    const { image, dial } = opened;
     await announceImage(this.#xenstore, address, image, directory);
+    const ground = { platform: this.#platform.descriptor, statsDir: rest.statsDir };
+    const jail = jailed === undefined ? undefined : planeJail(jailed, ground, image);
     const device = await BlkbackDevice.start(
       this.#platform,
       this.#xenstore,
       address,
       image,
-      { ...rest, offer: { ...offer, deviceType } },
+      { ...rest, jail, dial, offer: { ...offer, deviceType } },
       this.#spawnWorker,
       directory,
     );

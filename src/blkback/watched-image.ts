@@ -6,34 +6,43 @@ import { openProgramImage } from "../block/image/program.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
+import { isRingInUse } from "./end-states.ts";
+import { releaseFromKernel } from "./kernel-blkback.ts";
 import { programSocket } from "./program-socket.ts";
 import { openNbdSource, SecureLine } from "./secure-line.ts";
 import { hasServedRaw, refuseOthersDevice } from "./sharing.ts";
 import { DISK_LINE_WAYS, parseImageWords } from "./image-words.ts";
 
+/** Opens the image of a device. `stop` ends the wait for a server or program that does not answer. */
+export type OpenDeviceImage = (address: DeviceAddress, stop: AbortSignal) => Promise<OpenedImage>;
+
 export interface WatchedImageOptions {
-  readonly isCdrom: boolean;
   readonly direct: boolean;
-  readonly sectorSizeBytes: number;
+  readonly offer: { readonly logicalSectorBytes: number };
   /** "raw": treat the image as raw, whatever it looks like. */
-  readonly format: "raw" | undefined;
+  readonly format?: "raw" | undefined;
   /** To an NBD server, at most. */
-  readonly connections: number | undefined;
+  readonly connections?: number | undefined;
   readonly statsDir: string;
-  readonly spawnWorker: SpawnWorker;
-  /** Ends the wait for a server or program that does not answer. */
-  readonly stop: AbortSignal;
+  /** Where the kernel lists its devices; tests substitute their own directory. */
+  readonly sysfs?: string | undefined;
 }
 
+/** Takes the device from the kernel's own backend first, should that have been quicker. */
 export async function openWatchedImage(
   xenstore: Xenstore,
-  address: DeviceAddress,
   options: WatchedImageOptions,
+  spawnWorker: SpawnWorker,
+  address: DeviceAddress,
+  stop: AbortSignal,
 ): Promise<OpenedImage> {
-  const { direct, sectorSizeBytes, connections, statsDir, spawnWorker, stop } = options;
+  const { direct, connections, statsDir } = options;
+  const sectorSizeBytes = options.offer.logicalSectorBytes;
+  releaseFromKernel(address, await isRingInUse(xenstore, address), options.sysfs);
   const read = (key: string): Promise<string | null> => xenstore.tryRead(`${backendDir(address)}/${key}`);
   const { path, shared, format } = parseImageWords(await read("params"), await read("mode"));
-  const readOnly = options.isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
+  const isCdrom = (await read("device-type")) === "cdrom";
+  const readOnly = isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
   if (isNbdUri(path))
     return openNbdSource(
       path,

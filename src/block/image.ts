@@ -1,7 +1,7 @@
 // An image file or block device, opened and measured to learn what can be advertised to a guest. The descriptor can
 // be passed to a worker of the same process, which serves it through FileTarget.
 import { closeSync, fstatSync } from "node:fs";
-import { noteClosing, noteOpened } from "./image/known.ts";
+import { identify, noteClosing, noteOpened } from "./image/known.ts";
 import {
   blockDeviceAbilities,
   checkDirectAlignment,
@@ -26,14 +26,16 @@ export interface NbdImage {
   readonly seen: SeenExport;
   readonly connections: number;
   readonly info: TargetInfo;
-  /** Our lock on the file or device, if a program opens one for us. */
-  readonly held?: number | undefined;
+  /** The block device that a program opens for us, as `physicalDevice` writes it. */
+  readonly device?: string | undefined;
 }
 
 export interface FileImage {
   readonly kind: "file";
   readonly fd: number;
   readonly path: string;
+  /** Distinguishes it from all others that have its path, earlier or later. */
+  readonly identity: string;
   readonly isBlockDevice: boolean;
   readonly info: TargetInfo;
   /** Descriptors of what the image lies on, open for the locks that they hold. */
@@ -69,7 +71,7 @@ export function openImage(path: string, options: ImageOptions): FileImage {
   try {
     const stat = fstatSync(fd);
     const isBlockDevice = stat.isBlockDevice();
-    const sizeBytes = sizeOf(stat);
+    const sizeBytes = sizeOf(fd);
     // Checked first: a container may have any size, and must not be padded to satisfy the size check.
     if (options.format !== "raw") refuseContainer(fd, path, sizeBytes, ways);
     checkSize(path, sizeBytes, sectorSizeBytes);
@@ -84,6 +86,7 @@ export function openImage(path: string, options: ImageOptions): FileImage {
       fd,
       alsoHeld,
       path,
+      identity: identify(stat).text,
       isBlockDevice,
       info: { sizeBytes, readOnly, ...abilities, canDiscard },
     };
@@ -103,6 +106,6 @@ export function closeImage(image: Image): void {
 
 /** The image's current size in bytes, rounded down to whole sectors: an image can grow while it is served. */
 export function currentSizeBytes(image: Image, sectorSizeBytes: number): number {
-  const sizeBytes = image.kind === "nbd" ? image.info.sizeBytes : sizeOf(fstatSync(image.fd));
+  const sizeBytes = image.kind === "nbd" ? image.info.sizeBytes : sizeOf(image.fd);
   return sizeBytes - (sizeBytes % sectorSizeBytes);
 }

@@ -1,7 +1,7 @@
 // The C shim's interface, from csrc/xentool.h and csrc/xen/xen.h.
 // Written by `npm run abi`; a test says when it is stale.
 
-export const XT_ABI_VERSION = 8;
+export const XT_ABI_VERSION = 9;
 export const XT_POLL_IN = 1;
 export const XT_POLL_OUT = 4;
 export const XT_POLL_ERROR = 8;
@@ -23,6 +23,7 @@ export const XT_VCHAN_READ = 2;
 export const XT_VCHAN_BAD_PROD = 1;
 export const XT_VCHAN_BAD_CONS = 2;
 export const XT_STREAM_LOCAL = -1;
+export const XT_DESCRIPTORS_MAX = 8;
 export const XT_JAIL_PRIVILEGES = 1;
 export const XT_JAIL_NETWORK = 2;
 export const XT_JAIL_FILES = 4;
@@ -32,8 +33,9 @@ export const XT_JAIL_PLANE = 2;
 export const XT_JAIL_SIM = 1;
 export const XT_JAIL_XEN = 2;
 export const XT_JAIL_NBD = 4;
-export const XT_JAIL_SERVICE = 8;
-export const XT_JAIL_CHILD = 16;
+export const XT_JAIL_DIAL = 8;
+export const XT_JAIL_SERVICE = 16;
+export const XT_JAIL_CHILD = 32;
 export const XT_JAIL_READ = 1;
 export const XT_JAIL_WRITE = 2;
 export const XT_JAIL_MAKE = 4;
@@ -151,6 +153,7 @@ export const symbols = {
   xt_file_perform: { args: ["i32", "i32", "ptr"], returns: "i32" },
   xt_file_lock: { args: ["i32", "i32"], returns: "i32" },
   xt_file_lock_range: { args: ["i32", "u32", "u32"], returns: "i32" },
+  xt_file_size: { args: ["i32"], returns: "f64" },
   xt_file_range_locked: { args: ["i32", "u32", "u32"], returns: "i32" },
   xt_reactor_open: { args: ["u32", "u32", "u32"], returns: "f64" },
   xt_reactor_add_file: { args: ["ptr", "i32", "i32"], returns: "i32" },
@@ -178,6 +181,10 @@ export const symbols = {
   xt_socket_receive: { args: ["i32", "ptr", "u32"], returns: "i32" },
   xt_socket_send: { args: ["i32", "ptr", "u32", "ptr", "u32"], returns: "i32" },
   xt_datagram_send: { args: ["ptr", "u32", "ptr", "u32"], returns: "i32" },
+  xt_descriptors_pair: { args: ["ptr"], returns: "i32" },
+  xt_descriptors_adopt: { args: ["i32"], returns: "i32" },
+  xt_descriptors_send: { args: ["i32", "u32", "ptr", "u32"], returns: "i32" },
+  xt_descriptors_receive: { args: ["i32", "ptr", "ptr"], returns: "i32" },
   xt_jail_support: { args: [], returns: "u32" },
   xt_jail_enter: { args: ["u32", "u32", "i32", "ptr"], returns: "u32" },
   xt_jail_enter_plane: { args: ["u32", "u32", "ptr"], returns: "i32" },

@@ -4,6 +4,7 @@ import { XentoolError } from "../core/errors.ts";
 import {
   XT_JAIL_CALLS,
   XT_JAIL_CHILD,
+  XT_JAIL_DIAL,
   XT_JAIL_FILES,
   XT_JAIL_MAKE,
   XT_JAIL_NBD,
@@ -31,6 +32,7 @@ const NEEDS = {
   sim: XT_JAIL_SIM,
   xen: XT_JAIL_XEN,
   nbd: XT_JAIL_NBD,
+  dial: XT_JAIL_DIAL,
   service: XT_JAIL_SERVICE,
   child: XT_JAIL_CHILD,
 } as const;

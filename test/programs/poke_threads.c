@@ -1,4 +1,7 @@
-/* poke_threads PID SIGNAL [NAME]: sends a signal to every thread of a process, or to those called NAME. */
+/*
+ * poke_threads PID SIGNAL [NAME]: sends a signal to every thread of a process, or to those called NAME. io_uring's own
+ * threads are the kernel's, and run no handler.
+ */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <stdio.h>
@@ -7,7 +10,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static int is_called(const char *pid, const char *thread, const char *wanted) {
+/* Whether the first `length` characters of the thread's name are those of `wanted`. */
+static int is_called(const char *pid, const char *thread, const char *wanted, size_t length) {
   char path[300], name[32] = "";
   snprintf(path, sizeof path, "/proc/%s/task/%s/comm", pid, thread);
   FILE *file = fopen(path, "r");
@@ -15,7 +19,7 @@ static int is_called(const char *pid, const char *thread, const char *wanted) {
   if (!fgets(name, sizeof name, file)) *name = 0;
   fclose(file);
   name[strcspn(name, "\n")] = 0;
-  return strcmp(name, wanted) == 0;
+  return strncmp(name, wanted, length) == 0;
 }
 
 int main(int argc, char **argv) {
@@ -27,7 +31,8 @@ int main(int argc, char **argv) {
   if (!threads) return 1;
   for (const struct dirent *entry; (entry = readdir(threads));) {
     if (entry->d_name[0] == '.') continue;
-    if (argc > 3 && !is_called(argv[1], entry->d_name, argv[3])) continue;
+    if (is_called(argv[1], entry->d_name, "iou-", 4)) continue;
+    if (argc > 3 && !is_called(argv[1], entry->d_name, argv[3], sizeof path)) continue;
     poked += syscall(SYS_tgkill, atoi(argv[1]), atoi(entry->d_name), atoi(argv[2])) == 0;
   }
   closedir(threads);

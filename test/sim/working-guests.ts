@@ -50,7 +50,12 @@ export class WorkingGuests {
 
   /** One `blkback watch` for all of them. */
   watch(...more: readonly string[]): Child {
-    const env = { XENTOOL_SIM: this.host.dir, XENTOOL_DOMID: "0" };
+    return this.watchWith({}, ...more);
+  }
+
+  /** The same, with more in its environment. */
+  watchWith(added: Readonly<Record<string, string>>, ...more: readonly string[]): Child {
+    const env = { XENTOOL_SIM: this.host.dir, XENTOOL_DOMID: "0", ...added };
     return spawnXentool(["blkback", "watch", "--kind", "vbd", "--any-script", ...more], { env });
   }
 

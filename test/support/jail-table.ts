@@ -41,6 +41,7 @@ const ONLY: Readonly<Record<string, string>> = {
   SIM: "on a simulated host",
   XEN: "on Xen",
   NBD: "for an NBD export",
+  DIAL: "where no supervisor connects to NBD servers",
   SERVICE: "under a service manager",
   CHILD: "with `--run`",
 };

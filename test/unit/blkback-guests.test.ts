@@ -1,5 +1,6 @@
 // The processes of guests as their supervisor sees them, with fakes in their place: when one is started, ended and
 // followed by another, and what becomes of one that says what it should not.
+import { openSync } from "node:fs";
 import { describe, expect, jest, spyOn, test } from "bun:test";
 import { LEAVING_PATIENCE_MS } from "../../src/blkback/bounds.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
@@ -22,12 +23,18 @@ const SETTINGS: GuestSettings = {
   filters: [],
   statsDir: "/nowhere",
   verbosity: 0,
+  jail: "off",
+};
+
+const noImages = async (): Promise<never> => {
+  throw new Error("no image");
 };
 
 /** A process that does what the test says. */
 class FakeChild implements GuestChild {
   readonly orders: string[] = [];
   readonly kills: string[] = [];
+  readonly descriptors = openSync("/dev/null", "r");
   readonly stdout: ReadableStream<Uint8Array>;
   readonly exited: Promise<number>;
   signalCode: NodeJS.Signals | null = null;
@@ -94,6 +101,7 @@ describe("a report", () => {
     '{"report":"settled"}',
     '{"report":"left"}',
     '{"report":"disks","count":3}',
+    '{"report":"ask","ask":4,"what":"image","devid":51728}',
     '{"report":"event","devid":51728,"event":{"event":"connected"}}',
     '{"report":"event","devid":51728,"event":{"event":"resized","before":8,"after":16}}',
   ])("is understood: %s", (line) => {
@@ -108,6 +116,8 @@ describe("a report", () => {
     '"alive"',
     '{"report":"dead"}',
     '{"report":"disks"}',
+    '{"report":"ask","ask":4,"what":"/etc/shadow","devid":51728}',
+    '{"report":"ask","ask":4,"what":"image","devid":"../0"}',
     '{"report":"disks","count":-1}',
     '{"report":"disks","count":1e300}',
     '{"report":"event","devid":1}',
@@ -134,7 +144,7 @@ test("lines come whole however they are cut, and not without end", async () => {
 describe("the process of a guest", () => {
   test("is told what it serves, then to serve, then to end", async () => {
     const child = new FakeChild();
-    const process = new GuestProcess(SETTINGS, () => child, ignored);
+    const process = new GuestProcess(SETTINGS, noImages, () => child, ignored);
     process.serve();
     process.tend(1000);
     process.end();
@@ -147,7 +157,7 @@ describe("the process of a guest", () => {
   test("is heard", async () => {
     const child = new FakeChild();
     const heard: unknown[] = [];
-    const process = new GuestProcess(SETTINGS, () => child, {
+    const process = new GuestProcess(SETTINGS, noImages, () => child, {
       onEvent: (devid, event) => heard.push([devid, event.event]),
       onChange: () => heard.push(process.disks),
     });
@@ -162,14 +172,14 @@ describe("the process of a guest", () => {
     ["a line without end", "x".repeat(70_000)],
   ])("is killed when it says %s", async (_what, text) => {
     const child = new FakeChild();
-    const process = new GuestProcess(SETTINGS, () => child, ignored);
+    const process = new GuestProcess(SETTINGS, noImages, () => child, ignored);
     child.say(text);
     expect(await process.ended).toBe("SIGKILL");
   });
 
   test("is killed once, and not heard any more, however much it says", async () => {
     const child = new FakeChild();
-    const process = new GuestProcess(SETTINGS, () => child, ignored);
+    const process = new GuestProcess(SETTINGS, noImages, () => child, ignored);
     child.say(`${"\n".repeat(1000)}{"report":"disks","count":1}\n`);
     await process.ended;
     await settle();
@@ -180,7 +190,10 @@ describe("the process of a guest", () => {
   test("is killed when it says too much", async () => {
     const child = new FakeChild();
     let heard = 0;
-    const process = new GuestProcess(SETTINGS, () => child, { ...ignored, onChange: () => heard++ });
+    const process = new GuestProcess(SETTINGS, noImages, () => child, {
+      ...ignored,
+      onChange: () => heard++,
+    });
     child.say('{"report":"disks","count":1}\n'.repeat(100_000));
     expect(await process.ended).toBe("SIGKILL");
     await settle();
@@ -191,14 +204,14 @@ describe("the process of a guest", () => {
     jest.useFakeTimers();
     try {
       const [stuck, good] = [new FakeChild(), new FakeChild()];
-      const process = new GuestProcess(SETTINGS, () => stuck, ignored);
+      const process = new GuestProcess(SETTINGS, noImages, () => stuck, ignored);
       process.end();
       jest.advanceTimersByTime(LEAVING_PATIENCE_MS - 1);
       process.end();
       expect(stuck.kills).toEqual([]);
       jest.advanceTimersByTime(1);
       expect(stuck.kills).toEqual(["SIGKILL"]);
-      const other = new GuestProcess(SETTINGS, () => good, ignored);
+      const other = new GuestProcess(SETTINGS, noImages, () => good, ignored);
       other.end();
       good.die(0);
       await other.ended;
@@ -211,7 +224,7 @@ describe("the process of a guest", () => {
 
   test("that was never asked is not late", () => {
     const child = new FakeChild();
-    const process = new GuestProcess(SETTINGS, () => child, ignored);
+    const process = new GuestProcess(SETTINGS, noImages, () => child, ignored);
     const now = spyOn(performance, "now");
     try {
       const later = performance.now() + 5000;
@@ -228,7 +241,7 @@ describe("the process of a guest", () => {
 
   test("is killed when it does not answer, and not before", async () => {
     const child = new FakeChild();
-    const process = new GuestProcess(SETTINGS, () => child, ignored);
+    const process = new GuestProcess(SETTINGS, noImages, () => child, ignored);
     const now = spyOn(performance, "now");
     try {
       const start = performance.now();
@@ -265,7 +278,8 @@ describe("a guest that is supervised", () => {
     const ground = {
       frontend: SETTINGS.frontend,
       hasDisks: async () => disks,
-      start: (onChange: () => void) => new GuestProcess(SETTINGS, spawnGuest, { ...ignored, onChange }),
+      start: (onChange: () => void) =>
+        new GuestProcess(SETTINGS, noImages, spawnGuest, { ...ignored, onChange }),
       onForgotten: () => void forgotten++,
     };
     return new SupervisedGuest(ground, isHeld);

@@ -1,9 +1,21 @@
 // The process of one guest, as `watch` sees it: orders go in, checked reports come out, and its end has a reason.
+import { closeSync } from "node:fs";
+import { XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import type { Domid } from "../../core/types.ts";
+import { sendDescriptors } from "../../native/descriptors.ts";
 import type { DeviceEvent } from "../device-events.ts";
 import { LEAVING_PATIENCE_MS } from "../bounds.ts";
-import { encodeLine, linesOf, parseReport, type GuestOrder, type GuestSettings } from "./messages.ts";
+import { KeptImages, type OpenGuestImage } from "./kept-images.ts";
+import {
+  encodeLine,
+  linesOf,
+  parseReport,
+  type Ask,
+  type GuestOrder,
+  type GuestSettings,
+  type Trouble,
+} from "./messages.ts";
 
 const logger = moduleLogger("watch");
 
@@ -14,6 +26,8 @@ const REPORTS_A_SECOND = 2000;
 export interface GuestChild {
   readonly stdin: { write(text: string): unknown; flush(): unknown; end(): unknown };
   readonly stdout: ReadableStream<Uint8Array>;
+  /** Where it takes descriptors; ours to close. */
+  readonly descriptors: number;
   readonly exited: Promise<number>;
   readonly signalCode: NodeJS.Signals | number | null;
   kill(signal: NodeJS.Signals): void;
@@ -31,7 +45,7 @@ export interface GuestListener {
 export class GuestProcess {
   /** Disks that it serves or is about to serve. */
   disks = 0;
-  /** Resolves, once the process is gone, to how it ended: "status 1", "SIGKILL". */
+  /** Resolves, once the process is gone and its images are closed, to how it ended: "status 1", "SIGKILL". */
   readonly ended: Promise<string>;
   /** Resolves when it could serve at once, or is gone. */
   readonly prepared: Promise<unknown>;
@@ -43,20 +57,28 @@ export class GuestProcess {
   readonly #settle = Promise.withResolvers<void>();
   readonly #leave = Promise.withResolvers<void>();
   readonly #child: GuestChild;
+  readonly #images: KeptImages;
   readonly #listener: GuestListener;
   readonly #name: string;
   #isEnding = false;
   #isKilled = false;
+  #isGone = false;
   #reports = 0;
   #countedSinceMs = -Infinity;
   /** When it last said that it lives, or was first asked. */
   #heardAtMs: number | undefined;
 
-  constructor(settings: GuestSettings, spawnGuest: SpawnGuest, listener: GuestListener) {
+  constructor(
+    settings: GuestSettings,
+    openImage: OpenGuestImage,
+    spawnGuest: SpawnGuest,
+    listener: GuestListener,
+  ) {
     this.#name = `the process of domain ${settings.frontend}`;
     this.#listener = listener;
     this.#child = spawnGuest(settings.frontend);
-    this.ended = this.#child.exited.then((status) => String(this.#child.signalCode ?? `status ${status}`));
+    this.#images = new KeptImages(openImage);
+    this.ended = this.#child.exited.then((status) => this.#exited(status));
     this.prepared = Promise.race([this.#prepare.promise, this.ended]);
     this.settled = Promise.race([this.#settle.promise, this.ended]);
     this.left = Promise.race([this.#leave.promise, this.ended]);
@@ -87,6 +109,13 @@ export class GuestProcess {
     this.#heardAtMs ??= performance.now();
     if (performance.now() - this.#heardAtMs > patienceMs) this.#kill("does not answer");
     this.#order({ order: "alive" });
+  }
+
+  async #exited(status: number): Promise<string> {
+    this.#isGone = true;
+    closeSync(this.#child.descriptors);
+    await this.#images.close();
+    return String(this.#child.signalCode ?? `status ${status}`);
   }
 
   async #listen(): Promise<void> {
@@ -124,9 +153,21 @@ export class GuestProcess {
         return this.#listener.onChange();
       case "event":
         return this.#listener.onEvent(report.devid, report.event);
+      case "ask":
+        return void this.#answer(report);
       default:
         this.#kill("says what makes no sense");
     }
+  }
+
+  async #answer(ask: Ask): Promise<void> {
+    if (this.#isGone) return;
+    const send = (fds: readonly number[]): void => {
+      if (this.#isGone) throw new XentoolError("cancelled", "its process is gone");
+      sendDescriptors(this.#child.descriptors, ask.ask, fds);
+    };
+    const onTrouble = (trouble: Trouble): void => this.#order({ order: "trouble", ...trouble });
+    this.#order({ order: "answer", ...(await this.#images.answer(ask, send, onTrouble)) });
   }
 
   #kill(why: string): void {

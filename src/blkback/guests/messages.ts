@@ -2,13 +2,17 @@
 // stdout. The process handles what a hostile guest sends, so its reports are checked like the words of a stranger.
 import type { PlatformDescriptor } from "../../platform/platform.ts";
 import type { Domid } from "../../core/types.ts";
+import type { Image } from "../../block/image.ts";
+import type { FailureMessage } from "../../plane/protocol.ts";
 import type { DeviceEvent } from "../device-events.ts";
+import type { JailMode } from "../jail.ts";
 import type { WatchOptions } from "../watch.ts";
 
 /** What a process serves its guest with: everything in it survives JSON. */
-export interface GuestSettings extends Omit<WatchOptions, "onEvent" | "onCount" | "frontend"> {
+export interface GuestSettings extends Omit<WatchOptions, "onEvent" | "onCount" | "frontend" | "jailed"> {
   readonly platform: PlatformDescriptor;
   readonly frontend: Domid;
+  readonly jail: JailMode;
 }
 
 export type GuestOrder =
@@ -18,7 +22,36 @@ export type GuestOrder =
   /** To be answered if every plane is alive. */
   | { readonly order: "alive" }
   /** Leave the disks to the next server, and end. The end of stdin is the same order. */
-  | { readonly order: "end" };
+  | { readonly order: "end" }
+  | ({ readonly order: "answer" } & Answer)
+  | ({ readonly order: "trouble" } & Trouble);
+
+/** What the process cannot have by itself. */
+export interface Ask {
+  readonly ask: number;
+  /** To open a device's image, to connect to the server that has it, to close it. */
+  readonly what: "image" | "connection" | "close";
+  readonly devid: number;
+}
+
+/** Also to a question that was about what is closed by now. */
+export interface Answer {
+  /** The number of the question. */
+  readonly ask: number;
+  /** So many come under that number through the socket for descriptors, and are there already. */
+  readonly descriptors: number;
+  readonly failure?: FailureMessage;
+  /** Its descriptors are to be replaced. */
+  readonly image?: Image;
+  /** Why there is no connection. */
+  readonly errno?: number;
+}
+
+/** What keeps the program that serves a device's image from doing so; null: nothing any more. */
+export interface Trouble {
+  readonly devid: number;
+  readonly why: string | null;
+}
 
 export type GuestReport =
   | { readonly report: "alive" }
@@ -30,6 +63,7 @@ export type GuestReport =
   | { readonly report: "left" }
   /** How many disks it serves or is about to serve. */
   | { readonly report: "disks"; readonly count: number }
+  | ({ readonly report: "ask" } & Ask)
   | { readonly report: "event"; readonly devid: number; readonly event: DeviceEvent };
 
 /** Longest line; a report has less than a tenth of it. */
@@ -69,6 +103,11 @@ export function parseReport(line: string): GuestReport | undefined {
     case "disks": {
       const { count } = fields;
       return isCount(count) ? { report: "disks", count } : undefined;
+    }
+    case "ask": {
+      const { ask, what, devid } = fields;
+      const isKnown = what === "image" || what === "connection" || what === "close";
+      return isCount(ask) && isKnown && isCount(devid) ? { report, ask, what, devid } : undefined;
     }
     case "event": {
       const { devid } = fields;

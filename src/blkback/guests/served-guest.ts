@@ -1,60 +1,67 @@
 // The process of one guest: serves its disks, and nobody else's, as `watch` orders from the other end of stdin and
 // stdout (messages.ts). It also ends when `watch` is gone: its disks are then left to the next server, which may be
 // there already and waits for their locks.
-import { join } from "node:path";
-import { rememberIn } from "../../block/image/known.ts";
 import { unlessAborted } from "../../core/deadline.ts";
 import { configureLogging } from "../../core/log.ts";
+import { adoptDescriptor } from "../../native/descriptors.ts";
+import type { EngineKind } from "../../native/reactor.ts";
 import { openPlatform } from "../../platform/open.ts";
 import type { SpawnWorker } from "../../plane/plane.ts";
 import { Xenstore } from "../../xenstore/client.ts";
 import { disksAnswer } from "../alive.ts";
 import type { OnDeviceEvent } from "../device-events.ts";
+import { enterGuestJail } from "../jail.ts";
 import { BackendWatch } from "../watch.ts";
-import { encodeLine, linesOf, parseOrder, type GuestOrder, type GuestReport } from "./messages.ts";
+import { AskedImages } from "./asked-images.ts";
+import {
+  encodeLine,
+  linesOf,
+  parseOrder,
+  type GuestOrder,
+  type GuestReport,
+  type GuestSettings,
+} from "./messages.ts";
 
 export interface GuestEnds {
   readonly orders: ReadableStream<Uint8Array>;
   readonly write: (line: string) => void;
+  /** Where descriptors come from `watch`. */
+  readonly descriptors: number;
   readonly spawnWorker: SpawnWorker;
 }
 
 /**
  * Serves until an order says to end, the orders end or `stop` fires. Throws what keeps it from serving at all, as the
- * loss of xenstored.
+ * loss of xenstored. What is opened before the jail is entered has nothing to do with any disk.
  */
-export async function serveGuest(
-  { orders, write, spawnWorker }: GuestEnds,
-  stop: AbortSignal,
-): Promise<void> {
-  const report = (it: GuestReport): void => write(encodeLine(it));
-  const lines = linesOf(orders);
-  const first = await nextOrder(lines);
-  if (first.order !== "prepare") return;
-  const { platform: descriptor, ...settings } = first.settings;
+export async function serveGuest(ends: GuestEnds, stop: AbortSignal): Promise<void> {
+  const report = (it: GuestReport): void => ends.write(encodeLine(it));
+  adoptDescriptor(ends.descriptors);
+  const images = new AskedImages(ends.descriptors, (ask) => report({ report: "ask", ...ask }));
+  const orders = new OrderLines(ends.orders, images, () => report({ report: "alive" }));
+  const settings = await orders.prepare;
+  if (settings === undefined) return;
+  const { platform: descriptor, jail, ...rest } = settings;
   configureLogging(settings.verbosity);
-  // A guest that reboots is another domain, so its disk comes from another process.
-  rememberIn(join(settings.statsDir, "served-raw"));
-  const alive = (): void => {
-    if (disksAnswer(settings.engine)) report({ report: "alive" });
-  };
   await using cleanup = new AsyncDisposableStack();
   const platform = cleanup.adopt(openPlatform(descriptor), (it) => it.close());
   const xenstore = cleanup.adopt(await Xenstore.connect(platform), (it) => it.close());
-  const workers = new ReadyWorkers(spawnWorker);
+  const workers = new ReadyWorkers(ends.spawnWorker);
   cleanup.defer(() => workers.close());
+  const ground = { platform: descriptor, statsDir: settings.statsDir };
+  const jailed = jail === "off" ? {} : { jailed: enterGuestJail(jail === "strict", ground) };
   report({ report: "prepared" });
-  if ((await orderAfterQuestions(lines, alive)).order !== "serve") return;
+  if (!(await orders.serve)) return;
   const onCount = (count: number): void => report({ report: "disks", count });
   const onEvent: OnDeviceEvent = ({ devid }, event) => report({ report: "event", devid, event });
-  const options = { ...settings, onCount, onEvent };
-  const watch = await BackendWatch.start(platform, xenstore, options, workers.spawn);
+  const options = { ...rest, ...jailed, onCount, onEvent };
+  const watch = await BackendWatch.start(platform, xenstore, options, workers.spawn, images.open);
   cleanup.defer(async () => {
     await watch.stop();
     report({ report: "left" });
   });
   void watch.settled.then(() => report({ report: "settled" }));
-  await unlessAborted(Promise.race([watch.failed, orderAfterQuestions(lines, alive)]), stop);
+  await unlessAborted(Promise.race([watch.failed, orders.end]), stop);
 }
 
 /** Has the first plane's thread started before there is a disk for it: that takes longer than all the rest. */
@@ -92,16 +99,55 @@ class ReadyWorkers {
   }
 }
 
-/** The next order that is no question; questions are answered. */
-async function orderAfterQuestions(lines: AsyncIterator<string>, alive: () => void): Promise<GuestOrder> {
-  for (;;) {
-    const order = await nextOrder(lines);
-    if (order.order !== "alive") return order;
-    alive();
-  }
-}
+/** The orders as they come. What does not belong to the road from `prepare` to `end` is dealt with here. */
+class OrderLines {
+  /** Undefined, and false: the end came first. */
+  readonly prepare: Promise<GuestSettings | undefined>;
+  readonly serve: Promise<boolean>;
+  readonly end: Promise<void>;
+  readonly #prepare = Promise.withResolvers<GuestSettings | undefined>();
+  readonly #serve = Promise.withResolvers<boolean>();
+  readonly #end = Promise.withResolvers<void>();
+  readonly #images: AskedImages;
+  readonly #alive: () => void;
+  #engine: EngineKind | undefined;
 
-async function nextOrder(lines: AsyncIterator<string>): Promise<GuestOrder> {
-  const { done, value } = await lines.next();
-  return done === true ? { order: "end" } : parseOrder(value);
+  constructor(orders: ReadableStream<Uint8Array>, images: AskedImages, alive: () => void) {
+    this.#images = images;
+    this.#alive = alive;
+    [this.prepare, this.serve, this.end] = [this.#prepare.promise, this.#serve.promise, this.#end.promise];
+    this.end.catch(() => {});
+    void this.#listen(orders);
+  }
+
+  async #listen(orders: ReadableStream<Uint8Array>): Promise<void> {
+    try {
+      for await (const line of linesOf(orders)) this.#take(parseOrder(line));
+    } catch (error) {
+      this.#end.reject(error);
+    }
+    this.#images.end();
+    this.#take({ order: "end" });
+  }
+
+  #take(order: GuestOrder): void {
+    switch (order.order) {
+      case "prepare":
+        this.#engine = order.settings.engine;
+        return this.#prepare.resolve(order.settings);
+      case "serve":
+        return this.#serve.resolve(true);
+      case "alive":
+        if (this.#engine === undefined || disksAnswer(this.#engine)) this.#alive();
+        return;
+      case "answer":
+        return this.#images.take(order);
+      case "trouble":
+        return this.#images.trouble(order);
+      case "end":
+        this.#prepare.resolve(undefined);
+        this.#serve.resolve(false);
+        return this.#end.resolve();
+    }
+  }
 }

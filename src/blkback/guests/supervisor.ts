@@ -1,14 +1,23 @@
 // `watch` with a process for each guest: follows xenstore only as far as to know which guests have disks of ours, and
 // has a process of its own serve each of them (served-guest.ts). So what a guest makes of its server, it makes of its
 // own server alone: when that dies, another one takes the guest's rings over, and no other guest notices.
+import { join } from "node:path";
+import { rememberIn } from "../../block/image/known.ts";
+import type { OpenedImage } from "../../block/image/opened.ts";
+import { XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import type { Domid } from "../../core/types.ts";
+import type { SpawnWorker } from "../../plane/plane.ts";
 import type { Platform } from "../../platform/platform.ts";
 import type { Unwatch, Xenstore } from "../../xenstore/client.ts";
+import { backendDir, describeDevice } from "../address.ts";
 import { checkOffer } from "../features.ts";
+import { checkGuestJail, type JailMode } from "../jail.ts";
 import { guestNamed, isOurDevice, namesIn } from "../our-devices.ts";
+import { openWatchedImage } from "../watched-image.ts";
 import type { DiskServer, WatchOptions } from "../watch.ts";
 import { GuestProcess, type SpawnGuest } from "./guest-process.ts";
+import type { OpenGuestImage } from "./kept-images.ts";
 import type { GuestSettings } from "./messages.ts";
 import type { Predecessor, Successor } from "./handover.ts";
 import { SupervisedGuest } from "./supervised-guest.ts";
@@ -21,13 +30,23 @@ const LOOKED_AT = /^\/([0-9]+)(?:\/[0-9]+(?:\/(?:frontend|params|mode|script))?)
 /** Guests that wait at the same time in a handover. */
 const AT_A_TIME = Math.max(1, navigator.hardwareConcurrency);
 
+export interface SupervisorOptions extends Omit<WatchOptions, "jailed"> {
+  /** Of the processes. */
+  readonly jail: JailMode;
+}
+
+export interface Spawn {
+  readonly guest: SpawnGuest;
+  readonly worker: SpawnWorker;
+}
+
 export class GuestSupervisor implements DiskServer {
   /** Rejects when xenstored is gone. */
   readonly failed: Promise<never>;
   readonly #xenstore: Xenstore;
-  readonly #options: WatchOptions;
+  readonly #options: SupervisorOptions;
   readonly #settings: Omit<GuestSettings, "frontend">;
-  readonly #spawnGuest: SpawnGuest;
+  readonly #spawn: Spawn;
   readonly #backend: Domid;
   readonly #root: string;
   readonly #guests = new Map<Domid, SupervisedGuest>();
@@ -41,10 +60,10 @@ export class GuestSupervisor implements DiskServer {
   #unwatch: Unwatch | undefined;
   #stopped = false;
 
-  private constructor(platform: Platform, xenstore: Xenstore, options: WatchOptions, spawnGuest: SpawnGuest) {
+  private constructor(platform: Platform, xenstore: Xenstore, options: SupervisorOptions, spawn: Spawn) {
     this.#xenstore = xenstore;
     this.#options = options;
-    this.#spawnGuest = spawnGuest;
+    this.#spawn = spawn;
     this.#backend = platform.domid;
     const { onEvent: _event, onCount: _count, frontend: _frontend, ...rest } = options;
     this.#settings = { ...rest, platform: platform.descriptor };
@@ -57,17 +76,20 @@ export class GuestSupervisor implements DiskServer {
 
   /**
    * Serves the devices that exist, including those whose server died, and those created later; those that a
-   * `predecessor` serves when it hands them over.
+   * `predecessor` serves when it hands them over. Throws `environment` when this host lacks what a strict jail needs.
    */
   static async start(
     platform: Platform,
     xenstore: Xenstore,
-    options: WatchOptions,
-    spawnGuest: SpawnGuest,
+    options: SupervisorOptions,
+    spawn: Spawn,
     predecessor?: Predecessor,
   ): Promise<GuestSupervisor> {
     checkOffer({ ...options.offer, deviceType: "disk" });
-    const supervisor = new GuestSupervisor(platform, xenstore, options, spawnGuest);
+    checkGuestJail(options.jail);
+    // A guest that reboots is another domain, and may be served by another `watch`.
+    rememberIn(join(options.statsDir, "served-raw"));
+    const supervisor = new GuestSupervisor(platform, xenstore, options, spawn);
     if (predecessor !== undefined) await supervisor.#follow(predecessor);
     supervisor.#unwatch = await xenstore.watch(supervisor.#root, (path) => supervisor.#changed(path));
     return supervisor;
@@ -171,12 +193,21 @@ export class GuestSupervisor implements DiskServer {
       hasDisks: () => this.#hasDisks(frontend),
       start: (onChange: () => void) => {
         logger.info(`domain ${frontend}: a process for its disks`);
-        const listener = { onEvent, onChange };
-        return new GuestProcess({ ...this.#settings, frontend }, this.#spawnGuest, listener);
+        const open: OpenGuestImage = (devid, stop) => this.#openImage(frontend, devid, stop);
+        const settings = { ...this.#settings, frontend };
+        return new GuestProcess(settings, open, this.#spawn.guest, { onEvent, onChange });
       },
       onForgotten: () => void this.#guests.delete(frontend),
     };
     return new SupervisedGuest(ground, this.#isSuccessor && !this.#taken.has(frontend));
+  }
+
+  /** Which image that is, the keys of the toolstack say, and nobody else. */
+  async #openImage(frontend: Domid, devid: number, stop: AbortSignal): Promise<OpenedImage> {
+    const address = { backend: this.#backend, kind: this.#options.kind, frontend, devid };
+    if (!(await isOurDevice(this.#xenstore, backendDir(address), this.#options.anyScript)))
+      throw new XentoolError("environment", `there is no ${describeDevice(address)} to be served`);
+    return openWatchedImage(this.#xenstore, this.#options, this.#spawn.worker, address, stop);
   }
 
   async #hasDisks(frontend: Domid): Promise<boolean> {

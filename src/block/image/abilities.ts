@@ -1,21 +1,17 @@
 // Measures what a file or block device can do: its size, its sectors, whether it can discard.
-import { fstatSync, readFileSync, statfsSync, type Stats } from "node:fs";
+import { readFileSync, statfsSync, type Stats } from "node:fs";
 import { XentoolError } from "../../core/errors.ts";
 import { allocateMemory } from "../../native/memory.ts";
 import { IO_DISCARD, IO_READ, performIo } from "../../native/reactor.ts";
+import { check, shim } from "../../native/shim.ts";
 import type { TargetInfo } from "../target.ts";
 import { deviceNumber, THIS_HOST, type HostFiles } from "./host-uses.ts";
 
 type Abilities = Omit<TargetInfo, "sizeBytes" | "readOnly">;
 
-/** Where the kernel says how large the block device is that is open as `fd`; undefined for a file. */
-export function deviceDirectory(fd: number): string | undefined {
-  const stat = fstatSync(fd);
-  return stat.isBlockDevice() ? `${THIS_HOST.sys}/dev/block/${deviceNumber(stat.rdev)}` : undefined;
-}
-
-export function sizeOf(stat: Stats): number {
-  return stat.isBlockDevice() ? readDeviceNumber(stat, "size", 0) * 512 : stat.size;
+/** The size in bytes of the file or block device that is open as `fd`. */
+export function sizeOf(fd: number): number {
+  return check(shim.xt_file_size(fd), "find out how large the image is", "io");
 }
 
 /**

@@ -45,8 +45,16 @@ export function deviceNumber(rdev: number): string {
   return `${major}:${minor}`;
 }
 
-export function majorMinor(rdev: number): readonly [major: number, minor: number] {
+function majorMinor(rdev: number): readonly [major: number, minor: number] {
   return [(rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & 0xfff00)];
+}
+
+/** A block device in the format of `stat -L -c %t:%T`, which Xen's hotplug script compares; undefined for a file. */
+export function physicalDevice(stat: Stats): string | undefined {
+  if (!stat.isBlockDevice()) return undefined;
+  return majorMinor(stat.rdev)
+    .map((part) => part.toString(16))
+    .join(":");
 }
 
 export function isSame(image: Identity, path: string): boolean {

@@ -12,7 +12,7 @@ import { processesWith, type ImageProcess } from "./processes.ts";
 
 /**
  * The `reason` in the context of the error thrown when a process, which may release it, holds the image. `own`: that
- * process is this one, or serves another guest for the same `watch`.
+ * process is this one, or one that it has started.
  */
 export const HELD = "held";
 
@@ -152,12 +152,14 @@ function used(path: string, uses: readonly HostUse[], ways: Ways): XentoolError 
 function held(path: string, image: Identity, ways: Ways, ours?: number): XentoolError {
   const all = processesWith(image, path, ours);
   const holders = all.some(({ locks }) => locks) ? all.filter(({ locks }) => locks) : all;
-  const who = holders.flatMap(({ pid, name, fds }) => {
-    if (pid !== process.pid) return [`process ${pid}, ${name}`];
+  // What we have opened, a process of ours may have, too.
+  const isOurs = holders.some(({ pid }) => pid === process.pid);
+  const who = holders.flatMap(({ pid, parent, name, fds }) => {
+    if (pid !== process.pid) return isOurs && parent === process.pid ? [] : [`process ${pid}, ${name}`];
     const disks = fds.map(userOf).filter((user) => user !== undefined);
     return disks.map((disk) => `${disk}, served by this process`);
   });
-  const isOwn = ({ pid, parent }: ImageProcess): boolean => pid === process.pid || parent === process.ppid;
+  const isOwn = ({ pid, parent }: ImageProcess): boolean => pid === process.pid || parent === process.pid;
   const own = who.length > 0 && holders.every(isOwn);
   const by =
     who.length > 0

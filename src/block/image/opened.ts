@@ -4,6 +4,11 @@ import type { OnTrouble } from "../program/program.ts";
 
 export interface OpenedImage extends AsyncDisposable {
   readonly image: Image;
+  /**
+   * Begins another connection to the server of the image: a descriptor, or -errno. Without it, the image's address is
+   * enough.
+   */
+  readonly dial?: (() => Promise<number>) | undefined;
   /** Where to report what is wrong with the program that serves the image to us. */
   reportTo?(onTrouble: OnTrouble): void;
 }

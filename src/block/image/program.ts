@@ -1,6 +1,6 @@
 // An image that a program opens for us and serves by NBD. We lock its file as any image, except for QEMU's locks, which
 // the program takes itself. It inherits our lock, so that nobody gets the image while anything of the program lives.
-import { closeSync } from "node:fs";
+import { closeSync, fstatSync } from "node:fs";
 import { resolve } from "node:path";
 import { unlessAborted } from "../../core/deadline.ts";
 import { XentoolError } from "../../core/errors.ts";
@@ -12,6 +12,7 @@ import {
   type ProgramFormat,
 } from "../program/commands.ts";
 import { NbdProgram } from "../program/program.ts";
+import { physicalDevice } from "./host-uses.ts";
 import { noteOpened, noteUnused } from "./known.ts";
 import { openNbdImage } from "./nbd.ts";
 import type { OpenedImage } from "./opened.ts";
@@ -90,7 +91,7 @@ export async function openProgramImage(
   const info = { ...image.info, canDiscard: image.info.canDiscard && discard };
   const kept = undo.move();
   return {
-    image: { ...image, info, path: programImageName(source, opener), held: held[0] },
+    image: { ...image, info, path: programImageName(source, opener), device: deviceOf(held[0]) },
     reportTo: (onTrouble) => program.reportTo(onTrouble),
     [Symbol.asyncDispose]: () => kept.disposeAsync(),
   };
@@ -109,6 +110,10 @@ function isLocal(source: string, opener: Opener): boolean {
 
 function waysOf(opener: Opener, ways: Ways): Ways {
   return "format" in opener ? { ...ways, shared: undefined } : ways;
+}
+
+function deviceOf(fd: number | undefined): string | undefined {
+  return fd === undefined ? undefined : physicalDevice(fstatSync(fd));
 }
 
 function closeHeld(fd: number): void {

@@ -1,0 +1,97 @@
+// The images of a guest's disks as its process gets them: `watch` opens them (kept-images.ts), and their descriptors
+// come through a socket beside the answers.
+import { closeSync } from "node:fs";
+import type { Image } from "../../block/image.ts";
+import type { OpenedImage } from "../../block/image/opened.ts";
+import { onAbort } from "../../core/deadline.ts";
+import { XentoolError } from "../../core/errors.ts";
+import { receiveDescriptors } from "../../native/descriptors.ts";
+import { asError } from "../../plane/protocol.ts";
+import type { OpenDeviceImage } from "../watched-image.ts";
+import type { Answer, Ask, Trouble } from "./messages.ts";
+
+/** -EHOSTUNREACH: it is tried again. */
+const NO_CONNECTION = -113;
+
+type Taken = Answer & { readonly fds: readonly number[] };
+
+export class AskedImages {
+  readonly #socket: number;
+  readonly #say: (ask: Ask) => void;
+  readonly #waiting = new Map<number, PromiseWithResolvers<Taken>>();
+  readonly #troubles = new Map<number, (why: string | undefined) => void>();
+  #asked = 0;
+  #isOver = false;
+
+  /** `say` brings a question to `watch`; the descriptors come through `socket`. */
+  constructor(socket: number, say: (ask: Ask) => void) {
+    this.#socket = socket;
+    this.#say = say;
+  }
+
+  /** What is to be closed by then is closed first, and the answer to the question is that it was cancelled. */
+  readonly open: OpenDeviceImage = async ({ devid }, stop) => {
+    using _ = onAbort(stop, () => this.#closed(devid));
+    const answer = await this.#ask("image", devid);
+    const { image } = answer;
+    if (image === undefined) throw new XentoolError("bug", "an answer without an image");
+    const [fd, ...alsoHeld] = answer.fds;
+    const ours: Image = image.kind === "file" && fd !== undefined ? { ...image, fd, alsoHeld } : image;
+    return this.#opened(devid, ours, answer.fds);
+  };
+
+  /** Called for each answer in the order in which they come, because the descriptors have the same. */
+  take(answer: Answer): void {
+    const fds = answer.descriptors > 0 ? receiveDescriptors(this.#socket, answer.ask) : [];
+    const reply = this.#waiting.get(answer.ask);
+    this.#waiting.delete(answer.ask);
+    if (answer.failure === undefined) reply?.resolve({ ...answer, fds });
+    else reply?.reject(asError(answer.failure));
+  }
+
+  /** Something is wrong with the program that serves a disk's image, or no longer. */
+  trouble({ devid, why }: Trouble): void {
+    this.#troubles.get(devid)?.(why ?? undefined);
+  }
+
+  /** There is nobody any more who answers. */
+  end(): void {
+    this.#isOver = true;
+    for (const { reject } of this.#waiting.values()) reject(gone());
+    this.#waiting.clear();
+  }
+
+  #opened(devid: number, image: Image, fds: readonly number[]): OpenedImage {
+    return {
+      image,
+      dial: async () => {
+        const { errno = NO_CONNECTION, fds: dialled } = await this.#ask("connection", devid);
+        return dialled[0] ?? errno;
+      },
+      reportTo: (onTrouble) => void this.#troubles.set(devid, onTrouble),
+      [Symbol.asyncDispose]: async () => {
+        this.#troubles.delete(devid);
+        fds.forEach((fd) => closeSync(fd));
+        await this.#closed(devid);
+      },
+    };
+  }
+
+  /** Without `watch` everything is closed. */
+  async #closed(devid: number): Promise<void> {
+    await this.#ask("close", devid).catch(() => {});
+  }
+
+  async #ask(what: Ask["what"], devid: number): Promise<Taken> {
+    if (this.#isOver) throw gone();
+    const ask = this.#asked++;
+    const reply = Promise.withResolvers<Taken>();
+    this.#waiting.set(ask, reply);
+    this.#say({ ask, what, devid });
+    return reply.promise;
+  }
+}
+
+function gone(): XentoolError {
+  return new XentoolError("cancelled", "`watch` is gone");
+}

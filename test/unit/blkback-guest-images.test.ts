@@ -1,0 +1,143 @@
+// Images that `watch` opens for the process of a guest, both ends in this process: whatever is asked for in whatever
+// order, what is handed over is open there, and nothing stays open here once it is closed or the process is gone.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { closeSync, fstatSync, openSync, readSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { closeImage, openImage } from "../../src/block/image.ts";
+import { openedImage, type OpenedImage } from "../../src/block/image/opened.ts";
+import { AskedImages } from "../../src/blkback/guests/asked-images.ts";
+import { KeptImages } from "../../src/blkback/guests/kept-images.ts";
+import type { Ask } from "../../src/blkback/guests/messages.ts";
+import { XentoolError } from "../../src/core/errors.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { descriptorPair, receiveDescriptors, sendDescriptors } from "../../src/native/descriptors.ts";
+import { openDescriptors } from "../support/descriptors.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+
+const XVDA = { backend: toDomid(0), kind: "vbd", frontend: toDomid(1), devid: 51712 };
+const { signal: never } = new AbortController();
+
+let dir: string;
+let before: number;
+let pair: ReturnType<typeof descriptorPair>;
+let kept: KeptImages;
+let asked: AskedImages;
+let open: (stop: AbortSignal) => Promise<OpenedImage>;
+
+beforeEach(() => {
+  dir = temporaryDirectory();
+  writeFileSync(join(dir, "a.img"), "a".repeat(4096));
+  before = openDescriptors().length;
+  pair = descriptorPair();
+  open = async () => openedImage(openImage(join(dir, "a.img"), OPTIONS));
+  kept = new KeptImages((_devid, stop) => open(stop));
+  asked = new AskedImages(pair.theirs, (ask) => void carry(ask));
+});
+
+afterEach(async () => {
+  await kept.close();
+  closeSync(pair.ours);
+  closeSync(pair.theirs);
+  expect(openDescriptors().length).toBe(before);
+  removeDirectory(dir);
+});
+
+const OPTIONS = { readOnly: false, direct: false, sectorSizeBytes: 512 };
+
+async function carry(ask: Ask): Promise<void> {
+  const send = (fds: readonly number[]): void => sendDescriptors(pair.ours, ask.ask, fds);
+  const answer = await kept.answer(ask, send, (trouble) => asked.trouble(trouble));
+  asked.take(JSON.parse(JSON.stringify(answer)));
+}
+
+test("an image comes open, and can be opened again when it is closed", async () => {
+  for (let round = 0; round < 2; round++) {
+    await using opened = await asked.open(XVDA, never);
+    const { image } = opened;
+    if (image.kind !== "file") throw new Error("no file");
+    const byte = Buffer.alloc(1);
+    readSync(image.fd, byte, 0, 1, 4095);
+    expect(byte.toString()).toBe("a");
+    expect(image.info.sizeBytes).toBe(4096);
+  }
+});
+
+test("what cannot be opened is said there as it was here", async () => {
+  open = async () => {
+    throw new XentoolError("environment", "it is in use", { reason: "held", own: true });
+  };
+  const error = await asked.open(XVDA, never).catch((it: unknown) => it);
+  expect(error).toMatchObject({ kind: "environment", message: "it is in use", context: { reason: "held" } });
+});
+
+test("what the process keeps open is its own, also when it asks once more", async () => {
+  const opened = await asked.open(XVDA, never);
+  expect(asked.open(XVDA, never)).rejects.toThrow("is in use");
+  await opened[Symbol.asyncDispose]();
+  const again = await asked.open(XVDA, never);
+  await kept.close();
+  expect(asked.open(XVDA, never)).rejects.toThrow("its process is gone");
+  await again[Symbol.asyncDispose]();
+});
+
+test("asked for several times at once, there is one at a time", async () => {
+  let most = 0;
+  let now = 0;
+  open = async () => {
+    most = Math.max(most, ++now);
+    const image = openImage(join(dir, "a.img"), { ...OPTIONS, shared: true });
+    const dispose = async (): Promise<void> => {
+      now--;
+      closeImage(image);
+    };
+    return { image, [Symbol.asyncDispose]: dispose };
+  };
+  const all = await Promise.all([asked.open(XVDA, never), asked.open(XVDA, never), asked.open(XVDA, never)]);
+  expect([most, now]).toEqual([1, 1]);
+  await Promise.all(all.map((it) => it[Symbol.asyncDispose]()));
+  expect(now).toBe(0);
+});
+
+test("a wait that is stopped ends, whatever it waited for", async () => {
+  open = (stop) =>
+    new Promise((_, reject) => {
+      stop.addEventListener("abort", () => reject(new XentoolError("cancelled", "stopped")));
+    });
+  const stop = new AbortController();
+  const opening = asked.open(XVDA, stop.signal);
+  stop.abort();
+  expect(opening).rejects.toThrow("stopped");
+});
+
+test("nobody answers any more: every question fails", async () => {
+  open = () => new Promise(() => {});
+  asked = new AskedImages(pair.theirs, () => {});
+  const opening = asked.open(XVDA, never);
+  asked.end();
+  expect(opening).rejects.toThrow("`watch` is gone");
+  expect(asked.open(XVDA, never)).rejects.toThrow("`watch` is gone");
+});
+
+test("a connection is asked for only where there is a server", async () => {
+  await using opened = await asked.open(XVDA, never);
+  expect(opened.dial?.()).rejects.toThrow("there is no server");
+});
+
+test("descriptors have a number, and one that takes none of them holds nobody up", () => {
+  const fd = openSync(join(dir, "a.img"), "r");
+  sendDescriptors(pair.ours, 7, [fd, fd]);
+  const [one, two, ...rest] = receiveDescriptors(pair.theirs, 7);
+  expect(rest).toEqual([]);
+  for (const it of [one, two]) {
+    expect(fstatSync(it).ino).toBe(fstatSync(fd).ino);
+    closeSync(it);
+  }
+  let sent = 0;
+  const flood = (): void => {
+    for (; sent < 100_000; sent++) sendDescriptors(pair.ours, sent, [fd]);
+  };
+  expect(flood).toThrow("cannot hand over what is open");
+  for (let number = 0; number < sent; number++) closeSync(receiveDescriptors(pair.theirs, number)[0]);
+  closeSync(fd);
+  expect(() => receiveDescriptors(pair.theirs, 0)).toThrow("cannot take what is open");
+});
