@@ -1,8 +1,10 @@
 /*
  * Operations that are better done immediately than through io_uring. A lone read whose data is in the page cache takes
  * longer through io_uring. A buffered write would be handed by io_uring to a kernel thread, one at a time per file,
- * which costs more than the write itself. But slow storage would also hold up the guest's other requests: once an
- * operation was slow, or found nothing in memory, the next ones go to io_uring before this is tried again.
+ * which costs more than the write itself. A lone transfer before whose end nothing else comes is waited for: the end of
+ * a direct write to a file that was not waited for has to pass through a worker of the kernel, which may be kept from
+ * the processor. But slow storage would also hold up the guest's other requests: once an operation was slow, or found
+ * nothing in memory, the next ones go to io_uring before this is tried again.
  */
 #define _GNU_SOURCE
 #include "file_io.h"
@@ -10,10 +12,10 @@
 #include <time.h>
 
 /*
- * SLOW_WRITE_US is two ticks of a slow kernel's clock. SLOW_WRITES and COLD_READS say how many operations go straight
- * to io_uring after a write took that long or a read found nothing in memory.
+ * SLOW_US is two ticks of a slow kernel's clock. SLOW_TRANSFERS and COLD_READS say how many operations go straight to
+ * io_uring after one took that long or a read found nothing in memory.
  */
-enum { SLOW_WRITE_US = 8000, SLOW_WRITES = 256, COLD_READS = 32 };
+enum { SLOW_US = 8000, SLOW_TRANSFERS = 256, COLD_READS = 32 };
 
 /* Has the resolution of a tick, but never takes a system call. */
 static int64_t coarse_us(void) {
@@ -36,24 +38,27 @@ static int read_at_once(struct file *file, const struct xt_io *op, int64_t *resu
   return *result >= 0;
 }
 
-static int write_at_once(struct file *file, const struct xt_io *op, int64_t *result) {
-  if (file->slow_writes) {
-    file->slow_writes--;
+/* Waits for storage if need be. */
+static int transfer_at_once(struct file *file, const struct xt_io *op, int64_t *result) {
+  if (file->slow_transfers) {
+    file->slow_transfers--;
     return 0;
   }
   int64_t begin = coarse_us();
   *result = file_perform(file, op);
-  if (coarse_us() - begin >= SLOW_WRITE_US) file->slow_writes = SLOW_WRITES;
+  if (coarse_us() - begin >= SLOW_US) file->slow_transfers = SLOW_TRANSFERS;
   return 1;
 }
 
-int file_did_at_once(struct file *file, const struct xt_io *op, int is_alone, int64_t *result) {
-  if (!file->is_buffered) return 0;
+int file_did_at_once(struct file *file, const struct xt_io *op, enum company company, int64_t *result) {
   switch (op->op) {
     case XT_IO_WRITE:
-    case XT_IO_WRITEV: return write_at_once(file, op, result);
+    case XT_IO_WRITEV:
+      return (file->is_buffered || company == NOTHING_ELSE_COMES) && transfer_at_once(file, op, result);
     case XT_IO_READ:
-    case XT_IO_READV: return is_alone && read_at_once(file, op, result);
+    case XT_IO_READV:
+      if (company == NOTHING_ELSE_COMES) return transfer_at_once(file, op, result);
+      return file->is_buffered && company == ALONE && read_at_once(file, op, result);
     default: return 0;
   }
 }

@@ -9,9 +9,12 @@
 struct file {
   int fd, is_block_device, is_buffered;
   int nowait_flag;      /* preadv2 flags for a read that must not wait */
-  uint32_t slow_writes; /* number of further writes left to the kernel's threads */
-  uint32_t cold_reads;  /* the same for reads */
+  uint32_t slow_transfers; /* number of further transfers left to io_uring because one took long */
+  uint32_t cold_reads;     /* the same for reads that must not wait */
 };
+
+/* What an operation has beside it. NOTHING_ELSE_COMES: nobody minds if the call waits for it. */
+enum company { WITH_OTHERS, ALONE, NOTHING_ELSE_COMES };
 
 /* Inspects `fd`, which remains the caller's. */
 struct file file_of(int fd, int is_block_device);
@@ -22,7 +25,7 @@ ssize_t file_preadv2(int fd, const struct iovec *vectors, int count, off_t offse
 /*
  * Performs the operation itself if that is faster than io_uring; returns true, with the result in `*result`, if it did.
  */
-int file_did_at_once(struct file *file, const struct xt_io *op, int is_alone, int64_t *result);
+int file_did_at_once(struct file *file, const struct xt_io *op, enum company company, int64_t *result);
 
 static inline int is_discard(uint32_t op) { return op == XT_IO_DISCARD || op == XT_IO_SECURE_DISCARD; }
 

@@ -78,15 +78,15 @@ static uint32_t take_ready(struct reactor *reactor, struct xt_io_done *done, uin
 }
 
 int32_t xt_reactor_wait(void *handle, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_us,
-                        struct xt_io_done *done, uint32_t max) {
+                        uint32_t is_patient, struct xt_io_done *done, uint32_t max) {
   struct reactor *reactor = handle;
   if (reactor->in_flight + reactor->ready_count + count > reactor->depth) return -EBUSY;
   for (uint32_t i = 0; i < count; i++)
     if (ops[i].file >= reactor->file_count) return -EBADF;
   if (reactor->engine == XT_ENGINE_URING) {
-    uring_start(reactor, ops, count);
+    uring_start(reactor, ops, count, is_patient != 0);
     uint32_t got = take_ready(reactor, done, max);
-    int32_t more = uring_wait(reactor, got < wait ? wait - got : 0, timeout_us, done + got, max - got);
+    int32_t more = uring_wait(reactor, got, wait, timeout_us, done + got, max - got);
     return more < 0 ? more : (int32_t)got + more;
   }
   for (uint32_t i = 0; i < count; i++)

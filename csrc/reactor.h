@@ -25,6 +25,7 @@ struct uring {
   uint32_t *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
   struct io_uring_cqe *cqes;
   uint32_t unsubmitted, polls; /* polls: of watches, including those being removed */
+  uint32_t unlooked;           /* calls since we last entered the kernel, which alone sees events */
 };
 
 struct reactor {
@@ -49,9 +50,13 @@ static inline void reactor_finish(struct reactor *reactor, uint32_t tag, int64_t
 /* Returns 0 or -errno. uring_unmap undoes it, even after a partial failure. */
 int32_t uring_open(struct reactor *reactor);
 /* Performs operations immediately where possible and hands the others to the kernel. */
-void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t count);
-/* Waits for `wait` completions. Returns how many were stored in `done`, or -errno. */
-int32_t uring_wait(struct reactor *reactor, uint32_t wait, int32_t timeout_us, struct xt_io_done *done, uint32_t max);
+void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t count, int is_patient);
+/*
+ * Waits until there are `wait` completions, `ready` of which the caller has already. Returns how many were stored in
+ * `done`, or -errno.
+ */
+int32_t uring_wait(struct reactor *reactor, uint32_t ready, uint32_t wait, int32_t timeout_us, struct xt_io_done *done,
+                   uint32_t max);
 /* Waits for the operations in flight and disarms the watches. */
 void uring_drain(struct reactor *reactor);
 void uring_unmap(struct reactor *reactor);

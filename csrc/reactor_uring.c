@@ -13,11 +13,15 @@
 #define WATCH_BIT (1ull << 31)
 #define NOBODY UINT64_MAX
 
+/* Descriptors are looked at after so many calls at the latest, even if operations were always done at once. */
+enum { UNLOOKED_MAX = 64 };
+
 static uint64_t watch_data(const struct reactor *reactor, uint32_t place) {
   return (uint64_t)reactor->watches[place].generation << 32 | WATCH_BIT | place;
 }
 
 static int enter(struct uring *uring, uint32_t wait, int32_t timeout_us) {
+  uring->unlooked = 0;
   struct __kernel_timespec time = {.tv_sec = timeout_us / 1000000, .tv_nsec = timeout_us % 1000000 * 1000ll};
   struct io_uring_getevents_arg argument = {.ts = timeout_us >= 0 ? (uint64_t)(uintptr_t)&time : 0};
   unsigned flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
@@ -67,7 +71,8 @@ static void prepare(struct uring *uring, const struct file *file, const struct x
   }
 }
 
-void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t count) {
+void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t count, int is_patient) {
+  enum company company = count > 1 ? WITH_OTHERS : is_patient && reactor->in_flight == 0 ? NOTHING_ELSE_COMES : ALONE;
   for (uint32_t i = 0; i < count; i++) {
     struct file *file = &reactor->files[ops[i].file];
     int64_t result;
@@ -75,7 +80,7 @@ void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t coun
                      ops[i].op != XT_IO_SECURE_DISCARD;
     if (!for_kernel) {
       reactor_finish(reactor, ops[i].tag, file_perform(file, &ops[i]));
-    } else if (file_did_at_once(file, &ops[i], count == 1, &result)) {
+    } else if (file_did_at_once(file, &ops[i], company, &result)) {
       reactor_finish(reactor, ops[i].tag, result);
     } else {
       prepare(&reactor->uring, file, &ops[i]);
@@ -135,12 +140,18 @@ static uint32_t reap(struct reactor *reactor, struct xt_io_done *done, uint32_t 
   return count;
 }
 
-int32_t uring_wait(struct reactor *reactor, uint32_t wait, int32_t timeout_us, struct xt_io_done *done, uint32_t max) {
+int32_t uring_wait(struct reactor *reactor, uint32_t ready, uint32_t wait, int32_t timeout_us, struct xt_io_done *done,
+                   uint32_t max) {
+  struct uring *uring = &reactor->uring;
+  /* Only the kernel can tell of events, but a caller that has what it wants need not ask it each time. */
+  int must_look = ++uring->unlooked > UNLOOKED_MAX;
+  if (ready > 0 && ready >= wait && reactor->in_flight == 0 && !must_look) return 0;
   update_watches(reactor);
   uint32_t got = reap(reactor, done, max);
   /* Entries that one enter does not take (because the completion queue is full) are submitted with the next wait. */
-  if (reactor->uring.unsubmitted || got < wait) {
-    int32_t error = enter(&reactor->uring, got < wait ? wait - got : 0, timeout_us);
+  if (uring->unsubmitted || ready + got < wait || must_look) {
+    uint32_t more = ready + got < wait ? wait - ready - got : 0;
+    int32_t error = enter(uring, more, timeout_us);
     if (error) return error;
     got += reap(reactor, done + got, max - got);
   }

@@ -260,7 +260,7 @@ export class BackDataPlane {
     const reactor = this.#reactor;
     const { submitted } = this.#executor;
     this.#executor.submitted = this.#completions = this.#blindRounds = 0;
-    const error = reactor.wait(wait, timeoutUs);
+    const error = reactor.wait(wait, timeoutUs, this.#sleeper.isPatient);
     if (error < 0) {
       this.failure ??= new XentoolError("environment", `the I/O engine failed: ${errnoText(error)}`);
       this.#engineFailed = true;

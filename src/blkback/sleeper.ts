@@ -32,6 +32,8 @@ const INLINE_RETRY_EVERY = 256;
 export class Sleeper {
   /** Limit on the wait that `mayWait` allowed; -1: none. */
   timeoutUs = -1;
+  /** Whether the guest sends nothing before the one operation in flight, just submitted, has ended. */
+  isPatient = false;
   readonly #doorbell: Doorbell;
   readonly #counters: Float64Array;
   #eventTaken = false;
@@ -55,6 +57,7 @@ export class Sleeper {
    */
   mayWait(fetched: number, submitted: number, active: number, penaltyUs: number, nowMs: number): boolean {
     this.timeoutUs = -1;
+    this.isPatient = false;
     this.#judgeEvent(fetched);
     if (submitted > 0 && this.#inlineTrust > 0) return false;
     const idle = active === 0;
@@ -69,6 +72,7 @@ export class Sleeper {
       if (this.#doorbell.hasNews()) return false;
       this.#busyWaiting = true;
       this.timeoutUs = BUSY_WAIT_US;
+      this.isPatient = active === 1 && submitted === 1;
     } else if (!this.#doorbell.arm()) return false;
     this.#sleptIdle = idle;
     this.#sleptBusy = !idle;

@@ -160,7 +160,7 @@ export const symbols = {
   xt_reactor_watch: { args: ["ptr", "i32", "u32", "u32"], returns: "i32" },
   xt_reactor_rewatch: { args: ["ptr", "u32", "u32"], returns: "i32" },
   xt_reactor_unwatch: { args: ["ptr", "u32"], returns: "i32" },
-  xt_reactor_wait: { args: ["ptr", "ptr", "u32", "u32", "i32", "ptr", "u32"], returns: "i32" },
+  xt_reactor_wait: { args: ["ptr", "ptr", "u32", "u32", "i32", "u32", "ptr", "u32"], returns: "i32" },
   xt_reactor_close: { args: ["ptr"], returns: "i32" },
   xt_vchan_sample: { args: ["ptr"], returns: "i32" },
   xt_vchan_read: { args: ["ptr", "ptr", "u32"], returns: "i32" },

@@ -212,9 +212,10 @@ export class Reactor {
   /**
    * Submits the queued operations and waits until `wanted` operations have ended, a descriptor is readable, a timer
    * is due, or `timeoutUs` has passed (-1: no limit). A signal ends the wait, too. `dispatch` then reports what was
-   * found. Returns 0, or -errno when the engine itself failed.
+   * found. Returns 0, or -errno when the engine itself failed. With `isPatient`, nothing is to be expected before a
+   * lone transfer ends, so the call may wait for that alone.
    */
-  wait(wanted: number, timeoutUs: number): number {
+  wait(wanted: number, timeoutUs: number, isPatient = false): number {
     const count = this.#queued;
     this.#queued = 0;
     const result = shim.xt_reactor_wait(
@@ -223,6 +224,7 @@ export class Reactor {
       count,
       this.#finished.length > 0 ? 0 : wanted,
       this.#timers.length > 0 ? this.#untilTimerUs(timeoutUs) : timeoutUs,
+      isPatient && this.#timers.length === 0 ? 1 : 0,
       this.#doneMemory.address as Pointer,
       this.#doneMax,
     );

@@ -23,7 +23,7 @@ static struct xt_io operation(uint32_t op, uint32_t tag, double offset, double l
 /* Runs one operation to its end and gives its result. */
 static int32_t run_one(void *reactor, struct xt_io op) {
   struct xt_io_done done = {0, 0};
-  CHECK_EQUAL(xt_reactor_wait(reactor, &op, 1, 1, 5000000, &done, 1), 1);
+  CHECK_EQUAL(xt_reactor_wait(reactor, &op, 1, 1, 5000000, 0, &done, 1), 1);
   CHECK_EQUAL(done.tag, op.tag);
   return done.result;
 }
@@ -69,7 +69,7 @@ static void test_batch(void *reactor) {
   }
   uint32_t submit = BLOCKS;
   while (count < BLOCKS) {
-    int32_t got = xt_reactor_wait(reactor, ops, submit, 1, 5000000, done, BLOCKS);
+    int32_t got = xt_reactor_wait(reactor, ops, submit, 1, 5000000, 0, done, BLOCKS);
     CHECK(got > 0);
     submit = 0;
     for (int32_t i = 0; i < got; i++) {
@@ -91,26 +91,26 @@ static void test_watch(void *reactor) {
   CHECK(event >= 0);
   int32_t place = xt_reactor_watch(reactor, event, POLLIN, 77);
   CHECK_EQUAL(place, 0);
-  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, done, 4), 0);
+  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, 0, done, 4), 0);
   CHECK_EQUAL(xt_eventfd_signal(event), 0);
   /* Level-triggered: it is reported again, as long as it stays readable. */
   for (int i = 0; i < 2; i++) {
-    CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 5000000, done, 4), 1);
+    CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 5000000, 0, done, 4), 1);
     CHECK_EQUAL(done[0].tag, 77);
     CHECK_EQUAL(done[0].result, POLLIN);
   }
   /* Writable, too; then nothing at all, though both are so. */
   CHECK_EQUAL(xt_reactor_rewatch(reactor, 0, POLLIN | POLLOUT), 0);
-  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 5000000, done, 4), 1);
+  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 5000000, 0, done, 4), 1);
   CHECK_EQUAL(done[0].result, POLLIN | POLLOUT);
   CHECK_EQUAL(xt_reactor_rewatch(reactor, 0, 0), 0);
-  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, done, 4), 0);
+  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, 0, done, 4), 0);
   CHECK_EQUAL(xt_reactor_rewatch(reactor, 0, POLLIN), 0);
-  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 5000000, done, 4), 1);
+  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 5000000, 0, done, 4), 1);
   CHECK_EQUAL(xt_reactor_unwatch(reactor, 0), 0);
   CHECK_EQUAL(xt_reactor_unwatch(reactor, 0), -EINVAL);
   CHECK_EQUAL(xt_reactor_rewatch(reactor, 9, POLLIN), -EINVAL);
-  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, done, 4), 0);
+  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, 0, done, 4), 0);
   close(event);
 }
 
@@ -122,12 +122,12 @@ static void test_unwatched_is_closed(void *reactor) {
     CHECK_EQUAL(xt_stream_pipe(fds), 0);
     int32_t place = xt_reactor_watch(reactor, fds[0], POLLIN, 5);
     CHECK(place >= 0 && place < WATCHES);
-    CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 0, 0, done, 4), 0);
+    CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 0, 0, 0, done, 4), 0);
     CHECK_EQUAL(xt_reactor_unwatch(reactor, (uint32_t)place), 0);
     close(fds[0]);
     struct pollfd broken = {.fd = fds[1], .events = 0};
     for (int tries = 0; tries < 100 && !(broken.revents & POLLERR); tries++) {
-      CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, done, 4), 0);
+      CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, 0, done, 4), 0);
       CHECK(poll(&broken, 1, 0) >= 0);
     }
     CHECK(broken.revents & POLLERR);
@@ -149,7 +149,7 @@ static void test_many_watches(void *reactor) {
   int is_read = 0;
   struct xt_io op = operation(XT_IO_READ, 3, 0, BLOCK, buffer);
   for (uint32_t submit = 1; !is_read || seen != (1u << WATCHES) - 1; submit = 0) {
-    int32_t got = xt_reactor_wait(reactor, &op, submit, 1, 5000000, done, WATCHES + 1);
+    int32_t got = xt_reactor_wait(reactor, &op, submit, 1, 5000000, 0, done, WATCHES + 1);
     CHECK(got > 0);
     for (int32_t i = 0; i < got; i++) {
       if (done[i].tag == 3) is_read = 1;
@@ -160,7 +160,28 @@ static void test_many_watches(void *reactor) {
     CHECK_EQUAL(xt_reactor_unwatch(reactor, (uint32_t)places[i]), 0);
     close(events[i]);
   }
-  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, done, WATCHES + 1), 0);
+  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, 0, done, WATCHES + 1), 0);
+}
+
+/* Operations that are always done at once do not keep an event from being seen. */
+static void test_watch_beside_what_is_at_once(void *reactor) {
+  struct xt_io_done done[4];
+  int32_t event = xt_eventfd(), place = xt_reactor_watch(reactor, event, POLLIN, 77);
+  CHECK(event >= 0 && place >= 0);
+  for (int round = 0; round < 3; round++) {
+    CHECK_EQUAL(xt_eventfd_signal(event), 0);
+    int is_seen = 0;
+    for (int calls = 0; !is_seen; calls++) {
+      CHECK(calls < 200);
+      struct xt_io op = operation(XT_IO_WRITE, 1, 0, BLOCK, buffer);
+      int32_t got = xt_reactor_wait(reactor, &op, 1, 1, 5000000, 1, done, 4);
+      for (int32_t i = 0; i < got; i++) is_seen |= done[i].tag == 77;
+    }
+    xt_eventfd_drain(event);
+    while (xt_reactor_wait(reactor, NULL, 0, 1, 1000, 0, done, 4) > 0) {}
+  }
+  CHECK_EQUAL(xt_reactor_unwatch(reactor, (uint32_t)place), 0);
+  close(event);
 }
 
 static void test_files(void *reactor) {
@@ -173,7 +194,7 @@ static void test_files(void *reactor) {
   CHECK_EQUAL(memcmp(buffer, "other", 5), 0);
   op.file = 2;
   struct xt_io_done done;
-  CHECK_EQUAL(xt_reactor_wait(reactor, &op, 1, 1, 1000, &done, 1), -EBADF);
+  CHECK_EQUAL(xt_reactor_wait(reactor, &op, 1, 1, 1000, 0, &done, 1), -EBADF);
   op.op = XT_IO_WRITEV + 1;
   op.file = 1;
   CHECK_EQUAL(run_one(reactor, op), -EINVAL);
@@ -213,6 +234,7 @@ static void test_engine(uint32_t engine) {
   test_watch(reactor);
   test_unwatched_is_closed(reactor);
   test_many_watches(reactor);
+  test_watch_beside_what_is_at_once(reactor);
   test_files(reactor);
   if (engine == XT_ENGINE_URING) test_ring_refuses(reactor);
   CHECK_EQUAL(xt_reactor_close(reactor), 0);

@@ -248,6 +248,30 @@ describe("a guest that waits for its answers", () => {
     expect(ringsOf(100, () => bench.serve(1, () => bench.request()))).toBe(100);
   });
 
+  test("lets us wait for nothing but the one operation just submitted", () => {
+    bench.distrustInline();
+    for (let round = 0; round < 8; round++) {
+      bench.serve();
+      expect(bench.sleeper.isPatient).toBe(false);
+    }
+    bench.serve();
+    expect(bench.sleeper.isPatient).toBe(true);
+    for (const [submitted, active] of [
+      [0, 1],
+      [1, 2],
+      [2, 2],
+      [1, 5],
+      [0, 0],
+    ] as const) {
+      bench.mayWait(0, submitted, active);
+      expect(bench.sleeper.isPatient).toBe(false);
+      bench.sleeper.completed(submitted, 1, 1, bench.nowMs);
+    }
+    bench.serve(1, () => bench.request());
+    bench.serve();
+    expect(bench.sleeper.isPatient).toBe(false);
+  });
+
   test("is asked to ring for a while where operations take long", () => {
     bench.distrustInline();
     for (let round = 0; round < 8; round++) bench.serve();
