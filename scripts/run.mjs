@@ -51,6 +51,7 @@ const JUDGES = {
 const NEEDS = {
   abi: COMPILER,
   build: COMPILER,
+  conformance: COMPILER,
   bench: {
     ...COMPILER,
     fio: JUDGES.fio,

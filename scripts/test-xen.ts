@@ -9,7 +9,7 @@ import { buildAll } from "./build-all.ts";
 import { NATIVE, prepareTarget, type Target } from "./build-target.ts";
 import { boot, type BootSettings } from "../test/xen/runner/boot.ts";
 import { ensureLab } from "../test/xen/runner/lab.ts";
-import { writeReport } from "../test/xen/runner/report.ts";
+import { reportsOf, writeReport } from "../test/xen/runner/report.ts";
 import {
   ARCHITECTURE,
   chooseRuns,
@@ -17,7 +17,6 @@ import {
   loadRuns,
   parseRuns,
   RELEASES,
-  type Release,
   type Result,
   type Run,
 } from "../test/xen/runner/scenario.ts";
@@ -35,8 +34,6 @@ XENLAB=DIR keeps the lab elsewhere than in ~/.cache/xentool-xenlab; XENLAB_PATIE
 
 const root = resolve(import.meta.dirname, "..");
 const sources = join(root, "test/xen");
-const reportsOf = (release: Release): string =>
-  join(root, release === RELEASES[0] ? "build/xen" : `build/xen-${release}`);
 
 async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
@@ -71,7 +68,7 @@ async function main(): Promise<number> {
   const target = prepareTarget(ARCHITECTURE[release]);
   buildAll(target);
   const programs = buildPrograms(target, lab.directory);
-  const reports = reportsOf(release);
+  const reports = reportsOf(root, release);
   rmSync(reports, { recursive: true, force: true });
   const { results, boots } = await runAll(runs, (number) => ({
     release,

@@ -1,6 +1,7 @@
 // The platform suite on the simulated platform: a guest against domain 0, as drivers meet; the same over a line
 // to the guest, as the lab does it; and domain 0 with itself.
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
 import { SimHost } from "../../src/sim/host.ts";
 import { PLATFORM_CASES } from "./platform-suite.ts";
 import { frontAnswers, remoteFront } from "./remote-front.ts";
@@ -45,4 +46,12 @@ test.each(Object.keys(PLATFORM_CASES))("a domain with itself: %s", async (name) 
     back.close();
   }
   expect(await host.settle()).toEqual([]);
+});
+
+test("docs/protocol-support.md shows where each case holds; `npm run conformance` prints its table", () => {
+  const path = new URL("../../docs/protocol-support.md", import.meta.url).pathname;
+  const rows = readFileSync(path, "utf8")
+    .split("\n")
+    .map((line) => line.split("|")[1]?.trim());
+  expect(Object.keys(PLATFORM_CASES).filter((name) => !rows.includes(name))).toEqual([]);
 });

@@ -2,10 +2,15 @@
 
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Release, Result } from "./scenario.ts";
+import { RELEASES, type Release, type Result } from "./scenario.ts";
 import type { BootTiming } from "./timing.ts";
 
 const LOG_LINES = 30;
+
+/** Where the reports of a lab's runs lie in the project. */
+export function reportsOf(root: string, release: Release): string {
+  return join(root, release === RELEASES[0] ? "build/xen" : `build/xen-${release}`);
+}
 
 /** 'N passed, M failed': everything that did not pass failed. */
 export function totals(results: readonly Result[]): string {
