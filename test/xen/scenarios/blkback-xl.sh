@@ -16,7 +16,8 @@ note 'no daemon: xl is told so'
 echo 0 >/sys/bus/xen-backend/drivers_autoprobe # as the unit leaves it when the daemon dies
 assert_fails 'xentool blkback watch does not answer' xl block-attach g "$(xl_disk xvdb "$WORK/disk")"
 start_watch
-xl block-detach g xvdb
+# libxl waits ten seconds, whatever $PATIENCE is, and the daemon first starts a process for this guest.
+wait_for 60 'the disk to be detached' xl block-detach g xvdb
 assert_gone g xvdb
 
 note 'the image is missing, or is none'
