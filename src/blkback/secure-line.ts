@@ -2,10 +2,13 @@
 // plane nor the control side does. The data plane connects to a socket in a directory that only we may enter.
 import { mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { claimExport, keysOfExport } from "../block/image/claim-export.ts";
 import { openNbdImage, type Line, type NbdImageOptions } from "../block/image/nbd.ts";
+import type { Ways } from "../block/image/open.ts";
 import type { OpenedImage } from "../block/image/opened.ts";
+import { parseNbdUri } from "../block/targets/nbd/uri.ts";
 import type { SecureAddress } from "../block/targets/nbd/tls-relay.ts";
-import type { DeviceAddress } from "./address.ts";
+import { describeDevice, type DeviceAddress } from "./address.ts";
 import { Plane, type SpawnWorker } from "../plane/plane.ts";
 
 export interface SecureLineOrder {
@@ -15,19 +18,26 @@ export interface SecureLineOrder {
   readonly result: void;
 }
 
-/** Opens the export at `uri`; the line is closed with it. */
-export async function openNbdSource(
-  uri: string,
-  options: Omit<NbdImageOptions, "line">,
-  line: SecureLine,
-): Promise<OpenedImage> {
-  try {
-    const image = await openNbdImage(uri, { ...options, line });
-    return { image, [Symbol.asyncDispose]: () => line.close() };
-  } catch (error) {
-    await line.close();
-    throw error;
-  }
+export interface NbdSourceOptions extends Omit<NbdImageOptions, "line"> {
+  readonly shared: boolean;
+  readonly ways: Ways;
+  readonly address: DeviceAddress;
+  readonly statsDir: string;
+  readonly spawnWorker: SpawnWorker;
+}
+
+/** Claims and opens the export at `uri` for the device, whose lock the caller has. */
+export async function openNbdSource(uri: string, options: NbdSourceOptions): Promise<OpenedImage> {
+  const { readOnly, shared, ways, address, statsDir, spawnWorker } = options;
+  await using undo = new AsyncDisposableStack();
+  const claim = shared ? "shared" : readOnly ? "read" : "write";
+  const keys = await keysOfExport(parseNbdUri(uri));
+  undo.use(claimExport(statsDir, keys, { name: uri, claim, user: describeDevice(address), ways }));
+  const line = new SecureLine(statsDir, address, spawnWorker);
+  undo.defer(() => line.close());
+  const image = await openNbdImage(uri, { ...options, line });
+  const kept = undo.move();
+  return { image, [Symbol.asyncDispose]: () => kept.disposeAsync() };
 }
 
 export class SecureLine implements Line {

@@ -5,6 +5,7 @@ import { openImage, type Image } from "../block/image.ts";
 import { isNbdUri } from "../block/image/nbd.ts";
 import { openedImage, type OpenedImage } from "../block/image/opened.ts";
 import { openProgramImage, type Opener } from "../block/image/program.ts";
+import { COMMAND_WAYS } from "../block/image/open.ts";
 import { openWhenFree } from "../block/image/wait.ts";
 import { unlessAborted } from "../core/deadline.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
@@ -23,7 +24,7 @@ import { checkOffer, offeredDisk, offeredKeys } from "./features.ts";
 import { enterServerJail, planeJail, type JailWish } from "./jail.ts";
 import { keysOfRates, type AskedRates } from "./rate-keys.ts";
 import { programSocket } from "./program-socket.ts";
-import { openNbdSource, SecureLine } from "./secure-line.ts";
+import { openNbdSource } from "./secure-line.ts";
 import { removeWriteLog } from "./server-line.ts";
 import { announceImage, hasServedRaw, refuseOthersDevice, refuseOthersOffer } from "./sharing.ts";
 import { statsPath } from "./stats.ts";
@@ -131,16 +132,18 @@ async function openServedImage(
     if (!shared) await refuseOthersDevice(xenstore, address, options.path, readOnly);
     const socket = programSocket(statsDir, address);
     return openWhenFree(
-      () => openProgramImage(options.path, opener, { ...how, connections, socket, stop }),
+      () =>
+        openProgramImage(options.path, opener, { ...how, connections, socket, claimsDir: statsDir, stop }),
       mayWait,
     );
   }
-  if (isNbdUri(options.path))
-    return openNbdSource(
-      options.path,
-      { readOnly, sectorSizeBytes, connections, stop },
-      new SecureLine(statsDir, address, spawnWorker),
+  if (isNbdUri(options.path)) {
+    const source = { readOnly, shared, sectorSizeBytes, ways: COMMAND_WAYS };
+    return openWhenFree(
+      () => openNbdSource(options.path, { ...source, address, statsDir, spawnWorker, connections, stop }),
+      mayWait,
     );
+  }
   const path = resolve(options.path);
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);

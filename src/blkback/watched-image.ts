@@ -9,7 +9,7 @@ import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { isRingInUse } from "./end-states.ts";
 import { releaseFromKernel } from "./kernel-blkback.ts";
 import { programSocket } from "./program-socket.ts";
-import { openNbdSource, SecureLine } from "./secure-line.ts";
+import { openNbdSource } from "./secure-line.ts";
 import { hasServedRaw, refuseOthersDevice } from "./sharing.ts";
 import { DISK_LINE_WAYS, parseImageWords } from "./image-words.ts";
 
@@ -43,25 +43,26 @@ export async function openWatchedImage(
   const { path, shared, format } = parseImageWords(await read("params"), await read("mode"));
   const isCdrom = (await read("device-type")) === "cdrom";
   const readOnly = isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
+  const common = { readOnly, shared: shared && !readOnly, sectorSizeBytes, ways: DISK_LINE_WAYS };
   if (isNbdUri(path))
-    return openNbdSource(
-      path,
-      { readOnly, sectorSizeBytes, connections, stop },
-      new SecureLine(statsDir, address, spawnWorker),
-    );
-  const how = {
-    readOnly,
-    shared: shared && !readOnly,
-    direct,
-    sectorSizeBytes,
-    user: describeDevice(address),
-    ways: DISK_LINE_WAYS,
-  };
+    return openNbdSource(path, { ...common, address, statsDir, spawnWorker, connections, stop });
+  const how = { ...common, direct, user: describeDevice(address) };
   const discard = (await read("discard-enable")) !== "0";
   if (format !== undefined && format !== "raw") {
     await refuseOthersDevice(xenstore, address, path, readOnly);
     const socket = programSocket(statsDir, address);
-    return openProgramImage(path, { format }, { ...how, discard, connections, socket, stop });
+    return openProgramImage(
+      path,
+      { format },
+      {
+        ...how,
+        discard,
+        connections,
+        socket,
+        claimsDir: statsDir,
+        stop,
+      },
+    );
   }
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);

@@ -55,13 +55,13 @@ export function openClaimed(
   const fd = opened(openDevice(path, seen, claim, direct, ways));
   const stat = fstatSync(fd);
   if (claim !== "shared") refuseUses(path, stat, claim, ways);
-  if (!takeLocks(fd, path, claim, ways.shared, shim, qemuLocks)) throw held(path, stat, ways, fd);
+  if (!takeLocks(fd, path, claim, ways.shared, shim, qemuLocks)) throw heldError(path, stat, ways, fd);
   const alsoHeld: number[] = [];
   const file = claim === "shared" ? undefined : openBackingFile(stat);
   if (file !== undefined) {
     alsoHeld.push(opened(file.fd));
     if (!takeLocks(file.fd, file.path, claim, ways.shared))
-      throw held(file.path, fstatSync(file.fd), ways, file.fd);
+      throw heldError(file.path, fstatSync(file.fd), ways, file.fd);
   }
   undo.move();
   return { fd, alsoHeld };
@@ -123,7 +123,7 @@ function explain(
   const code = codeOf(error);
   if (code === "EBUSY") {
     const uses = hostUses(seen);
-    return uses.length > 0 ? used(path, uses, ways) : held(path, seen, ways);
+    return uses.length > 0 ? used(path, uses, ways) : heldError(path, seen, ways);
   }
   if (code === "EROFS" && claim !== "read")
     return new XentoolError(
@@ -149,7 +149,14 @@ function used(path: string, uses: readonly HostUse[], ways: Ways): XentoolError 
   return new XentoolError("environment", `${path} is in use: ${listUses(uses)}${insistOn(ways)}`);
 }
 
-function held(path: string, image: Identity, ways: Ways, ours?: number): XentoolError {
+/** Somebody's locks on the file or device are in the way, though not those of `ours`. `name`: what is locked by it. */
+export function heldError(
+  path: string,
+  image: Identity,
+  ways: Ways,
+  ours?: number,
+  name = path,
+): XentoolError {
   const all = processesWith(image, path, ours);
   const holders = all.some(({ locks }) => locks) ? all.filter(({ locks }) => locks) : all;
   // What we have opened, a process of ours may have, too.
@@ -165,7 +172,7 @@ function held(path: string, image: Identity, ways: Ways, ours?: number): Xentool
     who.length > 0
       ? `: ${listUses(who.map((what) => ({ what })))}`
       : " by somebody who cannot be seen from here";
-  const text = `${path} is in use${by}${insistOn(ways)}`;
+  const text = `${name} is in use${by}${insistOn(ways)}`;
   return new XentoolError("environment", text, { reason: HELD, own });
 }
 

@@ -12,6 +12,7 @@ import {
   type ProgramFormat,
 } from "../program/commands.ts";
 import { NbdProgram } from "../program/program.ts";
+import { claimExport } from "./claim-export.ts";
 import { physicalDevice } from "./host-uses.ts";
 import { noteOpened, noteUnused } from "./known.ts";
 import { openNbdImage } from "./nbd.ts";
@@ -31,6 +32,8 @@ export interface ProgramImageOptions {
   readonly sectorSizeBytes: number;
   /** To the program, at most. */
   readonly connections?: number | undefined;
+  /** Where claims to images that are no files here are kept. */
+  readonly claimsDir: string;
   /** Where the program is to listen. */
   readonly socket: string;
   /** The disk it is opened for. */
@@ -56,32 +59,12 @@ export async function openProgramImage(
   opener: Opener,
   options: ProgramImageOptions,
 ): Promise<OpenedImage> {
-  const {
-    readOnly,
-    shared,
-    sectorSizeBytes,
-    connections,
-    socket,
-    user,
-    ways = COMMAND_WAYS,
-    discard = true,
-  } = options;
-  const path = isLocal(source, opener) ? resolve(source) : source;
+  const { readOnly, sectorSizeBytes, connections, socket, user, discard = true } = options;
+  const isFile = isLocal(source, opener);
+  const path = isFile ? resolve(source) : source;
   const argv = argvOf(path, opener, options);
   await using undo = new AsyncDisposableStack();
-  const held: number[] = [];
-  if (isLocal(source, opener) && !shared) {
-    const { fd, alsoHeld } = openClaimed(
-      path,
-      readOnly ? "read" : "write",
-      false,
-      waysOf(opener, ways),
-      "lent",
-    );
-    held.push(fd, ...alsoHeld);
-    undo.defer(() => held.forEach(closeHeld));
-    noteOpened(fd, user);
-  }
+  const held = isFile ? claimFile(path, opener, options, undo) : claimOther(path, opener, options, undo);
   const name = "format" in opener ? STORAGE_DAEMON : "the command of --via";
   const program = new NbdProgram({ name, user, argv, socket, held });
   undo.defer(() => program.close());
@@ -95,6 +78,35 @@ export async function openProgramImage(
     reportTo: (onTrouble) => program.reportTo(onTrouble),
     [Symbol.asyncDispose]: () => kept.disposeAsync(),
   };
+}
+
+/** Our locks on the file or device, which `undo` gives up. */
+function claimFile(
+  path: string,
+  opener: Opener,
+  { readOnly, shared, user, ways = COMMAND_WAYS }: ProgramImageOptions,
+  undo: AsyncDisposableStack,
+): readonly number[] {
+  if (shared) return [];
+  const claim = readOnly ? "read" : "write";
+  const { fd, alsoHeld } = openClaimed(path, claim, false, waysOf(opener, ways), "lent");
+  const held = [fd, ...alsoHeld];
+  undo.defer(() => held.forEach(closeHeld));
+  noteOpened(fd, user);
+  return held;
+}
+
+/** What a command makes of its source is known to nobody: the same command for the same source is the same disk. */
+function claimOther(
+  source: string,
+  opener: Opener,
+  { readOnly, shared, user, ways = COMMAND_WAYS, claimsDir }: ProgramImageOptions,
+  undo: AsyncDisposableStack,
+): readonly number[] {
+  const key = "format" in opener ? `${opener.format} ${source}` : `via ${opener.via}\0${source}`;
+  const name = "format" in opener ? programImageName(source, opener) : `${source} with this --via`;
+  const claim = shared ? "shared" : readOnly ? "read" : "write";
+  return undo.use(claimExport(claimsDir, [key], { name, claim, user, ways: waysOf(opener, ways) })).fds;
 }
 
 function argvOf(path: string, opener: Opener, { shared, readOnly, direct }: ProgramImageOptions): string[] {
