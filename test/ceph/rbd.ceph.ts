@@ -1,7 +1,8 @@
-// A disk in a Ceph cluster, for npm run test:ceph: nothing is lost while an OSD is killed and comes back, and a guest's
-// disk that is closed on one host has every byte on the next one.
+// A disk in a Ceph cluster, for npm run test:ceph: nothing is lost while an OSD is killed and comes back, or while the
+// program between us and the cluster is killed, and a guest's disk that is closed on one host has every byte on the
+// next one.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { judge, ProgramDisks } from "../e2e/program-disks.ts";
+import { judge, ProgramDisks, untilProgram } from "../e2e/program-disks.ts";
 import { readUntil } from "../support/process.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import { CephCluster } from "./cluster.ts";
@@ -12,6 +13,8 @@ const LOAD = ["--bs=4k", "--iodepth=16", "--size=64M", "--rw=randwrite", "--rand
   "--verify_fatal=1",
   "--verify_state_save=0",
 ]);
+/** Ceph lets the next daemon write once it has given up the one that was killed, which takes half a minute. */
+const ENGINE_KILLS = 3;
 let cluster: CephCluster;
 beforeAll(async () => {
   const random = new Random(chosenSeed());
@@ -55,6 +58,34 @@ test("an OSD that is killed and comes back: the guest's writes wait, and none is
   expect(await end()).toBe(143);
   await world.close();
 }, 300_000);
+
+test("the storage daemon, killed again and again: the guest sees no error, and no write is lost", async () => {
+  const image = await cluster.createImage("between", SIZE);
+  const world = await ProgramDisks.start();
+  const { uri, end } = await connect(world, image);
+  const requests = async (): Promise<number> => {
+    const [disk] = JSON.parse((await world.run(["blkback", "stats", "--json"])).stdout) as {
+      requests: number;
+    }[];
+    return disk?.requests ?? 0;
+  };
+  let isOver = false;
+  const load = fio(uri, "--do_verify=1", "--fsync=64").finally(() => (isOver = true));
+  const killed = new Set<number>();
+  for (let kills = 0; kills < ENGINE_KILLS; kills++) {
+    const before = await requests();
+    // More than can be under way.
+    while ((await requests()) < before + 100) await Bun.sleep(50);
+    expect(isOver).toBe(false);
+    const daemon = await untilProgram("qemu-storage-daemon", `"image":"between"`);
+    process.kill(daemon, "SIGKILL");
+    killed.add(daemon);
+  }
+  expect(killed.size).toBe(ENGINE_KILLS);
+  await load;
+  expect(await end()).toBe(143);
+  await world.close();
+}, 600_000);
 
 test("closed on one host and served on the next: every byte is there", async () => {
   const image = await cluster.createImage("moved", SIZE);
