@@ -1,8 +1,7 @@
 // A disk through the ring, served by xentool and by QEMU, and fio on the very same file: same image, same frontend,
-// same run. All take short turns, in an order that changes from turn to turn; ratios are medians of the turns'
-// ratios, because these machines are shared. Three conditions: as the machine is, with one more process that is
-// always busy, and with real-time priority where that is allowed. Buffered and direct I/O have images of their own,
-// because what one has written is still written back while the other is measured. JSON on stdout, tables on stderr.
+// same run. Three conditions: as the machine is, with one more process that is always busy, and with real-time priority
+// where that is allowed. Buffered and direct I/O have images of their own, because what one has written is still
+// written back while the other is measured. JSON on stdout, tables on stderr.
 //   bun bench/blkback.bench.ts [--long]
 import { mkdtempSync, rmSync } from "node:fs";
 import { loadavg, tmpdir } from "node:os";
@@ -14,21 +13,17 @@ import {
   makeImage,
   measureRaw,
   measureRing,
-  median,
   REAL_TIME,
   startHost,
   xentool,
   type Load,
-  type Percentiles,
-  type RawResult,
 } from "./measure.ts";
-import { printTable, type Contender, type Row } from "./side-by-side.ts";
+import { compare, printTable, type Turn } from "./side-by-side.ts";
 
 const IS_LONG = process.argv.includes("--long");
 const TURNS = Number(process.env["TURNS"] ?? (IS_LONG ? 11 : 3));
 const SECONDS = Number(process.env["SECONDS_EACH"] ?? (IS_LONG ? 1 : 0.25));
 const IMAGE_MIB = 128;
-const FILE = "file";
 
 const LOADS: readonly Load[] = [
   { rw: "randread", bs: "4k", depth: 1 },
@@ -58,29 +53,6 @@ function conditions(): Condition[] {
   ];
 }
 
-interface Turn extends RawResult {
-  readonly cpuSeconds?: number;
-  readonly bytes?: number;
-}
-
-function summary(turns: readonly Turn[]): Contender {
-  const of = (figure: (turn: Turn) => number): number => median(turns.map(figure));
-  const latency = (name: keyof Percentiles): number => Math.round(of(({ latencyUs }) => latencyUs[name]));
-  const sum = (figure: "cpuSeconds" | "bytes"): number =>
-    turns.reduce((total, turn) => total + (turn[figure] ?? NaN), 0);
-  const cost = sum("cpuSeconds") / (sum("bytes") / 1e9);
-  return {
-    megabytesPerSecond: Number((of(({ bytesPerSecond }) => bytesPerSecond) / 1e6).toFixed(1)),
-    latencyUs: {
-      p50: latency("p50"),
-      p90: latency("p90"),
-      p99: latency("p99"),
-      p999: latency("p999"),
-    },
-    cpuSecondsPerGB: Number.isNaN(cost) ? null : Number(cost.toFixed(2)),
-  };
-}
-
 interface Place {
   readonly host: string;
   readonly image: string;
@@ -95,26 +67,6 @@ function measureOnce(place: Place, server: DiskServer | undefined, load: Load): 
   const result = measureRing(host, server.vdev, load, SECONDS, condition.prefix);
   if (result.errors > 0) throw new Error(`${server.name} answered ${result.errors} requests with an error`);
   return { ...result, cpuSeconds: cpuSeconds(server.process.pid) - before };
-}
-
-function measureLoad(place: Place, servers: readonly DiskServer[], load: Load): Row {
-  const all = [undefined, ...servers].map((server) => ({ server, turns: [] as Turn[] }));
-  for (let turn = 0; turn < TURNS; turn++)
-    for (let index = 0; index < all.length; index++) {
-      const next = all[(turn + index) % all.length];
-      next?.turns.push(measureOnce(place, next.server, load));
-    }
-  const ours = all.find(({ server }) => server?.name === "xentool")?.turns ?? [];
-  const ratioTo = (turns: readonly Turn[]): number =>
-    median(ours.map(({ bytesPerSecond }, at) => bytesPerSecond / (turns[at]?.bytesPerSecond ?? NaN)));
-  const others = all.filter(({ turns }) => turns !== ours);
-  return {
-    load: `${load.rw} ${load.bs} depth ${load.depth}`,
-    ratios: Object.fromEntries(
-      others.map(({ server, turns }) => [server?.name ?? FILE, Number(ratioTo(turns).toFixed(2))]),
-    ),
-    contenders: Object.fromEntries(all.map(({ server, turns }) => [server?.name ?? FILE, summary(turns)])),
-  };
 }
 
 /** Starts every server, one after the other, and lets each warm up. */
@@ -136,7 +88,11 @@ async function measure(place: Place): Promise<unknown> {
   const servers = await startServers(place);
   try {
     const loadBefore = loadavg()[0];
-    const rows = LOADS.map((load) => measureLoad(place, servers, load));
+    const rivals = [undefined, ...servers].map((server) => ({
+      name: server?.name ?? "file",
+      measure: (load: Load) => measureOnce(place, server, load),
+    }));
+    const rows = LOADS.map((load) => compare(rivals, load, TURNS));
     const what = direct ? "direct" : "buffered";
     printTable(`${what}, ${condition.name} (load ${loadBefore?.toFixed(1)})`, rows);
     return { condition: condition.name, io: what, loadBefore, rows };

@@ -1,5 +1,5 @@
-// The backends that are measured beside each other, as processes: `blkback serve`, and Debian's QEMU as qdisk with each
-// I/O engine that its build has. All serve the same image to domain 1, each as a disk of its own.
+// The backends that are measured beside each other, as processes: `blkback serve`, and Debian's QEMU as qdisk, for a
+// raw image with each I/O engine that its build has. All serve domain 1, each a disk of its own.
 import { spawnSync } from "node:child_process";
 import { readUntil } from "../test/support/process.ts";
 import { programEnvironment } from "../src/sim/programs.ts";
@@ -19,10 +19,13 @@ export interface DiskServer {
 export interface Ground {
   /** Directory of the simulated host. */
   readonly host: string;
-  readonly image: string;
-  readonly direct: boolean;
   /** Set before the command of each server. */
   readonly prefix: readonly string[];
+}
+
+export interface RawGround extends Ground {
+  readonly image: string;
+  readonly direct: boolean;
 }
 
 function blockdev(image: string, direct: boolean, engine: QemuEngine): string[] {
@@ -41,10 +44,19 @@ export function qemuEngines(image: string, direct: boolean): QemuEngine[] {
   });
 }
 
-export async function startXentool(ground: Ground, vdev: string): Promise<DiskServer> {
-  const { host, image, direct, prefix } = ground;
-  const args = ["blkback", "serve", image, "--domid", "1", "--vdev", vdev, "--mode", "w!"];
-  const server = Bun.spawn([...prefix, XENTOOL, ...args, ...(direct ? ["--direct"] : [])], {
+/** The raw image, which the other servers have, too. */
+export function startXentool({ image, direct, ...ground }: RawGround, vdev: string): Promise<DiskServer> {
+  return startXentoolOf(ground, vdev, [image, "--mode", "w!", ...(direct ? ["--direct"] : [])]);
+}
+
+/** `source` and options are for `blkback serve`. */
+export async function startXentoolOf(
+  { host, prefix }: Ground,
+  vdev: string,
+  source: readonly string[],
+): Promise<DiskServer> {
+  const args = ["blkback", "serve", ...source, "--domid", "1", "--vdev", vdev];
+  const server = Bun.spawn([...prefix, XENTOOL, ...args], {
     env: { ...process.env, XENTOOL_SIM: host },
     stdio: ["ignore", "ignore", "pipe"],
   });
@@ -52,16 +64,27 @@ export async function startXentool(ground: Ground, vdev: string): Promise<DiskSe
   return { name: "xentool", vdev, process: server };
 }
 
-/** It is ready once a frontend has connected. Only then may the next one start, which would serve this disk, too. */
-export function startQemu(ground: Ground, vdev: string, engine: QemuEngine): DiskServer {
-  const { host, image, direct, prefix } = ground;
+export function startQemu(
+  { image, direct, ...ground }: RawGround,
+  vdev: string,
+  engine: QemuEngine,
+): DiskServer {
+  return startQemuOf(ground, vdev, `QEMU ${engine}`, blockdev(image, direct, engine));
+}
+
+/**
+ * `blockdevs` are options that define the node `disk`. The server is ready once a frontend has connected. Only then may
+ * the next one start, which would serve this disk, too.
+ */
+export function startQemuOf(
+  { host, prefix }: Ground,
+  vdev: string,
+  name: string,
+  blockdevs: readonly string[],
+): DiskServer {
   const machine = "-M xenpv -xen-attach -xen-domid 1 -nodefaults -nographic -monitor none".split(" ");
   const disk = ["-object", "iothread,id=io", "-device", `xen-disk,vdev=${vdev},drive=disk,iothread=io`];
-  const argv = [...prefix, QEMU, ...machine, ...blockdev(image, direct, engine), ...disk];
+  const argv = [...prefix, QEMU, ...machine, ...blockdevs, ...disk];
   const env = { ...process.env, ...programEnvironment(host, 0) };
-  return {
-    name: `QEMU ${engine}`,
-    vdev,
-    process: Bun.spawn(argv, { env, stdio: ["ignore", "ignore", "inherit"] }),
-  };
+  return { name, vdev, process: Bun.spawn(argv, { env, stdio: ["ignore", "ignore", "inherit"] }) };
 }

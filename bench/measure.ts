@@ -51,10 +51,10 @@ export function cpuSeconds(pid: number): number {
   return (Number(fields[11]) + Number(fields[12])) / CLOCK_TICKS;
 }
 
-/** A process and those that it has started. */
+/** A process, those that it has started, and so on. */
 export function familyOf(pid: number): number[] {
   const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
-  return [pid, ...(children === "" ? [] : children.split(" ").map(Number))];
+  return [pid, ...(children === "" ? [] : children.split(" ").map(Number)).flatMap(familyOf)];
 }
 
 /** Processor time in seconds of a process and of those that it has started. */
