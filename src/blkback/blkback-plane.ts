@@ -70,9 +70,10 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
         order.filters,
         (innerEnd) => {
           const { holdMs } = order;
+          const isTakenOver = used.length > 0;
           const openLog = (name: string): WriteLog =>
-            openWriteLog(order.statsPath, `${order.deviceId} ${name}`, used.length > 0);
-          const needs = { holdMs, openLog, ...server.needs };
+            openWriteLog(order.statsPath, `${order.deviceId} ${name}`, isTakenOver);
+          const needs = { holdMs, openLog, isTakenOver, ...server.needs };
           const opened = openTarget(order.image, reactor, depth, innerEnd, needs);
           closing.unshift({ close: () => opened.close(isOver) });
           image = opened;

@@ -11,6 +11,7 @@ import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { diskAddress } from "../sim/disk-world.ts";
 import { detach } from "./disk-host.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
+import type { ForgetfulOptions } from "../support/forgetful-nbd.ts";
 import { ForgetfulServer } from "./nbd-world.ts";
 import { readUntil, type Child } from "../support/process.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
@@ -142,6 +143,47 @@ test("a successor does not take over with an export that has become smaller", as
   await disk.start();
   const next = await serve();
   expect(await waiting).toEqual(new Uint8Array(4096).fill(7));
+  expect(await detach(next, guest)).toBe(143);
+});
+
+const lesser: readonly (readonly [Partial<ForgetfulOptions>, string])[] = [
+  [{ flushes: false }, "the server can no longer flush"],
+  [{ minBlockBytes: 8192 }, "the server wants blocks of 8192 bytes now, not 4096"],
+];
+test.each(lesser)("a successor that finds a server with %j holds the disk", async (changed, why) => {
+  const first = await serve();
+  const guest = await connect();
+  // Not flushed, and at no border of the larger blocks.
+  expect(await guest.write(8, 7)).toBe(0);
+  expect(await guest.write(24, 8)).toBe(0);
+  first.kill("SIGKILL");
+  await first.exited;
+  await disk.kill();
+  await disk.start(changed);
+  const waiting = guest.flush();
+  const next = await serve();
+  await readUntil(next.stderr, why);
+  await disk.kill();
+  await disk.start();
+  expect(await waiting).toBe(0);
+  expect([readFileSync(image)[8 * 512], readFileSync(image)[24 * 512]]).toEqual([7, 8]);
+  expect(await detach(next, guest)).toBe(143);
+});
+
+test("a successor sends to a server that takes less at once what a former one took", async () => {
+  const first = await serve();
+  const guest = await connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  first.kill("SIGKILL");
+  await first.exited;
+  await disk.kill();
+  await disk.start({ maxBlockBytes: 1024 });
+  const waiting = guest.flush();
+  const next = await serve();
+  expect(await waiting).toBe(0);
+  expect(readFileSync(image).subarray(8 * 512, 8 * 512 + 4096)).toEqual(Buffer.alloc(4096, 7));
+  expect(await guest.write(16, 9)).toBe(0);
+  expect(await guest.read(16)).toEqual(new Uint8Array(4096).fill(9));
   expect(await detach(next, guest)).toBe(143);
 });
 

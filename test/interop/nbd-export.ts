@@ -28,7 +28,12 @@ export class NbdExport {
     this.seen = image.seen;
     const onEnd = (tag: number, result: number): void => void this.#ends.push([tag, result]);
     const dial = (onDialled: OnDialled): void => onDialled(beginConnection(image.address));
-    const opened = openTarget(image, this.#reactor, DEPTH, onEnd, { holdMs: 0, dial, openLog });
+    const opened = openTarget(image, this.#reactor, DEPTH, onEnd, {
+      holdMs: 0,
+      isTakenOver: false,
+      dial,
+      openLog,
+    });
     this.target = opened.target;
     this.#close = () => opened.close(true);
   }

@@ -12,6 +12,7 @@ import {
   NBD_CMD_READ,
   NBD_CMD_TRIM,
   NBD_CMD_WRITE,
+  NBD_EINVAL,
   NBD_FLAG_CAN_MULTI_CONN,
   NBD_FLAG_HAS_FLAGS,
   NBD_FLAG_READ_ONLY,
@@ -35,6 +36,12 @@ export interface ForgetfulOptions {
   /** By default, the image's. */
   readonly sizeBytes?: number;
   readonly readOnly?: boolean;
+  /** By default it can flush. */
+  readonly flushes?: boolean;
+  /** By default 512. */
+  readonly minBlockBytes?: number;
+  /** The largest payload; by default 256 KiB. */
+  readonly maxBlockBytes?: number;
 }
 
 interface Client {
@@ -45,7 +52,9 @@ interface Client {
 
 const SECTOR = 512;
 
-const { socket: path, image, sizeBytes, readOnly = false } = JSON.parse(argv[2]) as ForgetfulOptions;
+const options = JSON.parse(argv[2]) as ForgetfulOptions;
+const { socket: path, image, sizeBytes, readOnly = false, flushes = true } = options;
+const { minBlockBytes = 512, maxBlockBytes = 256 * 1024 } = options;
 const file = openSync(image, "r+");
 const size = sizeBytes ?? fstatSync(file).size;
 /** What is not in the file yet: by sector, the data and whoever wrote it. */
@@ -57,13 +66,13 @@ const exported = {
   sizeBytes: size,
   flags:
     NBD_FLAG_HAS_FLAGS |
-    NBD_FLAG_SEND_FLUSH |
+    (flushes ? NBD_FLAG_SEND_FLUSH : 0) |
     NBD_FLAG_SEND_TRIM |
     NBD_FLAG_CAN_MULTI_CONN |
     (readOnly ? NBD_FLAG_READ_ONLY : 0),
-  minBlockBytes: 512,
-  preferredBlockBytes: 4096,
-  maxBlockBytes: 256 * 1024,
+  minBlockBytes,
+  preferredBlockBytes: Math.min(maxBlockBytes, Math.max(minBlockBytes, 4096)),
+  maxBlockBytes,
 };
 
 function read(offset: number, length: number): Buffer {
@@ -127,7 +136,9 @@ function answer(socket: Bun.Socket<Client>): number {
   reply.writeUInt32BE(NBD_SIMPLE_REPLY_MAGIC);
   pending.copy(reply, 8, NBD_REQUEST.cookie, NBD_REQUEST.cookie + 8);
   let data: Buffer = Buffer.alloc(0);
-  if (command === NBD_CMD_READ) data = read(offset, length);
+  const moves = command === NBD_CMD_READ || command === NBD_CMD_WRITE;
+  if (moves && length > maxBlockBytes) reply.writeUInt32BE(NBD_EINVAL, 4);
+  else if (command === NBD_CMD_READ) data = read(offset, length);
   else if (command === NBD_CMD_WRITE) write(client, offset, pending.subarray(NBD_REQUEST.bytes, whole));
   else if (command === NBD_CMD_TRIM) write(client, offset, Buffer.alloc(length));
   else if (command === NBD_CMD_FLUSH) flush(client);

@@ -4,6 +4,7 @@ import type { Image } from "../image.ts";
 import type { BlockTarget } from "../target.ts";
 import { SECTOR_SIZE } from "../../protocol/blkif.ts";
 import { FileTarget } from "./file.ts";
+import { asPromised } from "./nbd/export-check.ts";
 import type { LinkOptions } from "./nbd/link.ts";
 import { NbdTarget } from "./nbd/target.ts";
 import { WholeBlocks } from "./nbd/whole-blocks.ts";
@@ -18,6 +19,8 @@ const ENDING_MS = 30_000;
 export interface RemoteNeeds extends Pick<LinkOptions, "holdMs" | "dial" | "onHeld"> {
   /** Opens the log of writes for the export named so. */
   readonly openLog: (name: string) => WriteLog;
+  /** A guest goes on with the ring that a former server served. */
+  readonly isTakenOver: boolean;
 }
 
 export interface OpenedTarget {
@@ -34,16 +37,17 @@ export function openTarget(
   reactor: Reactor,
   depth: number,
   onEnd: OnEnd,
-  { openLog, ...link }: RemoteNeeds,
+  { openLog, isTakenOver, ...link }: RemoteNeeds,
 ): OpenedTarget {
   if (image.kind === "file") {
     const target = new FileTarget(image, reactor, onEnd);
     return { target, remote: undefined, close: () => {} };
   }
-  const { address, seen, connections, info } = image;
+  const { address, connections, info } = image;
   const { exportName } = address;
   const { readOnly } = info;
   const log = readOnly ? undefined : openLog(image.path);
+  const seen = log === undefined ? image.seen : asPromised(image.seen, log, isTakenOver);
   const how = {
     ...link,
     exportName,

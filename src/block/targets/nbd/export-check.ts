@@ -1,4 +1,5 @@
-// Whether an export that a server offers after a reconnect can still be the disk that the guest has.
+// Whether an export that a server offers can still be the disk that the guest has: after a reconnect, and when another
+// server takes the disk over.
 import {
   NBD_FLAG_CAN_MULTI_CONN,
   NBD_FLAG_READ_ONLY,
@@ -8,6 +9,18 @@ import {
   NBD_FLAG_SEND_WRITE_ZEROES,
 } from "../../../protocol/nbd.ts";
 import type { SeenExport } from "./handshake.ts";
+import type { WriteLog } from "./write-log.ts";
+
+/**
+ * `seen` as it must be for a guest whose former server left `log`: what is less is refused as after a reconnect. Notes
+ * it for the next server of the guest. `isTakenOver`: the guest goes on with its ring.
+ */
+export function asPromised(seen: SeenExport, log: WriteLog, isTakenOver: boolean): SeenExport {
+  // A flush that had done something must not come to do nothing. Anything else that it lacks, the guest is told.
+  const flags = seen.flags | (isTakenOver ? log.flags & NBD_FLAG_SEND_FLUSH : 0);
+  log.flags = flags;
+  return { ...seen, flags, minBlockBytes: log.wholeIn(seen.minBlockBytes) };
+}
 
 const ABILITIES: readonly (readonly [number, string])[] = [
   [NBD_FLAG_SEND_FLUSH, "flush"],

@@ -147,7 +147,8 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     if (this.#log === undefined) return this.#serve(0);
     // All on the connection that was there first: when it has replied, the server is still the one that the others
     // were made to, too.
-    this.#replay = new Replay(this.#log, this.#requests, (slot) => this.#link.sendOn(first, slot));
+    const how = { mostBytes: this.#mostBytes, canTrim: (this.#flags & NBD_FLAG_SEND_TRIM) !== 0 };
+    this.#replay = new Replay(this.#log, this.#requests, how, (slot) => this.#link.sendOn(first, slot));
     this.#advance(this.#replay);
   }
 
@@ -252,16 +253,18 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     const requests = this.#requests;
     const record = requests.record[slot];
     const error = requests.error[slot];
+    const isAgain = requests.tag[slot] === INTERNAL;
     // A trim may be left undone: nobody relies on what its range holds afterwards.
-    const isNeeded = requests.tag[slot] === INTERNAL && requests.command[slot] === NBD_CMD_WRITE;
-    if (error !== 0 && isNeeded) {
+    if (error !== 0 && isAgain && requests.command[slot] === NBD_CMD_WRITE) {
       this.#link.fail(`it does not take again what it had taken before: ${errnoText(error)}`);
       return false;
     }
     requests.record[slot] = NO_RECORD;
+    // Other pieces of it may be under way, or all of it is sent once more on the next connection.
+    const isWhole = this.#replay?.answered(record) ?? !isAgain;
+    if (!isWhole) return true;
     if (error !== 0) log.refused(record);
     else log.answered(record, this.#flags & NBD_FLAG_SEND_FLUSH ? this.#flushes.next : 0);
-    this.#replay?.answered(record);
     log.settle(this.#flushes.done);
     return true;
   }

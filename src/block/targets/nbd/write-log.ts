@@ -14,7 +14,7 @@ import { NBD_CMD_WRITE } from "../../../protocol/nbd.ts";
 /** Changes with each layout. */
 const MAGIC = 0x584e_5457;
 /** Positions in the header, in doubles; the export's digest follows. */
-const HEADER = { magic: 0, first: 1 } as const;
+const HEADER = { magic: 0, first: 1, flags: 2 } as const;
 const DIGEST_AT = 64;
 const DIGEST_BYTES = 32;
 const HEADER_BYTES = 4096;
@@ -66,6 +66,7 @@ export class WriteLog {
     // Headers of another layout must not pass for what follows the first record of this one.
     if (!isLog) mapping.bytes.fill(0, 0, DATA_AT);
     // Empty before it is another's.
+    this.flags = 0;
     this.first = this.next;
     this.#doubles[HEADER.first] = this.first;
     known.set(digest);
@@ -79,6 +80,24 @@ export class WriteLog {
   static open(path: string, name: string, dataBytes = DATA_BYTES): WriteLog {
     const digest = new Bun.CryptoHasher("sha256").update(name).digest();
     return new WriteLog(path, mapLog(path, DATA_AT + dataBytes), digest);
+  }
+
+  /** NBD_FLAG_* of the export, as the guest's first server found them; 0: not known. */
+  get flags(): number {
+    return this.#doubles[HEADER.flags];
+  }
+
+  set flags(flags: number) {
+    this.#doubles[HEADER.flags] = flags;
+  }
+
+  /** The largest blocks, up to `most` bytes (a power of two), in which all that is in the log is whole. */
+  wholeIn(most: number): number {
+    let block = most;
+    for (let record = this.first; record < this.next; record++)
+      while (!this.isVoid(record) && (this.offset(record) % block !== 0 || this.length(record) % block !== 0))
+        block /= 2;
+    return block;
   }
 
   get isEmpty(): boolean {
