@@ -1,6 +1,6 @@
 // Answers the toolstack in time about a disk that is not served yet, nor refused. libxl waits 10 s for state 2 and runs
-// our hotplug script only then, but the script waits for the outcome three times as long and has libxl print the reason
-// if there is one. So when an image is still held, a server is silent, or the guest's process is slow to come on a busy
+// our hotplug script only then, but the script waits for the outcome much longer and has libxl print the reason if
+// there is one. So when an image is still held, a server is silent, or the guest's process is slow to come on a busy
 // machine, state 2 is written ahead. The guest sees a backend that has yet to connect.
 import { describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";

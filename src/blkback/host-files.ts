@@ -20,7 +20,7 @@ const hotplugScript = `#!/bin/sh
 # Part of xentool. libxl runs this for disks with script=${HOTPLUG_SCRIPT}.
 [ "$1" = add ] || exit 0
 now() { read -r up _ </proc/uptime; echo "\${up%.*}"; }
-end=$(($(now) + 30))
+end=$(($(now) + 35))
 while [ "$(now)" -lt $end ]; do
   case $(xenstore-read "$XENBUS_PATH/hotplug-status" 2>/dev/null) in
     connected) exit 0 ;;

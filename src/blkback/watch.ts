@@ -382,7 +382,10 @@ export class BackendWatch implements DiskServer {
     if (this.#platform.domid !== 0) await removeBackend(this.#xenstore, address, true);
   }
 
-  /** Writes the reason where libxl looks for it, and state 2, because libxl does not look before that. */
+  /**
+   * Writes the reason where libxl looks for it, and state 2, because libxl does not look before that. Where our script
+   * does not run, state 2 alone would mean that the disk is there; without it libxl gives up after 10 s.
+   */
   async #refuse(
     address: DeviceAddress,
     directory: BackendDirectory | undefined,
@@ -391,7 +394,9 @@ export class BackendWatch implements DiskServer {
     const reason = escapeControls(describeError(error));
     logger.error(`${describeDevice(address)}: ${reason}`);
     const keys = { "hotplug-error": reason, "hotplug-status": "error" };
-    if (!(await offerUnlessClosing(this.#xenstore, address, keys, directory))) await this.#lookAt(address);
+    if (this.#options.anyScript) await (directory?.write(keys) ?? writeKeys(this.#xenstore, address, keys));
+    else if (await offerUnlessClosing(this.#xenstore, address, keys, directory)) return;
+    await this.#lookAt(address);
   }
 
   /** Closes a device that is not served, e.g. a refused one, and is to go. */

@@ -269,6 +269,18 @@ describe("made again within milliseconds", () => {
   });
 });
 
+test("refused where our script does not run: libxl, which asks for no reason, is not told that the disk is there", async () => {
+  const at = address();
+  await startWatch();
+  await attach(at, 3);
+  await xenstore.waitFor(`${backendDir(at)}/hotplug-status`, (status) => status === "error", WAIT);
+  expect(await xenstore.read(`${backendDir(at)}/hotplug-error`)).toContain("3.img");
+  expect(await xenstore.read(`${backendDir(at)}/state`)).toBe("1");
+  await closeDevice(xenstore, at);
+  await xenstore.waitFor(`${backendDir(at)}/state`, (state) => state === "6", WAIT);
+  await destroyDevice(xenstore, at);
+});
+
 test("keys that are written one by one, in any order: it is served when they are there", async () => {
   const at = address();
   await startWatch();
