@@ -9,14 +9,30 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+enum { LARGE_PAGE = 2 << 20 };
+
 uint32_t xt_abi_version(void) { return XT_ABI_VERSION; }
 
 static double address_or_errno(void *address) {
   return address == MAP_FAILED ? (double)-errno : (double)(uintptr_t)address;
 }
 
-double xt_memory_alloc(uint64_t size) {
-  return address_or_errno(mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+static void *map_anonymous(uint64_t size) {
+  return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+double xt_memory_alloc(uint64_t size) { return address_or_errno(map_anonymous(size)); }
+
+/* Only a large page's own boundary will do, and older kernels map anywhere: take more, and give back both ends. */
+double xt_memory_alloc_large(uint64_t size) {
+  uint8_t *memory = map_anonymous(size + LARGE_PAGE);
+  if (memory == MAP_FAILED) return -(double)errno;
+  uint64_t before = (LARGE_PAGE - (uintptr_t)memory % LARGE_PAGE) % LARGE_PAGE;
+  if (before) munmap(memory, before);
+  memory += before;
+  munmap(memory + size, LARGE_PAGE - before);
+  madvise(memory, size, MADV_HUGEPAGE); /* a kernel without large pages refuses */
+  return (double)(uintptr_t)memory;
 }
 
 int32_t xt_memory_free(void *address, uint64_t size) { return munmap(address, size) ? -errno : 0; }

@@ -37,6 +37,11 @@ XT_API int32_t xt_yield(void);
 
 /* Anonymous, zeroed, page-aligned memory. */
 XT_API double xt_memory_alloc(uint64_t size);
+/*
+ * The same for much data, whole pages of it: in large pages where the kernel has them, so that what is transferred is
+ * adjacent for the device, too, and one piece instead of many.
+ */
+XT_API double xt_memory_alloc_large(uint64_t size);
 XT_API int32_t xt_memory_free(void *address, uint64_t size);
 /*
  * Maps `size` bytes of `fd` shared, from `offset`, writable or not. For a writable mapping the file's memory is

@@ -133,6 +133,7 @@ export const symbols = {
   xt_now_us: { args: [], returns: "f64" },
   xt_yield: { args: [], returns: "i32" },
   xt_memory_alloc: { args: ["u64"], returns: "f64" },
+  xt_memory_alloc_large: { args: ["u64"], returns: "f64" },
   xt_memory_free: { args: ["ptr", "u64"], returns: "i32" },
   xt_memory_map: { args: ["i32", "u64", "u64", "i32"], returns: "f64" },
   xt_memory_copy: { args: ["ptr", "ptr", "u64"], returns: "i32" },

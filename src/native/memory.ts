@@ -43,8 +43,17 @@ export class Mapping {
 
 /** Allocates zeroed private memory, page-aligned and rounded up to whole pages. */
 export function allocateMemory(sizeBytes: number): Mapping {
+  return allocate(sizeBytes, shim.xt_memory_alloc);
+}
+
+/** The same for data that devices transfer: in large pages, where the kernel has them. */
+export function allocateDataMemory(sizeBytes: number): Mapping {
+  return allocate(sizeBytes, shim.xt_memory_alloc_large);
+}
+
+function allocate(sizeBytes: number, by: (size: number) => number): Mapping {
   const size = Math.ceil(sizeBytes / PAGE_SIZE) * PAGE_SIZE;
-  const address = checkAddress(shim.xt_memory_alloc(size), `allocate ${size} bytes`);
+  const address = checkAddress(by(size), `allocate ${size} bytes`);
   return new Mapping(address, size, () => shim.xt_memory_free(address, size));
 }
 

@@ -4,11 +4,13 @@
 #include "xentool.h"
 
 #include <errno.h>
-#include <string.h>
 #include <poll.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
-enum { PAGE = 4096 };
+enum { PAGE = 4096, LARGE_PAGE = 2 << 20 };
 
 static void test_memory(void) {
   uint8_t *memory = ADDRESS(xt_memory_alloc(3 * PAGE));
@@ -20,6 +22,58 @@ static void test_memory(void) {
   CHECK_EQUAL(memory[2 * PAGE], 0);
   CHECK_EQUAL(xt_memory_free(memory, 3 * PAGE), 0);
   CHECK(xt_memory_alloc(0) < 0);
+}
+
+/* Whether the mapping that begins at `address` has the flag `name` (smaps' VmFlags). */
+static int has_flag(const void *address, const char *name) {
+  char line[512], start[32], flag[8];
+  int is_ours = 0, found = 0;
+  FILE *maps = fopen("/proc/self/smaps", "r");
+  CHECK(maps != NULL);
+  snprintf(start, sizeof start, "%lx-", (unsigned long)(uintptr_t)address);
+  snprintf(flag, sizeof flag, " %s ", name);
+  while (fgets(line, sizeof line, maps)) {
+    if (strchr(line, '-') && !strchr(line, ':')) is_ours = 0;
+    if (strncmp(line, start, strlen(start)) == 0) is_ours = 1;
+    if (is_ours && strncmp(line, "VmFlags:", 8) == 0) {
+      found = strstr(line, flag) != NULL;
+      is_ours = 0;
+    }
+  }
+  fclose(maps);
+  return found;
+}
+
+/* Many sizes, so that what the kernel maps begins at many places. */
+static void test_large(void) {
+  for (uint64_t pages = 1; pages < 1500; pages += 37) {
+    uint8_t *memory = ADDRESS(xt_memory_alloc_large(pages * PAGE));
+    CHECK_EQUAL((uintptr_t)memory % LARGE_PAGE, 0);
+    for (uint64_t i = 0; i < pages; i++) CHECK_EQUAL(memory[i * PAGE]++, 0);
+    if (access("/sys/kernel/mm/transparent_hugepage/enabled", F_OK) == 0) CHECK(has_flag(memory, "hg"));
+    CHECK_EQUAL(xt_memory_free(memory, pages * PAGE), 0);
+    CHECK_EQUAL(msync(memory + (pages - 1) * PAGE, PAGE, MS_ASYNC), -1);
+    CHECK_EQUAL(errno, ENOMEM);
+  }
+  CHECK_EQUAL((int)xt_memory_alloc_large(1ull << 60), -ENOMEM);
+}
+
+static uint64_t mapped_bytes(void) {
+  unsigned long long pages = 0;
+  FILE *statm = fopen("/proc/self/statm", "r");
+  CHECK(statm != NULL);
+  CHECK_EQUAL(fscanf(statm, "%llu", &pages), 1);
+  fclose(statm);
+  return pages * PAGE;
+}
+
+/* Nothing but the memory itself stays mapped. */
+static void test_large_takes_no_more(void) {
+  uint64_t before = mapped_bytes();
+  uint8_t *memory = ADDRESS(xt_memory_alloc_large(3 * PAGE));
+  CHECK_EQUAL(mapped_bytes() - before, 3 * PAGE);
+  CHECK_EQUAL(xt_memory_free(memory, 3 * PAGE), 0);
+  CHECK_EQUAL(mapped_bytes(), before);
 }
 
 static void test_map(void) {
@@ -67,6 +121,8 @@ static void test_accesses(void) {
 int main(void) {
   CHECK_EQUAL(xt_abi_version(), XT_ABI_VERSION);
   test_memory();
+  test_large();
+  test_large_takes_no_more();
   test_map();
   test_eventfd();
   test_accesses();
