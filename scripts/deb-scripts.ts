@@ -2,8 +2,8 @@
 // that an administrator's choices (disabled, masked) survive upgrades.
 
 /**
- * Upgrades restart the daemon: its guests wait for a moment and go on. `serve` is left alone, since it lets go at
- * its end.
+ * An upgrade has the running daemon hand its guests to the new executable (`systemctl reload`), so none of them waits
+ * for it. `serve` is left alone, since it lets go at its end.
  */
 export const postinst = (unit: string): string => `#!/bin/sh
 set -e
@@ -17,7 +17,7 @@ if [ "$1" = configure ] || [ "$1" = abort-upgrade ] || [ "$1" = abort-deconfigur
 	fi
 	if [ -d /run/systemd/system ]; then
 		systemctl --system daemon-reload >/dev/null || true
-		if [ -n "$2" ]; then action=restart; else action=start; fi
+		if systemctl --quiet is-active ${unit}; then action=reload; else action=start; fi
 		deb-systemd-invoke $action ${unit} >/dev/null || true
 	fi
 fi

@@ -115,8 +115,8 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 ExecStart=${executable} -v blkback watch
-# A new version takes the guests over, one after the other, while they work.
-ExecReload=/bin/kill -USR2 $MAINPID
+# A new version takes the guests over, one after the other, while they work. /bin/kill is not on every host.
+ExecReload=/bin/sh -c 'kill -USR2 "$MAINPID"'
 Restart=always
 RestartSec=1
 # Each guest has a process with its threads, and two of them in a handover.
