@@ -126,6 +126,11 @@ XT_API double xt_file_size(int32_t fd);
 /* 1 if another open file holds any lock on one of these bytes. */
 XT_API int32_t xt_file_range_locked(int32_t fd, uint32_t first, uint32_t count);
 
+/* ---- process.c: what a process has the kernel do about itself ---- */
+
+/* The kernel kills this process when the thread that started it ends. */
+XT_API int32_t xt_process_end_with_parent(void);
+
 /* ---- reactor.c: the one place where a data plane waits ---- */
 
 enum { XT_ENGINE_URING = 0, XT_ENGINE_POLL = 1 };

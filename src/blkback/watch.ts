@@ -18,7 +18,7 @@ import { isInUse } from "./decide.ts";
 import { readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer, ringKeys } from "./features.ts";
-import type { Successor } from "./guests/handover.ts";
+import { untilReady, type Successor } from "./guests/handover.ts";
 import { planeJail, type JailedIn } from "./jail.ts";
 import { guestNamed, isOurDevice, namesIn } from "./our-devices.ts";
 import { announceImage } from "./sharing.ts";
@@ -177,7 +177,7 @@ export class BackendWatch implements DiskServer {
 
   /** With all guests at once; the successor takes what is free. */
   async handOver(successor: Successor): Promise<void> {
-    await successor.ready;
+    await untilReady(successor);
     await this.stop();
   }
 

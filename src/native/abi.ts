@@ -156,6 +156,7 @@ export const symbols = {
   xt_file_lock_range: { args: ["i32", "u32", "u32"], returns: "i32" },
   xt_file_size: { args: ["i32"], returns: "f64" },
   xt_file_range_locked: { args: ["i32", "u32", "u32"], returns: "i32" },
+  xt_process_end_with_parent: { args: [], returns: "i32" },
   xt_reactor_open: { args: ["u32", "u32", "u32"], returns: "f64" },
   xt_reactor_add_file: { args: ["ptr", "i32", "i32"], returns: "i32" },
   xt_reactor_watch: { args: ["ptr", "i32", "u32", "u32"], returns: "i32" },

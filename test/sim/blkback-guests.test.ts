@@ -125,6 +125,30 @@ test("without watch they end, and the next watch goes on where they stopped", as
   await world.finish();
 });
 
+test("without watch one that hangs keeps no lock", async () => {
+  const server = watch();
+  await world.connect();
+  await world.workMore(ANSWERS);
+  const hung = processOf(server, 1) as number;
+  process.kill(hung, "SIGSTOP");
+  server.kill("SIGKILL");
+  await server.exited;
+  watch();
+  await world.workMore(ANSWERS);
+  expect(isAlive(hung)).toBe(false);
+  await world.finish();
+});
+
+test("a signal that asks watch for a handover is nothing to the process of a guest", async () => {
+  const server = watch();
+  await world.connect();
+  const pids = childrenOf(server.pid);
+  for (const pid of pids) process.kill(pid, "SIGUSR2");
+  await world.workMore(ANSWERS);
+  expect(childrenOf(server.pid)).toEqual(pids);
+  await world.finish();
+});
+
 test("all of them killed at once", async () => {
   for (let round = 0; round < ROUNDS; round++) {
     const server = watch();

@@ -6,6 +6,7 @@ import { LEAVING_PATIENCE_MS } from "../../src/blkback/bounds.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { decideGuest, type SeenGuest } from "../../src/blkback/guests/decide-guest.ts";
 import { GuestProcess, type GuestChild } from "../../src/blkback/guests/guest-process.ts";
+import { READY_PATIENCE_MS, untilReady } from "../../src/blkback/guests/handover.ts";
 import { linesOf, parseReport, type GuestSettings } from "../../src/blkback/guests/messages.ts";
 import { SupervisedGuest } from "../../src/blkback/guests/supervised-guest.ts";
 import { toDomid } from "../../src/core/types.ts";
@@ -352,4 +353,21 @@ describe("a guest that is supervised", () => {
     await guest.look();
     expect(children).toHaveLength(3);
   });
+});
+
+test("a successor that hangs before it is ready is waited for no longer than one that is slow", async () => {
+  jest.useFakeTimers();
+  try {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const hung = untilReady({ ready: new Promise<never>(() => {}) }).catch(String);
+    const slow = untilReady({ ready: promise });
+    jest.advanceTimersByTime(READY_PATIENCE_MS - 1);
+    resolve();
+    await slow;
+    jest.advanceTimersByTime(1);
+    expect(await hung).toContain("the next `watch` does not become ready");
+    expect(jest.getTimerCount()).toBe(0);
+  } finally {
+    jest.useRealTimers();
+  }
 });

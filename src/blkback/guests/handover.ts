@@ -2,6 +2,8 @@
 // needs and prepares a process for each guest; then guest after guest is let go by the old one and taken by the new
 // one. So a guest waits for its own disks alone, and for nothing that can be done before. Nothing rests on it: whoever
 // dies in the middle, the locks of devices say who may serve, and journals what is to be done.
+import { within } from "../../core/deadline.ts";
+import { XentoolError } from "../../core/errors.ts";
 import type { Domid } from "../../core/types.ts";
 
 /** The next `watch`, as the one that hands over sees it. */
@@ -20,6 +22,15 @@ export interface Predecessor {
   ready(onTake: (frontend: Domid) => Promise<void>): void;
   /** Resolves when all guests are ours, and also when the predecessor is gone. */
   readonly over: Promise<void>;
+}
+
+/** By then one that is going to serve has a process for each of many guests, on a busy host too. */
+export const READY_PATIENCE_MS = 120_000;
+
+/** Resolves when `successor` waits for guests. Rejects when it is gone, or hangs before that. */
+export function untilReady({ ready }: Pick<Successor, "ready">): Promise<void> {
+  const hangs = (): Error => new XentoolError("environment", "the next `watch` does not become ready");
+  return within(READY_PATIENCE_MS, ready, hangs);
 }
 
 /** From the old one to the new one. Both are ours, of whatever version: so this may only grow. */

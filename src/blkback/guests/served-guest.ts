@@ -1,9 +1,10 @@
 // The process of one guest: serves its disks, and nobody else's, as `watch` orders from the other end of stdin and
-// stdout (messages.ts). It also ends when `watch` is gone: its disks are then left to the next server, which may be
-// there already and waits for their locks.
+// stdout (messages.ts). The kernel ends it with `watch`, so that one that hangs keeps no lock from the next server,
+// which may be there already and waits for it.
 import { unlessAborted } from "../../core/deadline.ts";
 import { configureLogging } from "../../core/log.ts";
 import { adoptDescriptor } from "../../native/descriptors.ts";
+import { endWithParent } from "../../native/process.ts";
 import type { EngineKind } from "../../native/reactor.ts";
 import { openPlatform } from "../../platform/open.ts";
 import type { SpawnWorker } from "../../plane/plane.ts";
@@ -36,6 +37,7 @@ export interface GuestEnds {
  */
 export async function serveGuest(ends: GuestEnds, stop: AbortSignal): Promise<void> {
   const report = (it: GuestReport): void => ends.write(encodeLine(it));
+  endWithParent();
   adoptDescriptor(ends.descriptors);
   const images = new AskedImages(ends.descriptors, (ask) => report({ report: "ask", ...ask }));
   const orders = new OrderLines(ends.orders, images, () => report({ report: "alive" }));

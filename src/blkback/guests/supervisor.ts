@@ -19,7 +19,7 @@ import type { DiskServer, WatchOptions } from "../watch.ts";
 import { GuestProcess, type SpawnGuest } from "./guest-process.ts";
 import type { OpenGuestImage } from "./kept-images.ts";
 import type { GuestSettings } from "./messages.ts";
-import type { Predecessor, Successor } from "./handover.ts";
+import { untilReady, type Predecessor, type Successor } from "./handover.ts";
 import { SupervisedGuest } from "./supervised-guest.ts";
 
 const logger = moduleLogger("watch");
@@ -117,7 +117,7 @@ export class GuestSupervisor implements DiskServer {
    * until `stop`.
    */
   async handOver(successor: Successor): Promise<void> {
-    await successor.ready;
+    await untilReady(successor);
     const handAll = async (): Promise<void> => {
       for (const [frontend, guest] of this.#guests) {
         this.#guests.delete(frontend);
