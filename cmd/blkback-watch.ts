@@ -21,6 +21,7 @@ import type { CommandContext } from "./lib/run-command.ts";
 import type { Service } from "./lib/service.ts";
 import { withSession, type Session } from "./lib/session.ts";
 import { SignalQueue } from "./lib/signal-queue.ts";
+import { counted } from "../src/core/counted.ts";
 
 const WATCH_OPTIONS = {
   ...SERVING_OPTIONS,
@@ -87,7 +88,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
     }
     process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
     service.ready(
-      () => `serving ${watch.deviceCount} disk(s)`,
+      () => `serving ${counted(watch.deviceCount, "disk")}`,
       (patienceMs) => watch.answers(patienceMs),
     );
     const handedOver = handOverWhenAsked(handovers, () =>

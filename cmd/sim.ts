@@ -8,6 +8,7 @@ import { command, group, type ArgumentsOf } from "./lib/command.ts";
 import { choice, flag, number, text, texts } from "./lib/option.ts";
 import { formatTable, paint, print, printJson } from "./lib/output.ts";
 import type { CommandContext } from "./lib/run-command.ts";
+import { counted } from "../src/core/counted.ts";
 
 const HOST_OPTIONS = {
   domains: number("How many domains, domain 0 included", { initial: 3 }),
@@ -152,7 +153,8 @@ async function printStatus(answer: SimStatus): Promise<void> {
   print(formatTable(columns, rows));
   const { nodes, connections, watches, transactions } = xenstore;
   print(
-    `xenstore: ${nodes} nodes, ${connections} connections, ${watches} watches, ${transactions} transactions`,
+    `xenstore: ${counted(nodes, "node")}, ${counted(connections, "connection")}, ` +
+      `${counted(watches, "watch", { many: "watches" })}, ${counted(transactions, "transaction")}`,
   );
   const held = usage.filter((item) => isHeld(item) && item.pid !== answer.pid);
   for (const line of describeUsages(held)) print(`  ${line}`);

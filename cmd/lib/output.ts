@@ -1,6 +1,7 @@
 // What commands print on stdout: JSON documents, tables, and quantities in human-readable units. Colours and
 // redrawing are used only on a terminal, never in a pipe, and there are no colours when NO_COLOR is set.
 import { styleText } from "node:util";
+import { counted } from "../../src/core/counted.ts";
 
 type Style = Parameters<typeof styleText>[0];
 
@@ -44,6 +45,11 @@ export function formatBytes(bytes: number): string {
 /** 1234567 as "1 234 567". */
 export function formatCount(count: number): string {
   return String(Math.round(count)).replace(/\B(?=(\d{3})+$)/g, " ");
+}
+
+/** 1 and "request" as "1 request", 1234 as "1 234 requests". */
+export function formatCounted(count: number, noun: string, many?: string): string {
+  return counted(Math.round(count), noun, { shown: formatCount(count), many });
 }
 
 /** A duration in a suitable unit: "850 ns", "12.3 µs", "4.5 ms", "6.1 s". */

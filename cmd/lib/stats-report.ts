@@ -14,7 +14,16 @@ import { isDomainUnknown, noDomain } from "../../src/platform/domains.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import { parseVdev, vdevName } from "../../src/protocol/blkif.ts";
 import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
-import { formatBytes, formatCount, formatDuration, formatTable, paint, print, printJson } from "./output.ts";
+import {
+  formatBytes,
+  formatCount,
+  formatCounted,
+  formatDuration,
+  formatTable,
+  paint,
+  print,
+  printJson,
+} from "./output.ts";
 import { describeRates } from "./rates-report.ts";
 import type { CommandContext } from "./run-command.ts";
 import { statsForJson, watchStats } from "./stats-watch.ts";
@@ -100,15 +109,15 @@ export function formatStats(stats: DeviceStats): string {
     ]),
   );
   const facts = [
-    `${formatCount(stats.requests)} requests, ${formatCount(stats.errors)} errors, ${formatCount(stats.merged)} merged, ${formatCount(stats.indirect)} indirect`,
-    `${formatCount(stats.batches)} batches of ${perBatch.toFixed(1)} on average, ${formatCount(stats.notifies)} notifications, ${formatCount(stats.wakeups)} wake-ups`,
+    `${formatCounted(stats.requests, "request")}, ${formatCounted(stats.errors, "error")}, ${formatCount(stats.merged)} merged, ${formatCount(stats.indirect)} indirect`,
+    `${formatCounted(stats.batches, "batch", "batches")} of ${perBatch.toFixed(1)} on average, ${formatCounted(stats.notifies, "notification")}, ${formatCounted(stats.wakeups, "wake-up")}`,
   ];
   facts.push(...queueFacts(stats));
   if (stats.inFlight > 0)
     facts.push(
-      `${formatCount(stats.inFlight)} requests in flight, ${formatCount(stats.waiting)} of them not started yet`,
+      `${formatCounted(stats.inFlight, "request")} in flight, ${formatCount(stats.waiting)} of them not started yet`,
     );
-  if (stats.stalls > 0) facts.push(`${formatCount(stats.stalls)} requests took a second or more`);
+  if (stats.stalls > 0) facts.push(`${formatCounted(stats.stalls, "request")} took a second or more`);
   facts.push(...limitFacts(stats));
   const refused = REFUSALS.filter(({ name }) => stats.refused[name] > 0);
   if (refused.length > 0)
@@ -119,14 +128,14 @@ export function formatStats(stats: DeviceStats): string {
   const ioErrors = imageErrors(stats);
   if (ioErrors > 0)
     facts.push(
-      `the image failed ${formatCount(stats.readErrors)} reads, ${formatCount(stats.writeErrors)} writes, ` +
-        `${formatCount(stats.flushErrors)} flushes, ${formatCount(stats.discardErrors)} discards, last with ${stats.lastIoError}`,
+      `the image failed ${formatCounted(stats.readErrors, "read")}, ${formatCounted(stats.writeErrors, "write")}, ` +
+        `${formatCounted(stats.flushErrors, "flush", "flushes")}, ${formatCounted(stats.discardErrors, "discard")}, last with ${stats.lastIoError}`,
     );
   if (stats.serverLostAtMs > 0)
     facts.push(
       `waits for its server, for ${formatDuration((Date.now() - stats.serverLostAtMs) * 1e6)} now; \`blkback list\` shows why`,
     );
-  if (stats.serverLosses > 0) facts.push(`its server was lost ${formatCount(stats.serverLosses)} times`);
+  if (stats.serverLosses > 0) facts.push(`its server was lost ${formatCounted(stats.serverLosses, "time")}`);
   if (stats.flushFailure !== null)
     facts.push(
       `a flush failed with ${stats.flushFailure}: writes and flushes fail until the guest reconnects`,
@@ -146,7 +155,7 @@ function queueFacts({ queues }: DeviceStats): string[] {
   if (queues.length < 2) return [];
   return queues.map(
     (it, index) =>
-      `queue ${index}: ${formatCount(it.requests)} requests, ${formatBytes(it.readBytes)} read, ` +
+      `queue ${index}: ${formatCounted(it.requests, "request")}, ${formatBytes(it.readBytes)} read, ` +
       `${formatBytes(it.writeBytes)} written, ${formatCount(it.inFlight)} in flight`,
   );
 }
@@ -156,7 +165,7 @@ function limitFacts({ limits, throttled, throttledMs, held }: DeviceStats): stri
   const facts = rates === "" ? [] : [`limited to ${rates}`];
   if (throttled + held > 0)
     facts.push(
-      `limits held back ${formatCount(throttled)} requests, ` +
+      `limits held back ${formatCounted(throttled, "request")}, ` +
         `for ${formatDuration((throttledMs / Math.max(1, throttled)) * 1e6)} on average; ${formatCount(held)} now`,
     );
   return facts;

@@ -5,6 +5,7 @@ import { formatBytes, formatDuration } from "./output.ts";
 import { sparkline } from "./sparkline.ts";
 import type { DiskRow, RingRow, TopView } from "./top-model.ts";
 import type { Sort } from "./top-sorts.ts";
+import { counted } from "../../src/core/counted.ts";
 
 export interface ScreenSize {
   readonly width: number;
@@ -211,12 +212,12 @@ export function lineOfTop(view: TopView): string {
   const [loudest] = rings;
   const waiting = rings.filter((it) => it.verdict !== "healthy");
   const parts = [
-    `${disks.length} disks, ${count(sum(disks.map(iopsOf)))} IOPS, ` +
+    `${counted(disks.length, "disk")}, ${count(sum(disks.map(iopsOf)))} IOPS, ` +
       `${mebibytes(sum(disks.map((it) => it.readBytes + it.writeBytes)))} MiB/s`,
     busiest === undefined || iopsOf(busiest) < 0.5
       ? ""
       : `busiest ${busiest.domid}/${busiest.vdev} ${count(iopsOf(busiest))} IOPS, 99 % ${latency(busiest.p99Us)}`,
-    `${rings.length} rings, ${count(sum(rings.map((it) => it.requests)))} req/s`,
+    `${counted(rings.length, "ring")}, ${count(sum(rings.map((it) => it.requests)))} req/s`,
     loudest === undefined || loudest.requests < 0.5
       ? ""
       : `loudest ${nameOf(loudest)} ${count(loudest.requests)} req/s, ${mostlyText(loudest)}`,

@@ -16,6 +16,7 @@ import { print } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
 import { TraceSummary } from "./trace-summary.ts";
 import { checkNumber } from "./xsring-inspect.ts";
+import { counted } from "../../src/core/counted.ts";
 
 export interface TraceArguments {
   readonly domid: string | undefined;
@@ -94,11 +95,12 @@ class Printer implements Disposable {
     if (this.#summary !== undefined)
       this.#print(this.#json ? asciiJson({ types: this.#summary.rows }) : this.#summary.text);
     const { requests, replies, watchEvents, lostBytes } = this.events.counts;
-    const lost = lostBytes === 0 ? "nothing lost" : `${lostBytes} bytes passed unseen`;
+    const lost = lostBytes === 0 ? "nothing lost" : `${counted(lostBytes, "byte")} passed unseen`;
     const open = this.events.unansweredCount;
     const unanswered = open === 0 ? "" : `, ${open} unanswered`;
     process.stderr.write(
-      `xentool: ${requests} requests, ${replies} replies${unanswered}, ${watchEvents} watch events; ${lost}\n`,
+      `xentool: ${counted(requests, "request")}, ${counted(replies, "reply", { many: "replies" })}${unanswered}, ` +
+        `${counted(watchEvents, "watch event")}; ${lost}\n`,
     );
   }
 

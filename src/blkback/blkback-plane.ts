@@ -23,6 +23,7 @@ import { BackDataPlane } from "./data-plane.ts";
 import { RateLimiter } from "./rate-limiter.ts";
 import { openWriteLog, ServerLine } from "./server-line.ts";
 import { StatsPage } from "./stats.ts";
+import { counted } from "../core/counted.ts";
 
 /** Connects, serves, disconnects. Everything opened is closed again, whatever happens. */
 export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report) => {
@@ -92,7 +93,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   closing.push(plane);
   if (order.jail !== undefined) enterPlaneJail(order.jail);
   moduleLogger("blkback").info(
-    `${rings.length} queue(s) of ${rings[0].ring.sizeBytes / PAGE_SIZE} ring page(s), ${abi.protocol}`,
+    `${counted(rings.length, "queue")} of ${counted(rings[0].ring.sizeBytes / PAGE_SIZE, "ring page")}, ${abi.protocol}`,
   );
   report({ type: "connected" });
   // The former server may have been killed between a response and its event.
@@ -132,6 +133,8 @@ function openJournal(path: string, ring: Mapping, slots: number): Journal {
   const setMark = (mark: number): void => void Atomics.store(ring.words, RING_MARK, mark);
   const journal = Journal.open(path, state, setMark);
   if (state.rspProd !== 0)
-    moduleLogger("blkback").info(`${journal.unansweredCount} requests in flight are carried out again`);
+    moduleLogger("blkback").info(
+      `${counted(journal.unansweredCount, "request")} in flight to carry out again`,
+    );
   return journal;
 }

@@ -13,6 +13,7 @@ import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import type { DiskCounters } from "./disk-counters.ts";
 import type { Journal } from "./journal.ts";
 import { KIND_FLUSH, KIND_READ } from "./requests.ts";
+import { counted } from "../core/counted.ts";
 
 const logger = moduleLogger("blkback");
 
@@ -67,9 +68,9 @@ export class IoFailures {
       return;
     }
     const others =
-      line.unlogged === 0 ? "" : `, and ${count(line.unlogged, "other")} since the last such line`;
+      line.unlogged === 0 ? "" : `, and ${counted(line.unlogged, "other")} since the last such line`;
     logger.error(
-      `${NAMES[kind]} of ${count(length / SECTOR_SIZE, "sector")} at sector ${start / SECTOR_SIZE} failed${others}: ` +
+      `${NAMES[kind]} of ${counted(length / SECTOR_SIZE, "sector")} at sector ${start / SECTOR_SIZE} failed${others}: ` +
         errnoText(errno),
     );
     line.loggedAtMs = nowMs;
@@ -100,8 +101,4 @@ export class IoFailures {
     this.#counters.ioFailure(KIND_FLUSH, errno);
     this.#counters.flushFailure(errno);
   }
-}
-
-function count(number: number, noun: string): string {
-  return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }

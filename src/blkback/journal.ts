@@ -22,6 +22,7 @@ import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
 import { REQUEST } from "../protocol/blkif.ts";
+import { counted } from "../core/counted.ts";
 
 /** Changes with each layout: a journal of another version counts as none. */
 const MAGIC = 0x584e_544b;
@@ -229,8 +230,8 @@ function leftWithout(ring: RingState): Left {
   if (ring.rspProd === 0 || ring.reqProd === ring.rspProd) return NOTHING;
   throw new XentoolError(
     "environment",
-    `${(ring.reqProd - ring.rspProd) >>> 0} requests are on a ring whose former server left no journal: which of ` +
-      "them it has carried out cannot be told. Put the journal back, or take the disk from the guest by force-close",
+    `${counted((ring.reqProd - ring.rspProd) >>> 0, "request")} on a ring whose former server left no journal: ` +
+      "what it has carried out cannot be told. Put the journal back, or take the disk from the guest by force-close",
   );
 }
 

@@ -21,6 +21,7 @@ import { BACKEND_TIMEOUT_MS, MAX_SECTOR_BYTES } from "./bounds.ts";
 import { FrontClaim } from "./claim.ts";
 import type { RingAddress } from "./device.ts";
 import { isRingKey, readPorts, ringKeys, samePorts, type Ports } from "./ring-keys.ts";
+import { counted } from "../core/counted.ts";
 
 const logger = moduleLogger("blkfront");
 
@@ -158,7 +159,9 @@ export class FrontHandshake {
       return readPorts(tx, this.#front);
     });
     this.#state = XenbusState.Initialised;
-    logger.info(`${this.#name}: Initialised, ${rings.length} queue(s), ${rings[0].refs.length} page(s) each`);
+    logger.info(
+      `${this.#name}: Initialised, ${counted(rings.length, "queue")}, ${counted(rings[0].refs.length, "page")} each`,
+    );
   }
 
   async #removeRingKeys(tx: XenstoreOperations): Promise<void> {

@@ -11,6 +11,7 @@ import {
   XT_SIM_SLOT,
 } from "../native/abi.ts";
 import { check, shim, type Pointer } from "../native/shim.ts";
+import { counted } from "../core/counted.ts";
 
 export type UsageKind = "process" | "grant" | "orphan" | "map" | "port" | "handle";
 const KINDS: ReadonlyMap<number, UsageKind> = new Map([
@@ -105,9 +106,9 @@ function describeRange(item: UsageItem, first: number, last: number): string {
     case "process":
       return `process ${pid} is attached as domain ${domid} (slot ${id})`;
     case "grant":
-      return `${grants} of domain ${domid} for domain ${peer}, ${count} pins, by process ${pid}`;
+      return `${grants} of domain ${domid} for domain ${peer}, ${counted(count, "pin")}, by process ${pid}`;
     case "orphan":
-      return `${grants} of domain ${domid} for domain ${peer}, given up but mapped ${count} times`;
+      return `${grants} of domain ${domid} for domain ${peer}, given up but mapped ${counted(count, "time")}`;
     case "map":
       return `${grants} of domain ${domid} mapped ${count === 1 ? "rw" : "r"} by domain ${peer}, process ${pid}`;
     case "port":

@@ -22,6 +22,7 @@ import { Pace } from "./pace.ts";
 import type { RelayEnd, RelayResult } from "./relay.ts";
 import { VchanSession, type VchanConnection, type VchanSessionOptions } from "./session.ts";
 import type { VchanOrder } from "./vchan-orders.ts";
+import { counted } from "../core/counted.ts";
 
 /** What became of one peer. The names are stable, for JSON. */
 export interface SessionSummary {
@@ -192,7 +193,7 @@ async function relay(
     const command = await exitOf(opened, result.end === "stopped");
     const error = faultOf(summary, result, options.local);
     if (result.end === "lingered") log.warn(lingeredText(peer, lingerMs));
-    log.info(`${result.end}: sent ${bytesWritten} bytes, received ${bytesRead}`);
+    log.info(`${result.end}: sent ${counted(bytesWritten, "byte")}, received ${bytesRead}`);
     return {
       summary: {
         ...summary,
@@ -240,7 +241,7 @@ function faultOf(summary: SessionSummary, result: RelayResult, spec: LocalSpec):
   if (end === "stopped") return undefined;
   if (end === "peer-lost") return `domain ${domid} vanished in the middle of its stream`;
   if (end === "cut-short") return `domain ${domid} stopped before the end of its stream`;
-  if (bytesUnread > 0) return `domain ${domid} closed the vchan with ${bytesUnread} bytes unread`;
-  if (bytesUndelivered > 0) return `${local} did not take the last ${bytesUndelivered} bytes`;
+  if (bytesUnread > 0) return `domain ${domid} closed the vchan with ${counted(bytesUnread, "byte")} unread`;
+  if (bytesUndelivered > 0) return `${local} did not take the last ${counted(bytesUndelivered, "byte")}`;
   return undefined;
 }

@@ -7,6 +7,7 @@ import type { Exchange } from "./exchanges.ts";
 import { replyText, requestText, responseText } from "./packet-text.ts";
 import type { RingReport } from "./report.ts";
 import { connectionName, errorName, featureNames } from "./verdict.ts";
+import { counted } from "../core/counted.ts";
 
 const CELL_BYTES = XS_RING_BYTES / CELLS;
 
@@ -112,7 +113,7 @@ function describeWaiting(stream: RingStreamView): string[] {
     ...stream.waiting
       .slice(0, WAITING_MAX)
       .map((packet) => `   waits: ${text(packet)}, ${16 + packet.payload.length} bytes`),
-    ...(more > 0 ? [`   waits: ${more} more packets`] : []),
+    ...(more > 0 ? [`   waits: ${counted(more, "more packet")}`] : []),
     ...(partial === undefined ? [] : [`   half there: ${fragmentText(partial)}`]),
     ...(violation === undefined ? [] : [`   then, at ${violation.at}: ${violation.reason}`]),
     ...(stream.atBoundary === undefined && stream.usedBytes !== undefined && violation === undefined
@@ -123,7 +124,7 @@ function describeWaiting(stream: RingStreamView): string[] {
 
 function fragmentText({ header, producedBytes, takenBytes }: RingFragment): string {
   const taken = takenBytes === 0 ? "" : `, ${takenBytes} taken`;
-  if (header === undefined) return `${producedBytes} bytes of a header${taken}`;
+  if (header === undefined) return `${counted(producedBytes, "byte")} of a header${taken}`;
   const size = 16 + header.length;
   return `#${header.reqId} ${typeText(header.type)}, ${producedBytes} of ${size} bytes produced${taken}`;
 }

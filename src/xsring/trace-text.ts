@@ -5,6 +5,7 @@ import { printable, replyText, requestText, responseText } from "./packet-text.t
 import { contentOf } from "./report.ts";
 import type { SeenPacket, TraceEvent } from "./trace-events.ts";
 import { connectionName, errorName, featureNames } from "./verdict.ts";
+import { counted } from "../core/counted.ts";
 
 /** The line of an event, without its time; undefined: it has none. `limit` is in characters per string. */
 export function eventText(event: TraceEvent, limit: number): string | undefined {
@@ -20,7 +21,7 @@ export function eventText(event: TraceEvent, limit: number): string | undefined 
     case "dropped":
       return `${idText(event.request)} ${requestOf(event.request, limit)} = ? <dropped by the reset>`;
     case "lost":
-      return `-- ${event.bytes} bytes of ${event.direction}s passed unseen`;
+      return `-- ${counted(event.bytes, "byte")} of ${event.direction}s passed unseen`;
     case "violation":
       return `-- ${event.direction}s are no packets any more: ${printable(event.reason, REASON_LIMIT)}`;
     case "reset":
@@ -35,7 +36,7 @@ export function eventText(event: TraceEvent, limit: number): string | undefined 
 
 /** What passed between the last look and the reset cannot be recovered, not even how much it was. */
 function resetText({ bytes, unseenUs }: TraceEvent & { kind: "reset" }): string {
-  const unfinished = bytes === 0 ? "" : `${bytes} bytes of unfinished packets went with it; `;
+  const unfinished = bytes === 0 ? "" : `${counted(bytes, "byte")} of unfinished packets went with it; `;
   const unseen = `what passed in the ${(unseenUs / 1e6).toFixed(6)} s before is not known`;
   return `-- the ring began anew; ${unfinished}${unseen}`;
 }

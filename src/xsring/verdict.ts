@@ -16,6 +16,7 @@ import {
 } from "../protocol/xs-ring.ts";
 import type { RingStreamView, RingWords } from "../protocol/xs-ring-view.ts";
 import { unansweredRequest } from "./exchanges.ts";
+import { counted } from "../core/counted.ts";
 
 /** Stable names, for scripts. */
 export type VerdictCode = "healthy" | "guest-waits" | "server-waits" | "reconnect-pending" | "corrupt";
@@ -118,10 +119,11 @@ function waiting(requests: RingStreamView, responses: RingStreamView): Verdict |
   const toServer = requests.usedBytes ?? 0;
   const toGuest = responses.usedBytes ?? 0;
   if (toGuest > 0) {
-    const also = toServer > 0 ? `, and ${toServer} bytes of requests wait too` : "";
-    return verdict("server-waits", `server waits for the guest: ${toGuest} bytes not read${also}`);
+    const also = toServer > 0 ? `, and requests wait too, ${counted(toServer, "byte")}` : "";
+    return verdict("server-waits", `server waits for the guest: ${counted(toGuest, "byte")} not read${also}`);
   }
-  if (toServer > 0) return verdict("guest-waits", `guest waits for the server: ${toServer} bytes not read`);
+  if (toServer > 0)
+    return verdict("guest-waits", `guest waits for the server: ${counted(toServer, "byte")} not read`);
   if (requests.crossing !== undefined)
     return verdict("server-waits", `server waits for the guest: ${restOf(requests, "a request")}`);
   if (responses.crossing !== undefined)

@@ -61,7 +61,7 @@ function start(args: readonly string[], env: Readonly<Record<string, string>>, s
 
 test.each([
   [SERVE, "READY=1 STATUS=xvdb of domain 1: waiting for the guest", (at: string) => `${at}/notify`],
-  [WATCH, "READY=1 STATUS=serving 0 disk(s)", (at: string) => `@${at}`],
+  [WATCH, "READY=1 STATUS=serving 0 disks", (at: string) => `@${at}`],
 ])("%j says when it is ready, that it lives, and that it stops", async (args, ready, address) => {
   const heard = await listen(address(dir));
   const env = { NOTIFY_SOCKET: address(dir), WATCHDOG_USEC: "600000" };
@@ -71,6 +71,18 @@ test.each([
   await readUntil(heard, "WATCHDOG=1");
   child.kill("SIGTERM");
   await readUntil(heard, "STOPPING=1");
+  expect(await child.exited).toBe(143);
+});
+
+test("the signal that asks watch for a handover is nothing to serve", async () => {
+  const heard = await listen(join(dir, "notify"));
+  const env = { NOTIFY_SOCKET: join(dir, "notify"), WATCHDOG_USEC: "600000" };
+  const child = start(SERVE, env, "ignore");
+  await readUntil(heard, "READY=1");
+  child.kill("SIGUSR2");
+  await readUntil(heard, "WATCHDOG=1");
+  await readUntil(heard, "WATCHDOG=1");
+  child.kill("SIGTERM");
   expect(await child.exited).toBe(143);
 });
 

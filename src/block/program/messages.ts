@@ -2,6 +2,7 @@
 // beyond a share per second its lines are only counted, and then it is not read until the second is over.
 import { pause } from "../../core/deadline.ts";
 import { escapeControls } from "../../core/log.ts";
+import { counted } from "../../core/counted.ts";
 
 const PERIOD_MS = 1000;
 const LINES_PER_PERIOD = 20;
@@ -95,7 +96,7 @@ class Lines {
   }
 
   #begin(): void {
-    if (this.#dropped > 0) this.#onLine(`(${this.#dropped} more lines)`);
+    if (this.#dropped > 0) this.#onLine(`(${counted(this.#dropped, "more line")})`);
     this.#sinceMs = performance.now();
     this.#bytes = this.#lines = this.#dropped = 0;
   }

@@ -12,7 +12,7 @@ begin() {
   SERVER=$!
 }
 # carried_out: how many requests in flight each successor so far found and carried out again.
-carried_out() { sed -n 's/.* \([0-9]*\) requests in flight are carried out again/\1/p' "$OUT/serve.log"; }
+carried_out() { sed -n 's/.* \([0-9]*\) requests\{0,1\} in flight to carry out again/\1/p' "$OUT/serve.log"; }
 _taken_over() { [ "$(carried_out | wc -l)" = "$1" ]; }
 # in_flight: until the guest's I/O goes on.
 in_flight() { local before; before=$(stat_of g xvdb requests); wait_for 60 'I/O' _more "$before"; }

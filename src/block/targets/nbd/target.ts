@@ -31,6 +31,7 @@ import { NbdLink, type LinkOptions, type LinkOwner } from "./link.ts";
 import { Replay, REPLAY_WINDOW } from "./replay.ts";
 import { INTERNAL, NbdRequests, NO_RECORD } from "./requests.ts";
 import { MAX_RECORD_BYTES, type WriteLog } from "./write-log.ts";
+import { counted } from "../../../core/counted.ts";
 
 const logger = moduleLogger("nbd");
 
@@ -277,7 +278,7 @@ export class NbdTarget implements BlockTarget, LinkOwner {
   #serve(sentAgain: number): void {
     this.#replay = undefined;
     this.#isServing = true;
-    if (sentAgain > 0) logger.info(`${sentAgain} writes that were not flushed yet have been sent again`);
+    if (sentAgain > 0) logger.info(`${counted(sentAgain, "write")} sent again that nothing had flushed`);
     this.#link.settled();
     this.#goOnWithWaiting();
   }
