@@ -80,6 +80,8 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   using announced = new DisposableStack();
   if (predecessor === undefined) announced.use(await announce());
   await using _ = await startAnswering(session, options);
+  const { sweepRemains } = await import("../src/blkback/remains.ts");
+  const sweepNoMore = await sweepRemains(platform, session.xenstore);
   const watch = await startWatching(argv.isolation, session, options, predecessor);
   try {
     if (predecessor !== undefined) {
@@ -97,6 +99,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
     await unlessAborted(Promise.race([watch.failed, handedOver]), stop);
   } finally {
     await watch.stop();
+    await sweepNoMore().catch(() => {});
   }
 }
 

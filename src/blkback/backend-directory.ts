@@ -3,10 +3,11 @@
 // partial directory behind. A server recognises the device that it serves by a mark, because a toolstack may remove a
 // device and create another under the same name, for another image, before the server looks.
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
-import type { Xenstore } from "../xenstore/client.ts";
+import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
 import type { XenstoreOperations } from "../xenstore/operations.ts";
-import { backendDir, errorDir, type DeviceAddress } from "./address.ts";
+import { backendDir, errorDir, frontendDir, type DeviceAddress } from "./address.ts";
+import { readFrontendState } from "./end-states.ts";
 import { isOurDevice } from "./our-devices.ts";
 
 /** Holds the server's mark. */
@@ -127,6 +128,19 @@ export class BackendDirectory {
   /** Whether the device is still there and is the one that was claimed. */
   async isThere(xenstore: XenstoreOperations = this.#xenstore): Promise<boolean> {
     return (await xenstore.tryRead(`${backendDir(this.#address)}/${MARK_KEY}`)) === this.#mark;
+  }
+
+  /** Calls `onGone` when the device, or the guest's end of it, is gone, until the result is called. */
+  async whenGone(onGone: () => void): Promise<Unwatch> {
+    const look = async (): Promise<void> => {
+      const frontend = await readFrontendState(this.#xenstore, this.#address);
+      if (frontend === XenbusState.Unknown || !(await this.isThere())) onGone();
+    };
+    const paths = [backendDir(this.#address), `${frontendDir(this.#address)}/state`];
+    const unwatch = await Promise.all(paths.map((path) => this.#xenstore.watch(path, look)));
+    return async () => {
+      await Promise.all(unwatch.map((it) => it()));
+    };
   }
 
   /** Removes the error node once its reason no longer holds, or once nothing is left that it could be about. */

@@ -5,6 +5,7 @@ import { RATE_NUMBERS, ratesAsNumbers, ratesFromNumbers, type DiskRates } from "
 
 const LEAVE = 1;
 const CLOSE = 2;
+const HURRY = 4;
 const SECTORS = 0;
 /** A descriptor + 1, or -errno; 0: nothing to take. */
 const DIALLED = 1;
@@ -31,6 +32,15 @@ export class BlkbackControl {
    */
   stop(how: StopOrder): void {
     this.#page.raise(how === "leave" ? LEAVE : CLOSE);
+  }
+
+  /** Nobody waits for what the plane closes. */
+  hurry(): void {
+    this.#page.raise(HURRY);
+  }
+
+  get hurries(): boolean {
+    return this.#page.isRaised(HURRY);
   }
 
   get stopped(): boolean {

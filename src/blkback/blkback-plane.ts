@@ -16,7 +16,7 @@ import { ABI_X86_32, ABI_X86_64, SECTOR_SIZE } from "../protocol/blkif.ts";
 import { RING_MARK, RING_REQ_PROD, RING_RSP_PROD, ringSlots } from "../protocol/ring.ts";
 import { BlkbackControl } from "./blkback-control.ts";
 import type { BlkbackOrder } from "./blkback-orders.ts";
-import { CLOSING_PATIENCE_MS, MAX_WATCHES, reactorDepth } from "./bounds.ts";
+import { CLOSING_PATIENCE_MS, MAX_WATCHES, reactorDepth, SILENT_PATIENCE_MS } from "./bounds.ts";
 import { Journal, journalPath, mayBelong } from "./journal.ts";
 import { openRings, type OpenRing } from "./open-rings.ts";
 import { BackDataPlane } from "./data-plane.ts";
@@ -104,6 +104,7 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     server.take();
     if (control.leaves) image?.remote?.limitEnding(CLOSING_PATIENCE_MS);
     else if (control.stopped) image?.remote?.limitHold(CLOSING_PATIENCE_MS);
+    if (control.hurries) image?.remote?.limitSilence(SILENT_PATIENCE_MS);
   });
   plane.run(
     () => control.stopped,

@@ -37,6 +37,12 @@ export const MAX_WATCHES = 8 + 2 * MAX_CONNECTIONS;
 /** How long a server that is away may keep a disk whose guest has let go from closing: toolstacks wait for 10 s. */
 export const CLOSING_PATIENCE_MS = 3000;
 
+/**
+ * How long a server may be silent while a disk closes whose guest is gone. Together with the time above it is less than
+ * toolstacks wait; a flush that takes so long may still be under way.
+ */
+export const SILENT_PATIENCE_MS = 5000;
+
 /** How long a guest's process may take to leave its disks. systemd (TimeoutStopSec) waits longer for all of us. */
 export const LEAVING_PATIENCE_MS = 10_000;
 

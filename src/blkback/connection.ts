@@ -2,13 +2,18 @@
 // does, tells it to stop, and knows when everything has been released.
 import { closeSync } from "node:fs";
 import { dialServer } from "../block/targets/nbd/dial.ts";
-import { XentoolError } from "../core/errors.ts";
+import { describeError, XentoolError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
 import { Plane, type SpawnWorker } from "../plane/plane.ts";
 import { asError } from "../plane/protocol.ts";
 import type { Image } from "../block/image.ts";
+import type { Unwatch } from "../xenstore/client.ts";
+import type { BackendDirectory } from "./backend-directory.ts";
 import { BlkbackControl, type StopOrder } from "./blkback-control.ts";
 import type { BlkbackOrder, BlkbackReport, Held } from "./blkback-orders.ts";
 import type { DiskRates } from "./rates.ts";
+
+const logger = moduleLogger("blkback");
 
 export type OnHeld = (held: Held) => void;
 
@@ -20,6 +25,8 @@ export class QueueConnection {
   /** Resolves once the plane has released everything, with the reason if it stopped by itself. */
   readonly stopped: Promise<XentoolError | undefined>;
   readonly #control: BlkbackControl;
+  /** Whether somebody else's server has the image. */
+  readonly #hasServer: boolean;
   #isStopping = false;
   #isOver = false;
 
@@ -34,6 +41,7 @@ export class QueueConnection {
     onHeld: OnHeld,
     dial?: () => Promise<number>,
   ) {
+    this.#hasServer = order.image.kind === "nbd";
     const plane = new Plane("blkback", spawnWorker);
     this.#control = new BlkbackControl(plane.control);
     this.#control.sectors512 = order.disk.sectors512;
@@ -59,11 +67,29 @@ export class QueueConnection {
     }, end);
   }
 
-  /** Has the plane complete the operations it has started, flush if the guest has let go, and release everything. */
-  async stop(how: StopOrder): Promise<void> {
+  /**
+   * Has the plane complete the operations it has started, flush if the guest has let go, and release everything. The
+   * last flush takes as long as the image needs. But when the device goes meanwhile, nobody is left for whom to wait
+   * for a server that is silent: it is given up soon, and what may be lost is said.
+   */
+  async stop(how: StopOrder, directory: BackendDirectory): Promise<void> {
     this.#isStopping = true;
     this.#control.stop(how);
+    const watching = how === "close" && this.#hasServer ? this.#hurryWithout(directory) : undefined;
     await this.stopped;
+    await (
+      await watching
+    )?.();
+  }
+
+  /** Without xenstore nobody can tell, and the server is waited for as long as ever. */
+  async #hurryWithout(directory: BackendDirectory): Promise<Unwatch | undefined> {
+    try {
+      return await directory.whenGone(() => this.#control.hurry());
+    } catch (error) {
+      logger.warn(describeError(error));
+      return undefined;
+    }
   }
 
   limit(rates: DiskRates): void {

@@ -8,7 +8,10 @@ import { describeDevice, type DeviceAddress } from "./address.ts";
 /** The `reason` in the context of the error thrown when the device is already served. */
 export const SERVED = "served";
 
-export function lockPath(statsDir: string, { frontend, devid }: DeviceAddress): string {
+export function lockPath(
+  statsDir: string,
+  { frontend, devid }: Pick<DeviceAddress, "frontend" | "devid">,
+): string {
   return join(statsDir, `${frontend}-${devid}.lock`);
 }
 

@@ -325,7 +325,7 @@ export class BlkbackDevice {
   }
 
   async #stopServing(how: StopOrder): Promise<void> {
-    this.#stopping = this.#connection?.stop(how) ?? this.#stopping;
+    this.#stopping = this.#connection?.stop(how, this.#directory) ?? this.#stopping;
     this.#connection = undefined;
     await this.#stopping;
   }
@@ -423,7 +423,7 @@ export class BlkbackDevice {
     this.#over = true;
     const connection = this.#connection;
     this.#connection = undefined;
-    void (connection?.stop("leave") ?? Promise.resolve())
+    void (connection?.stop("leave", this.#directory) ?? Promise.resolve())
       .then(() => this.#finish())
       .then(() => this.#end.reject(error));
   }

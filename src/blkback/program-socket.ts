@@ -2,6 +2,9 @@
 import { join } from "node:path";
 import type { DeviceAddress } from "./address.ts";
 
-export function programSocket(statsDir: string, { frontend, devid }: DeviceAddress): string {
+export function programSocket(
+  statsDir: string,
+  { frontend, devid }: Pick<DeviceAddress, "frontend" | "devid">,
+): string {
   return join(statsDir, `${frontend}-${devid}.nbd`);
 }

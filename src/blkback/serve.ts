@@ -24,6 +24,7 @@ import { checkOffer, offeredDisk, offeredKeys } from "./features.ts";
 import { enterServerJail, planeJail, type JailWish } from "./jail.ts";
 import { keysOfRates, type AskedRates } from "./rate-keys.ts";
 import { programSocket } from "./program-socket.ts";
+import { removeOfGoneGuests } from "./remains.ts";
 import { openNbdSource } from "./secure-line.ts";
 import { removeWriteLog } from "./server-line.ts";
 import { announceImage, hasServedRaw, refuseOthersDevice, refuseOthersOffer } from "./sharing.ts";
@@ -71,6 +72,7 @@ export async function serveImage(
 ): Promise<ServeEnd> {
   checkOffer(options.offer);
   const { address } = options;
+  await removeOfGoneGuests(platform, xenstore);
   using cleanup = new DisposableStack();
   const lock = lockDevice(options.statsDir, address);
   cleanup.defer(() => lock.release());

@@ -37,6 +37,11 @@ export class ForgetfulServer {
     await readUntil(this.#child.stdout, "listening");
   }
 
+  /** From now on it says nothing. */
+  hang(): void {
+    this.#child?.kill("SIGSTOP");
+  }
+
   async kill(): Promise<void> {
     this.#child?.kill("SIGKILL");
     await this.#child?.exited;

@@ -1,7 +1,7 @@
 // Our claim to a disk that is in no file here: an NBD export, an image of Ceph's, whatever a program opens for us. It
 // has no locks that others respect, so it has a file in a directory that every xentool on this host uses, locked as an
 // image would be. The locks end with their descriptors, so kill -9 leaves none, and the files that it leaves are
-// removed by whoever gives up a claim next.
+// removed by whoever gives up a claim next, or by a sweep.
 import { lookup } from "node:dns/promises";
 import {
   closeSync,
@@ -62,7 +62,7 @@ export function claimExport(dir: string, keys: readonly string[], options: Claim
   const held = undo.move();
   const release = (): void => {
     held.dispose();
-    removeFree(dir);
+    removeFreeClaims(dir);
   };
   return { fds, [Symbol.dispose]: release };
 }
@@ -114,7 +114,7 @@ function lock(dir: string, path: string, { name, claim, ways }: ClaimOptions): n
 }
 
 /** Removes the files that killed owners left. */
-function removeFree(dir: string): void {
+export function removeFreeClaims(dir: string): void {
   for (const name of attempt(() => readdirSync(dir)) ?? []) {
     if (!name.endsWith(SUFFIX)) continue;
     const path = join(dir, name);

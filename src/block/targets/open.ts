@@ -26,7 +26,8 @@ export interface RemoteNeeds extends Pick<LinkOptions, "holdMs" | "dial" | "onHe
 export interface OpenedTarget {
   readonly target: BlockTarget;
   /** What knows whether the server of the image is there, if it has one. */
-  readonly remote: Pick<NbdTarget, "isServing" | "isStuck" | "limitEnding" | "limitHold"> | undefined;
+  readonly remote:
+    Pick<NbdTarget, "isServing" | "isStuck" | "limitEnding" | "limitHold" | "limitSilence"> | undefined;
   /** Before what operations use is closed. `isOver`: no other server of the same disk is to go on. */
   close(isOver: boolean): void;
 }

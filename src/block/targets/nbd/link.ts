@@ -78,6 +78,7 @@ export class NbdLink implements ConnectionOwner {
   #heldSinceMs = Infinity;
   #holdMs: number;
   #endingMs: number;
+  #silenceMs: number;
   readonly #silence = new Timer(() => this.#checkSilence());
   readonly #patience = new Timer(() => this.#outOfPatience());
   readonly #ended = new Timer(() => this.#endWhenReplied());
@@ -92,6 +93,7 @@ export class NbdLink implements ConnectionOwner {
     this.#owner = owner;
     this.#holdMs = options.holdMs;
     this.#endingMs = options.endingMs;
+    this.#silenceMs = options.silenceMs;
   }
 
   /** Whether requests may be sent. */
@@ -118,7 +120,7 @@ export class NbdLink implements ConnectionOwner {
 
   sendOn(connection: NbdConnection, slot: number): void {
     connection.send(slot);
-    if (this.#silence.dueMs === Infinity) this.#reactor.setTimer(this.#silence, this.#options.silenceMs);
+    if (this.#silence.dueMs === Infinity) this.#reactor.setTimer(this.#silence, this.#silenceMs);
   }
 
   /** The server has everything again. */
@@ -134,6 +136,12 @@ export class NbdLink implements ConnectionOwner {
     const heldMs = Math.max(0, this.#reactor.nowMs - this.#heldSinceMs);
     this.#holdMs = Math.min(this.#holdMs, heldMs + ms);
     this.#checkHold();
+  }
+
+  /** From now on, the server may be silent for so long at most. */
+  limitSilence(ms: number): void {
+    this.#silenceMs = Math.min(this.#silenceMs, ms);
+    this.#checkSilence();
   }
 
   /** A server that has been given up, or will be, is waited for so long from now on. */
@@ -275,12 +283,13 @@ export class NbdLink implements ConnectionOwner {
     if (this.isOver || leftMs === Infinity) return;
     if (leftMs > 0) return this.#reactor.setTimer(this.#hold, leftMs);
     this.close();
+    logger.warn(`the NBD server is no longer waited for: ${this.failure}`);
     this.#options.onHeld?.(this.failure, true);
     this.#owner.gaveUp();
   }
 
   #checkSilence(): void {
-    const { silenceMs } = this.#options;
+    const silenceMs = this.#silenceMs;
     let leftMs = Infinity;
     for (const { inFlight, heardMs } of this.connections)
       if (inFlight > 0) leftMs = Math.min(leftMs, heardMs + silenceMs - this.#reactor.nowMs);

@@ -176,6 +176,11 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     this.#link.limitHold(ms);
   }
 
+  /** From now on, a server that is there may be silent for so long at most. */
+  limitSilence(ms: number): void {
+    this.#link.limitSilence(ms);
+  }
+
   /** From now on, a server that has been given up is waited for so long at most. */
   limitEnding(ms: number): void {
     this.#link.limitEnding(ms);
