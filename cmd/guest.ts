@@ -4,7 +4,7 @@ import { writeFileSync } from "node:fs";
 import { serveGuest } from "../src/blkback/guests/served-guest.ts";
 import { EXIT_CODE, kindOf } from "../src/core/errors.ts";
 import { reportError } from "./lib/run-command.ts";
-import { GUEST_DESCRIPTORS } from "./guest-role.ts";
+import { GUEST_SOCKETS } from "./guest-role.ts";
 import { spawnWorker } from "./spawn-worker.ts";
 
 /** `frontend` is the guest's number, which it is also told by `watch`. */
@@ -17,7 +17,7 @@ export async function runGuest(frontend: string): Promise<never> {
   // Without `watch` nobody reads them, and we are about to end.
   process.stdout.on("error", () => {});
   const write = (line: string): void => void process.stdout.write(line);
-  const ends = { orders: Bun.stdin.stream(), write, descriptors: GUEST_DESCRIPTORS, spawnWorker };
+  const ends = { orders: Bun.stdin.stream(), write, ...GUEST_SOCKETS, spawnWorker };
   try {
     await serveGuest(ends, stop.signal);
     process.exit(0);

@@ -3,7 +3,7 @@ import { closeSync } from "node:fs";
 import { join } from "node:path";
 import type { GuestChild } from "../src/blkback/guests/guest-process.ts";
 import type { Domid } from "../src/core/types.ts";
-import { descriptorPair } from "../src/native/descriptors.ts";
+import { socketPair, type SocketPair } from "../src/native/descriptors.ts";
 import { GUEST_ROLE } from "./guest-role.ts";
 
 /**
@@ -16,28 +16,32 @@ export const PROGRAM = Bun.main.startsWith("/$bunfs/") ? [] : [join(import.meta.
 
 /** The number of the domain is for people who look at the list of processes. */
 export function spawnGuest(frontend: Domid): GuestChild {
-  const { ours, theirs } = descriptorPair();
-  try {
-    const child = Bun.spawn([OURSELVES, ...PROGRAM, GUEST_ROLE, "--", String(frontend)], {
-      argv0: "xentool",
-      env: process.env,
-      stdio: ["pipe", "pipe", "inherit", theirs],
-    });
-    const { stdin, stdout, exited } = child;
-    return {
-      stdin,
-      stdout,
-      exited,
-      descriptors: ours,
-      get signalCode() {
-        return child.signalCode;
-      },
-      kill: (signal) => child.kill(signal),
-    };
-  } catch (error) {
-    closeSync(ours);
-    throw error;
-  } finally {
-    closeSync(theirs);
-  }
+  using undo = new DisposableStack();
+  using theirs = new DisposableStack();
+  const pair = (kind: "descriptors" | "bytes"): SocketPair => {
+    const made = socketPair(kind);
+    undo.adopt(made.ours, closeSync);
+    theirs.adopt(made.theirs, closeSync);
+    return made;
+  };
+  const descriptors = pair("descriptors");
+  const xenstore = pair("bytes");
+  const child = Bun.spawn([OURSELVES, ...PROGRAM, GUEST_ROLE, "--", String(frontend)], {
+    argv0: "xentool",
+    env: process.env,
+    stdio: ["pipe", "pipe", "inherit", descriptors.theirs, xenstore.theirs],
+  });
+  undo.move();
+  const { stdin, stdout, exited } = child;
+  return {
+    stdin,
+    stdout,
+    exited,
+    descriptors: descriptors.ours,
+    xenstore: xenstore.ours,
+    get signalCode() {
+      return child.signalCode;
+    },
+    kill: (signal) => child.kill(signal),
+  };
 }

@@ -16,8 +16,9 @@ union control {
   char space[CMSG_SPACE(sizeof(int32_t) * XT_DESCRIPTORS_MAX)];
 };
 
-int32_t xt_descriptors_pair(int32_t *ends) {
-  return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) ? -errno : 0;
+int32_t xt_descriptors_pair(int32_t *ends, int32_t is_stream) {
+  int kind = is_stream ? SOCK_STREAM : SOCK_SEQPACKET;
+  return socketpair(AF_UNIX, kind | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) ? -errno : 0;
 }
 
 int32_t xt_descriptors_adopt(int32_t fd) { return fcntl(fd, F_SETFD, FD_CLOEXEC) ? -errno : 0; }

@@ -249,8 +249,8 @@ XT_API int32_t xt_datagram_send(const void *address, uint32_t address_size, cons
 /* ---- descriptors.c: hands open files to another process ---- */
 
 enum { XT_DESCRIPTORS_MAX = 8 };
-/* Two connected sockets, which do not wait, close-on-exec. */
-XT_API int32_t xt_descriptors_pair(int32_t *ends);
+/* Two connected sockets, which do not wait, close-on-exec: for bytes, or for the two functions below. */
+XT_API int32_t xt_descriptors_pair(int32_t *ends, int32_t is_stream);
 /* Makes a descriptor that we were started with close-on-exec. */
 XT_API int32_t xt_descriptors_adopt(int32_t fd);
 /* Sends `count` descriptors, which stay open here, under a number. -EAGAIN: the other end takes none. */

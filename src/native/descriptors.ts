@@ -4,16 +4,20 @@ import { XentoolError } from "../core/errors.ts";
 import { XT_DESCRIPTORS_MAX } from "./abi.ts";
 import { check, shim } from "./shim.ts";
 
-export interface DescriptorPair {
+export interface SocketPair {
   readonly ours: number;
   /** For a process that we start. */
   readonly theirs: number;
 }
 
-/** The caller closes both. */
-export function descriptorPair(): DescriptorPair {
+/** Connected sockets, for descriptors or for bytes. The caller closes both. */
+export function socketPair(kind: "descriptors" | "bytes"): SocketPair {
   const ends = new Int32Array(2);
-  check(shim.xt_descriptors_pair(ends), "make sockets for a process", "environment");
+  check(
+    shim.xt_descriptors_pair(ends, kind === "bytes" ? 1 : 0),
+    "make sockets for a process",
+    "environment",
+  );
   return { ours: ends[0], theirs: ends[1] };
 }
 

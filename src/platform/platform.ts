@@ -24,6 +24,8 @@ export interface Platform {
 export type XenstoreEndpoint =
   | { readonly kind: "socket"; readonly path: string }
   | { readonly kind: "device"; readonly path: string }
+  /** A connected socket; `path` is only a name. */
+  | { readonly kind: "inherited"; readonly path: string; readonly fd: number }
   | { readonly kind: "ring"; readonly path: string; open(): StoreRing };
 
 /** A guest's own end of its xenstore ring (public/io/xs_wire.h). */

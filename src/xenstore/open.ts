@@ -5,7 +5,7 @@ import type { XenstoreEndpoint } from "../platform/platform.ts";
 import type { XenstoreTransport } from "./transport.ts";
 import { openDevice } from "./transports/device.ts";
 import { RingTransport } from "./transports/ring.ts";
-import { openSocket } from "./transports/socket.ts";
+import { openInherited, openSocket } from "./transports/socket.ts";
 
 const ignore = (): void => {};
 
@@ -31,6 +31,8 @@ function openEndpoint(endpoint: XenstoreEndpoint, timeoutMs: number): Promise<Xe
       return openSocket(endpoint.path, timeoutMs);
     case "device":
       return openDevice(endpoint.path);
+    case "inherited":
+      return openInherited(endpoint.fd, endpoint.path);
     case "ring":
       return RingTransport.connect(endpoint.open(), timeoutMs);
   }

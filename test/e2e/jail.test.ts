@@ -87,7 +87,7 @@ test.each(["Worker", "xentool"])(
   async (name) => {
     const server = await serve();
     const guest = await connectedGuest();
-    expect(await poke(server.pid, "SIGUSR2", name)).toBe(1);
+    expect(await poke(server.pid, "SIGVTALRM", name)).toBe(1);
     expect(await readUntil(server.stderr, LOG)).toContain(`"${name}" asked for execve`);
     await server.exited;
     expect(server.signalCode).toBe("SIGSYS");

@@ -2,7 +2,7 @@
  * Loaded into xentool by tests (LD_PRELOAD): probes a jail from inside, thread by thread. SIGTRAP makes the thread that
  * gets it ask for what it should not get, and append a line to the file $JAIL_PROBE: its number, its name, and an errno
  * for each question (0: it got it). It is one of the few signals that no thread of Bun's blocks, but Bun handles it, so
- * SIGUSR1 takes it over first and appends "ready". SIGUSR2 makes a thread ask for execve.
+ * SIGUSR1 takes it over first and appends "ready". SIGVTALRM makes a thread ask for execve.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -79,5 +79,5 @@ __attribute__((constructor)) static void prepare(void) {
   if (!path) return;
   answers = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
   handle(SIGUSR1, take_trap);
-  handle(SIGUSR2, break_out);
+  handle(SIGVTALRM, break_out);
 }

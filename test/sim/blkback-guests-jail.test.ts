@@ -55,7 +55,7 @@ test.each(["Worker", "xentool@1"])(
   "breaking out of thread %s ends that process alone, and another one takes its disk over",
   async (name) => {
     const [victim, other] = await watch("--jail", "strict");
-    expect(await poke(victim, "SIGUSR2", name)).toBe(1);
+    expect(await poke(victim, "SIGVTALRM", name)).toBe(1);
     const said = await readUntil(server.stderr, "another one takes its disks over");
     expect(said).toContain(`"${name}" asked for execve`);
     expect(said).toContain("domain 1: its process ended (SIGSYS)");

@@ -10,7 +10,7 @@ import { KeptImages } from "../../src/blkback/guests/kept-images.ts";
 import type { Ask } from "../../src/blkback/guests/messages.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
-import { descriptorPair, receiveDescriptors, sendDescriptors } from "../../src/native/descriptors.ts";
+import { receiveDescriptors, sendDescriptors, socketPair } from "../../src/native/descriptors.ts";
 import { openDescriptors } from "../support/descriptors.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
@@ -19,7 +19,7 @@ const { signal: never } = new AbortController();
 
 let dir: string;
 let before: number;
-let pair: ReturnType<typeof descriptorPair>;
+let pair: ReturnType<typeof socketPair>;
 let kept: KeptImages;
 let asked: AskedImages;
 let open: (stop: AbortSignal) => Promise<OpenedImage>;
@@ -28,7 +28,7 @@ beforeEach(() => {
   dir = temporaryDirectory();
   writeFileSync(join(dir, "a.img"), "a".repeat(4096));
   before = openDescriptors().length;
-  pair = descriptorPair();
+  pair = socketPair("descriptors");
   open = async () => openedImage(openImage(join(dir, "a.img"), OPTIONS));
   kept = new KeptImages((_devid, stop) => open(stop));
   asked = new AskedImages(pair.theirs, (ask) => void carry(ask));

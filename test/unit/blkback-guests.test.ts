@@ -1,11 +1,11 @@
 // The processes of guests as their supervisor sees them, with fakes in their place: when one is started, ended and
 // followed by another, and what becomes of one that says what it should not.
-import { openSync } from "node:fs";
+import { closeSync, openSync } from "node:fs";
 import { describe, expect, jest, spyOn, test } from "bun:test";
 import { LEAVING_PATIENCE_MS } from "../../src/blkback/bounds.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { decideGuest, type SeenGuest } from "../../src/blkback/guests/decide-guest.ts";
-import { GuestProcess, type GuestChild } from "../../src/blkback/guests/guest-process.ts";
+import { GuestProcess, type GuestChild, type ProcessGround } from "../../src/blkback/guests/guest-process.ts";
 import { READY_PATIENCE_MS, untilReady } from "../../src/blkback/guests/handover.ts";
 import { linesOf, parseReport, type GuestSettings } from "../../src/blkback/guests/messages.ts";
 import { SupervisedGuest } from "../../src/blkback/guests/supervised-guest.ts";
@@ -27,8 +27,11 @@ const SETTINGS: GuestSettings = {
   jail: "off",
 };
 
-const noImages = async (): Promise<never> => {
-  throw new Error("no image");
+const services: ProcessGround = {
+  openImage: async () => {
+    throw new Error("no image");
+  },
+  connectStore: async (socket) => ({ close: () => closeSync(socket) }),
 };
 
 /** A process that does what the test says. */
@@ -36,6 +39,7 @@ class FakeChild implements GuestChild {
   readonly orders: string[] = [];
   readonly kills: string[] = [];
   readonly descriptors = openSync("/dev/null", "r");
+  readonly xenstore = openSync("/dev/null", "r");
   readonly stdout: ReadableStream<Uint8Array>;
   readonly exited: Promise<number>;
   signalCode: NodeJS.Signals | null = null;
@@ -145,7 +149,7 @@ test("lines come whole however they are cut, and not without end", async () => {
 describe("the process of a guest", () => {
   test("is told what it serves, then to serve, then to end", async () => {
     const child = new FakeChild();
-    const process = new GuestProcess(SETTINGS, noImages, () => child, ignored);
+    const process = new GuestProcess(SETTINGS, services, () => child, ignored);
     process.serve();
     process.tend(1000);
     process.end();
@@ -158,7 +162,7 @@ describe("the process of a guest", () => {
   test("is heard", async () => {
     const child = new FakeChild();
     const heard: unknown[] = [];
-    const process = new GuestProcess(SETTINGS, noImages, () => child, {
+    const process = new GuestProcess(SETTINGS, services, () => child, {
       onEvent: (devid, event) => heard.push([devid, event.event]),
       onChange: () => heard.push(process.disks),
     });
@@ -173,14 +177,14 @@ describe("the process of a guest", () => {
     ["a line without end", "x".repeat(70_000)],
   ])("is killed when it says %s", async (_what, text) => {
     const child = new FakeChild();
-    const process = new GuestProcess(SETTINGS, noImages, () => child, ignored);
+    const process = new GuestProcess(SETTINGS, services, () => child, ignored);
     child.say(text);
     expect(await process.ended).toBe("SIGKILL");
   });
 
   test("is killed once, and not heard any more, however much it says", async () => {
     const child = new FakeChild();
-    const process = new GuestProcess(SETTINGS, noImages, () => child, ignored);
+    const process = new GuestProcess(SETTINGS, services, () => child, ignored);
     child.say(`${"\n".repeat(1000)}{"report":"disks","count":1}\n`);
     await process.ended;
     await settle();
@@ -191,7 +195,7 @@ describe("the process of a guest", () => {
   test("is killed when it says too much", async () => {
     const child = new FakeChild();
     let heard = 0;
-    const process = new GuestProcess(SETTINGS, noImages, () => child, {
+    const process = new GuestProcess(SETTINGS, services, () => child, {
       ...ignored,
       onChange: () => heard++,
     });
@@ -205,14 +209,14 @@ describe("the process of a guest", () => {
     jest.useFakeTimers();
     try {
       const [stuck, good] = [new FakeChild(), new FakeChild()];
-      const process = new GuestProcess(SETTINGS, noImages, () => stuck, ignored);
+      const process = new GuestProcess(SETTINGS, services, () => stuck, ignored);
       process.end();
       jest.advanceTimersByTime(LEAVING_PATIENCE_MS - 1);
       process.end();
       expect(stuck.kills).toEqual([]);
       jest.advanceTimersByTime(1);
       expect(stuck.kills).toEqual(["SIGKILL"]);
-      const other = new GuestProcess(SETTINGS, noImages, () => good, ignored);
+      const other = new GuestProcess(SETTINGS, services, () => good, ignored);
       other.end();
       good.die(0);
       await other.ended;
@@ -225,7 +229,7 @@ describe("the process of a guest", () => {
 
   test("that was never asked is not late", () => {
     const child = new FakeChild();
-    const process = new GuestProcess(SETTINGS, noImages, () => child, ignored);
+    const process = new GuestProcess(SETTINGS, services, () => child, ignored);
     const now = spyOn(performance, "now");
     try {
       const later = performance.now() + 5000;
@@ -242,7 +246,7 @@ describe("the process of a guest", () => {
 
   test("is killed when it does not answer, and not before", async () => {
     const child = new FakeChild();
-    const process = new GuestProcess(SETTINGS, noImages, () => child, ignored);
+    const process = new GuestProcess(SETTINGS, services, () => child, ignored);
     const now = spyOn(performance, "now");
     try {
       const start = performance.now();
@@ -280,7 +284,7 @@ describe("a guest that is supervised", () => {
       frontend: SETTINGS.frontend,
       hasDisks: async () => disks,
       start: (onChange: () => void) =>
-        new GuestProcess(SETTINGS, noImages, spawnGuest, { ...ignored, onChange }),
+        new GuestProcess(SETTINGS, services, spawnGuest, { ...ignored, onChange }),
       onForgotten: () => void forgotten++,
     };
     return new SupervisedGuest(ground, isHeld);

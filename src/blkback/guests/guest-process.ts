@@ -1,6 +1,6 @@
 // The process of one guest, as `watch` sees it: orders go in, checked reports come out, and its end has a reason.
 import { closeSync } from "node:fs";
-import { XentoolError } from "../../core/errors.ts";
+import { describeError, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import type { Domid } from "../../core/types.ts";
 import { sendDescriptors } from "../../native/descriptors.ts";
@@ -28,6 +28,8 @@ export interface GuestChild {
   readonly stdout: ReadableStream<Uint8Array>;
   /** Where it takes descriptors; ours to close. */
   readonly descriptors: number;
+  /** Its way to xenstore; ours to close. */
+  readonly xenstore: number;
   readonly exited: Promise<number>;
   readonly signalCode: NodeJS.Signals | number | null;
   kill(signal: NodeJS.Signals): void;
@@ -35,6 +37,17 @@ export interface GuestChild {
 
 /** Starts such a process. Only cmd/ knows how, so it hands this function down. Throws when there can be none. */
 export type SpawnGuest = (frontend: Domid) => GuestChild;
+
+/** What `watch` does for the process. */
+export interface ProcessGround {
+  readonly openImage: OpenGuestImage;
+  /** Has what comes from its socket, which it closes at the end, reach xenstore as far as it may. */
+  readonly connectStore: (socket: number) => Promise<Closable>;
+}
+
+interface Closable {
+  close(): void;
+}
 
 export interface GuestListener {
   readonly onEvent: (devid: number, event: DeviceEvent) => void;
@@ -58,6 +71,7 @@ export class GuestProcess {
   readonly #leave = Promise.withResolvers<void>();
   readonly #child: GuestChild;
   readonly #images: KeptImages;
+  readonly #store: Promise<Closable>;
   readonly #listener: GuestListener;
   readonly #name: string;
   #isEnding = false;
@@ -70,14 +84,16 @@ export class GuestProcess {
 
   constructor(
     settings: GuestSettings,
-    openImage: OpenGuestImage,
+    ground: ProcessGround,
     spawnGuest: SpawnGuest,
     listener: GuestListener,
   ) {
     this.#name = `the process of domain ${settings.frontend}`;
     this.#listener = listener;
     this.#child = spawnGuest(settings.frontend);
-    this.#images = new KeptImages(openImage);
+    this.#images = new KeptImages(ground.openImage);
+    this.#store = ground.connectStore(this.#child.xenstore);
+    this.#store.catch((error: unknown) => this.#kill(`has no xenstore (${describeError(error)})`));
     this.ended = this.#child.exited.then((status) => this.#exited(status));
     this.prepared = Promise.race([this.#prepare.promise, this.ended]);
     this.settled = Promise.race([this.#settle.promise, this.ended]);
@@ -114,6 +130,10 @@ export class GuestProcess {
   async #exited(status: number): Promise<string> {
     this.#isGone = true;
     closeSync(this.#child.descriptors);
+    await this.#store.then(
+      (store) => store.close(),
+      () => {},
+    );
     await this.#images.close();
     return String(this.#child.signalCode ?? `status ${status}`);
   }

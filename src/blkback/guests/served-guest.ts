@@ -28,6 +28,8 @@ export interface GuestEnds {
   readonly write: (line: string) => void;
   /** Where descriptors come from `watch`. */
   readonly descriptors: number;
+  /** Our way to xenstore. */
+  readonly xenstore: number;
   readonly spawnWorker: SpawnWorker;
 }
 
@@ -38,7 +40,7 @@ export interface GuestEnds {
 export async function serveGuest(ends: GuestEnds, stop: AbortSignal): Promise<void> {
   const report = (it: GuestReport): void => ends.write(encodeLine(it));
   endWithParent();
-  adoptDescriptor(ends.descriptors);
+  for (const fd of [ends.descriptors, ends.xenstore]) adoptDescriptor(fd);
   const images = new AskedImages(ends.descriptors, (ask) => report({ report: "ask", ...ask }));
   const orders = new OrderLines(ends.orders, images, () => report({ report: "alive" }));
   const settings = await orders.prepare;
@@ -47,7 +49,8 @@ export async function serveGuest(ends: GuestEnds, stop: AbortSignal): Promise<vo
   configureLogging(settings.verbosity);
   await using cleanup = new AsyncDisposableStack();
   const platform = cleanup.adopt(openPlatform(descriptor), (it) => it.close());
-  const xenstore = cleanup.adopt(await Xenstore.connect(platform), (it) => it.close());
+  const way = { kind: "inherited", path: "`watch`", fd: ends.xenstore } as const;
+  const xenstore = cleanup.adopt(await Xenstore.connect(way), (it) => it.close());
   const workers = new ReadyWorkers(ends.spawnWorker);
   cleanup.defer(() => workers.close());
   const ground = { platform: descriptor, statsDir: settings.statsDir };

@@ -8,7 +8,7 @@ import { XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import type { Domid } from "../../core/types.ts";
 import type { SpawnWorker } from "../../plane/plane.ts";
-import type { Platform } from "../../platform/platform.ts";
+import type { Platform, XenstoreEndpoint } from "../../platform/platform.ts";
 import type { Unwatch, Xenstore } from "../../xenstore/client.ts";
 import { backendDir, describeDevice } from "../address.ts";
 import { checkOffer } from "../features.ts";
@@ -16,10 +16,11 @@ import { checkGuestJail, type JailMode } from "../jail.ts";
 import { guestNamed, isOurDevice, namesIn } from "../our-devices.ts";
 import { openWatchedImage } from "../watched-image.ts";
 import type { DiskServer, WatchOptions } from "../watch.ts";
-import { GuestProcess, type SpawnGuest } from "./guest-process.ts";
-import type { OpenGuestImage } from "./kept-images.ts";
+import { GuestProcess, type ProcessGround, type SpawnGuest } from "./guest-process.ts";
 import type { GuestSettings } from "./messages.ts";
 import { untilReady, type Predecessor, type Successor } from "./handover.ts";
+import { mayAskStore } from "./store-rules.ts";
+import { StoreRelay } from "./store-relay.ts";
 import { SupervisedGuest } from "./supervised-guest.ts";
 
 const logger = moduleLogger("watch");
@@ -48,6 +49,7 @@ export class GuestSupervisor implements DiskServer {
   readonly #settings: Omit<GuestSettings, "frontend">;
   readonly #spawn: Spawn;
   readonly #backend: Domid;
+  readonly #endpoint: XenstoreEndpoint;
   readonly #root: string;
   readonly #guests = new Map<Domid, SupervisedGuest>();
   /** Guests that a successor has. */
@@ -65,6 +67,7 @@ export class GuestSupervisor implements DiskServer {
     this.#options = options;
     this.#spawn = spawn;
     this.#backend = platform.domid;
+    this.#endpoint = platform.xenstore;
     const { onEvent: _event, onCount: _count, frontend: _frontend, ...rest } = options;
     this.#settings = { ...rest, platform: platform.descriptor };
     this.#root = `/local/domain/${platform.domid}/backend/${options.kind}`;
@@ -193,13 +196,21 @@ export class GuestSupervisor implements DiskServer {
       hasDisks: () => this.#hasDisks(frontend),
       start: (onChange: () => void) => {
         logger.info(`domain ${frontend}: a process for its disks`);
-        const open: OpenGuestImage = (devid, stop) => this.#openImage(frontend, devid, stop);
         const settings = { ...this.#settings, frontend };
-        return new GuestProcess(settings, open, this.#spawn.guest, { onEvent, onChange });
+        return new GuestProcess(settings, this.#groundOf(frontend), this.#spawn.guest, { onEvent, onChange });
       },
       onForgotten: () => void this.#guests.delete(frontend),
     };
     return new SupervisedGuest(ground, this.#isSuccessor && !this.#taken.has(frontend));
+  }
+
+  #groundOf(frontend: Domid): ProcessGround {
+    const scope = { backend: this.#backend, kind: this.#options.kind, frontend };
+    return {
+      openImage: (devid, stop) => this.#openImage(frontend, devid, stop),
+      connectStore: (socket) =>
+        StoreRelay.open(socket, this.#endpoint, (packet) => mayAskStore(scope, packet)),
+    };
   }
 
   /** Which image that is, the keys of the toolstack say, and nobody else. */

@@ -5,6 +5,11 @@ import { XS_PAYLOAD_MAX } from "../../protocol/xs-wire.ts";
 import { cannotConnect, connectionLost } from "../errors.ts";
 import type { XenstoreTransport } from "../transport.ts";
 
+declare module "bun" {
+  /** The types of Bun have the options, and not the function that takes them. */
+  function connect<Data = undefined>(options: FdSocketOptions<Data>): Promise<Socket<Data>>;
+}
+
 const BUSY_RETRY_MS = 10;
 const ignore = (): void => {};
 
@@ -25,28 +30,40 @@ export async function openSocket(path: string, timeoutMs: number): Promise<Xenst
   }
 }
 
-async function connect(path: string): Promise<XenstoreTransport> {
-  const transport = new SocketTransport(path);
-  transport.socket = await Bun.connect({
-    unix: path,
-    socket: {
-      data: (_socket, bytes) => transport.onData(bytes),
-      drain: () => transport.flush(),
-      close: (_socket, error) => transport.lose(error),
-      error: (_socket, error) => transport.lose(error),
-    },
-  });
+/** Over a socket that is connected already; `name` is that of its other end. */
+export function openInherited(fd: number, name: string): Promise<SocketTransport> {
+  return opened({ fd }, name);
+}
+
+function connect(path: string): Promise<SocketTransport> {
+  return opened({ unix: path }, path);
+}
+
+async function opened(
+  at: { readonly fd: number } | { readonly unix: string },
+  name: string,
+): Promise<SocketTransport> {
+  const transport = new SocketTransport(name);
+  const socket: Bun.SocketHandler<undefined> = {
+    data: (_socket, bytes) => transport.onData(bytes),
+    drain: () => transport.flush(),
+    close: (_socket, error) => transport.lose(error),
+    error: (_socket, error) => transport.lose(error),
+  };
+  transport.socket = await ("fd" in at ? Bun.connect({ ...at, socket }) : Bun.connect({ ...at, socket }));
   return transport;
 }
 
-class SocketTransport implements XenstoreTransport {
+export class SocketTransport implements XenstoreTransport {
   readonly name: string;
   readonly payloadBytesMax = XS_PAYLOAD_MAX;
   socket: Bun.Socket | undefined;
   onData: (bytes: Uint8Array) => void = ignore;
   onClose: (error: XentoolError) => void = ignore;
   #unsent: Uint8Array[] = [];
+  #unsentBytes = 0;
   #closed = false;
+  #reading = true;
 
   constructor(path: string) {
     this.name = path;
@@ -55,7 +72,20 @@ class SocketTransport implements XenstoreTransport {
   write(packet: Uint8Array): void {
     if (this.#closed) return;
     this.#unsent.push(packet);
+    this.#unsentBytes += packet.length;
     if (this.#unsent.length === 1) this.flush();
+  }
+
+  get unsentBytes(): number {
+    return this.#unsentBytes;
+  }
+
+  /** Whether more is to be received now. */
+  setReading(wanted: boolean): void {
+    if (wanted === this.#reading || this.#closed) return;
+    this.#reading = wanted;
+    if (wanted) this.socket?.resume();
+    else this.socket?.pause();
   }
 
   /** Sends what the socket takes; the rest is sent when it drains. */
@@ -63,6 +93,7 @@ class SocketTransport implements XenstoreTransport {
     while (this.#unsent.length > 0) {
       const head = this.#unsent[0];
       const sent = Math.max(0, this.socket?.write(head) ?? 0);
+      this.#unsentBytes -= sent;
       if (sent < head.length) {
         this.#unsent[0] = head.subarray(sent);
         return;
