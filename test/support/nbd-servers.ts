@@ -21,8 +21,8 @@ export class NbdServer implements AsyncDisposable {
     writeFileSync(join(dir, "disk.img"), new Uint8Array(EXPORT_BYTES).fill(1));
     const child = Bun.spawn([...commandIn(dir)], { stdio: ["ignore", "ignore", "pipe"] });
     const server = new NbdServer(dir, child);
-    // All of them write it once they listen.
-    while (!existsSync(join(dir, "pid"))) {
+    // nbd-server writes its number first, and listens then.
+    while (!existsSync(join(dir, "pid")) || !isListening(join(dir, "nbd.sock"))) {
       if ((child.exitCode ?? 0) !== 0) {
         await server[Symbol.asyncDispose]();
         throw new Error(await new Response(child.stderr).text());
@@ -59,6 +59,12 @@ export class NbdServer implements AsyncDisposable {
     await this.kill();
     removeDirectory(this.dir);
   }
+}
+
+/** Without a connection, which the server would take for a client. Source: proc_net(5), the flag is SO_ACCEPTCON. */
+function isListening(path: string): boolean {
+  const sockets = readFileSync("/proc/net/unix", "utf8").split("\n");
+  return sockets.some((line) => line.endsWith(` ${path}`) && line.split(" ")[3] === "00010000");
 }
 
 export function qemuNbd(...options: readonly string[]): Promise<NbdServer> {
