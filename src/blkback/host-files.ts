@@ -66,6 +66,8 @@ LimitMEMLOCK=infinity
 # Guests keep their disks while nobody serves; the next server goes on where this one stopped.
 KillMode=mixed
 TimeoutStopSec=30
+# After SIGTERM, and after everything is let go: not a failure.
+SuccessExitStatus=143
 # Longer than storage that is only slow needs to open an image.
 WatchdogSec=5min
 NoNewPrivileges=yes
