@@ -1,6 +1,7 @@
 // `xentool blkback serve`, and what it has in common with `watch` (blkback-watch.ts).
 import type { DeviceOptions } from "../src/blkback/device.ts";
 import type { DeviceAddress } from "../src/blkback/address.ts";
+import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
 import type { JailMode } from "../src/blkback/jail.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd, ServeOptions } from "../src/blkback/serve.ts";
@@ -162,76 +163,95 @@ async function runServe(
   argv: ServeArguments,
 ): Promise<number> {
   const { serveImage } = await import("../src/blkback/serve.ts");
-  const { describeDevice } = await import("../src/blkback/address.ts");
-  const { XentoolError } = await import("../src/core/errors.ts");
   const { spawnWorker } = await import("./spawn-worker.ts");
   await checkImageOptions(argv);
   const { platform, xenstore } = session;
-  const serving = await servingOptionsOf(argv, platform, context);
-  const asked = await askedRates(argv);
   const { ServedDisk } = await import("./lib/serving-events.ts");
-  const patienceMs = context.timeoutMs ?? DETACH_TIMEOUT_MS;
+  const { Service } = await import("./lib/service.ts");
+  const { disksAnswer } = await import("../src/blkback/alive.ts");
+  const { PreparedCommand } = await import("./lib/prepared-command.ts");
+  const options = await serveOptionsOf(argv, address, platform, context);
+  const disk = new ServedDisk(address, argv.image, context, options.detachTimeoutMs);
   const finished = new AbortController();
   const failed = new AbortController();
   let command: Promise<number> | undefined;
-  const disk = new ServedDisk(address, argv.image, context, patienceMs);
-  const { Service } = await import("./lib/service.ts");
-  const { disksAnswer } = await import("../src/blkback/alive.ts");
   using service = new Service(context.stop);
-  const { PreparedCommand } = await import("./lib/prepared-command.ts");
   using prepared = argv.run === undefined ? undefined : new PreparedCommand(argv.run);
   const mode = jailModeOf(argv.jail, platform);
   const jailWish = { strict: mode === "strict", notifies: service.heardAt, child: prepared?.pid };
+  const onEvent: OnDeviceEvent = (at, event) => {
+    disk.onEvent(at, event);
+    service.changed();
+  };
+  const onOffered = (): void => {
+    disk.offered();
+    service.ready(
+      () => disk.status,
+      () => disksAnswer(argv.engine),
+    );
+    const stop = AbortSignal.any([context.stop, failed.signal]);
+    command = prepared?.run(stop, context.force).finally(() => finished.abort());
+  };
   try {
     const end = await serveImage(
       platform,
       xenstore,
-      {
-        ...serving,
-        askedRates: asked,
-        onEvent: (at, event) => {
-          disk.onEvent(at, event);
-          service.changed();
-        },
-        path: argv.image,
-        address,
-        readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
-        shared: argv.mode === "w!",
-        direct: argv.direct,
-        connections: argv.connections,
-        ...imageOptionsOf(argv),
-        jailWish: mode === "off" ? undefined : jailWish,
-        detachTimeoutMs: patienceMs,
-        offer: { ...serving.offer, deviceType: argv.deviceType },
-      },
+      { ...options, onEvent, jailWish: mode === "off" ? undefined : jailWish },
       spawnWorker,
       AbortSignal.any([context.stop, finished.signal]),
       context.force,
-      () => {
-        disk.offered();
-        service.ready(
-          () => disk.status,
-          () => disksAnswer(argv.engine),
-        );
-        const stop = AbortSignal.any([context.stop, failed.signal]);
-        command = prepared?.run(stop, context.force).finally(() => finished.abort());
-      },
+      onOffered,
     );
-    if (end === "left")
-      throw new XentoolError(
-        "timeout",
-        `the guest did not let go of ${describeDevice(address)}: it stays, unserved, until it is served again or force-closed`,
-      );
-    const status = await command;
-    const why = UNEXPECTED[end];
-    if (context.json) process.stdout.write(`${JSON.stringify({ event: "ended", reason: end })}\n`);
-    else if (why !== undefined) process.stderr.write(`xentool: ${describeDevice(address)}: ${why}\n`);
-    return status ?? 0;
+    return await reportEnd(end, address, context.json, command);
   } catch (error) {
     failed.abort();
     await command;
     throw error;
   }
+}
+
+/** What the command line says about the disk; the rest is up to this process. */
+async function serveOptionsOf(
+  argv: ServeArguments,
+  address: DeviceAddress,
+  platform: Platform,
+  context: CommandContext,
+): Promise<ServeOptions> {
+  const serving = await servingOptionsOf(argv, platform, context);
+  return {
+    ...serving,
+    askedRates: await askedRates(argv),
+    path: argv.image,
+    address,
+    readOnly: argv.mode === "r" || argv.deviceType === "cdrom",
+    shared: argv.mode === "w!",
+    direct: argv.direct,
+    connections: argv.connections,
+    ...imageOptionsOf(argv),
+    detachTimeoutMs: context.timeoutMs ?? DETACH_TIMEOUT_MS,
+    offer: { ...serving.offer, deviceType: argv.deviceType },
+  };
+}
+
+/** Says why the disk is not served any more, and returns the exit status: that of `command`, if there was one. */
+async function reportEnd(
+  end: ServeEnd,
+  address: DeviceAddress,
+  json: boolean,
+  command: Promise<number> | undefined,
+): Promise<number> {
+  const { describeDevice } = await import("../src/blkback/address.ts");
+  const { XentoolError } = await import("../src/core/errors.ts");
+  if (end === "left")
+    throw new XentoolError(
+      "timeout",
+      `the guest did not let go of ${describeDevice(address)}: it stays, unserved, until it is served again or force-closed`,
+    );
+  const status = await command;
+  const why = UNEXPECTED[end];
+  if (json) process.stdout.write(`${JSON.stringify({ event: "ended", reason: end })}\n`);
+  else if (why !== undefined) process.stderr.write(`xentool: ${describeDevice(address)}: ${why}\n`);
+  return status ?? 0;
 }
 
 /** What the image is, or how it is opened. */

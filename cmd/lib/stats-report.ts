@@ -85,14 +85,24 @@ export function formatStats(stats: DeviceStats): string {
   const state = stats.alive
     ? `served for ${served} by process ${stats.pid}`
     : `its server, process ${stats.pid}, is dead`;
-  const perBatch = stats.batches === 0 ? 0 : stats.requests / stats.batches;
+  return [
+    paint("bold", `${vdevName(stats.devid)} of domain ${stats.domid}`) + `: ${stats.state}, ${state}`,
+    indent(trafficTable(stats)),
+    ...[...ringFacts(stats), ...limitFacts(stats), ...troubleFacts(stats)].map(indent),
+    ...formatHistogram("requests found on the ring", stats.ringUtilisation, stats.ringSlots),
+    ...formatHistogram("segments per request", stats.segmentsPerRequest, Infinity),
+    "",
+  ].join("\n");
+}
+
+function trafficTable(stats: DeviceStats): string {
   const rows = [
     ["reads", stats.reads, stats.readBytes, stats.readLatency],
     ["writes", stats.writes + stats.barriers, stats.writeBytes, stats.writeLatency],
     ["flushes", stats.flushes, undefined, stats.flushLatency],
     ["discards", stats.discards, stats.discardBytes, stats.discardLatency],
   ] as const;
-  const table = formatTable(
+  return formatTable(
     [
       { title: "" },
       { title: "requests", align: "right" },
@@ -108,17 +118,27 @@ export function formatStats(stats: DeviceStats): string {
       formatLatency(latency.p99Us, latency),
     ]),
   );
+}
+
+/** What happened on the rings. */
+function ringFacts(stats: DeviceStats): string[] {
+  const perBatch = stats.batches === 0 ? 0 : stats.requests / stats.batches;
   const facts = [
     `${formatCounted(stats.requests, "request")}, ${formatCounted(stats.errors, "error")}, ${formatCount(stats.merged)} merged, ${formatCount(stats.indirect)} indirect`,
     `${formatCounted(stats.batches, "batch", "batches")} of ${perBatch.toFixed(1)} on average, ${formatCounted(stats.notifies, "notification")}, ${formatCounted(stats.wakeups, "wake-up")}`,
+    ...queueFacts(stats),
   ];
-  facts.push(...queueFacts(stats));
   if (stats.inFlight > 0)
     facts.push(
       `${formatCounted(stats.inFlight, "request")} in flight, ${formatCount(stats.waiting)} of them not started yet`,
     );
   if (stats.stalls > 0) facts.push(`${formatCounted(stats.stalls, "request")} took a second or more`);
-  facts.push(...limitFacts(stats));
+  return facts;
+}
+
+/** What went wrong, and what is wrong now. */
+function troubleFacts(stats: DeviceStats): string[] {
+  const facts: string[] = [];
   const refused = REFUSALS.filter(({ name }) => stats.refused[name] > 0);
   if (refused.length > 0)
     facts.push(
@@ -140,14 +160,7 @@ export function formatStats(stats: DeviceStats): string {
     facts.push(
       `a flush failed with ${stats.flushFailure}: writes and flushes fail until the guest reconnects`,
     );
-  return [
-    paint("bold", `${vdevName(stats.devid)} of domain ${stats.domid}`) + `: ${stats.state}, ${state}`,
-    indent(table),
-    ...facts.map(indent),
-    ...formatHistogram("requests found on the ring", stats.ringUtilisation, stats.ringSlots),
-    ...formatHistogram("segments per request", stats.segmentsPerRequest, Infinity),
-    "",
-  ].join("\n");
+  return facts;
 }
 
 /** A line for each queue, unless there is only one. */

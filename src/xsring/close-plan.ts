@@ -136,24 +136,8 @@ function describe(method: CloseMethod, report: RingReport, request: CloseRequest
   const forgotten =
     "the server forgets the guest's watches, transactions and unread requests; a kernel that still runs there keeps waiting for them";
   switch (method) {
-    case "handshake": {
-      const pending = report.words.connection === XENSTORE_RECONNECT;
-      return {
-        steps: [
-          pending ? "the guest has asked already: connection is RECONNECT" : "set connection to RECONNECT",
-          request.isSelf
-            ? "notify the server"
-            : "have the server touch the ring: rewrite a node that the guest watches",
-          "wait until the server has set it back to CONNECTED, and check the ring",
-        ],
-        risks: [
-          ...(request.isSelf
-            ? []
-            : ["by the protocol only the guest may set connection: it must not use the ring now"]),
-          forgotten,
-        ],
-      };
-    }
+    case "handshake":
+      return describeHandshake(report, request, forgotten);
     case "reintroduce":
       return {
         steps: [
@@ -191,4 +175,23 @@ function describe(method: CloseMethod, report: RingReport, request: CloseRequest
         ],
       };
   }
+}
+
+function describeHandshake(report: RingReport, request: CloseRequest, forgotten: string): Description {
+  const pending = report.words.connection === XENSTORE_RECONNECT;
+  return {
+    steps: [
+      pending ? "the guest has asked already: connection is RECONNECT" : "set connection to RECONNECT",
+      request.isSelf
+        ? "notify the server"
+        : "have the server touch the ring: rewrite a node that the guest watches",
+      "wait until the server has set it back to CONNECTED, and check the ring",
+    ],
+    risks: [
+      ...(request.isSelf
+        ? []
+        : ["by the protocol only the guest may set connection: it must not use the ring now"]),
+      forgotten,
+    ],
+  };
 }
