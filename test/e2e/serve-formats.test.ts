@@ -8,6 +8,7 @@ import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { readUntil } from "../support/process.ts";
+import { detach } from "./disk-host.ts";
 import { judge, ProgramDisks, programItself, programsWith, untilNone } from "./program-disks.ts";
 
 const FAILED = -1;
@@ -111,6 +112,31 @@ describe("the program's life", () => {
     expect(await disk.end()).toBe(143);
     expect(await neighbour.end()).toBe(143);
     await judge("qemu-img", "check", "-q", image);
+  });
+
+  test("a daemon without io_uring, or too old for it, serves with threads", async () => {
+    const aio = (): string[] =>
+      programsWith(image, (command) => command.endsWith(DAEMON)).map(
+        (pid) => /"aio":"(\w+)"/.exec(readFileSync(`/proc/${pid}/cmdline`, "utf8"))?.[1] ?? "",
+      );
+    const real = String(Bun.which(DAEMON));
+    const version = (number: string): string =>
+      `[ "$1" = --version ] && exec echo "${DAEMON} version ${number}"`;
+    const refuses = `case "$*" in *'"aio":"io_uring"'*) echo "Unable to use linux io_uring: Function not implemented" >&2; exit 1;; esac`;
+    for (const [lines, expected] of [
+      [version("7.2.22 (Debian)"), "io_uring"],
+      [`${version("8.0.0")}\n${refuses}`, "threads"],
+      [version("7.1.0"), "threads"],
+    ]) {
+      writeFileSync(world.path(DAEMON), `#!/bin/sh\n${lines}\nexec ${real} "$@"\n`, { mode: 0o755 });
+      const PATH = `${world.disks.dir}:${process.env["PATH"]}`;
+      const server = world.spawn(["-v", ...serve(image, "xvdb", "--format", "qcow2")], { PATH });
+      await readUntil(server.stderr, "offering");
+      expect(aio()).toEqual([expected]);
+      const guest = await world.guest("xvdb");
+      expect(await guest.read(8)).toEqual(new Uint8Array(4096).fill(5));
+      expect(await detach(server, guest)).toBe(143);
+    }
   });
 
   test("what a program that fails at once says is the error", async () => {

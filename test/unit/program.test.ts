@@ -95,8 +95,8 @@ describe("what a program prints", () => {
 });
 
 describe("an NBD program", () => {
-  const program = (options: Partial<ProgramOptions>): NbdProgram =>
-    new NbdProgram({ name: "it", user: "a disk", argv: [], socket: join(dir, "sock"), held: [], ...options });
+  const program = (command: ProgramOptions["command"]): NbdProgram =>
+    new NbdProgram({ name: "it", user: "a disk", command, socket: join(dir, "sock"), held: [] });
   const memory = ["nbdkit", "--foreground", "memory", "1M"];
   const probe = (): Promise<unknown> =>
     probeExport({ address: join(dir, "sock"), port: undefined, exportName: "" });
@@ -117,6 +117,20 @@ describe("an NBD program", () => {
     expect(why).toBe("it ended with status 1: broken");
     await it.close();
     expect(readFileSync(join(dir, "starts"), "utf8")).toBe("x\n");
+  });
+
+  test("that fails as foreseen is started in the other way, and once", async () => {
+    const fails = (words: string): string[] => ["/bin/sh", "-c", `echo ${words}; exit 1`];
+    const other = program({ argv: fails("no ring"), otherwise: { argv: memory, when: /ring/ } });
+    expect(await other.opened(probe())).toMatchObject({ sizeBytes: 1 << 20 });
+    await other.close();
+    for (const words of ["broken", "no ring"]) {
+      const otherwise = { argv: fails("ring, too"), when: /ring/ };
+      const neither = program({ argv: fails(words), otherwise });
+      const why = await neither.opened(new Promise(() => {})).catch(describeError);
+      expect(why).toBe(`it ended with status 1: ${words === "broken" ? words : "ring, too"}`);
+      await neither.close();
+    }
   });
 
   test("that never answers: the caller's patience counts, and it ends with us", async () => {

@@ -9,6 +9,7 @@ import {
   isLocalImage,
   STORAGE_DAEMON,
   viaCommand,
+  type ProgramCommand,
   type ProgramFormat,
 } from "../program/commands.ts";
 import { NbdProgram } from "../program/program.ts";
@@ -62,11 +63,11 @@ export async function openProgramImage(
   const { readOnly, sectorSizeBytes, connections, socket, user, discard = true } = options;
   const isFile = isLocal(source, opener);
   const path = isFile ? resolve(source) : source;
-  const argv = argvOf(path, opener, options);
+  const command = await commandOf(path, opener, options);
   await using undo = new AsyncDisposableStack();
   const held = isFile ? claimFile(path, opener, options, undo) : claimOther(path, opener, options, undo);
   const name = "format" in opener ? STORAGE_DAEMON : "the command of --via";
-  const program = new NbdProgram({ name, user, argv, socket, held });
+  const program = new NbdProgram({ name, user, command, socket, held });
   undo.defer(() => program.close());
   const opening = openNbdImage(program.uri, { readOnly, sectorSizeBytes, connections });
   const image = await unlessAborted(program.opened(opening), options.stop);
@@ -109,7 +110,11 @@ function claimOther(
   return undo.use(claimExport(claimsDir, [key], { name, claim, user, ways: waysOf(opener, ways) })).fds;
 }
 
-function argvOf(path: string, opener: Opener, { shared, readOnly, direct }: ProgramImageOptions): string[] {
+async function commandOf(
+  path: string,
+  opener: Opener,
+  { shared, readOnly, direct }: ProgramImageOptions,
+): Promise<ProgramCommand> {
   if ("via" in opener) return viaCommand(opener.via, path);
   const { format, keyFile } = opener;
   if (shared) throw new XentoolError("usage", `${path}: two writers would ruin a ${format} image; drop w!`);

@@ -6,6 +6,7 @@ import { moduleLogger } from "../../core/log.ts";
 import { isListening, listenAt, type UnixListener } from "../../native/unix-listener.ts";
 import { HELD } from "../image/open.ts";
 import { probeExport } from "../targets/nbd/probe.ts";
+import type { ProgramCommand } from "./commands.ts";
 import { keepProcess, type KeptProcess } from "./keeper.ts";
 
 const logger = moduleLogger("program");
@@ -21,7 +22,7 @@ export interface ProgramOptions {
   /** For messages: its name, and the disk that it serves. */
   readonly name: string;
   readonly user: string;
-  readonly argv: readonly string[];
+  readonly command: ProgramCommand;
   /** Where it is to serve. */
   readonly socket: string;
   /** Descriptors that stay open while anything of it lives, for the locks on them. */
@@ -40,6 +41,7 @@ export class NbdProgram {
   /** Rejects if it ends before it has opened the image. */
   readonly #failed = Promise.withResolvers<never>();
   readonly #over: Promise<void>;
+  #argv: readonly string[];
   #process: KeptProcess | undefined;
   #hasOpened = false;
   #onTrouble: OnTrouble = () => {};
@@ -47,8 +49,9 @@ export class NbdProgram {
 
   /** Throws `environment` while a former one still lives. */
   constructor(options: ProgramOptions) {
-    const { socket, name } = options;
+    const { socket, name, command } = options;
     this.#options = options;
+    this.#argv = command.argv;
     this.uri = `nbd+unix:///?socket=${encodeURIComponent(socket)}`;
     if (isListening(socket))
       throw new XentoolError("environment", `the ${name} of the server before this one still runs`, {
@@ -86,6 +89,10 @@ export class NbdProgram {
       const how = await this.#run();
       if (this.#stop.signal.aborted) return;
       const why = `${name} ${how}`;
+      if (this.#hasAnother(how)) {
+        logger.info(`${user}: ${why}; it is started in another way`);
+        continue;
+      }
       if (!this.#hasOpened) return this.#failed.reject(new XentoolError("io", why));
       const longestMs = this.#trouble === undefined ? SERVED_PAUSE_MS : LONGEST_PAUSE_MS;
       const isSteady = performance.now() - sinceMs >= STEADY_MS;
@@ -96,12 +103,20 @@ export class NbdProgram {
     }
   }
 
+  /** Whether it is to be started in another way after it `ended` like this; only once. */
+  #hasAnother(ended: string): boolean {
+    const { argv, otherwise } = this.#options.command;
+    if (this.#argv !== argv || otherwise?.when.test(ended) !== true) return false;
+    this.#argv = otherwise.argv;
+    return true;
+  }
+
   /** Returns how it ended. */
   async #run(): Promise<string> {
-    const { name, user, argv, held } = this.#options;
+    const { name, user, held } = this.#options;
     try {
       const fds = [this.#listener.fd, ...held];
-      const process = keepProcess(argv, fds, (line) => logger.warn(`${user}: ${name}: ${line}`));
+      const process = keepProcess(this.#argv, fds, (line) => logger.warn(`${user}: ${name}: ${line}`));
       this.#process = process;
       if (this.#trouble !== undefined) this.#watchRecovery(process);
       return await process.ended;
