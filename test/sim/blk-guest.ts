@@ -29,6 +29,8 @@ interface GuestRing {
 }
 
 export class HandmadeGuest {
+  /** For responses. */
+  patienceMs = WAIT_MS;
   readonly xenstore: Xenstore;
   readonly #address: DeviceAddress;
   readonly #platform: SimPlatform;
@@ -197,7 +199,7 @@ export class HandmadeGuest {
     const first = ring.prod - ids.length;
     Atomics.store(words, 0, ring.prod);
     this.#channels.notify(ring.port);
-    const deadline = performance.now() + WAIT_MS;
+    const deadline = performance.now() + this.patienceMs;
     while (Atomics.load(words, 2) !== ring.prod) {
       // A guest that made another ring has forgotten what it asked for on this one.
       if (this.#rings[queue] !== ring) return [];
