@@ -118,8 +118,7 @@ const forceClose = step(
     const { removeRemains } = await import("../src/blkback/remains.ts");
     await forceCloseDevice(xenstore, address);
     await removeRemains(platform, xenstore, address);
-    const late = "nobody seems to serve it; `xentool blkback destroy` removes it";
-    await waitUntilClosed(xenstore, address, context.timeoutMs ?? DETACH_TIMEOUT_MS, context.stop, late);
+    await waitUntilClosed(xenstore, address, context.timeoutMs ?? DETACH_TIMEOUT_MS, context.stop);
     return reportDone(address, "force-closed", context);
   },
 );

@@ -135,7 +135,7 @@ export function drawTop(view: TopView, sort: Sort, { width, height }: ScreenSize
   const { disks, rings } = sorted(view, sort);
   const time = view.time.toTimeString().slice(0, 8);
   const head = `xentool top  ${time}, over ${formatDuration(view.intervalMs * 1e6)}, sorted by ${sort}`;
-  const foot = "sort: l load  b bytes  t latency  w waiting  n name    q quit";
+  const foot = "q quit    sort: l load  b bytes  t latency  w waiting  n name";
   const notes = view.notes.map((note) => escapeText(note, 300));
   // Head and foot, two blank lines, two lines of titles and one of words.
   const room = Math.max(0, height - 7 - notes.length);

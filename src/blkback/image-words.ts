@@ -31,7 +31,7 @@ export function parseImageWords(params: string | null, mode: string | null): Ima
   const [, words = "", path = ""] = WORDS.exec(params ?? "") ?? [];
   const said = words.split(":");
   if (!path.startsWith("/") && !isNbdUri(path) && !(said.includes("rbd") && isRbdImage(path)))
-    throw new XentoolError("usage", `target "${escapeText(path)}" is no absolute path of an image`);
+    throw new XentoolError("usage", `target "${escapeText(path)}" is not an absolute path of an image`);
   const shared = said.includes("w!") || (mode ?? "").endsWith("!");
   const formats = FORMATS.filter((format) => said.includes(format));
   if (formats.length > 1)

@@ -147,19 +147,21 @@ export async function forceCloseDevice(xenstore: Xenstore, address: DeviceAddres
   });
 }
 
-/** Waits until the backend has closed or the device is gone; otherwise throws `timeout` with the reason `late`. */
+/** Waits until the backend has closed or the device is gone; otherwise throws `timeout`, and says who is late. */
 export async function waitUntilClosed(
   xenstore: Xenstore,
   address: DeviceAddress,
   timeoutMs: number,
   signal: AbortSignal,
-  late = "the guest did not let go; it may still",
 ): Promise<void> {
   const isClosed = (state: string | null): boolean => state === null || state === String(XenbusState.Closed);
   try {
     await xenstore.waitFor(`${backendDir(address)}/state`, isClosed, { timeoutMs, signal });
   } catch (error) {
     if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
+    const late = isClosed(await readIfAllowed(xenstore, `${frontendDir(address)}/state`))
+      ? "the guest has let go, but the disk's server is gone or hangs; `xentool blkback destroy` removes the disk"
+      : "the guest did not let go; it may still";
     const text = `${describeDevice(address)} has not closed within ${timeoutMs / 1000} s: ${late}`;
     throw new XentoolError("timeout", text, { timeoutMs });
   }

@@ -30,7 +30,7 @@ const PORT_NAME = /^[A-Za-z0-9_-]{1,128}$/;
 export function checkVchanName(name: string): void {
   if (name.startsWith("/")) {
     if (name !== "/" && !name.includes("@") && isValidPath(name)) return;
-    throw new XentoolError("usage", `${name} is no xenstore path that a vchan can have`);
+    throw new XentoolError("usage", `${name} is not a xenstore path that a vchan can have`);
   }
   if (PORT_NAME.test(name)) return;
   const rule = "letters, digits, - and _, or an absolute xenstore path";

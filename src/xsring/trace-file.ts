@@ -116,7 +116,7 @@ export async function* readTrace(pieces: AsyncIterable<Uint8Array>): AsyncGenera
 }
 
 function notATrace(why: string): XentoolError {
-  return new XentoolError("usage", `this is no file of xsring trace --write: ${why}`);
+  return new XentoolError("usage", `this is not a file of xsring trace --write: ${why}`);
 }
 
 function viewOf(bytes: Uint8Array): DataView {
@@ -125,7 +125,8 @@ function viewOf(bytes: Uint8Array): DataView {
 
 function checkHeader(bytes: Uint8Array): void {
   const view = viewOf(bytes);
-  if (view.getUint32(0, true) !== PCAP_MAGIC) throw notATrace("it is no little-endian pcap in microseconds");
+  if (view.getUint32(0, true) !== PCAP_MAGIC)
+    throw notATrace("it is not a little-endian pcap in microseconds");
   if (view.getUint32(20, true) !== LINKTYPE_USER0) throw notATrace("its link type is not 147");
 }
 

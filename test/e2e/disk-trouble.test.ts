@@ -8,7 +8,8 @@ import { toDomid } from "../../src/core/types.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { pattern } from "../sim/blk-harness.ts";
-import { executable, spawnXentool } from "./executable.ts";
+import { DiskHost } from "./disk-host.ts";
+import { executable, runXentool, spawnXentool } from "./executable.ts";
 import { readUntil } from "../support/process.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
@@ -61,6 +62,29 @@ test("a full file system: writes that need room fail, others go on", async () =>
     expect(await guest.write(8, 77)).toBe(0);
     expect(((await guest.read(8)) as Uint8Array).every((byte) => byte === 77)).toBe(true);
   });
+});
+
+test("close says who is late: a guest that does not let go, or a server that hangs", async () => {
+  const ground = await DiskHost.start();
+  const { env, host, dir: cwd } = ground;
+  const device = ["--domid", "1", "--vdev", "xvdb"];
+  const close = () => runXentool(["--timeout", "2", "blkback", "close", ...device], { env });
+  const server = spawnXentool(["blkback", "serve", "a.img", ...device], { cwd, env });
+  try {
+    await readUntil(server.stderr, "offering");
+    const guest = await HandmadeGuest.start(host, DEVICE);
+    await guest.connect();
+    expect(await close()).toMatchObject({ status: 6, stderr: expect.stringContaining("did not let go") });
+    server.kill("SIGSTOP");
+    await guest.setState(6);
+    expect(await close()).toMatchObject({ status: 6, stderr: expect.stringContaining("gone or hangs") });
+    server.kill("SIGCONT");
+    expect(await server.exited).toBe(0);
+    guest.close();
+  } finally {
+    server.kill("SIGKILL");
+    await ground.close();
+  }
 });
 
 test("an image that is removed, and one that is cut short", async () => {

@@ -33,7 +33,7 @@ test.each([
   "w:/a.img",
   "raw:./a.img",
 ])("params %j: refused", (params) => {
-  expect(() => parseImageWords(params, "w")).toThrow("is no absolute path of an image");
+  expect(() => parseImageWords(params, "w")).toThrow("is not an absolute path of an image");
 });
 
 test.each([

@@ -79,7 +79,7 @@ test("80 × 24 holds what matters", () => {
     "7 guest-7          ~2345      █    91.6                    READ 80 %",
     "5 guest-5              7      █     0.3                    READ 80 %",
     "8 guest-8              0            0.0 guest for 3.2 s",
-    "sort: l load  b bytes  t latency  w waiting  n name    q quit",
+    "q quit    sort: l load  b bytes  t latency  w waiting  n name",
   ]);
 });
 

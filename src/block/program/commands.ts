@@ -124,7 +124,7 @@ export function isRbdImage(text: string): boolean {
 function rbdNode(name: string): object {
   const [, pool, namespace, image] = RBD_IMAGE.exec(name) ?? [];
   if (pool === undefined)
-    throw new XentoolError("usage", `"${name}" is no image of Ceph: POOL/IMAGE, or POOL/NAMESPACE/IMAGE`);
+    throw new XentoolError("usage", `"${name}" is not an image of Ceph: POOL/IMAGE, or POOL/NAMESPACE/IMAGE`);
   return { driver: "rbd", pool, ...(namespace !== undefined && { namespace }), image };
 }
 
