@@ -30,6 +30,9 @@ const EAGAIN = -11;
 const BUFFER_BYTES = 64 * 1024;
 /** A chunk's errno and message, with room for the offset that may follow. */
 const MAX_ERROR_BYTES = 6 + 4096 + 8;
+/** Data that is longer goes straight to where it belongs; so no more than this is read together with its header. */
+const SHORT_BYTES = 16 * 1024;
+const HEADERS_BYTES = 512;
 /** Bounds the time that one connection takes from the others. */
 const RECEIVES_PER_TURN = 32;
 /** These numbers mean the same to Linux. Any other one becomes EIO. */
@@ -62,6 +65,8 @@ export class ReplyReader {
   #at = 0;
   #left = 0;
   #isLast = false;
+  /** How much is read when a header is next: after short data, many replies at once. */
+  #aheadBytes = BUFFER_BYTES;
 
   /** `onReply` is called when a request of `connection` has its whole reply. */
   constructor(
@@ -115,7 +120,7 @@ export class ReplyReader {
       this.#start = 0;
     }
     const to = (this.#buffer.address + this.#end) as Pointer;
-    const received = shim.xt_socket_receive(fd, to, BUFFER_BYTES - this.#end);
+    const received = shim.xt_socket_receive(fd, to, Math.min(this.#aheadBytes, BUFFER_BYTES - this.#end));
     if (received > 0) this.#end += received;
     return received;
   }
@@ -245,6 +250,7 @@ export class ReplyReader {
     this.#at = at;
     this.#left = length;
     this.#isLast = isLast;
+    this.#aheadBytes = length > SHORT_BYTES ? HEADERS_BYTES : BUFFER_BYTES;
   }
 
   /** Ends a reply in chunks, or a read's data. */
