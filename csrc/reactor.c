@@ -77,6 +77,12 @@ static uint32_t take_ready(struct reactor *reactor, struct xt_io_done *done, uin
   return taken;
 }
 
+/* Where it is no operation that has to end, one descriptor that is ready is enough. */
+static uint32_t at_most_what_can_end(const struct reactor *reactor, uint32_t wait) {
+  uint32_t most = reactor->in_flight + reactor->ready_count;
+  return most == 0 && wait > 0 ? 1 : wait < most ? wait : most;
+}
+
 int32_t xt_reactor_wait(void *handle, const struct xt_io *ops, uint32_t count, uint32_t wait, int32_t timeout_us,
                         uint32_t is_patient, struct xt_io_done *done, uint32_t max) {
   struct reactor *reactor = handle;
@@ -85,13 +91,14 @@ int32_t xt_reactor_wait(void *handle, const struct xt_io *ops, uint32_t count, u
     if (ops[i].file >= reactor->file_count) return -EBADF;
   if (reactor->engine == XT_ENGINE_URING) {
     uring_start(reactor, ops, count, is_patient != 0);
+    wait = at_most_what_can_end(reactor, wait);
     uint32_t got = take_ready(reactor, done, max);
     int32_t more = uring_wait(reactor, got, wait, timeout_us, done + got, max - got);
     return more < 0 ? more : (int32_t)got + more;
   }
   for (uint32_t i = 0; i < count; i++)
     reactor_finish(reactor, ops[i].tag, file_perform(&reactor->files[ops[i].file], &ops[i]));
-  int32_t error = poll_wait(reactor, wait, timeout_us);
+  int32_t error = poll_wait(reactor, at_most_what_can_end(reactor, wait), timeout_us);
   return error ? error : (int32_t)take_ready(reactor, done, max);
 }
 

@@ -156,9 +156,10 @@ XT_API int32_t xt_reactor_rewatch(void *reactor, uint32_t place, uint32_t events
 /* Removes the watch. Its descriptor may be closed immediately. */
 XT_API int32_t xt_reactor_unwatch(void *reactor, uint32_t place);
 /*
- * Starts `count` operations, waits until `wait` completions are available or `timeout_us` has passed (-1: for ever; a
- * signal also ends the wait), and stores up to `max` completions in `done`. Returns how many. With `is_patient`, a lone
- * transfer may be waited for as long as it takes, as far as the files' storage is not slow.
+ * Starts `count` operations, waits until `wait` completions, or all that are in flight, are available or `timeout_us`
+ * has passed (-1: for ever; a signal also ends the wait), and stores up to `max` completions in `done`. Returns how
+ * many. With `is_patient`, a lone transfer may be waited for as long as it takes, as far as the files' storage is not
+ * slow.
  */
 XT_API int32_t xt_reactor_wait(void *reactor, const struct xt_io *ops, uint32_t count, uint32_t wait,
                                int32_t timeout_us, uint32_t is_patient, struct xt_io_done *done, uint32_t max);

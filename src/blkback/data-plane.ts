@@ -373,6 +373,6 @@ export class BackDataPlane {
       bad > 0 ? PENALTY_US : 0,
       this.#reactor.nowMs,
     );
-    return wait ? 1 : 0;
+    return wait ? this.#sleeper.wanted : 0;
   }
 }

@@ -16,6 +16,11 @@ const STORM_PAUSE_US = 1000;
 const BUSY_OPERATIONS = 4;
 const BUSY_WAIT_US = 100;
 /**
+ * Of operations beyond so many, half are to end before we wake up, within that moment: a wake-up for each costs more
+ * than the others lose by it, as the disk still has enough to do.
+ */
+const FEW_OPERATIONS = 8;
+/**
  * A guest that waits for its answers sends nothing while an operation is in flight. Asking it to ring then would only
  * make it ring for its next request, which a look finds without. We take it for such a guest after QUIET_TRUST waits
  * with no request in between, but not within SLOW_REST waits of an operation that took longer than BUSY_WAIT_US.
@@ -34,6 +39,8 @@ export class Sleeper {
   timeoutUs = -1;
   /** Whether the guest sends nothing before the one operation in flight, just submitted, has ended. */
   isPatient = false;
+  /** How many ends of operations to wait for. */
+  wanted = 1;
   readonly #doorbell: Doorbell;
   readonly #counters: Float64Array;
   #eventTaken = false;
@@ -58,6 +65,7 @@ export class Sleeper {
   mayWait(fetched: number, submitted: number, active: number, penaltyUs: number, nowMs: number): boolean {
     this.timeoutUs = -1;
     this.isPatient = false;
+    this.wanted = 1;
     this.#judgeEvent(fetched);
     if (submitted > 0 && this.#inlineTrust > 0) return false;
     const idle = active === 0;
@@ -72,6 +80,7 @@ export class Sleeper {
       if (this.#doorbell.hasNews()) return false;
       this.#busyWaiting = true;
       this.timeoutUs = BUSY_WAIT_US;
+      this.wanted = Math.max(1, (active - FEW_OPERATIONS) >> 1);
       this.isPatient = active === 1 && submitted === 1;
     } else if (!this.#doorbell.arm()) return false;
     this.#sleptIdle = idle;

@@ -163,6 +163,21 @@ static void test_many_watches(void *reactor) {
   CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, 1, 1000, 0, done, WATCHES + 1), 0);
 }
 
+/* Who waits for more than there is gets all there is, and an event where there are no operations. */
+static void test_waits_for_several(void *reactor) {
+  struct xt_io ops[BLOCKS];
+  struct xt_io_done done[BLOCKS + 1];
+  for (uint32_t i = 0; i < BLOCKS; i++) ops[i] = operation(XT_IO_READ, i, (double)i * BLOCK, BLOCK, buffer + i * BLOCK);
+  CHECK_EQUAL(xt_reactor_wait(reactor, ops, BLOCKS, BLOCKS + 7, 5000000, 0, done, BLOCKS), BLOCKS);
+  int32_t event = xt_eventfd(), place = xt_reactor_watch(reactor, event, POLLIN, 77);
+  CHECK(event >= 0 && place >= 0);
+  CHECK_EQUAL(xt_eventfd_signal(event), 0);
+  CHECK_EQUAL(xt_reactor_wait(reactor, NULL, 0, BLOCKS, -1, 0, done, BLOCKS + 1), 1);
+  CHECK_EQUAL(done[0].tag, 77);
+  CHECK_EQUAL(xt_reactor_unwatch(reactor, (uint32_t)place), 0);
+  close(event);
+}
+
 /* Operations that are always done at once do not keep an event from being seen. */
 static void test_watch_beside_what_is_at_once(void *reactor) {
   struct xt_io_done done[4];
@@ -234,6 +249,7 @@ static void test_engine(uint32_t engine) {
   test_watch(reactor);
   test_unwatched_is_closed(reactor);
   test_many_watches(reactor);
+  test_waits_for_several(reactor);
   test_watch_beside_what_is_at_once(reactor);
   test_files(reactor);
   if (engine == XT_ENGINE_URING) test_ring_refuses(reactor);

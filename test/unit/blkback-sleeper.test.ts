@@ -172,6 +172,26 @@ describe("with much in flight", () => {
     expect([bench.mayWait(0, 0, 4), bench.sleeper.timeoutUs]).toEqual([true, 100]);
   });
 
+  test("half of those beyond eight are waited for, so that not each of them wakes us", () => {
+    for (const [active, wanted] of [
+      [4, 1],
+      [8, 1],
+      [11, 1],
+      [12, 2],
+      [32, 12],
+      [512, 252],
+    ] as const) {
+      expect([bench.mayWait(0, 0, active), bench.sleeper.timeoutUs, bench.sleeper.wanted]).toEqual([
+        true,
+        100,
+        wanted,
+      ]);
+      bench.sleeper.completed(0, 1, 1, bench.nowMs);
+    }
+    bench.sleeper.completed(0, 0, bench.mayWait(0, 0, 32) ? 12 : 0, bench.nowMs);
+    expect([bench.mayWait(0, 0, 32), bench.sleeper.timeoutUs, bench.sleeper.wanted]).toEqual([true, -1, 1]);
+  });
+
   test("a request on the ring is seen before that wait", () => {
     bench.request();
     expect(bench.mayWait(0, 0, 4)).toBe(false);
