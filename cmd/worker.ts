@@ -4,6 +4,7 @@ import "./lib/standard-error.ts";
 import type { BlkbackOrder } from "../src/blkback/blkback-orders.ts";
 import type { BlkfrontOrder } from "../src/blkfront/blkfront-orders.ts";
 import { failureOf, type OrderMessage, type PlaneMessage } from "../src/plane/protocol.ts";
+import type { ImageThreadOrder } from "../src/blkback/image-threads.ts";
 import type { SecureLineOrder } from "../src/blkback/secure-line.ts";
 import type { VchanOrder } from "../src/vchan/vchan-orders.ts";
 
@@ -12,6 +13,7 @@ declare const self: Worker;
 type Message =
   | OrderMessage<"blkback", BlkbackOrder["order"]>
   | OrderMessage<"blkfront", BlkfrontOrder["order"]>
+  | OrderMessage<"images", ImageThreadOrder["order"]>
   | OrderMessage<"nbd-tls", SecureLineOrder["order"]>
   | OrderMessage<"vchan", VchanOrder["order"]>;
 
@@ -29,6 +31,12 @@ async function obey(data: Message): Promise<void> {
       return answerOrder(
         data,
         (await import("../src/blkfront/blkfront-plane.ts")).carryOutBlkfrontOrder,
+        post,
+      );
+    case "images":
+      return answerOrder(
+        data,
+        (await import("../src/blkback/image-threads-plane.ts")).carryOutImageThreadOrder,
         post,
       );
     case "nbd-tls":

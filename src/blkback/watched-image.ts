@@ -1,5 +1,5 @@
 // Opens the image that a toolstack's keys name for a device.
-import { openImage } from "../block/image.ts";
+import { openImage, type FileImage } from "../block/image.ts";
 import { openedImage, type OpenedImage } from "../block/image/opened.ts";
 import { isNbdUri } from "../block/image/nbd.ts";
 import { openProgramImage } from "../block/image/program.ts";
@@ -16,6 +16,12 @@ import { DISK_LINE_WAYS, parseImageWords } from "./image-words.ts";
 /** Opens the image of a device. `stop` ends the wait for a server or program that does not answer. */
 export type OpenDeviceImage = (address: DeviceAddress, stop: AbortSignal) => Promise<OpenedImage>;
 
+/** How an image is touched for the first time, and closed, where nobody may wait for its storage meanwhile. */
+export interface ImageStorage {
+  reach(path: string, stop: AbortSignal): Promise<void>;
+  close(image: FileImage): Promise<void>;
+}
+
 export interface WatchedImageOptions {
   readonly direct: boolean;
   readonly offer: { readonly logicalSectorBytes: number };
@@ -28,13 +34,17 @@ export interface WatchedImageOptions {
   readonly sysfs?: string | undefined;
 }
 
-/** Takes the device from the kernel's own backend first, should that have been quicker. */
+/**
+ * Takes the device from the kernel's own backend first, should that have been quicker. `storage`: for somebody who
+ * opens images for several guests.
+ */
 export async function openWatchedImage(
   xenstore: Xenstore,
   options: WatchedImageOptions,
   spawnWorker: SpawnWorker,
   address: DeviceAddress,
   stop: AbortSignal,
+  storage?: ImageStorage,
 ): Promise<OpenedImage> {
   const { direct, connections, statsDir } = options;
   const sectorSizeBytes = options.offer.logicalSectorBytes;
@@ -46,6 +56,7 @@ export async function openWatchedImage(
   const common = { readOnly, shared: shared && !readOnly, sectorSizeBytes, ways: DISK_LINE_WAYS };
   if (isNbdUri(path))
     return openNbdSource(path, { ...common, address, statsDir, spawnWorker, connections, stop });
+  await storage?.reach(path, stop);
   const how = { ...common, direct, user: describeDevice(address) };
   const discard = (await read("discard-enable")) !== "0";
   if (format !== undefined && format !== "raw") {
@@ -66,7 +77,8 @@ export async function openWatchedImage(
   }
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);
-  return openedImage(
-    openImage(path, { ...how, discard, format: isKnown ? "raw" : (format ?? options.format) }),
-  );
+  const image = openImage(path, { ...how, discard, format: isKnown ? "raw" : (format ?? options.format) });
+  return storage === undefined
+    ? openedImage(image)
+    : { image, [Symbol.asyncDispose]: () => storage.close(image) };
 }

@@ -12,6 +12,7 @@ import type { Platform, XenstoreEndpoint } from "../../platform/platform.ts";
 import type { Unwatch, Xenstore } from "../../xenstore/client.ts";
 import { backendDir, describeDevice } from "../address.ts";
 import { checkOffer } from "../features.ts";
+import { ImageThreads } from "../image-threads.ts";
 import { checkGuestJail, type JailMode } from "../jail.ts";
 import { guestNamed, isOurDevice, namesIn } from "../our-devices.ts";
 import { openWatchedImage } from "../watched-image.ts";
@@ -48,6 +49,7 @@ export class GuestSupervisor implements DiskServer {
   readonly #options: SupervisorOptions;
   readonly #settings: Omit<GuestSettings, "frontend">;
   readonly #spawn: Spawn;
+  readonly #storage: ImageThreads;
   readonly #backend: Domid;
   readonly #endpoint: XenstoreEndpoint;
   readonly #root: string;
@@ -66,6 +68,10 @@ export class GuestSupervisor implements DiskServer {
     this.#xenstore = xenstore;
     this.#options = options;
     this.#spawn = spawn;
+    // A guest that reboots is another domain, and may be served by another `watch`.
+    const memory = join(options.statsDir, "served-raw");
+    rememberIn(memory);
+    this.#storage = new ImageThreads(spawn.worker, memory);
     this.#backend = platform.domid;
     this.#endpoint = platform.xenstore;
     const { onEvent: _event, onCount: _count, frontend: _frontend, ...rest } = options;
@@ -90,8 +96,6 @@ export class GuestSupervisor implements DiskServer {
   ): Promise<GuestSupervisor> {
     checkOffer({ ...options.offer, deviceType: "disk" });
     checkGuestJail(options.jail);
-    // A guest that reboots is another domain, and may be served by another `watch`.
-    rememberIn(join(options.statsDir, "served-raw"));
     const supervisor = new GuestSupervisor(platform, xenstore, options, spawn);
     if (predecessor !== undefined) await supervisor.#follow(predecessor);
     supervisor.#unwatch = await xenstore.watch(supervisor.#root, (path) => supervisor.#changed(path));
@@ -113,6 +117,7 @@ export class GuestSupervisor implements DiskServer {
     await this.#unwatch?.();
     const ending = [...this.#guests.values()].map((guest) => guest.end());
     await Promise.all([...ending, ...this.#ending]);
+    this.#storage[Symbol.dispose]();
   }
 
   /**
@@ -218,7 +223,7 @@ export class GuestSupervisor implements DiskServer {
     const address = { backend: this.#backend, kind: this.#options.kind, frontend, devid };
     if (!(await isOurDevice(this.#xenstore, backendDir(address), this.#options.anyScript)))
       throw new XentoolError("environment", `there is no ${describeDevice(address)} to be served`);
-    return openWatchedImage(this.#xenstore, this.#options, this.#spawn.worker, address, stop);
+    return openWatchedImage(this.#xenstore, this.#options, this.#spawn.worker, address, stop, this.#storage);
   }
 
   async #hasDisks(frontend: Domid): Promise<boolean> {

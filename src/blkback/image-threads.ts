@@ -1,0 +1,78 @@
+// Where `watch` touches images for all its guests, a file server that is gone, or a disk without a path to it, must not
+// keep it from the others: whoever asks such storage for anything waits in the kernel, without end. So the first touch
+// of an image, and the last, is that of a thread of its own. One that is late has its successor for what comes next.
+import type { FileImage } from "../block/image.ts";
+import { noteUnused } from "../block/image/known.ts";
+import { unlessAborted } from "../core/deadline.ts";
+import { XentoolError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
+import { Plane, type SpawnWorker } from "../plane/plane.ts";
+
+const logger = moduleLogger("block");
+
+/** A thread that takes longer is not waited for by others. */
+const LATE_MS = 1000;
+
+export interface ImageThreadOrder {
+  readonly order:
+    | { readonly type: "reach"; readonly path: string }
+    | { readonly type: "close"; readonly image: FileImage; readonly memory: string };
+  readonly report: never;
+  readonly result: void;
+}
+
+export class ImageThreads implements Disposable {
+  readonly #spawnWorker: SpawnWorker;
+  /** Where it is remembered what images were served raw. */
+  readonly #memory: string;
+  /** Resolves to the thread that is free, or to undefined: a new one is to be started. */
+  #free: Promise<Plane | undefined> = Promise.resolve(undefined);
+
+  constructor(spawnWorker: SpawnWorker, memory: string) {
+    this.#spawnWorker = spawnWorker;
+    this.#memory = memory;
+  }
+
+  /** Resolves when the storage of what is at `path` answers, or has failed. Throws `cancelled` once `stop` fires. */
+  async reach(path: string, stop: AbortSignal): Promise<void> {
+    const reached = this.#carryOut({ type: "reach", path }, `${path} does not answer`).then(() => true);
+    if ((await unlessAborted(reached, stop)) === undefined)
+      throw new XentoolError("cancelled", `stopped before ${path} had answered`);
+  }
+
+  /** As `closeImage`. */
+  async close(image: FileImage): Promise<void> {
+    for (const fd of [image.fd, ...image.alsoHeld]) noteUnused(fd);
+    const late = `${image.path} does not let itself be closed`;
+    await this.#carryOut({ type: "close", image, memory: this.#memory }, late);
+  }
+
+  [Symbol.dispose](): void {
+    void this.#free.then((plane) => plane?.close());
+  }
+
+  async #carryOut(order: ImageThreadOrder["order"], late: string): Promise<void> {
+    const before = this.#free;
+    const next = Promise.withResolvers<Plane | undefined>();
+    let isLate = false;
+    this.#free = next.promise;
+    try {
+      const plane = (await before) ?? new Plane("images", this.#spawnWorker);
+      const timer = setTimeout(() => {
+        logger.warn(`${late}: waiting`);
+        next.resolve(undefined);
+        isLate = true;
+      }, LATE_MS);
+      try {
+        await plane.carryOut<ImageThreadOrder>(order);
+      } finally {
+        clearTimeout(timer);
+        if (isLate) plane.close();
+        else next.resolve(plane);
+      }
+    } finally {
+      // Without effect, except where no thread could be started.
+      next.resolve(undefined);
+    }
+  }
+}
