@@ -1,5 +1,6 @@
 // What the process of a guest gets of xenstore: a client at one end of the relay, a simulated host's server at the
 // other. The client asks for what a hostile one would, and floods, and does not read.
+import { closeSync } from "node:fs";
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { mayAskStore } from "../../src/blkback/guests/store-rules.ts";
 import { StoreRelay } from "../../src/blkback/guests/store-relay.ts";
@@ -124,6 +125,19 @@ describe("a process", () => {
     relay.close();
     expect(await promise).toBeDefined();
   });
+});
+
+test("what is asked before xenstore is connected to is answered", async () => {
+  const pair = socketPair("bytes");
+  const early = await openInherited(pair.theirs, "the relay");
+  const { promise, resolve } = Promise.withResolvers<Uint8Array>();
+  early.onData = resolve;
+  early.write(encodePacket(XS_READ, 7, 0, encodeStrings(`${DISKS}/51712/mode`)));
+  await Bun.sleep(0);
+  const other = await StoreRelay.open(pair.ours, platform.xenstore, (it) => mayAskStore(SCOPE, it));
+  expect(await promise).toEqual(encodePacket(XS_READ, 7, 0, Buffer.from("w")));
+  other.close();
+  closeSync(theirs);
 });
 
 test("one that asks and does not read is waited for, or given up; one that is no client is ended", async () => {

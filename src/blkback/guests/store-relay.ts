@@ -49,9 +49,16 @@ export class StoreRelay {
     endpoint: XenstoreEndpoint,
     mayAsk: (packet: XsPacket) => boolean,
   ): Promise<StoreRelay> {
-    const client = await openInherited(socket, "the process of a guest");
+    const early: Uint8Array[] = [];
+    const client = await openInherited(socket, "the process of a guest", (bytes) =>
+      early.push(bytes.slice()),
+    );
+    client.setReading(false);
     try {
-      return new StoreRelay(client, await openTransport(endpoint, CONNECT_TIMEOUT_MS), mayAsk);
+      const relay = new StoreRelay(client, await openTransport(endpoint, CONNECT_TIMEOUT_MS), mayAsk);
+      for (const bytes of early) relay.#hear(bytes);
+      client.setReading(true);
+      return relay;
     } catch (error) {
       client.close();
       throw error;

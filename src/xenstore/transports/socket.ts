@@ -30,9 +30,13 @@ export async function openSocket(path: string, timeoutMs: number): Promise<Xenst
   }
 }
 
-/** Over a socket that is connected already; `name` is that of its other end. */
-export function openInherited(fd: number, name: string): Promise<SocketTransport> {
-  return opened({ fd }, name);
+/** Over a socket that is connected already; `name` is that of its other end, which may have sent something by now. */
+export function openInherited(
+  fd: number,
+  name: string,
+  onData: (bytes: Uint8Array) => void = ignore,
+): Promise<SocketTransport> {
+  return opened({ fd }, name, onData);
 }
 
 function connect(path: string): Promise<SocketTransport> {
@@ -42,8 +46,10 @@ function connect(path: string): Promise<SocketTransport> {
 async function opened(
   at: { readonly fd: number } | { readonly unix: string },
   name: string,
+  onData: (bytes: Uint8Array) => void = ignore,
 ): Promise<SocketTransport> {
   const transport = new SocketTransport(name);
+  transport.onData = onData;
   const socket: Bun.SocketHandler<undefined> = {
     data: (_socket, bytes) => transport.onData(bytes),
     drain: () => transport.flush(),
