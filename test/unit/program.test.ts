@@ -54,6 +54,14 @@ describe("a kept process", () => {
     expect(how).toStartWith("was killed");
   });
 
+  test("one that is asked to end at once, while it still starts", async () => {
+    for (let round = 0; round < 30; round++) {
+      const started = keepProcess(["sleep", "1000"], [], () => {}, 1);
+      started.stop();
+      expect(await started.ended).toBe("was killed by signal 15");
+    }
+  });
+
   test("knows its listening socket", async () => {
     const inherited = "for n in 3 4 5 6 7 8 9 10; do [ ! -e /proc/$$/fd/$n ] || echo $n; done";
     const [, lines] = await keep(`echo $LISTEN_FDS $((LISTEN_PID - $$)); ${inherited}`);

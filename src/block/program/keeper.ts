@@ -10,16 +10,18 @@ const PATIENCE_S = 10;
 const LAST_WORDS_MS = 500;
 
 /**
- * Signals are caught, not ignored, because what is ignored stays ignored in the program. The descriptors from 3 on
- * stay open in all of the session, and with them the locks on them. What dash says about signals is dropped.
+ * Signals are caught, not ignored, because what is ignored stays ignored in the program. They are caught only once that
+ * is started: its shell inherits the trap for a moment, in which it would lose the signal that asks it to end. The
+ * descriptors from 3 on stay open in all of the session, and with them the locks on them. What dash says about signals
+ * is dropped.
  */
 const KEEPER = `
-trap : TERM PIPE HUP INT
 exec 9<&0 8>&1 7>&2 </dev/null >/dev/null 2>&1
 patience=$1
 shift
 sh -c 'LISTEN_PID=$$ exec "$@"' sh "$@" >&7 2>&7 7>&- 8>&- 9<&- &
 program=$!
+trap : TERM PIPE HUP INT
 (trap : TERM; read -r _; kill -TERM 0; sleep $patience; kill -KILL 0) <&9 7>&- 8>&- 9<&- &
 echo $program >&8
 while wait $program; status=$?; kill -0 $program; do :; done
