@@ -148,15 +148,16 @@ export class Xenstore extends XenstoreOperations {
   }
 
   /**
-   * Runs `body` in a transaction and commits it. If another client changed the same nodes, starts over, a bounded
-   * number of times and with growing pauses. If `body` throws, the transaction is aborted.
+   * Runs `body` in a transaction and commits it. If another client changed the same nodes, or other clients of our
+   * domain have all the transactions that it may have, starts over, a bounded number of times and with growing pauses.
+   * If `body` throws, the transaction is aborted.
    */
   async transaction<T>(body: (tx: XenstoreTransaction) => Promise<T>): Promise<T> {
     for (let attempt = 1; ; attempt++) {
       try {
         return await this.#attempt(body);
       } catch (error) {
-        if (errnoOf(error) !== "EAGAIN" || attempt >= TRANSACTION_ATTEMPTS) throw error;
+        if (!metOthers(error) || attempt >= TRANSACTION_ATTEMPTS) throw error;
         await pause(Math.random() * Math.min(BACKOFF_MS_MAX, 2 ** Math.min(attempt - 1, 10)));
       }
     }
@@ -248,4 +249,12 @@ export class Xenstore extends XenstoreOperations {
     const late = `xenstored at ${where} did not answer within ${Math.round(timeoutMs)} ms`;
     await within(timeoutMs, this.getDomainPath(0), () => new XentoolError("timeout", late));
   }
+}
+
+/** Whether a transaction failed for what others do at the moment. */
+function metOthers(error: unknown): boolean {
+  const errno = errnoOf(error);
+  if (errno === "EAGAIN") return true;
+  const isStart = error instanceof XentoolError && error.context["operation"] === "TRANSACTION_START";
+  return isStart && (errno === "EQUOTA" || errno === "ENOSPC");
 }

@@ -140,6 +140,21 @@ describe("a server that goes away", () => {
   });
 });
 
+test.each(["oxenstored", "xenstored-4.17"] as const)(
+  "%s: more transactions at a time than a domain may have wait for each other",
+  async (personality) => {
+    const server = new XenstoreServer({ personality });
+    server.introduce(1);
+    const [toolstack, client] = [0, 1].map((domid) => new Xenstore(server.connectDirectly(domid)));
+    await toolstack.write("/d", "x");
+    await toolstack.setPerms("/d", [{ domid: 0, access: "read" }]);
+    const work = Array.from({ length: 40 }, () => client.transaction((tx) => tx.read("/d")));
+    expect(new Set(await Promise.all(work))).toEqual(new Set(["x"]));
+    for (const it of [client, toolstack]) it.close();
+    server.close();
+  },
+);
+
 describe("a server that is wrong", () => {
   const reply = (request: xs.XsPacket, type: number, payload: Uint8Array): Uint8Array =>
     xs.encodePacket(type, request.reqId, request.txId, payload);
