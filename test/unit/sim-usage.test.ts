@@ -14,7 +14,7 @@ test("one thing is told alone, whatever it is", () => {
     kind,
   }));
   for (const item of [grant, ...others]) expect(describeUsages([item])).toEqual([describeUsage(item)]);
-  expect(describeUsage(grant)).toBe("grant 24 of domain 1 for domain 0, 1 pins, by process 77");
+  expect(describeUsage(grant)).toBe("grant 24 of domain 1 for domain 0, 1 pin, by process 77");
 });
 
 test("ranges end at gaps, and at grants that differ in anything else; their order does not matter", () => {
@@ -24,9 +24,9 @@ test("ranges end at gaps, and at grants that differ in anything else; their orde
     ...numbered({ ...grant, kind: "map" }, 9, 8, 9),
   ];
   expect(describeUsages(items)).toEqual([
-    "grants 24-26 of domain 1 for domain 0, 1 pins, by process 77",
-    "grant 30 of domain 1 for domain 0, 1 pins, by process 77",
-    "grant 27 of domain 1 for domain 2, 1 pins, by process 77",
+    "grants 24-26 of domain 1 for domain 0, 1 pin, by process 77",
+    "grant 30 of domain 1 for domain 0, 1 pin, by process 77",
+    "grant 27 of domain 1 for domain 2, 1 pin, by process 77",
     "grants 8-9 of domain 1 mapped rw by domain 0, process 77",
     "grant 9 of domain 1 mapped rw by domain 0, process 77",
   ]);
