@@ -1,11 +1,13 @@
 // An NBD export has one writer on this host, as an image that is a file has: whoever comes second, by whatever command,
 // is refused and told why. A server that is killed keeps nobody out.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { readdirSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
+import { XenbusState } from "../../src/protocol/xenbus.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
+import { HandmadeGuest } from "../sim/blk-guest.ts";
 import { diskAddress } from "../sim/disk-world.ts";
 import { nbdkit, type NbdServer } from "../support/nbd-servers.ts";
 import { readUntil, type Child, type Finished } from "../support/process.ts";
@@ -91,6 +93,32 @@ test("what watch serves is in use, too; and what others serve is refused by watc
   await add();
   await readUntil(watch.stderr, "target=w!:PATH shares it anyway");
   await destroyDevice(xenstore, device);
+  xenstore.close();
+  dom0.close();
+});
+
+test("a handover takes the export along", async () => {
+  const dom0 = disks.host.platform(0);
+  const xenstore = await Xenstore.connect(dom0);
+  const device = diskAddress(1);
+  await createDevice(xenstore, { address: device, readOnly: false, deviceType: "disk", params: server.uri });
+  const watching = ["-v", "blkback", "watch", "--kind", DEFAULT_KIND, "--any-script"];
+  const watch = spawnXentool(watching, { env: disks.env });
+  children.push(watch);
+  const guest = await HandmadeGuest.start(disks.host, device);
+  await guest.connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  watch.kill("SIGUSR2");
+  const said = await readUntil(watch.stderr, "takes over");
+  const successor = Number(/process (\d+) takes over/.exec(said)?.[1]);
+  expect(await watch.exited).toBe(0);
+  expect(await guest.read(8)).toEqual(new Uint8Array(4096).fill(7));
+  expect((await refused(server.uri)).stderr).toContain(`is in use: process ${successor}`);
+  await guest.setState(XenbusState.Closed);
+  await destroyDevice(xenstore, device);
+  guest.close();
+  process.kill(successor, "SIGTERM");
+  while (existsSync(`/proc/${successor}/exe`)) await Bun.sleep(5);
   xenstore.close();
   dom0.close();
 });
