@@ -30,7 +30,7 @@ export function synopsisOf(command: Command, words: readonly string[]): string {
 }
 
 /** What "Exit status:" says of a command with statuses of its own. */
-export function statusesText(statuses: readonly ExitStatus[]): string {
+function statusesText(statuses: readonly ExitStatus[]): string {
   const own = statuses.map(([status, meaning]) => `${status} ${meaning}`).join(", ");
   return `Exit status: ${own}; others as everywhere.`;
 }

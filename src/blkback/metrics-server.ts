@@ -11,7 +11,7 @@ export type MetricsAddress =
       readonly path: string;
     };
 
-export const METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8";
+const METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8";
 const PATH = "/metrics";
 const FRESH_MS = 1000;
 

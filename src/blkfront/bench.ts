@@ -10,7 +10,7 @@ import { JobLoop } from "./job-loop.ts";
 import { LatencyHistogram, type LatencySummary } from "./latency.ts";
 import type { FrontDataPlane } from "./data-plane.ts";
 
-export const BENCH_PATTERNS = ["read", "write", "randread", "randwrite", "randrw"] as const;
+const BENCH_PATTERNS = ["read", "write", "randread", "randwrite", "randrw"] as const;
 export type BenchPattern = (typeof BENCH_PATTERNS)[number];
 
 export interface BenchOptions {

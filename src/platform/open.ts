@@ -9,7 +9,7 @@ import type { Platform, PlatformDescriptor } from "./platform.ts";
 import { SimPlatform } from "./sim.ts";
 import { onXen, XenPlatform, xenstoreEndpoint } from "./xen.ts";
 
-export const PLATFORM_CHOICES = ["auto", "xen", "sim"] as const;
+const PLATFORM_CHOICES = ["auto", "xen", "sim"] as const;
 export type PlatformChoice = (typeof PLATFORM_CHOICES)[number];
 
 export interface PlatformOptions {

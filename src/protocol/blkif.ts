@@ -28,7 +28,6 @@ export const SECTOR_SIZE = 512;
 export const SECTORS_PER_PAGE = 8;
 
 export const VDISK_CDROM = 1;
-export const VDISK_REMOVABLE = 2;
 export const VDISK_READONLY = 4;
 
 /** A request as we keep it: byte offsets of its fields (x86_64 layout), sizes in bytes. */

@@ -75,7 +75,7 @@ export const NBD_REPLY_TYPE_OFFSET_DATA = 1;
 export const NBD_REPLY_TYPE_OFFSET_HOLE = 2;
 /** Set in the type of every chunk that tells of an error. */
 export const NBD_REPLY_TYPE_ERROR_BIT = 0x8000;
-export const NBD_REPLY_TYPE_ERROR = 0x8001;
+const NBD_REPLY_TYPE_ERROR = 0x8001;
 
 /** A request: byte offsets of its fields. A write's payload follows. */
 export const NBD_REQUEST = {

@@ -17,9 +17,8 @@ export const VCHAN_CLI_NOTIFY = 22;
 export const VCHAN_SRV_NOTIFY = 23;
 export const VCHAN_GRANTS = 24;
 
-/** "Notify me when you have written" and "… when you have read". */
+/** "Notify me when you have written"; 2 would be "… when you have read". */
 export const VCHAN_NOTIFY_WRITE = 1;
-export const VCHAN_NOTIFY_READ = 2;
 
 // Values of the live bytes.
 export const VCHAN_GONE = 0;
@@ -27,7 +26,7 @@ export const VCHAN_CONNECTED = 1;
 /** Only in cli_live: no client yet. */
 export const VCHAN_NOT_CONNECTED = 2;
 
-export const VCHAN_ORDER_MIN = 10;
+const VCHAN_ORDER_MIN = 10;
 export const VCHAN_ORDER_MAX = 20;
 /** Rings of this order and above have their own pages. */
 const ORDER_EXTERNAL = 12;

@@ -6,7 +6,7 @@ export const XS_HEADER_BYTES = 16;
 /** XENSTORE_PAYLOAD_MAX: the maximum payload in bytes, in both directions. */
 export const XS_PAYLOAD_MAX = 4096;
 /** XENSTORE_REL_PATH_MAX and XENSTORE_ABS_PATH_MAX. */
-export const XS_REL_PATH_MAX = 2048;
+const XS_REL_PATH_MAX = 2048;
 export const XS_ABS_PATH_MAX = 3072;
 
 export const XS_CONTROL = 0;

@@ -11,7 +11,7 @@ import { vchanPlace } from "../vchan/rendezvous.ts";
 import { expect, type Ground, type OnPassed } from "./check.ts";
 
 /** The name of the vchan, for the echo in the other domain. */
-export const ECHO_NAME = "xentool-selftest";
+const ECHO_NAME = "xentool-selftest";
 
 const QUESTIONS = 500;
 const STREAM_BYTES = 8 << 20;

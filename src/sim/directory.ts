@@ -22,7 +22,7 @@ import { XentoolError } from "../core/errors.ts";
 export const FORMAT_VERSION = 1;
 
 /** Shared by processes of all domains. It can be created only once; its creator owns the directory. */
-export const HOST_MEMORY = "host";
+const HOST_MEMORY = "host";
 /** The log of a host that runs in the background. */
 export const HOST_LOG = "host.log";
 export const HOST_DESCRIPTION = "host.json";
@@ -135,7 +135,7 @@ export function candidateDirectories(named: string | undefined): string[] {
 }
 
 /** The default place of hosts' directories. */
-export function defaultParent(): string {
+function defaultParent(): string {
   return existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
 }
 

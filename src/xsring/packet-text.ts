@@ -11,7 +11,7 @@ export function printable(text: string, limit = STRING_LIMIT): string {
 }
 
 /** Like `printable`, in double quotes as in C; the dots of a cut come after the closing quote. */
-export function quote(text: string, limit = STRING_LIMIT): string {
+function quote(text: string, limit = STRING_LIMIT): string {
   const shown = printable(text.slice(0, limit), limit).replaceAll('"', '\\"');
   return `"${shown}"${text.length > limit ? "..." : ""}`;
 }

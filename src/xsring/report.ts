@@ -34,7 +34,7 @@ export interface RingReport {
 }
 
 /** A report on a copy of a page. It accepts any bytes and never throws. */
-export function reportOn(copy: RingCopy): RingReport {
+function reportOn(copy: RingCopy): RingReport {
   const requests = viewRequests(copy);
   const responses = viewResponses(copy);
   return {

@@ -11,9 +11,9 @@ import * as xs from "../../src/protocol/xs-wire.ts";
 import { PERSONALITIES, PERSONALITY_NAMES } from "../../src/xenstore/server/personality.ts";
 import type { Permissions } from "../../src/xenstore/server/permissions.ts";
 import type { XenstoreServer } from "../../src/xenstore/server/server.ts";
-import { descendants, type StoreNode } from "../../src/xenstore/server/store.ts";
+import type { StoreNode } from "../../src/xenstore/server/store.ts";
 import type { XenstoreTransport } from "../../src/xenstore/transport.ts";
-import { RawClient, ServerFixture } from "../unit/xenstore-harness.ts";
+import { descendants, RawClient, ServerFixture } from "../unit/xenstore-harness.ts";
 import { Model, parentOf, type NodeRequest } from "./xenstore-model.ts";
 import { wholeNumbers, type WholeNumbers } from "../support/random.ts";
 

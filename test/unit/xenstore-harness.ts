@@ -4,6 +4,7 @@ import {
   decodeText,
   encodePacket,
   encodeStrings,
+  joinPath,
   XS_ERROR,
   XS_WATCH_EVENT,
   XsPacketParser,
@@ -11,6 +12,7 @@ import {
 } from "../../src/protocol/xs-wire.ts";
 import type { PersonalityName } from "../../src/xenstore/server/personality.ts";
 import { XenstoreServer, type XenstoreServerOptions } from "../../src/xenstore/server/server.ts";
+import type { StoreNode } from "../../src/xenstore/server/store.ts";
 import type { XenstoreTransport } from "../../src/xenstore/transport.ts";
 
 export class RawClient {
@@ -112,5 +114,14 @@ export class ServerFixture {
     const { connections, watches, transactions } = this.server.statistics;
     expect({ connections, watches, transactions }).toEqual({ connections: 0, watches: 0, transactions: 0 });
     this.server.close();
+  }
+}
+
+/** `node`, which is at `path`, and everything below it, parents before children. */
+export function* descendants(path: string, node: StoreNode): Generator<[path: string, node: StoreNode]> {
+  const waiting: [string, StoreNode][] = [[path, node]];
+  for (let entry = waiting.pop(); entry !== undefined; entry = waiting.pop()) {
+    yield entry;
+    for (const [name, child] of entry[1].children) waiting.push([joinPath(entry[0], name), child]);
   }
 }

@@ -16,8 +16,8 @@ import {
   XS_MKDIR,
 } from "../../src/protocol/xs-wire.ts";
 import { PERSONALITIES, PERSONALITY_NAMES } from "../../src/xenstore/server/personality.ts";
-import { descendants, StoreTree, type StoreNode } from "../../src/xenstore/server/store.ts";
-import { ServerFixture, type RawClient } from "./xenstore-harness.ts";
+import { StoreTree, type StoreNode } from "../../src/xenstore/server/store.ts";
+import { descendants, ServerFixture, type RawClient } from "./xenstore-harness.ts";
 import { chosenSeed } from "../support/random.ts";
 
 const seed = chosenSeed();

@@ -8,7 +8,7 @@ import { parseNbdUri, type NbdAddress } from "../targets/nbd/uri.ts";
 import { checkSize } from "./abilities.ts";
 
 /** Connections to one export, used where its server says that it serves all of them alike. */
-export const DEFAULT_CONNECTIONS = 4;
+const DEFAULT_CONNECTIONS = 4;
 export const MAX_CONNECTIONS = 16;
 
 /** How a data plane reaches a server by TLS. */

@@ -47,7 +47,7 @@ export interface ProgramImageOptions {
 }
 
 /** How a device's keys name such an image: "qcow2:/images/a.qcow2". */
-export function programImageName(source: string, opener: Opener): string {
+function programImageName(source: string, opener: Opener): string {
   return `${"format" in opener ? opener.format : "via"}:${isLocal(source, opener) ? resolve(source) : source}`;
 }
 

@@ -312,12 +312,3 @@ function agree(one: OwnNode | undefined, other: OwnNode | undefined, mark: Mark)
     if (!agree(one?.children.get(name), other?.children.get(name), below)) return false;
   return true;
 }
-
-/** `node`, which is at `path`, and everything below it, parents before children. */
-export function* descendants(path: string, node: StoreNode): Generator<[path: string, node: StoreNode]> {
-  const waiting: [string, StoreNode][] = [[path, node]];
-  for (let entry = waiting.pop(); entry !== undefined; entry = waiting.pop()) {
-    yield entry;
-    for (const [name, child] of entry[1].children) waiting.push([joinPath(entry[0], name), child]);
-  }
-}
