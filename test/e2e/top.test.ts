@@ -32,7 +32,7 @@ test("one line or one object for each interval, of the disks and the rings", asy
   const lines = await runXentool(["top", "--count", "2", "--interval", "0.1"], { env });
   expect([lines.status, lines.stderr]).toEqual([0, ""]);
   expect(lines.stdout).toMatch(
-    /^(\d\d:\d\d:\d\d  1 disks, \d+ IOPS, [^\n]*; 2 rings, \d+ req\/s[^\n]*\n){2}$/,
+    /^(\d\d:\d\d:\d\d  1 disk, \d+ IOPS, [^\n]*; 2 rings, \d+ req\/s[^\n]*\n){2}$/,
   );
   const json = await runXentool(["top", "--count", "1", "--interval", "0.1", "--json"], { env });
   expect(JSON.parse(json.stdout)).toMatchObject({
@@ -79,7 +79,7 @@ test("goes on, and ends, while xenstored does not answer", async () => {
     process.kill(pid, "SIGCONT");
   }
   expect((await runXentool(["top", "--count", "1", "--interval", "0.1"], stopped)).stdout).toContain(
-    "1 rings",
+    "1 ring,",
   );
   await runXentool(["sim", "stop", "--dir", other]);
 });
