@@ -3,13 +3,15 @@
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { runXentool } from "../e2e/executable.ts";
+import { executable, runXentool } from "../e2e/executable.ts";
 import { expectJailed, expectRefused, JailProbe, poke, threadsOf } from "../support/jail-probe.ts";
-import { childrenOf, readUntil, type Child } from "../support/process.ts";
+import { childrenOf, finished, readUntil, start, type Child } from "../support/process.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import { WorkingGuests } from "./working-guests.ts";
+import { testProgram } from "./xsring-harness.ts";
 
 const ANSWERS = 20;
+const NO_LANDLOCK = [testProgram("without_calls"), "444", "445", "446", "--"];
 
 let world: WorkingGuests;
 let probe: JailProbe;
@@ -66,6 +68,21 @@ test.each(["Worker", "xentool@1"])(
     await world.finish();
   },
 );
+
+test("watch says once for all its guests what the host lacks, and serves none with strict", async () => {
+  const env = { ...process.env, XENTOOL_SIM: world.host.dir, XENTOOL_DOMID: "0" };
+  const words = [executable, "blkback", "watch", "--kind", "vbd", "--any-script"];
+  const without = (...options: string[]): Child => start([...NO_LANDLOCK, ...words, ...options], { env });
+  const strict = await finished(without("--jail", "strict"));
+  expect([strict.status, strict.stderr]).toEqual([3, expect.stringContaining("insists on: Landlock\n")]);
+  server = without();
+  await world.connect();
+  await world.workMore(ANSWERS);
+  await world.finish();
+  server.kill("SIGTERM");
+  const said = await server.stderr.text();
+  expect(said.split("the jail does without what this host lacks: Landlock\n")).toHaveLength(2);
+});
 
 test("--jail off gives up nothing", async () => {
   const [pid] = await watch("--jail", "off");
