@@ -25,6 +25,7 @@ const SETTINGS: GuestSettings = {
   statsDir: "/nowhere",
   verbosity: 0,
   jail: "off",
+  isRelayed: true,
 };
 
 const services: ProcessGround = {

@@ -1,5 +1,6 @@
 // The process of one guest, as `watch` sees it: orders go in, checked reports come out, and its end has a reason.
 import { closeSync } from "node:fs";
+import { endsWithin } from "../../core/deadline.ts";
 import { describeError, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import type { Domid } from "../../core/types.ts";
@@ -134,7 +135,8 @@ export class GuestProcess {
       (store) => store.close(),
       () => {},
     );
-    await this.#images.close();
+    // Storage that does not answer keeps its image open, and not the next process away.
+    await endsWithin(LEAVING_PATIENCE_MS, this.#images.close());
     return String(this.#child.signalCode ?? `status ${status}`);
   }
 

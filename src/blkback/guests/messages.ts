@@ -13,6 +13,8 @@ export interface GuestSettings extends Omit<WatchOptions, "onEvent" | "onCount" 
   readonly platform: PlatformDescriptor;
   readonly frontend: Domid;
   readonly jail: JailMode;
+  /** False: it connects to xenstore by itself. */
+  readonly isRelayed: boolean;
 }
 
 export type GuestOrder =

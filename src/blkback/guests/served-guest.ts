@@ -45,12 +45,12 @@ export async function serveGuest(ends: GuestEnds, stop: AbortSignal): Promise<vo
   const orders = new OrderLines(ends.orders, images, () => report({ report: "alive" }));
   const settings = await orders.prepare;
   if (settings === undefined) return;
-  const { platform: descriptor, jail, ...rest } = settings;
+  const { platform: descriptor, jail, isRelayed, ...rest } = settings;
   configureLogging(settings.verbosity);
   await using cleanup = new AsyncDisposableStack();
   const platform = cleanup.adopt(openPlatform(descriptor), (it) => it.close());
   const way = { kind: "inherited", path: "`watch`", fd: ends.xenstore } as const;
-  const xenstore = cleanup.adopt(await Xenstore.connect(way), (it) => it.close());
+  const xenstore = cleanup.adopt(await Xenstore.connect(isRelayed ? way : platform), (it) => it.close());
   const workers = new ReadyWorkers(ends.spawnWorker);
   cleanup.defer(() => workers.close());
   const ground = { platform: descriptor, statsDir: settings.statsDir };

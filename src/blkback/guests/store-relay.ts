@@ -7,7 +7,6 @@ import {
   XS_ERROR,
   XS_WATCH_EVENT,
   XsPacketParser,
-  type XsErrno,
   type XsPacket,
 } from "../../protocol/xs-wire.ts";
 import { CONNECT_TIMEOUT_MS } from "../../xenstore/bounds.ts";
@@ -77,26 +76,20 @@ export class StoreRelay {
   }
 
   #pump(): void {
-    const most = this.#server.oneAtATime === true ? 1 : PENDING_MAX;
-    while (this.#pending < most) {
+    while (this.#pending < PENDING_MAX) {
       const packet = this.#requests.next();
       if (packet === undefined) break;
       this.#take(packet);
     }
     if (this.#requests.violation !== undefined) return this.close();
-    this.#client.setReading(this.#pending < most);
+    this.#client.setReading(this.#pending < PENDING_MAX);
   }
 
   #take(packet: XsPacket): void {
     const { type, reqId, txId, payload } = packet;
-    if (payload.length > this.#server.payloadBytesMax) return this.#refuse(packet, "E2BIG");
-    if (!this.#mayAsk(packet)) return this.#refuse(packet, "EACCES");
+    if (!this.#mayAsk(packet)) return this.#client.write(refusalOf(packet));
     this.#pending++;
     this.#server.write(encodePacket(type, reqId, txId, payload));
-  }
-
-  #refuse({ reqId, txId }: XsPacket, errno: XsErrno): void {
-    this.#client.write(encodePacket(XS_ERROR, reqId, txId, encodeStrings(errno)));
   }
 
   #answer(bytes: Uint8Array): void {
@@ -107,4 +100,8 @@ export class StoreRelay {
     if (this.#client.unsentBytes > UNREAD_BYTES_MAX) return this.close();
     this.#pump();
   }
+}
+
+function refusalOf({ reqId, txId }: XsPacket): Uint8Array {
+  return encodePacket(XS_ERROR, reqId, txId, encodeStrings("EACCES"));
 }

@@ -1,6 +1,7 @@
 // `watch` with a process for each guest: follows xenstore only as far as to know which guests have disks of ours, and
 // has a process of its own serve each of them (served-guest.ts). So what a guest makes of its server, it makes of its
 // own server alone: when that dies, another one takes the guest's rings over, and no other guest notices.
+import { closeSync } from "node:fs";
 import { join } from "node:path";
 import { rememberIn } from "../../block/image/known.ts";
 import type { OpenedImage } from "../../block/image/opened.ts";
@@ -75,7 +76,13 @@ export class GuestSupervisor implements DiskServer {
     this.#backend = platform.domid;
     this.#endpoint = platform.xenstore;
     const { onEvent: _event, onCount: _count, frontend: _frontend, ...rest } = options;
-    this.#settings = { ...rest, platform: platform.descriptor };
+    // The kernel's device has a thread wait for each connection, and this process has few. It has the rights of our
+    // domain, which is not domain 0 then.
+    this.#settings = {
+      ...rest,
+      platform: platform.descriptor,
+      isRelayed: platform.xenstore.kind === "socket",
+    };
     this.#root = `/local/domain/${platform.domid}/backend/${options.kind}`;
     const { promise, reject } = Promise.withResolvers<never>();
     promise.catch(() => {});
@@ -213,8 +220,10 @@ export class GuestSupervisor implements DiskServer {
     const scope = { backend: this.#backend, kind: this.#options.kind, frontend };
     return {
       openImage: (devid, stop) => this.#openImage(frontend, devid, stop),
-      connectStore: (socket) =>
-        StoreRelay.open(socket, this.#endpoint, (packet) => mayAskStore(scope, packet)),
+      connectStore: async (socket) =>
+        this.#settings.isRelayed
+          ? StoreRelay.open(socket, this.#endpoint, (packet) => mayAskStore(scope, packet))
+          : { close: () => closeSync(socket) },
     };
   }
 
