@@ -96,7 +96,7 @@ CALL(fstatfs, BOTH, 0, ANY, "may the image's file system be asked what is in mem
 CALL(newfstatat, BOTH, 0, ANY, "open files; says of others no more than that they exist")
 CALL(statx, BOTH, 0, ANY, "open files: the image's size; says of others no more than that they exist")
 CALL(ftruncate, CONTROL, 0, ANY, "files of the state directory")
-CALL(flock, CONTROL, 0, ANY, "the lock of a device")
+CALL(flock, CONTROL, 0, ANY, "the locks of a device and of its NBD export")
 CALL(dup, CONTROL, 0, ANY, "descriptors")
 CALL(dup3, CONTROL, 0, ANY, "descriptors")
 CALL(pipe2, CONTROL, 0, ANY, "descriptors")
