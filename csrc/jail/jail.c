@@ -9,7 +9,7 @@
 
 uint32_t xt_jail_support(void) {
   uint32_t parts = XT_JAIL_PRIVILEGES;
-  if (jail_has_capabilities()) parts |= XT_JAIL_NETWORK;
+  if (jail_may_make_namespaces()) parts |= XT_JAIL_NETWORK;
   if (jail_landlock_version() > 0) parts |= XT_JAIL_FILES;
   if (jail_seccomp_is_there()) parts |= XT_JAIL_CALLS;
   return parts;

@@ -19,11 +19,11 @@ int jail_drop_capabilities(void) {
   return syscall(SYS_capset, &header, none) ? -errno : 0;
 }
 
-int jail_has_capabilities(void) {
+int jail_may_make_namespaces(void) {
   struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
   struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
-  if (syscall(SYS_capget, &header, data)) return 1;
-  return (data[0].permitted | data[1].permitted) != 0;
+  if (syscall(SYS_capget, &header, data)) return 0;
+  return (data[CAP_TO_INDEX(CAP_SYS_ADMIN)].effective & CAP_TO_MASK(CAP_SYS_ADMIN)) != 0;
 }
 
 int jail_leave_network(void) { return unshare(CLONE_NEWNET) ? -errno : 0; }
