@@ -13,9 +13,10 @@
 
 /*
  * SLOW_US is two ticks of a slow kernel's clock. SLOW_TRANSFERS and COLD_READS say how many operations go straight to
- * io_uring after one took that long or a read found nothing in memory.
+ * io_uring after one took that long or a read found nothing in memory. A patient caller's SLOW_WAITS are few, because
+ * it stops being patient for a while if io_uring takes it long, too.
  */
-enum { SLOW_US = 8000, SLOW_TRANSFERS = 256, COLD_READS = 32 };
+enum { SLOW_US = 8000, SLOW_TRANSFERS = 256, SLOW_WAITS = 1, COLD_READS = 32 };
 
 /* Has the resolution of a tick, but never takes a system call. */
 static int64_t coarse_us(void) {
@@ -38,26 +39,28 @@ static int read_at_once(struct file *file, const struct xt_io *op, int64_t *resu
   return *result >= 0;
 }
 
-/* Waits for storage if need be. */
-static int transfer_at_once(struct file *file, const struct xt_io *op, int64_t *result) {
+/* Waits for storage if need be. After an operation that took long, `rest` of them go to io_uring. */
+static int transfer_at_once(struct file *file, const struct xt_io *op, uint32_t rest, int64_t *result) {
   if (file->slow_transfers) {
     file->slow_transfers--;
     return 0;
   }
   int64_t begin = coarse_us();
   *result = file_perform(file, op);
-  if (coarse_us() - begin >= SLOW_US) file->slow_transfers = SLOW_TRANSFERS;
+  if (coarse_us() - begin >= SLOW_US) file->slow_transfers = rest;
   return 1;
 }
 
 int file_did_at_once(struct file *file, const struct xt_io *op, enum company company, int64_t *result) {
+  int is_patient = company == NOTHING_ELSE_COMES;
   switch (op->op) {
     case XT_IO_WRITE:
     case XT_IO_WRITEV:
-      return (file->is_buffered || company == NOTHING_ELSE_COMES) && transfer_at_once(file, op, result);
+      if (is_patient) return transfer_at_once(file, op, SLOW_WAITS, result);
+      return file->is_buffered && transfer_at_once(file, op, SLOW_TRANSFERS, result);
     case XT_IO_READ:
     case XT_IO_READV:
-      if (company == NOTHING_ELSE_COMES) return transfer_at_once(file, op, result);
+      if (is_patient) return transfer_at_once(file, op, SLOW_WAITS, result);
       return file->is_buffered && company == ALONE && read_at_once(file, op, result);
     default: return 0;
   }

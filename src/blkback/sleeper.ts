@@ -29,7 +29,7 @@ const QUIET_TRUST = 8;
 const SLOW_REST = 32;
 /**
  * After this many rounds whose submissions did not complete at once, we submit and wait in the same call. After every
- * INLINE_RETRY_EVERY such calls we try once more.
+ * INLINE_RETRY_EVERY such calls we try once more. A guest that waits for its answers is waited for anyhow.
  */
 const INLINE_TRUST = 8;
 const INLINE_RETRY_EVERY = 256;
@@ -67,7 +67,8 @@ export class Sleeper {
     this.isPatient = false;
     this.wanted = 1;
     this.#judgeEvent(fetched);
-    if (submitted > 0 && this.#inlineTrust > 0) return false;
+    const isAlone = submitted === 1 && active === 1 && this.#quiet >= QUIET_TRUST;
+    if (submitted > 0 && this.#inlineTrust > 0 && !isAlone) return false;
     const idle = active === 0;
     if (idle && this.#doorbell.look(nowMs)) return false;
     const pause = penaltyUs > 0 ? penaltyUs : this.#spurious > SPURIOUS_LIMIT ? STORM_PAUSE_US : 0;
@@ -81,7 +82,7 @@ export class Sleeper {
       this.#busyWaiting = true;
       this.timeoutUs = BUSY_WAIT_US;
       this.wanted = Math.max(1, (active - FEW_OPERATIONS) >> 1);
-      this.isPatient = active === 1 && submitted === 1;
+      this.isPatient = isAlone;
     } else if (!this.#doorbell.arm()) return false;
     this.#sleptIdle = idle;
     this.#sleptBusy = !idle;
