@@ -26,6 +26,12 @@ export interface Installed {
 /** Writes the files; on the running host, also has udev and systemd reload. */
 export function install(options: InstallOptions): Installed {
   const { root, files } = filesFor(options);
+  const { prefix, executable } = options;
+  if (root !== "/" && prefix === undefined && !existsSync(join(root, executable)))
+    throw new XentoolError(
+      "usage",
+      `--root: no xentool at ${join(root, executable)}, where the unit would start it: put it there, or name where it will be with --prefix /usr`,
+    );
   if (root === "/" && !existsSync(SCRIPTS))
     throw new XentoolError(
       "environment",
@@ -73,11 +79,6 @@ function filesFor({ root, prefix, executable }: InstallOptions) {
       `--prefix: "${prefix}" is not an absolute path without special characters`,
     );
   const where = resolve(root);
-  if (where !== "/" && prefix === undefined && !existsSync(join(where, executable)))
-    throw new XentoolError(
-      "usage",
-      `--root: no xentool at ${join(where, executable)}, where the unit would start it: put it there, or name where it will be with --prefix /usr`,
-    );
   const places = prefix === undefined ? administratorsPlaces(executable) : placesBelow(resolve(prefix));
   return { root: where, files: hostFiles(places) };
 }

@@ -15,6 +15,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
+import { isProcessAlive } from "../core/process-alive.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
 import { errnoName } from "../native/shim.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
@@ -350,7 +351,7 @@ function decodeStats(file: Float64Array): DeviceStats {
   ) as Record<keyof typeof fields, number>;
   return {
     ...values,
-    alive: isAlive(values.pid),
+    alive: isProcessAlive(values.pid),
     state: xenbusStateName(counters[state] as XenbusState),
     limits: ratesFromNumbers(counters.subarray(RATES, RATES + RATE_NUMBERS)),
     queues: sections.slice(0, counters[laneCount]).map(queueStats),
@@ -382,15 +383,6 @@ function queueStats(section: Float64Array): QueueStats {
     (typeof LANE_FIELDS)[number],
     number
   >;
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
-  }
 }
 
 /** A histogram without its trailing empty buckets. */

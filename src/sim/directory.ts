@@ -18,6 +18,7 @@ import {
 import { tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { XentoolError } from "../core/errors.ts";
+import { isProcessAlive } from "../core/process-alive.ts";
 
 export const FORMAT_VERSION = 1;
 
@@ -141,10 +142,5 @@ function defaultParent(): string {
 
 function isGone(pid: number | undefined): boolean {
   if (pid === undefined || !Number.isInteger(pid) || pid <= 0 || pid >= 2 ** 31) return false;
-  try {
-    process.kill(pid, 0);
-    return /\) Z /.test(readFileSync(`/proc/${pid}/stat`, "utf8")); // a zombie that nobody has reaped
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "ESRCH";
-  }
+  return !isProcessAlive(pid);
 }
