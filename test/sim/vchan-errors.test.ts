@@ -73,14 +73,14 @@ const cases: readonly Case[] = [
     domid: 0,
     args: ["listen", "1", "/local/"],
     status: USAGE,
-    words: /no xenstore path/,
+    words: /not a xenstore path/,
   },
   {
     what: "a path with two slashes",
     domid: 0,
     args: ["listen", "1", "/local//x"],
     status: USAGE,
-    words: /no xenstore path/,
+    words: /not a xenstore path/,
   },
   {
     what: "a ring that is too large",
