@@ -4,6 +4,7 @@ import { afterEach, expect, test } from "bun:test";
 import type { NbdTargetOptions } from "../../src/block/targets/nbd/target.ts";
 import { IO_FLUSH, IO_READ, IO_WRITE } from "../../src/native/reactor.ts";
 import { NBD_CMD_READ, NBD_CMD_WRITE } from "../../src/protocol/nbd.ts";
+import { chosenSeed, Random } from "../support/random.ts";
 import {
   chunk,
   dataAt,
@@ -140,4 +141,97 @@ test("a disk that is closed is not held by replies that do not come", async () =
   await server.peer.until(() => target.failure !== undefined);
   target.limitHold(1);
   expect(await server.peer.ended(1)).toEqual([[1, EIO]]);
+});
+
+const SECTORS = 16;
+const FLUSH = SECTORS;
+const STEPS = 1500;
+
+/** A server that lives: it carries out what it is asked in any order and as late as it likes, on any connection. */
+class LivingServer {
+  readonly content = new Uint8Array(SECTORS);
+  readonly peer: TargetAndPeer;
+  readonly #random: Random;
+  #pending: { readonly request: SeenRequest; readonly connection: Connection }[] = [];
+
+  constructor(random: Random) {
+    this.#random = random;
+    const reply = (request: SeenRequest, connection: Connection): undefined =>
+      void this.#pending.push({ request, connection });
+    const how = { holdMs: Infinity, endingMs: NEVER_MS };
+    this.peer = new TargetAndPeer({ reply, flags: FLAGS }, SILENCE_MS, how);
+    fixture = this.peer;
+  }
+
+  get isLate(): boolean {
+    return this.#pending.length > 0;
+  }
+
+  /** What came on a connection that we have closed is later than anything else. */
+  carryOutOne(isLast = false): void {
+    const open = this.#pending.filter(({ connection }) => connection.readyState > 0);
+    const from = open.length > 0 || !(isLast || this.#random.chance(0.01)) ? open : this.#pending;
+    if (from.length === 0) return;
+    const one = this.#random.pick(from);
+    this.#pending.splice(this.#pending.indexOf(one), 1);
+    one.connection.write(this.#done(one.request));
+  }
+
+  /** Closes a connection, and has then either done all that came on it, or never does it. */
+  closeOne(): void {
+    if (this.#pending.length === 0) return;
+    const { connection } = this.#random.pick(this.#pending);
+    const does = this.#random.chance(0.5);
+    for (const one of this.#pending) if (does && one.connection === connection) this.#done(one.request);
+    this.#pending = this.#pending.filter((one) => one.connection !== connection);
+    connection.terminate();
+  }
+
+  #done(request: SeenRequest): Uint8Array {
+    if (request.command === NBD_CMD_WRITE) this.content[request.offset / 512] = request.data[0];
+    return simple(request);
+  }
+}
+
+test("whatever is late and whatever is lost, no old write comes after a newer one", async () => {
+  const seed = chosenSeed();
+  console.log(`late server: SEED=${seed}`);
+  const random = new Random(seed);
+  const server = new LivingServer(random);
+  const { peer } = server;
+  /** By sector: what was written last, each time one more, and what the guest knows to be written. */
+  const expected = new Uint8Array(SECTORS);
+  const known = new Uint8Array(SECTORS);
+  const free = new Set([...expected.keys(), FLUSH]);
+  const reap = (): void => {
+    for (const [tag, result] of peer.ends.splice(0)) {
+      expect(result).toBe(tag === FLUSH ? 0 : 512);
+      free.add(tag);
+      if (tag < FLUSH) known[tag] = expected[tag];
+    }
+    // While it is sent again what it had, it goes back and forth.
+    if (peer.target.isServing)
+      for (const [at, byte] of server.content.entries()) expect(byte >= known[at]).toBe(true);
+  };
+  const ask = (tag: number): void => {
+    if (tag === FLUSH) return peer.target.start(IO_FLUSH, tag, 0, 0, 0);
+    const at = peer.memory.address + tag * 512;
+    peer.memory.bytes.fill(++expected[tag], tag * 512, tag * 512 + 512);
+    peer.target.start(IO_WRITE, tag, tag * 512, 512, at);
+  };
+  for (let step = 0; step < STEPS; step++) {
+    const tag = random.below(SECTORS + 1);
+    if (free.delete(tag)) ask(tag);
+    if (random.chance(0.8)) server.carryOutOne();
+    if (random.chance(0.01)) server.closeOne();
+    await peer.turn();
+    reap();
+  }
+  await peer.until(() => {
+    server.carryOutOne();
+    reap();
+    return free.size === SECTORS + 1 && peer.target.isServing;
+  });
+  while (server.isLate) server.carryOutOne(true);
+  expect(server.content).toEqual(expected);
 });

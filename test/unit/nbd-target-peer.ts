@@ -46,7 +46,7 @@ export interface PeerOptions {
 
 export type End = readonly [tag: number, result: number];
 
-export type Connection = Pick<Bun.Socket<Peer>, "write" | "terminate">;
+export type Connection = Pick<Bun.Socket<Peer>, "write" | "terminate" | "readyState">;
 
 type Peer = { pending: Buffer; phase: "flags" | "options" | "requests" };
 
@@ -115,22 +115,25 @@ export class TargetAndPeer {
     return this.ends.splice(0).sort((a, b) => a[0] - b[0]);
   }
 
+  /** Lets both sides run once. */
+  async turn(): Promise<void> {
+    this.reactor.wait(1, 500);
+    this.reactor.dispatch();
+    await new Promise((go) => setImmediate(go));
+  }
+
   /** Lets both sides run until `holds`. */
   async until(holds: () => boolean): Promise<void> {
     for (const since = performance.now(); !holds();) {
       if (performance.now() - since > 20_000) throw new Error("not after 20 s");
-      this.reactor.wait(1, 500);
-      this.reactor.dispatch();
-      await new Promise((go) => setImmediate(go));
+      await this.turn();
     }
   }
 
   /** Lets both sides run for longer than the target waits before it connects again. */
   async settle(): Promise<void> {
     for (let round = 0; round < 100; round++) {
-      this.reactor.wait(1, 500);
-      this.reactor.dispatch();
-      await new Promise((go) => setImmediate(go));
+      await this.turn();
     }
   }
 
