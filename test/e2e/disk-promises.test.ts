@@ -106,7 +106,7 @@ test("a flush that failed stays failed, also under the server after the next kil
   ]);
   const words = await runXentool(["blkback", "stats"], { env });
   expect(words.stdout).toContain("  refused: 2 after a flush that failed; 1 that the image failed\n");
-  expect(words.stdout).toContain("the image failed 0 reads, 0 writes, 1 flushes, 0 discards, last with EIO");
+  expect(words.stdout).toContain("the image failed 0 reads, 0 writes, 1 flush, 0 discards, last with EIO");
   expect(words.stdout).toContain("writes and flushes fail until the guest reconnects");
   const listed = await runXentool(["blkback", "list", "--json"], { env });
   expect(JSON.parse(listed.stdout)).toEqual([

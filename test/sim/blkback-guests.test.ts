@@ -50,9 +50,17 @@ function isAlive(pid: number): boolean {
   return existsSync(`/proc/${pid}/exe`);
 }
 
+function commandOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8");
+  } catch {
+    return "";
+  }
+}
+
 /** The process that serves a domain, which is among its words. */
 function processOf({ pid }: Child, domid: number): number | undefined {
-  return childrenOf(pid).find((it) => readFileSync(`/proc/${it}/cmdline`, "utf8").endsWith(`\0${domid}\0`));
+  return childrenOf(pid).find((it) => commandOf(it).endsWith(`\0${domid}\0`));
 }
 
 async function otherProcess(server: Child, domid: number, than: number | undefined): Promise<number> {
@@ -197,7 +205,7 @@ test.each([["process"], ["thread"]])(
       const [prepared, letGo] = ["a process for its disks", "its disks are let go"].map((it) =>
         after.split(it),
       );
-      expect([prepared.length, letGo.length]).toEqual([GUESTS + 1, GUESTS + 1]);
+      expect([prepared.length, letGo.length], text).toEqual([GUESTS + 1, GUESTS + 1]);
       expect(letGo[0].split("a process for its disks")).toHaveLength(GUESTS + 1);
     }
     await world.finish();
