@@ -15,6 +15,9 @@ const MARK_KEY = "xentool-served-by";
 /** Holds the device's own, which stays while servers come and go. */
 const DEVICE_ID_KEY = "xentool-device";
 
+/** States after which a guest connects. */
+const INVITING: ReadonlySet<number> = new Set([XenbusState.InitWait, XenbusState.Connected]);
+
 export type Keys = Readonly<Record<string, string | number>>;
 
 /** Whether a server of ours has claimed the device, alive or not. */
@@ -103,6 +106,8 @@ export class BackendDirectory {
   /** Tells the device from all others that had its name or will have it, whoever serves them. */
   readonly deviceId: string;
   readonly #mark: string;
+  /** The state that we wrote last. */
+  #wrote: number | undefined;
 
   private constructor(xenstore: Xenstore, address: DeviceAddress, mark: string, deviceId: string) {
     this.#xenstore = xenstore;
@@ -152,13 +157,29 @@ export class BackendDirectory {
   }
 
   /**
-   * Writes `keys` there, and `error` to the device's error node. Returns false, writing nothing, if the device is
-   * gone.
+   * Writes `keys` there, and `error` to the device's error node. A state that invites the guest is left out if the
+   * toolstack has asked the device to close since we looked: a guest that reads Closing and then Connected may come to
+   * harm (Linux 6.1's blkfront does). Returns false, writing nothing, if the device is gone.
    */
   write(keys: Keys, error?: string): Promise<boolean> {
-    const nodes = inside(this.#address, keys);
-    if (error !== undefined) nodes.push([`${errorDir(this.#address)}/error`, error]);
-    return writeWhere(this.#xenstore, (tx) => this.isThere(tx), nodes);
+    return this.#xenstore.transaction(async (tx) => {
+      if (!(await this.isThere(tx))) return false;
+      const { state, ...others } = keys;
+      const isLate = INVITING.has(Number(state)) && (await this.#isAskedToClose(tx));
+      const nodes = inside(this.#address, isLate ? others : keys);
+      if (error !== undefined) nodes.push([`${errorDir(this.#address)}/error`, error]);
+      for (const [path, value] of nodes) await tx.write(path, value);
+      if (state !== undefined && !isLate) this.#wrote = Number(state);
+      return true;
+    });
+  }
+
+  async #isAskedToClose(tx: XenstoreOperations): Promise<boolean> {
+    const dir = backendDir(this.#address);
+    if (parseXenbusState(await tx.tryRead(`${dir}/state`)) !== XenbusState.Closing) return false;
+    // Closing may also be our own word, or a former server's, for a ring that was refused.
+    const isTheirs = this.#wrote !== undefined && this.#wrote !== XenbusState.Closing;
+    return isTheirs || (await tx.tryRead(`${dir}/online`)) === "0";
   }
 }
 

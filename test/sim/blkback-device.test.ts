@@ -516,6 +516,43 @@ describe("while it runs", () => {
     expect(await guest.backendKey("state")).toBe("6");
   });
 
+  test.each(["a successor", "a server of a guest that connects"])(
+    "%s that is asked to close while its data plane starts does not say Connected any more",
+    async (which) => {
+      const at = diskAddress(1);
+      // The size shows when the server has written what belongs to Connected.
+      const detach = { online: "0", state: "5", sectors: "" };
+      const spawn = (): Worker => {
+        void xenstore.transaction(async (tx) => {
+          for (const [key, value] of Object.entries(detach))
+            await tx.write(`${backendDir(at)}/${key}`, value);
+        });
+        return spawnWorker();
+      };
+      const guest = await guestOf(at);
+      let device: BlkbackDevice;
+      if (which === "a successor") {
+        const first = await serve(at);
+        await guest.connect();
+        await first.abandon();
+        device = await serve(at, false, spawn);
+      } else {
+        device = await serve(at, true, spawn);
+        await guest.untilBackend(2);
+        await guest.offerRing();
+      }
+      const seen: (string | null)[] = [];
+      await xenstore.watch(`${backendDir(at)}/state`, async () => {
+        seen.push(await xenstore.tryRead(`${backendDir(at)}/state`));
+      });
+      await guest.untilBackend(5);
+      await xenstore.waitFor(`${backendDir(at)}/sectors`, (it) => it !== "", { timeoutMs: 10_000 });
+      await guest.setState(6);
+      expect(await device.ended).toBe("closed");
+      expect(seen.slice(seen.indexOf("5"))).not.toContain("4");
+    },
+  );
+
   test("a server that fails while it takes over leaves no data plane behind", async () => {
     const at = diskAddress(1);
     const first = await serve(at);
