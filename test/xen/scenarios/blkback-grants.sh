@@ -12,7 +12,7 @@ begin() {
   attach g xvdb disk --grants persistent --max-queues "$1"
   wait_for 60 'the rings to be served' _served $((++served))
 }
-_served() { [ "$(grep -c 'queue(s) of' "$OUT/serve-xvdb.log")" = "$1" ]; }
+_served() { [ "$(grep -c 'queues* of' "$OUT/serve-xvdb.log")" = "$1" ]; }
 # kept: pages of the guest that dom0 has mapped, less the rings and the console, which are mapped anyway.
 kept() { grants | grep -c "^grant d$id ref .* mapped by d0" || true; }
 job='fio --filename=/dev/xvdb --rw=randrw --bsrange=4k-64k --iodepth=16 --ioengine=libaio --direct=1 --size=12M --verify=crc32c

@@ -38,7 +38,7 @@ note 'restored beside its paused self'
 on g 'echo before | dd of=/dev/xvda bs=512 conv=sync oflag=direct 2>/dev/null'
 xl save -p g saved
 sed "s/^name=.*/name='h'/" g.cfg >h.cfg
-assert_fails "in use: process [0-9]+, xentool@$id;" xl restore h.cfg saved
+assert_fails "in use: xvda of domain $id, served by this process;" xl restore h.cfg saved
 ! alive h || fail 'a guest without its disk was left'
 xl unpause g
 assert_eq "$(on g 'dd if=/dev/xvda bs=512 count=1 iflag=direct 2>/dev/null | head -c 6')" before 'the paused guest goes on'

@@ -13,7 +13,7 @@ begin() {
 queues() { on g 'ls /sys/block/xvdb/mq | wc -l'; }
 # busy_queues: how many of the disk's queues have answered requests.
 busy_queues() { xentool blkback stats --domid "$(domid g)" --vdev xvdb | grep -cE '^ +queue [0-9]+: [1-9]' || true; }
-_served_again() { [ "$(grep -c 'queue(s) of' "$OUT/serve.log")" = "$1" ]; }
+_served_again() { [ "$(grep -c 'queues* of' "$OUT/serve.log")" = "$1" ]; }
 
 note 'four queues'
 begin --max-queues 4 --filter delay:ms=20
