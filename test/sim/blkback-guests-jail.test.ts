@@ -1,11 +1,10 @@
 // The processes of `watch` in their jails, probed from inside: what each has given up, and that one which tries to
 // break out ends alone, while its disk goes on with the next one.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { executable, runXentool } from "../e2e/executable.ts";
 import { expectJailed, expectRefused, JailProbe, poke, threadsOf } from "../support/jail-probe.ts";
-import { childrenOf, finished, readUntil, start, type Child } from "../support/process.ts";
+import { finished, guestProcessOf, readUntil, start, type Child } from "../support/process.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import { WorkingGuests } from "./working-guests.ts";
 import { testProgram } from "./xsring-harness.ts";
@@ -30,11 +29,7 @@ afterEach(async () => {
   await world.close();
 });
 
-function processOf(domid: number): number | undefined {
-  return childrenOf(server.pid).find((pid) =>
-    readFileSync(`/proc/${pid}/cmdline`, "utf8").endsWith(`\0${domid}\0`),
-  );
-}
+const processOf = (domid: number): number | undefined => guestProcessOf(server.pid, domid);
 
 async function watch(...more: string[]): Promise<readonly [number, number]> {
   server = world.watchWith(probe.env, ...more);
@@ -57,7 +52,8 @@ test.each(["Worker", "xentool@1"])(
   "breaking out of thread %s ends that process alone, and another one takes its disk over",
   async (name) => {
     const [victim, other] = await watch("--jail", "strict");
-    expect(await poke(victim, "SIGVTALRM", name)).toBe(1);
+    // The thread of a plane that has just ended may still be there, beside that of the next one.
+    expect(await poke(victim, "SIGVTALRM", name)).toBeGreaterThan(0);
     const said = await readUntil(server.stderr, "another one takes its disks over");
     expect(said).toContain(`"${name}" asked for execve`);
     expect(said).toContain("domain 1: its process ended (SIGSYS)");

@@ -1,20 +1,12 @@
 // `watch` with its processes, real ones that are killed while their guests work: a guest whose process dies loses
 // nothing and waits for the next one, and the others do not even wait.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import {
-  copyFileSync,
-  existsSync,
-  linkSync,
-  readFileSync,
-  readlinkSync,
-  renameSync,
-  writeFileSync,
-} from "node:fs";
+import { copyFileSync, existsSync, linkSync, readlinkSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir } from "../../src/blkback/address.ts";
 import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
 import { executable } from "../e2e/executable.ts";
-import { childrenOf, readUntil, start, type Child } from "../support/process.ts";
+import { childrenOf, guestProcessOf, readUntil, start, type Child } from "../support/process.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import { WorkingGuests } from "./working-guests.ts";
 
@@ -50,22 +42,9 @@ function isAlive(pid: number): boolean {
   return existsSync(`/proc/${pid}/exe`);
 }
 
-function commandOf(pid: number): string {
-  try {
-    return readFileSync(`/proc/${pid}/cmdline`, "utf8");
-  } catch {
-    return "";
-  }
-}
-
-/** The process that serves a domain, which is among its words. */
-function processOf({ pid }: Child, domid: number): number | undefined {
-  return childrenOf(pid).find((it) => commandOf(it).endsWith(`\0${domid}\0`));
-}
-
 async function otherProcess(server: Child, domid: number, than: number | undefined): Promise<number> {
   for (;;) {
-    const pid = processOf(server, domid);
+    const pid = guestProcessOf(server.pid, domid);
     if (pid !== undefined && pid !== than) return pid;
     await Bun.sleep(5);
   }
@@ -76,7 +55,7 @@ test("each guest has a process, and what kills one costs the others nothing", as
   await world.connect();
   await world.workMore(ANSWERS);
   const [victim, ...others] = world.guests;
-  const [pid, ...pids] = [1, 2, 3].map((domid) => processOf(server, domid) as number);
+  const [pid, ...pids] = [1, 2, 3].map((domid) => guestProcessOf(server.pid, domid) as number);
   expect(new Set([pid, ...pids]).size).toBe(GUESTS);
   for (let round = 0, last = pid; round < ROUNDS; round++) {
     victim.guest.ask();
@@ -85,18 +64,18 @@ test("each guest has a process, and what kills one costs the others nothing", as
     last = await otherProcess(server, 1, last);
     await world.workMore(ANSWERS);
   }
-  expect([2, 3].map((domid) => processOf(server, domid))).toEqual(pids);
+  expect([2, 3].map((domid) => guestProcessOf(server.pid, domid))).toEqual(pids);
   await world.finish();
 });
 
 test("one that is asked to end, by whomever, is followed by another", async () => {
   const server = watch();
   await world.connect();
-  const pid = processOf(server, 1) as number;
+  const pid = guestProcessOf(server.pid, 1) as number;
   process.kill(pid, "SIGTERM");
   await readUntil(server.stderr, "domain 1: its process ended (status 0); another one takes its disks over");
   await world.workMore(ANSWERS);
-  expect(processOf(server, 1)).not.toBe(pid);
+  expect(guestProcessOf(server.pid, 1)).not.toBe(pid);
   await world.finish();
 });
 
@@ -137,7 +116,7 @@ test("without watch one that hangs keeps no lock", async () => {
   const server = watch();
   await world.connect();
   await world.workMore(ANSWERS);
-  const hung = processOf(server, 1) as number;
+  const hung = guestProcessOf(server.pid, 1) as number;
   process.kill(hung, "SIGSTOP");
   server.kill("SIGKILL");
   await server.exited;
@@ -253,15 +232,15 @@ test("a process ends when its guest has no disk any more; a new disk has a new o
   const server = watch();
   await world.connect();
   const [{ address, model, guest }] = world.guests;
-  const pid = processOf(server, 1) as number;
+  const pid = guestProcessOf(server.pid, 1) as number;
   await guest.setState(6);
   await guest.untilBackend(6);
   await destroyDevice(world.xenstore, address);
-  while (processOf(server, 1) !== undefined) await Bun.sleep(5);
+  while (guestProcessOf(server.pid, 1) !== undefined) await Bun.sleep(5);
   expect(isAlive(pid)).toBe(false);
   await createDevice(world.xenstore, { address, readOnly: false, params: model.path, deviceType: "disk" });
   await guest.connect();
-  expect(processOf(server, 1)).not.toBe(pid);
+  expect(guestProcessOf(server.pid, 1)).not.toBe(pid);
   await world.workMore(ANSWERS);
   await world.finish();
 });

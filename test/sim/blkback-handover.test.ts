@@ -1,9 +1,9 @@
 // Handovers from one `watch` to the next in which somebody stops or dies in the middle: each guest is served by one of
 // the two in the end, whichever it is.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
-import { childrenOf, readUntil, type Child } from "../support/process.ts";
+import { childrenOf, guestProcessOf, readUntil, type Child } from "../support/process.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import { WorkingGuests } from "./working-guests.ts";
 
@@ -36,13 +36,6 @@ function isAlive(pid: number): boolean {
   return existsSync(`/proc/${pid}/exe`);
 }
 
-/** The process of `parent` that serves a domain, which is among its words. */
-function processOf(parent: number, domid: number): number | undefined {
-  return childrenOf(parent).find((it) =>
-    readFileSync(`/proc/${it}/cmdline`, "utf8").endsWith(`\0${domid}\0`),
-  );
-}
-
 interface Stuck {
   readonly successor: number;
   /** The process of the last guest, which was stopped, so that it does not leave. */
@@ -51,7 +44,7 @@ interface Stuck {
 
 /** A handover in which the successor has all guests but the last. */
 async function stuckHandover(): Promise<Stuck> {
-  const stopped = processOf(watch.pid, GUESTS) as number;
+  const stopped = guestProcessOf(watch.pid, GUESTS) as number;
   process.kill(stopped, "SIGSTOP");
   watch.kill("SIGUSR2");
   const successor = Number(/process (\d+) takes over/.exec(await said("takes over"))?.[1]);
@@ -71,7 +64,7 @@ async function said(text: string): Promise<string> {
 /** The old watch serves all guests. */
 async function servesOn(): Promise<void> {
   await world.workMore(ANSWERS);
-  for (let domid = 1; domid <= GUESTS; domid++) expect(processOf(watch.pid, domid)).toBeNumber();
+  for (let domid = 1; domid <= GUESTS; domid++) expect(guestProcessOf(watch.pid, domid)).toBeNumber();
   for (const pid of childrenOf(watch.pid)) seen.add(pid);
 }
 
@@ -84,7 +77,7 @@ test("a process that does not leave is killed, and the successor has all guests"
 });
 
 test("a process that does not end keeps no watch from ending", async () => {
-  process.kill(processOf(watch.pid, 1) as number, "SIGSTOP");
+  process.kill(guestProcessOf(watch.pid, 1) as number, "SIGSTOP");
   watch.kill("SIGTERM");
   expect(await watch.exited).toBe(143);
   watch = world.watch("-v");
@@ -127,7 +120,7 @@ test("a guest that was handed over and gets another disk is served by the succes
   await guest.setState(6);
   await guest.untilBackend(6);
   await destroyDevice(world.xenstore, address);
-  while (processOf(successor, 1) !== undefined) await Bun.sleep(5);
+  while (guestProcessOf(successor, 1) !== undefined) await Bun.sleep(5);
   await createDevice(world.xenstore, { address, readOnly: false, params: model.path, deviceType: "disk" });
   await guest.connect();
   expect(isAlive(stopped)).toBe(true);

@@ -58,3 +58,17 @@ export function childrenOf(pid: number): number[] {
   const text = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
   return text === "" ? [] : text.split(" ").map(Number);
 }
+
+/** The words that a process was started with; undefined when it has ended meanwhile. */
+export function wordsOf(pid: number): readonly string[] | undefined {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0").slice(0, -1);
+  } catch {
+    return undefined;
+  }
+}
+
+/** The process of `watch` that serves a domain, which is its last word. */
+export function guestProcessOf(watch: number, domid: number): number | undefined {
+  return childrenOf(watch).find((pid) => wordsOf(pid)?.at(-1) === String(domid));
+}
