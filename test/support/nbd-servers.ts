@@ -21,8 +21,8 @@ export class NbdServer implements AsyncDisposable {
     writeFileSync(join(dir, "disk.img"), new Uint8Array(EXPORT_BYTES).fill(1));
     const child = Bun.spawn([...commandIn(dir)], { stdio: ["ignore", "ignore", "pipe"] });
     const server = new NbdServer(dir, child);
-    // nbd-server writes its number first, and listens then.
-    while (!existsSync(join(dir, "pid")) || !isListening(join(dir, "nbd.sock"))) {
+    // All of them write it once they listen, but for nbd-server.
+    while (!existsSync(join(dir, "pid"))) {
       if ((child.exitCode ?? 0) !== 0) {
         await server[Symbol.asyncDispose]();
         throw new Error(await new Response(child.stderr).text());
@@ -97,8 +97,8 @@ export function storageDaemon(): Promise<NbdServer> {
 }
 
 /** nbd-server, which has neither GO with block sizes nor structured replies. */
-export function nbdServer(): Promise<NbdServer> {
-  return NbdServer.start((dir) => {
+export async function nbdServer(): Promise<NbdServer> {
+  const server = await NbdServer.start((dir) => {
     const config = join(dir, "config");
     const lines = [
       "[generic]",
@@ -113,6 +113,9 @@ export function nbdServer(): Promise<NbdServer> {
     writeFileSync(config, `${lines.join("\n")}\n`);
     return ["nbd-server", "-C", config, "-p", join(dir, "pid")];
   });
+  // It writes its number first, and listens then.
+  while (!isListening(join(server.dir, "nbd.sock"))) await Bun.sleep(5);
+  return server;
 }
 
 /** `filters`: the nearest to the client first. `args`: the plugin's, then all of the filters'. */
