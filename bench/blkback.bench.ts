@@ -18,20 +18,15 @@ import {
   xentool,
   type Load,
 } from "./measure.ts";
-import { compare, printTable, type Turn } from "./side-by-side.ts";
+import { compare, LOADS, printTable, type Turn } from "./side-by-side.ts";
 
 const IS_LONG = process.argv.includes("--long");
 const TURNS = Number(process.env["TURNS"] ?? (IS_LONG ? 11 : 3));
 const SECONDS = Number(process.env["SECONDS_EACH"] ?? (IS_LONG ? 1 : 0.25));
 const IMAGE_MIB = 128;
 
-const LOADS: readonly Load[] = [
-  { rw: "randread", bs: "4k", depth: 1 },
-  { rw: "randread", bs: "4k", depth: 32 },
-  { rw: "randwrite", bs: "4k", depth: 1 },
-  { rw: "randwrite", bs: "4k", depth: 32 },
-  { rw: "read", bs: "64k", depth: 8 },
-  { rw: "write", bs: "64k", depth: 8 },
+const ALL_LOADS: readonly Load[] = [
+  ...LOADS,
   { rw: "read", bs: "1M", depth: 4 },
   { rw: "write", bs: "1M", depth: 4 },
 ];
@@ -92,7 +87,7 @@ async function measure(place: Place): Promise<unknown> {
       name: server?.name ?? "file",
       measure: (load: Load) => measureOnce(place, server, load),
     }));
-    const rows = LOADS.map((load) => compare(rivals, load, TURNS));
+    const rows = ALL_LOADS.map((load) => compare(rivals, load, TURNS));
     const what = direct ? "direct" : "buffered";
     printTable(`${what}, ${condition.name} (load ${loadBefore?.toFixed(1)})`, rows);
     return { condition: condition.name, io: what, loadBefore, rows };

@@ -3,6 +3,16 @@
 // of xentool to each other one, and how long requests took.
 import { median, type Load, type Percentiles, type RawResult } from "./measure.ts";
 
+/** What any disk is measured with. */
+export const LOADS: readonly Load[] = [
+  { rw: "randread", bs: "4k", depth: 1 },
+  { rw: "randread", bs: "4k", depth: 32 },
+  { rw: "randwrite", bs: "4k", depth: 1 },
+  { rw: "randwrite", bs: "4k", depth: 32 },
+  { rw: "read", bs: "64k", depth: 8 },
+  { rw: "write", bs: "64k", depth: 8 },
+];
+
 /** What one contender did in its turn. */
 export interface Turn extends RawResult {
   /** Of the server, and the bytes that it moved; not known of a file. */

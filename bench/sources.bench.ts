@@ -9,22 +9,13 @@ import { nbdkit } from "../test/support/nbd-servers.ts";
 import { finished, start } from "../test/support/process.ts";
 import { startQemuOf, startXentoolOf, type DiskServer } from "./disk-servers.ts";
 import { familySeconds, makeImage, measureRing, startHost, xentool, type Load } from "./measure.ts";
-import { compare, printTable, type Turn } from "./side-by-side.ts";
+import { compare, LOADS, printTable, type Turn } from "./side-by-side.ts";
 
 const IS_LONG = process.argv.includes("--long");
 const TURNS = Number(process.env["TURNS"] ?? (IS_LONG ? 11 : 3));
 const SECONDS = Number(process.env["SECONDS_EACH"] ?? (IS_LONG ? 2 : 0.5));
 const IMAGE_MIB = 128;
 const QEMU = "QEMU";
-
-const LOADS: readonly Load[] = [
-  { rw: "randread", bs: "4k", depth: 1 },
-  { rw: "randread", bs: "4k", depth: 32 },
-  { rw: "randwrite", bs: "4k", depth: 1 },
-  { rw: "randwrite", bs: "4k", depth: 32 },
-  { rw: "read", bs: "64k", depth: 8 },
-  { rw: "write", bs: "64k", depth: 8 },
-];
 
 interface Source {
   readonly name: string;

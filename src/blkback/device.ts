@@ -148,7 +148,7 @@ export class BlkbackDevice {
     return this.#lost;
   }
 
-  /** Shows what keeps the image's bytes from us for now; undefined: nothing any more. */
+  /** Shows what keeps the image's bytes from us; undefined: nothing any more. */
   async noteTrouble(why: string | undefined): Promise<void> {
     if (this.#over) return;
     await (why === undefined ? this.#trouble.over() : this.#trouble.say(new XentoolError("io", why)));

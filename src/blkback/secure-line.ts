@@ -2,6 +2,7 @@
 // plane nor the control side does. The data plane connects to a socket in a directory that only we may enter.
 import { mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { claimFor } from "../block/image/claim.ts";
 import { claimExport, keysOfExport } from "../block/image/claim-export.ts";
 import { openNbdImage, type Line, type NbdImageOptions } from "../block/image/nbd.ts";
 import type { Ways } from "../block/image/open.ts";
@@ -30,7 +31,7 @@ export interface NbdSourceOptions extends Omit<NbdImageOptions, "line"> {
 export async function openNbdSource(uri: string, options: NbdSourceOptions): Promise<OpenedImage> {
   const { readOnly, shared, ways, address, statsDir, spawnWorker } = options;
   await using undo = new AsyncDisposableStack();
-  const claim = shared ? "shared" : readOnly ? "read" : "write";
+  const claim = claimFor(readOnly, shared);
   const keys = await keysOfExport(parseNbdUri(uri));
   undo.use(claimExport(statsDir, keys, { name: uri, claim, user: describeDevice(address), ways }));
   const line = new SecureLine(statsDir, address, spawnWorker);

@@ -58,7 +58,7 @@ export class NbdConnection {
     return this.state <= READY && !this.ended && this.input.size < this.input.capacity;
   }
 
-  /** The socket's buffer is full for now. */
+  /** The socket takes no more until its buffer has room again. */
   get wantsToSend(): boolean {
     return this.#full && this.state !== DEAD;
   }

@@ -1,6 +1,7 @@
 // An image file or block device, opened and measured to learn what can be advertised to a guest. The descriptor can
 // be passed to a worker of the same process, which serves it through FileTarget.
 import { closeSync, fstatSync } from "node:fs";
+import { claimFor } from "./image/claim.ts";
 import { identify, noteClosing, noteOpened } from "./image/known.ts";
 import {
   blockDeviceAbilities,
@@ -66,8 +67,7 @@ export interface ImageOptions {
  */
 export function openImage(path: string, options: ImageOptions): FileImage {
   const { readOnly, direct, sectorSizeBytes, shared = false, ways = COMMAND_WAYS } = options;
-  const claim = shared ? "shared" : readOnly ? "read" : "write";
-  const { fd, alsoHeld } = openClaimed(path, claim, direct, ways);
+  const { fd, alsoHeld } = openClaimed(path, claimFor(readOnly, shared), direct, ways);
   try {
     const stat = fstatSync(fd);
     const isBlockDevice = stat.isBlockDevice();

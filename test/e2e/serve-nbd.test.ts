@@ -64,6 +64,14 @@ const listed = async (...command: string[]): Promise<Record<string, unknown>> =>
   return (JSON.parse(stdout) as Record<string, unknown>[])[0];
 };
 
+/** Both servers are gone at once; the disk's comes back, changed. */
+async function killBoth(server: Child, changed: Partial<ForgetfulOptions>): Promise<void> {
+  server.kill("SIGKILL");
+  await server.exited;
+  await disk.kill();
+  await disk.start(changed);
+}
+
 test("the server dies and comes back: the guest sees latency, and everybody else why", async () => {
   const serving = await serve();
   const guest = await connect();
@@ -129,10 +137,7 @@ test("a successor does not take over with an export that has become smaller", as
   const first = await serve();
   const guest = await connect();
   expect(await guest.write(8, 7)).toBe(0);
-  first.kill("SIGKILL");
-  await first.exited;
-  await disk.kill();
-  await disk.start({ sizeBytes: 8192 });
+  await killBoth(first, { sizeBytes: 8192 });
   const waiting = guest.read(8);
   const args = ["blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb"];
   expect(await runXentool(args, { env })).toMatchObject({
@@ -156,10 +161,7 @@ test.each(lesser)("a successor that finds a server with %j holds the disk", asyn
   // Not flushed, and at no border of the larger blocks.
   expect(await guest.write(8, 7)).toBe(0);
   expect(await guest.write(24, 8)).toBe(0);
-  first.kill("SIGKILL");
-  await first.exited;
-  await disk.kill();
-  await disk.start(changed);
+  await killBoth(first, changed);
   const waiting = guest.flush();
   const next = await serve();
   await readUntil(next.stderr, why);
@@ -174,10 +176,7 @@ test("a successor sends to a server that takes less at once what a former one to
   const first = await serve();
   const guest = await connect();
   expect(await guest.write(8, 7)).toBe(0);
-  first.kill("SIGKILL");
-  await first.exited;
-  await disk.kill();
-  await disk.start({ maxBlockBytes: 1024 });
+  await killBoth(first, { maxBlockBytes: 1024 });
   const waiting = guest.flush();
   const next = await serve();
   expect(await waiting).toBe(0);

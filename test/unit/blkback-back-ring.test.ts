@@ -75,7 +75,7 @@ describe.each([
             fill - answered,
             u32(base + answered),
           ]);
-          // As many as there is room for now, and not one more.
+          // As many as there is room for, and not one more.
           const room = SLOTS - (fill - answered);
           produce(u32(base + fill), u32(base + fill + room));
           expect([back.fetch(), back.unanswered]).toEqual([room, SLOTS]);

@@ -12,6 +12,12 @@ const logger = moduleLogger("block");
 /** `shared`: writes, and allows other writers. */
 export type Claim = "read" | "write" | "shared";
 
+/** What a disk has to claim that is served so. */
+export function claimFor(readOnly: boolean, shared: boolean): Claim {
+  if (shared) return "shared";
+  return readOnly ? "read" : "write";
+}
+
 /** Who takes the locks that QEMU knows: we, or a program that opens the image for us, and then we only look. */
 export type QemuLocks = "ours" | "lent";
 

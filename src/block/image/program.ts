@@ -13,6 +13,7 @@ import {
   type ProgramFormat,
 } from "../program/commands.ts";
 import { NbdProgram } from "../program/program.ts";
+import { claimFor } from "./claim.ts";
 import { claimExport } from "./claim-export.ts";
 import { physicalDevice } from "./host-uses.ts";
 import { noteOpened, noteUnused } from "./known.ts";
@@ -89,8 +90,7 @@ function claimFile(
   undo: AsyncDisposableStack,
 ): readonly number[] {
   if (shared) return [];
-  const claim = readOnly ? "read" : "write";
-  const { fd, alsoHeld } = openClaimed(path, claim, false, waysOf(opener, ways), "lent");
+  const { fd, alsoHeld } = openClaimed(path, claimFor(readOnly, shared), false, waysOf(opener, ways), "lent");
   const held = [fd, ...alsoHeld];
   undo.defer(() => held.forEach(closeHeld));
   noteOpened(fd, user);
@@ -106,7 +106,7 @@ function claimOther(
 ): readonly number[] {
   const key = "format" in opener ? `${opener.format} ${source}` : `via ${opener.via}\0${source}`;
   const name = "format" in opener ? programImageName(source, opener) : `${source} with this --via`;
-  const claim = shared ? "shared" : readOnly ? "read" : "write";
+  const claim = claimFor(readOnly, shared);
   return undo.use(claimExport(claimsDir, [key], { name, claim, user, ways: waysOf(opener, ways) })).fds;
 }
 

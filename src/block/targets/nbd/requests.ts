@@ -12,7 +12,7 @@ export const INTERNAL = -2;
 export class NbdRequests {
   readonly tag: Int32Array;
   readonly command: Uint8Array;
-  /** The range that is asked for now. `rest`: what follows it in a trim that one command cannot hold. */
+  /** The range of the command that is sent. `rest`: what follows it in a trim that one command cannot hold. */
   readonly offset: Float64Array;
   readonly length: Float64Array;
   readonly rest: Float64Array;
