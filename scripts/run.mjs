@@ -97,6 +97,12 @@ const NEEDS = {
     "libxen-dev": "/usr/include/libxenvchan.h",
   },
 };
+/** What they need besides when their arguments name the architecture that this machine is not. */
+const NEEDS_TO_CROSS = {
+  build: CROSS_COMPILER[OTHER],
+  deb: CROSS_COMPILER[OTHER],
+  "test-xen": { ...CROSS_COMPILER[OTHER], "qemu-system-arm": "qemu-system-aarch64" },
+};
 
 function xenVersion() {
   const release = existsSync("/etc/os-release") ? readFileSync("/etc/os-release", "utf8") : "";
@@ -187,9 +193,6 @@ if (name === undefined || !/^[a-z-]+$/.test(name) || !existsSync(script))
   fail(EXIT_USAGE, `usage: node scripts/run.mjs NAME, where scripts/NAME.ts exists`);
 process.chdir(root);
 installModules();
-const crosses = args.some((arg) => arg === OTHER || arg === `--target=${OTHER}`);
-installPackages({
-  ...NEEDS[name],
-  ...(["build", "deb"].includes(name) && crosses ? CROSS_COMPILER[OTHER] : {}),
-});
+const crosses = args.some((arg) => [OTHER, `--target=${OTHER}`, `--on=${OTHER}`].includes(arg));
+installPackages({ ...NEEDS[name], ...(crosses ? NEEDS_TO_CROSS[name] : {}) });
 runScript(script, args);

@@ -47,7 +47,7 @@ unpack_foreign() {
   ln -sf mawk root/usr/bin/awk
   depmod -b root "$(basename root/lib/modules/*)"
   mkdir -p libraries/{include,lib}
-  cp -r root/usr/include/{xen,libxen,_xen}* libraries/include/
+  cp -r root/usr/include/{xen,libxen}* libraries/include/
   cp root/usr/lib/aarch64-linux-gnu/libxen*.a libraries/lib/
 }
 
