@@ -33,12 +33,14 @@ export async function openNbdSource(uri: string, options: NbdSourceOptions): Pro
   await using undo = new AsyncDisposableStack();
   const claim = claimFor(readOnly, shared);
   const keys = await keysOfExport(parseNbdUri(uri));
-  undo.use(claimExport(statsDir, keys, { name: uri, claim, user: describeDevice(address), ways }));
+  const claimed = undo.use(
+    claimExport(statsDir, keys, { name: uri, claim, user: describeDevice(address), ways }),
+  );
   const line = new SecureLine(statsDir, address, spawnWorker);
   undo.defer(() => line.close());
   const image = await openNbdImage(uri, { ...options, line });
   const kept = undo.move();
-  return { image, [Symbol.asyncDispose]: () => kept.disposeAsync() };
+  return { image, handedOver: claimed.fds, [Symbol.asyncDispose]: () => kept.disposeAsync() };
 }
 
 export class SecureLine implements Line {

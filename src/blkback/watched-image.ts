@@ -78,7 +78,5 @@ export async function openWatchedImage(
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);
   const image = openImage(path, { ...how, discard, format: isKnown ? "raw" : (format ?? options.format) });
-  return storage === undefined
-    ? openedImage(image)
-    : { image, [Symbol.asyncDispose]: () => storage.close(image) };
+  return storage === undefined ? openedImage(image) : openedImage(image, () => storage.close(image));
 }

@@ -3,7 +3,8 @@
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { closeSync, fstatSync, openSync, readSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { closeImage, openImage } from "../../src/block/image.ts";
+import { closeImage, openImage, type NbdImage } from "../../src/block/image.ts";
+import { takeLocks } from "../../src/block/image/claim.ts";
 import { openedImage, type OpenedImage } from "../../src/block/image/opened.ts";
 import { AskedImages } from "../../src/blkback/guests/asked-images.ts";
 import { KeptImages } from "../../src/blkback/guests/kept-images.ts";
@@ -42,6 +43,28 @@ afterEach(async () => {
   removeDirectory(dir);
 });
 
+const EXPORT: NbdImage = {
+  kind: "nbd",
+  path: "nbd+unix:///?socket=/run/nbd.sock",
+  address: { address: "/run/nbd.sock", port: undefined, exportName: "" },
+  seen: {
+    sizeBytes: 4096,
+    flags: 0,
+    structured: true,
+    minBlockBytes: 1,
+    preferredBlockBytes: 4096,
+    maxBlockBytes: 1 << 20,
+  },
+  connections: 1,
+  info: {
+    sizeBytes: 4096,
+    readOnly: false,
+    canDiscard: false,
+    canSecureDiscard: false,
+    discardGranularityBytes: 0,
+    physicalSectorBytes: 512,
+  },
+};
 const OPTIONS = { readOnly: false, direct: false, sectorSizeBytes: 512 };
 
 async function carry(ask: Ask): Promise<void> {
@@ -90,12 +113,30 @@ test("asked for several times at once, there is one at a time", async () => {
       now--;
       closeImage(image);
     };
-    return { image, [Symbol.asyncDispose]: dispose };
+    return openedImage(image, dispose);
   };
   const all = await Promise.all([asked.open(XVDA, never), asked.open(XVDA, never), asked.open(XVDA, never)]);
   expect([most, now]).toEqual([1, 1]);
   await Promise.all(all.map((it) => it[Symbol.asyncDispose]()));
   expect(now).toBe(0);
+});
+
+test("the claim to an export is held by the process, too, when `watch` is killed", async () => {
+  const path = join(dir, "a.export");
+  const claim = (): number => openSync(path, "w+");
+  open = async () => {
+    const fd = claim();
+    expect(takeLocks(fd, path, "write", undefined)).toBe(true);
+    return { image: EXPORT, handedOver: [fd], [Symbol.asyncDispose]: async () => closeSync(fd) };
+  };
+  const opened = await asked.open(XVDA, never);
+  expect(opened.image).toEqual(EXPORT);
+  await kept.close();
+  const other = claim();
+  expect(takeLocks(other, path, "write", undefined)).toBe(false);
+  await opened[Symbol.asyncDispose]();
+  expect(takeLocks(other, path, "write", undefined)).toBe(true);
+  closeSync(other);
 });
 
 test("a wait that is stopped ends, whatever it waited for", async () => {

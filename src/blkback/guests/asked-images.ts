@@ -61,9 +61,10 @@ export class AskedImages {
     this.#waiting.clear();
   }
 
-  #opened(devid: number, image: Image, fds: readonly number[]): OpenedImage {
+  #opened(devid: number, image: Image, handedOver: readonly number[]): OpenedImage {
     return {
       image,
+      handedOver,
       dial: async () => {
         const { errno = NO_CONNECTION, fds: dialled } = await this.#ask("connection", devid);
         return dialled[0] ?? errno;
@@ -71,7 +72,7 @@ export class AskedImages {
       reportTo: (onTrouble) => void this.#troubles.set(devid, onTrouble),
       [Symbol.asyncDispose]: async () => {
         this.#troubles.delete(devid);
-        fds.forEach((fd) => closeSync(fd));
+        for (const fd of handedOver) closeSync(fd);
         await this.#closed(devid);
       },
     };

@@ -67,8 +67,7 @@ export class KeptImages {
     this.#kept.set(devid, kept);
     try {
       const opened = await kept.opened;
-      const { image } = opened;
-      const fds = image.kind === "file" ? [image.fd, ...image.alsoHeld] : [];
+      const { image, handedOver: fds } = opened;
       if (fds.length > 0) send(fds);
       opened.reportTo?.((why) => onTrouble({ devid, why: why ?? null }));
       return { ask, descriptors: fds.length, image };

@@ -1,9 +1,14 @@
 // An image that is open, together with what has to be ended to close it.
-import { closeImage, type Image } from "../image.ts";
+import { closeImage, type FileImage, type Image } from "../image.ts";
 import type { OnTrouble } from "../program/program.ts";
 
 export interface OpenedImage extends AsyncDisposable {
   readonly image: Image;
+  /**
+   * For another process that uses it: the open image, or our claim to its export, so that nobody else gets it while
+   * that process lives. A program's image is its alone, and the program has our lock.
+   */
+  readonly handedOver: readonly number[];
   /**
    * Begins another connection to the server of the image: a descriptor, or -errno. Without it, the image's address is
    * enough.
@@ -14,6 +19,6 @@ export interface OpenedImage extends AsyncDisposable {
 }
 
 /** One that needs no program. */
-export function openedImage(image: Image): OpenedImage {
-  return { image, [Symbol.asyncDispose]: async () => closeImage(image) };
+export function openedImage(image: FileImage, close = async () => closeImage(image)): OpenedImage {
+  return { image, handedOver: [image.fd, ...image.alsoHeld], [Symbol.asyncDispose]: close };
 }

@@ -77,6 +77,7 @@ export async function openProgramImage(
   const kept = undo.move();
   return {
     image: { ...image, info, path: programImageName(source, opener), device: deviceOf(held[0]) },
+    handedOver: [],
     reportTo: (onTrouble) => program.reportTo(onTrouble),
     [Symbol.asyncDispose]: () => kept.disposeAsync(),
   };
