@@ -43,7 +43,8 @@ unpack_foreign() {
   [ ! -L root/proc ] || { rm root/proc; mkdir root/proc; }
   cp root/usr/share/base-passwd/passwd.master root/etc/passwd
   cp root/usr/share/base-passwd/group.master root/etc/group
-  ln -sfn /run root/var/run
+  rm -rf root/var/run root/var/lock
+  ln -s /run root/var/run; ln -s /run/lock root/var/lock
   ln -sf mawk root/usr/bin/awk
   depmod -b root "$(basename root/lib/modules/*)"
   mkdir -p libraries/{include,lib}
