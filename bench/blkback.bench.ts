@@ -61,7 +61,8 @@ function measureOnce(place: Place, server: DiskServer | undefined, load: Load): 
   const before = cpuSeconds(server.process.pid);
   const result = measureRing(host, server.vdev, load, SECONDS, condition.prefix);
   if (result.errors > 0) throw new Error(`${server.name} answered ${result.errors} requests with an error`);
-  return { ...result, cpuSeconds: cpuSeconds(server.process.pid) - before };
+  const bytes = result.rampBytes + result.bytes;
+  return { ...result, bytes, cpuSeconds: cpuSeconds(server.process.pid) - before };
 }
 
 /** Starts every server, one after the other, and lets each warm up. */

@@ -71,7 +71,7 @@ function measureLoad(host: string, disks: readonly Served[], load: Load, direct:
       if (result.errors !== 0) throw new Error(`${result.errors} errors`);
       ratios.get(mode)?.push(result.bytesPerSecond / file);
       cpu.set(mode, (cpu.get(mode) ?? 0) + cpuSeconds(server.pid) - before);
-      bytes.set(mode, (bytes.get(mode) ?? 0) + result.bytes);
+      bytes.set(mode, (bytes.get(mode) ?? 0) + result.rampBytes + result.bytes);
     }
   const of = <T>(value: (mode: Mode) => T): Record<string, T> =>
     Object.fromEntries(MODES.map((mode) => [mode, value(mode)]));

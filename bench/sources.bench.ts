@@ -38,7 +38,8 @@ async function measure(host: string, { name, ours, theirs }: Source, vdevs: stri
     const before = familySeconds(server.process.pid);
     const result = measureRing(host, server.vdev, load, SECONDS);
     if (result.errors > 0) throw new Error(`${server.name} answered ${result.errors} requests with an error`);
-    return { ...result, cpuSeconds: familySeconds(server.process.pid) - before };
+    const bytes = result.rampBytes + result.bytes;
+    return { ...result, bytes, cpuSeconds: familySeconds(server.process.pid) - before };
   };
   try {
     const blockdevs = theirs.flatMap((node) => ["-blockdev", JSON.stringify(node)]);

@@ -106,6 +106,7 @@ const BENCH_OPTIONS = {
   bs: text("SIZE of each request: 4k, 1M", { initial: "4k" }),
   iodepth: number("How many at a time", { initial: 32 }),
   runtime: number("Seconds", { initial: 5 }),
+  ramp: number("Seconds of the same load before it is measured", { initial: 0 }),
 };
 
 const bench = command({
@@ -140,11 +141,14 @@ async function benchOptions(argv: ArgumentsOf<typeof BENCH_OPTIONS>): Promise<Be
     throw new XentoolError("usage", "--iodepth is a number from 1 to 512");
   if (!(argv.runtime > 0 && argv.runtime <= 86_400))
     throw new XentoolError("usage", "--runtime is a number of seconds, up to 86400");
+  if (!(argv.ramp >= 0 && argv.ramp <= 86_400))
+    throw new XentoolError("usage", "--ramp is a number of seconds, up to 86400");
   return {
     pattern: argv.rw,
     blockBytes,
     depth: argv.iodepth,
     runtimeMs: argv.runtime * 1000,
+    rampMs: argv.ramp * 1000,
   };
 }
 

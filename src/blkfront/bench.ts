@@ -18,6 +18,8 @@ export interface BenchOptions {
   readonly blockBytes: number;
   readonly depth: number;
   readonly runtimeMs: number;
+  /** How long the load runs before it is measured: both ends' programs are compiled while they run. */
+  readonly rampMs: number;
 }
 
 /** Structured-cloneable. */
@@ -30,6 +32,8 @@ export interface BenchResult extends BenchOptions {
   readonly writes: number;
   readonly errors: number;
   readonly bytes: number;
+  /** Before it was measured. */
+  readonly rampBytes: number;
   readonly latencyUs: LatencySummary;
   /** CPU time of this process during the run. */
   readonly cpuUserMs: number;
@@ -39,7 +43,7 @@ export interface BenchResult extends BenchOptions {
 export class Bench {
   readonly #options: BenchOptions;
   readonly #plane: FrontDataPlane;
-  readonly #latency = new LatencyHistogram();
+  #latency = new LatencyHistogram();
   readonly #blocks: number;
   readonly #jobs: number;
   /** By job: its pages, and when its I/O was started. */
@@ -49,6 +53,9 @@ export class Bench {
   #random = 0x9e37_79b9;
   #now = 0;
   #running = false;
+  #startedMs = 0;
+  #cpuBefore = process.cpuUsage();
+  #rampBytes = 0;
   #reads = 0;
   #writes = 0;
   #errors = 0;
@@ -78,13 +85,12 @@ export class Bench {
    * flight.
    */
   run(control: FrontControl): BenchResult {
-    const { runtimeMs, blockBytes } = this.#options;
+    const { runtimeMs, rampMs, blockBytes } = this.#options;
     const plane = this.#plane;
-    const cpu = process.cpuUsage();
     using loop = new JobLoop(plane, control);
-    const started = performance.now();
-    this.#now = started;
+    this.#measureFromNow();
     this.#running = true;
+    let isRamp = rampMs > 0;
     for (let job = 0; job < this.#jobs; job++) this.#start(job);
     plane.push();
     for (let turn = 0; plane.inFlight > 0 && plane.failure === undefined; turn++) {
@@ -92,10 +98,15 @@ export class Bench {
       this.#now = performance.now();
       const responses = loop.turn();
       if (!this.#running || (responses > 0 && turn % BENCH_LOOK_EVERY !== 0)) continue;
-      this.#running = this.#now - started < runtimeMs && control.runs;
+      if (this.#now - this.#startedMs >= (isRamp ? rampMs : runtimeMs)) {
+        if (isRamp) this.#measureFromNow();
+        else this.#running = false;
+        isRamp = false;
+      }
+      this.#running &&= control.runs;
     }
-    const elapsedMs = performance.now() - started;
-    const used = process.cpuUsage(cpu);
+    const elapsedMs = performance.now() - this.#startedMs;
+    const used = process.cpuUsage(this.#cpuBefore);
     return {
       ...this.#options,
       queues: plane.lanes,
@@ -105,10 +116,20 @@ export class Bench {
       writes: this.#writes,
       errors: this.#errors,
       bytes: (this.#reads + this.#writes) * blockBytes,
+      rampBytes: this.#rampBytes,
       latencyUs: this.#latency.summary(),
       cpuUserMs: used.user / 1000,
       cpuSystemMs: used.system / 1000,
     };
+  }
+
+  /** What was before is not a part of the result, except for its errors. */
+  #measureFromNow(): void {
+    this.#startedMs = this.#now = performance.now();
+    this.#cpuBefore = process.cpuUsage();
+    this.#rampBytes = (this.#reads + this.#writes) * this.#options.blockBytes;
+    this.#reads = this.#writes = 0;
+    this.#latency = new LatencyHistogram();
   }
 
   #done(job: number, status: number): void {

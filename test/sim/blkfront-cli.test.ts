@@ -76,6 +76,20 @@ describe("bench", () => {
     expect(disk.image().equals(before)).toBe(rw === "randread");
   });
 
+  test("--ramp: what is before the measurement is told apart from it", async () => {
+    await serve();
+    const times = ["--ramp", "0.2", "--runtime", "0.1"];
+    const { status, stdout } = await run("bench", "--vdev", "xvdb", ...times, "--json");
+    const result = JSON.parse(stdout) as Record<string, number>;
+    expect({ status, result }).toMatchObject({
+      status: 0,
+      result: { rampMs: 200, runtimeMs: 100, errors: 0 },
+    });
+    expect(result["rampBytes"]).toBeGreaterThan(0);
+    expect(result["bytes"]).toBe(((result["reads"] ?? 0) + (result["writes"] ?? 0)) * 4096);
+    expect(result["elapsedMs"]).toBeGreaterThanOrEqual(100);
+  });
+
   test("in words", async () => {
     await serve();
     const { status, stdout } = await run("bench", "--vdev", "xvdb", "--runtime", "0.1");
@@ -89,6 +103,7 @@ describe("bench", () => {
     [["--bs", "100M"], 2, "larger than the disk"],
     [["--rw", "write"], 2, "read-only"],
     [["--iodepth", "0"], 2, "--iodepth"],
+    [["--ramp", "-1"], 2, "--ramp"],
     [["--ring-page-order", "5"], 2, "--ring-page-order"],
     [["--vdev", "nonsense"], 2, "is not a disk name"],
     [["--vdev", "xvdz", "--timeout", "0.2"], 6, "is a backend offering it?"],
