@@ -1,11 +1,12 @@
 // Every block device that a domain is the backend of, whoever serves it, as xenstore and our servers' statistics show
 // it.
-import { parseDecimal, DOMID_FIRST_RESERVED, type Domid } from "../core/types.ts";
+import { parseDecimal, type Domid } from "../core/types.ts";
 import { vdevName } from "../protocol/blkif.ts";
 import { parseXenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, errorDir, frontendDir, type DeviceAddress } from "./address.ts";
 import { isClaimed } from "./backend-directory.ts";
+import { devicesOf } from "./device-directories.ts";
 import { readRates } from "./rate-keys.ts";
 import type { DiskRates } from "./rates.ts";
 import { showsImage } from "./sharing.ts";
@@ -35,28 +36,12 @@ export async function listDevices(
   backend: Domid,
   served: readonly DeviceStats[],
 ): Promise<ListedDevice[]> {
-  const found: ListedDevice[] = [];
-  const root = `/local/domain/${backend}/backend`;
-  for (const kind of await names(xenstore, root))
-    for (const frontend of await names(xenstore, `${root}/${kind}`))
-      for (const devid of await names(xenstore, `${root}/${kind}/${frontend}`)) {
-        const address = addressOf(backend, kind, frontend, devid);
-        const device = address && (await listDevice(xenstore, address, served));
-        if (device !== undefined) found.push(device);
-      }
-  return found;
-}
-
-function addressOf(
-  backend: Domid,
-  kind: string,
-  frontendName: string,
-  devidName: string,
-): DeviceAddress | undefined {
-  const frontend = parseDecimal(frontendName, DOMID_FIRST_RESERVED - 1);
-  const devid = parseDecimal(devidName, 2 ** 29);
-  if (frontend === undefined || devid === undefined) return undefined;
-  return { backend, kind, frontend: frontend as Domid, devid };
+  const listed: ListedDevice[] = [];
+  for (const address of await devicesOf(xenstore, backend)) {
+    const device = await listDevice(xenstore, address, served);
+    if (device !== undefined) listed.push(device);
+  }
+  return listed;
 }
 
 async function listDevice(
@@ -111,8 +96,4 @@ async function problemOf(
   const error = await read(`${errorDir(address)}/error`);
   if (error !== null) return error;
   return isOurs && stats === undefined ? "nobody serves it: its server is gone" : null;
-}
-
-async function names(xenstore: Xenstore, path: string): Promise<string[]> {
-  return (await xenstore.exists(path)) ? xenstore.directory(path) : [];
 }

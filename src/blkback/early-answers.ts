@@ -4,12 +4,12 @@
 // machine, state 2 is written ahead. The guest sees a backend that has yet to connect.
 import { describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
-import { parseDecimal, type Domid } from "../core/types.ts";
+import type { Domid } from "../core/types.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { offerIfNew } from "./backend-directory.ts";
 import { ringKeys } from "./features.ts";
-import { guestNamed, namesIn } from "./our-devices.ts";
+import { deviceNamed, namesIn } from "./device-directories.ts";
 import type { WatchOptions } from "./watch.ts";
 
 const logger = moduleLogger("watch");
@@ -57,11 +57,9 @@ export class EarlyAnswers implements AsyncDisposable {
           this.#expect(frontend, devid);
   }
 
-  #expect(frontendName: string, devidName: string): void {
-    const frontend = guestNamed(frontendName);
-    const devid = parseDecimal(devidName, 2 ** 29);
-    if (frontend === undefined || devid === undefined) return;
-    const address = { backend: this.#backend, kind: this.#options.kind, frontend, devid };
+  #expect(guest: string, devid: string): void {
+    const address = deviceNamed(this.#backend, this.#options.kind, guest, devid);
+    if (address === undefined) return;
     const dir = backendDir(address);
     if (this.#timers.has(dir)) return;
     this.#timers.set(

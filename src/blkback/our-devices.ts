@@ -1,7 +1,5 @@
 // Which of the devices in xenstore are to be served by `watch`: those whose `script` is our hotplug script, or all of
 // them, as in a driver domain.
-import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
-import type { Xenstore } from "../xenstore/client.ts";
 import type { XenstoreOperations } from "../xenstore/operations.ts";
 import { HOTPLUG_SCRIPT } from "./host-files.ts";
 
@@ -19,14 +17,4 @@ export async function isOurDevice(
   if (anyScript) return true;
   const script = await xenstore.tryRead(`${dir}/script`);
   return script !== null && script.endsWith(`/${HOTPLUG_SCRIPT}`);
-}
-
-/** The guest that a directory of backends is named after. */
-export function guestNamed(name: string): Domid | undefined {
-  return parseDecimal(name, DOMID_FIRST_RESERVED - 1) as Domid | undefined;
-}
-
-/** Names in the directory, none if it is not there. */
-export async function namesIn(xenstore: Xenstore, path: string): Promise<string[]> {
-  return (await xenstore.exists(path)) ? xenstore.directory(path) : [];
 }

@@ -13,7 +13,8 @@ import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenb
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { isDevice, type BackendDirectory } from "./backend-directory.ts";
-import { isRingInUse } from "./end-states.ts";
+import { devicesOf } from "./device-directories.ts";
+import { isRingInUse, readBackendState, readFrontendState } from "./end-states.ts";
 
 /** Which file or device was served here as a raw disk. The guest may have written anything to it since. */
 const RAW_KEY = "xentool-raw";
@@ -109,18 +110,32 @@ export async function refuseOthersDevice(
   const stat = tryStat(path);
   const device = stat && physicalDevice(stat);
   if (device === undefined) return;
-  const root = `/local/domain/${address.backend}/backend`;
-  for (const kind of await names(xenstore, root))
-    for (const frontend of await names(xenstore, `${root}/${kind}`))
-      for (const devid of await names(xenstore, `${root}/${kind}/${frontend}`)) {
-        const dir = `${root}/${kind}/${frontend}/${devid}`;
-        if (dir === backendDir(address) || !(await isOthersUse(xenstore, dir, device, readOnly))) continue;
-        const vdev = (await xenstore.tryRead(`${dir}/dev`)) ?? devid;
-        throw new XentoolError(
-          "environment",
-          `${path} is in use: it is ${vdev} of domain ${frontend} (${kind})`,
-        );
-      }
+  for (const other of await devicesOf(xenstore, address.backend)) {
+    const dir = backendDir(other);
+    if (dir === backendDir(address) || !(await isOthersUse(xenstore, dir, device, readOnly))) continue;
+    const vdev = (await xenstore.tryRead(`${dir}/dev`)) ?? other.devid;
+    throw new XentoolError(
+      "environment",
+      `${path} is in use: it is ${vdev} of domain ${other.frontend} (${other.kind})`,
+    );
+  }
+}
+
+/**
+ * Whether the disk of ours that is called `user` (`describeDevice`) will keep its image, rather than let go of it soon:
+ * it is of the same kind as `address`, and neither its guest nor a toolstack has begun to end it.
+ */
+export async function keepsImage(
+  xenstore: Xenstore,
+  { backend, kind }: DeviceAddress,
+  user: string,
+): Promise<boolean> {
+  const holder = (await devicesOf(xenstore, backend, kind)).find((it) => describeDevice(it) === user);
+  if (holder === undefined) return false;
+  const { Initialising, Connected } = XenbusState;
+  const states = [await readBackendState(xenstore, holder), await readFrontendState(xenstore, holder)];
+  const areUp = states.every((state) => state >= Initialising && state <= Connected);
+  return areUp && (await xenstore.tryRead(`${backendDir(holder)}/online`)) === "1";
 }
 
 /** Our own disks are skipped: the locks on the image decide between those. */
@@ -134,8 +149,4 @@ async function isOthersUse(
   if ((await read(DEVICE_KEY)) !== device || (await read(RAW_KEY)) !== null) return false;
   if (parseXenbusState(await read("state")) === XenbusState.Closed) return false;
   return !readOnly || (await read("mode")) !== "r";
-}
-
-async function names(xenstore: Xenstore, path: string): Promise<string[]> {
-  return (await xenstore.exists(path)) ? xenstore.directory(path) : [];
 }

@@ -4,7 +4,7 @@
 import { HELD } from "../block/image/open.ts";
 import { describeError, kindOf, XentoolError } from "../core/errors.ts";
 import { escapeControls, moduleLogger } from "../core/log.ts";
-import { parseDecimal, type Domid } from "../core/types.ts";
+import type { Domid } from "../core/types.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { Platform } from "../platform/platform.ts";
 import { parseXenbusState, XenbusState } from "../protocol/xenbus.ts";
@@ -15,12 +15,13 @@ import { HOLDER_PATIENCE_MS } from "./bounds.ts";
 import { lockDevice, SERVED } from "./device-lock.ts";
 import { BackendDirectory, offerUnlessClosing, removeBackend, writeKeys } from "./backend-directory.ts";
 import { isInUse } from "./decide.ts";
+import { deviceNamed, namesIn } from "./device-directories.ts";
 import { readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { checkOffer, ringKeys } from "./features.ts";
 import { untilReady, type Successor } from "./guests/handover.ts";
 import { planeJail, type JailedIn } from "./jail.ts";
-import { guestNamed, isOurDevice, namesIn } from "./our-devices.ts";
+import { isOurDevice } from "./our-devices.ts";
 import { announceImage } from "./sharing.ts";
 import { openWatchedImage, type OpenDeviceImage } from "./watched-image.ts";
 
@@ -199,12 +200,9 @@ export class BackendWatch implements DiskServer {
     this.#settle();
   }
 
-  async #look(frontendName: string, devidName: string): Promise<void> {
-    const frontend = guestNamed(frontendName);
-    const devid = parseDecimal(devidName, 2 ** 29);
-    if (frontend === undefined || devid === undefined) return;
-    const { kind } = this.#options;
-    await this.#lookAt({ backend: this.#platform.domid, kind, frontend, devid });
+  async #look(guest: string, devid: string): Promise<void> {
+    const address = deviceNamed(this.#platform.domid, this.#options.kind, guest, devid);
+    if (address !== undefined) await this.#lookAt(address);
   }
 
   async #lookAt(address: DeviceAddress): Promise<void> {
@@ -290,9 +288,10 @@ export class BackendWatch implements DiskServer {
 
   /** Whether the holder of a new device's image may still release it in time. */
   #mayBeFreeSoon(dir: string, error: unknown): boolean {
-    const isOwn = error instanceof XentoolError && error.context["own"] === true;
+    const { own, kept } = error instanceof XentoolError ? error.context : {};
+    if (kept === true) return false;
     const since = this.#retries.get(dir)?.sinceMs ?? performance.now();
-    return performance.now() - since < (isOwn ? OWN_PATIENCE_MS : HOLDER_PATIENCE_MS);
+    return performance.now() - since < (own === true ? OWN_PATIENCE_MS : HOLDER_PATIENCE_MS);
   }
 
   /**

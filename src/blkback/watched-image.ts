@@ -3,6 +3,7 @@ import { openImage, type FileImage } from "../block/image.ts";
 import { openedImage, type OpenedImage } from "../block/image/opened.ts";
 import { isNbdUri } from "../block/image/nbd.ts";
 import { openProgramImage } from "../block/image/program.ts";
+import { XentoolError } from "../core/errors.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
@@ -10,7 +11,7 @@ import { isRingInUse } from "./end-states.ts";
 import { releaseFromKernel } from "./kernel-blkback.ts";
 import { programSocket } from "./program-socket.ts";
 import { openNbdSource } from "./secure-line.ts";
-import { hasServedRaw, refuseOthersDevice } from "./sharing.ts";
+import { hasServedRaw, keepsImage, refuseOthersDevice } from "./sharing.ts";
 import { DISK_LINE_WAYS, parseImageWords } from "./image-words.ts";
 
 /** Opens the image of a device. `stop` ends the wait for a server or program that does not answer. */
@@ -36,7 +37,7 @@ export interface WatchedImageOptions {
 
 /**
  * Takes the device from the kernel's own backend first, should that have been quicker. `storage`: for somebody who
- * opens images for several guests.
+ * opens images for several guests. An error says whether another disk of ours has the image, and keeps it (`kept`).
  */
 export async function openWatchedImage(
   xenstore: Xenstore,
@@ -45,6 +46,23 @@ export async function openWatchedImage(
   address: DeviceAddress,
   stop: AbortSignal,
   storage?: ImageStorage,
+): Promise<OpenedImage> {
+  try {
+    return await open(xenstore, options, spawnWorker, address, stop, storage);
+  } catch (error) {
+    if (!(error instanceof XentoolError) || typeof error.context["user"] !== "string") throw error;
+    const kept = await keepsImage(xenstore, address, error.context["user"]);
+    throw new XentoolError(error.kind, error.message, { ...error.context, kept }, error.cause);
+  }
+}
+
+async function open(
+  xenstore: Xenstore,
+  options: WatchedImageOptions,
+  spawnWorker: SpawnWorker,
+  address: DeviceAddress,
+  stop: AbortSignal,
+  storage: ImageStorage | undefined,
 ): Promise<OpenedImage> {
   const { direct, connections, statsDir } = options;
   const sectorSizeBytes = options.offer.logicalSectorBytes;

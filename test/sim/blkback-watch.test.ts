@@ -249,13 +249,22 @@ describe("a guest with a ring keeps its device", () => {
   });
 });
 
-test("an image that another device writes is refused", async () => {
+test("an image that another device writes is refused, at once because that one keeps it", async () => {
+  configureLogging(0);
+  let said = "";
+  const stderr = spyOn(process.stderr, "write").mockImplementation((text) => {
+    said += String(text);
+    return true;
+  });
   await startWatch();
   await attach(address(1), join(dir, "a.img"));
   await until(address(1), "hotplug-status", "connected");
+  await (await guestOf(address(1))).connect();
   await attach(address(2), join(dir, "a.img"));
   await until(address(2), "hotplug-status", "error");
+  stderr.mockRestore();
   expect(await xenstore.read(`${backendDir(address(2))}/hotplug-error`)).toContain("in use");
+  expect(said).not.toContain("it is tried again");
 });
 
 test("an image whose disk is just being detached is waited for", async () => {

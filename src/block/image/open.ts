@@ -12,7 +12,7 @@ import { processesWith, type ImageProcess } from "./processes.ts";
 
 /**
  * The `reason` in the context of the error thrown when a process, which may release it, holds the image. `own`: that
- * process is this one, or one that it has started.
+ * process is this one, or one that it has started. `user`: the disk of this process that it was opened for.
  */
 export const HELD = "held";
 
@@ -173,7 +173,11 @@ export function heldError(
       ? `: ${listUses(who.map((what) => ({ what })))}`
       : " by somebody who cannot be seen from here";
   const text = `${name} is in use${by}${insistOn(ways)}`;
-  return new XentoolError("environment", text, { reason: HELD, own });
+  const user = holders
+    .flatMap(({ pid, fds }) => (pid === process.pid ? fds : []))
+    .map(userOf)
+    .find(Boolean);
+  return new XentoolError("environment", text, { reason: HELD, own, user });
 }
 
 function insistOn(ways: Ways): string {
