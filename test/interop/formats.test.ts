@@ -109,6 +109,32 @@ test.each([[[]], [["--direct"]]])("a guest's trims reach a qcow2 %j", async (opt
   await judge("qemu-img", "check", "-q", image);
 });
 
+test("the daemon keeps its memory between large requests", async () => {
+  const image = world.path("disk.qcow2");
+  await judge("qemu-img", "create", "-q", "-f", "qcow2", image, "32M");
+  const server = await world.serve(image, "xvdb", "--format", "qcow2");
+  const socket = world.path("front.sock");
+  const front = world.spawn(["blkfront", "nbd", "--vdev", "xvdb", "--socket", socket], {
+    XENTOOL_DOMID: "1",
+  });
+  await readUntil(front.stderr, "serving");
+  const uri = `nbd+unix:///?socket=${socket}`;
+  const io = (...commands: readonly string[]): Promise<string> =>
+    judge("qemu-io", "-f", "raw", ...commands.flatMap((it) => ["-c", it]), uri);
+  // What was never written is read without memory for it.
+  await io("write -q -P 7 0 16M");
+  const daemon = await untilProgram(DAEMON, image);
+  const before = faultsOf(daemon);
+  const times = 64;
+  await io(...Array.from({ length: times }, () => "read -q -P 7 0 1M"));
+  // One for every page that was read, if memory is mapped anew for each request.
+  expect(faultsOf(daemon) - before).toBeLessThan((times * 256) / 4);
+  front.kill("SIGTERM");
+  await front.exited;
+  server.kill("SIGTERM");
+  expect(await server.exited).toBe(143);
+});
+
 test("the daemon of a qcow2 is killed again and again under verified load, with its server and alone: nothing is lost", async () => {
   const image = world.path("disk.qcow2");
   await judge("qemu-img", "create", "-q", "-f", "qcow2", image, "64M");
@@ -144,4 +170,10 @@ test("the daemon of a qcow2 is killed again and again under verified load, with 
 async function untilWritten(image: string): Promise<void> {
   const before = statSync(image).mtimeMs;
   while (statSync(image).mtimeMs === before) await Bun.sleep(1);
+}
+
+/** How often a process was given a page. */
+function faultsOf(pid: number): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").replace(/^.*\) /, "");
+  return Number(fields.split(" ")[7]);
 }

@@ -18,7 +18,7 @@ beforeEach(() => {
 afterEach(() => removeDirectory(dir));
 
 describe("a kept process", () => {
-  const keep = async (script: string, patienceS?: number): Promise<readonly [string, readonly string[]]> => {
+  const keep = async (script: string, patienceS = 10): Promise<readonly [string, readonly string[]]> => {
     const lines: string[] = [];
     const fd = openSync("/dev/null", "r");
     const kept = keepProcess(
@@ -28,7 +28,7 @@ describe("a kept process", () => {
         lines.push(line);
         if (line === "stop me") kept.stop();
       },
-      patienceS,
+      { patienceS },
     );
     const how = await kept.ended;
     closeSync(fd);
@@ -56,7 +56,7 @@ describe("a kept process", () => {
 
   test("one that is asked to end at once, while it still starts", async () => {
     for (let round = 0; round < 30; round++) {
-      const started = keepProcess(["sleep", "1000"], [], () => {}, 1);
+      const started = keepProcess(["sleep", "1000"], [], () => {}, { patienceS: 1 });
       started.stop();
       expect(await started.ended).toBe("was killed by signal 15");
     }

@@ -29,6 +29,13 @@ echo $status >&8
 kill -KILL 0
 `;
 
+export interface KeptOptions {
+  /** Besides our own environment. */
+  readonly environment?: Readonly<Record<string, string>> | undefined;
+  /** From the request to end until it is killed. */
+  readonly patienceS?: number;
+}
+
 export interface KeptProcess {
   /** Resolves to how the program ended, once nothing of its session is left. */
   readonly ended: Promise<string>;
@@ -44,11 +51,11 @@ export function keepProcess(
   argv: readonly string[],
   fds: readonly number[],
   onLine: (line: string) => void,
-  patienceS = PATIENCE_S,
+  { environment, patienceS = PATIENCE_S }: KeptOptions = {},
 ): KeptProcess {
   const child = Bun.spawn(["/bin/sh", "-c", KEEPER, "sh", String(patienceS), ...argv], {
     stdio: ["pipe", "pipe", "pipe", ...fds],
-    env: { ...process.env, LISTEN_FDS: "1" },
+    env: { ...process.env, ...environment, LISTEN_FDS: "1" },
     // A session, and so a process group, of its own.
     detached: true,
   });

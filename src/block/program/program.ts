@@ -113,10 +113,11 @@ export class NbdProgram {
 
   /** Returns how it ended. */
   async #run(): Promise<string> {
-    const { name, user, held } = this.#options;
+    const { name, user, held, command } = this.#options;
     try {
       const fds = [this.#listener.fd, ...held];
-      const process = keepProcess(this.#argv, fds, (line) => logger.warn(`${user}: ${name}: ${line}`));
+      const onLine = (line: string): void => logger.warn(`${user}: ${name}: ${line}`);
+      const process = keepProcess(this.#argv, fds, onLine, command);
       this.#process = process;
       if (this.#trouble !== undefined) this.#watchRecovery(process);
       return await process.ended;
