@@ -20,12 +20,10 @@ export const RATE_OPTIONS = {
 
 export const JAIL_OPTION = choice(
   ["on", "strict", "off"],
-  "Give up what serving does not need; strict: all of it or fail; default: on, on Xen off",
+  "Give up what serving does not need; strict: all of it or fail; default: on",
 );
-
-export function jailModeOf(jail: JailMode | undefined, platform: Platform): JailMode {
-  return jail ?? (platform.name === "sim" ? "on" : "off");
-}
+/** What nobody has chosen otherwise: without an initial value, `watch` can tell. */
+export const USUAL_JAIL: JailMode = "on";
 
 /** How disks are served, the same for both commands. */
 export const SERVING_OPTIONS = {
@@ -177,7 +175,7 @@ async function runServe(
   let command: Promise<number> | undefined;
   using service = new Service(context.stop);
   using prepared = argv.run === undefined ? undefined : new PreparedCommand(argv.run);
-  const mode = jailModeOf(argv.jail, platform);
+  const mode = argv.jail ?? USUAL_JAIL;
   const jailWish = { strict: mode === "strict", notifies: service.heardAt, child: prepared?.pid };
   const onEvent: OnDeviceEvent = (at, event) => {
     disk.onEvent(at, event);

@@ -10,9 +10,9 @@ import {
   askedRates,
   explainFilters,
   JAIL_OPTION,
-  jailModeOf,
   SERVING_OPTIONS,
   servingOptionsOf,
+  USUAL_JAIL,
 } from "./blkback-serve.ts";
 import { command, type ArgumentsOf } from "./lib/command.ts";
 import { parseHostPort } from "./lib/host-port.ts";
@@ -74,7 +74,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
     printEvent(address, event, context.json);
     service.changed();
   };
-  const jail = jailModeOf(argv.jail, platform);
+  const jail = argv.jail ?? USUAL_JAIL;
   const options = { ...serving, kind, direct, format, connections, anyScript, rates, jail, onEvent };
   const announce = (): Promise<Disposable> => announceWatch(platform, metrics, serving.statsDir);
   using announced = new DisposableStack();

@@ -6,7 +6,7 @@
 
 guest g --with fio 'vcpus=2'
 image disk 64M >/dev/null
-begin() { xentool -v blkback serve disk --domid "$(domid g)" --vdev xvdb --jail on --filter delay:ms=20 >>"$OUT/serve.log" 2>&1 & SERVER=$!; }
+begin() { xentool -v blkback serve disk --domid "$(domid g)" --vdev xvdb --filter delay:ms=20 >>"$OUT/serve.log" 2>&1 & SERVER=$!; }
 in_flight() { local before; before=$(stat_of g xvdb requests); wait_for 60 'I/O' _more "$before"; }
 _more() { [ "$(stat_of g xvdb requests)" -gt $(($1 + 40)) ]; }
 _connected() { [ "$(grep -c 'queues* of' "$OUT/serve.log")" = "$1" ]; }
