@@ -8,6 +8,7 @@
 
 struct file {
   int fd, is_block_device, is_buffered;
+  int is_written_by_threads; /* if the reactor's owner has real-time priority: write_threads.c */
   int nowait_flag;      /* preadv2 flags for a read that must not wait */
   uint32_t slow_transfers; /* number of further transfers left to io_uring because one took long */
   uint32_t cold_reads;     /* the same for reads that must not wait */
@@ -27,6 +28,7 @@ ssize_t file_preadv2(int fd, const struct iovec *vectors, int count, off_t offse
  */
 int file_did_at_once(struct file *file, const struct xt_io *op, enum company company, int64_t *result);
 
+static inline int is_write(uint32_t op) { return op == XT_IO_WRITE || op == XT_IO_WRITEV; }
 static inline int is_discard(uint32_t op) { return op == XT_IO_DISCARD || op == XT_IO_SECURE_DISCARD; }
 
 #endif

@@ -8,9 +8,11 @@
 
 #if defined(__x86_64__)
 #define XT_FIRST_LIBC "GLIBC_2.2.5"
+#define XT_CLOCK_LIBC "GLIBC_2.3.3"
 #define XT_ROBUST_LIBC "GLIBC_2.12"
 #elif defined(__aarch64__)
 #define XT_FIRST_LIBC "GLIBC_2.17"
+#define XT_CLOCK_LIBC "GLIBC_2.17"
 #define XT_ROBUST_LIBC "GLIBC_2.17"
 #else
 #error "which versions of its functions does the C library have on this processor?"
@@ -25,5 +27,9 @@ XT_OLD(pthread_mutexattr_setrobust, XT_ROBUST_LIBC);
 XT_OLD(pthread_mutex_consistent, XT_ROBUST_LIBC);
 XT_OLD(pthread_mutex_timedlock, XT_FIRST_LIBC);
 XT_OLD(pthread_mutex_trylock, XT_FIRST_LIBC);
+XT_OLD(pthread_condattr_setclock, XT_CLOCK_LIBC);
+XT_OLD(pthread_attr_setstacksize, XT_FIRST_LIBC);
+XT_OLD(pthread_sigmask, XT_FIRST_LIBC);
+XT_OLD(pthread_create, XT_FIRST_LIBC);
 
 #endif

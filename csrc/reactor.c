@@ -12,6 +12,7 @@
 
 static void free_reactor(struct reactor *reactor) {
   if (reactor->engine == XT_ENGINE_URING) uring_unmap(reactor);
+  write_threads_close(reactor->write_threads);
   free(reactor->watches);
   free(reactor->polled);
   free(reactor->ready);
@@ -37,10 +38,27 @@ double xt_reactor_open(uint32_t depth, uint32_t max_watches, uint32_t engine) {
   return error;
 }
 
+/* Prepares them as long as a plane's jail does not forbid it. Without them, writes go to io_uring. */
+static int have_threads(struct reactor *reactor) {
+  if (reactor->write_threads) return 1;
+  struct write_threads *threads = write_threads_open(reactor->depth);
+  if (!threads) return 0;
+  reactor->max_watches++;
+  if (xt_reactor_watch(reactor, write_threads_fd(threads), XT_POLL_IN, WRITE_THREADS_TAG) >= 0) {
+    reactor->write_threads = threads;
+    return 1;
+  }
+  reactor->max_watches--;
+  write_threads_close(threads);
+  return 0;
+}
+
 int32_t xt_reactor_add_file(void *handle, int32_t fd, int32_t is_block_device) {
   struct reactor *reactor = handle;
   if (reactor->file_count == XT_REACTOR_FILES_MAX) return -ENOSPC;
-  reactor->files[reactor->file_count] = file_of(fd, is_block_device);
+  struct file *file = &reactor->files[reactor->file_count];
+  *file = file_of(fd, is_block_device);
+  file->is_written_by_threads = reactor->engine == XT_ENGINE_URING && write_threads_suit(file) && have_threads(reactor);
   return (int32_t)reactor->file_count++;
 }
 

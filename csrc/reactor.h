@@ -1,14 +1,18 @@
 /*
  * Internals shared by the reactor's two engines. Calls go one way: reactor.c calls reactor_uring.c or reactor_poll.c,
- * and both call file_io.c.
+ * and both call file_io.c; reactor.c and reactor_uring.c call write_threads.c, too.
  */
 #ifndef XENTOOL_REACTOR_H
 #define XENTOOL_REACTOR_H
 
 #include "file_io.h"
+#include "write_threads.h"
 
 #include <linux/io_uring.h>
 #include <stddef.h>
+
+/* The tag of the watch of the write threads, which is no caller's. */
+#define WRITE_THREADS_TAG UINT32_MAX
 
 struct watch {
   int fd; /* -1: a free place, once nothing is armed there */
@@ -41,6 +45,7 @@ struct reactor {
 
   struct pollfd *polled; /* POLL: one per watch */
   struct uring uring;
+  struct write_threads *write_threads; /* URING; NULL: no file needs them */
 };
 
 static inline void reactor_finish(struct reactor *reactor, uint32_t tag, int64_t result) {
@@ -57,7 +62,7 @@ void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t coun
  */
 int32_t uring_wait(struct reactor *reactor, uint32_t ready, uint32_t wait, int32_t timeout_us, struct xt_io_done *done,
                    uint32_t max);
-/* Waits for the operations in flight and disarms the watches. */
+/* Waits for the operations in flight, except for the threads', and disarms the watches. */
 void uring_drain(struct reactor *reactor);
 void uring_unmap(struct reactor *reactor);
 

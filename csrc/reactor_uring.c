@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <linux/falloc.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -83,10 +84,13 @@ void uring_start(struct reactor *reactor, const struct xt_io *ops, uint32_t coun
     } else if (file_did_at_once(file, &ops[i], company, &result)) {
       reactor_finish(reactor, ops[i].tag, result);
     } else {
-      prepare(&reactor->uring, file, &ops[i]);
+      int is_threads = file->is_written_by_threads && is_write(ops[i].op) &&
+                       write_threads_add(reactor->write_threads, file, &ops[i]);
+      if (!is_threads) prepare(&reactor->uring, file, &ops[i]);
       reactor->in_flight++;
     }
   }
+  if (reactor->write_threads) write_threads_begin(reactor->write_threads);
 }
 
 /* The removed poll's completion is ignored because it carries an older generation. */
@@ -130,6 +134,11 @@ static uint32_t reap(struct reactor *reactor, struct xt_io_done *done, uint32_t 
       struct watch *watch = &reactor->watches[place];
       if (cqe->user_data != watch_data(reactor, place)) continue;
       watch->armed = 0;
+      if (watch->tag == WRITE_THREADS_TAG) {
+        eventfd_t ends;
+        eventfd_read(watch->fd, &ends);
+        continue;
+      }
       done[count++] = (struct xt_io_done){watch->tag, cqe->res};
       continue;
     }
@@ -140,6 +149,28 @@ static uint32_t reap(struct reactor *reactor, struct xt_io_done *done, uint32_t 
   return count;
 }
 
+/* Ends that can be taken now, of the kernel's operations and the threads'. */
+static uint32_t take_ends(struct reactor *reactor, struct xt_io_done *done, uint32_t max) {
+  uint32_t got = reap(reactor, done, max);
+  if (!reactor->write_threads) return got;
+  uint32_t written = write_threads_take(reactor->write_threads, done + got, max - got);
+  reactor->in_flight -= written;
+  return got + written;
+}
+
+/*
+ * Of `wanted` ends, those to wait for in the ring, which brings the kernel's, and one for all that the threads were
+ * asked for: a share of them like that of the threads in what is in flight.
+ */
+static uint32_t wanted_of_ring(struct reactor *reactor, uint32_t wanted) {
+  struct write_threads *threads = reactor->write_threads;
+  uint32_t written = threads ? write_threads_in_flight(threads) : 0;
+  if (wanted == 0 || written == 0) return wanted;
+  uint32_t share = wanted * written / reactor->in_flight;
+  if (write_threads_await(threads, share > 0 ? share : 1)) return 0;
+  return share < wanted ? wanted - share : 1;
+}
+
 int32_t uring_wait(struct reactor *reactor, uint32_t ready, uint32_t wait, int32_t timeout_us, struct xt_io_done *done,
                    uint32_t max) {
   struct uring *uring = &reactor->uring;
@@ -147,13 +178,14 @@ int32_t uring_wait(struct reactor *reactor, uint32_t ready, uint32_t wait, int32
   int must_look = ++uring->unlooked > UNLOOKED_MAX;
   if (ready > 0 && ready >= wait && reactor->in_flight == 0 && !must_look) return 0;
   update_watches(reactor);
-  uint32_t got = reap(reactor, done, max);
+  uint32_t got = take_ends(reactor, done, max);
   /* Entries that one enter does not take (because the completion queue is full) are submitted with the next wait. */
   if (uring->unsubmitted || ready + got < wait || must_look) {
     uint32_t more = ready + got < wait ? wait - ready - got : 0;
-    int32_t error = enter(uring, more, timeout_us);
+    int32_t error = enter(uring, wanted_of_ring(reactor, more), timeout_us);
+    if (reactor->write_threads) write_threads_woke(reactor->write_threads);
     if (error) return error;
-    got += reap(reactor, done + got, max - got);
+    got += take_ends(reactor, done + got, max - got);
   }
   return (int32_t)got;
 }
@@ -201,7 +233,7 @@ int32_t uring_open(struct reactor *reactor) {
   for (size_t i = 0; i < sizeof flag_sets / sizeof *flag_sets && uring->fd < 0; i++) {
     memset(&parameters, 0, sizeof parameters);
     parameters.flags = flag_sets[i];
-    uring->fd = (int)syscall(SYS_io_uring_setup, reactor->depth + 2 * reactor->max_watches, &parameters);
+    uring->fd = (int)syscall(SYS_io_uring_setup, reactor->depth + 2 * (reactor->max_watches + 1), &parameters);
     if (uring->fd < 0 && errno != EINVAL) break;
   }
   if (uring->fd < 0) return -errno;
@@ -239,7 +271,9 @@ static void cancel_watches(struct reactor *reactor) {
 
 void uring_drain(struct reactor *reactor) {
   struct xt_io_done done[64];
-  while (reactor->in_flight)
+  /* The threads end what they have when they are closed. */
+  uint32_t written = reactor->write_threads ? write_threads_in_flight(reactor->write_threads) : 0;
+  while (reactor->in_flight > written)
     if (enter(&reactor->uring, 1, -1) || (reap(reactor, done, 64), 0)) break;
   cancel_watches(reactor);
 }
