@@ -31,7 +31,7 @@ export const SERVING_OPTIONS = {
   "sector-size": choice([512, 4096], "Logical sector size, bytes", { initial: 512 }),
   "max-queues": number("Queues a guest may use, 1 to 16; default: processors, at most 4"),
   "max-ring-page-order": number("Rings of up to 2^N pages, N 0 to 4", { initial: 4 }),
-  "max-indirect-segments": number("0 to 4096; 0: none offered", { initial: 256 }),
+  "max-indirect-segments": number("0 to 4096; 0: none", { initial: 256 }),
   grants: choice(
     ["copy", "map", "persistent"],
     "How data crosses; persistent if the guest agrees, else copy",

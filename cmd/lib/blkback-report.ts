@@ -8,10 +8,11 @@ import { escapeText } from "../../src/core/log.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { formatBytes, formatCount, formatTable, print, printJson } from "./output.ts";
 import { describeRates } from "./rates-report.ts";
+import { cut, terminalSize, wrap } from "./terminal.ts";
 
 const COLUMNS = ["domain", "vdev", "kind", "backend", "frontend", "mode", "size", "format", "image"];
 
-/** Prints the devices as a table, and below it what is to be known about single ones. */
+/** Prints the devices. */
 export function printDevices(listed: readonly ListedDevice[], json: boolean): void {
   if (json) {
     printJson(listed.map(asJson));
@@ -21,6 +22,14 @@ export function printDevices(listed: readonly ListedDevice[], json: boolean): vo
     print("no block devices");
     return;
   }
+  print(drawDevices(listed, terminalSize()?.width).join("\n"));
+}
+
+/**
+ * The devices as a table, and below it what is to be known about single ones. Where the table is wider than `width`,
+ * each image has a line of its own below its device, whole, because it is what tells disks apart; the rest is cut.
+ */
+export function drawDevices(listed: readonly ListedDevice[], width = Infinity): string[] {
   const rows = listed.map((it) => [
     String(it.frontend),
     it.vdev,
@@ -33,8 +42,20 @@ export function printDevices(listed: readonly ListedDevice[], json: boolean): vo
     escapeText(it.params, 60),
   ]);
   const titles = COLUMNS.map((title) => ({ title }));
-  const notes = listed.flatMap((it) => notesOf(it).map((note) => `${describeDevice(it)}: ${note}`));
-  print([formatTable(titles, rows), ...notes].join("\n"));
+  const notes = listed.flatMap((it) =>
+    notesOf(it).flatMap((note) => wrap(`${describeDevice(it)}: ${note}`, width)),
+  );
+  const whole = formatTable(titles, rows).split("\n");
+  if (whole.every((line) => Bun.stringWidth(line) <= width)) return [...whole, ...notes];
+  const [head = "", ...lines] = formatTable(
+    titles.slice(0, -1),
+    rows.map((row) => row.slice(0, -1)),
+  ).split("\n");
+  const table = lines.flatMap((line, at) => [
+    cut(line, width),
+    ...wrap(`  ${rows[at]?.at(-1) ?? ""}`, width),
+  ]);
+  return [cut(head, width), ...table, ...notes];
 }
 
 function asJson({ stats, ...device }: ListedDevice): unknown {

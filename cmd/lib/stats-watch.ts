@@ -1,11 +1,12 @@
 // `blkback stats --watch`: a line for each disk and interval, in 80 columns, under titles that come again before they
-// have scrolled away.
+// have scrolled away. A narrower terminal shows fewer columns.
 import { activityBetween, statsKey, type Activity } from "../../src/blkback/activity.ts";
 import type { DeviceStats } from "../../src/blkback/stats.ts";
 import { pause } from "../../src/core/deadline.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { formatDuration, paint, print, printJson } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
+import { terminalSize } from "./terminal.ts";
 
 /** Titles, and how wide their columns are. */
 const COLUMNS = [
@@ -20,6 +21,8 @@ const COLUMNS = [
   ["queue", 5],
   ["err/s", 5],
 ] as const;
+/** What a narrow terminal does without, in this order: both of the columns MiB/s at once, which are nothing alone. */
+const LEFT_OUT = ["time", "median", "queue", "err/s", "MiB/s", "99 %", "writes/s"];
 const TITLES_EVERY = 20;
 
 /** A disk's statistics for programs: with its name, as everywhere. */
@@ -56,10 +59,15 @@ function printLines(
   let since = lines;
   const time = new Date().toTimeString().slice(0, 8);
   const rows = all.map((now) => rowOf(time, now, activityBetween(before.get(statsKey(now)), now, elapsedMs)));
-  if (rows.length === 0) rows.push([time, "nothing is served here"]);
+  if (rows.length === 0) {
+    print(`${time} nothing is served here`);
+    return 0;
+  }
+  const titles = COLUMNS.map(([title]) => title);
+  const shown = shownIn(terminalSize()?.width);
   for (const row of rows) {
-    if (since % TITLES_EVERY === 0) print(paint("bold", line(COLUMNS.map(([title]) => title))));
-    print(line(row));
+    if (since % TITLES_EVERY === 0) print(paint("bold", line(titles, shown)));
+    print(line(row, shown));
     since++;
   }
   return since;
@@ -82,10 +90,19 @@ function rowOf(time: string, stats: DeviceStats, activity: Activity): string[] {
   ];
 }
 
-function line(cells: readonly string[]): string {
-  const padded = COLUMNS.map(([, width], index) => {
+/** The columns that fit `width`, all of them in a pipe. */
+export function shownIn(width = Infinity): ReadonlySet<string> {
+  const shown = new Set<string>(COLUMNS.map(([title]) => title));
+  const used = (): number =>
+    COLUMNS.reduce((sum, [title, wide]) => sum + (shown.has(title) ? wide + 1 : 0), -1);
+  for (const title of LEFT_OUT) if (used() > width) shown.delete(title);
+  return shown;
+}
+
+function line(cells: readonly string[], shown: ReadonlySet<string>): string {
+  const padded = COLUMNS.flatMap(([title, width], index) => {
     const cell = cells[index] ?? "";
-    return index < 2 ? cell.padEnd(width) : cell.padStart(width);
+    return shown.has(title) ? [index < 2 ? cell.padEnd(width) : cell.padStart(width)] : [];
   });
   return padded.join(" ").trimEnd();
 }

@@ -3,14 +3,10 @@
 import { escapeText } from "../../src/core/log.ts";
 import { formatBytes, formatDuration } from "./output.ts";
 import { sparkline } from "./sparkline.ts";
+import { cut, type ScreenSize } from "./terminal.ts";
 import type { DiskRow, RingRow, TopView } from "./top-model.ts";
 import type { Sort } from "./top-sorts.ts";
 import { counted } from "../../src/core/counted.ts";
-
-export interface ScreenSize {
-  readonly width: number;
-  readonly height: number;
-}
 
 interface Column<Row> {
   readonly title: string;
@@ -198,10 +194,6 @@ function align<Row>(text: string, column: Column<Row> | undefined): string {
 
 function line(cells: readonly string[]): string {
   return cells.join(" ").trimEnd();
-}
-
-function cut(text: string, width: number): string {
-  return text.length <= width ? text : `${text.slice(0, Math.max(0, width - 1))}…`;
 }
 
 /** One line for a pipe: the sums, and what is most remarkable. */

@@ -5,6 +5,7 @@ import { XentoolError } from "../../src/core/errors.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import { paint, print, printJson } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
+import { terminalSize } from "./terminal.ts";
 import { TopModel, type TopView } from "./top-model.ts";
 import { drawTop, lineOfTop, sorted } from "./top-screen.ts";
 import type { Sort } from "./top-sorts.ts";
@@ -112,8 +113,8 @@ class Screen implements Disposable {
   };
 
   readonly #draw = (): void => {
-    if (this.#view === undefined) return;
-    const size = { width: process.stdout.columns || 80, height: process.stdout.rows || 24 };
+    const size = terminalSize();
+    if (this.#view === undefined || size === undefined) return;
     const [head = "", ...rest] = drawTop(this.#view, this.#sort, size);
     const lines = [paint("bold", head), ...rest];
     // Written in one piece and over what is there, so that nothing flickers. No line end after the last line: it would

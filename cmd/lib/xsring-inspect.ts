@@ -12,6 +12,7 @@ import { openDomainRing, readRingFile } from "../../src/xsring/source.ts";
 import { VERDICT_STATUS } from "../../src/xsring/verdict.ts";
 import { print } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
+import { cut, terminalSize, wrap, type ScreenSize } from "./terminal.ts";
 
 export interface InspectArguments {
   readonly domid: string | undefined;
@@ -63,8 +64,34 @@ export async function runInspect(context: CommandContext, argv: InspectArguments
 
 function show(context: CommandContext, argv: InspectArguments, report: RingReport, title: string): number {
   if (context.json) print(asciiJson(reportAsJson(report), 2));
-  else print(drawRing(report, { title, historyMax: argv.history }).join("\n"));
+  else print(drawing(report, title, argv.history, terminalSize()).join("\n"));
   return VERDICT_STATUS[report.verdict.code];
+}
+
+/** The drawing, its text wrapped on a terminal. */
+function drawing(
+  report: RingReport,
+  title: string,
+  historyMax: number,
+  size: ScreenSize | undefined,
+): string[] {
+  const width = size?.width ?? Infinity;
+  return drawRing(report, { title, historyMax, width }).flatMap((line) => wrap(line, width));
+}
+
+/** The drawing on one screen: the verdict stays on top of it, and the history gets the lines that are left. */
+function screenful(
+  report: RingReport,
+  title: string,
+  historyMax: number,
+  { width, height }: ScreenSize,
+): string[] {
+  const draw = (exchanges: number): string[] => drawRing(report, { title, historyMax: exchanges, width });
+  const [verdict = "", ...rest] = draw(0);
+  // The last line stays free for the cursor; a blank line and a title come before the history.
+  const room = height - 1 - wrap(verdict, width).length - rest.length - 2;
+  const [, ...lines] = draw(Math.min(historyMax, Math.max(0, room)));
+  return [...wrap(verdict, width), ...lines.map((line) => cut(line, width))].slice(0, height - 1);
 }
 
 /** On a terminal the drawing is redrawn; elsewhere one line, or one JSON object, is printed whenever it changes. */
@@ -79,13 +106,13 @@ async function watch(
   while (!stop.aborted) {
     const report = await inspectSettled(page, argv.settle * 1000);
     status = VERDICT_STATUS[report.verdict.code];
-    const isScreen = !json && process.stdout.isTTY;
+    const size = terminalSize();
     const text = json
       ? asciiJson(reportAsJson(report))
-      : isScreen
-        ? drawRing(report, { title, historyMax: argv.history }).join("\n")
-        : summary(report, title);
-    if (text !== last) print(isScreen ? `${CLEAR_SCREEN}${text}` : text);
+      : size === undefined
+        ? summary(report, title)
+        : CLEAR_SCREEN + screenful(report, title, argv.history, size).join("\n");
+    if (text !== last) print(text);
     last = text;
     await pause(argv.interval * 1000, stop);
   }

@@ -9,13 +9,13 @@ import type { RingReport } from "./report.ts";
 import { connectionName, errorName, featureNames } from "./verdict.ts";
 import { counted } from "../core/counted.ts";
 
-const CELL_BYTES = XS_RING_BYTES / CELLS;
-
 export interface DrawingOptions {
   /** The owner of the ring, for the first line. */
   readonly title: string;
   /** How many of the last exchanges to show; 0: none. */
   readonly historyMax: number;
+  /** How wide lines should be. Those with packets may be longer: they are text, which can be wrapped or cut. */
+  readonly width?: number;
 }
 
 /** The lines of the drawing. All of them are printable ASCII. */
@@ -23,6 +23,8 @@ export function drawRing(report: RingReport, options: DrawingOptions): string[] 
   const { words } = report;
   const features = featureNames(words.serverFeatures).join(" ");
   const port = words.evtchnPort === 0 ? "" : `   evtchn_port ${words.evtchnPort}`;
+  // Two columns before the frame, and two of it.
+  const bar = new Bar((options.width ?? Infinity) < CELLS + 4 ? CELLS / 2 : CELLS);
   return [
     `${options.title}: ${report.verdict.text}`,
     `  server_features ${words.serverFeatures}${features === "" ? "" : ` (${features})`}` +
@@ -30,34 +32,34 @@ export function drawRing(report: RingReport, options: DrawingOptions): string[] 
       `   error ${words.error} (${errorName(words.error)})${port}`,
     ...(report.atRest ? [] : ["  the ring is busy: this look may mix two moments"]),
     "",
-    ...drawStream(report.requests, "requests   guest -> server", "req"),
+    ...drawStream(bar, report.requests, "requests   guest -> server", "req"),
     ...describeWaiting(report.requests),
     "",
-    ...drawStream(report.responses, "responses  server -> guest", "rsp"),
+    ...drawStream(bar, report.responses, "responses  server -> guest", "rsp"),
     ...describeWaiting(report.responses),
     ...(options.historyMax > 0 ? ["", ...drawHistory(report.history, options.historyMax)] : []),
   ];
 }
 
-function drawStream(stream: RingStreamView, name: string, prefix: string): string[] {
+function drawStream(bar: Bar, stream: RingStreamView, name: string, prefix: string): string[] {
   const { usedBytes, cons, prod } = stream;
   const state =
     usedBytes === undefined
       ? "IMPOSSIBLE INDICES"
       : `${usedBytes} of ${XS_RING_BYTES} bytes wait${usedBytes === XS_RING_BYTES ? ": FULL" : ""}`;
-  const line = `+${"-".repeat(CELLS)}+`;
   const marks = [
-    { cell: cellOf(cons), label: `${prefix}_cons ${indexText(cons)}` },
-    { cell: cellOf(prod), label: `${prefix}_prod ${indexText(prod)}` },
+    { cell: bar.cellOf(cons), label: `${prefix}_cons ${indexText(cons)}` },
+    { cell: bar.cellOf(prod), label: `${prefix}_prod ${indexText(prod)}` },
   ];
-  const pointers = Array.from({ length: CELLS }, () => "-");
+  const pointers = Array.from({ length: bar.cells }, () => "-");
   for (const { cell } of marks) pointers[cell] = "^";
+  const gap = bar.cells + 2 - name.length - state.length;
   return [
-    `  ${name.padEnd(CELLS - 24)}${state.padStart(26)}`,
-    `  ${line}`,
-    `  |${cells(stream)}|`,
+    ...(gap > 0 ? [`  ${name}${" ".repeat(gap)}${state}`] : [`  ${name}`, `  ${state}`]),
+    `  +${"-".repeat(bar.cells)}+`,
+    `  |${bar.fill(stream)}|`,
     `  +${pointers.join("")}+`,
-    ...labels(marks),
+    ...bar.labels(marks),
     ...(stream.poison === undefined ? [] : [`   free part: ${poisonText(stream.poison)}`]),
   ];
 }
@@ -70,35 +72,41 @@ function indexText(index: number): string {
   return index < XS_RING_BYTES ? String(index) : `${index} (at ${index % XS_RING_BYTES})`;
 }
 
-function cellOf(index: number): number {
-  return Math.floor((index % XS_RING_BYTES) / CELL_BYTES);
+interface Mark {
+  readonly cell: number;
+  readonly label: string;
 }
 
-/** `#` waits, `.` was consumed, `x` is poison, a space was never written. */
-function cells(stream: RingStreamView): string {
-  const { cons, prod, usedBytes, poison } = stream;
-  if (usedBytes === undefined) return "?".repeat(CELLS);
-  const free = poison === undefined ? "." : poison === "zeroes" ? " " : "x";
-  const written = poison === undefined ? CELLS : Math.ceil(prod / CELL_BYTES);
-  const bar: string[] = Array.from({ length: CELLS }, (_, cell) => (cell < written ? "." : free));
-  for (let at = 0; at < usedBytes; at++) bar[cellOf((cons + at) >>> 0)] = "#";
-  return bar.join("");
-}
+/** The bar that is the ring, of cells that have the same number of bytes. */
+class Bar {
+  constructor(readonly cells: number) {}
 
-/** Both labels under their pointers, one per line, the rightmost pointer's first. */
-function labels(marks: readonly { cell: number; label: string }[]): string[] {
-  const [first, second] = marks.toSorted((a, b) => b.cell - a.cell) as [
-    (typeof marks)[number],
-    (typeof marks)[number],
-  ];
-  if (first.cell === second.cell) return marks.map(({ cell, label }) => place(cell, label));
-  return [place(first.cell, first.label), place(second.cell, second.label)];
-}
+  cellOf(index: number): number {
+    return Math.floor(((index % XS_RING_BYTES) * this.cells) / XS_RING_BYTES);
+  }
 
-/** Starts the label under its pointer, or ends it there when the line has no room. */
-function place(cell: number, label: string): string {
-  const start = cell + label.length <= CELLS ? cell : Math.max(0, cell - label.length + 1);
-  return `   ${" ".repeat(start)}${label}`;
+  /** `#` waits, `.` was consumed, `x` is poison, a space was never written. */
+  fill({ cons, prod, usedBytes, poison }: RingStreamView): string {
+    if (usedBytes === undefined) return "?".repeat(this.cells);
+    const free = poison === undefined ? "." : poison === "zeroes" ? " " : "x";
+    const written = poison === undefined ? this.cells : Math.ceil((prod * this.cells) / XS_RING_BYTES);
+    const bar: string[] = Array.from({ length: this.cells }, (_, cell) => (cell < written ? "." : free));
+    for (let at = 0; at < usedBytes; at++) bar[this.cellOf((cons + at) >>> 0)] = "#";
+    return bar.join("");
+  }
+
+  /** Both labels under their pointers, one per line, the rightmost pointer's first. */
+  labels(marks: readonly Mark[]): string[] {
+    const [first, second] = marks.toSorted((a, b) => b.cell - a.cell) as [Mark, Mark];
+    const inOrder = first.cell === second.cell ? marks : [first, second];
+    return inOrder.map(({ cell, label }) => this.#place(cell, label));
+  }
+
+  /** Starts the label under its pointer, or ends it there when the line has no room. */
+  #place(cell: number, label: string): string {
+    const start = cell + label.length <= this.cells ? cell : Math.max(0, cell - label.length + 1);
+    return `   ${" ".repeat(start)}${label}`;
+  }
 }
 
 function describeWaiting(stream: RingStreamView): string[] {

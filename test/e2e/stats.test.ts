@@ -4,7 +4,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest } from "../sim/blk-guest.ts";
-import { runXentool, spawnXentool } from "./executable.ts";
+import { executable, runXentool, spawnXentool } from "./executable.ts";
 import { readUntil } from "../support/process.ts";
 import { diskAddress } from "../sim/disk-world.ts";
 import { DiskHost } from "./disk-host.ts";
@@ -57,6 +57,21 @@ test("stats --watch: titles, and a line for each disk and interval, in 80 column
   expect(row).toMatch(/^\d\d:\d\d:\d\d 1\/xvdb +0 +0\.0 +0 +0\.0 +0 +0$/);
   expect(Math.max(titles.length, row.length)).toBe(80);
 });
+
+test.each(["blkback list", "xsring inspect --domid 1"])(
+  "%s on a terminal of 40 columns: no line is wider",
+  async (command) => {
+    const line = `stty cols 40 rows 30; "${executable}" ${command}`;
+    const terminal = Bun.spawn(["script", "-qec", line, "/dev/null"], {
+      env: { ...process.env, ...env, TERM: "xterm", NO_COLOR: "1" },
+      stdout: "pipe",
+    });
+    const lines = (await new Response(terminal.stdout).text()).split("\r\n");
+    expect(await terminal.exited).toBe(0);
+    expect(lines.length).toBeGreaterThan(3);
+    expect(Math.max(...lines.map((it) => it.length))).toBeLessThanOrEqual(40);
+  },
+);
 
 test("stats --json names each disk as other commands do", async () => {
   const { stdout } = await runXentool(["blkback", "stats", "--json"], { env });

@@ -221,6 +221,20 @@ domain 5: guest waits for the server: 51 bytes not read
 `);
 });
 
+test("the drawing for a narrow terminal has half as many cells", () => {
+  const lines = drawRing(inspect("guest-waits"), { title: "domain 5", historyMax: 0, width: 40 });
+  expect(`\n${lines.slice(3, 9).join("\n")}\n`).toBe(String.raw`
+  requests   guest -> server
+  51 of 1024 bytes wait
+  +--------------------------------+
+  |###                             |
+  +^-^-----------------------------+
+     req_prod 73
+`);
+  const wide = drawRing(inspect("guest-waits"), { title: "domain 5", historyMax: 0, width: 68 });
+  expect(wide).toEqual(drawRing(inspect("guest-waits"), { title: "domain 5", historyMax: 0 }));
+});
+
 describe("a page comes", () => {
   const raw = page("server-waits");
   /** Lines of 16 bytes as a dump has them; the second of equal lines is `*`, the others are left out. */
