@@ -19,8 +19,12 @@ at_once() {
 }
 
 # relayed XENTOOL_ARGUMENTS BYTES SEED BYTES SEED: a command line that sends the first stream through xentool and
-# checks that the second comes out.
-relayed() { echo "vchan-peer pattern $2 $3 | xentool vchan $1 -v | vchan-peer check $4 $5"; }
+# checks that the second comes out. How long libxenvchan may be silent at the end is a time limit, too.
+relayed() {
+  local linger="--linger $((5 * PATIENCE))"
+  [[ $1 != *--linger* ]] || linger=
+  echo "vchan-peer pattern $2 $3 | xentool vchan $1 -v $linger | vchan-peer check $4 $5"
+}
 
 # keys SERVER CLIENT NAME: the directory of a vchan's keys.
 keys() { echo "/local/domain/$1/data/vchan/$2/$3"; }
