@@ -92,8 +92,9 @@ const NEEDS = {
     debootstrap: "debootstrap",
     e2fsprogs: "debugfs",
     cpio: "cpio",
-    "busybox-static": "busybox",
+    "busybox-static": "/usr/share/doc/busybox-static",
     "xz-utils": "xz",
+    zstd: "zstd",
     "libxen-dev": "/usr/include/libxenvchan.h",
   },
 };

@@ -17,6 +17,7 @@ import {
   loadRuns,
   parseRuns,
   RELEASES,
+  type Release,
   type Result,
   type Run,
 } from "../test/xen/runner/scenario.ts";
@@ -26,11 +27,15 @@ const USAGE = `npm run test:xen [-- [OPTIONS] [NAME…]]
   NAME        a scenario, with @xenstored or @oxenstored or without, or a file; none: all but those that are run by name
   --on NAME   the lab: bookworm (Xen 4.17, the default), trixie (4.20) or arm64 (4.20 on Arm)
   --list      what there is
+  --build     makes the labs of bookworm and trixie, both at once, and runs nothing
   --verbose   shows the host's console and the scenarios' logs as they come
   --keep      keeps each boot's disk images and console, in build/xen/boots
   --share DIR lets dom0 mount this directory (mount -t 9p share), for test/xen/live.sh
   --selftest  runs the lab's own tests instead: scenarios that fail, hang, leak and crash the host
 XENLAB=DIR keeps the lab elsewhere than in ~/.cache/xentool-xenlab; XENLAB_PATIENCE=N multiplies time limits.`;
+
+/** Built at once, because debootstrap keeps one processor busy. Arm's takes another emulator besides. */
+const BUILT_AT_ONCE: readonly Release[] = ["bookworm", "trixie"];
 
 const root = resolve(import.meta.dirname, "..");
 const sources = join(root, "test/xen");
@@ -41,6 +46,7 @@ async function main(): Promise<number> {
     options: {
       on: { type: "string", default: RELEASES[0] },
       list: { type: "boolean", default: false },
+      build: { type: "boolean", default: false },
       keep: { type: "boolean", default: false },
       verbose: { type: "boolean", default: false },
       share: { type: "string" },
@@ -50,6 +56,10 @@ async function main(): Promise<number> {
   });
   if (values.help) {
     console.log(USAGE);
+    return 0;
+  }
+  if (values.build) {
+    await Promise.all(BUILT_AT_ONCE.map((release) => ensureLab(sources, release)));
     return 0;
   }
   const release = RELEASES.find((name) => name === values.on);
@@ -64,7 +74,7 @@ async function main(): Promise<number> {
       console.log(`${run.name.padEnd(40)} ${run.summary}`);
     return 0;
   }
-  const lab = ensureLab(sources, release);
+  const lab = await ensureLab(sources, release);
   const target = prepareTarget(ARCHITECTURE[release]);
   buildAll(target);
   const programs = buildPrograms(target, lab.directory);

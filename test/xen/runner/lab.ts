@@ -2,7 +2,8 @@
 // change of the script or of its packages builds a new one and an unchanged checkout builds nothing.
 
 import { createHash } from "node:crypto";
-import { spawnSync } from "node:child_process";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
@@ -28,7 +29,7 @@ export interface Lab {
  * The lab of a Debian release, made of what `sources` (test/xen) holds; builds it when there is none,
  * which takes three minutes, root and Debian. Throws an Error of one line when it cannot.
  */
-export function ensureLab(sources: string, release: Release): Lab {
+export async function ensureLab(sources: string, release: Release): Promise<Lab> {
   const watch = new Stopwatch();
   const hash = createHash("sha256");
   for (const part of PARTS) hash.update(readFileSync(join(sources, part)));
@@ -44,10 +45,11 @@ export function ensureLab(sources: string, release: Release): Lab {
   console.error(`building the real-Xen lab in ${lab}: about three minutes, once`);
   mkdirSync(cache, { recursive: true });
   const unfinished = join(cache, `${key}.${process.pid}`);
-  const build = spawnSync(join(sources, "build.sh"), [unfinished, release], {
+  const build = spawn(join(sources, "build.sh"), [unfinished, release], {
     stdio: ["ignore", "inherit", "inherit"],
   });
-  if (build.status !== 0) {
+  const [status] = await once(build, "close");
+  if (status !== 0) {
     throw new Error(`building the real-Xen lab failed; see ${unfinished}/*.log, and remove that directory`);
   }
   for (const old of readdirSync(cache)) {
