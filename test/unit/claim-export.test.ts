@@ -87,3 +87,30 @@ test("what was claimed before a refusal is given up", async () => {
   expect(() => claimExport(claims, keys, how)).toThrow("it is in use");
   (await claim("nbd://[::1]/vm7", "write"))[Symbol.dispose]();
 });
+
+test("a directory without room for both claims: the disk is refused with the reason, and the first is given up", () => {
+  const script = `
+    import { readdirSync } from "node:fs";
+    const { claimExport } = await import(${JSON.stringify(import.meta.resolve("../../src/block/image/claim-export.ts"))});
+    const { describeError } = await import(${JSON.stringify(import.meta.resolve("../../src/core/errors.ts"))});
+    const claim = (keys) => {
+      const { name, user, ways } = { name: "it", user: "xvdc", ways: ${JSON.stringify(COMMAND_WAYS)} };
+      try {
+        using _ = claimExport(process.env.CLAIMS, keys, { name, claim: "write", user, ways });
+        return "claimed";
+      } catch (error) {
+        return describeError(error);
+      }
+    };
+    console.log(JSON.stringify([claim(["a", "b"]), readdirSync(process.env.CLAIMS), claim(["a"])]));`;
+  // The directory itself is the first of the two inodes.
+  const mounted = `mkdir "$CLAIMS" && mount -t tmpfs -o nr_inodes=2 none "$CLAIMS" && exec "$0" -e "$SCRIPT"`;
+  const asRoot = process.getuid?.() === 0 ? [] : ["--user", "--map-root-user"];
+  const ran = Bun.spawnSync(["unshare", ...asRoot, "--mount", "sh", "-c", mounted, process.execPath], {
+    env: { ...process.env, CLAIMS: claims, SCRIPT: script },
+    stderr: "inherit",
+  });
+  const [both, left, one] = JSON.parse(ran.stdout.toString()) as [string, string[], string];
+  expect(both).toMatch(/^cannot lock .*\.export: .*no space left on device/i);
+  expect([left, one]).toEqual([[], "claimed"]);
+});
