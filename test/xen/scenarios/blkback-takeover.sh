@@ -1,5 +1,5 @@
 # A server that is killed with SIGKILL with requests in flight is succeeded by the next, and the guest loses nothing.
-# on: trixie
+# on: trixie arm64
 # limit: 400
 # files: dist/xentool
 . /payload/dom0/blkback.sh
