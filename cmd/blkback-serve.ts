@@ -2,7 +2,7 @@
 import type { DeviceOptions } from "../src/blkback/device.ts";
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
-import type { JailMode } from "../src/blkback/jail.ts";
+import type { JailMode } from "../src/platform/jail.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd, ServeOptions } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";

@@ -4,7 +4,9 @@ import type { Disk } from "../src/blkfront/handshake.ts";
 import type { SessionEnd } from "../src/blkfront/session.ts";
 import type { BlkfrontJob } from "../src/blkfront/blkfront-orders.ts";
 import { command, group, type ArgumentsOf } from "./lib/command.ts";
+import { ASKED_JAIL } from "./lib/jail-option.ts";
 import { choice, flag, number, text } from "./lib/option.ts";
+import type { Platform } from "../src/platform/platform.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 
 const DEVICE_OPTIONS = {
@@ -23,6 +25,7 @@ async function useDisk(
   job: BlkfrontJob,
   stop: AbortSignal,
   onConnected: (disk: Disk) => void,
+  enterJail?: (platform: Platform) => void,
 ): Promise<SessionEnd> {
   const { choosePlatform } = await import("../src/platform/open.ts");
   const { Xenstore } = await import("../src/xenstore/client.ts");
@@ -50,6 +53,7 @@ async function useDisk(
     abi: argv.abi,
     wait,
     take: argv.take,
+    enterJail: enterJail && (() => enterJail(platform)),
     queues: argv.queues,
     poolPages: job.type === "bench" ? LARGE_POOL_PAGES : DEFAULT_POOL_PAGES,
     ...(order !== undefined && { ringPageOrder: order }),
@@ -63,6 +67,7 @@ const TIMEOUT =
 const NBD_OPTIONS = {
   ...DEVICE_OPTIONS,
   socket: text("Path of the socket", { required: true, complete: "file" }),
+  jail: ASKED_JAIL,
 };
 
 const nbd = command({
@@ -77,12 +82,17 @@ const nbd = command({
   ],
   run: async (argv, context) => {
     const { listenAt } = await import("../src/native/unix-listener.ts");
+    const { enterExportJail } = await import("../src/blkfront/jail.ts");
     // Read before there is a socket: from now on a signal asks us to end, and the socket is removed.
     const { stop } = context;
     const listener = listenAt(argv.socket);
     try {
       const job = { type: "nbd", listener: listener.fd, exportName: argv.vdev } as const;
-      const end = await useDisk(context, argv, job, stop, (disk) => announce(context, argv, disk));
+      const enterJail = (platform: Platform): void => {
+        if (argv.jail !== "off") enterExportJail(argv.jail === "strict", platform.descriptor, argv.socket);
+      };
+      const onConnected = (disk: Disk): void => announce(context, argv, disk);
+      const end = await useDisk(context, argv, job, stop, onConnected, enterJail);
       if (context.json) printLine({ event: "ended", reason: end.reason });
     } finally {
       listener.close();

@@ -1,5 +1,6 @@
 // xentool vchan: byte pipes between domains, and their benchmark.
 import { command, group } from "./lib/command.ts";
+import { ASKED_JAIL } from "./lib/jail-option.ts";
 import { flag, number, text } from "./lib/option.ts";
 import { spawnWorker } from "./spawn-worker.ts";
 
@@ -27,6 +28,7 @@ function localEnds(unix: string, tcp: string) {
     tcp: text(tcp),
     send: flag("Only send: close as soon as the peer has read everything"),
     receive: flag("Only receive: leave standard input alone, which stops a job in the background"),
+    jail: ASKED_JAIL,
     linger: text(
       "With a peer other than xentool: once it has read everything, close after SECONDS of silence; forever never closes (default: 5 once something was sent)",
     ),

@@ -259,7 +259,7 @@ XT_API int32_t xt_descriptors_send(int32_t socket, uint32_t number, const int32_
 /* Takes the next ones, which are close-on-exec; `fds` has room for the most. Returns how many. */
 XT_API int32_t xt_descriptors_receive(int32_t socket, uint32_t *number, int32_t *fds);
 
-/* ---- jail/: what a process that serves a guest gives up ---- */
+/* ---- jail/: what a process that has to do with another domain gives up ---- */
 
 /* The parts of a jail: capabilities and new privileges; the network; files; system calls. */
 enum { XT_JAIL_PRIVILEGES = 1, XT_JAIL_NETWORK = 2, XT_JAIL_FILES = 4, XT_JAIL_CALLS = 8 };
@@ -272,6 +272,9 @@ enum {
   XT_JAIL_DIAL = 8,
   XT_JAIL_SERVICE = 16,
   XT_JAIL_CHILD = 32,
+  XT_JAIL_SHARE = 64,
+  XT_JAIL_ACCEPT = 128,
+  XT_JAIL_LOCAL = 256,
 };
 /*
  * What may be done beneath a path: read and list; write and use devices; create; remove. Paths are passed as strings

@@ -15,6 +15,8 @@ import {
   type RelaySessionOptions,
   type SessionSummary,
 } from "../../src/vchan/relay-session.ts";
+import type { JailMode } from "../../src/platform/jail.ts";
+import { enterRelayJail } from "../../src/vchan/jail.ts";
 import { checkVchanName, vchanPlace, type VchanPlace } from "../../src/vchan/rendezvous.ts";
 import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
 import { parseHostPort } from "./host-port.ts";
@@ -39,6 +41,7 @@ interface RelayArguments extends PlaceArguments {
   readonly send: boolean;
   readonly receive: boolean;
   readonly keep: boolean;
+  readonly jail: JailMode;
   readonly "--"?: readonly string[];
 }
 
@@ -130,6 +133,10 @@ async function relayOptions(
     lingerMs,
     sendOnly: argv.send,
     keep: argv.keep,
+    enterJail:
+      argv.jail === "off"
+        ? undefined
+        : () => enterRelayJail(argv.jail === "strict", platform.descriptor, role, local),
     signal: context.stop,
     force: context.force,
     timeoutMs: context.timeoutMs,
@@ -151,6 +158,11 @@ function checkDirections(argv: RelayArguments): void {
 function localSpec(argv: RelayArguments): LocalSpec {
   const command = argv["--"] ?? [];
   if (command.length > 0) {
+    if (argv.jail !== "off")
+      throw new XentoolError(
+        "usage",
+        "--jail and a command after -- exclude each other: in a jail none can be started",
+      );
     if (argv.unix !== undefined || argv.tcp !== undefined)
       throw new XentoolError("usage", "a command after -- and a socket exclude each other");
     checkProgram(command[0]);

@@ -2,22 +2,9 @@
 // first byte of a guest is looked at.
 import type { Image } from "../block/image.ts";
 import { parseNbdUri } from "../block/targets/nbd/uri.ts";
-import { XentoolError } from "../core/errors.ts";
-import { moduleLogger } from "../core/log.ts";
-import {
-  enterJail,
-  missingForJail,
-  type Jailed,
-  type JailNeed,
-  type JailPath,
-  type PlaneJail,
-} from "../native/jail.ts";
+import { missingForJail, type JailNeed, type JailPath, type PlaneJail } from "../native/jail.ts";
+import { enterProcessJail, NAME_FILES, platformPaths, type JailedIn } from "../platform/jail.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
-
-const logger = moduleLogger("jail");
-
-/** `strict`: rather no disk than one without all of the jail. */
-export type JailMode = "on" | "strict" | "off";
 
 export interface JailWish {
   readonly strict: boolean;
@@ -33,9 +20,6 @@ export interface Ground {
   readonly statsDir: string;
 }
 
-/** The parts of the jail that a process is in. */
-export type JailedIn = number;
-
 /**
  * Puts this process into the jail of a server of `image`. Throws `environment` with `strict` when a part is missing.
  */
@@ -46,18 +30,16 @@ export function enterServerJail(wish: JailWish, ground: Ground, image: Image): J
   if (wish.child !== undefined) needs.push("child");
   const keepsNetwork = image.kind === "nbd" || wish.notifies === "name";
   const paths = [...groundPaths(ground), ...serverFiles(image)];
-  return entered(enterJail({ needs, paths }, keepsNetwork, wish.child), wish.strict);
+  return enterProcessJail({ needs, paths }, { strict: wish.strict, keepsNetwork, child: wish.child });
 }
 
 /**
  * The same for a process of `watch`: the images of its disks, whatever they are, come to it open. What this host lacks
- * has been said by `checkGuestJail`.
+ * has been said by `checkJail`.
  */
 export function enterGuestJail(isStrict: boolean, ground: Ground): JailedIn {
   const plan = { needs: [ground.platform.name, "nbd"] as const, paths: groundPaths(ground) };
-  const known = isStrict ? [] : missingForJail();
-  const { parts, missing } = enterJail(plan, false);
-  return entered({ parts, missing: missing.filter((part) => !known.includes(part)) }, isStrict);
+  return enterProcessJail(plan, { strict: isStrict, known: isStrict ? [] : missingForJail() });
 }
 
 /** The narrower jail of a plane that serves `image`. */
@@ -70,45 +52,17 @@ export function planeJail(parts: JailedIn, { platform, statsDir }: Ground, image
   return { parts, needs: needsOf(platform, image), paths };
 }
 
-/** Says, or throws, what of the jail this host cannot offer to the processes of guests. */
-export function checkGuestJail(mode: JailMode): void {
-  const missing = mode === "off" ? [] : missingForJail();
-  if (missing.length > 0) sayMissing(mode === "strict", missing);
-}
-
 function needsOf(platform: PlatformDescriptor, image: Image): JailNeed[] {
   return image.kind === "nbd" ? [platform.name, "nbd"] : [platform.name];
 }
 
-function entered({ parts, missing }: Jailed, isStrict: boolean): JailedIn {
-  if (missing.length > 0) sayMissing(isStrict, missing);
-  return parts;
-}
-
-function sayMissing(isStrict: boolean, missing: readonly string[]): void {
-  const what = missing.join(", ");
-  if (isStrict)
-    throw new XentoolError("environment", `this host lacks what --jail strict insists on: ${what}`);
-  logger.warn(`the jail does without what this host lacks: ${what}`);
-}
-
-/** Opening an event channel or a grant table again, for a guest that connects once more. */
-function platformPaths(platform: PlatformDescriptor): JailPath[] {
-  if (platform.name === "sim") return [{ path: platform.dir, may: "keep" }];
-  return ["/dev/xen/evtchn", "/dev/xen/gntdev"].map((path) => ({ path, may: "use" }));
-}
-
 function groundPaths({ platform, statsDir }: Ground): JailPath[] {
-  return [{ path: statsDir, may: "keep" }, { path: "/dev/null", may: "use" }, ...platformPaths(platform)];
+  return [{ path: statsDir, may: "keep" }, ...platformPaths(platform, ["evtchn", "gntdev"])];
 }
-
-/** What says where a host is. A name is resolved again for each connection. */
-const NAMES = ["/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf"];
 
 /** Certificates, too, are read again for each connection, because they are renewed. */
 function serverFiles(image: Image): JailPath[] {
   if (image.kind !== "nbd") return [];
   const certificates = parseNbdUri(image.path).tls?.certificates;
-  const paths = certificates === undefined ? NAMES : [...NAMES, certificates];
-  return paths.map((path) => ({ path, may: "read" }));
+  return certificates === undefined ? [...NAME_FILES] : [...NAME_FILES, { path: certificates, may: "read" }];
 }

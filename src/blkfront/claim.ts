@@ -13,7 +13,7 @@ import { CLAIM_AGAIN_MS } from "./bounds.ts";
 const SYSFS = "/sys";
 
 /** Where processes that use disks keep their locks: in the simulated host's directory, or in /run. */
-function claimsDir(platform: PlatformDescriptor): string {
+export function claimsDir(platform: PlatformDescriptor): string {
   return platform.name === "sim" ? join(platform.dir, "blkfront") : "/run/xentool/blkfront";
 }
 

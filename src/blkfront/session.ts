@@ -24,6 +24,8 @@ export interface SessionOptions extends RingOptions {
   readonly verbosity: number;
   /** Takes the disk away from whoever in this domain uses it. */
   readonly take?: boolean;
+  /** Gives up what is not needed any more, once the disk is ours and before anything is shared with the backend. */
+  readonly enterJail?: (() => void) | undefined;
   /** Limits each wait for the backend. */
   readonly wait?: WaitOptions;
 }
@@ -52,6 +54,7 @@ export async function runSession(
   const wait: WaitOptions = { ...options.wait, signal: stop };
   using handshake = await FrontHandshake.find(xenstore, platform, options, wait);
   const offer = await handshake.prepare(options.take);
+  options.enterJail?.();
   const { abi, ...rings } = chooseRings(options, offer);
   const wanted = options.queues ?? rings.queues;
   if (rings.queues < wanted)

@@ -1,11 +1,13 @@
-// The jail of csrc/jail as functions: what a process that serves a guest gives up for good, and what one of its planes
-// gives up besides.
+// The jail of csrc/jail as functions: what a process that has to do with another domain gives up for good, and what a
+// plane that serves a disk gives up besides.
 import { XentoolError } from "../core/errors.ts";
 import {
+  XT_JAIL_ACCEPT,
   XT_JAIL_CALLS,
   XT_JAIL_CHILD,
   XT_JAIL_DIAL,
   XT_JAIL_FILES,
+  XT_JAIL_LOCAL,
   XT_JAIL_MAKE,
   XT_JAIL_NBD,
   XT_JAIL_NETWORK,
@@ -13,6 +15,7 @@ import {
   XT_JAIL_READ,
   XT_JAIL_REMOVE,
   XT_JAIL_SERVICE,
+  XT_JAIL_SHARE,
   XT_JAIL_SIM,
   XT_JAIL_WRITE,
   XT_JAIL_XEN,
@@ -35,6 +38,9 @@ const NEEDS = {
   dial: XT_JAIL_DIAL,
   service: XT_JAIL_SERVICE,
   child: XT_JAIL_CHILD,
+  share: XT_JAIL_SHARE,
+  accept: XT_JAIL_ACCEPT,
+  local: XT_JAIL_LOCAL,
 } as const;
 export type JailNeed = keyof typeof NEEDS;
 

@@ -1,9 +1,12 @@
 // Listening unix sockets: one that a data plane accepts from, which the main thread creates and removes, and whether
 // anybody listens at a path.
 import { closeSync, lstatSync, rmSync } from "node:fs";
-import { XentoolError } from "../core/errors.ts";
+import { describeError, XentoolError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
 import { XT_STREAM_LOCAL } from "./abi.ts";
 import { errnoText, shim } from "./shim.ts";
+
+const logger = moduleLogger("socket");
 
 const EAGAIN = -11;
 const EADDRINUSE = -98;
@@ -29,9 +32,18 @@ export function listenAt(path: string): UnixListener {
     fd,
     close: () => {
       closeSync(fd);
-      rmSync(path, { force: true });
+      removeSocket(path);
     },
   };
+}
+
+/** In somebody else's directory, root without capabilities cannot; the next one that listens there replaces it. */
+function removeSocket(path: string): void {
+  try {
+    rmSync(path, { force: true });
+  } catch (error) {
+    logger.warn(`cannot remove ${path}: ${describeError(error)}`);
+  }
 }
 
 /** Whether somebody listens at `path`, even if no further connection may queue there now. */

@@ -53,6 +53,8 @@ export interface RelaySessionOptions extends VchanSessionOptions {
   readonly keep: boolean;
   readonly lingerMs?: number | undefined;
   readonly sendOnly: boolean;
+  /** Gives up what is not needed any more, before there is a peer. */
+  readonly enterJail?: (() => void) | undefined;
   /** Runs when a relay begins. The function it returns runs when the relay has ended. */
   readonly onRelay?: (counts: () => VchanCounts) => () => void;
   readonly onSummary?: (summary: SessionSummary) => void;
@@ -73,6 +75,7 @@ const log = moduleLogger("vchan");
  */
 export async function listenAndRelay(options: RelaySessionOptions, orders: VchanOrders): Promise<number> {
   await using session = await VchanSession.open(options, "server");
+  options.enterJail?.();
   const { signal, local } = options;
   // Pause only after a client has come: until then the vchan stays available to whoever looks for it.
   return await repeat(options, (pace, attempt) =>
@@ -88,6 +91,7 @@ export async function connectAndRelay(options: RelaySessionOptions, wait: boolea
   const { local } = options;
   await using session = await VchanSession.open(options, "client");
   if (local.kind !== "unix" && local.kind !== "tcp") {
+    options.enterJail?.();
     return await repeat(options, () =>
       session.connect(wait, async (vchan) => relay(options, vchan, await openService(local))),
     );
@@ -95,6 +99,7 @@ export async function connectAndRelay(options: RelaySessionOptions, wait: boolea
   const listener = await openListener(local);
   log.info(`listening at ${describeSpec(local)}`);
   try {
+    options.enterJail?.();
     return await repeat(options, async (_pace, attempt) => {
       const fd = await session.accept(listener.fd, describeSpec(local));
       if (fd === undefined) return undefined;

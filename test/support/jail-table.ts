@@ -41,9 +41,12 @@ const ONLY: Readonly<Record<string, string>> = {
   SIM: "on a simulated host",
   XEN: "on Xen",
   NBD: "for an NBD export",
-  DIAL: "where no supervisor connects to NBD servers",
+  DIAL: "where no supervisor connects to servers",
   SERVICE: "under a service manager",
   CHILD: "with `--run`",
+  SHARE: "of a frontend or a vchan",
+  ACCEPT: "where it listens",
+  LOCAL: "for a unix socket",
 };
 const ARGUMENTS: Readonly<Record<string, string>> = {
   ANY: "",

@@ -5,7 +5,7 @@ import type { Domid } from "../../core/types.ts";
 import type { Image } from "../../block/image.ts";
 import type { FailureMessage } from "../../plane/protocol.ts";
 import type { DeviceEvent } from "../device-events.ts";
-import type { JailMode } from "../jail.ts";
+import type { JailMode } from "../../platform/jail.ts";
 import type { WatchOptions } from "../watch.ts";
 
 /** What a process serves its guest with: everything in it survives JSON. */

@@ -14,7 +14,7 @@ import type { Unwatch, Xenstore } from "../../xenstore/client.ts";
 import { backendDir, describeDevice } from "../address.ts";
 import { checkOffer } from "../features.ts";
 import { ImageThreads } from "../image-threads.ts";
-import { checkGuestJail, type JailMode } from "../jail.ts";
+import { checkJail, type JailMode } from "../../platform/jail.ts";
 import { guestNamed, namesIn } from "../device-directories.ts";
 import { isOurDevice } from "../our-devices.ts";
 import { openWatchedImage } from "../watched-image.ts";
@@ -103,7 +103,7 @@ export class GuestSupervisor implements DiskServer {
     predecessor?: Predecessor,
   ): Promise<GuestSupervisor> {
     checkOffer({ ...options.offer, deviceType: "disk" });
-    checkGuestJail(options.jail);
+    checkJail(options.jail);
     const supervisor = new GuestSupervisor(platform, xenstore, options, spawn);
     if (predecessor !== undefined) await supervisor.#follow(predecessor);
     supervisor.#unwatch = await xenstore.watch(supervisor.#root, (path) => supervisor.#changed(path));

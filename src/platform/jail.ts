@@ -1,0 +1,68 @@
+// What every jail has in common: how it is asked for, what is said of parts that are missing, and the files by which a
+// platform is used. What a command needs besides is in its own jail.ts.
+import { XentoolError } from "../core/errors.ts";
+import { moduleLogger } from "../core/log.ts";
+import { enterJail, missingForJail, type Jailed, type JailPath, type JailPlan } from "../native/jail.ts";
+import type { PlatformDescriptor } from "./platform.ts";
+
+const logger = moduleLogger("jail");
+
+/** What a new worker opens. */
+const DEV_NULL: JailPath = { path: "/dev/null", may: "use" };
+
+/** `strict`: rather nothing at all than without all of the jail. */
+export type JailMode = "on" | "strict" | "off";
+
+/** The parts of the jail that a process is in. */
+export type JailedIn = number;
+
+export interface Entering {
+  /** Throws `environment` when a part is missing. */
+  readonly strict: boolean;
+  readonly keepsNetwork?: boolean;
+  /** A process that was started before, and has to be ended. */
+  readonly child?: number | undefined;
+  /** Parts whose absence has been said before. */
+  readonly known?: Jailed["missing"];
+}
+
+/** Puts this process into a jail of `plan`, for good. Says, or throws, what this host lacks. */
+export function enterProcessJail(plan: JailPlan, how: Entering): JailedIn {
+  const { keepsNetwork = false, child, known = [] } = how;
+  const paths = [...plan.paths, DEV_NULL];
+  const { parts, missing } = enterJail({ ...plan, paths }, keepsNetwork, child);
+  const unsaid = missing.filter((part) => !known.includes(part));
+  if (unsaid.length > 0) sayMissing(how.strict, unsaid);
+  return parts;
+}
+
+/** Says, or throws, what of the jail this host cannot offer to any process. */
+export function checkJail(mode: JailMode): void {
+  const missing = mode === "off" ? [] : missingForJail();
+  if (missing.length > 0) sayMissing(mode === "strict", missing);
+}
+
+function sayMissing(isStrict: boolean, missing: readonly string[]): void {
+  const what = missing.join(", ");
+  if (isStrict)
+    throw new XentoolError("environment", `this host lacks what --jail strict insists on: ${what}`);
+  logger.warn(`the jail does without what this host lacks: ${what}`);
+}
+
+/** Opening Xen's `devices` again, or what a simulated host has in their place, for a peer that comes once more. */
+export function platformPaths(
+  platform: PlatformDescriptor,
+  devices: readonly ("evtchn" | "gntdev" | "gntalloc")[],
+): JailPath[] {
+  if (platform.name === "sim") return [{ path: platform.dir, may: "keep" }];
+  return devices.map((device) => ({ path: `/dev/xen/${device}`, may: "use" }));
+}
+
+/** What says where a host is. A name is resolved again for each connection. */
+export const NAME_FILES: readonly JailPath[] = [
+  "/etc/hosts",
+  "/etc/resolv.conf",
+  "/etc/nsswitch.conf",
+  "/etc/host.conf",
+  "/etc/gai.conf",
+].map((path) => ({ path, may: "read" }));
