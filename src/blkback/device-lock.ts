@@ -1,9 +1,10 @@
-// One server per device: a lock beside the device's statistics. It is released when the process ends, so kill -9
-// leaves the device to the next server.
+// One server per device: a lock in the state directory. It is released when the process ends, so kill -9 leaves the
+// device to the next server. With the lock come the files that the last server left, wherever that had them.
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { takeLock, type LockFile } from "../native/lock-file.ts";
 import { describeDevice, type DeviceAddress } from "./address.ts";
+import { giveToGuest, takeFromGuest } from "./state-directory.ts";
 
 /** The `reason` in the context of the error thrown when the device is already served. */
 export const SERVED = "served";
@@ -15,10 +16,30 @@ export function lockPath(
   return join(statsDir, `${frontend}-${devid}.lock`);
 }
 
-/** Throws `environment` when another process serves the device. Release the lock to let others serve it. */
+/**
+ * For a server whose files are in the state directory. Throws `environment` when another process serves the device.
+ * Release the lock to let others serve it.
+ */
 export function lockDevice(statsDir: string, address: DeviceAddress): LockFile {
+  return lockAnd(statsDir, address, takeFromGuest);
+}
+
+/** The same for the process of a guest, whose files are in its guest's directory. */
+export function lockForGuest(statsDir: string, address: DeviceAddress): LockFile {
+  return lockAnd(statsDir, address, giveToGuest);
+}
+
+function lockAnd(statsDir: string, address: DeviceAddress, moveFiles: typeof giveToGuest): LockFile {
   const lock = takeLock(lockPath(statsDir, address));
-  if (lock !== undefined) return lock;
+  if (lock !== undefined) {
+    try {
+      moveFiles(statsDir, address);
+      return lock;
+    } catch (error) {
+      lock.release();
+      throw new XentoolError("environment", `cannot move the files of ${describeDevice(address)}`, {}, error);
+    }
+  }
   throw new XentoolError("environment", `${describeDevice(address)} is served by another process`, {
     reason: SERVED,
   });

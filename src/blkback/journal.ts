@@ -15,6 +15,7 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
@@ -23,6 +24,7 @@ import { moduleLogger } from "../core/log.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
 import { REQUEST } from "../protocol/blkif.ts";
 import { counted } from "../core/counted.ts";
+import { MAX_RING_SLOTS } from "./bounds.ts";
 
 /** Changes with each layout: a journal of another version counts as none. */
 const MAGIC = 0x584e_544b;
@@ -210,7 +212,8 @@ export function mayBelong(path: string, mark: number): boolean {
 
 /** The mark in a journal of this version; undefined when there is none. */
 function markIn(path: string): number | undefined {
-  if (!existsSync(path)) return undefined;
+  const size = statSync(path, { throwIfNoEntry: false })?.size ?? Infinity;
+  if (size > fileBytes(MAX_RING_SLOTS)) return undefined;
   const file = readFileSync(path);
   if (file.length < HEADER_BYTES) return undefined;
   const doubles = new Float64Array(file.buffer.slice(file.byteOffset, file.byteOffset + HEADER_BYTES));
@@ -271,6 +274,7 @@ function readJournal(path: string, ring: RingState): Left | undefined {
 function readWords(path: string, bytes: number): Uint32Array | undefined {
   let file: Buffer;
   try {
+    if (statSync(path).size !== bytes) return undefined;
     file = readFileSync(path);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;

@@ -1,25 +1,21 @@
 // What a killed server of a device leaves on this host: its statistics, its journals, its log of writes, its lock and
 // the socket of its image's program, all for a successor. A device that is taken away has none, and nor has a guest
 // that is gone: of both, somebody has to remove them, because a log of writes is 32 MiB of memory.
-import { existsSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { removeFreeClaims } from "../block/image/claim-export.ts";
-import { writeLogPath } from "../block/targets/nbd/write-log.ts";
 import { describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { Looking } from "../core/looking.ts";
-import { DOMID_FIRST_RESERVED, parseDecimal, toDomid } from "../core/types.ts";
+import type { Domid } from "../core/types.ts";
 import { takeLock } from "../native/lock-file.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, type DeviceAddress } from "./address.ts";
 import { lockPath } from "./device-lock.ts";
-import { journalsOf, removeJournals } from "./journal.ts";
 import { programSocket } from "./program-socket.ts";
-import { removeWriteLog } from "./server-line.ts";
-import { statsDir, statsPath } from "./stats.ts";
+import { disksIn, guestsIn, hasFiles, removeFiles, removeGuestDir, type Disk } from "./state-directory.ts";
+import { statsDir } from "./stats.ts";
 import { destroyDevice, findKinds, SERVE_KEY } from "./toolstack.ts";
-
-type Disk = Omit<DeviceAddress, "kind">;
 
 /**
  * Removes these files of a device that no guest uses any more. They stay while a server lives, which removes them
@@ -31,10 +27,8 @@ export async function removeRemains(
   address: DeviceAddress,
 ): Promise<void> {
   const dir = statsDir(platform.descriptor);
-  const stats = statsPath(dir, address.frontend, address.devid);
-  const socket = programSocket(dir, address);
-  const files = [stats, ...journalsOf(stats), writeLogPath(stats), lockPath(dir, address), socket];
-  if (!files.some((path) => existsSync(path))) return;
+  const others = [lockPath(dir, address), programSocket(dir, address)];
+  if (!hasFiles(dir, address) && !others.some((path) => existsSync(path))) return;
   const kinds = await findKinds(xenstore, address);
   if (kinds.some((kind) => kind !== address.kind)) return;
   removeUnlocked(dir, address);
@@ -52,35 +46,24 @@ export async function removeOfGoneGuests(platform: Platform, xenstore: Xenstore)
   const dir = statsDir(platform.descriptor);
   try {
     removeFreeClaims(dir);
-    for (const disk of disksIn(dir, platform)) {
-      if (!(await isGuestGone(xenstore, disk))) continue;
-      await removeServed(xenstore, disk);
+    for (const disk of disksIn(dir)) {
+      if (!(await isGuestGone(xenstore, disk.frontend))) continue;
+      await removeServed(xenstore, { ...disk, backend: platform.domid });
       removeUnlocked(dir, disk);
     }
+    for (const guest of guestsIn(dir)) if (await isGuestGone(xenstore, guest)) removeGuestDir(dir, guest);
   } catch (error) {
     moduleLogger("blkback").debug(`what guests left: ${describeError(error)}`);
   }
 }
 
-function disksIn(dir: string, { domid: backend }: Platform): Disk[] {
-  const disks = new Map<string, Disk>();
-  for (const name of existsSync(dir) ? readdirSync(dir) : []) {
-    const [disk, frontend = null, device = null] = /^(\d+)-(\d+)(?=\.)/.exec(name) ?? [];
-    const domid = parseDecimal(frontend, DOMID_FIRST_RESERVED - 1);
-    const devid = parseDecimal(device, 2 ** 29);
-    if (disk !== undefined && domid !== undefined && devid !== undefined)
-      disks.set(disk, { backend, frontend: toDomid(domid), devid });
-  }
-  return [...disks.values()];
-}
-
 /** A domain's number is used again only after 32,000 others. A driver domain may not look, and so removes nothing. */
-async function isGuestGone(xenstore: Xenstore, { frontend }: Disk): Promise<boolean> {
+async function isGuestGone(xenstore: Xenstore, frontend: Domid): Promise<boolean> {
   return !(await xenstore.exists(`/local/domain/${frontend}`).catch(() => true));
 }
 
 /** Of devices that a `serve` has made nobody else removes the directory. */
-async function removeServed(xenstore: Xenstore, disk: Disk): Promise<void> {
+async function removeServed(xenstore: Xenstore, disk: Omit<DeviceAddress, "kind">): Promise<void> {
   for (const kind of await findKinds(xenstore, disk)) {
     const address = { ...disk, kind };
     if (await xenstore.exists(`${backendDir(address)}/${SERVE_KEY}`)) await destroyDevice(xenstore, address);
@@ -88,14 +71,11 @@ async function removeServed(xenstore: Xenstore, disk: Disk): Promise<void> {
 }
 
 /** Does nothing while a server lives. */
-function removeUnlocked(dir: string, disk: Pick<DeviceAddress, "frontend" | "devid">): void {
-  const stats = statsPath(dir, disk.frontend, disk.devid);
+function removeUnlocked(dir: string, disk: Disk): void {
   const lock = takeLock(lockPath(dir, disk));
   if (lock === undefined) return;
   try {
-    rmSync(stats, { force: true });
-    removeJournals(stats);
-    removeWriteLog(stats);
+    removeFiles(dir, disk);
     rmSync(programSocket(dir, disk), { force: true });
   } finally {
     lock.release();

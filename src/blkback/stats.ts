@@ -2,28 +2,20 @@
 // file so that `blkback stats` in another process can show them, even while the data plane is busy. The file has a
 // section for each of the device's queues, all alike. The first also has what belongs to the device as a whole, which
 // is 0 in the others, so that the device's numbers are sums over all sections.
-import {
-  closeSync,
-  existsSync,
-  fstatSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeSync,
-} from "node:fs";
+import { closeSync, existsSync, fstatSync, mkdirSync, openSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
+import type { Domid } from "../core/types.ts";
 import { isProcessAlive } from "../core/process-alive.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
 import { errnoName } from "../native/shim.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import { MAX_INDIRECT_SEGMENTS } from "../protocol/blkif.ts";
 import { xenbusStateName, type XenbusState } from "../protocol/xenbus.ts";
-import { MAX_RING_SLOTS } from "./bounds.ts";
+import { MAX_QUEUES, MAX_RING_SLOTS } from "./bounds.ts";
 import { RATE_NUMBERS, ratesAsNumbers, ratesFromNumbers, type DiskRates } from "./rates.ts";
 import { REFUSALS } from "./refusals.ts";
+import { disksIn, guestDir, readStateFile } from "./state-directory.ts";
 
 const MAGIC = 0x584e_5442;
 const VERSION = 3;
@@ -297,10 +289,11 @@ export interface DeviceStats extends Readonly<Record<Exclude<StatField, NotShown
 
 /** Reads one device's statistics; `io` when no process serves it. */
 export function readStats(runDir: string, domid: number, devid: number): DeviceStats {
-  const path = statsPath(runDir, domid, devid);
   let bytes: Buffer;
   try {
-    bytes = readFileSync(path);
+    const paths = [runDir, guestDir(runDir, domid as Domid)].map((dir) => statsPath(dir, domid, devid));
+    const path = paths.find((it) => existsSync(it)) ?? paths[0];
+    bytes = readStateFile(path, MAX_QUEUES * SECTION_BYTES);
   } catch (error) {
     throw new XentoolError(
       "io",
@@ -309,22 +302,17 @@ export function readStats(runDir: string, domid: number, devid: number): DeviceS
       error,
     );
   }
-  return decodeStats(new Float64Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)));
+  const whole = bytes.length - (bytes.length % SECTION_BYTES);
+  const stats = decodeStats(new Float64Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + whole)));
+  // A process that its guest has taken over writes what it likes, but not in the name of another disk.
+  return { ...stats, domid, devid };
 }
 
 /** The statistics of every device that a process of this host serves, or served before it was killed. */
 export function readAllStats(runDir: string): DeviceStats[] {
-  let names: string[];
-  try {
-    names = readdirSync(runDir);
-  } catch {
-    return [];
-  }
-  return names.flatMap((name) => {
-    const match = /^([0-9]+)-([0-9]+)\.stats$/.exec(name);
-    if (match === null) return [];
+  return disksIn(runDir).flatMap(({ frontend, devid }) => {
     try {
-      return [readStats(runDir, Number(match[1]), Number(match[2]))];
+      return [readStats(runDir, frontend, devid)];
     } catch {
       return []; // removed, or not complete yet
     }

@@ -61,6 +61,15 @@ export interface WatchOptions extends Omit<DeviceOptions, "offer" | "jail" | "di
   readonly sysfs?: string;
 }
 
+/** Lets nobody else serve a device until the result is released. Throws with the reason SERVED where somebody does. */
+export type LockDevice = (address: DeviceAddress) => Promise<{ release(): Promise<void> | void }>;
+
+/** What somebody else does for us, who are in a jail. */
+export interface WatchHelp {
+  readonly open: OpenDeviceImage;
+  readonly lock: LockDevice;
+}
+
 /** What serves the disks of a kind: this process, or one for each guest. */
 export interface DiskServer {
   /** Rejects when xenstored is gone. */
@@ -103,7 +112,7 @@ export class BackendWatch implements DiskServer {
   readonly #xenstore: Xenstore;
   readonly #options: WatchOptions;
   readonly #spawnWorker: SpawnWorker;
-  readonly #openImage: OpenDeviceImage;
+  readonly #help: WatchHelp;
   /** By path of the backend's directory; undefined while it is being started. */
   readonly #served = new Map<string, Served | undefined>();
   readonly #root: string;
@@ -119,9 +128,9 @@ export class BackendWatch implements DiskServer {
     xenstore: Xenstore,
     options: WatchOptions,
     spawnWorker: SpawnWorker,
-    openImage: OpenDeviceImage,
+    help: WatchHelp,
   ) {
-    this.#openImage = openImage;
+    this.#help = help;
     this.#platform = platform;
     this.#xenstore = xenstore;
     this.#options = options;
@@ -135,19 +144,21 @@ export class BackendWatch implements DiskServer {
   }
 
   /**
-   * Serves the devices that exist, including those whose server died, and those created later. `openImage` replaces
-   * our own way to open an image.
+   * Serves the devices that exist, including those whose server died, and those created later. `help` replaces
+   * our own ways to lock a device and to open its image.
    */
   static async start(
     platform: Platform,
     xenstore: Xenstore,
     options: WatchOptions,
     spawnWorker: SpawnWorker,
-    openImage: OpenDeviceImage = (address, stop) =>
-      openWatchedImage(xenstore, options, spawnWorker, address, stop),
+    help: WatchHelp = {
+      open: (address, stop) => openWatchedImage(xenstore, options, spawnWorker, address, stop),
+      lock: async (address) => lockDevice(options.statsDir, address),
+    },
   ): Promise<BackendWatch> {
     checkOffer({ ...options.offer, deviceType: "disk" });
-    const watch = new BackendWatch(platform, xenstore, options, spawnWorker, openImage);
+    const watch = new BackendWatch(platform, xenstore, options, spawnWorker, help);
     watch.#unwatch = await xenstore.watch(watch.#scope, (path) => watch.#changed(path));
     return watch;
   }
@@ -246,7 +257,7 @@ export class BackendWatch implements DiskServer {
     let directory: BackendDirectory | undefined;
     try {
       await using held = new AsyncDisposableStack();
-      const lock = lockDevice(this.#options.statsDir, address);
+      const lock = await this.#help.lock(address);
       held.defer(() => lock.release());
       // Claimed before its keys are read, so that they belong to the device that is then served.
       directory = await BackendDirectory.claim(this.#xenstore, address);
@@ -346,7 +357,7 @@ export class BackendWatch implements DiskServer {
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
     const { offer, jailed, ...rest } = this.#options;
     const deviceType = (await read("device-type")) === "cdrom" ? "cdrom" : "disk";
-    const opened = held.use(await this.#openImage(address, this.#stopping.signal));
+    const opened = held.use(await this.#help.open(address, this.#stopping.signal));
     const { image, dial } = opened;
     await announceImage(this.#xenstore, address, image, directory);
     const ground = { platform: this.#platform.descriptor, statsDir: rest.statsDir };

@@ -16,6 +16,8 @@ import { XentoolError } from "../core/errors.ts";
 import { check, errnoName, shim } from "./shim.ts";
 
 export interface LockFile {
+  /** Holds the lock until its last copy is closed. */
+  readonly fd: number;
   /** What the last owner wrote, if it ended without releasing the lock; otherwise empty. */
   readonly found: string;
   /** Replaces the file's contents with `text`. */
@@ -52,6 +54,7 @@ function tryLock(path: string): LockFile | undefined {
 
 function lockFile(fd: number, path: string): LockFile {
   return {
+    fd,
     found: readFileSync(fd, "utf8"),
     write(text) {
       ftruncateSync(fd);

@@ -1,14 +1,16 @@
 // Images that `watch` opens for the process of a guest, both ends in this process: whatever is asked for in whatever
 // order, what is handed over is open there, and nothing stays open here once it is closed or the process is gone.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { closeSync, fstatSync, openSync, readSync, writeFileSync } from "node:fs";
+import { closeSync, fstatSync, openSync, readdirSync, readSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeImage, openImage, type NbdImage } from "../../src/block/image.ts";
 import { takeLocks } from "../../src/block/image/claim.ts";
 import { openedImage, type OpenedImage } from "../../src/block/image/opened.ts";
 import { AskedImages } from "../../src/blkback/guests/asked-images.ts";
 import { KeptImages } from "../../src/blkback/guests/kept-images.ts";
+import { lockDevice, lockForGuest, SERVED } from "../../src/blkback/device-lock.ts";
 import type { Ask } from "../../src/blkback/guests/messages.ts";
+import { holdGuestDir } from "../../src/blkback/state-directory.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { receiveDescriptors, sendDescriptors, socketPair } from "../../src/native/descriptors.ts";
@@ -31,7 +33,10 @@ beforeEach(() => {
   before = openDescriptors().length;
   pair = socketPair("descriptors");
   open = async () => openedImage(openImage(join(dir, "a.img"), OPTIONS));
-  kept = new KeptImages((_devid, stop) => open(stop));
+  kept = new KeptImages({
+    openImage: (_devid, stop) => open(stop),
+    lock: async (devid) => lockForGuest(join(dir, "state"), { ...XVDA, devid }),
+  });
   asked = new AskedImages(pair.theirs, (ask) => void carry(ask));
 });
 
@@ -137,6 +142,20 @@ test("the claim to an export is held by the process, too, when `watch` is killed
   await opened[Symbol.asyncDispose]();
   expect(takeLocks(other, path, "write", undefined)).toBe(true);
   closeSync(other);
+});
+
+test("a lock is held by the process, too, and nobody has the device before both let it go", async () => {
+  const state = join(dir, "state");
+  const directory = holdGuestDir(state, XVDA.frontend);
+  const held = await asked.lock(XVDA);
+  expect(() => lockDevice(state, XVDA)).toThrow("is served by another process");
+  expect(asked.lock(XVDA)).rejects.toMatchObject({ context: { reason: SERVED } });
+  await kept.close();
+  await held.release();
+  lockDevice(state, XVDA).release();
+  directory.release();
+  expect(readdirSync(state)).toEqual(["1"]);
+  expect(asked.lock(XVDA)).rejects.toThrow("its process is gone");
 });
 
 test("a wait that is stopped ends, whatever it waited for", async () => {

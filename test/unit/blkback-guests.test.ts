@@ -32,6 +32,9 @@ const services: ProcessGround = {
   openImage: async () => {
     throw new Error("no image");
   },
+  lock: async () => {
+    throw new Error("no lock");
+  },
   connectStore: async (socket) => ({ close: () => closeSync(socket) }),
 };
 

@@ -1,5 +1,5 @@
-// The images of a guest's disks as its process gets them: `watch` opens them (kept-images.ts), and their descriptors
-// come through a socket beside the answers.
+// The locks and images of a guest's disks as its process gets them: `watch` opens them (kept-images.ts), and their
+// descriptors come through a socket beside the answers.
 import { closeSync } from "node:fs";
 import type { Image } from "../../block/image.ts";
 import type { OpenedImage } from "../../block/image/opened.ts";
@@ -8,6 +8,7 @@ import { XentoolError } from "../../core/errors.ts";
 import { receiveDescriptors } from "../../native/descriptors.ts";
 import { asError } from "../../plane/protocol.ts";
 import type { OpenDeviceImage } from "../watched-image.ts";
+import type { LockDevice } from "../watch.ts";
 import type { Answer, Ask, Trouble } from "./messages.ts";
 
 /** -EHOSTUNREACH: it is tried again. */
@@ -38,6 +39,16 @@ export class AskedImages {
     const [fd, ...alsoHeld] = answer.fds;
     const ours: Image = image.kind === "file" && fd !== undefined ? { ...image, fd, alsoHeld } : image;
     return this.#opened(devid, ours, answer.fds);
+  };
+
+  readonly lock: LockDevice = async ({ devid }) => {
+    const { fds } = await this.#ask("lock", devid);
+    return {
+      release: async () => {
+        for (const fd of fds) closeSync(fd);
+        await this.#ask("unlock", devid).catch(() => {});
+      },
+    };
   };
 
   /** Called for each answer in the order in which they come, because the descriptors have the same. */

@@ -7,7 +7,7 @@ import type { Domid } from "../../core/types.ts";
 import { sendDescriptors } from "../../native/descriptors.ts";
 import type { DeviceEvent } from "../device-events.ts";
 import { LEAVING_PATIENCE_MS } from "../bounds.ts";
-import { KeptImages, type OpenGuestImage } from "./kept-images.ts";
+import { KeptImages, type GuestDevices } from "./kept-images.ts";
 import {
   encodeLine,
   linesOf,
@@ -40,8 +40,7 @@ export interface GuestChild {
 export type SpawnGuest = (frontend: Domid) => GuestChild;
 
 /** What `watch` does for the process. */
-export interface ProcessGround {
-  readonly openImage: OpenGuestImage;
+export interface ProcessGround extends GuestDevices {
   /** Has what comes from its socket, which it closes at the end, reach xenstore as far as it may. */
   readonly connectStore: (socket: number) => Promise<Closable>;
 }
@@ -92,7 +91,7 @@ export class GuestProcess {
     this.#name = `the process of domain ${settings.frontend}`;
     this.#listener = listener;
     this.#child = spawnGuest(settings.frontend);
-    this.#images = new KeptImages(ground.openImage);
+    this.#images = new KeptImages(ground);
     this.#store = ground.connectStore(this.#child.xenstore);
     this.#store.catch((error: unknown) => this.#kill(`has no xenstore (${describeError(error)})`));
     this.ended = this.#child.exited.then((status) => this.#exited(status));

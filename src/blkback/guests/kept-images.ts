@@ -1,15 +1,19 @@
-// What the process of a guest may not open itself, because it is in a jail: `watch` opens the images of its disks and
-// the connections to their servers, and hands it the descriptors. The process names a device. Which image that has is
-// read from xenstore here.
+// What the process of a guest may not open itself, because it is in a jail: `watch` locks its disks, opens their images
+// and the connections to their servers, and hands it the descriptors. The process names a device. Which image that has
+// is read from xenstore here.
 import { closeSync } from "node:fs";
 import type { OpenedImage } from "../../block/image/opened.ts";
 import { dialServer } from "../../block/targets/nbd/dial.ts";
 import { XentoolError } from "../../core/errors.ts";
+import type { LockFile } from "../../native/lock-file.ts";
 import { failureOf } from "../../plane/protocol.ts";
 import type { Answer, Ask, Trouble } from "./messages.ts";
 
-/** Opens the image of a device of this guest. Throws also when the guest has no such device for us. */
-export type OpenGuestImage = (devid: number, stop: AbortSignal) => Promise<OpenedImage>;
+/** Of one guest. Both also throw when it has no such device for us. */
+export interface GuestDevices {
+  readonly openImage: (devid: number, stop: AbortSignal) => Promise<OpenedImage>;
+  readonly lock: (devid: number) => Promise<LockFile>;
+}
 
 /** To the process, under the number of its question. Throws when they cannot be sent. */
 export type SendDescriptors = (fds: readonly number[]) => void;
@@ -20,14 +24,15 @@ interface Kept {
   closing?: Promise<void>;
 }
 
-/** The images of one process, which are closed when it says so, or is gone. */
+/** The images and locks of one process, which are closed when it says so, or is gone. */
 export class KeptImages {
-  readonly #open: OpenGuestImage;
+  readonly #devices: GuestDevices;
   readonly #kept = new Map<number, Kept>();
+  readonly #locks = new Map<number, LockFile>();
   #isOver = false;
 
-  constructor(open: OpenGuestImage) {
-    this.#open = open;
+  constructor(devices: GuestDevices) {
+    this.#devices = devices;
   }
 
   /** Descriptors are sent before the answer is there. */
@@ -35,6 +40,11 @@ export class KeptImages {
     const { ask, what, devid } = question;
     try {
       switch (what) {
+        case "lock":
+          return await this.#answerWithLock(ask, devid, send);
+        case "unlock":
+          this.#unlock(devid);
+          return { ask, descriptors: 0 };
         case "image":
           return await this.#answerWithImage(ask, devid, send, onTrouble);
         case "connection":
@@ -48,9 +58,10 @@ export class KeptImages {
     }
   }
 
-  /** Resolves when all are closed. */
+  /** Resolves when all images are closed. */
   async close(): Promise<void> {
     this.#isOver = true;
+    for (const devid of this.#locks.keys()) this.#unlock(devid);
     await Promise.allSettled([...this.#kept.keys()].map((devid) => this.#close(devid)));
   }
 
@@ -61,9 +72,9 @@ export class KeptImages {
     onTrouble: (it: Trouble) => void,
   ): Promise<Answer> {
     while (this.#kept.has(devid)) await this.#close(devid);
-    if (this.#isOver) throw new XentoolError("cancelled", "its process is gone");
+    if (this.#isOver) throw gone();
     const stop = new AbortController();
-    const kept: Kept = { opened: this.#open(devid, stop.signal), stop };
+    const kept: Kept = { opened: this.#devices.openImage(devid, stop.signal), stop };
     this.#kept.set(devid, kept);
     try {
       const opened = await kept.opened;
@@ -75,6 +86,24 @@ export class KeptImages {
       await this.#close(devid);
       throw error;
     }
+  }
+
+  async #answerWithLock(ask: number, devid: number, send: SendDescriptors): Promise<Answer> {
+    const lock = await this.#devices.lock(devid);
+    try {
+      if (this.#isOver) throw gone();
+      send([lock.fd]);
+    } catch (error) {
+      lock.release();
+      throw error;
+    }
+    this.#locks.set(devid, lock);
+    return { ask, descriptors: 1 };
+  }
+
+  #unlock(devid: number): void {
+    this.#locks.get(devid)?.release();
+    this.#locks.delete(devid);
   }
 
   async #answerWithConnection(ask: number, devid: number, send: SendDescriptors): Promise<Answer> {
@@ -105,4 +134,8 @@ export class KeptImages {
       this.#kept.delete(devid);
     }
   }
+}
+
+function gone(): XentoolError {
+  return new XentoolError("cancelled", "its process is gone");
 }

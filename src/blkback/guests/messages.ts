@@ -28,11 +28,13 @@ export type GuestOrder =
   | ({ readonly order: "answer" } & Answer)
   | ({ readonly order: "trouble" } & Trouble);
 
+const ASKED = ["lock", "image", "connection", "close", "unlock"] as const;
+
 /** What the process cannot have by itself. */
 export interface Ask {
   readonly ask: number;
-  /** To open a device's image, to connect to the server that has it, to close it. */
-  readonly what: "image" | "connection" | "close";
+  /** To lock a device, to open its image, to connect to the server that has it, to close it, to unlock the device. */
+  readonly what: (typeof ASKED)[number];
   readonly devid: number;
 }
 
@@ -107,9 +109,9 @@ export function parseReport(line: string): GuestReport | undefined {
       return isCount(count) ? { report: "disks", count } : undefined;
     }
     case "ask": {
-      const { ask, what, devid } = fields;
-      const isKnown = what === "image" || what === "connection" || what === "close";
-      return isCount(ask) && isKnown && isCount(devid) ? { report, ask, what, devid } : undefined;
+      const { ask, devid } = fields;
+      const what = ASKED.find((it) => it === fields["what"]);
+      return isCount(ask) && what !== undefined && isCount(devid) ? { report, ask, what, devid } : undefined;
     }
     case "event": {
       const { devid } = fields;

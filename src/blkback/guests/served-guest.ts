@@ -60,7 +60,7 @@ export async function serveGuest(ends: GuestEnds, stop: AbortSignal): Promise<vo
   const onCount = (count: number): void => report({ report: "disks", count });
   const onEvent: OnDeviceEvent = ({ devid }, event) => report({ report: "event", devid, event });
   const options = { ...rest, ...jailed, onCount, onEvent };
-  const watch = await BackendWatch.start(platform, xenstore, options, workers.spawn, images.open);
+  const watch = await BackendWatch.start(platform, xenstore, options, workers.spawn, images);
   cleanup.defer(async () => {
     await watch.stop();
     report({ report: "left" });

@@ -11,15 +11,17 @@ import type { Domid } from "../../core/types.ts";
 import type { SpawnWorker } from "../../plane/plane.ts";
 import type { Platform, XenstoreEndpoint } from "../../platform/platform.ts";
 import type { Unwatch, Xenstore } from "../../xenstore/client.ts";
-import { backendDir, describeDevice } from "../address.ts";
+import { backendDir, describeDevice, type DeviceAddress } from "../address.ts";
+import { lockForGuest } from "../device-lock.ts";
 import { checkOffer } from "../features.ts";
 import { ImageThreads } from "../image-threads.ts";
 import { checkJail, type JailMode } from "../../platform/jail.ts";
 import { guestNamed, namesIn } from "../device-directories.ts";
 import { isOurDevice } from "../our-devices.ts";
+import { guestDir, holdGuestDir, removeGuestDir, type HeldDir } from "../state-directory.ts";
 import { openWatchedImage } from "../watched-image.ts";
 import type { DiskServer, WatchOptions } from "../watch.ts";
-import { GuestProcess, type ProcessGround, type SpawnGuest } from "./guest-process.ts";
+import { GuestProcess, type GuestListener, type ProcessGround, type SpawnGuest } from "./guest-process.ts";
 import type { GuestSettings } from "./messages.ts";
 import { untilReady, type Predecessor, type Successor } from "./handover.ts";
 import { mayAskStore } from "./store-rules.ts";
@@ -209,18 +211,39 @@ export class GuestSupervisor implements DiskServer {
       hasDisks: () => this.#hasDisks(frontend),
       start: (onChange: () => void) => {
         logger.info(`domain ${frontend}: a process for its disks`);
-        const settings = { ...this.#settings, frontend };
-        return new GuestProcess(settings, this.#groundOf(frontend), this.#spawn.guest, { onEvent, onChange });
+        const { statsDir } = this.#settings;
+        // Before the process enters its jail: what is not there then, it never reaches.
+        const held = holdGuestDir(statsDir, frontend);
+        const settings = { ...this.#settings, frontend, statsDir: guestDir(statsDir, frontend) };
+        return this.#process(settings, { onEvent, onChange }, held);
       },
       onForgotten: () => void this.#guests.delete(frontend),
     };
     return new SupervisedGuest(ground, this.#isSuccessor && !this.#taken.has(frontend));
   }
 
+  /** It has the directory of its files, which is `held`, until it is gone. */
+  #process(settings: GuestSettings, listener: GuestListener, held: HeldDir): GuestProcess {
+    const { frontend } = settings;
+    const over = (): void => {
+      held.release();
+      removeGuestDir(this.#settings.statsDir, frontend);
+    };
+    try {
+      const process = new GuestProcess(settings, this.#groundOf(frontend), this.#spawn.guest, listener);
+      void process.ended.then(over);
+      return process;
+    } catch (error) {
+      over();
+      throw error;
+    }
+  }
+
   #groundOf(frontend: Domid): ProcessGround {
     const scope = { backend: this.#backend, kind: this.#options.kind, frontend };
     return {
       openImage: (devid, stop) => this.#openImage(frontend, devid, stop),
+      lock: async (devid) => lockForGuest(this.#settings.statsDir, await this.#ours(frontend, devid)),
       connectStore: async (socket) =>
         this.#settings.isRelayed
           ? StoreRelay.open(socket, this.#endpoint, (packet) => mayAskStore(scope, packet))
@@ -230,10 +253,15 @@ export class GuestSupervisor implements DiskServer {
 
   /** Which image that is, the keys of the toolstack say, and nobody else. */
   async #openImage(frontend: Domid, devid: number, stop: AbortSignal): Promise<OpenedImage> {
-    const address = { backend: this.#backend, kind: this.#options.kind, frontend, devid };
-    if (!(await isOurDevice(this.#xenstore, backendDir(address), this.#options.anyScript)))
-      throw new XentoolError("environment", `there is no ${describeDevice(address)} to be served`);
+    const address = await this.#ours(frontend, devid);
     return openWatchedImage(this.#xenstore, this.#options, this.#spawn.worker, address, stop, this.#storage);
+  }
+
+  /** Throws when there is no such device for us. */
+  async #ours(frontend: Domid, devid: number): Promise<DeviceAddress> {
+    const address = { backend: this.#backend, kind: this.#options.kind, frontend, devid };
+    if (await isOurDevice(this.#xenstore, backendDir(address), this.#options.anyScript)) return address;
+    throw new XentoolError("environment", `there is no ${describeDevice(address)} to be served`);
   }
 
   async #hasDisks(frontend: Domid): Promise<boolean> {

@@ -1,0 +1,147 @@
+// The files that a device's server leaves to the next one, as they move between the state directory and a guest's own,
+// where a process may have left anything that its guest wanted there.
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import {
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { lockDevice, lockForGuest } from "../../src/blkback/device-lock.ts";
+import {
+  disksIn,
+  guestDir,
+  guestsIn,
+  hasFiles,
+  holdGuestDir,
+  type HeldDir,
+  readStateFile,
+  removeFiles,
+  removeGuestDir,
+} from "../../src/blkback/state-directory.ts";
+import { readStats, StatsPage } from "../../src/blkback/stats.ts";
+import { toDomid } from "../../src/core/types.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
+
+const XVDA = { backend: toDomid(0), kind: "vbd", frontend: toDomid(7), devid: 51712 };
+const NAMES = ["journal", "journal.1", "journal.1.new", "stats", "writes"].map((it) => `7-51712.${it}`);
+
+let top: string;
+let state: string;
+let own: string;
+let held: HeldDir;
+
+beforeEach(() => {
+  top = temporaryDirectory();
+  state = join(top, "state");
+  own = guestDir(state, XVDA.frontend);
+  held = holdGuestDir(state, XVDA.frontend);
+});
+
+afterEach(() => {
+  held.release();
+  removeDirectory(top);
+});
+
+function fill(dir: string, names: readonly string[] = NAMES): void {
+  for (const name of names) writeFileSync(join(dir, name), name);
+}
+
+test("files go to the guest's directory with the lock, and come back with the next one", () => {
+  fill(state);
+  writeFileSync(join(state, "7-51728.journal"), "another disk's");
+  lockForGuest(state, XVDA).release();
+  expect(readdirSync(own).sort()).toEqual(NAMES);
+  expect(readdirSync(state).sort()).toEqual(["7", "7-51728.journal"]);
+  lockDevice(state, XVDA).release();
+  expect(readdirSync(state).sort()).toEqual(["7", ...NAMES, "7-51728.journal"]);
+  expect(readFileSync(join(state, NAMES[0]), "utf8")).toBe(NAMES[0]);
+});
+
+test("nobody moves the files of a disk that is served", () => {
+  fill(state);
+  const lock = lockDevice(state, XVDA);
+  expect(() => lockForGuest(state, XVDA)).toThrow("is served by another process");
+  expect(readdirSync(own)).toEqual([]);
+  lock.release();
+});
+
+test("only what a server may have left comes out of a guest's directory", () => {
+  const secret = join(top, "secret");
+  writeFileSync(secret, "root's", { mode: 0o640 });
+  symlinkSync(secret, join(own, "7-51712.journal"));
+  linkSync(secret, join(own, "7-51712.journal.1"));
+  mkdirSync(join(own, "7-51712.journal.2"));
+  expect(Bun.spawnSync(["mkfifo", join(own, "7-51712.writes")]).exitCode).toBe(0);
+  writeFileSync(join(own, "7-51712.stats"), "", { mode: 0o4777 });
+  writeFileSync(join(own, "8-51712.journal"), "another guest's");
+  writeFileSync(join(own, "7-51712.lock"), "no lock");
+  lockDevice(state, XVDA).release();
+  expect(readdirSync(state).sort()).toEqual(["7", "7-51712.stats"]);
+  expect(statSync(join(state, "7-51712.stats")).mode & 0o7777).toBe(0o644);
+  expect(readFileSync(secret, "utf8")).toBe("root's");
+  expect(statSync(secret).mode & 0o7777).toBe(0o640);
+});
+
+test("the next process of the guest finds no link, pipe or directory in the place of a file", () => {
+  symlinkSync("/etc/passwd", join(own, "7-51712.journal"));
+  mkdirSync(join(own, "7-51712.journal.1"));
+  expect(Bun.spawnSync(["mkfifo", join(own, "7-51712.stats")]).exitCode).toBe(0);
+  fill(own, ["7-51712.writes"]);
+  lockForGuest(state, XVDA).release();
+  expect(readdirSync(own)).toEqual(["7-51712.writes"]);
+});
+
+test("all of a disk goes, wherever it is", () => {
+  fill(state);
+  fill(own);
+  fill(own, ["7-51728.stats"]);
+  expect(disksIn(state).map(({ devid }) => devid)).toEqual([51712, 51728]);
+  removeFiles(state, XVDA);
+  expect(hasFiles(state, XVDA)).toBe(false);
+  expect(guestsIn(state)).toEqual([XVDA.frontend]);
+  removeFiles(state, { ...XVDA, devid: 51728 });
+  expect(readdirSync(own)).toEqual([]);
+});
+
+test("a guest's directory stays while any process has it, or anything is in it", () => {
+  const { frontend } = XVDA;
+  const other = holdGuestDir(state, frontend);
+  held.release();
+  removeGuestDir(state, frontend);
+  expect(existsSync(own)).toBe(true);
+  other.release();
+  fill(own);
+  removeGuestDir(state, frontend);
+  expect(readdirSync(own).sort()).toEqual(NAMES);
+  removeFiles(state, XVDA);
+  expect(readdirSync(state)).toEqual([]);
+  held = holdGuestDir(state, frontend);
+});
+
+test("a file in a guest's directory counts for that guest alone", () => {
+  fill(own, ["8-51712.stats"]);
+  expect(disksIn(state)).toEqual([]);
+  const page = StatsPage.create(own, 7, 51712);
+  page.counters[page.counters.indexOf(7)] = 8;
+  page.close();
+  expect(readStats(state, 7, 51712)).toMatchObject({ domid: 7, devid: 51712 });
+});
+
+test("nothing is read that is large, a link, or never comes", () => {
+  const path = join(own, "7-51712.stats");
+  writeFileSync(path, "small");
+  expect(readStateFile(path, 16).toString()).toBe("small");
+  truncateSync(path, 2 ** 40);
+  expect(() => readStateFile(path, 16)).toThrow("is not what it should be");
+  symlinkSync(path, join(own, "link"));
+  expect(() => readStateFile(join(own, "link"), 2 ** 41)).toThrow("ELOOP");
+  expect(Bun.spawnSync(["mkfifo", join(own, "pipe")]).exitCode).toBe(0);
+  expect(() => readStateFile(join(own, "pipe"), 16)).toThrow("is not what it should be");
+});
