@@ -1,6 +1,6 @@
 # The platform conformance suite passes on /dev/xen/*: dom0 with itself, and a guest that shares with dom0 that maps.
 # on: trixie
-# limit: 300
+# limit: 600
 # files: dist/xentool node_modules/@logtape src test/conformance test/support test/xen/programs build/shim/libxentool.so
 . /payload/dom0/vchan.sh
 
