@@ -60,7 +60,7 @@ export class BlkbackControl {
     return this.#page.numbers[SECTORS] ?? 0;
   }
 
-  /** Takes effect at once. */
+  /** Takes effect at once, for all requests that are taken off the ring from now on. */
   set rates(rates: DiskRates) {
     this.#page.numbers.set(ratesAsNumbers(rates), RATES);
     this.#page.wake();
@@ -82,6 +82,11 @@ export class BlkbackControl {
     this.#page.numbers[DIALLED] = 0;
     if (number === 0) return undefined;
     return number > 0 ? number - 1 : number;
+  }
+
+  /** Whether something was said since the last `drain`. */
+  get hasNews(): boolean {
+    return !this.#page.isDrained;
   }
 
   drain(): void {

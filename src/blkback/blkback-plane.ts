@@ -56,10 +56,13 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   const target = new ServedTarget({ order, context, depth, isTakenOver: used.length > 0, server });
   closing.unshift(target);
   const { frontend: domid, grantMode } = order;
-  const refreshSize = (): void => void (disk.sectors512 = control.sectors512);
+  const refresh = (): void => {
+    disk.sectors512 = control.sectors512;
+    if (control.hasNews) limiter.change(control.rates);
+  };
   const openTarget = target.open;
   const ground = { domid, abi, lanes, channels, grants, reactor, disk, grantMode, limiter };
-  const plane = new BackDataPlane({ ...ground, openTarget, refreshSize });
+  const plane = new BackDataPlane({ ...ground, openTarget, refresh });
   closing.push(plane);
   if (order.jail !== undefined) enterPlaneJail(order.jail);
   moduleLogger("blkback").info(

@@ -48,8 +48,11 @@ export interface BackDataPlaneOptions {
   readonly grantMode: GrantMode;
   /** Holds requests back when the disk has limits. Without one, it has none. */
   readonly limiter?: RateLimiter;
-  /** Updates `disk`. Called before a batch is checked, so that no guest knows of a new size before we do. */
-  readonly refreshSize?: () => void;
+  /**
+   * Updates `disk` and `limiter`. Called when a batch has been taken, before it is checked, so that no guest knows of a
+   * new size before we do, and no request that came after a new limit passes by the old one.
+   */
+  readonly refresh?: () => void;
 }
 
 export class BackDataPlane {
@@ -68,7 +71,7 @@ export class BackDataPlane {
   readonly #counters: DiskCounters;
   readonly #failures: IoFailures;
   readonly #sleeper: Sleeper;
-  readonly #refreshSize: () => void;
+  readonly #refresh: () => void;
   /** Reads whose data reaches the guest with the next delivery. */
   readonly #finished: Uint16Array;
   #finishedCount = 0;
@@ -113,7 +116,7 @@ export class BackDataPlane {
     const journals = lanes.flatMap(({ journal }) => journal ?? []);
     this.#failures = new IoFailures(this.#counters, journals);
     this.#finished = new Uint16Array(size);
-    this.#refreshSize = options.refreshSize ?? (() => {});
+    this.#refresh = options.refresh ?? (() => {});
     this.#sleeper = new Sleeper(this.#lanes, channels, counters);
     reactor.watch(channels.fd, () => this.#sleeper.takeEvents());
   }
@@ -198,7 +201,7 @@ export class BackDataPlane {
       this.failure = new XentoolError("protocol", reason);
       return 0;
     }
-    this.#refreshSize();
+    this.#refresh();
     lane.admit(count, this.#reactor.nowMs);
     const { rows, verdicts, bad } = lane.parser;
     this.#bad += bad;

@@ -67,9 +67,12 @@ function environment(): Record<string, string> {
   return { PATH: `${dirname(executable)}:${process.env["PATH"]}`, HOME: dir };
 }
 
+/** A person goes on when `watch` has said that it serves. A script could have ended its host by then. */
+const READ_FIRST = "2> >(tee said >&2) &\nuntil grep -q 'serving the disks' said; do sleep 0.1; done";
+
 /** What is typed at the prompts of `text`, on a host of its own. */
 async function typeIn(text: string): Promise<void> {
-  const typed = text.replaceAll(/^\$ /gm, "");
+  const typed = text.replaceAll(/^\$ /gm, "").replaceAll(/(?<=^xentool blkback watch .*)&$/gm, READ_FIRST);
   const script = typed.includes("xentool sim run") ? typed : `xentool sim run -- bash -e\n${typed}`;
   const file = join(dir, "typed");
   writeFileSync(file, inPlace(script));
