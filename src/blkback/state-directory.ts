@@ -52,7 +52,8 @@ export function holdGuestDir(stateDir: string, frontend: Domid): HeldDir {
   const path = guestDir(stateDir, frontend);
   mkdirSync(stateDir, { recursive: true, mode: 0o755 });
   for (let tries = 0; tries < HOLD_TRIES; tries++) {
-    mkdirSync(path, { recursive: true, mode: 0o700 });
+    // Statistics are for everybody; journals and logs are not, by their own modes.
+    mkdirSync(path, { recursive: true, mode: 0o755 });
     const fd = tryLockDir(path, false);
     if (fd !== undefined) return { release: () => closeSync(fd) };
   }

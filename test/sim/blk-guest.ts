@@ -147,7 +147,7 @@ export class HandmadeGuest {
 
   async untilBackend(state: number): Promise<void> {
     const path = `${backendDir(this.#address)}/state`;
-    await this.xenstore.waitFor(path, (value) => value === String(state), { timeoutMs: WAIT_MS });
+    await this.xenstore.waitFor(path, (value) => value === String(state), { timeoutMs: this.patienceMs });
   }
 
   backendKey(key: string): Promise<string | null> {

@@ -42,6 +42,8 @@ const VALUES = [
 ];
 const IMAGE_BYTES = 64 << 10;
 const SECTOR = 8;
+/** Its servers are killed while it waits, one after the other. */
+const PATIENCE_MS = 60_000;
 
 export class Mischief {
   /** What it did so far. */
@@ -70,6 +72,7 @@ export class Mischief {
     const device = { address: this.#address, readOnly: false, params: this.#image } as const;
     await createDevice(xenstore, { ...device, deviceType: "disk" });
     const guest = await HandmadeGuest.start(host, this.#address);
+    guest.patienceMs = PATIENCE_MS;
     try {
       await guest.connect();
       await this.#expectDisk(guest);

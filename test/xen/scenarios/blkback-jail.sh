@@ -10,8 +10,8 @@ begin() { xentool -v blkback serve disk --domid "$(domid g)" --vdev xvdb --filte
 in_flight() { local before; before=$(stat_of g xvdb requests); wait_for 60 'I/O' _more "$before"; }
 _more() { [ "$(stat_of g xvdb requests)" -gt $(($1 + 40)) ]; }
 _connected() { [ "$(grep -c 'queues* of' "$OUT/serve.log")" = "$1" ]; }
-# jailed: what every thread of the server may do.
-jailed() { grep -hE '^(CapEff|NoNewPrivs|Seccomp):' /proc/$SERVER/task/*/status | sort -u | tr -s '\t\n' ' '; }
+# jailed: what every thread of the server may do. One may end meanwhile.
+jailed() { { grep -hsE '^(CapEff|NoNewPrivs|Seccomp):' /proc/$SERVER/task/*/status || true; } | sort -u | tr -s '\t\n' ' '; }
 
 _has_sectors() { [ "$(on g 'cat /sys/block/xvdb/size')" = "$1" ]; }
 
