@@ -1,6 +1,6 @@
 /*
  * Direct writes to a file, each in a thread that waits for it, where we have real-time priority. Through io_uring the
- * end of such a write passes through a worker of the kernel (on ext4 and XFS before Linux 6.19), which has normal
+ * end of such a write passes through a worker of the kernel (seen with ext4 on Linux 6.18), which has normal
  * priority and so comes after everything that we do. A write that a thread waits for ends in that thread, which has
  * our priority. At normal priority io_uring is faster. Reads and block devices need no worker.
  *
