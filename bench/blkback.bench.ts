@@ -7,17 +7,15 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import { spawnSync } from "node:child_process";
-import { qemuEngines, startQemu, startXentool, type DiskServer } from "./disk-servers.ts";
 import {
-  cpuSeconds,
-  makeImage,
-  measureRaw,
-  measureRing,
-  REAL_TIME,
-  startHost,
-  xentool,
-  type Load,
-} from "./measure.ts";
+  measureServer,
+  qemuEngines,
+  startQemu,
+  startXentool,
+  stopServers,
+  type DiskServer,
+} from "./disk-servers.ts";
+import { makeImage, measureRaw, REAL_TIME, startHost, xentool, type Load } from "./measure.ts";
 import { compare, LOADS, printTable, type Turn } from "./side-by-side.ts";
 
 const IS_LONG = process.argv.includes("--long");
@@ -58,11 +56,7 @@ interface Place {
 function measureOnce(place: Place, server: DiskServer | undefined, load: Load): Turn {
   const { host, image, direct, condition } = place;
   if (server === undefined) return measureRaw(image, load, direct, SECONDS, condition.prefix);
-  const before = cpuSeconds(server.process.pid);
-  const result = measureRing(host, server.vdev, load, SECONDS, condition.prefix);
-  if (result.errors > 0) throw new Error(`${server.name} answered ${result.errors} requests with an error`);
-  const bytes = result.rampBytes + result.bytes;
-  return { ...result, bytes, cpuSeconds: cpuSeconds(server.process.pid) - before };
+  return measureServer({ host, prefix: condition.prefix }, server, load, SECONDS);
 }
 
 /** Starts every server, one after the other, and lets each warm up. */
@@ -94,8 +88,7 @@ async function measure(place: Place): Promise<unknown> {
     return { condition: condition.name, io: what, loadBefore, rows };
   } finally {
     busy?.kill();
-    for (const { process: server } of servers) server.kill("SIGTERM");
-    await Promise.all(servers.map(({ process: server }) => server.exited));
+    await stopServers(servers);
   }
 }
 

@@ -3,7 +3,8 @@
 import { spawnSync } from "node:child_process";
 import { readUntil } from "../test/support/process.ts";
 import { programEnvironment } from "../src/sim/programs.ts";
-import { XENTOOL } from "./measure.ts";
+import { familySeconds, measureRing, XENTOOL, type Load } from "./measure.ts";
+import type { Turn } from "./side-by-side.ts";
 
 /** Another build can be measured: Debian 12's has only threads. */
 const QEMU = process.env["QEMU"] ?? "/usr/libexec/xen-qemu-system-i386";
@@ -87,4 +88,24 @@ export function startQemuOf(
   const argv = [...prefix, QEMU, ...machine, ...blockdevs, ...disk];
   const env = { ...process.env, ...programEnvironment(host, 0) };
   return { name, vdev, process: Bun.spawn(argv, { env, stdio: ["ignore", "ignore", "inherit"] }) };
+}
+
+/** One turn of a load on a server's disk. What the server used includes programs that it has started. */
+export function measureServer(
+  { host, prefix }: Ground,
+  server: DiskServer,
+  load: Load,
+  seconds: number,
+): Turn {
+  const before = familySeconds(server.process.pid);
+  const result = measureRing(host, server.vdev, load, seconds, prefix);
+  if (result.errors > 0) throw new Error(`${server.name} answered ${result.errors} requests with an error`);
+  const bytes = result.rampBytes + result.bytes;
+  return { ...result, bytes, cpuSeconds: familySeconds(server.process.pid) - before };
+}
+
+/** Ends servers with SIGTERM. */
+export async function stopServers(servers: readonly DiskServer[]): Promise<void> {
+  for (const { process: server } of servers) server.kill("SIGTERM");
+  await Promise.all(servers.map(({ process: server }) => server.exited));
 }

@@ -24,9 +24,9 @@ export interface Percentiles {
 /**
  * How long a load runs before each turn is measured. A guest's disk is served for days, but each turn connects anew,
  * and its programs are JavaScript, which is compiled while it runs: in the first quarter of a second a request takes
- * eight times the processor time.
+ * eight times the processor time. RAMP_SECONDS=0 shows that.
  */
-const RAMP_SECONDS = 1;
+const RAMP_SECONDS = Number(process.env["RAMP_SECONDS"] ?? 1);
 
 /** Set before a command, it runs with real-time priority. */
 export const REAL_TIME: readonly string[] = ["chrt", "--fifo", "10"];

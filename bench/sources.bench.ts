@@ -7,8 +7,8 @@ import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import { nbdkit } from "../test/support/nbd-servers.ts";
 import { finished, start } from "../test/support/process.ts";
-import { startQemuOf, startXentoolOf, type DiskServer } from "./disk-servers.ts";
-import { familySeconds, makeImage, measureRing, startHost, xentool, type Load } from "./measure.ts";
+import { measureServer, startQemuOf, startXentoolOf, stopServers, type DiskServer } from "./disk-servers.ts";
+import { makeImage, startHost, xentool, type Load } from "./measure.ts";
 import { compare, LOADS, printTable, type Turn } from "./side-by-side.ts";
 
 const IS_LONG = process.argv.includes("--long");
@@ -34,13 +34,7 @@ async function measure(host: string, { name, ours, theirs }: Source, vdevs: stri
   const [first, second] = [...vdevs].map((letter) => `xvd${letter}`) as [string, string];
   const ground = { host, prefix: [] };
   const servers = [await startXentoolOf(ground, first, ours)];
-  const measureOnce = (server: DiskServer, load: Load): Turn => {
-    const before = familySeconds(server.process.pid);
-    const result = measureRing(host, server.vdev, load, SECONDS);
-    if (result.errors > 0) throw new Error(`${server.name} answered ${result.errors} requests with an error`);
-    const bytes = result.rampBytes + result.bytes;
-    return { ...result, bytes, cpuSeconds: familySeconds(server.process.pid) - before };
-  };
+  const measureOnce = (server: DiskServer, load: Load): Turn => measureServer(ground, server, load, SECONDS);
   try {
     const blockdevs = theirs.flatMap((node) => ["-blockdev", JSON.stringify(node)]);
     servers.push(startQemuOf(ground, second, QEMU, blockdevs));
@@ -54,8 +48,7 @@ async function measure(host: string, { name, ours, theirs }: Source, vdevs: stri
     printTable(`${name} (load ${loadBefore?.toFixed(1)})`, rows);
     return { source: name, loadBefore, rows };
   } finally {
-    for (const { process: server } of servers) server.kill("SIGTERM");
-    await Promise.all(servers.map(({ process: server }) => server.exited));
+    await stopServers(servers);
   }
 }
 
