@@ -113,7 +113,7 @@ async function checkIsolation({ isolation, jail }: WatchArguments): Promise<void
 /** Whenever we are asked to, starts a successor. Returns when one has all guests; until then we serve on. */
 async function handOverWhenAsked(asked: SignalQueue, handOver: () => Promise<void>): Promise<void> {
   const { describeError } = await import("../src/core/errors.ts");
-  const { priorityMark } = await import("../src/core/journal.ts");
+  const { priorityMark } = await import("../src/core/line-priority.ts");
   for (;;) {
     await asked.next();
     try {

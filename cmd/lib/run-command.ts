@@ -1,7 +1,7 @@
 // Runs the body of every command. Global options, signals, and turning errors into one line on stderr and an exit
 // status are all handled in this one place. Heavy modules are imported only when a body runs.
 import { EXIT_CODE, XentoolError, describeError, kindOf } from "../../src/core/errors.ts";
-import { priorityMark } from "../../src/core/journal.ts";
+import { priorityMark } from "../../src/core/line-priority.ts";
 import type { PlatformChoice } from "../../src/platform/open.ts";
 import { Interruption } from "./interruption.ts";
 import { choice, count, flag, number, type ValuesOf } from "./option.ts";

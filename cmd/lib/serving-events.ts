@@ -1,7 +1,7 @@
 // What becomes of the disks that a command serves: lines on stderr, or an object a line on stdout with --json.
 import { describeDevice, type DeviceAddress } from "../../src/blkback/address.ts";
 import { describeEvent, type DeviceEvent } from "../../src/blkback/device-events.ts";
-import { priorityMark } from "../../src/core/journal.ts";
+import { priorityMark } from "../../src/core/line-priority.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { printJson } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";

@@ -1,7 +1,7 @@
 // What `xentool vchan` shows on stderr beside its stream: whom it waits for, and on a terminal how far a transfer is.
 import { fstatSync, readFileSync } from "node:fs";
 import { isatty } from "node:tty";
-import { priorityMark } from "../../src/core/journal.ts";
+import { priorityMark } from "../../src/core/line-priority.ts";
 import type { VchanCounts } from "../../src/vchan/endpoint.ts";
 import { formatBytes } from "./output.ts";
 

@@ -23,7 +23,7 @@ export const COPY_BATCH = 4096;
  * Grants of a ring that stay mapped while no request names them, as in Linux: as many as its frontend has, which are 32
  * requests with 32 segments and a page of these each.
  */
-export const MAX_KEPT_GRANTS = 1056;
+export const MAX_PERSISTENT_GRANTS = 1056;
 
 /** How long the holder of a new disk's image may take to release it. */
 export const HOLDER_PATIENCE_MS = 3000;

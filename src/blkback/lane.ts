@@ -1,5 +1,5 @@
 // One ring of a disk, with a journal and counters of its own: takes requests off it, checked and journaled, and
-// stages and publishes the answers. What becomes of the requests in between is the disk's affair (queue.ts).
+// stages and publishes the answers. What becomes of the requests in between is the disk's affair (data-plane.ts).
 import type { Domid, EvtchnPort } from "../core/types.ts";
 import type { Mapping } from "../native/memory.ts";
 import type { EventChannels } from "../platform/platform.ts";
@@ -89,7 +89,7 @@ export class Lane {
     const at = this.#staged++ * this.#responseWords;
     words[at] = requests.idLow[row];
     words[at + 1] = requests.idHigh[row];
-    words[at + 2] = requests.echo[row] | ((STATUS_OF[reason] & 0xffff) << 16);
+    words[at + 2] = requests.operation[row] | ((STATUS_OF[reason] & 0xffff) << 16);
     this.#counters.answer(requests, row, reason, nowMs);
     requests.release(row);
   }

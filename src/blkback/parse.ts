@@ -148,7 +148,7 @@ export class RequestParser {
     const word = slot * WORDS;
     const at = slot * REQUEST.bytes;
     const operation = bytes[at];
-    requests.echo[row] = operation;
+    requests.operation[row] = operation;
     requests.idLow[row] = words[word + ID_WORD];
     requests.idHigh[row] = words[word + ID_WORD + 1];
     const sectorHigh = words[word + SECTOR_WORD + 1];
@@ -191,7 +191,7 @@ export class RequestParser {
     const requests = this.#requests;
     const inner = this.#slots.bytes[at + REQUEST.indirectOp];
     const count = read16(this.#slots.bytes, at + REQUEST.indirectNrSegments);
-    requests.echo[row] = inner;
+    requests.operation[row] = inner;
     if (inner !== BLKIF_OP_READ && inner !== BLKIF_OP_WRITE) return BAD_INDIRECT_OPERATION;
     if (count === 0) return NO_SEGMENTS;
     if (count > this.#disk.maxIndirectSegments) return TOO_MANY_SEGMENTS;

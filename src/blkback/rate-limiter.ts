@@ -83,7 +83,7 @@ export class RateLimiter {
   }
 
   /** Whether there is any limit. */
-  get limits(): boolean {
+  get isLimited(): boolean {
     return this.#reads.length + this.#writes.length > 0;
   }
 

@@ -1,6 +1,6 @@
 // Why a request is answered with anything but OKAY: a small integer for each reason, and one table that says what the
 // guest gets to see (the status of the response) and what people get to see (a name in JSON, and words). parse.ts finds
-// most of the reasons; queue.ts adds those that only show while a request is carried out.
+// most of the reasons; data-plane.ts adds those that only show while a request is carried out.
 import { BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY } from "../protocol/blkif.ts";
 
 export interface Refusal {

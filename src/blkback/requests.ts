@@ -32,8 +32,8 @@ export interface OfferedDisk {
 }
 
 export class RequestTable {
-  /** The operation to echo in the response; the inner one for an indirect request. */
-  readonly echo: Uint8Array;
+  /** The operation that the response names: what was asked for, the inner one for an indirect request. */
+  readonly operation: Uint8Array;
   readonly kind: Uint8Array;
   readonly idLow: Uint32Array;
   readonly idHigh: Uint32Array;
@@ -50,8 +50,8 @@ export class RequestTable {
   readonly heldMs: Float64Array;
   /** Set when one of its grants could not be copied or mapped. */
   readonly failed: Uint8Array;
-  /** Set after its merged operation failed: the request is then tried alone. */
-  readonly alone: Uint8Array;
+  /** Set after its merged operation failed: it is then tried without others. */
+  readonly retried: Uint8Array;
   /** Next request in the same I/O operation, or -1. */
   readonly next: Int16Array;
   /** Segments of all requests: `segmentStride` segments of SEGMENT.bytes each per request. */
@@ -73,7 +73,7 @@ export class RequestTable {
   constructor(rowsPerLane: number, maxIndirectSegments: number, laneCount = 1) {
     const size = rowsPerLane * laneCount;
     this.laneCount = laneCount;
-    this.echo = new Uint8Array(size);
+    this.operation = new Uint8Array(size);
     this.kind = new Uint8Array(size);
     this.idLow = new Uint32Array(size);
     this.idHigh = new Uint32Array(size);
@@ -85,7 +85,7 @@ export class RequestTable {
     this.startedAtMs = new Float64Array(size);
     this.heldMs = new Float64Array(size);
     this.failed = new Uint8Array(size);
-    this.alone = new Uint8Array(size);
+    this.retried = new Uint8Array(size);
     this.next = new Int16Array(size);
     this.segmentStride = Math.max(
       16,
@@ -110,7 +110,7 @@ export class RequestTable {
     this.startedAtMs[row] = nowMs;
     this.heldMs[row] = 0;
     this.failed[row] = 0;
-    this.alone[row] = 0;
+    this.retried[row] = 0;
     this.next[row] = -1;
     this.segmentCount[row] = 0;
     this.length[row] = 0;

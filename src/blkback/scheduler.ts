@@ -71,10 +71,10 @@ export class Scheduler {
     this.#waiting[this.waitingCount++] = row;
   }
 
-  /** Puts back a request whose merged operation failed, at its place in the order, to be tried alone. */
+  /** Puts back a request whose merged operation failed, at its place in the order, to be tried without others. */
   putBack(row: number): void {
-    const { sequence, alone, next } = this.#requests;
-    alone[row] = 1;
+    const { sequence, retried, next } = this.#requests;
+    retried[row] = 1;
     next[row] = -1;
     this.mustPass = true;
     let at = this.waitingCount++;
@@ -87,7 +87,7 @@ export class Scheduler {
   pass(): void {
     this.startedCount = 0;
     this.mustPass = false;
-    if (this.#limiter.limits && this.#requests.laneCount > 1) this.#passInTurn();
+    if (this.#limiter.isLimited && this.#requests.laneCount > 1) this.#passInTurn();
     else this.#passOver(ANY_LANE);
   }
 
@@ -161,9 +161,9 @@ export class Scheduler {
 
   /** A flush costs nothing, so it only waits for the writes before it. What is tried again has been paid for. */
   #isLimited(row: number): boolean {
-    const { kind, length, alone } = this.#requests;
+    const { kind, length, retried } = this.#requests;
     const of = kind[row];
-    return of !== KIND_FLUSH && (of !== KIND_BARRIER || length[row] > 0) && alone[row] === 0;
+    return of !== KIND_FLUSH && (of !== KIND_BARRIER || length[row] > 0) && retried[row] === 0;
   }
 
   /** `kept` is the number of earlier requests that stay waiting. */
@@ -234,8 +234,8 @@ export class Scheduler {
     if (kind !== operations.kind[op] || (kind !== KIND_READ && kind !== KIND_WRITE)) return false;
     if (
       requests.start[row] !== operations.end[op] ||
-      requests.alone[row] !== 0 ||
-      requests.alone[first] !== 0
+      requests.retried[row] !== 0 ||
+      requests.retried[first] !== 0
     )
       return false;
     if (operations.end[op] + length - operations.start[op] > MAX_MERGED_BYTES) return false;

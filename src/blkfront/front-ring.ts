@@ -70,17 +70,17 @@ export class FrontRing {
   }
 
   /**
-   * Starts the request of `id`. Returns the byte offset in `requests` where the caller fills in the rest. `echo` is
+   * Starts the request of `id`. Returns the byte offset in `requests` where the caller fills in the rest. `expected` is
    * the operation that the response will name: for an indirect request, the inner one.
    */
-  stage(id: number, operation: number, echo: number): number {
+  stage(id: number, operation: number, expected: number): number {
     const at = this.#staged++ * REQUEST.bytes;
     const { bytes, words } = this.requests;
     bytes[at] = operation;
     const word = at / 4 + ID_WORD;
     words[word] = id;
     words[word + 1] = 0;
-    this.#expected[id] = echo;
+    this.#expected[id] = expected;
     return at;
   }
 

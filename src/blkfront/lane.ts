@@ -165,12 +165,12 @@ export class FrontLane {
   }
 
   /** Fills in what every request has. Returns the byte offset of the request in `requests`. */
-  #stage(operation: number, echo: number, tag: number, sector: number): number {
+  #stage(operation: number, expected: number, tag: number, sector: number): number {
     const { ring } = this;
     const id = ring.take();
     this.#tagOf[id] = tag;
     this.#indirectCount[id] = 0;
-    const at = ring.stage(id, operation, echo);
+    const at = ring.stage(id, operation, expected);
     const { bytes, words } = ring.requests;
     bytes[at + REQUEST.handle] = this.#handle;
     bytes[at + REQUEST.handle + 1] = this.#handle >> 8;

@@ -17,7 +17,7 @@ export class CommandTable {
   /** It ends with a flush of its own, once. */
   readonly fua: Uint8Array;
   /** Simple replies cannot be interleaved, so this read has the connection for itself, chunk by chunk. */
-  readonly alone: Uint8Array;
+  readonly exclusive: Uint8Array;
   readonly #free: Uint16Array;
   #freeCount: number;
 
@@ -32,7 +32,7 @@ export class CommandTable {
     this.pending = new Uint16Array(size);
     this.error = new Uint8Array(size);
     this.fua = new Uint8Array(size);
-    this.alone = new Uint8Array(size);
+    this.exclusive = new Uint8Array(size);
     this.#free = Uint16Array.from({ length: size }, (_, index) => size - 1 - index);
     this.#freeCount = size;
   }

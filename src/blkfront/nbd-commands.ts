@@ -148,7 +148,8 @@ export class NbdCommands {
     commands.offset[row] = offset;
     commands.length[row] = length;
     commands.fua[row] = (flags & NBD_CMD_FLAG_FUA) !== 0 && changes(type) ? 1 : 0;
-    commands.alone[row] = type === NBD_CMD_READ && !connection.structured && length > this.chunkBytes ? 1 : 0;
+    const isLongRead = type === NBD_CMD_READ && length > this.chunkBytes;
+    commands.exclusive[row] = isLongRead && !connection.structured ? 1 : 0;
     connection.current = row;
     return true;
   }
@@ -197,7 +198,7 @@ export class NbdCommands {
         if (commands.error[row] !== 0) return this.#giveUp(connection, row);
         if (!this.#startChunk(connection, row)) return false;
       }
-      if (commands.alone[row] === 1 && commands.pending[row] !== 0) return false;
+      if (commands.exclusive[row] === 1 && commands.pending[row] !== 0) return false;
     }
     connection.current = -1;
     return true;
@@ -230,8 +231,7 @@ export class NbdCommands {
 
   #startRead(connection: NbdConnection, row: number): boolean {
     const commands = this.#commands;
-    if (commands.alone[row] === 1 && connection.outstanding > 1) return false;
-    if (commands.alone[row] === 1 && commands.pending[row] !== 0) return false;
+    if (commands.exclusive[row] === 1 && (connection.outstanding > 1 || commands.pending[row] !== 0)) return false;
     const bytes = this.#nextBytes(row, this.chunkBytes);
     if (!connection.promise(DATA_CHUNK_BYTES + bytes)) return false;
     if (this.#startTransfer(BLKIF_OP_READ, row, bytes, 0)) return true;
@@ -328,8 +328,8 @@ export class NbdCommands {
     chunks.release(tag);
     if (left > 0) return;
     if (connection.current === row) {
-      // Only a read that is alone stays current until its last chunk is done.
-      if (commands.alone[row] === 0 || commands.started[row] !== commands.length[row]) return;
+      // Only an exclusive read stays current until its last chunk is done.
+      if (commands.exclusive[row] === 0 || commands.started[row] !== commands.length[row]) return;
       connection.current = -1;
     }
     this.#finish(row);
@@ -344,7 +344,7 @@ export class NbdCommands {
     connection.redeem(DATA_CHUNK_BYTES + bytes);
     if (!ok) {
       // The reply has started as a success, and a simple reply cannot take that back.
-      if (commands.alone[row] === 1 && offset > 0) connection.kill();
+      if (commands.exclusive[row] === 1 && offset > 0) connection.kill();
       return;
     }
     const high = commands.cookieHigh[row];

@@ -69,10 +69,10 @@ export async function runSession(
     devid: options.devid,
     job,
   });
-  let told = false;
+  let isOffered = false;
   try {
     const addresses = await plane.shared;
-    told = true;
+    isOffered = true;
     await handshake.offerRings(addresses, abi, offer);
     const disk = await handshake.awaitDisk();
     plane.start(disk);
@@ -80,7 +80,7 @@ export async function runSession(
     onConnected(disk);
     return await supervise(xenstore, handshake, plane, disk, stop);
   } finally {
-    if (told) await letGo(handshake);
+    if (isOffered) await letGo(handshake);
   }
 }
 

@@ -1,7 +1,7 @@
 // Logging: LogTape to stderr, because stdout is data. One category per module, one line per change of state and never
 // one per request. Text that came from a guest goes through `escapeText`.
 import { configureSync, getLogger, type LogLevel } from "@logtape/logtape";
-import { priorityMark, type Priority } from "./journal.ts";
+import { priorityMark, type Priority } from "./line-priority.ts";
 
 /** Logs `text` as it is, braces included. It is a template only with `values`, and must then be a constant. */
 type Log = (text: string, values?: Readonly<Record<string, unknown>>) => void;

@@ -193,7 +193,7 @@ export class VchanSession implements AsyncDisposable {
       const found = await readKeys(this.#xenstore, place);
       if (!areKeys(found, keys)) limit.end(keysLost(place, found));
     };
-    limit.onceOver(await watchKeys(this.#xenstore, place, look));
+    limit.atEnd(await watchKeys(this.#xenstore, place, look));
     return (
       (await this.#inWorker(limit, () =>
         this.plane.carryOut<VchanOrder<"await-client">>({ op: "await-client" }),

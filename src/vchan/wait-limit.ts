@@ -25,12 +25,12 @@ export class WaitLimit implements AsyncDisposable {
     if (timeoutMs !== undefined) {
       const late = new XentoolError("timeout", `${what} within ${timeoutMs / 1000} s`, context);
       const timer = setTimeout(() => limit.end(late), timeoutMs);
-      limit.onceOver(() => clearTimeout(timer));
+      limit.atEnd(() => clearTimeout(timer));
     }
-    limit.onceOver(xenstore.onClose((error) => limit.end(error)));
+    limit.atEnd(xenstore.onClose((error) => limit.end(error)));
     const gone = new XentoolError("environment", `there is no domain ${peer} any more`, { domid: peer });
     const unwatch = await watchDomain(xenstore, peer, () => limit.end(gone));
-    if (unwatch !== undefined) limit.onceOver(unwatch);
+    if (unwatch !== undefined) limit.atEnd(unwatch);
     return limit;
   }
 
@@ -45,7 +45,7 @@ export class WaitLimit implements AsyncDisposable {
   }
 
   /** Runs `end` once nobody waits any more, whatever the outcome. */
-  onceOver(end: () => unknown): void {
+  atEnd(end: () => unknown): void {
     this.#ends.push(end);
   }
 

@@ -3,7 +3,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { RequestCopies } from "../../src/blkback/data/copies.ts";
 import { CopyPath } from "../../src/blkback/data/copy.ts";
-import { KeptPath } from "../../src/blkback/data/kept.ts";
+import { PersistentPath } from "../../src/blkback/data/persistent.ts";
 import { MapPath } from "../../src/blkback/data/map.ts";
 import type { DataPath } from "../../src/blkback/data/path.ts";
 import { OperationTable } from "../../src/blkback/operations.ts";
@@ -49,7 +49,7 @@ describe.each(["copy", "map", "persistent"] as const)("%s", (mode) => {
       case "map":
         return new MapPath(GUEST, requests, operations, grants, pages);
       case "persistent":
-        return new KeptPath(GUEST, requests, operations, grants, new TestClock(), pages);
+        return new PersistentPath(GUEST, requests, operations, grants, new TestClock(), pages);
     }
   }
   function close(): void {

@@ -71,7 +71,7 @@ const EDGES: readonly bigint[] = [
 interface Verdict {
   /** Why it is refused; NOT_REFUSED also when it is answered at once because there is nothing to do. */
   readonly reason: number;
-  readonly echo: number;
+  readonly operation: number;
   /** When admitted. */
   readonly kind?: number;
   readonly start?: number;
@@ -103,7 +103,7 @@ class Bench {
     const row = parser.rows[0];
     const got = {
       reason: parser.verdicts[0] === ADMITTED ? "admitted" : parser.verdicts[0],
-      echo: requests.echo[row],
+      operation: requests.operation[row],
       ...(parser.verdicts[0] === ADMITTED && {
         kind: requests.kind[row],
         start: requests.start[row],
@@ -113,7 +113,7 @@ class Bench {
     const admitted = wanted.kind !== undefined;
     const matches =
       got.reason === (admitted ? "admitted" : wanted.reason) &&
-      got.echo === wanted.echo &&
+      got.operation === wanted.operation &&
       got.kind === wanted.kind &&
       got.start === wanted.start &&
       got.length === wanted.length &&
@@ -143,19 +143,19 @@ interface Part {
 /** The rules of the protocol for a transfer of these parts of pages. */
 function judgeTransfer(
   disk: OfferedDisk,
-  echo: number,
+  operation: number,
   kind: number,
   sector: bigint,
   parts: readonly Part[],
 ): Verdict {
-  if (sector >= 1n << 53n) return { reason: BEYOND_THE_END, echo };
-  if (parts.some(({ first, last }) => first > last || last > 7)) return { reason: BAD_SEGMENT, echo };
-  if (disk.readOnly && kind !== KIND_READ) return { reason: READ_ONLY, echo };
+  if (sector >= 1n << 53n) return { reason: BEYOND_THE_END, operation };
+  if (parts.some(({ first, last }) => first > last || last > 7)) return { reason: BAD_SEGMENT, operation };
+  if (disk.readOnly && kind !== KIND_READ) return { reason: READ_ONLY, operation };
   const sectors = parts.reduce((sum, { first, last }) => sum + last - first + 1, 0);
-  if (sector + BigInt(sectors) > BigInt(disk.sectors512)) return { reason: BEYOND_THE_END, echo };
+  if (sector + BigInt(sectors) > BigInt(disk.sectors512)) return { reason: BEYOND_THE_END, operation };
   const unit = disk.logicalSectorBytes / 512;
-  if (Number(sector) % unit !== 0 || sectors % unit !== 0) return { reason: MISALIGNED, echo };
-  return { reason: NOT_REFUSED, echo, kind, start: Number(sector) * 512, length: sectors * 512 };
+  if (Number(sector) % unit !== 0 || sectors % unit !== 0) return { reason: MISALIGNED, operation };
+  return { reason: NOT_REFUSED, operation, kind, start: Number(sector) * 512, length: sectors * 512 };
 }
 
 const PART_SETS: readonly (readonly Part[])[] = [
@@ -188,17 +188,17 @@ describe.each(DISKS.map((disk) => [JSON.stringify(disk), disk] as const))("%s", 
         const isFlush = operation === 3;
         const kind = operation === 0 ? KIND_READ : operation === 1 ? KIND_WRITE : KIND_BARRIER;
         let wanted: Verdict;
-        if (operation > 3) wanted = { reason: UNKNOWN_OPERATION, echo: operation };
-        else if (count === 0 && operation < 2) wanted = { reason: NO_SEGMENTS, echo: operation };
+        if (operation > 3) wanted = { reason: UNKNOWN_OPERATION, operation };
+        else if (count === 0 && operation < 2) wanted = { reason: NO_SEGMENTS, operation };
         else if (count === 0)
           wanted = {
             reason: NOT_REFUSED,
-            echo: operation,
+            operation,
             kind: isFlush ? KIND_FLUSH : KIND_BARRIER,
             start: 0,
             length: 0,
           };
-        else if (count > 11) wanted = { reason: TOO_MANY_SEGMENTS, echo: operation };
+        else if (count > 11) wanted = { reason: TOO_MANY_SEGMENTS, operation };
         else wanted = judgeTransfer(disk, operation, kind, 0n, parts);
         bench.expect((view) => {
           view.setUint8(0, operation);
@@ -256,7 +256,7 @@ describe.each(DISKS.map((disk) => [JSON.stringify(disk), disk] as const))("%s", 
               view.setBigUint64(16, sector, true);
               view.setBigUint64(24, count, true);
             },
-            { reason, echo: 5, ...(reason === NOT_REFUSED && count > 0n && admitted) },
+            { reason, operation: 5, ...(reason === NOT_REFUSED && count > 0n && admitted) },
           );
         }
     bench.close();
@@ -291,7 +291,7 @@ describe.each(DISKS.map((disk) => [JSON.stringify(disk), disk] as const))("%s", 
                 view.setUint32(28, grants.ref(0), true);
                 view.setUint32(32, grants.ref(1), true);
               },
-              isFair ? judgeTransfer(disk, inner, kind, sector, parts) : { reason, echo: inner },
+              isFair ? judgeTransfer(disk, inner, kind, sector, parts) : { reason, operation: inner },
             );
           }
     bench.close();

@@ -25,9 +25,9 @@ describe("requests", () => {
         expect(taken).not.toContain(row);
         expect(table.sequence[row]).toBeGreaterThan(last);
         last = table.sequence[row];
-        const fresh = [table.failed, table.alone, table.segmentCount, table.length].map((it) => it[row]);
+        const fresh = [table.failed, table.retried, table.segmentCount, table.length].map((it) => it[row]);
         expect([fresh, table.next[row], table.startedAtMs[row]]).toEqual([[0, 0, 0, 0], -1, step]);
-        for (const column of [table.failed, table.alone, table.segmentCount, table.length, table.next])
+        for (const column of [table.failed, table.retried, table.segmentCount, table.length, table.next])
           column[row] = 9;
         taken.push(row);
       }

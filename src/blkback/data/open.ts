@@ -7,7 +7,7 @@ import type { Clock } from "../rate-limiter.ts";
 import type { OfferedDisk, RequestTable } from "../requests.ts";
 import type { RequestCopies } from "./copies.ts";
 import { CopyPath } from "./copy.ts";
-import { KeptPath } from "./kept.ts";
+import { PersistentPath } from "./persistent.ts";
 import { MapPath } from "./map.ts";
 import type { DataPath, GrantMode, SegmentSource } from "./path.ts";
 
@@ -33,7 +33,7 @@ export function openDataPath(
     case "map":
       return { path: new MapPath(domid, requests, operations, grants, pages), segments: copies };
     case "persistent": {
-      const path = new KeptPath(domid, requests, operations, grants, clock, pages);
+      const path = new PersistentPath(domid, requests, operations, grants, clock, pages);
       return { path, segments: path };
     }
   }

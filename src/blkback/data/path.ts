@@ -1,4 +1,4 @@
-// How a request's data gets from the guest's pages to the target and back. copy.ts, map.ts and kept.ts implement it.
+// How a request's data gets from the guest's pages to the target and back: copy.ts, map.ts or persistent.ts.
 // Nothing here fails as a whole: a bad grant marks the request that named it, in `requests.failed`.
 import type { Domid } from "../../core/types.ts";
 

@@ -1,7 +1,7 @@
 // Which of a guest's pages a ring keeps mapped, and for how long: as many as Linux keeps, a minute without use, and
 // never one that a request under way still needs.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { KeptGrants, NO_PAGE } from "../../src/blkback/data/kept-grants.ts";
+import { PersistentGrants, NO_PAGE } from "../../src/blkback/data/persistent-grants.ts";
 import { FakeGrants, GUEST, TestClock } from "./blkback-fakes.ts";
 
 const LIMIT = 1056;
@@ -11,7 +11,7 @@ const MINUTE = 60_000;
 
 let grants: FakeGrants;
 let clock: TestClock;
-let kept: KeptGrants;
+let kept: PersistentGrants;
 let calls: { refs: number[]; access: string }[];
 
 beforeEach(() => {
@@ -23,7 +23,7 @@ beforeEach(() => {
     calls.push({ refs: Array.from(refs), access });
     return map(domid, refs, access);
   };
-  kept = new KeptGrants(GUEST, grants, clock);
+  kept = new PersistentGrants(GUEST, grants, clock);
 });
 
 afterEach(() => {

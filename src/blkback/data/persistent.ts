@@ -8,7 +8,7 @@ import { SECTOR_SIZE } from "../../protocol/blkif.ts";
 import type { OperationTable } from "../operations.ts";
 import type { Clock } from "../rate-limiter.ts";
 import type { RequestTable } from "../requests.ts";
-import { KeptGrants, NO_PAGE } from "./kept-grants.ts";
+import { PersistentGrants, NO_PAGE } from "./persistent-grants.ts";
 import type { DataPath, SegmentSource } from "./path.ts";
 import { VectorTable } from "./vectors.ts";
 
@@ -16,11 +16,11 @@ import { VectorTable } from "./vectors.ts";
 const RESERVED = 0;
 const HELD = 1;
 
-export class KeptPath implements DataPath, SegmentSource {
+export class PersistentPath implements DataPath, SegmentSource {
   readonly #requests: RequestTable;
   readonly #operations: OperationTable;
   /** By lane. */
-  readonly #lanes: readonly KeptGrants[];
+  readonly #lanes: readonly PersistentGrants[];
   readonly #vectors: VectorTable;
   readonly #places: Mapping;
   /** Place of each segment's page among those of its lane: as many per request as it may have segments. */
@@ -38,7 +38,10 @@ export class KeptPath implements DataPath, SegmentSource {
   ) {
     this.#requests = requests;
     this.#operations = operations;
-    this.#lanes = Array.from({ length: requests.laneCount }, () => new KeptGrants(domid, grants, clock));
+    this.#lanes = Array.from(
+      { length: requests.laneCount },
+      () => new PersistentGrants(domid, grants, clock),
+    );
     this.#freePages = maxPages;
     this.#vectors = new VectorTable(operations.active.length);
     this.#places = allocateMemory(
@@ -92,11 +95,11 @@ export class KeptPath implements DataPath, SegmentSource {
     const { first, done } = this.#operations;
     vectors.begin(op, done[op]);
     for (let row = first[op]; row >= 0; row = requests.next[row]) {
-      const kept = this.#lanes[requests.laneOf(row)];
+      const pages = this.#lanes[requests.laneOf(row)];
       const base = row * requests.segmentStride;
       const segments = requests.segmentCount[row];
       for (let i = 0; i < segments; i++) {
-        const at = kept.addressOf(this.#placeOf[base + i]) + requests.firstSect(row, i) * SECTOR_SIZE;
+        const at = pages.addressOf(this.#placeOf[base + i]) + requests.firstSect(row, i) * SECTOR_SIZE;
         if (!vectors.add(at, requests.sectCount(row, i) * SECTOR_SIZE)) return vectors.count;
       }
     }
@@ -110,32 +113,32 @@ export class KeptPath implements DataPath, SegmentSource {
   /** Copies at once, into the segments of `row`. */
   fromGrant(row: number, _domid: Domid, ref: number, offset: number, length: number, address: number): void {
     const requests = this.#requests;
-    const kept = this.#lanes[requests.laneOf(row)];
-    const place = kept.acquire(ref);
+    const pages = this.#lanes[requests.laneOf(row)];
+    const place = pages.acquire(ref);
     if (place === NO_PAGE) {
       requests.failed[row] = 1;
       return;
     }
     const { segments } = requests;
-    segments.bytes.set(kept.bytesOf(place).subarray(offset, offset + length), address - segments.address);
-    kept.release(place);
+    segments.bytes.set(pages.bytesOf(place).subarray(offset, offset + length), address - segments.address);
+    pages.release(place);
   }
 
   run(): void {}
 
   close(): void {
-    for (const kept of this.#lanes) kept.close();
+    for (const pages of this.#lanes) pages.close();
     this.#vectors.close();
     this.#places.close();
   }
 
   #hold(row: number): void {
     const requests = this.#requests;
-    const kept = this.#lanes[requests.laneOf(row)];
+    const pages = this.#lanes[requests.laneOf(row)];
     const base = row * requests.segmentStride;
     const segments = requests.segmentCount[row];
     for (let i = 0; i < segments; i++) {
-      const place = kept.acquire(requests.gref(row, i));
+      const place = pages.acquire(requests.gref(row, i));
       if (place === NO_PAGE) requests.failed[row] = 1;
       this.#placeOf[base + i] = place;
     }
@@ -143,9 +146,9 @@ export class KeptPath implements DataPath, SegmentSource {
 
   #letGo(row: number): void {
     const requests = this.#requests;
-    const kept = this.#lanes[requests.laneOf(row)];
+    const pages = this.#lanes[requests.laneOf(row)];
     const base = row * requests.segmentStride;
     const segments = requests.segmentCount[row];
-    for (let i = 0; i < segments; i++) kept.release(this.#placeOf[base + i]);
+    for (let i = 0; i < segments; i++) pages.release(this.#placeOf[base + i]);
   }
 }

@@ -6,7 +6,7 @@ import type { Domid } from "../../core/types.ts";
 import type { Mapping } from "../../native/memory.ts";
 import { Timer } from "../../native/reactor.ts";
 import type { GrantTable } from "../../platform/platform.ts";
-import { MAX_KEPT_GRANTS } from "../bounds.ts";
+import { MAX_PERSISTENT_GRANTS } from "../bounds.ts";
 import type { Clock } from "../rate-limiter.ts";
 
 const IDLE_MS = 60_000;
@@ -14,7 +14,7 @@ const IDLE_MS = 60_000;
 const IDLE_LOOK_MS = 1000;
 /** A full ring makes room at most once in this time, for this many pages (Linux: 5 %). */
 const ROOM_EVERY_MS = 100;
-const ROOM_PAGES = Math.ceil(MAX_KEPT_GRANTS * 0.05);
+const ROOM_PAGES = Math.ceil(MAX_PERSISTENT_GRANTS * 0.05);
 
 interface Page {
   readonly ref: number;
@@ -27,7 +27,7 @@ interface Page {
 /** What `acquire` returns for a grant that cannot be mapped. */
 export const NO_PAGE = 0xffff;
 
-export class KeptGrants {
+export class PersistentGrants {
   readonly #domid: Domid;
   readonly #grants: GrantTable;
   readonly #clock: Clock;
@@ -67,7 +67,7 @@ export class KeptGrants {
   release(place: number): void {
     const page = this.#pages[place];
     if (page === undefined || --page.users > 0) return;
-    if (this.mapped > MAX_KEPT_GRANTS) {
+    if (this.mapped > MAX_PERSISTENT_GRANTS) {
       this.#unmap(place);
       return;
     }
@@ -84,7 +84,7 @@ export class KeptGrants {
 
   /** Each page is mapped by itself, so that it can be unmapped by itself, and a bad grant is that page's alone. */
   #map(ref: number): number {
-    if (this.mapped >= MAX_KEPT_GRANTS) this.#makeRoom();
+    if (this.mapped >= MAX_PERSISTENT_GRANTS) this.#makeRoom();
     let mapping: Mapping;
     try {
       mapping = this.#grants.map(this.#domid, [ref], "rw");
