@@ -1,10 +1,10 @@
-// The sizes that bound what one disk takes of the host, whatever its guest does, and how they depend on each other.
+// The sizes that bound what one disk takes of the host, whatever its guest does. test/unit/bounds.test.ts asserts how
+// they depend on each other.
 import { MAX_CONNECTIONS } from "../block/image/nbd.ts";
 import { PAGE_SIZE } from "../core/types.ts";
-import { ABI_X86_32, ABI_X86_64, BLKIF_MAX_SEGMENTS_PER_REQUEST } from "../protocol/blkif.ts";
-import { RING_MAX_PAGE_ORDER, ringSlots } from "../protocol/ring.ts";
+import { BLKIF_MAX_SEGMENTS_PER_REQUEST } from "../protocol/blkif.ts";
 
-/** The most queues of one disk: blkfront asks for no more, and their requests share one table (MAX_ROWS). */
+/** The most queues of one disk: blkfront asks for no more, and their requests share one table. */
 export const MAX_QUEUES = 16;
 
 /** Slots of the largest ring. */
@@ -49,9 +49,6 @@ export const LEAVING_PATIENCE_MS = 10_000;
 /** Linux's IOV_MAX: a request with more pieces takes several transfers. */
 export const MAX_VECTORS = 1024;
 
-/** Requests are numbered by 16-bit integers with a sign, where -1 stands for none. */
-const MAX_ROWS = 2 ** 15;
-
 /** Bytes of memory for data. There is room for two of the largest requests, so that one does not wait for memory. */
 export function poolBytes(maxIndirectSegments: number): number {
   const largest = Math.max(BLKIF_MAX_SEGMENTS_PER_REQUEST, maxIndirectSegments) * PAGE_SIZE;
@@ -62,15 +59,3 @@ export function poolBytes(maxIndirectSegments: number): number {
 export function reactorDepth(rows: number): number {
   return rows + 1;
 }
-
-const HOLDS: Readonly<Record<string, boolean>> = {
-  "no ring has more slots": [ABI_X86_32, ABI_X86_64].every(
-    ({ slotBytes }) => ringSlots(1 << RING_MAX_PAGE_ORDER, slotBytes) <= MAX_RING_SLOTS,
-  ),
-  "every request has a number": MAX_QUEUES * MAX_RING_SLOTS <= MAX_ROWS,
-  "merged requests fit into memory, with room for others": 2 * MAX_MERGED_BYTES <= MIN_POOL_BYTES,
-  "a transfer of merged or direct requests is one batch of copies":
-    MAX_MERGED_BYTES / PAGE_SIZE <= COPY_BATCH,
-};
-for (const [what, holds] of Object.entries(HOLDS))
-  if (!holds) throw new Error(`the sizes in bounds.ts contradict each other: ${what}`);

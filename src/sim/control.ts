@@ -4,7 +4,7 @@
 import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import { noSimulatedHost } from "../platform/sim.ts";
-import { CONTROL_TIMEOUT_MS, CONTROL_LINE_BYTES_MAX } from "./limits.ts";
+import { CONTROL_TIMEOUT_MS, CONTROL_LINE_BYTES_MAX } from "./bounds.ts";
 
 export type ControlRequest =
   | { readonly op: "status" }

@@ -16,7 +16,7 @@ import {
 } from "./directory.ts";
 import { SimHost, type SimHostOptions, type SimStatus } from "./host.ts";
 import { installLibraries } from "./programs.ts";
-import { DAEMON_LOG_BYTES_MAX, DAEMON_START_MS, DAEMON_STOP_STEP_MS } from "./limits.ts";
+import { DAEMON_LOG_BYTES_MAX, DAEMON_START_MS, DAEMON_STOP_STEP_MS } from "./bounds.ts";
 
 export interface DaemonReady {
   readonly dir: string;

@@ -20,7 +20,8 @@ import {
   removeIfEmpty,
   type HostDirectory,
 } from "./directory.ts";
-import { DEFAULT_LIMITS, type SimLimits, ATTEND_AGAIN_MS, SETTLE_STEP_MS } from "./limits.ts";
+import { ATTEND_AGAIN_MS, SETTLE_STEP_MS } from "./bounds.ts";
+import { DEFAULT_LIMITS, type SimLimits } from "./limits.ts";
 import { StoreRings } from "./store-rings.ts";
 import { describeUsage, isHeld, listUsage, type UsageItem } from "./usage.ts";
 

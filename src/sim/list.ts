@@ -3,7 +3,7 @@
 import { XentoolError } from "../core/errors.ts";
 import { hostStatus } from "./daemon.ts";
 import { candidateDirectories, holdsDeadHost, hostPid } from "./directory.ts";
-import { LIST_ANSWER_MS } from "./limits.ts";
+import { LIST_ANSWER_MS } from "./bounds.ts";
 
 export interface FoundHost {
   readonly dir: string;

@@ -3,7 +3,7 @@
 import { readFileSync } from "node:fs";
 import { pause } from "../core/deadline.ts";
 import type { SimHost } from "./host.ts";
-import { SETTLE_STEP_MS, USERS_END_MS } from "./limits.ts";
+import { SETTLE_STEP_MS, USERS_END_MS } from "./bounds.ts";
 
 /** Ends them: SIGTERM, and SIGKILL for those that are still there after `USERS_END_MS` or when `hurry` fires. */
 export async function endUsers(host: SimHost, hurry: AbortSignal): Promise<void> {

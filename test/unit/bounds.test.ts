@@ -1,19 +1,34 @@
-// How the sizes and times in the bounds of each folder depend on each other. blkback's stand in its bounds.ts.
+// How the sizes and times in the bounds of each folder depend on each other.
 import { expect, test } from "bun:test";
 import { PAGE_SIZE } from "../../src/core/types.ts";
 import * as blkback from "../../src/blkback/bounds.ts";
 import * as blkfront from "../../src/blkfront/bounds.ts";
 import { XT_REACTOR_WATCHES_MAX } from "../../src/native/abi.ts";
-import { BLKIF_MAX_SEGMENTS_PER_REQUEST } from "../../src/protocol/blkif.ts";
+import { ABI_X86_32, ABI_X86_64, BLKIF_MAX_SEGMENTS_PER_REQUEST } from "../../src/protocol/blkif.ts";
+import { RING_MAX_PAGE_ORDER, ringSlots } from "../../src/protocol/ring.ts";
 import { XS_HEADER_BYTES, XS_PAYLOAD_MAX } from "../../src/protocol/xs-wire.ts";
 import { XS_RING_BYTES } from "../../src/protocol/xs-ring.ts";
-import * as sim from "../../src/sim/limits.ts";
+import * as sim from "../../src/sim/bounds.ts";
+import { DEFAULT_LIMITS } from "../../src/sim/limits.ts";
 import * as vchan from "../../src/vchan/bounds.ts";
 import * as xenstore from "../../src/xenstore/bounds.ts";
 import * as xsring from "../../src/xsring/bounds.ts";
 
+/** blkback's table numbers its requests by 16-bit integers with a sign, where -1 stands for none. */
+const REQUEST_NUMBERS = 2 ** 15;
+
 /** By folder: what must hold. */
 const HOLDS: Readonly<Record<string, Readonly<Record<string, boolean>>>> = {
+  blkback: {
+    "no ring has more slots": [ABI_X86_32, ABI_X86_64].every(
+      ({ slotBytes }) => ringSlots(1 << RING_MAX_PAGE_ORDER, slotBytes) <= blkback.MAX_RING_SLOTS,
+    ),
+    "every request has a number": blkback.MAX_QUEUES * blkback.MAX_RING_SLOTS <= REQUEST_NUMBERS,
+    "merged requests fit into memory, with room for others":
+      2 * blkback.MAX_MERGED_BYTES <= blkback.poolBytes(0),
+    "a transfer of merged or direct requests is one batch of copies":
+      blkback.MAX_MERGED_BYTES / PAGE_SIZE <= blkback.COPY_BATCH,
+  },
   vchan: {
     "looks pay before they are at their longest": vchan.LOOK_PAYS_US < vchan.LOOK_US_MAX,
     "a look asks for other events more than once":
@@ -31,9 +46,9 @@ const HOLDS: Readonly<Record<string, Readonly<Record<string, boolean>>>> = {
   blkfront: {
     "one page at least for each segment of a direct request":
       blkfront.MIN_POOL_PAGES >= BLKIF_MAX_SEGMENTS_PER_REQUEST,
-    "two devices find pages": 2 * blkfront.DEFAULT_POOL_PAGES < sim.DEFAULT_LIMITS.sharePages,
+    "two devices find pages": 2 * blkfront.DEFAULT_POOL_PAGES < DEFAULT_LIMITS.sharePages,
     "the largest pool leaves pages for rings":
-      blkfront.LARGE_POOL_PAGES + blkfront.MAX_QUEUES < sim.DEFAULT_LIMITS.sharePages,
+      blkfront.LARGE_POOL_PAGES + blkfront.MAX_QUEUES < DEFAULT_LIMITS.sharePages,
     "a request of the default size fits the default pool":
       blkfront.DEFAULT_INDIRECT_SEGMENTS < blkfront.DEFAULT_POOL_PAGES,
     "both ends can use as many queues": blkfront.MAX_QUEUES === blkback.MAX_QUEUES,
@@ -67,8 +82,8 @@ const HOLDS: Readonly<Record<string, Readonly<Record<string, boolean>>>> = {
       2 ** xenstore.TRANSACTION_ATTEMPTS > xenstore.BACKOFF_MS_MAX,
   },
   sim: {
-    "what is shared has a grant": sim.DEFAULT_LIMITS.sharePages <= sim.DEFAULT_LIMITS.grantEntries,
-    "all that is granted can be mapped": sim.DEFAULT_LIMITS.grantEntries <= sim.DEFAULT_LIMITS.maptrack,
+    "what is shared has a grant": DEFAULT_LIMITS.sharePages <= DEFAULT_LIMITS.grantEntries,
+    "all that is granted can be mapped": DEFAULT_LIMITS.grantEntries <= DEFAULT_LIMITS.maptrack,
     "a host that starts is waited for longer than one that answers":
       sim.DAEMON_START_MS > sim.CONTROL_TIMEOUT_MS,
   },
