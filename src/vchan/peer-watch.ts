@@ -7,8 +7,8 @@ import type { Domid } from "../core/types.ts";
 import { isDomainUnknown } from "../platform/domains.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { Xenstore } from "../xenstore/client.ts";
+import { watchDomain } from "../xenstore/domains.ts";
 import { CLOSING_MS, KEYS_STAY_MS, PROBE_INTERVAL_MS } from "./bounds.ts";
-import { watchDomain } from "./domain-watch.ts";
 import { areKeys, readKeys, watchKeys, type VchanKeys, type VchanPlace } from "./rendezvous.ts";
 import type { VchanRole } from "./endpoint.ts";
 

@@ -2,7 +2,7 @@
 import { XentoolError, type ErrorContext } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
 import type { Xenstore } from "../xenstore/client.ts";
-import { watchDomain } from "./domain-watch.ts";
+import { watchDomain } from "../xenstore/domains.ts";
 
 export interface WaitLimitOptions {
   readonly xenstore: Xenstore;

@@ -4,7 +4,7 @@ import { escapeText } from "../core/log.ts";
 import { DOMID_FIRST_RESERVED, parseDecimal, toDomid, type Domid } from "../core/types.ts";
 import { noDomain } from "../platform/domains.ts";
 import type { Platform } from "../platform/platform.ts";
-import { Xenstore } from "./client.ts";
+import { Xenstore, type Unwatch } from "./client.ts";
 import { errnoOf } from "./errors.ts";
 
 /** A domain's number, or its name. */
@@ -70,6 +70,21 @@ export async function domainExists(xenstore: Xenstore, domid: Domid): Promise<bo
     if (errnoOf(error) === "EACCES") return undefined;
     throw error;
   }
+}
+
+/**
+ * Runs `onGone` when xenstored knows the domain no longer, or at once if it already does not. Call the result to stop
+ * watching; it is undefined when we may not ask.
+ */
+export async function watchDomain(
+  xenstore: Xenstore,
+  domid: Domid,
+  onGone: () => void,
+): Promise<Unwatch | undefined> {
+  if ((await domainExists(xenstore, domid)) === undefined) return undefined;
+  return xenstore.watch("@releaseDomain", async () => {
+    if (!(await xenstore.isDomainIntroduced(domid))) onGone();
+  });
 }
 
 function nullIfDenied(error: unknown): null {
