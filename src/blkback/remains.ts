@@ -12,7 +12,7 @@ import type { Platform } from "../platform/platform.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, type DeviceAddress } from "./address.ts";
 import { lockPath } from "./device-lock.ts";
-import { programSocket } from "./program-socket.ts";
+import { programSocket } from "./disk-image.ts";
 import { disksIn, guestsIn, hasFiles, removeFiles, removeGuestDir, type Disk } from "./state-directory.ts";
 import { statsDir } from "./stats.ts";
 import { destroyDevice, findKinds, SERVE_KEY } from "./toolstack.ts";

@@ -1,10 +1,8 @@
 // `xentool blkback serve` as a function: opens the image, creates the device unless a toolstack already has, serves
 // it until it is detached, its guest is gone or the caller asks to stop, and leaves nothing behind.
-import { resolve } from "node:path";
-import { openImage, type Image } from "../block/image.ts";
-import { isNbdUri } from "../block/image/nbd.ts";
-import { openedImage, type OpenedImage } from "../block/image/opened.ts";
-import { openProgramImage, type Opener } from "../block/image/program.ts";
+import type { Image } from "../block/image.ts";
+import type { OpenedImage } from "../block/image/opened.ts";
+import type { Opener } from "../block/image/program.ts";
 import { COMMAND_WAYS } from "../block/image/open.ts";
 import { openWhenFree } from "../block/image/wait.ts";
 import { unlessAborted } from "../core/deadline.ts";
@@ -19,15 +17,14 @@ import { isDevice, writeKeys } from "./backend-directory.ts";
 import type { DeviceEnd } from "./decide.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
+import { openDiskImage } from "./disk-image.ts";
 import { isRingInUse } from "./end-states.ts";
 import { checkOffer, offeredDisk, offeredKeys } from "./features.ts";
 import { enterServerJail, planeJail, type JailWish } from "./jail.ts";
 import { keysOfRates, type AskedRates } from "./rate-keys.ts";
-import { programSocket } from "./program-socket.ts";
 import { removeOfGoneGuests } from "./remains.ts";
-import { openNbdSource } from "./secure-line.ts";
 import { removeWriteLog } from "./server-line.ts";
-import { announceImage, hasServedRaw, refuseOthersDevice, refuseOthersOffer } from "./sharing.ts";
+import { announceImage, refuseOthersOffer } from "./sharing.ts";
 import { statsPath } from "./stats.ts";
 import { createDevice, destroyDevice, expectOurFrontend, SERVE_KEY } from "./toolstack.ts";
 
@@ -120,37 +117,19 @@ function expectKept(device: BlkbackDevice, end: DeviceEnd): DeviceEnd {
   );
 }
 
-async function openServedImage(
+function openServedImage(
   xenstore: Xenstore,
   options: ServeOptions,
   stop: AbortSignal,
   spawnWorker: SpawnWorker,
 ): Promise<OpenedImage> {
-  const { address, readOnly, shared, direct, format, opener, connections, statsDir } = options;
+  const { address, path: source, readOnly, shared, direct, format, opener, connections, statsDir } = options;
   const sectorSizeBytes = options.offer.logicalSectorBytes;
-  const how = { readOnly, shared, direct, sectorSizeBytes, user: describeDevice(address) };
-  const mayWait = (waitedMs: number): boolean => waitedMs < HOLDER_PATIENCE_MS && !stop.aborted;
-  if (opener !== undefined) {
-    if (!shared) await refuseOthersDevice(xenstore, address, options.path, readOnly);
-    const socket = programSocket(statsDir, address);
-    return openWhenFree(
-      () =>
-        openProgramImage(options.path, opener, { ...how, connections, socket, claimsDir: statsDir, stop }),
-      mayWait,
-    );
-  }
-  if (isNbdUri(options.path)) {
-    const source = { readOnly, shared, sectorSizeBytes, ways: COMMAND_WAYS };
-    return openWhenFree(
-      () => openNbdSource(options.path, { ...source, address, statsDir, spawnWorker, connections, stop }),
-      mayWait,
-    );
-  }
-  const path = resolve(options.path);
-  const isKnown = await hasServedRaw(xenstore, address, path);
-  if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);
-  const asRaw = { ...how, format: isKnown ? "raw" : format } as const;
-  return openWhenFree(() => openedImage(openImage(path, asRaw)), mayWait);
+  const asked = { source, readOnly, shared, direct, format, opener, connections, sectorSizeBytes };
+  return openWhenFree(
+    () => openDiskImage(xenstore, address, { ...asked, ways: COMMAND_WAYS, statsDir, spawnWorker, stop }),
+    (waitedMs) => waitedMs < HOLDER_PATIENCE_MS && !stop.aborted,
+  );
 }
 
 /**

@@ -1,27 +1,18 @@
 // Opens the image that a toolstack's keys name for a device.
-import { openImage, type FileImage } from "../block/image.ts";
-import { openedImage, type OpenedImage } from "../block/image/opened.ts";
-import { isNbdUri } from "../block/image/nbd.ts";
-import { openProgramImage } from "../block/image/program.ts";
+import type { OpenedImage } from "../block/image/opened.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
+import { openDiskImage } from "./disk-image.ts";
 import { isRingInUse } from "./end-states.ts";
 import { releaseFromKernel } from "./kernel-blkback.ts";
-import { programSocket } from "./program-socket.ts";
-import { openNbdSource } from "./secure-line.ts";
-import { hasServedRaw, keepsImage, refuseOthersDevice } from "./sharing.ts";
+import type { ImageThreads } from "./image-threads.ts";
 import { DISK_LINE_WAYS, parseImageWords } from "./image-words.ts";
+import { keepsImage } from "./sharing.ts";
 
 /** Opens the image of a device. `stop` ends the wait for a server or program that does not answer. */
 export type OpenDeviceImage = (address: DeviceAddress, stop: AbortSignal) => Promise<OpenedImage>;
-
-/** How an image is touched for the first time, and closed, where nobody may wait for its storage meanwhile. */
-export interface ImageStorage {
-  reach(path: string, stop: AbortSignal): Promise<void>;
-  close(image: FileImage): Promise<void>;
-}
 
 export interface WatchedImageOptions {
   readonly direct: boolean;
@@ -36,65 +27,32 @@ export interface WatchedImageOptions {
 }
 
 /**
- * Takes the device from the kernel's own backend first, should that have been quicker. `storage`: for somebody who
- * opens images for several guests. An error says whether another disk of ours has the image, and keeps it (`kept`).
+ * Takes the device from the kernel's own backend first, should that have been quicker. An error says whether another
+ * disk of ours has the image, and keeps it (`kept`).
  */
 export async function openWatchedImage(
   xenstore: Xenstore,
-  options: WatchedImageOptions,
+  { direct, offer, format: usual, connections, statsDir, sysfs }: WatchedImageOptions,
   spawnWorker: SpawnWorker,
   address: DeviceAddress,
   stop: AbortSignal,
-  storage?: ImageStorage,
+  threads?: ImageThreads,
 ): Promise<OpenedImage> {
+  releaseFromKernel(address, await isRingInUse(xenstore, address), sysfs);
+  const read = (key: string): Promise<string | null> => xenstore.tryRead(`${backendDir(address)}/${key}`);
+  const mode = await read("mode");
+  const { path: source, shared, format = usual } = parseImageWords(await read("params"), mode);
+  const readOnly = (await read("device-type")) === "cdrom" || !/^w!?$/.test(mode ?? "");
+  const discard = (await read("discard-enable")) !== "0";
+  const sectorSizeBytes = offer.logicalSectorBytes;
+  const how = format === "raw" || format === undefined ? { format } : { opener: { format } };
+  const asked = { ...how, source, readOnly, shared, direct, discard, connections, sectorSizeBytes };
+  const ground = { ways: DISK_LINE_WAYS, statsDir, spawnWorker, stop, threads };
   try {
-    return await open(xenstore, options, spawnWorker, address, stop, storage);
+    return await openDiskImage(xenstore, address, { ...asked, ...ground });
   } catch (error) {
     if (!(error instanceof XentoolError) || typeof error.context["user"] !== "string") throw error;
     const kept = await keepsImage(xenstore, address, error.context["user"]);
     throw new XentoolError(error.kind, error.message, { ...error.context, kept }, error.cause);
   }
-}
-
-async function open(
-  xenstore: Xenstore,
-  options: WatchedImageOptions,
-  spawnWorker: SpawnWorker,
-  address: DeviceAddress,
-  stop: AbortSignal,
-  storage: ImageStorage | undefined,
-): Promise<OpenedImage> {
-  const { direct, connections, statsDir } = options;
-  const sectorSizeBytes = options.offer.logicalSectorBytes;
-  releaseFromKernel(address, await isRingInUse(xenstore, address), options.sysfs);
-  const read = (key: string): Promise<string | null> => xenstore.tryRead(`${backendDir(address)}/${key}`);
-  const { path, shared, format } = parseImageWords(await read("params"), await read("mode"));
-  const isCdrom = (await read("device-type")) === "cdrom";
-  const readOnly = isCdrom || !/^w!?$/.test((await read("mode")) ?? "");
-  const common = { readOnly, shared: shared && !readOnly, sectorSizeBytes, ways: DISK_LINE_WAYS };
-  if (isNbdUri(path))
-    return openNbdSource(path, { ...common, address, statsDir, spawnWorker, connections, stop });
-  await storage?.reach(path, stop);
-  const how = { ...common, direct, user: describeDevice(address) };
-  const discard = (await read("discard-enable")) !== "0";
-  if (format !== undefined && format !== "raw") {
-    await refuseOthersDevice(xenstore, address, path, readOnly);
-    const socket = programSocket(statsDir, address);
-    return openProgramImage(
-      path,
-      { format },
-      {
-        ...how,
-        discard,
-        connections,
-        socket,
-        claimsDir: statsDir,
-        stop,
-      },
-    );
-  }
-  const isKnown = await hasServedRaw(xenstore, address, path);
-  if (!shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);
-  const image = openImage(path, { ...how, discard, format: isKnown ? "raw" : (format ?? options.format) });
-  return storage === undefined ? openedImage(image) : openedImage(image, () => storage.close(image));
 }
