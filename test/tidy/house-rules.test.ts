@@ -1,7 +1,7 @@
 // The house rules of docs/architecture.md that a program can check. A failure lists the files and lines.
 import { describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { filesLike, importsOf, reachableFrom, readSource, root, type SourceFile } from "./sources.ts";
 
 const FLOORS: Readonly<Record<string, number>> = {
@@ -212,6 +212,16 @@ describe("documents", () => {
           .map((target) => `${path} links to ${target}`),
       );
     expect(broken).toEqual([]);
+  });
+
+  test("and comments name only files of ours that exist", () => {
+    const ours = new Set(typescript.map(({ path }) => basename(path)));
+    const files = [...product, ...everything.filter(({ path }) => path.endsWith(".md"))];
+    const named = /(?<![\w*.-])[a-z][\w.-]*\.ts\b/g;
+    const gone = files.flatMap(({ path, text }) =>
+      [...text.matchAll(named)].filter(([name]) => !ours.has(name)).map(([name]) => `${path} names ${name}`),
+    );
+    expect(gone).toEqual([]);
   });
 
   test("show the first test as it is", () => {
