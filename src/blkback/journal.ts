@@ -19,7 +19,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { describeError, XentoolError } from "../core/errors.ts";
+import { codeOf, describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
 import { REQUEST } from "../protocol/blkif.ts";
@@ -277,7 +277,7 @@ function readWords(path: string, bytes: number): Uint32Array | undefined {
     if (statSync(path).size !== bytes) return undefined;
     file = readFileSync(path);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    if (codeOf(error) === "ENOENT") return undefined;
     throw error;
   }
   if (file.length !== bytes) return undefined;

@@ -38,10 +38,15 @@ function words(text: string): ReadonlySet<string> {
   return new Set(text.split(" "));
 }
 
+/** The errno of a system call that failed in Node or Bun, e.g. "ENOENT"; "" for anything else that was thrown. */
+export function codeOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : "";
+}
+
 /** The kind of anything thrown. A failed system call's kind follows from its errno; everything else is a bug. */
 export function kindOf(error: unknown): ErrorKind {
   if (error instanceof XentoolError) return error.kind;
-  const code = error instanceof Error && "code" in error ? String(error.code) : "";
+  const code = codeOf(error);
   if (!/^E[A-Z0-9]+$/.test(code) || BUGS.has(code)) return "bug";
   return LACKS.has(code) ? "environment" : "io";
 }

@@ -1,12 +1,13 @@
 // Whether another process lives.
 import { readFileSync } from "node:fs";
+import { codeOf } from "./errors.ts";
 
 /** One that has ended and that nobody has waited for yet (a zombie) is dead: it holds nothing any more. */
 export function isProcessAlive(pid: number): boolean {
   try {
     process.kill(pid, 0);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EPERM") return false;
+    if (codeOf(error) !== "EPERM") return false;
   }
   try {
     // The name in brackets may have brackets and spaces in it.

@@ -67,6 +67,7 @@ function lockFile(fd: number, path: string): LockFile {
   };
 }
 
-function isStill(fd: number, path: string): boolean {
+/** Whether the file at `path` is the one that `fd` is: its last owner may have removed that meanwhile. */
+export function isStill(fd: number, path: string): boolean {
   return statSync(path, { throwIfNoEntry: false })?.ino === fstatSync(fd).ino;
 }

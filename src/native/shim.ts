@@ -59,6 +59,11 @@ function checkVersion(loaded: Shim): Shim {
 /** Every function of csrc/xentool.h, loaded once per thread. */
 export const shim = checkVersion(loadLibrary());
 
+/** `text` as a NUL-terminated C string. */
+export function cString(text: string): Uint8Array {
+  return new TextEncoder().encode(`${text}\0`);
+}
+
 /** Errors that Node has no text for, but an image's file system or device may well return. */
 const MORE_ERRNOS: ReadonlyMap<number, readonly [string, string]> = new Map([
   [35, ["EDEADLK", "resource deadlock avoided"]],

@@ -4,7 +4,7 @@ import { closeSync, lstatSync, rmSync } from "node:fs";
 import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { XT_STREAM_LOCAL } from "./abi.ts";
-import { errnoText, shim } from "./shim.ts";
+import { cString, errnoText, shim } from "./shim.ts";
 
 const logger = moduleLogger("socket");
 
@@ -21,7 +21,7 @@ export interface UnixListener {
 
 /** Listens at `path`, replacing a socket that a dead process left there. Throws `environment`. */
 export function listenAt(path: string): UnixListener {
-  const text = new TextEncoder().encode(`${path}\0`);
+  const text = cString(path);
   let fd = shim.xt_stream_listen(text, XT_STREAM_LOCAL);
   if (fd === EADDRINUSE && lstatSync(path, { throwIfNoEntry: false })?.isSocket() && isAbandoned(text)) {
     rmSync(path);
@@ -48,7 +48,7 @@ function removeSocket(path: string): void {
 
 /** Whether somebody listens at `path`, even if no further connection may queue there now. */
 export function isListening(path: string): boolean {
-  const fd = tryConnecting(new TextEncoder().encode(`${path}\0`));
+  const fd = tryConnecting(cString(path));
   return fd >= 0 || fd === EAGAIN;
 }
 

@@ -20,17 +20,32 @@ import type {
 /** The kinds of handle that a platform can open. */
 export type DeviceKind = "evtchn" | "gntdev" | "gntalloc";
 
-export abstract class NativePlatform implements Platform {
+/** A handle of the shim's, closed once. */
+class NativeHandle {
+  /** Identifies it to the shim's functions. */
+  readonly handle: Pointer;
+  #close: ((handle: Pointer) => unknown) | undefined;
+
+  constructor(handle: Pointer, close: (handle: Pointer) => unknown) {
+    this.handle = handle;
+    this.#close = close;
+  }
+
+  close(): void {
+    const close = this.#close;
+    this.#close = undefined;
+    close?.(this.handle);
+  }
+}
+
+export abstract class NativePlatform extends NativeHandle implements Platform {
   abstract readonly name: "xen" | "sim";
   abstract readonly descriptor: PlatformDescriptor;
   abstract readonly xenstore: XenstoreEndpoint;
   readonly domid: Domid;
-  /** Identifies the platform to the shim's functions. */
-  protected readonly handle: Pointer;
-  #closed = false;
 
   protected constructor(handle: Pointer, domid: Domid) {
-    this.handle = handle;
+    super(handle, shim.xt_platform_close);
     this.domid = domid;
   }
 
@@ -48,12 +63,6 @@ export abstract class NativePlatform implements Platform {
     return new NativeGrantShare(this.opened("gntalloc", shim.xt_gntshr_open(this.handle)));
   }
 
-  close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    shim.xt_platform_close(this.handle);
-  }
-
   [Symbol.dispose](): void {
     this.close();
   }
@@ -62,14 +71,11 @@ export abstract class NativePlatform implements Platform {
   protected abstract opened(device: DeviceKind, result: number): Pointer;
 }
 
-export class NativeEventChannels implements EventChannels {
+export class NativeEventChannels extends NativeHandle implements EventChannels {
   readonly fd: number;
-  /** Identifies the handle to the shim's functions. */
-  readonly handle: Pointer;
-  #closed = false;
 
   constructor(handle: Pointer) {
-    this.handle = handle;
+    super(handle, shim.xt_evtchn_close);
     this.fd = shim.xt_evtchn_fd(handle);
   }
 
@@ -102,12 +108,6 @@ export class NativeEventChannels implements EventChannels {
   restrict(domid: Domid): boolean {
     return shim.xt_evtchn_restrict(this.handle, domid) === 0;
   }
-
-  close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    shim.xt_evtchn_close(this.handle);
-  }
 }
 
 /** Clear-byte offset and port as the shim expects them; -1 for none. */
@@ -115,12 +115,9 @@ function notifyArguments(notify: UnmapNotify | undefined): [clearByte: number, p
   return [notify?.clearByteAt ?? -1, notify?.port ?? -1];
 }
 
-class NativeGrantTable implements GrantTable {
-  readonly #handle: Pointer;
-  #closed = false;
-
+class NativeGrantTable extends NativeHandle implements GrantTable {
   constructor(handle: Pointer) {
-    this.#handle = handle;
+    super(handle, shim.xt_gnttab_close);
   }
 
   map(domid: Domid, refs: ArrayLike<number>, access: Access, unmapNotify?: UnmapNotify): Mapping {
@@ -130,29 +127,20 @@ class NativeGrantTable implements GrantTable {
     const writable = access === "rw" ? 1 : 0;
     const [clearByte, port] = notifyArguments(unmapNotify);
     const mapping = checkAddress(
-      shim.xt_gnttab_map(this.#handle, domids, list, list.length, writable, clearByte, port, address),
+      shim.xt_gnttab_map(this.handle, domids, list, list.length, writable, clearByte, port, address),
       `map ${list.length} grants of domain ${domid}`,
     );
     return new Mapping(address[0], list.length * PAGE_SIZE, () => shim.xt_gnttab_unmap(mapping));
   }
 
   copy(batch: GrantCopyBatch): number {
-    return shim.xt_gnttab_copy(this.#handle, batch.memory.address as Pointer, batch.count);
-  }
-
-  close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    shim.xt_gnttab_close(this.#handle);
+    return shim.xt_gnttab_copy(this.handle, batch.memory.address as Pointer, batch.count);
   }
 }
 
-class NativeGrantShare implements GrantShare {
-  readonly #handle: Pointer;
-  #closed = false;
-
+class NativeGrantShare extends NativeHandle implements GrantShare {
   constructor(handle: Pointer) {
-    this.#handle = handle;
+    super(handle, shim.xt_gntshr_close);
   }
 
   share(domid: Domid, pageCount: number, access: Access, unmapNotify?: UnmapNotify): SharedPages {
@@ -161,16 +149,10 @@ class NativeGrantShare implements GrantShare {
     const writable = access === "rw" ? 1 : 0;
     const [clearByte, port] = notifyArguments(unmapNotify);
     const share = checkAddress(
-      shim.xt_gntshr_share(this.#handle, domid, pageCount, writable, clearByte, port, refs, address),
+      shim.xt_gntshr_share(this.handle, domid, pageCount, writable, clearByte, port, refs, address),
       `share ${pageCount} pages with domain ${domid}`,
     );
     const mapping = new Mapping(address[0], pageCount * PAGE_SIZE, () => shim.xt_gntshr_unshare(share));
     return { refs: Array.from(refs) as GrantRef[], mapping };
-  }
-
-  close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    shim.xt_gntshr_close(this.#handle);
   }
 }

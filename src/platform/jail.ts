@@ -3,6 +3,7 @@
 import { XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { enterJail, missingForJail, type Jailed, type JailPath, type JailPlan } from "../native/jail.ts";
+import type { DeviceKind } from "./adapter.ts";
 import type { PlatformDescriptor } from "./platform.ts";
 
 const logger = moduleLogger("jail");
@@ -50,10 +51,7 @@ function sayMissing(isStrict: boolean, missing: readonly string[]): void {
 }
 
 /** Opening Xen's `devices` again, or what a simulated host has in their place, for a peer that comes once more. */
-export function platformPaths(
-  platform: PlatformDescriptor,
-  devices: readonly ("evtchn" | "gntdev" | "gntalloc")[],
-): JailPath[] {
+export function platformPaths(platform: PlatformDescriptor, devices: readonly DeviceKind[]): JailPath[] {
   if (platform.name === "sim") return [{ path: platform.dir, may: "keep" }];
   return devices.map((device) => ({ path: `/dev/xen/${device}`, may: "use" }));
 }

@@ -1,20 +1,15 @@
 // A simulated host as a platform: one process's attachment to its directory (csrc/xen/sim_*.c), plus the domain's
 // xenstore ring, which in a real guest belongs to the kernel.
 import { XentoolError } from "../core/errors.ts";
-import { PAGE_SIZE, type Domid, type EvtchnPort } from "../core/types.ts";
+import { PAGE_SIZE, type EvtchnPort } from "../core/types.ts";
 import { XT_SIM_STORE_GREF } from "../native/abi.ts";
 import { Mapping } from "../native/memory.ts";
-import { check, checkAddress, errnoName, errnoText, shim, type Pointer } from "../native/shim.ts";
+import { check, checkAddress, cString, errnoName, errnoText, shim, type Pointer } from "../native/shim.ts";
 import { NativePlatform, type DeviceKind, type NativeEventChannels } from "./adapter.ts";
-import type { StoreRing, XenstoreEndpoint } from "./platform.ts";
+import type { PlatformDescriptor, StoreRing, XenstoreEndpoint } from "./platform.ts";
 import { PortStream } from "./port-stream.ts";
 
-export interface SimDescriptor {
-  readonly name: "sim";
-  readonly dir: string;
-  readonly domid: Domid;
-  readonly xenstore?: "socket" | "ring";
-}
+export type SimDescriptor = Extract<PlatformDescriptor, { readonly name: "sim" }>;
 
 /** A domain's own end of its xenstore ring, which in a real guest belongs to the kernel. */
 export interface StoreRingEnd {
@@ -23,11 +18,6 @@ export interface StoreRingEnd {
 }
 
 const NO_SUCH_HOST = new Set(["ENOENT", "ECONNREFUSED", "ENOTDIR"]);
-
-/** `text` as a NUL-terminated C string. */
-export function cString(text: string): Uint8Array {
-  return new TextEncoder().encode(`${text}\0`);
-}
 
 /** Attaches to the host in `dir` as a process of `domid`. Synchronous, because nothing waits for the host. */
 export function attachSim(dir: string, domid: number, isHost = false): Pointer {

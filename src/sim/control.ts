@@ -2,7 +2,7 @@
 // when the connection ends, the host knows that the process died. Tools use it to query the status, manage domains and
 // stop the host.
 import { within } from "../core/deadline.ts";
-import { XentoolError } from "../core/errors.ts";
+import { codeOf, XentoolError } from "../core/errors.ts";
 import { noSimulatedHost } from "../platform/sim.ts";
 import { CONTROL_TIMEOUT_MS, CONTROL_LINE_BYTES_MAX } from "./bounds.ts";
 
@@ -115,11 +115,7 @@ function asRequest(message: unknown): ControlRequest | undefined {
 }
 
 /** What connecting fails with if there is no host, or none any more. */
-const NOBODY_LISTENS: ReadonlySet<unknown> = new Set(["ENOENT", "ECONNREFUSED"]);
-
-function codeOf(error: unknown): unknown {
-  return error instanceof Error && "code" in error ? error.code : undefined;
-}
+const NOBODY_LISTENS: ReadonlySet<string> = new Set(["ENOENT", "ECONNREFUSED"]);
 
 /**
  * Sends a request to the host in `dir`. Fails with `environment` if no host runs there, `timeout` if it does not reply

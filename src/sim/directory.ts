@@ -17,7 +17,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
-import { XentoolError } from "../core/errors.ts";
+import { codeOf, XentoolError } from "../core/errors.ts";
 import { isProcessAlive } from "../core/process-alive.ts";
 
 export const FORMAT_VERSION = 1;
@@ -82,7 +82,7 @@ export function hostFilesIn(dir: string): string[] {
   try {
     return readdirSync(dir).filter((name) => HOST_FILES.has(name) || /^dom\d+$/.test(name));
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return []; // gone, perhaps just now
+    if (codeOf(error) === "ENOENT") return []; // gone, perhaps just now
     throw error;
   }
 }
@@ -104,8 +104,7 @@ export function removeIfEmpty(dir: string): void {
   try {
     rmdirSync(dir);
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code !== "ENOENT" && code !== "ENOTEMPTY") throw error;
+    if (!["ENOENT", "ENOTEMPTY"].includes(codeOf(error))) throw error;
   }
 }
 

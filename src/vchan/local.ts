@@ -4,7 +4,7 @@ import { closeSync, fstatSync, type Stats } from "node:fs";
 import { lookup } from "node:dns/promises";
 import { XentoolError } from "../core/errors.ts";
 import { XT_STREAM_LOCAL } from "../native/abi.ts";
-import { check, errnoText, shim } from "../native/shim.ts";
+import { check, cString, errnoText, shim } from "../native/shim.ts";
 import { listenAt } from "../native/unix-listener.ts";
 import { BUSY_MS, BUSY_TRIES } from "./bounds.ts";
 
@@ -89,7 +89,7 @@ export function openCommand(argv: readonly string[]): OpenedLocal {
 /** Connects to the service at `spec`. The connection may not be established yet; the relay finds out. */
 export async function openConnection(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<OpenedLocal> {
   const [address, port] = await addressOf(spec);
-  const text = cText(address);
+  const text = cString(address);
   let fd = shim.xt_stream_connect(text, port);
   // A unix socket whose queue is full cannot be waited for, so try again.
   for (let tries = 0; fd === EAGAIN && tries < BUSY_TRIES; tries++) {
@@ -115,7 +115,7 @@ export interface Listener {
 export async function openListener(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<Listener> {
   if (spec.kind === "unix") return listenAt(spec.path);
   const [address, port] = await addressOf(spec);
-  const fd = shim.xt_stream_listen(cText(address), port);
+  const fd = shim.xt_stream_listen(cString(address), port);
   if (fd < 0)
     throw new XentoolError("environment", `cannot listen at ${describeSpec(spec)}: ${errnoText(fd)}`);
   return { fd, close: () => closeSync(fd) };
@@ -133,10 +133,6 @@ export function describeSpec(spec: LocalSpec): string {
     case "command":
       return `the command ${spec.argv[0]}`;
   }
-}
-
-function cText(text: string): Uint8Array {
-  return new TextEncoder().encode(`${text}\0`);
 }
 
 async function addressOf(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<[string, number]> {

@@ -12,10 +12,10 @@ import {
   readdirSync,
   realpathSync,
   rmSync,
-  statSync,
 } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../../core/errors.ts";
+import { isStill } from "../../native/lock-file.ts";
 import type { NbdAddress } from "../targets/nbd/uri.ts";
 import { attempt, tryStat } from "./attempt.ts";
 import { takeLocks, type Claim } from "./claim.ts";
@@ -128,8 +128,4 @@ export function removeFreeClaims(dir: string): void {
 /** Removes the file that `fd` is unless somebody else has locked it. */
 function removeIfFree(fd: number, path: string): void {
   if (takeLocks(fd, path, "write", undefined) && isStill(fd, path)) rmSync(path, { force: true });
-}
-
-function isStill(fd: number, path: string): boolean {
-  return statSync(path, { throwIfNoEntry: false })?.ino === fstatSync(fd).ino;
 }

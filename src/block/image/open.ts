@@ -1,6 +1,6 @@
 // Opens an image so that nobody else can use it in the meantime, or reports who does.
 import { closeSync, constants, fstatSync, openSync, readSync, statSync, type Stats } from "node:fs";
-import { XentoolError } from "../../core/errors.ts";
+import { codeOf, XentoolError } from "../../core/errors.ts";
 import { takeLocks, type Claim, type QemuLocks } from "./claim.ts";
 import { shim } from "../../native/shim.ts";
 import type { ContainerFormat } from "../program/commands.ts";
@@ -133,10 +133,6 @@ function explain(
   if (code === "EINVAL" && direct)
     return new XentoolError("environment", `${path}: its file system has no direct I/O; drop --direct`);
   return new XentoolError("io", `cannot open ${path}`, { path }, error);
-}
-
-function codeOf(error: unknown): string | undefined {
-  return (error as NodeJS.ErrnoException).code;
 }
 
 /** Readers tolerate other users that only read. */

@@ -3,7 +3,7 @@
 import { describeError, XentoolError } from "../../../core/errors.ts";
 import { moduleLogger } from "../../../core/log.ts";
 import { XT_STREAM_LOCAL } from "../../../native/abi.ts";
-import { shim } from "../../../native/shim.ts";
+import { cString, shim } from "../../../native/shim.ts";
 import { resolveHost } from "./probe.ts";
 import type { NbdAddress } from "./uri.ts";
 
@@ -22,5 +22,5 @@ export async function dialServer(to: NbdAddress): Promise<number> {
 
 /** `to` has a number or a path. */
 export function beginConnection({ address, port = XT_STREAM_LOCAL }: NbdAddress): number {
-  return shim.xt_stream_connect(new Uint8Array(Buffer.from(`${address}\0`)), port);
+  return shim.xt_stream_connect(cString(address), port);
 }
