@@ -5,6 +5,7 @@ import { version } from "../package.json";
 import { EXIT_CODE, kindOf, XentoolError } from "../src/core/errors.ts";
 import { xentool } from "./commands.ts";
 import { checkArguments, commandWords } from "./lib/arguments.ts";
+import { commandNamed, type Command } from "./lib/command.ts";
 import { outputErrorStatus } from "./lib/interruption.ts";
 import { print } from "./lib/output.ts";
 import { declareOptions, finish, moduleOf } from "./lib/parser.ts";
@@ -29,15 +30,17 @@ function commandLine(args: readonly string[]) {
     .version(version)
     .wrap(helpWidth())
     .exitProcess(false);
+  const current = (): Command => commandNamed(xentool, commandWords(parser));
   declareOptions(parser, GLOBAL_OPTIONS, true);
   parser.group([...Object.keys(GLOBAL_OPTIONS), "help", "version"], "Global options:");
   for (const command of xentool.actions) parser.command(moduleOf(command));
   parser.fail((message, error) => {
     // yargs throws, too, where a value is missing.
     if (error !== undefined && error !== null && error.name !== "YError") throw error;
-    throw usageError(message ?? error.message, xentool, commandWords(parser), args);
+    const path = [xentool.name, ...commandWords(parser)].join(" ");
+    throw usageError(message ?? error.message, current(), path, args);
   });
-  parser.middleware((values) => checkArguments(parser, values));
+  parser.middleware((values) => checkArguments(current(), values));
   return finish(parser, xentool.examples);
 }
 

@@ -3,19 +3,14 @@
 // wrong, usage-errors.ts puts into words.
 import type { Argv } from "yargs";
 import { XentoolError } from "../../src/core/errors.ts";
+import { labelOf, type Command } from "./command.ts";
+import { GLOBAL_OPTIONS } from "./run-command.ts";
 
 const DECIMAL = /^-?[0-9]*\.?[0-9]+$/;
 
-/** What yargs knows about the options and positionals of the current command; its types leave this out. */
+/** What yargs knows about the current command; its types leave this out. */
 interface Declarations {
-  getOptions(): {
-    readonly key: Readonly<Record<string, unknown>>;
-    readonly default: Readonly<Record<string, unknown>>;
-    readonly array: readonly string[];
-    readonly boolean: readonly string[];
-    readonly number: readonly string[];
-  };
-  getGroups(): Readonly<Record<string, readonly string[]>>;
+  getOptions(): { readonly number: readonly string[] };
   getInternalMethods(): { getContext(): { readonly commands: readonly string[] } };
 }
 
@@ -35,14 +30,13 @@ export function toNumber(text: unknown): unknown {
 }
 
 /** Fails with what is wrong with the first bad value. */
-export function checkArguments<T>(argv: Argv<T>, values: Readonly<Record<string, unknown>>): void {
-  const options = declarationsOf(argv).getOptions();
-  for (const name of Object.keys(options.key)) {
+export function checkArguments(command: Command, values: Readonly<Record<string, unknown>>): void {
+  for (const [name, { kind, initial }] of Object.entries({ ...GLOBAL_OPTIONS, ...command.options })) {
     const value = values[name];
-    if (value === options.default[name] || options.boolean.includes(name)) continue;
-    const label = labelOf(argv, name);
-    if (Array.isArray(value) && !options.array.includes(name)) fail(`${label} was given twice`);
-    if (options.number.includes(name) && typeof value !== "number")
+    if (value === initial || kind === "flag") continue;
+    const label = labelOf(command, name);
+    if (Array.isArray(value) && kind !== "texts") fail(`${label} was given twice`);
+    if (kind === "number" && typeof value !== "number")
       fail(`${label} wants a number, not ${JSON.stringify(value)}`);
     if ([value].flat().some((each) => each === "" || each === false)) fail(`${label} must not be empty`);
   }
@@ -52,15 +46,6 @@ export function checkArguments<T>(argv: Argv<T>, values: Readonly<Record<string,
 /** The words of the command that is being parsed. */
 export function commandWords<T>(argv: Argv<T>): readonly string[] {
   return declarationsOf(argv).getInternalMethods().getContext().commands;
-}
-
-function positionalsOf<T>(argv: Argv<T>): readonly string[] {
-  return declarationsOf(argv).getGroups()["Positionals:"] ?? [];
-}
-
-/** An argument's name as help shows it: DOMID for a positional, --domid for an option. */
-function labelOf<T>(argv: Argv<T>, name: string): string {
-  return positionalsOf(argv).includes(name) ? name.toUpperCase() : `--${name}`;
 }
 
 function fail(message: string): never {

@@ -69,6 +69,20 @@ export function command<O extends Options>({ run, ...definition }: Definition<O>
   };
 }
 
+/** The command that `words` name below `root`. */
+export function commandNamed(root: Command, words: readonly string[]): Command {
+  return words.reduce(({ actions }, word) => {
+    const action = actions.find(({ name }) => name === word);
+    if (action === undefined) throw new TypeError(`there is no command ${word}`);
+    return action;
+  }, root);
+}
+
+/** An argument's name as help shows it: DOMID for a positional, --domid for an option. */
+export function labelOf({ options }: Command, name: string): string {
+  return options[name]?.positional === true ? name.toUpperCase() : `--${name}`;
+}
+
 function hasTrailing(argv: object): argv is Trailing {
   return !("--" in argv) || isStrings(argv["--"]);
 }

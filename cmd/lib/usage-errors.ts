@@ -1,26 +1,18 @@
 // What yargs found wrong with a command line, in our own words: with the arguments' names as help shows them, what
 // was probably meant, and where the help of the very command is.
 import { XentoolError } from "../../src/core/errors.ts";
-import type { Command } from "./command.ts";
+import { labelOf, type Command } from "./command.ts";
 import { GLOBAL_OPTIONS } from "./run-command.ts";
 
-/** What went wrong while `words` of `root`, as typed in `args`, were parsed; `message` is what yargs says of it. */
+/** What went wrong while `command`, typed as `path` and `args`, was parsed; `message` is what yargs says of it. */
 export function usageError(
   message: string,
-  root: Command,
-  words: readonly string[],
+  command: Command,
+  path: string,
   args: readonly string[],
 ): XentoolError {
-  const command = words.reduce(actionOf, root);
-  const path = [root.name, ...words].join(" ");
   const what = describeMistake(message, command, path, args);
   return new XentoolError("usage", `${what}${what.endsWith("?") ? "" : ";"} try: ${path} --help`);
-}
-
-function actionOf({ actions }: Command, word: string): Command {
-  const action = actions.find(({ name }) => name === word);
-  if (action === undefined) throw new TypeError(`there is no command ${word}`);
-  return action;
 }
 
 function describeMistake(message: string, command: Command, path: string, args: readonly string[]): string {
@@ -72,11 +64,6 @@ function missing(command: Command, names: readonly string[]): string {
 
 function positionalsOf({ options }: Command): string[] {
   return Object.keys(options).filter((name) => options[name]?.positional === true);
-}
-
-/** An argument's name as help shows it: DOMID for a positional, --domid for an option. */
-function labelOf({ options }: Command, name: string): string {
-  return options[name]?.positional === true ? name.toUpperCase() : `--${name}`;
 }
 
 /** The one of `names` that `word` is a slip of the hand away from, or the only one that begins with it. */
