@@ -2,7 +2,7 @@
 // gone, or we may not be allowed to read it.
 import { parseXenbusState, type XenbusState } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
-import { errnoOf } from "../xenstore/errors.ts";
+import { nullIfDenied } from "../xenstore/errors.ts";
 import { backendDir, frontendDir, type DeviceAddress } from "./address.ts";
 import { isInUse } from "./decide.ts";
 
@@ -12,11 +12,8 @@ export async function readBackendState(xenstore: Xenstore, address: DeviceAddres
 
 /** Unknown: the guest or its directory is gone. A driver domain may lose the right to read it then. */
 export async function readFrontendState(xenstore: Xenstore, address: DeviceAddress): Promise<XenbusState> {
-  const text = await xenstore.tryRead(`${frontendDir(address)}/state`).catch((error: unknown) => {
-    if (errnoOf(error) === "EACCES") return null;
-    throw error;
-  });
-  return parseXenbusState(text);
+  const state = xenstore.tryRead(`${frontendDir(address)}/state`);
+  return parseXenbusState(await state.catch(nullIfDenied));
 }
 
 /** Whether the guest is still using a ring that a server, perhaps a dead one, has connected to. */

@@ -1,12 +1,12 @@
 // A disk's limits in xenstore: a toolstack writes them into the device's keys, at any time, and the server that
 // watches the device writes there which ones are in force.
-import { XentoolError, describeError } from "../core/errors.ts";
+import { describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { isDevice, type Keys } from "./backend-directory.ts";
 import { parseRate, rateText, UNLIMITED_DISK, type DiskRates, type Quantity, type Rate } from "./rates.ts";
-import { noDevice, requireWritten } from "./toolstack.ts";
+import { askServer, noDevice } from "./toolstack.ts";
 
 const logger = moduleLogger("blkback");
 
@@ -57,7 +57,6 @@ export async function limitDevice(
   asked: AskedRates,
   wait: WaitOptions = {},
 ): Promise<DiskRates> {
-  await requireWritten(xenstore, address, keysOfRates(asked));
   const inForce = (text: string | null): DiskRates | undefined => {
     const rates = parseAnswer(text);
     const isAsked = (quantity: Quantity): boolean => {
@@ -66,17 +65,8 @@ export async function limitDevice(
     };
     return rates !== undefined && QUANTITIES.every(isAsked) ? rates : undefined;
   };
-  const path = `${backendDir(address)}/${ANSWER_KEY}`;
-  try {
-    return inForce(await xenstore.waitFor(path, (text) => inForce(text) !== undefined, wait)) as DiskRates;
-  } catch (error) {
-    if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
-    const device = describeDevice(address);
-    throw new XentoolError(
-      "timeout",
-      `${device} seems not to be served: nobody has answered; its next server will obey`,
-    );
-  }
+  const outlook = "; its next server will obey";
+  return askServer(xenstore, address, keysOfRates(asked), ANSWER_KEY, inForce, wait, outlook);
 }
 
 /** What a device's keys say about its limits, as its server follows them. */

@@ -2,14 +2,13 @@
 // that watches it reports the outcome through another.
 import { randomUUID } from "node:crypto";
 import { currentSizeBytes, type Image } from "../block/image.ts";
-import { XentoolError } from "../core/errors.ts";
 import { parseDecimal } from "../core/types.ts";
 import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
-import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
+import { backendDir, type DeviceAddress } from "./address.ts";
 import type { Keys } from "./backend-directory.ts";
 import type { OfferedDisk } from "./requests.ts";
-import { requireWritten } from "./toolstack.ts";
+import { askServer } from "./toolstack.ts";
 
 /** Written by whoever asks, with a token that the answer repeats. */
 const ASKED_KEY = "xentool-resize";
@@ -29,19 +28,9 @@ export async function resizeDevice(
   address: DeviceAddress,
   wait: WaitOptions = {},
 ): Promise<Resize> {
-  const dir = backendDir(address);
   const word = randomUUID();
-  await requireWritten(xenstore, address, { [ASKED_KEY]: word });
-  const isAnswer = (text: string | null): boolean => parseAnswer(text, word) !== undefined;
-  try {
-    return parseAnswer(await xenstore.waitFor(`${dir}/${ANSWER_KEY}`, isAnswer, wait), word) as Resize;
-  } catch (error) {
-    if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
-    throw new XentoolError(
-      "timeout",
-      `${describeDevice(address)} seems not to be served: nobody has answered`,
-    );
-  }
+  const parse = (text: string | null): Resize | undefined => parseAnswer(text, word);
+  return askServer(xenstore, address, { [ASKED_KEY]: word }, ANSWER_KEY, parse, wait);
 }
 
 function parseAnswer(text: string | null, word: string): Resize | undefined {

@@ -6,10 +6,11 @@ import { noDomain } from "../platform/domains.ts";
 import { domainExists } from "../xenstore/domains.ts";
 import { XenbusState } from "../protocol/xenbus.ts";
 import { vdevName } from "../protocol/blkif.ts";
-import type { Xenstore } from "../xenstore/client.ts";
-import { errnoOf } from "../xenstore/errors.ts";
+import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
+import { errnoOf, nullIfDenied } from "../xenstore/errors.ts";
 import { isDevice, removeBackend, writeKeys, type Keys } from "./backend-directory.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+import { namesIn } from "./device-directories.ts";
 
 export interface NewDevice {
   readonly address: DeviceAddress;
@@ -172,6 +173,30 @@ export async function requireWritten(xenstore: Xenstore, address: DeviceAddress,
   if (!(await writeKeys(xenstore, address, keys))) throw await noDevice(xenstore, address);
 }
 
+/**
+ * Asks the device's server by `keys`, and waits until it has written what `parse` takes for the answer to `answerKey`.
+ * `outlook` ends the error when nobody does.
+ */
+export async function askServer<T>(
+  xenstore: Xenstore,
+  address: DeviceAddress,
+  keys: Keys,
+  answerKey: string,
+  parse: (text: string | null) => T | undefined,
+  wait: WaitOptions,
+  outlook = "",
+): Promise<T> {
+  await requireWritten(xenstore, address, keys);
+  const path = `${backendDir(address)}/${answerKey}`;
+  try {
+    return parse(await xenstore.waitFor(path, (text) => parse(text) !== undefined, wait)) as T;
+  } catch (error) {
+    if (!(error instanceof XentoolError) || error.kind !== "timeout") throw error;
+    const text = `${describeDevice(address)} seems not to be served: nobody has answered${outlook}`;
+    throw new XentoolError("timeout", text);
+  }
+}
+
 /** The error for a device that does not exist, perhaps because its domain does not. */
 export async function noDevice(xenstore: Xenstore, address: DeviceAddress): Promise<XentoolError> {
   if ((await domainExists(xenstore, address.frontend)) === false) return noDomain(address.frontend);
@@ -201,11 +226,8 @@ async function otherBackend(xenstore: Xenstore, address: DeviceAddress): Promise
   return named === other && (await readIfAllowed(xenstore, `${other}/state`)) !== null ? other : undefined;
 }
 
-async function readIfAllowed(xenstore: Xenstore, path: string): Promise<string | null> {
-  return xenstore.tryRead(path).catch((error: unknown) => {
-    if (errnoOf(error) === "EACCES") return null;
-    throw error;
-  });
+function readIfAllowed(xenstore: Xenstore, path: string): Promise<string | null> {
+  return xenstore.tryRead(path).catch(nullIfDenied);
 }
 
 /**
@@ -228,14 +250,10 @@ export async function findKinds(
   { backend, frontend, devid }: Omit<DeviceAddress, "kind">,
 ): Promise<string[]> {
   const found: string[] = [];
-  for (const kind of await names(xenstore, `/local/domain/${backend}/backend`)) {
+  for (const kind of await namesIn(xenstore, `/local/domain/${backend}/backend`)) {
     const address = { backend, kind, frontend, devid };
     if ((await xenstore.tryRead(`${backendDir(address)}/frontend`)) === frontendDir(address))
       found.push(kind);
   }
   return found;
-}
-
-async function names(xenstore: Xenstore, path: string): Promise<string[]> {
-  return (await xenstore.exists(path)) ? xenstore.directory(path) : [];
 }

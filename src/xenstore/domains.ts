@@ -5,7 +5,7 @@ import { DOMID_FIRST_RESERVED, parseDecimal, toDomid, type Domid } from "../core
 import { noDomain } from "../platform/domains.ts";
 import type { Platform } from "../platform/platform.ts";
 import { Xenstore, type Unwatch } from "./client.ts";
-import { errnoOf } from "./errors.ts";
+import { errnoOf, nullIfDenied } from "./errors.ts";
 
 /** A domain's number, or its name. */
 export type NamedDomain = Domid | string;
@@ -64,12 +64,7 @@ export async function listDomains(xenstore: Xenstore): Promise<KnownDomain[]> {
 
 /** Whether xenstored knows the domain: it answers this for the control domain only. Undefined when we may not ask. */
 export async function domainExists(xenstore: Xenstore, domid: Domid): Promise<boolean | undefined> {
-  try {
-    return await xenstore.isDomainIntroduced(domid);
-  } catch (error) {
-    if (errnoOf(error) === "EACCES") return undefined;
-    throw error;
-  }
+  return (await xenstore.isDomainIntroduced(domid).catch(nullIfDenied)) ?? undefined;
 }
 
 /**
@@ -85,9 +80,4 @@ export async function watchDomain(
   return xenstore.watch("@releaseDomain", async () => {
     if (!(await xenstore.isDomainIntroduced(domid))) onGone();
   });
-}
-
-function nullIfDenied(error: unknown): null {
-  if (errnoOf(error) === "EACCES") return null;
-  throw error;
 }

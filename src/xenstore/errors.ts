@@ -51,3 +51,9 @@ export function connectionLost(where: string, cause?: unknown): XentoolError {
 export function connectionClosed(): XentoolError {
   return new XentoolError("cancelled", "the xenstore connection was closed");
 }
+
+/** What may not be read counts as absent: `tryRead(path).catch(nullIfDenied)`. Throws any other error. */
+export function nullIfDenied(error: unknown): null {
+  if (errnoOf(error) === "EACCES") return null;
+  throw error;
+}
