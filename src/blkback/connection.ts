@@ -17,7 +17,7 @@ const logger = moduleLogger("blkback");
 
 export type OnHeld = (held: Held) => void;
 
-export class DeviceConnection {
+export class DiskConnection {
   /** Set once it has stopped: why some of the guest's writes may not be on the disk. */
   lost: string | undefined;
   /** Resolves when the ring is mapped and served; rejects with the reason if that failed. */

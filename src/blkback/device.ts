@@ -15,7 +15,7 @@ import { XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 import { BackendDirectory, type Keys } from "./backend-directory.ts";
-import { DeviceConnection } from "./connection.ts";
+import { DiskConnection } from "./connection.ts";
 import type { GrantMode } from "./data/path.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
 import { DeviceEvents, type OnDeviceEvent } from "./device-events.ts";
@@ -71,7 +71,7 @@ export class BlkbackDevice {
   readonly #end = Promise.withResolvers<DeviceEnd>();
   readonly #unwatch: Unwatch[] = [];
   #state: XenbusState = XenbusState.Initialising;
-  #connection: DeviceConnection | undefined;
+  #connection: DiskConnection | undefined;
   #stopping: Promise<void> | undefined;
   #lost: string | undefined;
   readonly #pause = new ReconnectPause();
@@ -276,7 +276,7 @@ export class BlkbackDevice {
     const pauseMs = this.#pause.remainingMs();
     if (pauseMs > 0) return this.#lookIn(pauseMs);
     this.#pause.connecting();
-    let connection: DeviceConnection;
+    let connection: DiskConnection;
     // This is not the ring that was in use. Cleared before the keys are read: whatever is written later is yet
     // another ring.
     if (this.#anew) this.#takeover = this.#anew = false;
@@ -301,7 +301,7 @@ export class BlkbackDevice {
         grantMode: grantMode === "persistent" && !keepsGrants ? "copy" : grantMode,
         statsPath: this.#stats.path,
       };
-      connection = new DeviceConnection(this.#spawnWorker, order, this.#rates.rates, this.#trouble.held, dial);
+      connection = new DiskConnection(this.#spawnWorker, order, this.#rates.rates, this.#trouble.held, dial);
       this.#connection = connection;
       void connection.stopped.then(() => (this.#lost ??= connection.lost));
       await connection.connected;
@@ -338,7 +338,7 @@ export class BlkbackDevice {
   }
 
   /** The worker has finished: after `stop`, or by itself because the ring or the engine failed. */
-  async #stopped(connection: DeviceConnection, failure: XentoolError | undefined): Promise<void> {
+  async #stopped(connection: DiskConnection, failure: XentoolError | undefined): Promise<void> {
     if (this.#connection !== connection || this.#over) return;
     this.#connection = undefined;
     await this.#failed(failure ?? new XentoolError("bug", "the data plane stopped by itself"), true);

@@ -3,7 +3,7 @@ import type { OpenedImage } from "../block/image/opened.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { Xenstore } from "../xenstore/client.ts";
-import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
+import { backendDir, type DeviceAddress } from "./address.ts";
 import { openDiskImage } from "./disk-image.ts";
 import { isRingInUse } from "./end-states.ts";
 import { releaseFromKernel } from "./kernel-blkback.ts";

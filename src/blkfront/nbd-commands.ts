@@ -231,7 +231,8 @@ export class NbdCommands {
 
   #startRead(connection: NbdConnection, row: number): boolean {
     const commands = this.#commands;
-    if (commands.exclusive[row] === 1 && (connection.outstanding > 1 || commands.pending[row] !== 0)) return false;
+    if (commands.exclusive[row] === 1 && (connection.outstanding > 1 || commands.pending[row] !== 0))
+      return false;
     const bytes = this.#nextBytes(row, this.chunkBytes);
     if (!connection.promise(DATA_CHUNK_BYTES + bytes)) return false;
     if (this.#startTransfer(BLKIF_OP_READ, row, bytes, 0)) return true;

@@ -1,5 +1,5 @@
-// The sizes and times of a simulated host's own processes, with their reasons. test/unit/bounds.test.ts asserts how they
-// depend on each other.
+// The sizes and times of a simulated host's own processes, with their reasons. test/unit/bounds.test.ts asserts how
+// they depend on each other.
 
 /** Between two looks whether everything that was used has been given back. */
 export const SETTLE_STEP_MS = 5;
