@@ -16,7 +16,7 @@ import {
 } from "./blkback-serve.ts";
 import { command, type ArgumentsOf } from "./lib/command.ts";
 import { parseHostPort } from "./lib/host-port.ts";
-import { choice, text, undecidedFlag } from "./lib/option.ts";
+import { choice, number, text, undecidedFlag } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import type { Service } from "./lib/service.ts";
 import { withSession, type Session } from "./lib/session.ts";
@@ -36,6 +36,7 @@ const WATCH_OPTIONS = {
     },
   ),
   jail: JAIL_OPTION,
+  "uid-base": number("In its jail the process of domain N is user BASE + N; 0: root", { initial: 65_536 }),
   metrics: text("Answer Prometheus at HOST:PORT or unix:PATH"),
 };
 type WatchArguments = ArgumentsOf<typeof WATCH_OPTIONS>;
@@ -56,6 +57,7 @@ export const watchCommand = command({
 async function runWatch(context: CommandContext, session: Session, argv: WatchArguments): Promise<void> {
   const { platform } = session;
   await checkIsolation(argv);
+  await checkUidBase(argv);
   const serving = await servingOptionsOf(argv, platform, context);
   const metrics = argv.metrics === undefined ? undefined : metricsAddress(argv.metrics);
   const { kind, direct, format, connections } = argv;
@@ -75,7 +77,8 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
     service.changed();
   };
   const jail = argv.jail ?? USUAL_JAIL;
-  const options = { ...serving, kind, direct, format, connections, anyScript, rates, jail, onEvent };
+  const { uidBase } = argv;
+  const options = { ...serving, kind, direct, format, connections, anyScript, rates, jail, uidBase, onEvent };
   const announce = (): Promise<Disposable> => announceWatch(platform, metrics, serving.statsDir);
   using announced = new DisposableStack();
   if (predecessor === undefined) announced.use(await announce());
@@ -108,6 +111,17 @@ async function checkIsolation({ isolation, jail }: WatchArguments): Promise<void
   if (isolation === "process" || jail === undefined || jail === "off") return;
   const { XentoolError } = await import("../src/core/errors.ts");
   throw new XentoolError("usage", "--jail is for the processes of guests; --isolation thread has none");
+}
+
+/** Throws `usage`. */
+async function checkUidBase({ uidBase }: WatchArguments): Promise<void> {
+  const { isUidBase } = await import("../src/blkback/guests/guest-users.ts");
+  if (isUidBase(uidBase)) return;
+  const { XentoolError } = await import("../src/core/errors.ts");
+  throw new XentoolError(
+    "usage",
+    `--uid-base ${uidBase}: users of people or the system have such numbers, or nobody`,
+  );
 }
 
 /** Whenever we are asked to, starts a successor. Returns when one has all guests; until then we serve on. */
@@ -153,7 +167,7 @@ async function handOver(
 async function startWatching(
   isolation: WatchArguments["isolation"],
   { platform, xenstore }: Session,
-  { jail, ...options }: SupervisorOptions,
+  { jail, uidBase, ...options }: SupervisorOptions,
   predecessor: Predecessor | undefined,
 ): Promise<DiskServer> {
   const { spawnWorker } = await import("./spawn-worker.ts");
@@ -166,7 +180,7 @@ async function startWatching(
   const { GuestSupervisor } = await import("../src/blkback/guests/supervisor.ts");
   const { spawnGuest } = await import("./spawn-guest.ts");
   const spawn = { guest: spawnGuest, worker: spawnWorker };
-  return GuestSupervisor.start(platform, xenstore, { ...options, jail }, spawn, predecessor);
+  return GuestSupervisor.start(platform, xenstore, { ...options, jail, uidBase }, spawn, predecessor);
 }
 
 /** Only for those who run our script: to others, state 2 alone means that the disk is there. */

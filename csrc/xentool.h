@@ -17,7 +17,7 @@
 #define XT_API __attribute__((visibility("default")))
 
 /* Raised whenever anything below changes, so that a shim built from another header is detected. */
-#define XT_ABI_VERSION 9
+#define XT_ABI_VERSION 10
 
 XT_API uint32_t xt_abi_version(void);
 
@@ -261,8 +261,8 @@ XT_API int32_t xt_descriptors_receive(int32_t socket, uint32_t *number, int32_t 
 
 /* ---- jail/: what a process that has to do with another domain gives up ---- */
 
-/* The parts of a jail: capabilities and new privileges; the network; files; system calls. */
-enum { XT_JAIL_PRIVILEGES = 1, XT_JAIL_NETWORK = 2, XT_JAIL_FILES = 4, XT_JAIL_CALLS = 8 };
+/* The parts of a jail: capabilities and new privileges; the network; files; system calls; being root. */
+enum { XT_JAIL_PRIVILEGES = 1, XT_JAIL_NETWORK = 2, XT_JAIL_FILES = 4, XT_JAIL_CALLS = 8, XT_JAIL_USER = 16 };
 /* Whom a table of calls is for, and what for: see jail/calls.h. */
 enum { XT_JAIL_CONTROL = 1, XT_JAIL_PLANE = 2 };
 enum {
@@ -285,10 +285,11 @@ enum { XT_JAIL_READ = 1, XT_JAIL_WRITE = 2, XT_JAIL_MAKE = 4, XT_JAIL_REMOVE = 8
 XT_API uint32_t xt_jail_support(void);
 /*
  * Puts every thread of this process, and all that they will start, into a jail of these parts for good. What is open
- * stays open, except what an exec would pass on. `child` is the one process that may be sent signals, or 0. Returns the
- * parts that every thread is in.
+ * stays open, except what an exec would pass on. `child` is the one process that may be sent signals, or 0. With
+ * XT_JAIL_USER it is `uid` and `gid` from then on. Returns the parts that every thread is in.
  */
-XT_API uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, const char *paths);
+XT_API uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, uint32_t uid, uint32_t gid,
+                              const char *paths);
 /* Puts the calling thread, in such a process, into the narrower jail of a plane. It has opened everything by then. */
 XT_API int32_t xt_jail_enter_plane(uint32_t parts, uint32_t needs, const char *paths);
 

@@ -12,12 +12,15 @@ uint32_t xt_jail_support(void) {
   if (jail_may_make_namespaces()) parts |= XT_JAIL_NETWORK;
   if (jail_landlock_version() > 0) parts |= XT_JAIL_FILES;
   if (jail_seccomp_is_there()) parts |= XT_JAIL_CALLS;
+  if (jail_may_become_others()) parts |= XT_JAIL_USER;
   return parts;
 }
 
 /* What each thread does for itself. -1: not this. */
 struct steps {
   int network, ruleset;
+  int64_t uid;
+  uint32_t gid;
 };
 
 static int take_steps(void *argument) {
@@ -25,6 +28,7 @@ static int take_steps(void *argument) {
   int error = jail_no_new_privileges();
   if (!error && steps->network >= 0) error = jail_join_network(steps->network);
   if (!error && steps->ruleset >= 0) error = jail_landlock_restrict(steps->ruleset);
+  if (!error && steps->uid >= 0) error = jail_become((uint32_t)steps->uid, steps->gid);
   return error ? error : jail_drop_capabilities();
 }
 
@@ -36,8 +40,8 @@ static int new_network(void) {
   return open(name, O_RDONLY | O_CLOEXEC);
 }
 
-uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, const char *paths) {
-  struct steps steps = {-1, -1};
+uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, uint32_t uid, uint32_t gid, const char *paths) {
+  struct steps steps = {-1, -1, parts & XT_JAIL_USER ? (int64_t)uid : -1, gid};
   uint32_t done = 0;
   jail_close_inherited();
   if (parts & XT_JAIL_FILES) steps.ruleset = jail_landlock_rules(paths);
@@ -47,6 +51,7 @@ uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, const char
     done |= XT_JAIL_PRIVILEGES;
     if (steps.ruleset >= 0) done |= XT_JAIL_FILES;
     if (steps.network >= 0) done |= XT_JAIL_NETWORK;
+    if (steps.uid >= 0) done |= XT_JAIL_USER;
   }
   if (steps.ruleset >= 0) close(steps.ruleset);
   if (steps.network >= 0) close(steps.network);

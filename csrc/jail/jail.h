@@ -37,8 +37,11 @@ int jail_on_every_thread(int (*work)(void *), void *argument);
 /* Neither this thread nor what it executes ever gains a privilege again. 0 or -errno, as all that follow. */
 int jail_no_new_privileges(void);
 int jail_drop_capabilities(void);
+/* This thread is that user from now on, in that group and no other. */
+int jail_become(uint32_t uid, uint32_t gid);
 /* Whether this thread has the privilege for it. */
 int jail_may_make_namespaces(void);
+int jail_may_become_others(void);
 /* Moves this thread into a network without devices, and into one of others' (`fd`). */
 int jail_leave_network(void);
 int jail_join_network(int fd);

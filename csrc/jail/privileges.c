@@ -19,11 +19,30 @@ int jail_drop_capabilities(void) {
   return syscall(SYS_capset, &header, none) ? -errno : 0;
 }
 
-int jail_may_make_namespaces(void) {
+/* Whoever becomes somebody else no longer ends with its parent, until it asks for that again. */
+int jail_become(uint32_t uid, uint32_t gid) {
+  int end_signal = 0;
+  pid_t parent = getppid();
+  if (prctl(PR_GET_PDEATHSIG, &end_signal)) return -errno;
+  if (syscall(SYS_setgroups, 0, NULL) || syscall(SYS_setresgid, gid, gid, gid)) return -errno;
+  if (syscall(SYS_setresuid, uid, uid, uid)) return -errno;
+  if (end_signal == 0) return 0;
+  if (prctl(PR_SET_PDEATHSIG, end_signal)) return -errno;
+  return getppid() == parent ? 0 : -ESRCH;
+}
+
+static int has(int capability) {
   struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
   struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
   if (syscall(SYS_capget, &header, data)) return 0;
-  return (data[CAP_TO_INDEX(CAP_SYS_ADMIN)].effective & CAP_TO_MASK(CAP_SYS_ADMIN)) != 0;
+  return (data[CAP_TO_INDEX(capability)].effective & CAP_TO_MASK(capability)) != 0;
+}
+
+int jail_may_make_namespaces(void) { return has(CAP_SYS_ADMIN); }
+
+/* Also to give them their files, and to end them. */
+int jail_may_become_others(void) {
+  return has(CAP_SETUID) && has(CAP_SETGID) && has(CAP_CHOWN) && has(CAP_DAC_OVERRIDE) && has(CAP_KILL);
 }
 
 int jail_leave_network(void) { return unshare(CLONE_NEWNET) ? -errno : 0; }

@@ -48,10 +48,20 @@ struct device {
   uint32_t users;
 };
 
-static int32_t open_device(const char *path, struct device **device) {
+struct linux_platform {
+  struct platform base;
+  int evtchn, gntdev; /* what is open already, or -1 */
+};
+
+/* The descriptor of a device; another one of `given`, should that be open already. */
+static int descriptor_of(const char *path, int given, int flags) {
+  return given >= 0 ? fcntl(given, F_DUPFD_CLOEXEC, 0) : open(path, O_RDWR | flags);
+}
+
+static int32_t open_device(const char *path, int given, struct device **device) {
   *device = calloc(1, sizeof **device);
   if (!*device) return -ENOMEM;
-  int fd = open(path, O_RDWR | O_CLOEXEC);
+  int fd = descriptor_of(path, given, O_CLOEXEC);
   int32_t error = fd < 0 ? -errno : 0;
   **device = (struct device){fd, 1};
   if (error) free(*device);
@@ -77,7 +87,7 @@ static int32_t linux_evtchn_open(struct platform *platform, uint32_t flags, stru
   int nonblock = flags & XT_EVTCHN_NONBLOCK ? O_NONBLOCK : 0, cloexec = flags & XT_EVTCHN_KEEP ? 0 : O_CLOEXEC;
   *evtchn = calloc(1, sizeof **evtchn);
   if (!*evtchn) return -ENOMEM;
-  int fd = open("/dev/xen/evtchn", O_RDWR | nonblock | cloexec);
+  int fd = descriptor_of("/dev/xen/evtchn", ((struct linux_platform *)platform)->evtchn, nonblock | cloexec);
   int32_t error = fd < 0 ? -errno : 0;
   **evtchn = (struct evtchn){platform->ops, fd};
   if (error) free(*evtchn);
@@ -167,7 +177,7 @@ static int32_t linux_gnttab_open(struct platform *platform, struct gnttab **gntt
   struct linux_gnttab *opened = calloc(1, sizeof *opened);
   if (!opened) return -ENOMEM;
   opened->base.ops = platform->ops;
-  int32_t error = open_device("/dev/xen/gntdev", &opened->device);
+  int32_t error = open_device("/dev/xen/gntdev", ((struct linux_platform *)platform)->gntdev, &opened->device);
   if (error) free(opened);
   else *gnttab = &opened->base;
   return error;
@@ -264,7 +274,7 @@ static int32_t linux_gntshr_open(struct platform *platform, struct gntshr **gnts
   struct linux_gntshr *opened = calloc(1, sizeof *opened);
   if (!opened) return -ENOMEM;
   opened->base.ops = platform->ops;
-  int32_t error = open_device("/dev/xen/gntalloc", &opened->device);
+  int32_t error = open_device("/dev/xen/gntalloc", -1, &opened->device);
   if (error) free(opened);
   else *gntshr = &opened->base;
   return error;
@@ -353,9 +363,9 @@ static const struct platform_ops linux_ops = {
     .gntshr_unshare = linux_gntshr_unshare,
 };
 
-double xt_linux_open(void) {
-  struct platform *platform = calloc(1, sizeof *platform);
+double xt_linux_open(int32_t evtchn, int32_t gntdev) {
+  struct linux_platform *platform = calloc(1, sizeof *platform);
   if (!platform) return -ENOMEM;
-  platform->ops = &linux_ops;
+  *platform = (struct linux_platform){{&linux_ops}, evtchn, gntdev};
   return (double)(uintptr_t)platform;
 }

@@ -146,6 +146,8 @@ struct sim_evtchn {
 /* ---- sim_domain.c ---- */
 
 int sim_open_dir(const char *dir);
+/* The mode of what is in a host's directory, whose own mode says whose processes get there. */
+uint32_t sim_mode(int dir_fd, uint32_t alone, uint32_t shared);
 /* Maps the host's file. Returns MAP_FAILED with errno on error: EPROTO if it is not a host file of this version. */
 struct host_file *sim_map_host(int dir_fd, uint64_t *size);
 /* Locks the mutex; returns nonzero if its last owner died holding it. */

@@ -95,12 +95,20 @@ int sim_mutex_lock(pthread_mutex_t *mutex) {
 
 /* ---- creating files ---- */
 
+int sim_open_dir(const char *dir) { return open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
+
+uint32_t sim_mode(int dir_fd, uint32_t alone, uint32_t shared) {
+  struct stat status;
+  return fstat(dir_fd, &status) == 0 && status.st_mode & S_IXGRP ? shared : alone;
+}
+
 /* Memory for the first `used` bytes is allocated immediately; the rest is a hole. */
 static void *create_file(int dir_fd, const char *name, uint64_t size, uint64_t used) {
   int fd = openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (fd < 0) return MAP_FAILED;
   void *memory = MAP_FAILED;
-  int error = ftruncate(fd, (off_t)size) ? -errno : xt_reserve(fd, 0, used);
+  int error = fchmod(fd, sim_mode(dir_fd, 0600, 0666)) || ftruncate(fd, (off_t)size) ? -errno : 0;
+  if (error == 0) error = xt_reserve(fd, 0, used);
   if (error == 0) memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   error = error ? -error : errno;
   if (memory == MAP_FAILED) unlinkat(dir_fd, name, 0); /* only its creator removes it */
@@ -108,8 +116,6 @@ static void *create_file(int dir_fd, const char *name, uint64_t size, uint64_t u
   errno = error;
   return memory;
 }
-
-int sim_open_dir(const char *dir) { return open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
 
 int32_t xt_sim_host_create(const char *dir, const struct xt_sim_limits *limits) {
   if (!limits_are_sane(limits)) return -EINVAL;
@@ -197,6 +203,7 @@ int32_t xt_sim_domain_create(const char *dir, uint32_t domid) {
   snprintf(name, sizeof name, "dom%u", domid);
   snprintf(file, sizeof file, "%s/memory", name);
   int32_t result = mkdirat(dir_fd, name, 0700) ? -errno : 0;
+  if (result == 0) fchmodat(dir_fd, name, sim_mode(dir_fd, 0700, 01777), 0);
   if (result == 0) {
     result = fill_domain(dir_fd, file, domid, &host->limits);
     if (result < 0) {

@@ -96,7 +96,10 @@ static int open_fifo(const struct sim *sim, uint32_t id, uint32_t flags) {
   int mode = O_RDWR | (flags & XT_EVTCHN_NONBLOCK ? O_NONBLOCK : 0) | (flags & XT_EVTCHN_KEEP ? 0 : O_CLOEXEC);
   sim_fifo_name(name, sizeof name, sim->domid, id);
   int fd = mkfifoat(sim->dir_fd, name, 0600) ? -1 : openat(sim->dir_fd, name, mode);
-  return fd < 0 ? -errno : fd;
+  if (fd < 0 || fchmod(fd, sim_mode(sim->dir_fd, 0600, 0666)) == 0) return fd < 0 ? -errno : fd;
+  int error = -errno;
+  close(fd);
+  return error;
 }
 
 int32_t sim_evtchn_open(struct platform *platform, uint32_t flags, struct evtchn **opened) {

@@ -11,8 +11,11 @@
 
 /* ---- platforms ---- */
 
-/* Linux's devices in /dev/xen. Each is opened only when it is needed. */
-XT_API double xt_linux_open(void);
+/*
+ * Linux's devices in /dev/xen. Each is opened only when it is needed; not at all where its descriptor is given, for a
+ * process that may not. That stays the caller's, and open for as long as the platform. -1: none is given.
+ */
+XT_API double xt_linux_open(int32_t evtchn, int32_t gntdev);
 /* A platform stays alive until everything opened through it is closed as well. */
 XT_API int32_t xt_platform_close(void *platform);
 

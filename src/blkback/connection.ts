@@ -7,6 +7,7 @@ import { moduleLogger } from "../core/log.ts";
 import { Plane, type SpawnWorker } from "../plane/plane.ts";
 import { asError } from "../plane/protocol.ts";
 import type { Image } from "../block/image.ts";
+import type { LentDevices } from "../platform/platform.ts";
 import type { Unwatch } from "../xenstore/client.ts";
 import type { BackendDirectory } from "./backend-directory.ts";
 import { BlkbackControl, type StopOrder } from "./blkback-control.ts";
@@ -16,6 +17,9 @@ import type { DiskRates } from "./rates.ts";
 const logger = moduleLogger("blkback");
 
 export type OnHeld = (held: Held) => void;
+
+/** Xen's devices for a connection of device `devid`; what is for that one only is closed with `until`. */
+export type LendDevices = (devid: number, until: DisposableStack) => Promise<LentDevices>;
 
 export class DiskConnection {
   /** Set once it has stopped: why some of the guest's writes may not be on the disk. */
@@ -32,7 +36,8 @@ export class DiskConnection {
 
   /**
    * Throws what `spawnWorker` throws, and `io` when no descriptor is left. `onHeld`: the disk waits for the image's
-   * server, or no longer. `dial` begins a connection to that, if we cannot.
+   * server, or no longer. `dial` begins a connection to that, if we cannot. What is `lent` to the plane is moved here,
+   * to be closed when that is over.
    */
   constructor(
     spawnWorker: SpawnWorker,
@@ -40,9 +45,11 @@ export class DiskConnection {
     rates: DiskRates,
     onHeld: OnHeld,
     dial?: () => Promise<number>,
+    lent?: DisposableStack,
   ) {
     this.#hasServer = order.image.kind === "nbd";
     const plane = new Plane("blkback", spawnWorker);
+    const kept = lent?.move();
     this.#control = new BlkbackControl(plane.control);
     this.#control.sectors512 = order.disk.sectors512;
     this.#control.rates = rates;
@@ -54,6 +61,7 @@ export class DiskConnection {
       plane.close();
       this.#isOver = true;
       closeDialled(this.#control.takeDialled());
+      kept?.dispose();
       return error;
     };
     const hear = (report: BlkbackReport): void => {

@@ -2,6 +2,7 @@
 // device to the next server. With the lock come the files that the last server left, wherever that had them.
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
+import type { JailUser } from "../native/jail.ts";
 import { takeLock, type LockFile } from "../native/lock-file.ts";
 import { describeDevice, type DeviceAddress } from "./address.ts";
 import { giveToGuest, takeFromGuest } from "./state-directory.ts";
@@ -24,12 +25,12 @@ export function lockDevice(statsDir: string, address: DeviceAddress): LockFile {
   return lockAnd(statsDir, address, takeFromGuest);
 }
 
-/** The same for the process of a guest, whose files are in its guest's directory. */
-export function lockForGuest(statsDir: string, address: DeviceAddress): LockFile {
-  return lockAnd(statsDir, address, giveToGuest);
+/** The same for the process of a guest, whose files are in its guest's directory and `user`'s; without one, ours. */
+export function lockForGuest(statsDir: string, address: DeviceAddress, user?: JailUser): LockFile {
+  return lockAnd(statsDir, address, (dir, disk) => giveToGuest(dir, disk, user));
 }
 
-function lockAnd(statsDir: string, address: DeviceAddress, moveFiles: typeof giveToGuest): LockFile {
+function lockAnd(statsDir: string, address: DeviceAddress, moveFiles: typeof takeFromGuest): LockFile {
   const lock = takeLock(lockPath(statsDir, address));
   if (lock !== undefined) {
     try {

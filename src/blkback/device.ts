@@ -1,7 +1,6 @@
 // The control plane of one device: follows the XenbusState of both ends (public/io/xenbus.h) and connects or
 // disconnects the data plane accordingly. A watch event only means "look again"; a look compares the states of both
-// ends with our own and takes the one step that decide.ts chooses. Events may therefore come in any number and order,
-// and a guest that flaps costs no more than one step at a time.
+// ends with our own and takes the one step that decide.ts chooses, however many events there were, and in what order.
 import { endsWithin } from "../core/deadline.ts";
 import type { Image } from "../block/image.ts";
 import { kindOf, XentoolError } from "../core/errors.ts";
@@ -15,7 +14,7 @@ import { XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
 import { BackendDirectory, type Keys } from "./backend-directory.ts";
-import { DiskConnection } from "./connection.ts";
+import { DiskConnection, type LendDevices } from "./connection.ts";
 import type { GrantMode } from "./data/path.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
 import { DeviceEvents, type OnDeviceEvent } from "./device-events.ts";
@@ -52,8 +51,9 @@ export interface DeviceOptions {
   readonly verbosity: number;
   /** For the planes of a jailed process. */
   readonly jail?: PlaneJail | undefined;
-  /** See `OpenedImage`. */
+  /** See `OpenedImage`, and `WatchHelp`. */
   readonly dial?: (() => Promise<number>) | undefined;
+  readonly lend?: LendDevices | undefined;
 }
 
 export class BlkbackDevice {
@@ -75,7 +75,6 @@ export class BlkbackDevice {
   #stopping: Promise<void> | undefined;
   #lost: string | undefined;
   readonly #pause = new ReconnectPause();
-  /** Triggers another look when the pause is over. */
   #pauseTimer: ReturnType<typeof setTimeout> | undefined;
   /** Set after a failure: the guest must offer another ring before it is served again. */
   #refused = false;
@@ -119,8 +118,7 @@ export class BlkbackDevice {
 
   /**
    * Offers `image` as the device at `address`, whose directories must exist, and serves it from then on. Takes over a
-   * device whose former server died while the guest was using it. `claimed` is the device's directory, if the caller
-   * claimed it before reading there which image to serve.
+   * device whose former server died while the guest was using it. `claimed`: its directory, if that is claimed already.
    */
   static async start(
     platform: Platform,
@@ -277,11 +275,13 @@ export class BlkbackDevice {
     if (pauseMs > 0) return this.#lookIn(pauseMs);
     this.#pause.connecting();
     let connection: DiskConnection;
+    using until = new DisposableStack();
     // This is not the ring that was in use. Cleared before the keys are read: whatever is written later is yet
     // another ring.
     if (this.#anew) this.#takeover = this.#anew = false;
     try {
       const { abi, sets, keepsGrants } = await readRingParameters(this.#xenstore, this.address);
+      const lent = await this.#options.lend?.(this.address.devid, until);
       // Otherwise the ring may be that of another device under the same name; the next look will find ours gone.
       const isThere = await this.#directory.isThere();
       // If the device was abandoned in the meantime, there was no worker to stop, and the image is already closed.
@@ -292,7 +292,7 @@ export class BlkbackDevice {
       const order = {
         ...passedOn,
         name: this.#name,
-        platform: this.#platform.descriptor,
+        platform: { ...this.#platform.descriptor, ...(lent && { lent }) },
         frontend: this.address.frontend,
         sets,
         abi: abi.name,
@@ -301,13 +301,13 @@ export class BlkbackDevice {
         grantMode: grantMode === "persistent" && !keepsGrants ? "copy" : grantMode,
         statsPath: this.#stats.path,
       };
-      connection = new DiskConnection(this.#spawnWorker, order, this.#rates.rates, this.#trouble.held, dial);
-      this.#connection = connection;
+      const [{ rates }, { held }] = [this.#rates, this.#trouble];
+      connection = this.#connection = new DiskConnection(this.#spawnWorker, order, rates, held, dial, until);
       void connection.stopped.then(() => (this.#lost ??= connection.lost));
       await connection.connected;
     } catch (error) {
       this.#connection = undefined;
-      return this.#failed(error);
+      return await this.#failed(error);
     }
     this.#refused = this.#takeover = false;
     await this.#trouble.over();

@@ -61,7 +61,7 @@ ACTION=="add", SUBSYSTEM=="xen-backend", RUN+="${helper}"
  * would be without /proc/xen, which says that this is domain 0. JavaScript is compiled as it runs, so memory has to
  * become executable.
  */
-const CONFINED = `# io_uring's memory is locked on kernels before 5.12.
+const confined = (more = ""): string => `# io_uring's memory is locked on kernels before 5.12.
 LimitMEMLOCK=infinity
 # Guests keep their disks while nobody serves; the next server goes on where this one stopped.
 KillMode=mixed
@@ -73,7 +73,7 @@ WatchdogSec=5min
 NoNewPrivileges=yes
 # Images belong to anyone, and /proc of other processes says who uses them.
 CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_SYS_PTRACE
-# Block devices appear while we run; those of Xen are misc devices.
+${more}# Block devices appear while we run; those of Xen are misc devices.
 DevicePolicy=closed
 DeviceAllow=block-* rw
 DeviceAllow=char-misc rw
@@ -98,6 +98,10 @@ SystemCallArchitectures=native
 SystemCallFilter=@system-service seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
 SystemCallFilter=~@resources
 SystemCallErrorNumber=EPERM`;
+
+/** A process for each guest becomes a user of its own, who gets its files, and whom we may end. */
+const OTHER_USERS = `CapabilityBoundingSet=CAP_CHOWN CAP_KILL CAP_SETGID CAP_SETUID
+`;
 
 /**
  * xenstored is started by xen.service on Debian and by a unit of its own elsewhere, so none of them is required.
@@ -125,7 +129,7 @@ RestartSec=1
 TasksMax=infinity
 # A guest's process that the kernel kills for its memory is followed by another one; the other guests go on.
 OOMPolicy=continue
-${CONFINED}
+${confined(OTHER_USERS)}
 
 [Install]
 WantedBy=multi-user.target
@@ -149,7 +153,7 @@ ExecStart=${executable} -v blkback serve \${IMAGE} --domid \${DOMID} --vdev \${V
 Restart=on-failure
 RestartSec=1
 RestartPreventExitStatus=2
-${CONFINED}
+${confined()}
 
 [Install]
 WantedBy=multi-user.target

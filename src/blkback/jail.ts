@@ -2,7 +2,15 @@
 // first byte of a guest is looked at.
 import type { Image } from "../block/image.ts";
 import { parseNbdUri } from "../block/targets/nbd/uri.ts";
-import { missingForJail, type JailNeed, type JailPath, type PlaneJail } from "../native/jail.ts";
+import { XentoolError } from "../core/errors.ts";
+import { XT_JAIL_USER } from "../native/abi.ts";
+import {
+  missingForJail,
+  type JailNeed,
+  type JailPath,
+  type JailUser,
+  type PlaneJail,
+} from "../native/jail.ts";
 import { enterProcessJail, NAME_FILES, platformPaths, type JailedIn } from "../platform/jail.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 
@@ -29,17 +37,23 @@ export function enterServerJail(wish: JailWish, ground: Ground, image: Image): J
   if (wish.notifies !== undefined) needs.push("service");
   if (wish.child !== undefined) needs.push("child");
   const keepsNetwork = image.kind === "nbd" || wish.notifies === "name";
-  const paths = [...groundPaths(ground), ...serverFiles(image)];
+  const { platform, statsDir } = ground;
+  const devices = platformPaths(platform, ["evtchn", "gntdev"]);
+  const paths: JailPath[] = [{ path: statsDir, may: "keep" }, ...devices, ...serverFiles(image)];
   return enterProcessJail({ needs, paths }, { strict: wish.strict, keepsNetwork, child: wish.child });
 }
 
 /**
- * The same for a process of `watch`: the images of its disks, whatever they are, come to it open. What this host lacks
- * has been said by `checkJail`.
+ * The same for a process of `watch`: the images of its disks, whatever they are, come to it open, and so do Xen's
+ * devices. What this host lacks has been said by `checkJail`. With `user`, whose files alone it can use, it is that one
+ * without fail.
  */
-export function enterGuestJail(isStrict: boolean, ground: Ground): JailedIn {
-  const plan = { needs: [ground.platform.name, "nbd"] as const, paths: groundPaths(ground) };
-  return enterProcessJail(plan, { strict: isStrict, known: isStrict ? [] : missingForJail() });
+export function enterGuestJail(isStrict: boolean, { platform, statsDir }: Ground, user?: JailUser): JailedIn {
+  const paths: JailPath[] = [{ path: statsDir, may: "keep" }, ...platformPaths(platform, [])];
+  const plan = { needs: [platform.name, "nbd"] as const, paths, user };
+  const parts = enterProcessJail(plan, { strict: isStrict, known: isStrict ? [] : missingForJail() });
+  if (user === undefined || (parts & XT_JAIL_USER) !== 0) return parts;
+  throw new XentoolError("environment", `cannot become user ${user.uid}`);
 }
 
 /** The narrower jail of a plane that serves `image`. */
@@ -54,10 +68,6 @@ export function planeJail(parts: JailedIn, { platform, statsDir }: Ground, image
 
 function needsOf(platform: PlatformDescriptor, image: Image): JailNeed[] {
   return image.kind === "nbd" ? [platform.name, "nbd"] : [platform.name];
-}
-
-function groundPaths({ platform, statsDir }: Ground): JailPath[] {
-  return [{ path: statsDir, may: "keep" }, ...platformPaths(platform, ["evtchn", "gntdev"])];
 }
 
 /** Certificates, too, are read again for each connection, because they are renewed. */

@@ -13,7 +13,7 @@ import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, type DeviceAddress } from "./address.ts";
 import { lockPath } from "./device-lock.ts";
 import { programSocket } from "./disk-image.ts";
-import { disksIn, guestsIn, hasFiles, removeFiles, removeGuestDir, type Disk } from "./state-directory.ts";
+import { disksIn, guestsIn, hasFiles, removeFiles, removeGuest, type Disk } from "./state-directory.ts";
 import { statsDir } from "./stats.ts";
 import { destroyDevice, findKinds, SERVE_KEY } from "./toolstack.ts";
 
@@ -51,7 +51,7 @@ export async function removeOfGoneGuests(platform: Platform, xenstore: Xenstore)
       await removeServed(xenstore, { ...disk, backend: platform.domid });
       removeUnlocked(dir, disk);
     }
-    for (const guest of guestsIn(dir)) if (await isGuestGone(xenstore, guest)) removeGuestDir(dir, guest);
+    for (const guest of guestsIn(dir)) if (await isGuestGone(xenstore, guest)) removeGuest(dir, guest);
   } catch (error) {
     moduleLogger("blkback").debug(`what guests left: ${describeError(error)}`);
   }

@@ -1,14 +1,16 @@
 // Where the files of a device are that its server leaves to the next one: statistics, journals, log of writes. Those of
 // a process of `watch` are in a directory of its guest's own, so that it reaches those of no other guest; all others
-// are in the state directory itself. Whoever has the device's lock moves them to where its server looks for them.
+// are in the state directory itself. Whoever has the device's lock moves them to where its server looks for them, and
+// makes them that server's.
 //
-// What is in a guest's directory may be the work of a process that its guest has taken over. So nothing in it is
-// followed, waited for or believed to be small.
+// What is in a guest's directory may be the work of a process that its guest has taken over, and may change while we
+// look. So nothing in it is followed, waited for or believed to be small.
 import {
   closeSync,
   constants,
   existsSync,
   fchmodSync,
+  fchownSync,
   fstatSync,
   lstatSync,
   mkdirSync,
@@ -23,6 +25,7 @@ import {
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { parseDecimal, type Domid } from "../core/types.ts";
+import type { JailUser } from "../native/jail.ts";
 import { shim } from "../native/shim.ts";
 import type { DeviceAddress } from "./address.ts";
 import { guestNamed } from "./device-directories.ts";
@@ -39,6 +42,11 @@ const HOLD_TRIES = 1000;
 /** Neither a link nor the other end of a pipe, on which opening would wait. */
 const ONLY_ITSELF = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 
+/** Statistics are for everybody; journals and logs are not, by their own modes. */
+const DIRECTORY_MODE = 0o755;
+
+const ONLY_DIRECTORY = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+
 /** The directory of the files of a guest whose disks a process of its own serves. */
 export function guestDir(stateDir: string, frontend: Domid): string {
   return join(stateDir, String(frontend));
@@ -52,8 +60,7 @@ export function holdGuestDir(stateDir: string, frontend: Domid): HeldDir {
   const path = guestDir(stateDir, frontend);
   mkdirSync(stateDir, { recursive: true, mode: 0o755 });
   for (let tries = 0; tries < HOLD_TRIES; tries++) {
-    // Statistics are for everybody; journals and logs are not, by their own modes.
-    mkdirSync(path, { recursive: true, mode: 0o755 });
+    mkdirSync(path, { recursive: true, mode: DIRECTORY_MODE });
     const fd = tryLockDir(path, false);
     if (fd !== undefined) return { release: () => closeSync(fd) };
   }
@@ -62,11 +69,19 @@ export function holdGuestDir(stateDir: string, frontend: Domid): HeldDir {
 
 /** Removes it, should nobody hold it and nothing be in it. */
 export function removeGuestDir(stateDir: string, frontend: Domid): void {
-  const path = guestDir(stateDir, frontend);
+  removeUnheld(guestDir(stateDir, frontend), (path) => rmdirSync(path));
+}
+
+/** The same with whatever a process left in it. For guests that are gone. */
+export function removeGuest(stateDir: string, frontend: Domid): void {
+  removeUnheld(guestDir(stateDir, frontend), (path) => rmSync(path, { recursive: true }));
+}
+
+function removeUnheld(path: string, remove: (path: string) => void): void {
   const fd = tryLockDir(path, true);
   if (fd === undefined) return;
   try {
-    rmdirSync(path);
+    remove(path);
   } catch {
     // There are files of a disk.
   } finally {
@@ -78,7 +93,7 @@ export function removeGuestDir(stateDir: string, frontend: Domid): void {
 function tryLockDir(path: string, exclusive: boolean): number | undefined {
   let fd: number;
   try {
-    fd = openSync(path, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
+    fd = openSync(path, ONLY_DIRECTORY);
   } catch {
     return undefined;
   }
@@ -88,12 +103,13 @@ function tryLockDir(path: string, exclusive: boolean): number | undefined {
   return undefined;
 }
 
-/** Moves the files of a disk to where the process of its guest has them. For the holder of the disk's lock. */
-export function giveToGuest(stateDir: string, disk: Disk): void {
+/** Moves a disk's files to where the process of its guest has them, which is `user`. For the holder of its lock. */
+export function giveToGuest(stateDir: string, disk: Disk, user = ourselves()): void {
   const to = guestDir(stateDir, disk.frontend);
-  for (const name of filesOf(to, disk)) if (!isFile(join(to, name))) removeOne(join(to, name));
+  own(to, ONLY_DIRECTORY, user, DIRECTORY_MODE);
+  for (const name of filesOf(to, disk)) if (!settle(join(to, name), user)) removeOne(join(to, name));
   for (const name of filesOf(stateDir, disk))
-    if (isOrdinary(join(stateDir, name))) renameSync(join(stateDir, name), join(to, name));
+    if (settle(join(stateDir, name), user)) renameSync(join(stateDir, name), join(to, name));
 }
 
 /** Moves them back into the state directory, as far as they are what they should be. */
@@ -104,7 +120,7 @@ export function takeFromGuest(stateDir: string, disk: Disk): void {
     const path = join(stateDir, name);
     renameSync(join(from, name), path);
     // Looked at where nobody can put another one in its place.
-    if (!isOrdinary(path)) rmSync(path, { force: true });
+    if (!settle(path, ourselves())) removeOne(path);
   }
   removeGuestDir(stateDir, disk.frontend);
 }
@@ -158,18 +174,27 @@ function isFile(path: string): boolean {
   return lstatSync(path, { throwIfNoEntry: false })?.isFile() === true;
 }
 
-/** Whether the file has this name alone. Then it also gets the mode that files of its kind have. */
-function isOrdinary(path: string): boolean {
+function ourselves(): JailUser {
+  return { uid: process.geteuid?.() ?? 0, gid: process.getegid?.() ?? 0 };
+}
+
+/** Makes a file that has this name alone `user`'s, with the mode that files of its kind have. False: it is none. */
+function settle(path: string, user: JailUser): boolean {
+  return own(path, ONLY_ITSELF, user, path.endsWith(".stats") ? 0o644 : 0o600);
+}
+
+function own(path: string, how: number, { uid, gid }: JailUser, mode: number): boolean {
   let fd: number;
   try {
-    fd = openSync(path, ONLY_ITSELF);
+    fd = openSync(path, how);
   } catch {
     return false;
   }
   try {
     const stat = fstatSync(fd);
-    if (!stat.isFile() || stat.nlink !== 1) return false;
-    fchmodSync(fd, path.endsWith(".stats") ? 0o644 : 0o600);
+    if (how === ONLY_ITSELF && (!stat.isFile() || stat.nlink !== 1)) return false;
+    if (stat.uid !== uid) fchownSync(fd, uid, gid);
+    fchmodSync(fd, mode);
     return true;
   } finally {
     closeSync(fd);

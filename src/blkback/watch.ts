@@ -18,6 +18,7 @@ import { isInUse } from "./decide.ts";
 import { deviceNamed, namesIn } from "./device-directories.ts";
 import { readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
+import type { LendDevices } from "./connection.ts";
 import { checkOffer, ringKeys } from "./features.ts";
 import { untilReady, type Successor } from "./guests/handover.ts";
 import type { JailedIn } from "../platform/jail.ts";
@@ -40,7 +41,7 @@ const SERVED_RETRY_MS = 100;
 const OWN_PATIENCE_MS = 6000;
 const HOLDER_PAUSE_MS = 200;
 
-export interface WatchOptions extends Omit<DeviceOptions, "offer" | "jail" | "dial"> {
+export interface WatchOptions extends Omit<DeviceOptions, "offer" | "jail" | "dial" | "lend"> {
   readonly kind: string;
   /** What is offered, except for the device type, which the toolstack chooses. */
   readonly offer: Omit<DeviceOptions["offer"], "deviceType">;
@@ -68,6 +69,8 @@ export type LockDevice = (address: DeviceAddress) => Promise<{ release(): Promis
 export interface WatchHelp {
   readonly open: OpenDeviceImage;
   readonly lock: LockDevice;
+  /** Without it, planes open Xen's devices themselves. */
+  readonly lend?: LendDevices | undefined;
 }
 
 /** What serves the disks of a kind: this process, or one for each guest. */
@@ -367,7 +370,7 @@ export class BackendWatch implements DiskServer {
       this.#xenstore,
       address,
       image,
-      { ...rest, jail, dial, offer: { ...offer, deviceType } },
+      { ...rest, jail, dial, lend: this.#help.lend, offer: { ...offer, deviceType } },
       this.#spawnWorker,
       directory,
     );

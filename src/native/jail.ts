@@ -17,6 +17,7 @@ import {
   XT_JAIL_SERVICE,
   XT_JAIL_SHARE,
   XT_JAIL_SIM,
+  XT_JAIL_USER,
   XT_JAIL_WRITE,
   XT_JAIL_XEN,
 } from "./abi.ts";
@@ -28,6 +29,7 @@ const PARTS = {
   "network namespaces": XT_JAIL_NETWORK,
   Landlock: XT_JAIL_FILES,
   seccomp: XT_JAIL_CALLS,
+  "another user": XT_JAIL_USER,
 } as const;
 export type JailPart = keyof typeof PARTS;
 
@@ -57,9 +59,17 @@ export interface JailPath {
   readonly may: keyof typeof ACCESS;
 }
 
+/** Who a process is in its jail. */
+export interface JailUser {
+  readonly uid: number;
+  readonly gid: number;
+}
+
 export interface JailPlan {
   readonly needs: readonly JailNeed[];
   readonly paths: readonly JailPath[];
+  /** Without it, who it was. */
+  readonly user?: JailUser | undefined;
 }
 
 /** What a plane of a jailed process enters. Structured-cloneable. */
@@ -70,6 +80,11 @@ export interface PlaneJail extends JailPlan {
 /** The parts that this host does not offer. Namespaces take a privilege, and are not missed without it. */
 export function missingForJail(): JailPart[] {
   return partsIn((XT_JAIL_FILES | XT_JAIL_CALLS) & ~shim.xt_jail_support());
+}
+
+/** Whether this process may become any user that its namespace has, and take care of that one's files. */
+export function mayBecomeOthers(): boolean {
+  return (shim.xt_jail_support() & XT_JAIL_USER) !== 0;
 }
 
 function partsIn(bits: number): JailPart[] {
@@ -91,9 +106,10 @@ export interface Jailed {
 export function enterJail(plan: JailPlan, keepsNetwork: boolean, child?: number): Jailed {
   const support = shim.xt_jail_support();
   // Without privileges there is no namespace to be had, and nothing is said: no system call makes a socket either.
-  const wanted = XT_JAIL_PRIVILEGES | XT_JAIL_FILES | XT_JAIL_CALLS | (support & XT_JAIL_NETWORK);
-  const asked = keepsNetwork ? wanted & ~XT_JAIL_NETWORK : wanted;
-  const parts = shim.xt_jail_enter(asked & support, needsOf(plan), child ?? 0, pathList(plan));
+  const wanted = XT_JAIL_PRIVILEGES | XT_JAIL_FILES | XT_JAIL_CALLS | (plan.user ? XT_JAIL_USER : 0);
+  const asked = keepsNetwork ? wanted : wanted | (support & XT_JAIL_NETWORK);
+  const { uid, gid } = plan.user ?? { uid: 0, gid: 0 };
+  const parts = shim.xt_jail_enter(asked & support, needsOf(plan), child ?? 0, uid, gid, pathList(plan));
   return { parts, missing: partsIn(asked & ~parts) };
 }
 

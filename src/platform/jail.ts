@@ -37,9 +37,9 @@ export function enterProcessJail(plan: JailPlan, how: Entering): JailedIn {
   return parts;
 }
 
-/** Says, or throws, what of the jail this host cannot offer to any process. */
-export function checkJail(mode: JailMode): void {
-  const missing = mode === "off" ? [] : missingForJail();
+/** Says, or throws, what of the jail this host cannot offer to any process, and what `also` is missing. */
+export function checkJail(mode: JailMode, also: readonly string[] = []): void {
+  const missing = mode === "off" ? [] : [...missingForJail(), ...also];
   if (missing.length > 0) sayMissing(mode === "strict", missing);
 }
 

@@ -39,8 +39,14 @@ export interface StoreRing {
   close?(): void;
 }
 
+/** Descriptors of Xen's devices, for a thread that may not open them; they stay the lender's. */
+export interface LentDevices {
+  readonly evtchn: number;
+  readonly gntdev: number;
+}
+
 export type PlatformDescriptor =
-  | { readonly name: "xen"; readonly domid: Domid }
+  | { readonly name: "xen"; readonly domid: Domid; readonly lent?: LentDevices | undefined }
   | {
       readonly name: "sim";
       readonly dir: string;

@@ -1,10 +1,10 @@
 // Real Xen: Linux's devices /dev/xen/evtchn, gntdev and gntalloc, and the way to xenstore.
-import { existsSync } from "node:fs";
+import { existsSync, openSync } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
 import { checkAddress, errnoName, errnoText, shim, type Pointer } from "../native/shim.ts";
 import { NativePlatform, type DeviceKind } from "./adapter.ts";
-import type { XenstoreEndpoint } from "./platform.ts";
+import type { LentDevices, XenstoreEndpoint } from "./platform.ts";
 
 /** Dom0's xenstored listens here; all other domains go through the kernel. */
 const XENSTORED_SOCKETS = ["/run/xenstored/socket", "/var/run/xenstored/socket"];
@@ -13,6 +13,7 @@ const XENBUS_DEVICES = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 export interface XenDescriptor {
   readonly name: "xen";
   readonly domid: Domid;
+  readonly lent?: LentDevices | undefined;
 }
 
 function pathOf(device: DeviceKind): string {
@@ -34,13 +35,24 @@ export function xenstoreEndpoint(env: Readonly<Record<string, string | undefined
   return { kind: "device", path: device ?? XENBUS_DEVICES[0] };
 }
 
+/** The device of others' grants, for a process that may not open it later; its to close. */
+export function openGrantDevice(): number {
+  const path = pathOf("gntdev");
+  try {
+    return openSync(path, "r+");
+  } catch (error) {
+    throw new XentoolError("environment", `cannot open ${path}`, { path }, error);
+  }
+}
+
 export class XenPlatform extends NativePlatform {
   readonly name = "xen";
   readonly descriptor: XenDescriptor;
   readonly xenstore: XenstoreEndpoint;
 
   constructor(descriptor: XenDescriptor) {
-    super(checkAddress(shim.xt_linux_open(), "use Xen's devices"), descriptor.domid);
+    const { evtchn, gntdev } = descriptor.lent ?? { evtchn: -1, gntdev: -1 };
+    super(checkAddress(shim.xt_linux_open(evtchn, gntdev), "use Xen's devices"), descriptor.domid);
     this.descriptor = descriptor;
     this.xenstore = xenstoreEndpoint(process.env);
   }

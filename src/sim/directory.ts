@@ -2,6 +2,7 @@
 // those.
 import {
   chmodSync,
+  chownSync,
   existsSync,
   fstatSync,
   lstatSync,
@@ -21,6 +22,12 @@ import { codeOf, XentoolError } from "../core/errors.ts";
 import { isProcessAlive } from "../core/process-alive.ts";
 
 export const FORMAT_VERSION = 1;
+
+/**
+ * The group of processes that use a host of root's and are not root: those of `blkback watch` in their jails. Its
+ * number is between the ones that they have elsewhere and those of containers.
+ */
+const SHARING_GROUP = 98_304;
 
 /** Shared by processes of all domains. It can be created only once; its creator owns the directory. */
 const HOST_MEMORY = "host";
@@ -54,16 +61,29 @@ export interface HostDirectory {
 export function makeDirectory(dir: string | undefined): HostDirectory {
   try {
     if (dir === undefined) {
-      return { path: mkdtempSync(join(defaultParent(), DIRECTORY_PREFIX)), isNew: true };
+      const path = mkdtempSync(join(defaultParent(), DIRECTORY_PREFIX));
+      letIn(path);
+      return { path, isNew: true };
     }
     const isNew = mkdirSync(resolve(dir), { recursive: true, mode: 0o700 }) !== undefined;
     if (readdirSync(dir).some((name) => name !== HOST_LOG || !isOwnLog(join(dir, name)))) throw notEmpty(dir);
-    chmodSync(dir, 0o700);
+    letIn(dir);
     return { path: realpathSync(dir), isNew };
   } catch (error) {
     if (error instanceof XentoolError) throw error;
     throw new XentoolError("environment", `there can be no simulated host in ${dir}`, {}, error);
   }
+}
+
+/** The directory is for us alone, and for that group if we may give it to one. */
+function letIn(dir: string): void {
+  chmodSync(dir, 0o700);
+  try {
+    chownSync(dir, process.geteuid?.() ?? 0, SHARING_GROUP);
+  } catch {
+    return; // We are not root, or have no such group here.
+  }
+  chmodSync(dir, 0o750);
 }
 
 function notEmpty(dir: string): XentoolError {

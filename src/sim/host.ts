@@ -1,6 +1,6 @@
 // A simulated Xen host: its directory and domains, the xenstore server, and the reaping of processes that died. It runs
 // as its own process (`xentool sim`) or inside a test; the data paths never need it.
-import { rmSync, writeFileSync } from "node:fs";
+import { chmodSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
@@ -202,6 +202,8 @@ export class SimHost {
       detached: (slot, generation) => this.#reap(slot, generation),
       undelivered: () => this.#attend(),
     });
+    // Its directory says who gets there.
+    chmodSync(join(this.dir, "host.sock"), 0o666);
     await this.createDomain(0);
     this.#handle = attachSim(this.dir, 0, true);
     this.#dom0 = new SimPlatform({ name: "sim", dir: this.dir, domid: toDomid(0) }, true);

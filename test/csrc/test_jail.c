@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,7 +26,7 @@ static void enter(uint32_t needs) {
   char paths[192];
   snprintf(paths, sizeof paths, "\x0f%s%c\x01/dev/null%c\x01/no/such/path%c", dir, 0, 0, 0);
   uint32_t parts = ALL & xt_jail_support();
-  CHECK_EQUAL(xt_jail_enter(parts, needs, 0, paths), (int32_t)parts);
+  CHECK_EQUAL(xt_jail_enter(parts, needs, 0, 0, 0, paths), (int32_t)parts);
 }
 
 /* Runs `body` in a child, whose end is returned; what it writes to stderr goes to `text`. */
@@ -142,6 +143,46 @@ static void plane(int needs) {
   CHECK_EQUAL(write(fd, "x", 1), 1);
 }
 
+/* ---- somebody else ---- */
+
+enum { SOMEBODY = 65543 };
+
+static void expect_somebody(void) {
+  uid_t uids[3];
+  gid_t gids[3];
+  CHECK_EQUAL(getresuid(&uids[0], &uids[1], &uids[2]), 0);
+  CHECK_EQUAL(getresgid(&gids[0], &gids[1], &gids[2]), 0);
+  for (int i = 0; i < 3; i++) CHECK(uids[i] == SOMEBODY && gids[i] == SOMEBODY);
+  CHECK_EQUAL(getgroups(0, NULL), 0);
+  REFUSED(open(name, O_RDONLY), EACCES);
+}
+
+static void *somebodys_thread(void *unused) {
+  pthread_barrier_wait(&entered);
+  pthread_barrier_wait(&entered);
+  expect_somebody();
+  return unused;
+}
+
+/* Without Landlock, so that it is the file's owner who counts. */
+static void become_somebody(int unused) {
+  pthread_t thread;
+  int fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600), signal = 0;
+  CHECK(fd >= 0);
+  CHECK_EQUAL(prctl(PR_SET_PDEATHSIG, SIGKILL), 0);
+  pthread_barrier_init(&entered, NULL, 2);
+  CHECK_EQUAL(pthread_create(&thread, NULL, somebodys_thread, NULL), 0);
+  pthread_barrier_wait(&entered);
+  CHECK_EQUAL(xt_jail_enter(XT_JAIL_PRIVILEGES | XT_JAIL_USER, (uint32_t)unused, 0, SOMEBODY, SOMEBODY, ""),
+              XT_JAIL_PRIVILEGES | XT_JAIL_USER);
+  pthread_barrier_wait(&entered);
+  pthread_join(thread, NULL);
+  expect_somebody();
+  CHECK_EQUAL(write(fd, "x", 1), 1);
+  CHECK_EQUAL(prctl(PR_GET_PDEATHSIG, &signal), 0);
+  CHECK_EQUAL(signal, SIGKILL);
+}
+
 /* ---- what ends a process ---- */
 
 static const struct {
@@ -176,6 +217,7 @@ int main(void) {
   expect_clean(control, 0);
   expect_clean(plane, 0);
   expect_clean(plane, XT_JAIL_SIM);
+  if (xt_jail_support() & XT_JAIL_USER) expect_clean(become_somebody, 0);
   unlink(name);
   if (xt_jail_support() & XT_JAIL_CALLS) test_breaking_out();
   CHECK_EQUAL(rmdir(dir), 0);

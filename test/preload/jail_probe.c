@@ -1,8 +1,9 @@
 /*
  * Loaded into xentool by tests (LD_PRELOAD): probes a jail from inside, thread by thread. SIGTRAP makes the thread that
- * gets it ask for what it should not get, and append a line to the file $JAIL_PROBE: its number, its name, and an errno
- * for each question (0: it got it). It is one of the few signals that no thread of Bun's blocks, but Bun handles it, so
- * SIGUSR1 takes it over first and appends "ready". SIGVTALRM makes a thread ask for execve.
+ * gets it ask for what it should not get, among that the file $JAIL_PROBE_FILE, and append a line to the file
+ * $JAIL_PROBE: its number, its name, and an errno for each question (0: it got it). It is one of the few signals that
+ * no thread of Bun's blocks, but Bun handles it, so SIGUSR1 takes it over first and appends "ready". SIGVTALRM makes a
+ * thread ask for execve.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,6 +20,7 @@
 #include <unistd.h>
 
 static int answers = -1;
+static const char *secret = "/etc/shadow";
 
 static int code(long number, long a, long b, long c, long d, long e) {
   errno = 0;
@@ -35,6 +37,7 @@ static void probe(int number) {
     int error;
   } asked[] = {
       {"open", code(SYS_openat, AT_FDCWD, (long)"/etc/passwd", O_RDONLY, 0, 0)},
+      {"secret", code(SYS_openat, AT_FDCWD, (long)secret, O_RDONLY, 0, 0)},
       {"create", code(SYS_openat, AT_FDCWD, (long)"/tmp/xentool-jail-leak", O_RDWR | O_CREAT, 0600, 0)},
       {"socket", code(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0)},
       {"netlink", code(SYS_socket, AF_NETLINK, SOCK_RAW, 0, 0, 0)},
@@ -77,6 +80,7 @@ static void take_trap(int number) {
 __attribute__((constructor)) static void prepare(void) {
   const char *path = getenv("JAIL_PROBE");
   if (!path) return;
+  if (getenv("JAIL_PROBE_FILE")) secret = getenv("JAIL_PROBE_FILE");
   answers = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
   handle(SIGUSR1, take_trap);
   handle(SIGVTALRM, break_out);

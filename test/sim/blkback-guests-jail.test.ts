@@ -1,6 +1,8 @@
 // The processes of `watch` in their jails, probed from inside: what each has given up, and that one which tries to
 // break out ends alone, while its disk goes on with the next one.
 import { afterEach, beforeEach, expect, test } from "bun:test";
+import { rmSync, statSync } from "node:fs";
+import { constants } from "node:os";
 import { join } from "node:path";
 import { executable, runXentool } from "../e2e/executable.ts";
 import { expectJailed, expectRefused, JailProbe, poke, threadsOf } from "../support/jail-probe.ts";
@@ -32,6 +34,20 @@ afterEach(async () => {
   await world.close();
 });
 
+/** The users of guests' processes, when we are root. */
+const USUAL_BASE = 65_536;
+const isRoot = process.geteuid?.() === 0;
+const STRICT = ["--jail", "strict", ...(isRoot ? [] : ["--uid-base", "0"])];
+
+function expectUser(pid: number, uid: number): void {
+  const gid = uid === 0 ? 0 : statSync(world.host.dir).gid;
+  for (const status of threadsOf(pid)) {
+    expect(status).toMatch(new RegExp(`^Uid:(\\t${uid}){4}$`, "m"));
+    expect(status).toMatch(new RegExp(`^Gid:(\\t${gid}){4}$`, "m"));
+    if (uid !== 0) expect(status).toMatch(/^Groups:\s*$/m);
+  }
+}
+
 const processOf = (domid: number): number | undefined => guestProcessOf(server.pid, domid);
 
 async function watch(...more: string[]): Promise<readonly [number, number]> {
@@ -42,9 +58,10 @@ async function watch(...more: string[]): Promise<readonly [number, number]> {
 }
 
 test("every thread has given up all that the jail takes, and gets nothing", async () => {
-  const pids = await watch("--jail", "strict");
+  const pids = await watch(...STRICT);
   for (const [index, pid] of pids.entries()) {
     expectJailed(pid);
+    if (isRoot) expectUser(pid, USUAL_BASE + index + 1);
     expectRefused(await probe.ask(pid, `xentool@${index + 1}`));
   }
   await world.workMore(ANSWERS);
@@ -54,7 +71,7 @@ test("every thread has given up all that the jail takes, and gets nothing", asyn
 test.each(["Worker", "xentool@1"])(
   "breaking out of thread %s ends that process alone, and another one takes its disk over",
   async (name) => {
-    const [victim, other] = await watch("--jail", "strict");
+    const [victim, other] = await watch(...STRICT);
     // The thread of a plane that has just ended may still be there, beside that of the next one.
     expect(await poke(victim, "SIGVTALRM", name)).toBeGreaterThan(0);
     const said = await readUntil(server.stderr, "another one takes its disks over");
@@ -68,19 +85,68 @@ test.each(["Worker", "xentool@1"])(
   },
 );
 
-test("watch says once for all its guests what the host lacks, and serves none with strict", async () => {
-  const env = { ...process.env, XENTOOL_SIM: world.host.dir, XENTOOL_DOMID: "0" };
-  const words = [executable, "blkback", "watch", "--kind", "vbd", "--any-script"];
-  const without = (...options: string[]): Child => start([...NO_LANDLOCK, ...words, ...options], { env });
+const WATCH = [executable, "blkback", "watch", "--kind", "vbd", "--any-script"];
+
+function watchUnder(how: readonly string[], ...options: string[]): Child {
+  const env = { ...process.env, XENTOOL_SIM: world.host.dir, XENTOOL_DOMID: "0", ...probe.env };
+  return start([...how, ...WATCH, ...options], { env });
+}
+
+test("without Landlock, a process gets at no file of another guest's, nor of root's", async () => {
+  const journal = join(world.host.dir, "blkback", "2", "2-51728.journal");
+  probe = new JailProbe(join(world.dir, "answers"), journal);
+  server = watchUnder(NO_LANDLOCK);
+  await world.connect();
+  await world.workMore(ANSWERS);
+  expect(statSync(journal).uid).toBe(isRoot ? USUAL_BASE + 2 : (process.geteuid?.() ?? 0));
+  const threads = await probe.ask(processOf(1) as number, "xentool@1");
+  // One of its questions is for a file that Landlock would not have let it make.
+  rmSync("/tmp/xentool-jail-leak");
+  const ofControl = threads.find(({ name }) => name === "xentool@1")?.errnos;
+  // Everybody's, which Landlock would keep from it.
+  expect(ofControl?.get("open")).toBe(0);
+  expect(ofControl?.get("secret")).toBe(isRoot ? constants.errno.EACCES : 0);
+  await world.finish();
+});
+
+test.each([
+  ["the host lacks", NO_LANDLOCK, "Landlock"],
+  ["it may not do", ["setpriv", "--bounding-set=-setuid"], "a user for each guest"],
+])("watch says once for all its guests what %s, and serves none with strict", async (_what, how, lacks) => {
+  const without = (...options: string[]): Child => watchUnder(how, ...options);
   const strict = await finished(without("--jail", "strict"));
-  expect([strict.status, strict.stderr]).toEqual([3, expect.stringContaining("insists on: Landlock\n")]);
+  expect([strict.status, strict.stderr]).toEqual([3, expect.stringContaining(`insists on: ${lacks}\n`)]);
   server = without();
   await world.connect();
   await world.workMore(ANSWERS);
   await world.finish();
   server.kill("SIGTERM");
   const said = await server.stderr.text();
-  expect(said.split("the jail does without what this host lacks: Landlock\n")).toHaveLength(2);
+  expect(said.split(`the jail does without what this host lacks: ${lacks}\n`)).toHaveLength(2);
+});
+
+test("whoever the last server was, the next one finds what that left", async () => {
+  const bases = [USUAL_BASE, 0, 200_000, USUAL_BASE];
+  for (const base of bases) {
+    const watching = world.watchWith({}, "--uid-base", String(base));
+    server = watching;
+    if (base === bases[0]) await world.connect();
+    await world.workMore(ANSWERS);
+    if (isRoot) expectUser(processOf(1) as number, base === 0 ? 0 : base + 1);
+    for (const { guest } of world.guests) guest.ask();
+    watching.kill("SIGKILL");
+    await watching.exited;
+  }
+  server = world.watchWith({}, "--isolation", "thread");
+  await world.workMore(MORE_THAN_ON_RINGS);
+  await world.finish();
+});
+
+test.each(["1000", "-1", "4294967295"])("--uid-base %s is refused", async (base) => {
+  server = world.watch("--uid-base", base);
+  expect(await server.exited).toBe(2);
+  expect(await server.stderr.text()).toContain("--uid-base");
+  for (const { guest } of world.guests) guest.close();
 });
 
 test("--jail off gives up nothing", async () => {

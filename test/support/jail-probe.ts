@@ -11,6 +11,7 @@ const { EACCES, EPERM } = constants.errno;
 /** What no thread gets. */
 const REFUSED = [
   "open",
+  "secret",
   "create",
   "socket",
   "netlink",
@@ -34,10 +35,10 @@ export class JailProbe {
   readonly env: Readonly<Record<string, string>>;
   readonly #path: string;
 
-  /** Answers go to the file at `path`. */
-  constructor(path: string) {
+  /** Answers go to the file at `path`. `secret` is a file that is asked for. */
+  constructor(path: string, secret = "/etc/shadow") {
     this.#path = path;
-    this.env = { LD_PRELOAD: `${testProgram("jail_probe")}.so`, JAIL_PROBE: path };
+    this.env = { LD_PRELOAD: `${testProgram("jail_probe")}.so`, JAIL_PROBE: path, JAIL_PROBE_FILE: secret };
   }
 
   /** Has every thread of `pid` ask its questions, and waits for the answers. `main` is the name of its main thread. */

@@ -36,6 +36,10 @@ beforeEach(() => {
   kept = new KeptImages({
     openImage: (_devid, stop) => open(stop),
     lock: async (devid) => lockForGuest(join(dir, "state"), { ...XVDA, devid }),
+    openChannels: () => {
+      const fd = openSync(join(dir, "a.img"), "r");
+      return { fd, close: () => closeSync(fd) };
+    },
   });
   asked = new AskedImages(pair.theirs, (ask) => void carry(ask));
 });
@@ -156,6 +160,14 @@ test("a lock is held by the process, too, and nobody has the device before both 
   directory.release();
   expect(readdirSync(state)).toEqual(["1"]);
   expect(asked.lock(XVDA)).rejects.toThrow("its process is gone");
+});
+
+test("event channels are opened for each connection, and are the process's alone", async () => {
+  const others = openDescriptors().length;
+  const [one, two] = [await asked.channels(XVDA.devid), await asked.channels(XVDA.devid)];
+  expect(two).not.toBe(one);
+  expect(openDescriptors().length).toBe(others + 2);
+  for (const fd of [one, two]) closeSync(fd);
 });
 
 test("a wait that is stopped ends, whatever it waited for", async () => {

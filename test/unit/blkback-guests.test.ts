@@ -35,6 +35,9 @@ const services: ProcessGround = {
   lock: async () => {
     throw new Error("no lock");
   },
+  openChannels: () => {
+    throw new Error("no channels");
+  },
   connectStore: async (socket) => ({ close: () => closeSync(socket) }),
 };
 
@@ -111,6 +114,7 @@ describe("a report", () => {
     '{"report":"left"}',
     '{"report":"disks","count":3}',
     '{"report":"ask","ask":4,"what":"image","devid":51728}',
+    '{"report":"ask","ask":4,"what":"channels","devid":51728}',
     '{"report":"event","devid":51728,"event":{"event":"connected"}}',
     '{"report":"event","devid":51728,"event":{"event":"resized","before":8,"after":16}}',
   ])("is understood: %s", (line) => {

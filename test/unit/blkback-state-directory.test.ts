@@ -7,6 +7,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  rmSync,
   statSync,
   symlinkSync,
   truncateSync,
@@ -23,6 +24,7 @@ import {
   type HeldDir,
   readStateFile,
   removeFiles,
+  removeGuest,
   removeGuestDir,
 } from "../../src/blkback/state-directory.ts";
 import { readStats, StatsPage } from "../../src/blkback/stats.ts";
@@ -30,6 +32,9 @@ import { toDomid } from "../../src/core/types.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const XVDA = { backend: toDomid(0), kind: "vbd", frontend: toDomid(7), devid: 51712 };
+/** Only root can give files to somebody else. */
+const [uid, gid] = [process.geteuid?.() ?? 0, process.getegid?.() ?? 0];
+const USER = uid === 0 ? { uid: 65_543, gid: 65_544 } : { uid, gid };
 const NAMES = ["journal", "journal.1", "journal.1.new", "stats", "writes"].map((it) => `7-51712.${it}`);
 
 let top: string;
@@ -62,6 +67,46 @@ test("files go to the guest's directory with the lock, and come back with the ne
   lockDevice(state, XVDA).release();
   expect(readdirSync(state).sort()).toEqual(["7", ...NAMES, "7-51728.journal"]);
   expect(readFileSync(join(state, NAMES[0]), "utf8")).toBe(NAMES[0]);
+});
+
+test("they are the files of whoever serves next, and so is the directory", () => {
+  const ownersIn = (dir: string): object[] =>
+    NAMES.map((name) => statSync(join(dir, name))).map((it) => ({ uid: it.uid, gid: it.gid }));
+  const theirs = NAMES.map(() => USER);
+  fill(state);
+  lockForGuest(state, XVDA, USER).release();
+  expect(ownersIn(own)).toEqual(theirs);
+  expect(statSync(own)).toMatchObject(USER);
+  // As the process of a version that was root left them.
+  lockForGuest(state, XVDA).release();
+  expect(statSync(own)).toMatchObject({ uid, gid });
+  lockForGuest(state, XVDA, USER).release();
+  expect(ownersIn(own)).toEqual(theirs);
+  lockDevice(state, XVDA).release();
+  expect(ownersIn(state)).toEqual(NAMES.map(() => ({ uid, gid })));
+});
+
+test("nothing that has another name, or is reached by one, is given to anybody", () => {
+  const secret = join(top, "secret");
+  writeFileSync(secret, "root's", { mode: 0o640 });
+  linkSync(secret, join(own, "7-51712.journal"));
+  symlinkSync(secret, join(own, "7-51712.stats"));
+  linkSync(secret, join(state, "7-51712.journal.1"));
+  lockForGuest(state, XVDA, USER).release();
+  expect(readdirSync(own)).toEqual([]);
+  expect(statSync(secret)).toMatchObject({ uid, gid });
+  expect(statSync(secret).mode & 0o7777).toBe(0o640);
+});
+
+test("a directory that is not the one we made is nobody's", () => {
+  held.release();
+  removeGuestDir(state, XVDA.frontend);
+  mkdirSync(join(top, "elsewhere"));
+  symlinkSync(join(top, "elsewhere"), own);
+  expect(() => holdGuestDir(state, XVDA.frontend)).toThrow("somebody else has");
+  expect(statSync(join(top, "elsewhere"))).toMatchObject({ uid, gid });
+  rmSync(own);
+  held = holdGuestDir(state, XVDA.frontend);
 });
 
 test("nobody moves the files of a disk that is served", () => {
@@ -122,6 +167,22 @@ test("a guest's directory stays while any process has it, or anything is in it",
   expect(readdirSync(own).sort()).toEqual(NAMES);
   removeFiles(state, XVDA);
   expect(readdirSync(state)).toEqual([]);
+  held = holdGuestDir(state, frontend);
+});
+
+test("of a guest that is gone nothing stays, whatever its process made, and nothing else goes", () => {
+  const { frontend } = XVDA;
+  const elsewhere = join(top, "elsewhere");
+  mkdirSync(join(own, "deep", "deeper"), { recursive: true });
+  mkdirSync(elsewhere);
+  fill(elsewhere, ["kept"]);
+  symlinkSync(elsewhere, join(own, "deep", "link"));
+  removeGuest(state, frontend);
+  expect(existsSync(join(own, "deep"))).toBe(true);
+  held.release();
+  removeGuest(state, frontend);
+  expect(readdirSync(state)).toEqual([]);
+  expect(readdirSync(elsewhere)).toEqual(["kept"]);
   held = holdGuestDir(state, frontend);
 });
 

@@ -51,6 +51,13 @@ export class AskedImages {
     };
   };
 
+  /** Event channels for one connection of a device; the caller's to close. */
+  readonly channels = async (devid: number): Promise<number> => {
+    const [fd] = (await this.#ask("channels", devid)).fds;
+    if (fd === undefined) throw new XentoolError("bug", "an answer without event channels");
+    return fd;
+  };
+
   /** Called for each answer in the order in which they come, because the descriptors have the same. */
   take(answer: Answer): void {
     const fds = answer.descriptors > 0 ? receiveDescriptors(this.#socket, answer.ask) : [];

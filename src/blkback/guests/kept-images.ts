@@ -1,18 +1,21 @@
-// What the process of a guest may not open itself, because it is in a jail: `watch` locks its disks, opens their images
-// and the connections to their servers, and hands it the descriptors. The process names a device. Which image that has
-// is read from xenstore here.
+// What the process of a guest may not open itself, because it is in a jail: `watch` locks its disks, opens their
+// images, the connections to their servers and event channels, and hands it the descriptors. The process names a
+// device. Which image that has is read from xenstore here.
 import { closeSync } from "node:fs";
 import type { OpenedImage } from "../../block/image/opened.ts";
 import { dialServer } from "../../block/targets/nbd/dial.ts";
 import { XentoolError } from "../../core/errors.ts";
 import type { LockFile } from "../../native/lock-file.ts";
+import type { EventChannels } from "../../platform/platform.ts";
 import { failureOf } from "../../plane/protocol.ts";
 import type { Answer, Ask, Trouble } from "./messages.ts";
 
-/** Of one guest. Both also throw when it has no such device for us. */
+/** Of one guest. The first two also throw when it has no such device for us. */
 export interface GuestDevices {
   readonly openImage: (devid: number, stop: AbortSignal) => Promise<OpenedImage>;
   readonly lock: (devid: number) => Promise<LockFile>;
+  /** Bound to no domain but this guest. */
+  readonly openChannels: () => Pick<EventChannels, "fd" | "close">;
 }
 
 /** To the process, under the number of its question. Throws when they cannot be sent. */
@@ -49,6 +52,8 @@ export class KeptImages {
           return await this.#answerWithImage(ask, devid, send, onTrouble);
         case "connection":
           return await this.#answerWithConnection(ask, devid, send);
+        case "channels":
+          return this.#answerWithChannels(ask, send);
         case "close":
           await this.#close(devid);
           return { ask, descriptors: 0 };
@@ -116,6 +121,16 @@ export class KeptImages {
       return { ask, descriptors: 1 };
     } finally {
       closeSync(fd);
+    }
+  }
+
+  #answerWithChannels(ask: number, send: SendDescriptors): Answer {
+    const channels = this.#devices.openChannels();
+    try {
+      send([channels.fd]);
+      return { ask, descriptors: 1 };
+    } finally {
+      channels.close();
     }
   }
 

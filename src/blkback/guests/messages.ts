@@ -3,6 +3,7 @@
 import type { PlatformDescriptor } from "../../platform/platform.ts";
 import type { Domid } from "../../core/types.ts";
 import type { Image } from "../../block/image.ts";
+import type { JailUser } from "../../native/jail.ts";
 import type { FailureMessage } from "../../plane/protocol.ts";
 import type { DeviceEvent } from "../device-events.ts";
 import type { JailMode } from "../../platform/jail.ts";
@@ -15,6 +16,8 @@ export interface GuestSettings extends Omit<WatchOptions, "onEvent" | "onCount" 
   readonly jail: JailMode;
   /** False: it connects to xenstore by itself. */
   readonly isRelayed: boolean;
+  /** Who it is in its jail; without it, who we are. */
+  readonly user?: JailUser | undefined;
 }
 
 export type GuestOrder =
@@ -28,12 +31,15 @@ export type GuestOrder =
   | ({ readonly order: "answer" } & Answer)
   | ({ readonly order: "trouble" } & Trouble);
 
-const ASKED = ["lock", "image", "connection", "close", "unlock"] as const;
+const ASKED = ["lock", "image", "connection", "close", "unlock", "channels"] as const;
 
 /** What the process cannot have by itself. */
 export interface Ask {
   readonly ask: number;
-  /** To lock a device, to open its image, to connect to the server that has it, to close it, to unlock the device. */
+  /**
+   * To lock a device, to open its image, to connect to the server that has it, to close it, to unlock the device; event
+   * channels for its rings.
+   */
   readonly what: (typeof ASKED)[number];
   readonly devid: number;
 }

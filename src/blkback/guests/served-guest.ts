@@ -1,18 +1,20 @@
 // The process of one guest: serves its disks, and nobody else's, as `watch` orders from the other end of stdin and
 // stdout (messages.ts). The kernel ends it with `watch`, so that one that hangs keeps no lock from the next server,
 // which may be there already and waits for it.
+import { closeSync } from "node:fs";
 import { unlessAborted } from "../../core/deadline.ts";
 import { configureLogging } from "../../core/log.ts";
 import { adoptDescriptor } from "../../native/descriptors.ts";
 import { endWithParent } from "../../native/process.ts";
 import type { EngineKind } from "../../native/reactor.ts";
 import { openPlatform } from "../../platform/open.ts";
+import { openGrantDevice } from "../../platform/xen.ts";
 import type { SpawnWorker } from "../../plane/plane.ts";
 import { Xenstore } from "../../xenstore/client.ts";
 import { disksAnswer } from "../alive.ts";
 import type { OnDeviceEvent } from "../device-events.ts";
 import { enterGuestJail } from "../jail.ts";
-import { BackendWatch } from "../watch.ts";
+import { BackendWatch, type WatchHelp } from "../watch.ts";
 import { AskedImages } from "./asked-images.ts";
 import {
   encodeLine,
@@ -45,7 +47,7 @@ export async function serveGuest(ends: GuestEnds, stop: AbortSignal): Promise<vo
   const orders = new OrderLines(ends.orders, images, () => report({ report: "alive" }));
   const settings = await orders.prepare;
   if (settings === undefined) return;
-  const { platform: descriptor, jail, isRelayed, ...rest } = settings;
+  const { platform: descriptor, jail, isRelayed, user, ...rest } = settings;
   configureLogging(settings.verbosity);
   await using cleanup = new AsyncDisposableStack();
   const platform = cleanup.adopt(openPlatform(descriptor), (it) => it.close());
@@ -54,19 +56,33 @@ export async function serveGuest(ends: GuestEnds, stop: AbortSignal): Promise<vo
   const workers = new ReadyWorkers(ends.spawnWorker);
   cleanup.defer(() => workers.close());
   const ground = { platform: descriptor, statsDir: settings.statsDir };
-  const jailed = jail === "off" ? {} : { jailed: enterGuestJail(jail === "strict", ground) };
+  const lend = jail === "off" || platform.name === "sim" ? undefined : lenderOf(images, cleanup);
+  const jailed = jail === "off" ? {} : { jailed: enterGuestJail(jail === "strict", ground, user) };
   report({ report: "prepared" });
   if (!(await orders.serve)) return;
   const onCount = (count: number): void => report({ report: "disks", count });
   const onEvent: OnDeviceEvent = ({ devid }, event) => report({ report: "event", devid, event });
   const options = { ...rest, ...jailed, onCount, onEvent };
-  const watch = await BackendWatch.start(platform, xenstore, options, workers.spawn, images);
+  const watch = await BackendWatch.start(platform, xenstore, options, workers.spawn, {
+    open: images.open,
+    lock: images.lock,
+    lend,
+  });
   cleanup.defer(async () => {
     await watch.stop();
     report({ report: "left" });
   });
   void watch.settled.then(() => report({ report: "settled" }));
   await unlessAborted(Promise.race([watch.failed, orders.end]), stop);
+}
+
+/**
+ * Xen's devices for planes. That of grants must be opened by the process that maps them; one is enough for all. Event
+ * channels come from `watch` for each connection, which may use those of this guest only.
+ */
+function lenderOf(images: AskedImages, cleanup: AsyncDisposableStack): WatchHelp["lend"] {
+  const gntdev = cleanup.adopt(openGrantDevice(), closeSync);
+  return async (devid, until) => ({ evtchn: until.adopt(await images.channels(devid), closeSync), gntdev });
 }
 
 /** Has the first plane's thread started before there is a disk for it: that takes longer than all the rest. */

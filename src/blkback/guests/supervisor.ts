@@ -15,7 +15,7 @@ import { backendDir, describeDevice, type DeviceAddress } from "../address.ts";
 import { lockForGuest } from "../device-lock.ts";
 import { checkOffer } from "../features.ts";
 import { ImageThreads } from "../image-threads.ts";
-import { checkJail, type JailMode } from "../../platform/jail.ts";
+import type { JailMode } from "../../platform/jail.ts";
 import { guestNamed, namesIn } from "../device-directories.ts";
 import { isOurDevice } from "../our-devices.ts";
 import { guestDir, holdGuestDir, removeGuestDir, type HeldDir } from "../state-directory.ts";
@@ -23,6 +23,7 @@ import { openWatchedImage } from "../watched-image.ts";
 import type { DiskServer, WatchOptions } from "../watch.ts";
 import { GuestProcess, type GuestListener, type ProcessGround, type SpawnGuest } from "./guest-process.ts";
 import type { GuestSettings } from "./messages.ts";
+import { usersOfGuests, type UserOf } from "./guest-users.ts";
 import { untilReady, type Predecessor, type Successor } from "./handover.ts";
 import { mayAskStore } from "./store-rules.ts";
 import { StoreRelay } from "./store-relay.ts";
@@ -39,6 +40,8 @@ const AT_A_TIME = Math.max(1, navigator.hardwareConcurrency);
 export interface SupervisorOptions extends Omit<WatchOptions, "jailed"> {
   /** Of the processes. */
   readonly jail: JailMode;
+  /** The process of domain N is this user plus N in its jail; 0: root. */
+  readonly uidBase: number;
 }
 
 export interface Spawn {
@@ -51,7 +54,9 @@ export class GuestSupervisor implements DiskServer {
   readonly failed: Promise<never>;
   readonly #xenstore: Xenstore;
   readonly #options: SupervisorOptions;
-  readonly #settings: Omit<GuestSettings, "frontend">;
+  readonly #settings: Omit<GuestSettings, "frontend" | "user">;
+  readonly #platform: Platform;
+  readonly #userOf: UserOf | undefined;
   readonly #spawn: Spawn;
   readonly #storage: ImageThreads;
   readonly #backend: Domid;
@@ -68,7 +73,14 @@ export class GuestSupervisor implements DiskServer {
   #unwatch: Unwatch | undefined;
   #stopped = false;
 
-  private constructor(platform: Platform, xenstore: Xenstore, options: SupervisorOptions, spawn: Spawn) {
+  private constructor(
+    platform: Platform,
+    xenstore: Xenstore,
+    options: SupervisorOptions,
+    spawn: Spawn,
+    userOf: UserOf | undefined,
+  ) {
+    this.#userOf = userOf;
     this.#xenstore = xenstore;
     this.#options = options;
     this.#spawn = spawn;
@@ -76,9 +88,10 @@ export class GuestSupervisor implements DiskServer {
     const memory = join(options.statsDir, "served-raw");
     rememberIn(memory);
     this.#storage = new ImageThreads(spawn.worker, memory);
+    this.#platform = platform;
     this.#backend = platform.domid;
     this.#endpoint = platform.xenstore;
-    const { onEvent: _event, onCount: _count, frontend: _frontend, ...rest } = options;
+    const { onEvent: _event, onCount: _count, frontend: _frontend, uidBase: _uids, ...rest } = options;
     // The kernel's device has a thread wait for each connection, and this process has few. It has the rights of our
     // domain, which is not domain 0 then.
     this.#settings = {
@@ -105,8 +118,8 @@ export class GuestSupervisor implements DiskServer {
     predecessor?: Predecessor,
   ): Promise<GuestSupervisor> {
     checkOffer({ ...options.offer, deviceType: "disk" });
-    checkJail(options.jail);
-    const supervisor = new GuestSupervisor(platform, xenstore, options, spawn);
+    const userOf = usersOfGuests(platform.descriptor, options);
+    const supervisor = new GuestSupervisor(platform, xenstore, options, spawn, userOf);
     if (predecessor !== undefined) await supervisor.#follow(predecessor);
     supervisor.#unwatch = await xenstore.watch(supervisor.#root, (path) => supervisor.#changed(path));
     return supervisor;
@@ -214,7 +227,8 @@ export class GuestSupervisor implements DiskServer {
         const { statsDir } = this.#settings;
         // Before the process enters its jail: what is not there then, it never reaches.
         const held = holdGuestDir(statsDir, frontend);
-        const settings = { ...this.#settings, frontend, statsDir: guestDir(statsDir, frontend) };
+        const user = this.#userOf?.(frontend);
+        const settings = { ...this.#settings, frontend, user, statsDir: guestDir(statsDir, frontend) };
         return this.#process(settings, { onEvent, onChange }, held);
       },
       onForgotten: () => void this.#guests.delete(frontend),
@@ -243,7 +257,13 @@ export class GuestSupervisor implements DiskServer {
     const scope = { backend: this.#backend, kind: this.#options.kind, frontend };
     return {
       openImage: (devid, stop) => this.#openImage(frontend, devid, stop),
-      lock: async (devid) => lockForGuest(this.#settings.statsDir, await this.#ours(frontend, devid)),
+      lock: async (devid) =>
+        lockForGuest(this.#settings.statsDir, await this.#ours(frontend, devid), this.#userOf?.(frontend)),
+      openChannels: () => {
+        const channels = this.#platform.openEventChannels();
+        channels.restrict(frontend);
+        return channels;
+      },
       connectStore: async (socket) =>
         this.#settings.isRelayed
           ? StoreRelay.open(socket, this.#endpoint, (packet) => mayAskStore(scope, packet))

@@ -1,6 +1,6 @@
 # `serve` in its jail on real Xen: a Linux guest's checksums are right, also under a successor of a server that was killed;
-# no thread has a privilege, and each has its filter.
-# limit: 400
+# no thread has a privilege, and each has its filter. `watch`: a guest's process is a user of its own besides.
+# limit: 500
 # files: dist/xentool
 . /payload/dom0/blkback.sh
 
@@ -38,5 +38,28 @@ truncate -s 128M disk
 xentool blkback resize --domid "$(domid g)" --vdev xvdb
 wait_for 30 'the new size' _has_sectors 262144
 detach
+
+note 'the same disk from `watch`'
+install_script >/dev/null
+start_watch
+xl block-attach g "$(xl_disk xvdb "$WORK/disk")"
+wait_disk g xvdb
+uid=$((65536 + $(domid g)))
+is_somebody() {
+  SERVER=$(pgrep -P $WATCH)
+  assert_eq "$(jailed)" 'CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 ' 'what the threads may do'
+  assert_eq "$(who)" "Gid: $uid $uid $uid $uid Groups: Uid: $uid $uid $uid $uid " 'who they are'
+  assert_eq "$(stat -c %u "/run/xentool/blkback/$(domid g)"/*.journal)" $uid 'whose the journal is'
+}
+who() { { grep -hsE '^(Uid|Gid|Groups):' /proc/$SERVER/task/*/status || true; } | sort -u | tr -s ' \t\n' ' '; }
+is_somebody
+on g 'dd if=/bin/busybox of=/dev/xvdb bs=64k count=16 oflag=direct 2>/dev/null' &
+write=$!
+kill -KILL "$SERVER"
+wait $write
+is_somebody
+assert_eq "$(head -c 1M disk | sha256sum)" "$(on g 'head -c 1048576 /bin/busybox | sha256sum')" 'written meanwhile'
+xl block-detach g xvdb
 shutdown g
 assert_clean
+stop_watch
