@@ -57,7 +57,8 @@ export const watchCommand = command({
 async function runWatch(context: CommandContext, session: Session, argv: WatchArguments): Promise<void> {
   const { platform } = session;
   await checkIsolation(argv);
-  await checkUidBase(argv);
+  const { checkUidBase } = await import("../src/blkback/guests/guest-users.ts");
+  checkUidBase(argv.uidBase);
   const serving = await servingOptionsOf(argv, platform, context);
   const metrics = argv.metrics === undefined ? undefined : metricsAddress(argv.metrics);
   const { kind, direct, format, connections } = argv;
@@ -111,17 +112,6 @@ async function checkIsolation({ isolation, jail }: WatchArguments): Promise<void
   if (isolation === "process" || jail === undefined || jail === "off") return;
   const { XentoolError } = await import("../src/core/errors.ts");
   throw new XentoolError("usage", "--jail is for the processes of guests; --isolation thread has none");
-}
-
-/** Throws `usage`. */
-async function checkUidBase({ uidBase }: WatchArguments): Promise<void> {
-  const { isUidBase } = await import("../src/blkback/guests/guest-users.ts");
-  if (isUidBase(uidBase)) return;
-  const { XentoolError } = await import("../src/core/errors.ts");
-  throw new XentoolError(
-    "usage",
-    `--uid-base ${uidBase}: users of people or the system have such numbers, or nobody`,
-  );
 }
 
 /** Whenever we are asked to, starts a successor. Returns when one has all guests; until then we serve on. */

@@ -126,7 +126,7 @@ test.each([
 });
 
 test("whoever the last server was, the next one finds what that left", async () => {
-  const bases = [USUAL_BASE, 0, 200_000, USUAL_BASE];
+  const bases = [USUAL_BASE, 0, 200_000];
   for (const base of bases) {
     const watching = world.watchWith({}, "--uid-base", String(base));
     server = watching;
@@ -138,16 +138,9 @@ test("whoever the last server was, the next one finds what that left", async () 
     await watching.exited;
   }
   server = world.watchWith({}, "--isolation", "thread");
-  await world.workMore(MORE_THAN_ON_RINGS);
+  await world.workMore(ANSWERS);
   await world.finish();
-});
-
-test.each(["1000", "-1", "4294967295"])("--uid-base %s is refused", async (base) => {
-  server = world.watch("--uid-base", base);
-  expect(await server.exited).toBe(2);
-  expect(await server.stderr.text()).toContain("--uid-base");
-  for (const { guest } of world.guests) guest.close();
-});
+}, 120_000);
 
 test("--jail off gives up nothing", async () => {
   const [pid] = await watch("--jail", "off");

@@ -1,6 +1,7 @@
-// What --filter and the numbers of an offer may be: anything else is a usage error, told in one line.
+// What --filter, --uid-base and the numbers of an offer may be: anything else is a usage error, told in one line.
 import { describe, expect, test } from "bun:test";
 import { checkOffer, DEFAULT_OFFER, type Offer } from "../../src/blkback/features.ts";
+import { checkUidBase } from "../../src/blkback/guests/guest-users.ts";
 import { errorFilter } from "../../src/block/filters/error.ts";
 import { FilterOptions } from "../../src/block/filters/filter.ts";
 import { filterHelp, parseFilter } from "../../src/block/filters/catalogue.ts";
@@ -20,6 +21,12 @@ function usageOf(work: () => unknown): string {
 function errorOptions(text: string): ReturnType<typeof errorFilter.parse> {
   return errorFilter.parse(new FilterOptions(`error:${text}`, text));
 }
+
+test("--uid-base is none, or leaves the users of people and the system alone", () => {
+  for (const base of [0, 60_000, 65_536, 2 ** 32 - 1 - 0x7ff0]) checkUidBase(base);
+  for (const base of [1, 1000, -1, 65_536.5, NaN, 2 ** 32 - 0x7ff0, 2 ** 53])
+    expect(usageOf(() => checkUidBase(base))).toEndWith(`not ${base}`);
+});
 
 describe("--filter", () => {
   test.each([

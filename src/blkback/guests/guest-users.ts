@@ -2,6 +2,7 @@
 // processes are kept from it by their owners alone, also where the kernel has no Landlock.
 import { mkdirSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { dirname } from "node:path";
+import { XentoolError } from "../../core/errors.ts";
 import type { Domid } from "../../core/types.ts";
 import { mayBecomeOthers, type JailUser } from "../../native/jail.ts";
 import { checkJail, type JailMode } from "../../platform/jail.ts";
@@ -14,9 +15,10 @@ const BASE_MIN = 60_000;
 /** The number after those of all domains is that of no user. */
 const BASE_MAX = 2 ** 32 - 1 - DOMIDS;
 
-/** Whether domains may be users from `base` on, or that is 0. */
-export function isUidBase(base: number): boolean {
-  return base === 0 || (Number.isSafeInteger(base) && base >= BASE_MIN && base <= BASE_MAX);
+/** Throws `usage` when domains may not be users from `base` on; 0 means none. */
+export function checkUidBase(base: number): void {
+  if (base === 0 || (Number.isSafeInteger(base) && base >= BASE_MIN && base <= BASE_MAX)) return;
+  throw new XentoolError("usage", `--uid-base is 0, or ${BASE_MIN} to ${BASE_MAX}, not ${base}`);
 }
 
 export type UserOf = (frontend: Domid) => JailUser;
