@@ -8,8 +8,11 @@ import { run } from "../support/process.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 const EXECUTABLE = "/usr/local/bin/xentool";
-/** What `systemd-analyze security` gives a unit that may do everything is 9.6, and 10 is the worst. */
-const EXPOSURE_MAX = 3;
+/**
+ * What `systemd-analyze security` gives a unit that may do everything is 9.6, and 10 is the worst. That of `watch` lets
+ * the processes of guests become users of their own.
+ */
+const EXPOSURE_MAX = { "xentool-blkback.service": 3.5, "xentool-serve@.service": 3 };
 
 let root: string;
 beforeEach(() => {
@@ -108,7 +111,8 @@ describe("scripts and units", () => {
         stdout: "",
         stderr: "",
       });
-      const confinement = ["security", "--offline=true", "--no-pager", `--threshold=${EXPOSURE_MAX * 10}`];
+      const most = 10 * (Object.entries(EXPOSURE_MAX).find(([name]) => unit.endsWith(name))?.[1] ?? 0);
+      const confinement = ["security", "--offline=true", "--no-pager", `--threshold=${most}`];
       expect(await run(["systemd-analyze", ...confinement, unit])).toMatchObject({ status: 0 });
     }
   });
