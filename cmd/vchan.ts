@@ -67,7 +67,7 @@ const connectCommand = command({
       "Listen at this socket; relay the vchan to whoever connects",
       "Listen at HOST:PORT; relay the vchan to whoever connects",
     ),
-    wait: flag("Wait until there is a server"),
+    wait: flag("Wait until there is a server, and for a turn if it has another client"),
     keep: flag("Serve one local connection after another"),
   },
   conflicts: [["unix", "tcp"]],

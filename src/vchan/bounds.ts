@@ -43,6 +43,12 @@ export const BUSY_TRIES = 250;
 /** After this, keys that have not changed are tried again: the server may have let another client go. */
 export const RETRY_MS = 1000;
 
+/**
+ * For this long, a client that is not to wait for a server waits for one whose last client has gone: its command may
+ * take twice COMMAND_EXIT_MS to end.
+ */
+export const TURN_MS = 5000;
+
 /** What a peer can trigger repeatedly is delayed by PAUSE_MIN_MS, then twice as long each time, up to PAUSE_MAX_MS. */
 export const PAUSE_MIN_MS = 100;
 export const PAUSE_MAX_MS = 1000;

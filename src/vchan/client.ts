@@ -37,10 +37,13 @@ export interface VchanClientOptions {
 export const NO_SERVER = "no-server";
 /** Another client has the server. It may let that client go, and offer new rings. */
 export const SERVER_BUSY = "server-busy";
+/** The server's last client is gone, and it is about to end with that one: either for good, or to offer new rings. */
+export const BETWEEN_CLIENTS = "between-clients";
 
 /**
  * Connects to a server. Fails with `environment` and `context.reason` NO_SERVER when nobody serves there any more,
- * or SERVER_BUSY when another client is connected, with `protocol` when the page makes no sense.
+ * SERVER_BUSY when another client is connected, BETWEEN_CLIENTS when that one has just gone; with `protocol` when the
+ * page makes no sense.
  */
 export function openVchanClient(platform: Platform, options: VchanClientOptions): VchanEndpoint {
   const { peer } = options;
@@ -103,7 +106,7 @@ function bindPort(channels: EventChannels, table: GrantTable, options: VchanClie
     return channels.bindInterdomain(peer, port);
   } catch (error) {
     throw isServed(table, peer, ringRef)
-      ? busy(peer)
+      ? taken(peer)
       : noServer(peer, "nobody answers there any more", error);
   }
 }
@@ -119,7 +122,7 @@ function isServed(table: GrantTable, peer: Domid, ringRef: GrantRef): boolean {
 
 function expectServer(peer: Domid, page: VchanPage): void {
   if (page.serverLive !== VCHAN_CONNECTED) throw noServer(peer, "it has closed");
-  if (page.clientLive === VCHAN_CONNECTED) throw busy(peer);
+  if (page.clientLive === VCHAN_CONNECTED) throw taken(peer);
   const fault = ordersFault(page.orders);
   if (fault !== undefined)
     throw new XentoolError("protocol", `domain ${peer} offers a vchan that cannot be: ${fault}`, {
@@ -130,11 +133,11 @@ function expectServer(peer: Domid, page: VchanPage): void {
 
 /**
  * A libxenvchan server may take one client after another on the same rings. Ours never does: if its last client is
- * gone, it is about to close, and has not published its next rings yet.
+ * gone, it has yet to hand on what that one sent, and has not published its next rings.
  */
 function expectFreshRings(peer: Domid, page: VchanPage, serverEndWord: number): void {
   if (speaksOfEnd(serverEndWord) && page.clientLive !== VCHAN_NOT_CONNECTED)
-    throw noServer(peer, "it is about to end with the client before");
+    throw busy(peer, BETWEEN_CLIENTS, "it has not ended with its last client yet");
 }
 
 function mapPages(
@@ -163,7 +166,11 @@ function noServer(peer: Domid, why: string, cause?: unknown): XentoolError {
   return new XentoolError("environment", message, { domid: peer, reason: NO_SERVER }, cause);
 }
 
-function busy(peer: Domid): XentoolError {
-  const message = `the vchan server in domain ${peer} is busy: it serves one client at a time; --wait waits for a turn`;
-  return new XentoolError("environment", message, { domid: peer, reason: SERVER_BUSY });
+function taken(peer: Domid): XentoolError {
+  return busy(peer, SERVER_BUSY, "it serves one client at a time");
+}
+
+function busy(peer: Domid, reason: string, why: string): XentoolError {
+  const message = `the vchan server in domain ${peer} is busy: ${why}; --wait waits for a turn`;
+  return new XentoolError("environment", message, { domid: peer, reason });
 }

@@ -76,14 +76,15 @@ const log = moduleLogger("vchan");
 export async function listenAndRelay(options: RelaySessionOptions, orders: VchanOrders): Promise<number> {
   await using session = await VchanSession.open(options, "server");
   options.enterJail?.();
-  const { signal, local } = options;
+  const { signal, local, keep } = options;
   // Pause only after a client has come: until then the vchan stays available to whoever looks for it.
-  return await repeat(options, (pace, attempt) =>
-    session.serve(orders, async (vchan) => {
-      attempt.hasCome = true;
+  return await repeat(options, (pace, attempt) => {
+    const serve = async (vchan: VchanConnection): Promise<RelayOutcome | undefined> => {
+      attempt.hasCome = attempt.hasPaused = true;
       return (await pace.next(signal)) ? relay(options, vchan, await openService(local)) : undefined;
-    }),
-  );
+    };
+    return session.serve(orders, serve, keep);
+  });
 }
 
 /** Connects to a server; with `unix` and `tcp`, once per local connection. Otherwise like listenAndRelay. */
@@ -116,19 +117,21 @@ export async function connectAndRelay(options: RelaySessionOptions, wait: boolea
   }
 }
 
-/** Whether a client or a local connection has arrived: an error after that concerns this session, not the next. */
 interface Attempt {
+  /** A client or a local connection has arrived: an error after that concerns this session, not the next. */
   hasCome: boolean;
+  /** A failure need not delay the next one. */
+  hasPaused: boolean;
 }
 
-/** Runs `once`; with `keep`, repeatedly. Pauses after a failure; any other pause is up to `once`. */
+/** Runs `once`; with `keep`, repeatedly. Pauses after a failure unless `once` has paused before it. */
 async function repeat(
   options: RelaySessionOptions,
   once: (pace: Pace, attempt: Attempt) => Promise<RelayOutcome | undefined>,
 ): Promise<number> {
   const pace = new Pace();
   do {
-    const attempt: Attempt = { hasCome: false };
+    const attempt: Attempt = { hasCome: false, hasPaused: false };
     try {
       const outcome = await once(pace, attempt);
       if (outcome === undefined) break;
@@ -139,7 +142,7 @@ async function repeat(
     } catch (error) {
       if (!options.keep || !isOfOneSession(error, attempt)) throw error;
       log.error(describeError(error));
-      await pace.next(options.signal);
+      if (!attempt.hasPaused) await pace.next(options.signal);
     }
   } while (!options.signal.aborted);
   return 0;

@@ -6,6 +6,7 @@ import { parseDecimal, type Domid, type EvtchnPort, type GrantRef } from "../cor
 import { isValidPath } from "../protocol/xs-wire.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { errnoOf } from "../xenstore/errors.ts";
+import type { XenstoreOperations } from "../xenstore/operations.ts";
 import type { WatchCallback } from "../xenstore/watch-events.ts";
 
 /** What a client needs to connect. */
@@ -48,18 +49,27 @@ export function vchanPlace(name: string, server: Domid, client: Domid): VchanPla
 export interface PublishedKeys {
   /** The directory belongs to the vchan alone: created for its keys, or by an earlier server that left only keys. */
   readonly ownsDirectory: boolean;
-  /** The keys of another server were there, which may still be waiting for its client. */
+  /** The keys of somebody else were there, who may still be waiting for a client. */
   readonly replaced: boolean;
 }
 
-/** Publishes the server's keys in one transaction, so that the client sees both or neither, and lets it read them. */
-export function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKeys): Promise<PublishedKeys> {
+/**
+ * Publishes the server's keys in one transaction, so that the client sees both or neither, and lets it read them.
+ * `before` are this server's keys that they replace, so that there never are none.
+ */
+export function publishKeys(
+  xenstore: Xenstore,
+  place: VchanPlace,
+  keys: VchanKeys,
+  before?: VchanKeys,
+): Promise<PublishedKeys> {
   const values: [string, number][] = [
     [RING_REF, keys.ringRef],
     [EVENT_CHANNEL, keys.port],
   ];
   return xenstore.transaction(async (tx) => {
     const children = (await tx.exists(place.path)) ? await tx.directory(place.path) : undefined;
+    const isOurs = before !== undefined && (await hasKeys(tx, place, before));
     for (const [name, value] of values) {
       const path = `${place.path}/${name}`;
       await tx.write(path, String(value));
@@ -71,7 +81,7 @@ export function publishKeys(xenstore: Xenstore, place: VchanPlace, keys: VchanKe
     const isKey = (name: string): boolean => name === RING_REF || name === EVENT_CHANNEL;
     return {
       ownsDirectory: children === undefined || (children.length > 0 && children.every(isKey)),
-      replaced: children?.some(isKey) ?? false,
+      replaced: !isOurs && (children?.some(isKey) ?? false),
     };
   });
 }
@@ -86,13 +96,18 @@ export async function withdrawKeys(
   keys: VchanKeys,
   ownsDirectory: boolean,
 ): Promise<void> {
-  const names = [RING_REF, EVENT_CHANNEL].map((name) => `${place.path}/${name}`);
   await xenstore.transaction(async (tx) => {
-    const [ringRef, port] = [await tx.tryRead(names[0]), await tx.tryRead(names[1])];
-    if (ringRef !== String(keys.ringRef) || port !== String(keys.port)) return;
-    for (const name of names) await tx.rm(name);
+    if (!(await hasKeys(tx, place, keys))) return;
+    for (const name of [RING_REF, EVENT_CHANNEL]) await tx.rm(`${place.path}/${name}`);
     if (ownsDirectory && (await tx.directory(place.path)).length === 0) await tx.rm(place.path);
   });
+}
+
+/** Whether these very keys are there, as a server has written them. */
+async function hasKeys(tx: XenstoreOperations, place: VchanPlace, keys: VchanKeys): Promise<boolean> {
+  const ringRef = await tx.tryRead(`${place.path}/${RING_REF}`);
+  const port = await tx.tryRead(`${place.path}/${EVENT_CHANNEL}`);
+  return ringRef === String(keys.ringRef) && port === String(keys.port);
 }
 
 /** Whether the keys that were read are these. */

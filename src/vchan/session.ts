@@ -8,8 +8,8 @@ import { noDomain } from "../platform/domains.ts";
 import type { Platform } from "../platform/platform.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
 import { Xenstore } from "../xenstore/client.ts";
-import { RETRY_MS } from "./bounds.ts";
-import { NO_SERVER, SERVER_BUSY } from "./client.ts";
+import { RETRY_MS, TURN_MS } from "./bounds.ts";
+import { BETWEEN_CLIENTS, NO_SERVER, SERVER_BUSY } from "./client.ts";
 import { domainExists } from "../xenstore/domains.ts";
 import type { VchanRole } from "./endpoint.ts";
 import { PeerWatch, type PeerWatchOptions } from "./peer-watch.ts";
@@ -50,12 +50,27 @@ export interface VchanConnection {
   readonly writeSize: number;
 }
 
+/** What a server has published. */
+interface Offer {
+  readonly keys: VchanKeys;
+  readonly ownsDirectory: boolean;
+}
+
+/** Why a server may serve us later, as the end of "waiting for domain 0 to serve PATH". */
+const LATER: Readonly<Record<string, string>> = {
+  [NO_SERVER]: " anew: nobody answers where its keys lead",
+  [SERVER_BUSY]: ", which it does for one client at a time: another has it now",
+  [BETWEEN_CLIENTS]: ", which it does for one client at a time: it has not ended with its last one yet",
+};
+
 export class VchanSession implements AsyncDisposable {
   readonly plane: Plane;
   readonly control: VchanControl;
   readonly #options: VchanSessionOptions;
   readonly #xenstore: Xenstore;
   readonly #listeners = new DisposableStack();
+  /** The offer whose client is gone: it stays until the next one has replaced it. */
+  #before: Offer | undefined;
 
   private constructor(options: VchanSessionOptions, xenstore: Xenstore) {
     this.#options = options;
@@ -91,40 +106,46 @@ export class VchanSession implements AsyncDisposable {
   }
 
   /**
-   * Serves one client with fresh rings: waits for it, runs `body`, and releases everything. Returns undefined when
+   * Serves one client with fresh rings: waits for it, runs `body`, and releases everything. With `keep`, what the
+   * next client finds replaces what this one has found: there is always something to be found. Returns undefined when
    * stopped before a client came. Fails with `timeout` when none came in time, with `environment` when none can come
    * any more.
    */
-  async serve<T>(orders: VchanOrders, body: (vchan: VchanConnection) => Promise<T>): Promise<T | undefined> {
-    const { platform, place } = this.#options;
+  async serve<T>(
+    orders: VchanOrders,
+    body: (vchan: VchanConnection) => Promise<T>,
+    keep = false,
+  ): Promise<T | undefined> {
+    const { place, signal } = this.#options;
     this.#begin();
     const peer = place.client;
-    const served = await this.plane.carryOut<VchanOrder<"serve">>({
-      op: "serve",
-      platform: platform.descriptor,
-      peer,
-      orders,
-    });
+    const served = await this.#share(orders);
     const { keys } = served;
     let ownsDirectory = false;
+    let isNextExpected = false;
     try {
-      const published = await publishKeys(this.#xenstore, place, keys);
+      const published = await publishKeys(this.#xenstore, place, keys, this.#before?.keys);
       ({ ownsDirectory } = published);
+      this.#before = undefined;
+      await this.plane.carryOut<VchanOrder<"close-before">>({ op: "close-before" });
       const instead = published.replaced ? ", instead of the server whose keys were there" : "";
       this.#options.onWait?.(`waiting for domain ${peer} at ${place.path}${instead}`);
       if (!(await this.#clientComes(keys))) return undefined;
+      isNextExpected = keep;
       return await this.#watched({ role: "server", keys, keepsKeys: true }, () =>
         body({ ...served, plane: this.plane, control: this.control, role: "server", peer }),
       );
     } finally {
-      await withdrawKeys(this.#xenstore, place, keys, ownsDirectory).catch(ignoreLoss);
-      await this.plane.carryOut<VchanOrder<"close">>({ op: "close" });
+      const offer = { keys, ownsDirectory };
+      if (isNextExpected && !signal.aborted) this.#before = offer;
+      else await this.#withdraw(offer);
     }
   }
 
   /**
    * Connects to the server and runs `body`. With `wait`, it waits for a server that does not exist yet, that died and
-   * left its keys, or that has another client. Returns undefined when stopped before it had connected.
+   * left its keys, or that has another client; without, only for one whose last client has gone. Returns undefined
+   * when stopped before it had connected.
    */
   async connect<T>(wait: boolean, body: (vchan: VchanConnection) => Promise<T>): Promise<T | undefined> {
     const peer = this.#options.place.server;
@@ -163,7 +184,33 @@ export class VchanSession implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#listeners.dispose();
     this.plane.close();
+    if (this.#before !== undefined) await this.#withdrawKeys(this.#before);
     this.#xenstore.close();
+  }
+
+  /** Shares new rings beside those of the client before, or, if that is more than gntalloc's limit, after them. */
+  async #share(orders: VchanOrders): Promise<VchanResults["serve"]> {
+    const { platform, place } = this.#options;
+    const order = { op: "serve", platform: platform.descriptor, peer: place.client, orders } as const;
+    const before = this.#before;
+    if (before !== undefined) {
+      try {
+        return await this.plane.carryOut<VchanOrder<"serve">>(order);
+      } catch {
+        this.#before = undefined;
+        await this.#withdraw(before);
+      }
+    }
+    return this.plane.carryOut<VchanOrder<"serve">>(order);
+  }
+
+  async #withdraw(offer: Offer): Promise<void> {
+    await this.#withdrawKeys(offer);
+    await this.plane.carryOut<VchanOrder<"close">>({ op: "close" });
+  }
+
+  #withdrawKeys({ keys, ownsDirectory }: Offer): Promise<void> {
+    return withdrawKeys(this.#xenstore, this.#options.place, keys, ownsDirectory).catch(ignoreLoss);
   }
 
   #begin(): void {
@@ -224,29 +271,27 @@ export class VchanSession implements AsyncDisposable {
     const { platform, place, signal } = this.#options;
     await using limit = await this.#limitWait(`no vchan server at ${place.path}`, { reason: NO_SERVER });
     const either = AbortSignal.any([signal, limit.signal]);
-    await using changes = await KeyChanges.watch(this.#xenstore, wait ? place : undefined);
+    await using changes = await KeyChanges.watch(this.#xenstore, place);
+    let turnEndsAt: number | undefined;
     while (!signal.aborted) {
       const keys = await readKeys(this.#xenstore, place);
       if (keys === undefined && !wait) throw noServerAt(place);
       let words = `waiting for domain ${place.server} to serve ${place.path}`;
-      try {
-        if (keys !== undefined) {
-          const peer = place.server;
-          const connected = await this.plane.carryOut<VchanOrder<"connect">>({
-            op: "connect",
-            platform: platform.descriptor,
-            peer,
-            keys,
-          });
-          return { ...connected, keys };
+      if (keys !== undefined) {
+        const order = { op: "connect", platform: platform.descriptor, peer: place.server, keys } as const;
+        try {
+          return { ...(await this.plane.carryOut<VchanOrder<"connect">>(order)), keys };
+        } catch (error) {
+          const reason = error instanceof XentoolError ? String(error.context["reason"]) : "";
+          if (LATER[reason] === undefined) throw error;
+          if (!wait) {
+            // It may have replaced its keys since we read them.
+            if (reason === NO_SERVER && !areKeys(await readKeys(this.#xenstore, place), keys)) continue;
+            turnEndsAt ??= performance.now() + TURN_MS;
+            if (reason !== BETWEEN_CLIENTS || performance.now() >= turnEndsAt) throw error;
+          }
+          words += LATER[reason];
         }
-      } catch (error) {
-        const reason = error instanceof XentoolError ? error.context["reason"] : undefined;
-        if (!wait || (reason !== NO_SERVER && reason !== SERVER_BUSY)) throw error;
-        words +=
-          reason === SERVER_BUSY
-            ? ", which it does for one client at a time: another has it now"
-            : " anew: nobody answers where its keys lead";
       }
       limit.signal.throwIfAborted();
       this.#options.onWait?.(words);
@@ -261,11 +306,9 @@ class KeyChanges implements AsyncDisposable {
   #changed = Promise.withResolvers<void>();
   #unwatch: (() => unknown) | undefined;
 
-  /** Without a place, nothing ever changes. */
-  static async watch(xenstore: Xenstore, place: VchanPlace | undefined): Promise<KeyChanges> {
+  static async watch(xenstore: Xenstore, place: VchanPlace): Promise<KeyChanges> {
     const changes = new KeyChanges();
-    if (place !== undefined)
-      changes.#unwatch = await watchKeys(xenstore, place, () => changes.#changed.resolve());
+    changes.#unwatch = await watchKeys(xenstore, place, () => changes.#changed.resolve());
     return changes;
   }
 

@@ -8,7 +8,7 @@ import type { RelayOptions, RelayResult } from "./relay.ts";
 import type { VchanKeys } from "./rendezvous.ts";
 
 export type VchanTask =
-  /** Share the rings: returns the keys. */
+  /** Share new rings: returns the keys. Rings that were shared before stay until `close-before`. */
   | {
       readonly op: "serve";
       readonly platform: PlatformDescriptor;
@@ -30,7 +30,9 @@ export type VchanTask =
   /** Serve a benchmark's jobs until the peer closes: returns how many. */
   | { readonly op: "bench-serve" }
   | { readonly op: "bench-run"; readonly job: BenchJob; readonly timeoutMs: number | undefined }
-  /** Tell the peer that we are gone and release everything. */
+  /** Tell the client before that we are gone and release its rings. */
+  | { readonly op: "close-before" }
+  /** The same for everything there is. */
   | { readonly op: "close" };
 
 export interface VchanResults {
@@ -45,6 +47,7 @@ export interface VchanResults {
   readonly relay: RelayResult;
   readonly "bench-serve": number;
   readonly "bench-run": BenchMeasure;
+  readonly "close-before": undefined;
   readonly close: undefined;
 }
 

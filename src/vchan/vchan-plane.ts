@@ -24,11 +24,42 @@ export const carryOutVchanOrder: CarryOut<VchanOrder> = (task, page) => {
   return session.run(task);
 };
 
-/** The state between tasks: at most one endpoint at a time. */
+/** An endpoint on a platform of its own, which lives as long. */
+class OpenedEndpoint {
+  readonly endpoint: VchanEndpoint;
+  readonly #platform: Platform;
+
+  private constructor(endpoint: VchanEndpoint, platform: Platform) {
+    this.endpoint = endpoint;
+    this.#platform = platform;
+  }
+
+  /** Opens the platform, and with `open` the endpoint on it, which comes with what else `open` returns. */
+  static open<T extends { readonly endpoint: VchanEndpoint }>(
+    descriptor: PlatformDescriptor,
+    open: (platform: Platform) => T,
+  ): [OpenedEndpoint, T] {
+    const platform = openPlatform(descriptor);
+    try {
+      const result = open(platform);
+      return [new OpenedEndpoint(result.endpoint, platform), result];
+    } catch (error) {
+      platform.close();
+      throw error;
+    }
+  }
+
+  close(): void {
+    this.endpoint.close();
+    this.#platform.close();
+  }
+}
+
+/** The state between tasks: one endpoint, and that of the client before while a server changes over. */
 export class VchanPlaneSession {
   readonly #control: VchanControl;
-  #endpoint: VchanEndpoint | undefined;
-  #closePlatform: (() => void) | undefined;
+  #current: OpenedEndpoint | undefined;
+  #before: OpenedEndpoint | undefined;
 
   constructor(control: VchanControl) {
     this.#control = control;
@@ -50,42 +81,31 @@ export class VchanPlaneSession {
         return serveBenchJobs(this.#opened(), this.#control);
       case "bench-run":
         return runBenchJob(this.#opened(), this.#control, task.job, task.timeoutMs);
+      case "close-before":
+        return this.#closeBefore();
       case "close":
         return this.#close();
     }
   }
 
   #serve(task: VchanOrder<"serve">["order"]): VchanResults["serve"] {
-    const { endpoint, ringRef, port } = this.#open(task.platform, (platform) =>
+    const [opened, { endpoint, ringRef, port }] = OpenedEndpoint.open(task.platform, (platform) =>
       openVchanServer(platform, task),
     );
-    this.#endpoint = endpoint;
+    this.#before = this.#current;
+    this.#current = opened;
     return { keys: { ringRef, port }, readSize: endpoint.readSize, writeSize: endpoint.writeSize };
   }
 
   #connect(task: VchanOrder<"connect">["order"]): VchanResults["connect"] {
+    this.#close();
     const { peer, keys } = task;
-    const endpoint = this.#open(task.platform, (platform) => openVchanClient(platform, { peer, ...keys }));
-    this.#endpoint = endpoint;
+    const [opened, { endpoint }] = OpenedEndpoint.open(task.platform, (platform) => ({
+      endpoint: openVchanClient(platform, { peer, ...keys }),
+    }));
+    this.#current = opened;
     const { readSize, writeSize, peerSpeaksOfEnd } = endpoint;
     return { readSize, writeSize, peerSpeaksOfEnd };
-  }
-
-  /**
-   * Opens an endpoint on a platform. The platform lives as long as the endpoint; if opening fails, it is closed at
-   * once.
-   */
-  #open<T>(descriptor: PlatformDescriptor, open: (platform: Platform) => T): T {
-    this.#close();
-    const platform = openPlatform(descriptor);
-    try {
-      const opened = open(platform);
-      this.#closePlatform = () => platform.close();
-      return opened;
-    } catch (error) {
-      platform.close();
-      throw error;
-    }
   }
 
   #awaitClient(): boolean {
@@ -115,16 +135,20 @@ export class VchanPlaneSession {
     return undefined;
   }
 
+  #closeBefore(): undefined {
+    this.#before?.close();
+    this.#before = undefined;
+  }
+
   #close(): undefined {
-    this.#endpoint?.close();
-    this.#endpoint = undefined;
-    this.#closePlatform?.();
-    this.#closePlatform = undefined;
+    this.#closeBefore();
+    this.#current?.close();
+    this.#current = undefined;
   }
 
   #opened(): VchanEndpoint {
-    if (this.#endpoint === undefined)
+    if (this.#current === undefined)
       throw new XentoolError("bug", "a vchan task before the vchan was opened");
-    return this.#endpoint;
+    return this.#current.endpoint;
   }
 }

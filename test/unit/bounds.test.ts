@@ -39,6 +39,8 @@ const HOLDS: Readonly<Record<string, Readonly<Record<string, boolean>>>> = {
     "pauses double from the shortest to the longest": vchan.PAUSE_MAX_MS >= 2 * vchan.PAUSE_MIN_MS,
     "a client that was let go finds the server's new keys at its first retry":
       vchan.PAUSE_MIN_MS < vchan.RETRY_MS,
+    "a client whose turn is next outlasts the command of the one before":
+      2 * vchan.COMMAND_EXIT_MS < vchan.TURN_MS,
     "keys that stayed were not those of a server that closes": vchan.KEYS_STAY_MS > vchan.CLOSING_MS,
     "who is told to stop waits for less than who may go on": vchan.STOP_GRACE_MS < vchan.LINGER_MS,
     "an amount of a benchmark is exact": vchan.BENCH_AMOUNT_MAX <= Number.MAX_SAFE_INTEGER,
