@@ -27,8 +27,15 @@ import {
 import { describeRates } from "./rates-report.ts";
 import type { CommandContext } from "./run-command.ts";
 import { statsForJson, watchStats } from "./stats-watch.ts";
+import { terminalSize, wrap } from "./terminal.ts";
 
+/** What a narrow terminal does without in the table, in this order. */
+const LEFT_OUT = ["median", "bytes"];
+const INDENT = 2;
 const BAR_WIDTH = 24;
+/** What else is on a bar's line: its label and the spaces; and the count behind it, if it is not large. */
+const BESIDE_BAR = 14;
+const COUNT_WIDTH = 9;
 const BLOCKS = " ▏▎▍▌▋▊▉█";
 
 interface StatsSelection {
@@ -67,7 +74,7 @@ export async function runStats(selection: StatsSelection, context: CommandContex
     if (all.length === 0 && domid !== undefined && isDomainUnknown(platform, domid)) throw noDomain(domid);
     if (context.json) printJson(all.map(statsForJson));
     else if (all.length === 0) print(nothingServed(domid, vdev));
-    else all.forEach((it) => print(formatStats(it)));
+    else all.forEach((it) => print(formatStats(it, terminalSize()?.width)));
   } finally {
     platform.close();
   }
@@ -79,45 +86,51 @@ function nothingServed(domid: Domid | undefined, vdev: string | undefined): stri
   return `no ${disk}${domid === undefined ? "" : ` of domain ${domid}`} is served here`;
 }
 
-/** The full statistics of one device. */
-export function formatStats(stats: DeviceStats): string {
+/** The full statistics of one device, in lines of at most `width` columns, unless the table needs more. */
+export function formatStats(stats: DeviceStats, width = Infinity): string {
   const served = formatDuration((Date.now() - stats.startedAtMs) * 1e6);
   const state = stats.alive
     ? `served for ${served} by process ${stats.pid}`
     : `its server, process ${stats.pid}, is dead`;
+  const facts = [...ringFacts(stats), ...limitFacts(stats), ...troubleFacts(stats)].map(indent);
+  const name = `${vdevName(stats.devid)} of domain ${stats.domid}`;
+  const head = wrap(`${name}: ${stats.state}, ${state}`, width).join("\n");
   return [
-    paint("bold", `${vdevName(stats.devid)} of domain ${stats.domid}`) + `: ${stats.state}, ${state}`,
-    indent(trafficTable(stats)),
-    ...[...ringFacts(stats), ...limitFacts(stats), ...troubleFacts(stats)].map(indent),
-    ...formatHistogram("requests found on the ring", stats.ringUtilisation, stats.ringSlots),
-    ...formatHistogram("segments per request", stats.segmentsPerRequest, Infinity),
+    head.replace(name, paint("bold", name)),
+    indent(trafficTable(stats, width - INDENT)),
+    ...facts.flatMap((fact) => wrap(fact, width)),
+    ...formatHistogram("requests found on the ring", stats.ringUtilisation, stats.ringSlots, width),
+    ...formatHistogram("segments per request", stats.segmentsPerRequest, Infinity, width),
     "",
   ].join("\n");
 }
 
-function trafficTable(stats: DeviceStats): string {
+function trafficTable(stats: DeviceStats, width: number): string {
   const rows = [
     ["reads", stats.reads, stats.readBytes, stats.readLatency],
     ["writes", stats.writes + stats.barriers, stats.writeBytes, stats.writeLatency],
     ["flushes", stats.flushes, undefined, stats.flushLatency],
     ["discards", stats.discards, stats.discardBytes, stats.discardLatency],
   ] as const;
-  return formatTable(
-    [
-      { title: "" },
-      { title: "requests", align: "right" },
-      { title: "bytes", align: "right" },
-      { title: "median", align: "right" },
-      { title: "99 %", align: "right" },
-    ],
-    rows.map(([name, count, bytes, latency]) => [
-      name,
-      formatCount(count),
-      bytes === undefined ? "" : formatBytes(bytes),
-      formatLatency(latency.medianUs, latency),
-      formatLatency(latency.p99Us, latency),
-    ]),
-  );
+  const columns: Readonly<Record<string, readonly string[]>> = {
+    "": rows.map(([name]) => name),
+    requests: rows.map(([, count]) => formatCount(count)),
+    bytes: rows.map(([, , bytes]) => (bytes === undefined ? "" : formatBytes(bytes))),
+    median: rows.map(([, , , latency]) => formatLatency(latency.medianUs, latency)),
+    "99 %": rows.map(([, , , latency]) => formatLatency(latency.p99Us, latency)),
+  };
+  let titles = Object.keys(columns);
+  const draw = (): string =>
+    formatTable(
+      titles.map((title) => ({ title, align: title === "" ? "left" : "right" })),
+      rows.map((_, row) => titles.map((title) => columns[title]?.[row] ?? "")),
+    );
+  const isTooWide = (): boolean =>
+    draw()
+      .split("\n")
+      .some((line) => Bun.stringWidth(line) > width);
+  for (const title of LEFT_OUT) if (isTooWide()) titles = titles.filter((it) => it !== title);
+  return draw();
 }
 
 /** What happened on the rings. */
@@ -188,30 +201,31 @@ function formatLatency(us: number, latency: Latency): string {
   return latency.buckets.length === 0 ? "" : `≤ ${formatDuration(us * 1000)}`;
 }
 
-/** Buckets by powers of two, as bars. */
-function formatHistogram(title: string, counts: readonly number[], limit: number): string[] {
+/** Buckets by powers of two, as bars; one ends at `limit`, which an earlier and longer ring may have exceeded. */
+function formatHistogram(title: string, counts: readonly number[], limit: number, width: number): string[] {
   const buckets: { label: string; count: number }[] = [];
-  for (let from = 0, to = 1; from < counts.length; from = to, to = Math.min(to * 2, limit + 1)) {
+  const next = (to: number): number => (to <= limit ? Math.min(to * 2, limit + 1) : to * 2);
+  for (let from = 0, to = 1; from < counts.length; from = to, to = next(to)) {
     const count = counts.slice(from, to).reduce((sum, it) => sum + it, 0);
     buckets.push({ label: to - from === 1 ? String(from) : `${from}-${to - 1}`, count });
-    if (to === limit + 1 && to >= counts.length) break;
   }
   const first = buckets.findIndex(({ count }) => count > 0);
   if (first < 0) return [];
   const most = Math.max(...buckets.map(({ count }) => count));
+  const barWidth = Math.max(1, Math.min(BAR_WIDTH, width - BESIDE_BAR - COUNT_WIDTH));
   const rows = buckets
     .slice(first)
-    .map(({ label, count }) => `${label.padStart(9)}  ${bar(count / most)} ${formatCount(count)}`);
+    .map(({ label, count }) => `${label.padStart(9)}  ${bar(count / most, barWidth)} ${formatCount(count)}`);
   return [indent(paint("dim", title)), ...rows.map(indent)];
 }
 
-function bar(share: number): string {
-  const eighths = Math.round(share * BAR_WIDTH * 8);
+function bar(share: number, width: number): string {
+  const eighths = Math.round(share * width * 8);
   const full = Math.floor(eighths / 8);
   const rest = eighths % 8 === 0 ? "" : BLOCKS[eighths % 8];
-  return ("█".repeat(full) + rest).padEnd(BAR_WIDTH);
+  return ("█".repeat(full) + rest).padEnd(width);
 }
 
 function indent(text: string): string {
-  return text.replace(/^/gm, "  ");
+  return text.replace(/^/gm, " ".repeat(INDENT));
 }

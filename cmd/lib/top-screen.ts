@@ -3,7 +3,7 @@
 import { escapeText } from "../../src/core/log.ts";
 import { formatBytes, formatDuration } from "./output.ts";
 import { sparkline } from "./sparkline.ts";
-import { cut, type ScreenSize } from "./terminal.ts";
+import { cut, wrap, type ScreenSize } from "./terminal.ts";
 import type { DiskRow, RingRow, TopView } from "./top-model.ts";
 import type { Sort } from "./top-sorts.ts";
 import { counted } from "../../src/core/counted.ts";
@@ -15,9 +15,14 @@ interface Column<Row> {
   readonly cell: (row: Row) => string;
 }
 
+/** What a narrow terminal does without, in this order. */
+const LEFT_OUT = ["source", "limit", "trend", "KiB/s", "median", "mostly", "queue"];
+/** Text that is cut is worth showing in this many columns. */
+const TEXT_LEAST = 12;
 const TREND = 6;
 /** Whoever looks for the reason of a busy xenstored must not believe that these are all of its clients. */
 const RINGS = "rings of other domains; this one's programs use a socket and are not shown";
+const RINGS_BRIEFLY = "rings of other domains, not of this one";
 
 const DISK_COLUMNS: readonly Column<DiskRow>[] = [
   { title: "disk", width: 9, cell: (it) => `${it.domid}/${it.vdev}` },
@@ -132,7 +137,7 @@ export function drawTop(view: TopView, sort: Sort, { width, height }: ScreenSize
   const time = view.time.toTimeString().slice(0, 8);
   const head = `xentool top  ${time}, over ${formatDuration(view.intervalMs * 1e6)}, sorted by ${sort}`;
   const foot = "q quit    sort: l load  b bytes  t latency  w waiting  n name";
-  const notes = view.notes.map((note) => escapeText(note, 300));
+  const notes = view.notes.flatMap((note) => wrap(escapeText(note, 300), width));
   // Head and foot, two blank lines, two lines of titles and one of words.
   const room = Math.max(0, height - 7 - notes.length);
   const [diskRoom, ringRoom] = share(room, Math.max(1, disks.length), Math.max(1, rings.length));
@@ -142,7 +147,7 @@ export function drawTop(view: TopView, sort: Sort, { width, height }: ScreenSize
     "",
     ...table(DISK_COLUMNS, disks, diskRoom, width, "no disk is served here"),
     "",
-    RINGS,
+    width < RINGS.length ? RINGS_BRIEFLY : RINGS,
     ...table(RING_COLUMNS, rings, ringRoom, width, "none is known here"),
   ];
   return [...lines.slice(0, Math.max(0, height - 1)), foot].slice(0, height).map((line) => cut(line, width));
@@ -172,18 +177,21 @@ function table<Row>(
   return [titles, ...shown.map((row) => line(columns.map((it) => align(it.cell(row), it)))), ...more];
 }
 
-/** As many columns as fit; the last one of all gets what is left, if it has room at all. */
+/** The columns that fit: the last one gets what is left. */
 function fitting<Row>(all: readonly Column<Row>[], width: number): readonly Column<Row>[] {
-  const fits: Column<Row>[] = [];
-  let used = 0;
-  for (const column of all) {
-    if (used + column.width > width) break;
-    fits.push(column);
-    used += column.width + 1;
-  }
-  const last = fits.at(-1);
-  if (fits.length < all.length || last === undefined) return fits;
-  return [...fits.slice(0, -1), { ...last, width: width - used + 1 + last.width }];
+  let columns = all;
+  const needed = (): number =>
+    columns.slice(0, -1).reduce((sum, it) => sum + it.width + 1, leastOf(columns.at(-1)));
+  for (const title of LEFT_OUT) if (needed() > width) columns = columns.filter((it) => it.title !== title);
+  while (columns.length > 1 && needed() > width) columns = columns.slice(0, -1);
+  const last = columns.at(-1);
+  if (last === undefined || last.align === "right") return columns;
+  const used = columns.slice(0, -1).reduce((sum, it) => sum + it.width + 1, 0);
+  return [...columns.slice(0, -1), { ...last, width: Math.max(0, width - used) }];
+}
+
+function leastOf<Row>(column: Column<Row> | undefined): number {
+  return Math.min(column?.width ?? 0, TEXT_LEAST);
 }
 
 function align<Row>(text: string, column: Column<Row> | undefined): string {

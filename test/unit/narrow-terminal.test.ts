@@ -1,11 +1,15 @@
 // What is printed for a narrow terminal: nothing is wider than it is, and what tells things apart stays whole.
 import { describe, expect, test } from "bun:test";
 import { drawDevices } from "../../cmd/lib/blkback-report.ts";
+import { formatStats } from "../../cmd/lib/stats-report.ts";
 import { shownIn } from "../../cmd/lib/stats-watch.ts";
 import { cut, wrap } from "../../cmd/lib/terminal.ts";
 import type { ListedDevice } from "../../src/blkback/device-list.ts";
 import { UNLIMITED_DISK } from "../../src/blkback/rates.ts";
+import { IMAGE_FAILED } from "../../src/blkback/refusals.ts";
+import { readAllStats, refusalCounter, RING_UTILISATION, STAT, StatsPage } from "../../src/blkback/stats.ts";
 import type { Domid } from "../../src/core/types.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 test("a line is wrapped at spaces, and elsewhere where none is near; nothing is lost", () => {
   expect(wrap("short", 20)).toEqual(["short"]);
@@ -30,6 +34,53 @@ test("stats --watch leaves out columns, the two of MiB/s together", () => {
   expect([...shownIn(60)]).toEqual(["disk", "reads/s", "MiB/s", "writes/s", "99 %", "err/s"]);
   expect([...shownIn(40)]).toEqual(["disk", "reads/s", "writes/s", "99 %"]);
   expect([...shownIn(1)]).toContain("disk");
+});
+
+test.each([40, 60, 80])(
+  "stats in %d columns is wrapped, its table has fewer columns, and its bars are shorter",
+  (width) => {
+    const dir = temporaryDirectory();
+    const page = StatsPage.create(dir, 1, 51_728);
+    try {
+      page.counters[STAT.reads] = page.counters[STAT.requests] = 1_234_567;
+      page.counters[STAT.readBytes] = 123_456_789_012;
+      page.counters[STAT.errors] = page.counters[refusalCounter(IMAGE_FAILED)] = 12_345;
+      page.counters[RING_UTILISATION + 1] = 1_234_567;
+      const [stats] = readAllStats(dir);
+      if (stats === undefined) throw new Error("there are no statistics");
+      const lines = formatStats(stats, width).split("\n");
+      expect(Math.max(...lines.map((line) => Bun.stringWidth(line)))).toBeLessThanOrEqual(width);
+      const words = lines.join(" ").replaceAll(/\s+/g, " ").trim();
+      expect(words).toContain("1 234 567 requests, 12 345 errors, 0 merged, 0 indirect");
+      expect(words).toMatch(/ 99 % reads 1 234 567 .* 1 █+ 1 234 567$/);
+    } finally {
+      page.remove();
+      removeDirectory(dir);
+    }
+  },
+);
+
+test("stats of a ring that is shorter than the one before come to an end", () => {
+  const dir = temporaryDirectory();
+  const page = StatsPage.create(dir, 1, 51_728);
+  try {
+    page.counters[STAT.ringSlots] = 32;
+    page.counters[RING_UTILISATION + 32] = 2;
+    page.counters[RING_UTILISATION + 200] = 1;
+    const [stats] = readAllStats(dir);
+    if (stats === undefined) throw new Error("there are no statistics");
+    const lines = formatStats(stats).split("\n");
+    expect(lines.slice(-5)).toEqual([
+      expect.stringMatching(/^ +32 +█+ 2$/),
+      expect.stringMatching(/^ +33-65 +0$/),
+      expect.stringMatching(/^ +66-131 +0$/),
+      expect.stringMatching(/^ +132-263 +█+ +1$/),
+      "",
+    ]);
+  } finally {
+    page.remove();
+    removeDirectory(dir);
+  }
 });
 
 describe("list", () => {

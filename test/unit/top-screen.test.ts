@@ -83,6 +83,42 @@ test("80 × 24 holds what matters", () => {
   ]);
 });
 
+test("a narrow screen keeps the columns that tell who is busy and who waits", () => {
+  const at = (width: number): string[] =>
+    drawTop(
+      view(
+        [disk(5, 1234)],
+        [ring(7, 2345, { isEstimate: true }), ring(8, 0, { verdict: "server-waits", waitsMs: 65_000 })],
+        ["xenstored has not answered yet: domains and names may be old"],
+      ),
+      "load",
+      { width, height: 14 },
+    );
+  expect(at(40)).toEqual([
+    "xentool top  03:04:05, over 1 s, sorted…",
+    "xenstored has not answered yet: domains",
+    "  and names may be old",
+    "",
+    "disk        IOPS  MiB/s  99 % wait",
+    "5/xvda      1234    4.8  16ms    1",
+    "",
+    "rings of other domains, not of this one",
+    "domain             req/s who waits",
+    "7 guest-7          ~2345",
+    "8 guest-8              0 xenstored for …",
+    "q quit    sort: l load  b bytes  t late…",
+  ]);
+  expect(at(60).slice(3, 10)).toEqual([
+    "disk        IOPS  MiB/s median  99 % queue wait state",
+    "5/xvda      1234    4.8  128µs  16ms     3    1 in use",
+    "",
+    "rings of other domains, not of this one",
+    "domain             req/s who waits          mostly",
+    "7 guest-7          ~2345                    READ 80 %",
+    "8 guest-8              0 xenstored for 65 s READ 80 %",
+  ]);
+});
+
 const many = view(
   Array.from({ length: 40 }, (_, at) => disk(at, at * 1e6, { queue: 512, waiting: 512, vdev: "xvdabcdefg" })),
   Array.from({ length: 50 }, (_, at) =>
