@@ -49,6 +49,11 @@ function helpWidth(): number {
   return Math.min(process.stdout.columns ?? Infinity, Number(process.env["COLUMNS"]) || 110);
 }
 
+/** As of git and others: "help blkback serve" is "blkback serve --help". */
+function withoutHelpWord(args: readonly string[]): readonly string[] {
+  return args[0] === "help" ? [...args.slice(1), "--help"] : args;
+}
+
 /** What the scripts of `xentool completion` ask; it is not for people. */
 async function complete(words: readonly string[]): Promise<void> {
   const { completionLines } = await import("./lib/completions.ts");
@@ -69,7 +74,7 @@ export async function runCommandLine(args: readonly string[]): Promise<void> {
   console.log = print;
   try {
     if (args[0] === "complete" && args[1] === "--") await complete(args.slice(2));
-    else await commandLine(args).parseAsync();
+    else await commandLine(withoutHelpWord(args)).parseAsync();
   } catch (error) {
     reportError(error, args.includes("--json"));
     process.exitCode = EXIT_CODE[kindOf(error)];

@@ -34,6 +34,14 @@ test("all commands are known here", () => {
     expect(helps.has(name)).toBe(true);
 });
 
+test("help is a word, too", async () => {
+  for (const name of ["", "blkback", "blkback serve"]) {
+    const words = name === "" ? [] : name.split(" ");
+    const { stdout, status } = await runXentool(["help", ...words], { env: { COLUMNS: "1000" } });
+    expect([stdout, status]).toEqual([String(helps.get(name)), 0]);
+  }
+});
+
 describe.each([...helps.keys()])("xentool %s", (name) => {
   const command = name === "" ? [] : name.split(" ");
 
