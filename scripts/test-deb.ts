@@ -1,6 +1,6 @@
 // npm run test:deb [-- RELEASE…]: the Debian package in fresh roots of Debian 12 and 13: lintian, install, serve,
-// upgrade under load, remove, purge, and again with their systemd booted, for the units. Takes root and minutes, so CI
-// does not run it. The roots are kept in build/deb-roots.
+// upgrade under load, metrics that promtool accepts, remove, purge, and again with their systemd booted, for the units.
+// Takes root and minutes, so CI does not run it. The roots are kept in build/deb-roots.
 import { copyFileSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import packageJson from "../package.json" with { type: "json" };
@@ -11,6 +11,8 @@ import { CommandFailed, main, root, run, tryRun } from "./lib.ts";
 
 const RELEASES = ["bookworm", "trixie"];
 const WORK = "build/deb-test";
+/** Judges the metrics. Its package has a daemon, too, so only this one program of it is used. */
+const PROMTOOL = "build/deb-roots/promtool";
 const APART = ["--mount", "--pid", "--fork", "--kill-child"];
 
 /** Runs the test in a root of its own, with mounts and processes that end with it. */
@@ -40,8 +42,21 @@ function freshRoot(release: string, include?: string): string {
   return tree;
 }
 
+function fetchPromtool(): void {
+  if (existsSync(join(root, PROMTOOL))) return;
+  const directory = join(WORK, "prometheus");
+  mkdirSync(join(root, directory), { recursive: true });
+  mkdirSync(join(root, "build/deb-roots"), { recursive: true });
+  run("sh", ["-c", "apt-get download prometheus && dpkg-deb -x prometheus_*.deb ."], {
+    directory,
+    quiet: true,
+  });
+  renameSync(join(root, directory, "usr/bin/promtool"), join(root, PROMTOOL));
+}
+
 function prepare(tree: string, packages: readonly string[], script: string): void {
   packages.forEach((file, index) => copyFileSync(join(root, file), join(tree, `deb/${index + 1}.deb`)));
+  copyFileSync(join(root, PROMTOOL), join(tree, "deb/promtool"));
   copyFileSync(join(root, "test/deb", script), join(tree, "deb", script));
 }
 
@@ -74,6 +89,7 @@ await main(() => {
     makeDeb(file, executable, target, version);
     return file;
   });
+  fetchPromtool();
   const judged = tryRun("lintian", ["--allow-root", "--fail-on", "error,warning", String(packages[0])]) === 0;
   const failed = releases.flatMap((release) => [
     ...(testIn(release, packages) ? [] : [release]),
