@@ -39,7 +39,7 @@ export const CLOSING_PATIENCE_MS = 3000;
 
 /**
  * How long a server may be silent while a disk closes whose guest is gone. Together with the time above it is less than
- * toolstacks wait; a flush that takes so long may still be under way.
+ * toolstacks wait; a flush that takes that long may still be under way.
  */
 export const SILENT_PATIENCE_MS = 5000;
 
@@ -55,7 +55,7 @@ export function poolBytes(maxIndirectSegments: number): number {
   return Math.max(MIN_POOL_BYTES, 2 * largest);
 }
 
-/** How many operations may be in flight at once for so many requests: one each, and a final flush. */
+/** How many operations may be in flight at once for this many requests: one each, and a final flush. */
 export function reactorDepth(rows: number): number {
   return rows + 1;
 }

@@ -27,7 +27,7 @@ import { Sleeper } from "./sleeper.ts";
 const EOPNOTSUPP = -95;
 /** The tag of the operation that `flush` itself starts, above all tags of requests. */
 const LAST_FLUSH = 0xff_ffff;
-/** After so many rounds in which every request was answered at once, we look at orders, timers and the clock. */
+/** After this many rounds in which every request was answered at once, we look at orders, timers and the clock. */
 const MAX_BLIND_ROUNDS = 16;
 /** Minimum interval between looks at a guest that sends bad requests. */
 const PENALTY_US = 1000;

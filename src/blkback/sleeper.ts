@@ -16,7 +16,7 @@ const STORM_PAUSE_US = 1000;
 const BUSY_OPERATIONS = 4;
 const BUSY_WAIT_US = 100;
 /**
- * Of operations beyond so many, half are to end before we wake up, within that moment: a wake-up for each costs more
+ * Of operations beyond this many, half are to end before we wake up, within that moment: a wake-up for each costs more
  * than the others lose by it, as the disk still has enough to do.
  */
 const FEW_OPERATIONS = 8;

@@ -201,7 +201,7 @@ function own(path: string, how: number, { uid, gid }: JailUser, mode: number): b
   }
 }
 
-/** What is no file of ours, as a directory with something in it, stays: then that disk alone is not served. */
+/** What cannot be a file of ours, as a directory with something in it, stays: then that disk alone is not served. */
 function removeOne(path: string): void {
   try {
     if (lstatSync(path).isDirectory()) rmdirSync(path);

@@ -151,7 +151,7 @@ export class FrontDataPlane {
     return this.#begin(tag, this.#laneFor(requests).transfer(op, tag, sector, page, pageStep, bytes));
   }
 
-  /** The batch's lane or, if that has no room for so many requests, the next one that has; if none has, any. */
+  /** The batch's lane or, if that has no room for that many requests, the next one that has; if none has, any. */
   #laneFor(requests: number): FrontLane {
     const lanes = this.#lanes;
     let lane = lanes[this.#turn];

@@ -32,7 +32,7 @@ export class Running {
     }));
   }
 
-  /** Resolves once so many bytes of standard output have come. */
+  /** Resolves once this many bytes of standard output have come. */
   received(length: number): Promise<void> {
     return new Promise((resolve) => {
       this.#waiting = { length, resolve };

@@ -30,7 +30,7 @@ export interface Personality {
   readonly removeRoot: "refuse" | "empty";
   /** What happens to a reply above 4096 bytes. */
   readonly oversizeReply: "E2BIG" | "send";
-  /** Who may use DIRECTORY_PART. */
+  /** Which clients may use DIRECTORY_PART. */
   readonly directoryPart: "everyone" | "dom0" | "nobody";
   /** Whether WATCH accepts a depth. */
   readonly watchDepth: boolean;

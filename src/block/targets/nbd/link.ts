@@ -57,7 +57,7 @@ const FIRST_PATIENCE_MS = 10_000;
 const MORE_PATIENCE_MS = 2000;
 const FIRST_PAUSE_MS = 20;
 const LONGEST_PAUSE_MS = 1000;
-/** A server that was there for so long is not one that is lost again and again. */
+/** A server that was there for this long is not one that is lost again and again. */
 const STEADY_MS = 1000;
 
 export class NbdLink implements ConnectionOwner {

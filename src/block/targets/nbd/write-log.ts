@@ -239,7 +239,7 @@ function mapLog(path: string, fileBytes: number): Mapping {
 }
 
 /**
- * Makes the file so long. Written out rather than left as a hole: on a full file system, a store to the mapping would
+ * Makes the file this long. Written out rather than left as a hole: on a full file system, a store to the mapping would
  * kill the process. What cannot be whole gives back the room that it took, which journals of other disks need.
  */
 function fill(fd: number, bytes: number): void {
