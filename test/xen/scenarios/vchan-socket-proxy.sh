@@ -33,10 +33,13 @@ for round in 1 2; do
     vchan-socket-proxy 0 $(keys 0 "$id" service) - | vchan-peer check $bytes $round"
   note "client $round: $bytes bytes there and back"
 done
-wait_for 10 'two sessions to be over' eval '[ "$(grep -c . sessions.json)" = 2 ]'
+note 'then xentool is the client, in one command after the other, none of which waits for a server'
+client=$(relayed '--timeout 60 connect 0 service' $bytes '$round' $bytes '$round')
+on g --limit 200 "(set -eo pipefail; for round in 3 4 5; do $client; done)"
+wait_for 10 'five sessions to be over' eval '[ "$(grep -c . sessions.json)" = 5 ]'
 status=0; kill $server; wait $server || status=$?
 assert_eq $status 143 'status of xentool after TERM'
-assert_eq "$(grep -c "\"bytesReceived\":$bytes,\|\"bytesReceived\": $bytes," sessions.json)" 2 'sessions in which everything came'
+assert_eq "$(grep -c "\"bytesReceived\":$bytes,\|\"bytesReceived\": $bytes," sessions.json)" 5 'sessions in which everything came'
 cp sessions.json "$OUT"
 kill $echo_service; wait $echo_service || true
 tidy_keys
