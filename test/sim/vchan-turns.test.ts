@@ -135,8 +135,9 @@ test(
         await Bun.sleep(5);
       }
       expect(bytes.toString()).toBe("hello");
-      next.endpoint.close();
+      next.endpoint.endStream();
       expect(await client.exited).toBe(0);
+      next.endpoint.close();
     });
   },
   TIMEOUT_MS,
