@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -99,7 +100,8 @@ int sim_open_dir(const char *dir) { return open(dir, O_RDONLY | O_DIRECTORY | O_
 
 uint32_t sim_mode(int dir_fd, uint32_t alone, uint32_t shared) {
   struct stat status;
-  return fstat(dir_fd, &status) == 0 && status.st_mode & S_IXGRP ? shared : alone;
+  /* As a call of the kernel, because the function is newer than the C library that Bun needs (old_libc.h). */
+  return syscall(SYS_fstat, dir_fd, &status) == 0 && status.st_mode & S_IXGRP ? shared : alone;
 }
 
 /* Memory for the first `used` bytes is allocated immediately; the rest is a hole. */
