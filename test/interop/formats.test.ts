@@ -65,7 +65,7 @@ test("what a guest writes is in the image, as the format's own tools read it", a
     await judge("qemu-img", "compare", "-q", "-f", "raw", "-F", qemu, raw, world.path(`disk.${name}`));
   for (const name of ["qcow2", "vhdx", "vdi"])
     await judge("qemu-img", "check", "-q", "-f", name, world.path(`disk.${name}`));
-});
+}, 120_000);
 
 test("luks: with the passphrase of a file", async () => {
   const [image, key] = [world.path("disk.luks"), world.path("key")];
@@ -83,7 +83,7 @@ test("luks: with the passphrase of a file", async () => {
   await judge("qemu-img", "convert", "-q", ...secret, "--image-opts", "-O", "raw", source, clear);
   // Elsewhere is what zeroes decrypt to.
   expect(readFileSync(clear).subarray(0, 4096)).toEqual(Buffer.alloc(4096, 9));
-});
+}, 120_000);
 
 test.each([[[]], [["--direct"]]])("a guest's trims reach a qcow2 %j", async (options) => {
   const image = world.path("disk.qcow2");

@@ -220,4 +220,4 @@ test("killed anywhere, and again anywhere", () => {
   for (let first = 1; first <= points; first++)
     for (let second = 1 + (first % 13); second <= points; second += 13)
       expect(killAt(first, second).lasted).toBe(false);
-});
+}, 120_000);

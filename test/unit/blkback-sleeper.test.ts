@@ -113,7 +113,7 @@ test("every history: whoever may sleep without a bound is woken by the next requ
     it.close();
   });
   expect(ways).toBe(2 * 8 * 6 * (8 * 6 * 2) * (8 * 2));
-});
+}, 240_000);
 
 describe("events", () => {
   test("the port stays masked while there is work, and is unmasked for the sleep only", () => {
