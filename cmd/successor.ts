@@ -17,7 +17,7 @@ const SUCCESSOR = "XENTOOL_SUCCESSOR";
 const CHANNEL = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE"];
 
 /** A guest whose disks are not served by then does not keep the next one waiting. */
-const TAKEN_PATIENCE_MS = 2000;
+const TAKEN_PATIENCE_MS = 1000;
 /** A successor that has not even heard of a guest by then hangs, and gets no more of them. */
 const HEARD_PATIENCE_MS = 10_000;
 

@@ -120,9 +120,10 @@ export class BackendDirectory {
   static async claim(xenstore: Xenstore, address: DeviceAddress): Promise<BackendDirectory> {
     const mark = `${process.pid}-${crypto.randomUUID()}`;
     const deviceId = await xenstore.transaction(async (tx) => {
-      if (!(await isDevice(tx, address))) return mark;
       const dir = backendDir(address);
-      const known = await tx.tryRead(`${dir}/${DEVICE_ID_KEY}`);
+      const reading = [isDevice(tx, address), tx.tryRead(`${dir}/${DEVICE_ID_KEY}`)] as const;
+      const [isThere, known] = await Promise.all(reading);
+      if (!isThere) return mark;
       if (known === null) await tx.write(`${dir}/${DEVICE_ID_KEY}`, mark);
       await tx.write(`${dir}/${MARK_KEY}`, mark);
       return known ?? mark;
@@ -168,7 +169,7 @@ export class BackendDirectory {
       const isLate = INVITING.has(Number(state)) && (await this.#isAskedToClose(tx));
       const nodes = inside(this.#address, isLate ? others : keys);
       if (error !== undefined) nodes.push([`${errorDir(this.#address)}/error`, error]);
-      for (const [path, value] of nodes) await tx.write(path, value);
+      await Promise.all(nodes.map(([path, value]) => tx.write(path, value)));
       if (state !== undefined && !isLate) this.#wrote = Number(state);
       return true;
     });

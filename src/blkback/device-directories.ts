@@ -1,6 +1,7 @@
 // The directories of the devices that a domain is the backend of, and which device a name there stands for.
 import { DOMID_FIRST_RESERVED, parseDecimal, type Domid } from "../core/types.ts";
 import type { Xenstore } from "../xenstore/client.ts";
+import { errnoOf } from "../xenstore/errors.ts";
 import type { DeviceAddress } from "./address.ts";
 
 /** Numbers of virtual block devices are below. */
@@ -26,7 +27,12 @@ export function deviceNamed(
 
 /** Names in the directory, none if it is not there. */
 export async function namesIn(xenstore: Xenstore, path: string): Promise<string[]> {
-  return (await xenstore.exists(path)) ? xenstore.directory(path) : [];
+  try {
+    return await xenstore.directory(path);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return [];
+    throw error;
+  }
 }
 
 /** All devices of `backend`, or those of one kind. Other things than block devices have such directories, too. */

@@ -11,13 +11,14 @@ import type { PlaneJail } from "../native/jail.ts";
 import type { EngineKind } from "../native/reactor.ts";
 import type { Platform } from "../platform/platform.ts";
 import { XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
-import type { Unwatch, Xenstore } from "../xenstore/client.ts";
-import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
+import type { Xenstore } from "../xenstore/client.ts";
+import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { BackendDirectory, type Keys } from "./backend-directory.ts";
 import { DiskConnection, type LendDevices } from "./connection.ts";
 import type { GrantMode } from "./data/path.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
 import { DeviceEvents, type OnDeviceEvent } from "./device-events.ts";
+import { DeviceWatches } from "./device-watches.ts";
 import { diskKeys, offeredDisk, offeredKeys, type Offer } from "./features.ts";
 import { readBackendState, readFrontendState } from "./end-states.ts";
 import type { OfferedDisk } from "./requests.ts";
@@ -27,7 +28,6 @@ import { expectPromisesKept } from "./promises.ts";
 import { RateKeys } from "./rate-keys.ts";
 import type { DiskRates } from "./rates.ts";
 import { ReconnectPause } from "./reconnect-pause.ts";
-import { watchOffers } from "./ring-offers.ts";
 import { offerNoLess, readRingParameters } from "./ring-parameters.ts";
 import { ResizeKeys } from "./resize.ts";
 import { ServedStats } from "./served-stats.ts";
@@ -60,6 +60,8 @@ export class BlkbackDevice {
   readonly address: DeviceAddress;
   /** Resolves when the device has ended; rejects when xenstored is gone or we failed. */
   readonly ended: Promise<DeviceEnd>;
+  /** Resolves when what there was at the start has been dealt with: a ring in use is served, or waits with a reason. */
+  readonly looked: Promise<void>;
   readonly #platform: Platform;
   readonly #xenstore: Xenstore;
   readonly #directory: BackendDirectory;
@@ -69,7 +71,7 @@ export class BlkbackDevice {
   readonly #disk: OfferedDisk;
   readonly #stats: ServedStats;
   readonly #end = Promise.withResolvers<DeviceEnd>();
-  readonly #unwatch: Unwatch[] = [];
+  readonly #watches = new DeviceWatches();
   #state: XenbusState = XenbusState.Initialising;
   #connection: DiskConnection | undefined;
   #stopping: Promise<void> | undefined;
@@ -87,7 +89,8 @@ export class BlkbackDevice {
   /** The frontend's state at the last look, and whether it has offered a ring since the one we last connected to. */
   #frontend: XenbusState = XenbusState.Unknown;
   #anew = false;
-  readonly #looking = new Looking(() => this.#lookOnce());
+  readonly #looked = Promise.withResolvers<void>();
+  readonly #looking = new Looking(() => this.#lookOnce().finally(this.#looked.resolve));
   #over = false;
 
   private constructor(
@@ -113,6 +116,7 @@ export class BlkbackDevice {
     this.#rates = new RateKeys(xenstore, address, options.rates);
     this.#resizes = new ResizeKeys(xenstore, address, image, this.#disk);
     this.ended = this.#end.promise;
+    this.looked = this.#looked.promise;
     this.ended.catch(() => {});
   }
 
@@ -171,7 +175,8 @@ export class BlkbackDevice {
   async abandon(): Promise<void> {
     if (!this.#over) {
       this.#over = true;
-      await this.#stopServing("leave");
+      // A guest may be waiting for the next server.
+      await Promise.all([this.#stopServing("leave"), this.#watches.close()]);
       await this.#finish();
       this.#end.resolve("abandoned");
     }
@@ -200,19 +205,16 @@ export class BlkbackDevice {
     this.#frontend = frontend;
   }
 
-  async #watch(): Promise<void> {
-    const forget = this.#xenstore.onClose((error) => this.#fail(error));
-    this.#unwatch.push(async () => forget());
-    const look = (): Promise<void> => this.#look();
-    const offered = (): void => {
-      this.#anew = true;
-      // Not awaited: an offer that comes while we look must be noted at once.
-      void this.#look();
-    };
-    this.#unwatch.push(await watchOffers(this.#xenstore, this.address, offered));
-    this.#unwatch.push(await this.#xenstore.watch(backendDir(this.address), look));
-    this.#unwatch.push(await this.#xenstore.watch(`${frontendDir(this.address)}/state`, look));
-    this.#unwatch.push(await this.#xenstore.watch("@releaseDomain", look));
+  #watch(): Promise<void> {
+    return this.#watches.open(this.#xenstore, this.address, {
+      onLost: (error) => this.#fail(error),
+      onChange: () => this.#look(),
+      onOffer: () => {
+        this.#anew = true;
+        // Not awaited: an offer that comes while we look must be noted at once.
+        void this.#look();
+      },
+    });
   }
 
   async #look(): Promise<void> {
@@ -421,9 +423,7 @@ export class BlkbackDevice {
   #fail(error: unknown): void {
     if (this.#over) return;
     this.#over = true;
-    const connection = this.#connection;
-    this.#connection = undefined;
-    void (connection?.stop("leave", this.#directory) ?? Promise.resolve())
+    void this.#stopServing("leave")
       .then(() => this.#finish())
       .then(() => this.#end.reject(error));
   }
@@ -439,7 +439,8 @@ export class BlkbackDevice {
 
   async #finish(): Promise<void> {
     clearTimeout(this.#pauseTimer);
-    for (const unwatch of this.#unwatch.splice(0)) await unwatch().catch(() => {});
+    this.#looked.resolve();
+    await this.#watches.close();
     this.#stats.remove();
   }
 

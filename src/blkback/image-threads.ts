@@ -33,6 +33,11 @@ export class ImageThreads implements Disposable {
     this.#memory = memory;
   }
 
+  /** Resolves when there is a thread, so that the first image has none to wait for; what is lacking, that one says. */
+  async prepare(): Promise<void> {
+    await this.#carryOut({ type: "reach", path: "/" }, "/ does not answer").catch(() => {});
+  }
+
   /** Resolves when the storage of what is at `path` answers, or has failed. Throws `cancelled` once `stop` fires. */
   async reach(path: string, stop: AbortSignal): Promise<void> {
     const reached = this.#carryOut({ type: "reach", path }, `${path} does not answer`).then(() => true);

@@ -34,13 +34,16 @@ export async function expectPromisesKept(
   offer: Offer,
   target: TargetInfo,
 ): Promise<void> {
-  for (const { key, keeps } of promises(offer, target)) {
-    const text = await xenstore.tryRead(`${backendDir(address)}/${key}`);
-    const promised = parseDecimal(text, Number.MAX_SAFE_INTEGER);
-    if (promised !== undefined && !keeps(promised))
+  const promised = promises(offer, target);
+  const texts = await Promise.all(
+    promised.map(({ key }) => xenstore.tryRead(`${backendDir(address)}/${key}`)),
+  );
+  for (const [index, { key, keeps }] of promised.entries()) {
+    const value = parseDecimal(texts[index] ?? null, Number.MAX_SAFE_INTEGER);
+    if (value !== undefined && !keeps(value))
       throw new XentoolError(
         "usage",
-        `${describeDevice(address)} is in use with ${key} ${promised}: serve the same disk, with the options that it was served with`,
+        `${describeDevice(address)} is in use with ${key} ${value}: serve the same disk, with the options that it was served with`,
       );
   }
 }

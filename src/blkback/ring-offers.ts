@@ -15,17 +15,17 @@ export async function watchOffers(
   address: DeviceAddress,
   onOffer: () => void,
 ): Promise<Unwatch> {
-  const unwatch: Unwatch[] = [];
-  for (const key of KEYS) {
+  const watchKey = (key: string): Promise<Unwatch> => {
     let isFirst = true;
     const noted = (): void => {
       // The first event only confirms that the watch is set.
       if (!isFirst) onOffer();
       isFirst = false;
     };
-    unwatch.push(await xenstore.watch(`${frontendDir(address)}/${key}`, noted));
-  }
+    return xenstore.watch(`${frontendDir(address)}/${key}`, noted);
+  };
+  const unwatch = await Promise.all(KEYS.map(watchKey));
   return async () => {
-    for (const stop of unwatch) await stop();
+    await Promise.all(unwatch.map((stop) => stop()));
   };
 }

@@ -33,10 +33,11 @@ type RingOffer = Pick<Offer, "maxQueues" | "maxRingPageOrder">;
 async function readRingOffer(xenstore: Xenstore, address: DeviceAddress): Promise<RingOffer> {
   const read = async (key: string, max: number): Promise<number | undefined> =>
     parseDecimal(await xenstore.tryRead(`${backendDir(address)}/${key}`), max);
-  return {
-    maxQueues: (await read(MAX_QUEUES_KEY, MAX_QUEUES)) ?? 1,
-    maxRingPageOrder: (await read(MAX_RING_PAGE_ORDER_KEY, RING_MAX_PAGE_ORDER)) ?? 0,
-  };
+  const [maxQueues = 1, maxRingPageOrder = 0] = await Promise.all([
+    read(MAX_QUEUES_KEY, MAX_QUEUES),
+    read(MAX_RING_PAGE_ORDER_KEY, RING_MAX_PAGE_ORDER),
+  ]);
+  return { maxQueues, maxRingPageOrder };
 }
 
 /**
@@ -63,39 +64,39 @@ export async function readRingParameters(
   address: DeviceAddress,
 ): Promise<RingParameters> {
   const read: Read = (key) => xenstore.tryRead(`${frontendDir(address)}/${key}`);
-  const { maxQueues, maxRingPageOrder } = await readRingOffer(xenstore, address);
-  const protocol = await read("protocol");
+  const [{ maxQueues, maxRingPageOrder }, protocol, order, count, offered, accepted] = await Promise.all([
+    readRingOffer(xenstore, address),
+    read("protocol"),
+    read("ring-page-order"),
+    read("multi-queue-num-queues"),
+    xenstore.tryRead(`${backendDir(address)}/${PERSISTENT_KEY}`),
+    read(PERSISTENT_KEY),
+  ]);
   const abi = abiOfProtocol(protocol);
   if (abi === undefined)
     throw refused("protocol", protocol, "x86_64-abi, x86_32-abi or arm-abi was expected");
-  const pages = await readPageCount(read, maxRingPageOrder);
-  const queues = await readQueueCount(read, maxQueues);
-  const offered = await xenstore.tryRead(`${backendDir(address)}/${PERSISTENT_KEY}`);
-  const keepsGrants = offered === "1" && (await read(PERSISTENT_KEY)) === "1";
+  const pages = pageCount(order, maxRingPageOrder);
+  const queues = queueCount(count, maxQueues);
+  const keepsGrants = offered === "1" && accepted === "1";
   if (queues === 1) return { abi, sets: [[await readRing(read, "", pages)]], keepsGrants };
   // A kernel that had several queues leaves its keys to a successor that has one, which only writes the plain keys.
   // Others do it the other way round.
-  const several = (): Promise<RingAddress[]> => readRings(read, queues, pages);
   const single = async (): Promise<RingAddress[]> => [await readRing(read, "", pages)];
-  const sets: RingAddress[][] = [];
-  let refusal: unknown;
-  for (const reading of [several, single])
-    try {
-      sets.push(await reading());
-    } catch (error) {
-      if (kindOf(error) !== "protocol") throw error;
-      refusal ??= error;
-    }
-  if (sets.length === 0) throw refusal;
+  const readings = await Promise.allSettled([readRings(read, queues, pages), single()]);
+  const refusals = readings.flatMap((it) => (it.status === "rejected" ? [it.reason as unknown] : []));
+  const others = refusals.filter((it) => kindOf(it) !== "protocol");
+  if (others.length > 0) throw others[0];
+  const sets = readings.flatMap((it) => (it.status === "fulfilled" ? [it.value] : []));
+  if (sets.length === 0) throw refusals[0];
   return { abi, sets, keepsGrants };
 }
 
 async function readRings(read: Read, queues: number, pages: number): Promise<RingAddress[]> {
-  const rings: RingAddress[] = [];
+  const reading = Array.from({ length: queues }, (_, queue) => readRing(read, `queue-${queue}/`, pages));
+  const rings = await Promise.all(reading);
   const queueOf = new Map<number, number>();
-  for (let queue = 0; queue < queues; queue++) {
-    const ring = await readRing(read, `queue-${queue}/`, pages);
-    for (const ref of ring.refs) {
+  for (const [queue, { refs }] of rings.entries())
+    for (const ref of refs) {
       const other = queueOf.get(ref);
       if (other !== undefined)
         throw new XentoolError(
@@ -104,34 +105,33 @@ async function readRings(read: Read, queues: number, pages: number): Promise<Rin
         );
       queueOf.set(ref, queue);
     }
-    rings.push(ring);
-  }
   return rings;
 }
 
 /** Reads one ring from the keys that begin with `dir`. */
 async function readRing(read: Read, dir: string, pages: number): Promise<RingAddress> {
-  const refs: number[] = [];
-  const single = pages === 1 ? await read(`${dir}ring-ref`) : null;
-  if (single !== null) refs.push(number(`${dir}ring-ref`, single, MAX_U32));
-  else
-    for (let page = 0; page < pages; page++) {
-      const key = `${dir}ring-ref${page}`;
-      refs.push(number(key, await read(key), MAX_U32));
-    }
-  const key = `${dir}event-channel`;
-  return { refs, remotePort: number(key, await read(key), MAX_U32) as EvtchnPort };
+  const portKey = `${dir}event-channel`;
+  const singleKey = `${dir}ring-ref`;
+  const keys = Array.from({ length: pages }, (_, page) => `${singleKey}${page}`);
+  const [port, single, ...texts] = await Promise.all([
+    read(portKey),
+    pages === 1 ? read(singleKey) : null,
+    ...keys.map(read),
+  ]);
+  const refs =
+    single === null
+      ? keys.map((key, page) => number(key, texts[page] ?? null, MAX_U32))
+      : [number(singleKey, single, MAX_U32)];
+  return { refs, remotePort: number(portKey, port, MAX_U32) as EvtchnPort };
 }
 
-async function readPageCount(read: Read, maxOrder: number): Promise<number> {
-  const text = await read("ring-page-order");
+function pageCount(text: string | null, maxOrder: number): number {
   const order = text === null ? 0 : parseDecimal(text, maxOrder);
   if (order === undefined) throw refused("ring-page-order", text, `at most ${maxOrder} was offered`);
   return 1 << order;
 }
 
-async function readQueueCount(read: Read, maxQueues: number): Promise<number> {
-  const text = await read("multi-queue-num-queues");
+function queueCount(text: string | null, maxQueues: number): number {
   if (text === null) return 1;
   const queues = parseDecimal(text, maxQueues);
   if (queues === undefined || queues === 0)

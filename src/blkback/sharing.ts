@@ -11,6 +11,7 @@ import { identify } from "../block/image/known.ts";
 import { XentoolError } from "../core/errors.ts";
 import { parseXenbusState, XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
+import type { XenstoreOperations } from "../xenstore/operations.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { isDevice, type BackendDirectory } from "./backend-directory.ts";
 import { devicesOf } from "./device-directories.ts";
@@ -33,11 +34,15 @@ export async function announceImage(
 ): Promise<void> {
   const dir = backendDir(address);
   const { identity, device } = identityOf(image);
+  const readShown = (from: XenstoreOperations): Promise<(string | null)[]> =>
+    Promise.all([RAW_KEY, DEVICE_KEY].map((key) => from.tryRead(`${dir}/${key}`)));
   // Read outside the transaction: a guest that writes its state all the time could make each transaction fail.
-  const isUsed = await isRingInUse(xenstore, address);
+  const [isUsed, shown] = await Promise.all([isRingInUse(xenstore, address), readShown(xenstore)]);
+  // As in a takeover, while a guest waits.
+  if (shown[0] === identity && shown[1] === (device ?? null)) return;
   await xenstore.transaction(async (tx) => {
     if (!(await (claimed?.isThere(tx) ?? isDevice(tx, address)))) return;
-    const before = await tx.tryRead(`${dir}/${RAW_KEY}`);
+    const [before = null, deviceBefore = null] = await readShown(tx);
     if (isUsed && before !== null && !isSameIdentity(before, identity))
       throw new XentoolError(
         "usage",
@@ -45,7 +50,7 @@ export async function announceImage(
       );
     await tx.write(`${dir}/${RAW_KEY}`, identity);
     if (device !== undefined) await tx.write(`${dir}/${DEVICE_KEY}`, device);
-    else if (await tx.exists(`${dir}/${DEVICE_KEY}`)) await tx.rm(`${dir}/${DEVICE_KEY}`);
+    else if (deviceBefore !== null) await tx.rm(`${dir}/${DEVICE_KEY}`);
   });
 }
 

@@ -212,6 +212,7 @@ export class BackendWatch implements DiskServer {
     const { frontend } = this.#options;
     const guests = frontend === undefined ? await namesIn(this.#xenstore, this.#root) : [String(frontend)];
     await Promise.all(guests.map(lookAtDisksOf));
+    await Promise.all([...this.#served.values()].flatMap((it) => it?.device.looked ?? []));
     this.#settle();
   }
 
@@ -223,12 +224,17 @@ export class BackendWatch implements DiskServer {
   async #lookAt(address: DeviceAddress): Promise<void> {
     const dir = backendDir(address);
     const { anyScript } = this.#options;
-    if (this.#served.has(dir) || !(await isOurDevice(this.#xenstore, dir, anyScript))) return;
-    const [stateText, online, hotplug] = await Promise.all(
-      ["state", "online", "hotplug-status"].map((key) => this.#xenstore.tryRead(`${dir}/${key}`)),
-    );
-    const state = parseXenbusState(stateText ?? null);
-    const frontend = await readFrontendState(this.#xenstore, address);
+    if (this.#served.has(dir)) return;
+    const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
+    const [isOurs, stateText, online, hotplug, frontend] = await Promise.all([
+      isOurDevice(this.#xenstore, dir, anyScript),
+      read("state"),
+      read("online"),
+      read("hotplug-status"),
+      readFrontendState(this.#xenstore, address),
+    ]);
+    if (!isOurs) return;
+    const state = parseXenbusState(stateText);
     const isLive = isInUse(state, frontend);
     // Such a guest comes back, and its last server may have died while the guest was closing.
     const mayComeBack = online === "1" && frontend !== XenbusState.Unknown;

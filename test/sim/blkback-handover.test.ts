@@ -38,20 +38,23 @@ function isAlive(pid: number): boolean {
 
 interface Stuck {
   readonly successor: number;
-  /** The process of the last guest, which was stopped, so that it does not leave. */
+  /** The first of the processes that were stopped, so that they do not leave. */
   readonly stopped: number;
 }
 
-/** A handover in which the successor has all guests but the last. */
-async function stuckHandover(): Promise<Stuck> {
-  const stopped = guestProcessOf(watch.pid, GUESTS) as number;
-  process.kill(stopped, "SIGSTOP");
+/** A handover in which the successor has all guests but some. */
+async function stuckHandover(domids = [GUESTS]): Promise<Stuck> {
+  const stopped = domids.map((domid) => guestProcessOf(watch.pid, domid) as number);
+  for (const pid of stopped) process.kill(pid, "SIGSTOP");
   watch.kill("SIGUSR2");
   const successor = Number(/process (\d+) takes over/.exec(await said("takes over"))?.[1]);
-  await world.work(true, () => childrenOf(watch.pid).every((pid) => [stopped, successor].includes(pid)));
+  await world.work(true, () => childrenOf(watch.pid).every((pid) => [...stopped, successor].includes(pid)));
   for (const pid of [successor, ...childrenOf(successor)]) seen.add(pid);
-  await world.workMore(ANSWERS, world.guests.slice(0, -1));
-  return { successor, stopped };
+  // Nobody had to be killed for that.
+  expect(stopped.filter(isAlive)).toEqual(stopped);
+  const others = world.guests.filter(({ address }) => !domids.includes(address.frontend));
+  await world.workMore(ANSWERS, others);
+  return { successor, stopped: stopped[0] };
 }
 
 /** Guests work on until the old watch has said so. */
@@ -74,6 +77,12 @@ test("a process that does not leave is killed, and the successor has all guests"
   expect(await watch.exited).toBe(0);
   await world.workMore(ANSWERS);
   expect(childrenOf(successor)).toHaveLength(GUESTS);
+});
+
+test("guests whose processes do not leave hold up no other guest", async () => {
+  await stuckHandover([1, 2]);
+  await world.workUntil(watch.exited);
+  await world.workMore(ANSWERS);
 });
 
 test("a process that does not end keeps no watch from ending", async () => {

@@ -18,9 +18,8 @@ async function withStalls(world: WorkingGuests, what: string, upgrade: () => Pro
   await world.workMore(ANSWERS);
   if (process.env["STALLS"] === undefined) return;
   const stalls = world.guests.map(({ stallMs }) => Math.round(stallMs)).toSorted((a, b) => a - b);
-  console.log(
-    `${what}: without an answer: median ${stalls[stalls.length >> 1]} ms, longest ${stalls.at(-1)} ms`,
-  );
+  const at = (share: number): number | undefined => stalls[Math.ceil(stalls.length * share) - 1];
+  console.log(`${what}: without an answer: median ${at(0.5)} ms, 90 % ${at(0.9)} ms, longest ${at(1)} ms`);
 }
 
 test("servers follow each other under load", async () => {

@@ -5,8 +5,10 @@ import { closeSync } from "node:fs";
 import { join } from "node:path";
 import { rememberIn } from "../../block/image/known.ts";
 import type { OpenedImage } from "../../block/image/opened.ts";
+import { endsWithin } from "../../core/deadline.ts";
 import { XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
+import { someAtATime } from "../../core/some-at-a-time.ts";
 import type { Domid } from "../../core/types.ts";
 import type { SpawnWorker } from "../../plane/plane.ts";
 import type { Platform, XenstoreEndpoint } from "../../platform/platform.ts";
@@ -34,8 +36,12 @@ const logger = moduleLogger("watch");
 /** A guest, a device of its, or a key that tells whether the device is ours. */
 const LOOKED_AT = /^\/([0-9]+)(?:\/[0-9]+(?:\/(?:frontend|params|mode|script))?)?$/;
 
-/** Guests that wait at the same time in a handover. */
-const AT_A_TIME = Math.max(1, navigator.hardwareConcurrency);
+/** Processes that get ready at the same time in a handover. Meanwhile guests work. */
+const PREPARING = Math.max(1, navigator.hardwareConcurrency);
+/** Guests that wait at the same time in a handover: each wants a processor at once, and those that work want some. */
+const AT_A_TIME = Math.max(1, navigator.hardwareConcurrency >> 1);
+/** A guest's process that takes longer keeps no other guest from being handed over. */
+const SLOW_MS = 500;
 
 export interface SupervisorOptions extends Omit<WatchOptions, "jailed"> {
   /** Of the processes. */
@@ -149,23 +155,30 @@ export class GuestSupervisor implements DiskServer {
    */
   async handOver(successor: Successor): Promise<void> {
     await untilReady(successor);
-    const handAll = async (): Promise<void> => {
-      for (const [frontend, guest] of this.#guests) {
-        this.#guests.delete(frontend);
-        this.#handed.add(frontend);
-        this.#ending.push(guest.end());
-        await guest.leave();
+    const takes: Promise<void>[] = [];
+    let isOver = false;
+    const hand = async ([frontend, guest]: readonly [Domid, SupervisedGuest]): Promise<void> => {
+      if (isOver) return;
+      this.#guests.delete(frontend);
+      this.#handed.add(frontend);
+      this.#ending.push(guest.end());
+      const left = guest.leave();
+      const taken = left.then(() => {
         logger.info(`domain ${frontend}: its disks are let go`);
-        await successor.take(frontend);
-      }
+        return successor.take(frontend);
+      });
+      taken.catch(() => {});
+      takes.push(taken);
+      if (await endsWithin(SLOW_MS, left)) await taken;
     };
-    const handed = Promise.all(Array.from({ length: AT_A_TIME }, handAll)).then(() =>
-      Promise.all(this.#ending),
-    );
+    const handed = someAtATime(this.#guests, AT_A_TIME, hand)
+      .then(() => Promise.all(takes))
+      .then(() => Promise.all(this.#ending));
     try {
       // Its end is noticed at once, also while a guest's process takes its time to leave.
       await Promise.race([handed, successor.gone]);
     } catch (error) {
+      isOver = true;
       const back = [...this.#handed];
       this.#handed.clear();
       for (const frontend of back) void this.#look(String(frontend));
@@ -181,15 +194,21 @@ export class GuestSupervisor implements DiskServer {
       for (const guest of this.#guests.values()) guest.release();
     });
     const names = await namesIn(this.#xenstore, this.#root);
-    await Promise.all(names.map((name) => this.#look(name)));
-    await Promise.all(this.#processes.map(({ prepared }) => prepared));
+    await someAtATime(names, PREPARING, (name) => this.#prepare(name));
+    await this.#storage.prepare();
     predecessor.ready(async (frontend) => {
       this.#taken.add(frontend);
+      // At once: its disks wait.
+      this.#guests.get(frontend)?.release();
       await this.#look(String(frontend));
-      const guest = this.#guests.get(frontend);
-      guest?.release();
-      await guest?.process?.settled;
+      await this.#guests.get(frontend)?.process?.settled;
     });
+  }
+
+  async #prepare(name: string): Promise<void> {
+    await this.#look(name);
+    const frontend = guestNamed(name);
+    if (frontend !== undefined) await this.#guests.get(frontend)?.process?.prepared;
   }
 
   get #processes(): GuestProcess[] {
