@@ -224,16 +224,14 @@ export class BackendWatch implements DiskServer {
   async #lookAt(address: DeviceAddress): Promise<void> {
     const dir = backendDir(address);
     const { anyScript } = this.#options;
-    if (this.#served.has(dir)) return;
+    if (this.#served.has(dir) || !(await isOurDevice(this.#xenstore, dir, anyScript))) return;
     const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
-    const [isOurs, stateText, online, hotplug, frontend] = await Promise.all([
-      isOurDevice(this.#xenstore, dir, anyScript),
+    const [stateText, online, hotplug, frontend] = await Promise.all([
       read("state"),
       read("online"),
       read("hotplug-status"),
       readFrontendState(this.#xenstore, address),
     ]);
-    if (!isOurs) return;
     const state = parseXenbusState(stateText);
     const isLive = isInUse(state, frontend);
     // Such a guest comes back, and its last server may have died while the guest was closing.
