@@ -19,6 +19,7 @@ import {
   readKeys,
   watchKeys,
   withdrawKeys,
+  type PublishedKeys,
   type VchanKeys,
   type VchanPlace,
 } from "./rendezvous.ts";
@@ -50,10 +51,9 @@ export interface VchanConnection {
   readonly writeSize: number;
 }
 
-/** What a server has published. */
-interface Offer {
-  readonly keys: VchanKeys;
-  readonly ownsDirectory: boolean;
+/** Fresh rings that a server has published. */
+interface Offer extends PublishedKeys {
+  readonly served: VchanResults["serve"];
 }
 
 /** Why a server may serve us later, as the end of "waiting for domain 0 to serve PATH". */
@@ -69,8 +69,8 @@ export class VchanSession implements AsyncDisposable {
   readonly #options: VchanSessionOptions;
   readonly #xenstore: Xenstore;
   readonly #listeners = new DisposableStack();
-  /** The offer whose client is gone: it stays until the next one has replaced it. */
-  #before: Offer | undefined;
+  /** What the next client finds already. */
+  #next: Offer | undefined;
 
   private constructor(options: VchanSessionOptions, xenstore: Xenstore) {
     this.#options = options;
@@ -119,16 +119,13 @@ export class VchanSession implements AsyncDisposable {
     const { place, signal } = this.#options;
     this.#begin();
     const peer = place.client;
-    const served = await this.#share(orders);
+    const offer = this.#next ?? (await this.#offer(orders));
+    this.#next = undefined;
+    const { served, replaced } = offer;
     const { keys } = served;
-    let ownsDirectory = false;
     let isNextExpected = false;
     try {
-      const published = await publishKeys(this.#xenstore, place, keys, this.#before?.keys);
-      ({ ownsDirectory } = published);
-      this.#before = undefined;
-      await this.plane.carryOut<VchanOrder<"close-before">>({ op: "close-before" });
-      const instead = published.replaced ? ", instead of the server whose keys were there" : "";
+      const instead = replaced ? ", instead of the server whose keys were there" : "";
       this.#options.onWait?.(`waiting for domain ${peer} at ${place.path}${instead}`);
       if (!(await this.#clientComes(keys))) return undefined;
       isNextExpected = keep;
@@ -136,8 +133,7 @@ export class VchanSession implements AsyncDisposable {
         body({ ...served, plane: this.plane, control: this.control, role: "server", peer }),
       );
     } finally {
-      const offer = { keys, ownsDirectory };
-      if (isNextExpected && !signal.aborted) this.#before = offer;
+      if (isNextExpected && !signal.aborted) this.#next = await this.#changeOver(offer, orders);
       else await this.#withdraw(offer);
     }
   }
@@ -184,24 +180,34 @@ export class VchanSession implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#listeners.dispose();
     this.plane.close();
-    if (this.#before !== undefined) await this.#withdrawKeys(this.#before);
+    if (this.#next !== undefined) await this.#withdrawKeys(this.#next);
     this.#xenstore.close();
   }
 
-  /** Shares new rings beside those of the client before, or, if that is more than gntalloc's limit, after them. */
-  async #share(orders: VchanOrders): Promise<VchanResults["serve"]> {
+  /** Shares fresh rings and publishes their keys, which replace those of `before`. */
+  async #offer(orders: VchanOrders, before?: Offer): Promise<Offer> {
     const { platform, place } = this.#options;
     const order = { op: "serve", platform: platform.descriptor, peer: place.client, orders } as const;
-    const before = this.#before;
-    if (before !== undefined) {
-      try {
-        return await this.plane.carryOut<VchanOrder<"serve">>(order);
-      } catch {
-        this.#before = undefined;
-        await this.#withdraw(before);
-      }
+    const served = await this.plane.carryOut<VchanOrder<"serve">>(order);
+    try {
+      return { served, ...(await publishKeys(this.#xenstore, place, served.keys, before?.served.keys)) };
+    } finally {
+      await this.plane.carryOut<VchanOrder<"close-before">>({ op: "close-before" });
     }
-    return this.plane.carryOut<VchanOrder<"serve">>(order);
+  }
+
+  /**
+   * Offers fresh rings beside those of a client that is gone, or, if that is more than gntalloc's limit, after them.
+   * That happens before anybody hears of its end, because only our own clients wait at rings that nobody serves any
+   * more. Undefined if it fails: the next attempt reports why.
+   */
+  async #changeOver(before: Offer, orders: VchanOrders): Promise<Offer | undefined> {
+    try {
+      return await this.#offer(orders, before);
+    } catch {
+      await this.#withdraw(before);
+      return await this.#offer(orders).catch(() => undefined);
+    }
   }
 
   async #withdraw(offer: Offer): Promise<void> {
@@ -209,8 +215,8 @@ export class VchanSession implements AsyncDisposable {
     await this.plane.carryOut<VchanOrder<"close">>({ op: "close" });
   }
 
-  #withdrawKeys({ keys, ownsDirectory }: Offer): Promise<void> {
-    return withdrawKeys(this.#xenstore, this.#options.place, keys, ownsDirectory).catch(ignoreLoss);
+  #withdrawKeys({ served, ownsDirectory }: Offer): Promise<void> {
+    return withdrawKeys(this.#xenstore, this.#options.place, served.keys, ownsDirectory).catch(ignoreLoss);
   }
 
   #begin(): void {

@@ -155,7 +155,7 @@ async function echoService(path: string): Promise<Server> {
   return server;
 }
 
-test("vchan-socket-proxy as server and as client, in front of a socket, two sessions each", async () => {
+test("vchan-socket-proxy as server and as client, in front of a socket, several sessions each", async () => {
   const echo = host.file("echo");
   const service = await echoService(echo);
   const bytes = pattern(BYTES);
@@ -168,7 +168,7 @@ test("vchan-socket-proxy as server and as client, in front of a socket, two sess
 
   const listener = host.xentool(0, "vchan", "listen", "1", "own", "--keep", "--json", "--unix", echo);
   const client = [proxy, "0", "/local/domain/0/data/vchan/1/own", "-"];
-  for (let round = 0; round < 2; round++) {
+  for (let round = 0; round < 4; round++) {
     expect(await exchange(1, client, bytes)).toEqual(bytes);
     // Until then the next proxy would find the ring that this one has closed, and end.
     await readUntil(listener.stdout, "bytesReceived");
