@@ -8,7 +8,7 @@ import { bun, cmake, main, root, tryRun } from "./lib.ts";
 
 const REPORTS = join(root, "build/test");
 /** A test that blocks its thread cannot be ended by its runner. */
-const TIMEOUT_MS = 20 * 60_000;
+const TIMEOUT_MS = 28 * 60_000;
 const SANITIZERS = { ASAN_OPTIONS: "detect_leaks=1", UBSAN_OPTIONS: "print_stacktrace=1" };
 
 interface Counts {

@@ -85,9 +85,8 @@ export class DiskConnection {
     this.#control.stop(how);
     const watching = how === "close" && this.#hasServer ? this.#hurryWithout(directory) : undefined;
     await this.stopped;
-    await (
-      await watching
-    )?.();
+    // Should xenstore be gone, so is the watch.
+    await (await watching)?.().catch(() => {});
   }
 
   /** Without xenstore nobody can tell, and the server is waited for as long as ever. */

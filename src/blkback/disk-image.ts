@@ -1,6 +1,6 @@
 // Opens the image of a disk, whatever it is: an NBD export, an image that a program opens for us, or the bytes of a
 // file or device. The command line and a toolstack's keys name one in ways of their own (serve.ts, watched-image.ts).
-import { join, resolve } from "node:path";
+import { isAbsolute, join, resolve } from "node:path";
 import { openImage } from "../block/image.ts";
 import { isNbdUri } from "../block/image/nbd.ts";
 import { openedImage, type OpenedImage } from "../block/image/opened.ts";
@@ -47,11 +47,12 @@ export async function openDiskImage(
   if (opener === undefined && isNbdUri(source)) return openNbdSource(source, { ...how, address });
   await threads?.reach(source, stop);
   if (opener !== undefined) {
-    if (!options.shared) await refuseOthersDevice(xenstore, address, source, readOnly);
+    if (!how.shared) await refuseOthersDevice(xenstore, address, source, readOnly);
     const socket = programSocket(statsDir, address);
     return openProgramImage(source, opener, { ...how, socket, claimsDir: statsDir });
   }
-  const path = resolve(source);
+  // What ".." means behind a link, only the kernel knows.
+  const path = isAbsolute(source) ? source : resolve(source);
   const isKnown = await hasServedRaw(xenstore, address, path);
   if (!options.shared && !isKnown) await refuseOthersDevice(xenstore, address, path, readOnly);
   const image = openImage(path, { ...how, format: isKnown ? "raw" : how.format });

@@ -35,7 +35,7 @@ export class ImageThreads implements Disposable {
 
   /** Resolves when there is a thread, so that the first image has none to wait for; what is lacking, that one says. */
   async prepare(): Promise<void> {
-    await this.#carryOut({ type: "reach", path: "/" }, "/ does not answer").catch(() => {});
+    await this.#carryOut({ type: "reach", path: "/" }).catch(() => {});
   }
 
   /** Resolves when the storage of what is at `path` answers, or has failed. Throws `cancelled` once `stop` fires. */
@@ -56,18 +56,20 @@ export class ImageThreads implements Disposable {
     void this.#free.then((plane) => plane?.close());
   }
 
-  async #carryOut(order: ImageThreadOrder["order"], late: string): Promise<void> {
+  /** An order that takes long leaves the next one to another thread, and is called `late` in the log. */
+  async #carryOut(order: ImageThreadOrder["order"], late?: string): Promise<void> {
     const before = this.#free;
     const next = Promise.withResolvers<Plane | undefined>();
     let isLate = false;
     this.#free = next.promise;
     try {
       const plane = (await before) ?? new Plane("images", this.#spawnWorker);
-      const timer = setTimeout(() => {
+      const give = (): void => {
         logger.warn(`${late}: waiting`);
         next.resolve(undefined);
         isLate = true;
-      }, LATE_MS);
+      };
+      const timer = late === undefined ? undefined : setTimeout(give, LATE_MS);
       try {
         await plane.carryOut<ImageThreadOrder>(order);
       } finally {

@@ -212,8 +212,8 @@ export class BackendWatch implements DiskServer {
     const { frontend } = this.#options;
     const guests = frontend === undefined ? await namesIn(this.#xenstore, this.#root) : [String(frontend)];
     await Promise.all(guests.map(lookAtDisksOf));
-    await Promise.all([...this.#served.values()].flatMap((it) => it?.device.looked ?? []));
-    this.#settle();
+    // Not waited for: further events must not come after the first look at every disk.
+    void Promise.all([...this.#served.values()].flatMap((it) => it?.device.looked ?? [])).then(this.#settle);
   }
 
   async #look(guest: string, devid: string): Promise<void> {

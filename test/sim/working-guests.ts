@@ -79,8 +79,12 @@ export class WorkingGuests {
 
   async workUntil(event: Promise<unknown>): Promise<void> {
     let isOver = false;
-    void event.then(() => (isOver = true));
+    const end = (): void => {
+      isOver = true;
+    };
+    event.then(end, end);
     await this.work(true, () => isOver);
+    await event;
   }
 
   /** Each gets its last answers, and its disk holds what it may. */

@@ -194,8 +194,10 @@ export class GuestSupervisor implements DiskServer {
       for (const guest of this.#guests.values()) guest.release();
     });
     const names = await namesIn(this.#xenstore, this.#root);
-    await someAtATime(names, PREPARING, (name) => this.#prepare(name));
-    await this.#storage.prepare();
+    // Once the predecessor is gone, guests wait: then nothing holds them up that is merely better done before.
+    const untilAlone = (work: Promise<void>): Promise<void> => Promise.race([work, predecessor.over]);
+    await someAtATime(names, PREPARING, (name) => untilAlone(this.#prepare(name)));
+    await untilAlone(this.#storage.prepare());
     predecessor.ready(async (frontend) => {
       this.#taken.add(frontend);
       // At once: its disks wait.
