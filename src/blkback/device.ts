@@ -239,7 +239,8 @@ export class BlkbackDevice {
       readFrontendState(this.#xenstore, this.address),
       this.#directory.isThere(),
     ]);
-    this.#anew ||= offersAnew(this.#frontend, frontend);
+    // What is noted after the states were read, as keys that are removed with the device, is for the next look.
+    const anew = (this.#anew ||= offersAnew(this.#frontend, frontend));
     this.#frontend = frontend;
     // The toolstack wrote Closing in our place, possibly after we wrote Closed: then it waits to read Closed again.
     if (backend === XenbusState.Closing && this.#state !== XenbusState.Closing)
@@ -252,7 +253,7 @@ export class BlkbackDevice {
       online: online === "1",
       own: this.#state,
       serving: this.#connection !== undefined,
-      anew: this.#anew,
+      anew,
       refused: this.#refused,
       takeover: this.#takeover,
     };

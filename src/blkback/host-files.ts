@@ -71,8 +71,9 @@ SuccessExitStatus=143
 # Longer than storage that is only slow needs to open an image.
 WatchdogSec=5min
 NoNewPrivileges=yes
-# Images belong to anyone, and /proc of other processes says who uses them.
-CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_SYS_PTRACE
+# Images belong to anyone, and /proc of other processes says who uses them. Files that the user of a guest's process
+# has left become those of the next server.
+CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_SYS_PTRACE
 ${more}# Block devices appear while we run; those of Xen are misc devices.
 DevicePolicy=closed
 DeviceAllow=block-* rw
@@ -99,8 +100,8 @@ SystemCallFilter=@system-service seccomp landlock_create_ruleset landlock_add_ru
 SystemCallFilter=~@resources
 SystemCallErrorNumber=EPERM`;
 
-/** A process for each guest becomes a user of its own, who gets its files, and whom we may end. */
-const OTHER_USERS = `CapabilityBoundingSet=CAP_CHOWN CAP_KILL CAP_SETGID CAP_SETUID
+/** A process for each guest becomes a user of its own, whom we may end. */
+const OTHER_USERS = `CapabilityBoundingSet=CAP_KILL CAP_SETGID CAP_SETUID
 `;
 
 /**

@@ -23,7 +23,7 @@ import {
   statSync,
 } from "node:fs";
 import { join } from "node:path";
-import { XentoolError } from "../core/errors.ts";
+import { codeOf, XentoolError } from "../core/errors.ts";
 import { parseDecimal, type Domid } from "../core/types.ts";
 import type { JailUser } from "../native/jail.ts";
 import { shim } from "../native/shim.ts";
@@ -41,6 +41,9 @@ const HOLD_TRIES = 1000;
 
 /** Neither a link nor the other end of a pipe, on which opening would wait. */
 const ONLY_ITSELF = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+
+/** How opening fails what cannot be a file of ours: a link, a socket, or nothing. */
+const NOT_OURS: ReadonlySet<string> = new Set(["ELOOP", "ENXIO", "ENOENT", "ENOTDIR"]);
 
 /** Statistics are for everybody; journals and logs are not, by their own modes. */
 const DIRECTORY_MODE = 0o755;
@@ -122,6 +125,9 @@ export function takeFromGuest(stateDir: string, disk: Disk): void {
     // Looked at where nobody can put another one in its place.
     if (!settle(path, ourselves())) removeOne(path);
   }
+  // Also what somebody had moved who was killed before it was ours.
+  for (const name of filesOf(stateDir, disk))
+    if (!settle(join(stateDir, name), ourselves())) removeOne(join(stateDir, name));
   removeGuestDir(stateDir, disk.frontend);
 }
 
@@ -187,8 +193,10 @@ function own(path: string, how: number, { uid, gid }: JailUser, mode: number): b
   let fd: number;
   try {
     fd = openSync(path, how);
-  } catch {
-    return false;
+  } catch (error) {
+    // Whatever else it is, as the lack of a descriptor, says nothing about the file, which may be a guest's journal.
+    if (NOT_OURS.has(codeOf(error))) return false;
+    throw error;
   }
   try {
     const stat = fstatSync(fd);

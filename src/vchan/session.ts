@@ -190,7 +190,8 @@ export class VchanSession implements AsyncDisposable {
     const order = { op: "serve", platform: platform.descriptor, peer: place.client, orders } as const;
     const served = await this.plane.carryOut<VchanOrder<"serve">>(order);
     try {
-      return { served, ...(await publishKeys(this.#xenstore, place, served.keys, before?.served.keys)) };
+      const published = await publishKeys(this.#xenstore, place, served.keys, before?.served.keys);
+      return { served, ...published, ownsDirectory: before?.ownsDirectory ?? published.ownsDirectory };
     } finally {
       await this.plane.carryOut<VchanOrder<"close-before">>({ op: "close-before" });
     }
@@ -291,10 +292,15 @@ export class VchanSession implements AsyncDisposable {
           const reason = error instanceof XentoolError ? String(error.context["reason"]) : "";
           if (LATER[reason] === undefined) throw error;
           if (!wait) {
-            // It may have replaced its keys since we read them.
-            if (reason === NO_SERVER && !areKeys(await readKeys(this.#xenstore, place), keys)) continue;
             turnEndsAt ??= performance.now() + TURN_MS;
-            if (reason !== BETWEEN_CLIENTS || performance.now() >= turnEndsAt) throw error;
+            const isOver = performance.now() >= turnEndsAt;
+            // It may have replaced its keys since we read them.
+            const mayBeNew = !isOver && reason === NO_SERVER;
+            if (mayBeNew && !areKeys(await readKeys(this.#xenstore, place), keys)) {
+              limit.signal.throwIfAborted();
+              continue;
+            }
+            if (reason !== BETWEEN_CLIENTS || isOver) throw error;
           }
           words += LATER[reason];
         }

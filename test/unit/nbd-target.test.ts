@@ -213,6 +213,21 @@ test("a silent server is lost", async () => {
   expect(target.failure).toContain("nothing came");
 });
 
+test("a server whose silence is limited after it had replied is waited for no longer by what it is asked next", async () => {
+  const peer = open((request) =>
+    request.command === 0
+      ? chunk(request, 1, true, dataAt(request.offset, filled(request.length, 1)))
+      : undefined,
+  );
+  const { target, memory } = peer;
+  target.start(IO_READ, 1, 0, 512, memory.address);
+  expect(await peer.ended(1)).toEqual([[1, 512]]);
+  target.limitSilence(50);
+  target.start(IO_FLUSH, 2, 0, 0, 0);
+  expect(await peer.ended(1)).toEqual([[2, -5]]);
+  expect(target.failure).toContain("nothing came from it for 50 ms");
+});
+
 test("a handshake with any byte changed ends, with an answer or an error", () => {
   const greeting = Buffer.from("NBDMAGICIHAVEOPT\0\x03", "latin1");
   for (let at = 0; at < greeting.length; at++) {

@@ -141,6 +141,8 @@ export class NbdLink implements ConnectionOwner {
   /** From now on, the server may be silent for so long at most. */
   limitSilence(ms: number): void {
     this.#silenceMs = Math.min(this.#silenceMs, ms);
+    // What is sent from now on would be waited for as long as what was sent before.
+    if (this.#silence.dueMs !== Infinity) this.#reactor.setTimer(this.#silence, this.#silenceMs);
     this.#checkSilence();
   }
 
