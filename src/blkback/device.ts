@@ -183,8 +183,6 @@ export class BlkbackDevice {
     await this.ended.catch(() => {});
   }
 
-  // The steps.
-
   async #begin(): Promise<void> {
     const [backend, frontend] = await Promise.all([
       readBackendState(this.#xenstore, this.address),
@@ -239,7 +237,7 @@ export class BlkbackDevice {
       readFrontendState(this.#xenstore, this.address),
       this.#directory.isThere(),
     ]);
-    // What is noted after the states were read, as keys that are removed with the device, is for the next look.
+    // What is noted later, as keys that go with the device, is for the next look.
     const anew = (this.#anew ||= offersAnew(this.#frontend, frontend));
     this.#frontend = frontend;
     // The toolstack wrote Closing in our place, possibly after we wrote Closed: then it waits to read Closed again.
