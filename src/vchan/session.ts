@@ -207,7 +207,7 @@ export class VchanSession implements AsyncDisposable {
       return await this.#offer(orders, before);
     } catch {
       await this.#withdraw(before);
-      return await this.#offer(orders).catch(() => undefined);
+      return this.#offer(orders).catch(() => undefined);
     }
   }
 
