@@ -5,7 +5,7 @@ import { XentoolError } from "../core/errors.ts";
 import { parseDecimal, type Domid, type EvtchnPort, type GrantRef } from "../core/types.ts";
 import { isValidPath } from "../protocol/xs-wire.ts";
 import type { Xenstore } from "../xenstore/client.ts";
-import { errnoOf } from "../xenstore/errors.ts";
+import { nullIfDenied } from "../xenstore/errors.ts";
 import type { XenstoreOperations } from "../xenstore/operations.ts";
 import type { WatchCallback } from "../xenstore/watch-events.ts";
 
@@ -115,11 +115,14 @@ export function areKeys(found: VchanKeys | undefined, keys: VchanKeys): boolean 
   return found?.ringRef === keys.ringRef && found.port === keys.port;
 }
 
-/** Reads both keys in one transaction. Undefined when there is no server, or we may not know of one. */
+/**
+ * Reads both keys in one transaction. Undefined when there is no server, or we may not know of one: for a missing node,
+ * a client without rights on the nodes above gets EACCES, not ENOENT.
+ */
 export async function readKeys(xenstore: Xenstore, place: VchanPlace): Promise<VchanKeys | undefined> {
   const [ringText, portText] = await xenstore.transaction(async (tx) => [
-    await orHidden(tx.tryRead(`${place.path}/${RING_REF}`)),
-    await orHidden(tx.tryRead(`${place.path}/${EVENT_CHANNEL}`)),
+    await tx.tryRead(`${place.path}/${RING_REF}`).catch(nullIfDenied),
+    await tx.tryRead(`${place.path}/${EVENT_CHANNEL}`).catch(nullIfDenied),
   ]);
   const ringRef = parseDecimal(ringText, KEY_MAX);
   const port = parseDecimal(portText, KEY_MAX);
@@ -134,14 +137,4 @@ export function watchKeys(
   callback: WatchCallback,
 ): Promise<() => unknown> {
   return xenstore.watch(`${place.path}/${EVENT_CHANNEL}`, callback);
-}
-
-/** For a missing node, a client without rights on the nodes above gets EACCES, not ENOENT. */
-async function orHidden(reading: Promise<string | null>): Promise<string | null> {
-  try {
-    return await reading;
-  } catch (error) {
-    if (errnoOf(error) === "EACCES") return null;
-    throw error;
-  }
 }

@@ -2,6 +2,7 @@
 // where a process may have left anything that its guest wanted there.
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import {
+  chownSync,
   existsSync,
   linkSync,
   mkdirSync,
@@ -84,6 +85,19 @@ test("they are the files of whoever serves next, and so is the directory", () =>
   expect(ownersIn(own)).toEqual(theirs);
   lockDevice(state, XVDA).release();
   expect(ownersIn(state)).toEqual(NAMES.map(() => ({ uid, gid })));
+});
+
+test("what a server that was killed had moved, and not yet made its own, is the next one's", () => {
+  const [link = "", ...others] = NAMES;
+  const victim = join(top, "victim");
+  writeFileSync(victim, "not ours");
+  fill(state, others);
+  for (const name of others) chownSync(join(state, name), USER.uid, USER.gid);
+  symlinkSync(victim, join(state, link));
+  lockDevice(state, XVDA).release();
+  expect(readdirSync(state).sort()).toEqual(["7", ...others]);
+  for (const name of others) expect(statSync(join(state, name))).toMatchObject({ uid, gid });
+  expect(readFileSync(victim, "utf8")).toBe("not ours");
 });
 
 test("nothing that has another name, or is reached by one, is given to anybody", () => {
