@@ -1,6 +1,7 @@
 // `xentool blkback`: serving disks to guests, the toolstack's steps one by one, and statistics.
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
+import { XentoolError } from "../src/core/errors.ts";
 import { askedRates, RATE_OPTIONS, serveCommand } from "./blkback-serve.ts";
 import { watchCommand } from "./blkback-watch.ts";
 import { command, group, WAITS_FOR_NOBODY, type Command } from "./lib/command.ts";
@@ -67,13 +68,20 @@ const create = command({
       "for the guest's QEMU, if it has one",
     ],
   ],
-  run: (argv, context) =>
-    withDevice(context, argv, async ({ xenstore }, address) => {
+  run: ({ params, ...argv }, context) => {
+    // Whoever serves it has another working directory than we have.
+    if (params !== "" && !params.startsWith("/") && !params.includes(":"))
+      throw new XentoolError(
+        "usage",
+        `--params must be an absolute path or a URI, not ${JSON.stringify(params)}`,
+      );
+    return withDevice(context, argv, async ({ xenstore }, address) => {
       const { createDevice } = await import("../src/blkback/toolstack.ts");
-      const { deviceType, params } = argv;
+      const { deviceType } = argv;
       await createDevice(xenstore, { address, readOnly: argv.mode === "r", deviceType, params });
       return reportDone(address, "created", context);
-    }),
+    });
+  },
 });
 
 const destroy = step(

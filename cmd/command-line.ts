@@ -54,6 +54,22 @@ function withoutHelpWord(args: readonly string[]): readonly string[] {
   return args[0] === "help" ? [...args.slice(1), "--help"] : args;
 }
 
+/** Fails when help is asked for about a command that is not there: yargs would show the help of what is above it. */
+function checkHelpedCommand(args: readonly string[]): void {
+  const own = args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
+  if (!own.includes("--help") && !own.includes("-h")) return;
+  const firstOption = own.findIndex((arg) => arg.startsWith("-"));
+  let command = xentool;
+  const path = [xentool.name];
+  for (const word of own.slice(0, firstOption)) {
+    if (command.actions.length === 0) return;
+    const action = command.actions.find(({ name }) => name === word);
+    if (action === undefined) throw usageError(`Unknown command: ${word}`, command, path.join(" "), args);
+    command = action;
+    path.push(word);
+  }
+}
+
 /** What the scripts of `xentool completion` ask; it is not for people. */
 async function complete(words: readonly string[]): Promise<void> {
   const { completionLines } = await import("./lib/completions.ts");
@@ -74,7 +90,11 @@ export async function runCommandLine(args: readonly string[]): Promise<void> {
   console.log = print;
   try {
     if (args[0] === "complete" && args[1] === "--") await complete(args.slice(2));
-    else await commandLine(withoutHelpWord(args)).parseAsync();
+    else {
+      const words = withoutHelpWord(args);
+      checkHelpedCommand(words);
+      await commandLine(words).parseAsync();
+    }
   } catch (error) {
     reportError(error, args.includes("--json"));
     process.exitCode = EXIT_CODE[kindOf(error)];

@@ -90,6 +90,21 @@ describe("mistakes", () => {
     ],
     ["a command that is like no other", ["zzz"], "unknown command: zzz; try: xentool --help"],
     [
+      "help for a command that there is not",
+      ["nosuch", "--help"],
+      "unknown command: nosuch; try: xentool --help",
+    ],
+    [
+      "help for an action that there is not",
+      ["help", "blkback", "serv"],
+      "unknown command: serv, did you mean serve? try: xentool blkback --help",
+    ],
+    [
+      "an image that only whoever types it would find",
+      ["blkback", "create", "--domid", "1", "--vdev", "xvdb", "--params", "d.img", "--platform", "xen"],
+      '--params must be an absolute path or a URI, not "d.img"',
+    ],
+    [
       "a disk's name, before a platform is looked for",
       ["blkback", "close", "--domid", "1", "--vdev", "nonsense", "--platform", "xen"],
       '--vdev: "nonsense" is not a disk name such as xvdb',
