@@ -7,6 +7,7 @@
 #include "jail.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -39,7 +40,7 @@ enum {
   NEED_LOCAL = XT_JAIL_LOCAL,
 };
 /* What of a call's arguments is looked at. */
-enum check { ANY, CHECK_IOCTL, SELF, CHILD, NO_CODE, NO_LIMIT, THREAD, NAMES, UNIX, STREAM };
+enum check { ANY, CHECK_IOCTL, SELF, CHILD, NO_CODE, NO_LIMIT, THREAD, NAMES, FLAGS, LOCKS, UNIX, STREAM };
 
 static const struct call {
   uint32_t number, roles, needs;
@@ -66,6 +67,9 @@ static const struct fatal {
 #include "calls.h"
 #undef FATAL
 };
+
+/* Of fcntl. Locks, leases and whom signals go to are the business of whoever opened a file. */
+static const uint32_t flags[] = {F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, F_GETFL, F_SETFL};
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
@@ -149,6 +153,14 @@ static void allow_checked(struct program *program, enum check check) {
       allow_if_argument(program, 0, PR_SET_NAME);
       answer_if_equal(program, PR_GET_NAME, SECCOMP_RET_ALLOW);
       answer_if_equal(program, 0x53564d41 /* PR_SET_VMA */, SECCOMP_RET_ALLOW);
+      break;
+    case FLAGS:
+      load_argument(program, 1);
+      for (size_t i = 0; i < COUNT(flags); i++) answer_if_equal(program, flags[i], SECCOMP_RET_ALLOW);
+      break;
+    case LOCKS:
+      allow_if_argument(program, 1, F_OFD_GETLK);
+      answer_if_equal(program, F_OFD_SETLK, SECCOMP_RET_ALLOW);
       break;
     case UNIX: allow_if_argument(program, 0, AF_UNIX); break;
     case STREAM:

@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -82,6 +83,16 @@ static void ask_for_what_nobody_gets(void) {
   munmap(page, 4096);
 }
 
+/* Those of its image are shared with the process that opened it. */
+static void ask_to_unlock(int fd) {
+  struct flock all = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+  REFUSED(flock(fd, LOCK_UN), EPERM);
+  REFUSED(fcntl(fd, F_OFD_SETLK, &all), EPERM);
+  REFUSED(fcntl(fd, F_OFD_SETLKW, &all), EPERM);
+  REFUSED(fcntl(fd, F_SETLK, &all), EPERM);
+  REFUSED(fcntl(fd, F_SETLKW, &all), EPERM);
+}
+
 static void *nothing(void *argument) { return argument; }
 
 static void ask_for_threads(void) {
@@ -119,6 +130,7 @@ static void control(int needs) {
   int fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   CHECK(fd >= 0);
   CHECK_EQUAL(ftruncate(fd, 4096), 0);
+  ask_to_unlock(fd);
   CHECK_EQUAL(unlink(name), 0);
   CHECK(open("/dev/null", O_RDONLY) >= 0);
   if (xt_jail_support() & XT_JAIL_FILES) REFUSED(open("/etc/passwd", O_RDONLY), EACCES);
@@ -138,6 +150,7 @@ static void plane(int needs) {
   REFUSED(open("/dev/null", O_RDONLY), EPERM);
   REFUSED(syscall(SYS_io_uring_setup, 1, NULL), EPERM);
   REFUSED(syscall(SYS_seccomp, 1, 0, NULL), EPERM);
+  ask_to_unlock(fd);
   if (needs & XT_JAIL_SIM) CHECK_EQUAL(unlinkat(AT_FDCWD, name, 0), 0);
   else REFUSED(unlinkat(AT_FDCWD, name, 0), EPERM);
   CHECK_EQUAL(write(fd, "x", 1), 1);

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -49,6 +50,13 @@ static void probe(int number) {
       {"io_uring_setup", code(SYS_io_uring_setup, 1, 0, 0, 0, 0)},
       {"code", code(SYS_mmap, 0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1)},
       {"ioctl", code(SYS_ioctl, 0, 0x5412 /* TIOCSTI */, 0, 0, 0)},
+      {"flock", code(SYS_flock, -1, LOCK_UN, 0, 0, 0)},
+      {"lock", code(SYS_fcntl, -1, F_SETLK, 0, 0, 0)},
+      {"lockw", code(SYS_fcntl, -1, F_SETLKW, 0, 0, 0)},
+      {"ofd-lock", code(SYS_fcntl, -1, F_OFD_SETLK, 0, 0, 0)},
+      {"ofd-lockw", code(SYS_fcntl, -1, F_OFD_SETLKW, 0, 0, 0)},
+      {"lease", code(SYS_fcntl, -1, F_SETLEASE, F_UNLCK, 0, 0)},
+      {"owner", code(SYS_fcntl, -1, F_SETOWN, 1, 0, 0)},
       {"dumpable", code(SYS_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0)},
   };
   int length = snprintf(line, sizeof line, "%ld\t%s", syscall(SYS_gettid), name);

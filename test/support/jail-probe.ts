@@ -21,6 +21,13 @@ const REFUSED = [
   "fork",
   "code",
   "ioctl",
+  "flock",
+  "lock",
+  "lockw",
+  "ofd-lock",
+  "ofd-lockw",
+  "lease",
+  "owner",
   "dumpable",
 ];
 

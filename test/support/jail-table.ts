@@ -57,6 +57,8 @@ const ARGUMENTS: Readonly<Record<string, string>> = {
   NO_LIMIT: "sets nothing",
   THREAD: "a thread",
   NAMES: "names",
+  FLAGS: "flags and copies",
+  LOCKS: "locks",
   UNIX: "unix sockets",
   STREAM: "unix and internet sockets",
 };

@@ -77,6 +77,18 @@ test("a socket is known by what it is, and by its path when there is another one
   (await claim(at(join(dir, "new")), "write"))[Symbol.dispose]();
 });
 
+test("who has its descriptors keeps it after we have given it up", async () => {
+  const keys = await keysOfExport(parseNbdUri("nbd://127.0.0.1/vm7"));
+  const options = { name: "it", claim: "write", user: "xvdb of domain 1", ways: COMMAND_WAYS } as const;
+  const first = claimExport(claims, keys, options);
+  const holder = Bun.spawn(["cat"], { stdio: ["pipe", "ignore", "inherit", ...first.fds] });
+  first[Symbol.dispose]();
+  expect(() => claimExport(claims, keys, options)).toThrow(`it is in use: process ${holder.pid}, cat`);
+  await holder.stdin.end();
+  await holder.exited;
+  claimExport(claims, keys, options)[Symbol.dispose]();
+});
+
 test("what was claimed before a refusal is given up", async () => {
   using _ = await claim("nbd://127.0.0.1/vm7", "write");
   const keys = [

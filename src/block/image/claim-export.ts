@@ -36,6 +36,8 @@ export interface ClaimOptions {
   /** The disk it is for, named to whoever else wants it. */
   readonly user: string;
   readonly ways: Ways;
+  /** A program of ours has its descriptors, too, which is killed before the claim is given up. */
+  readonly isPrograms?: boolean;
 }
 
 /**
@@ -52,10 +54,12 @@ export function claimExport(dir: string, keys: readonly string[], options: Claim
     const fd = lock(dir, path, options);
     noteOpened(fd, options.user);
     undo.defer(() => {
-      // Here rather than below, because what is left of a killed program may have it open for a moment more.
-      removeIfFree(fd, path);
+      // What is left of a killed program may have it open for a moment more, and a process of a guest, which is not to
+      // be trusted, for as long as it may use the export.
+      if (options.isPrograms === true) removeIfFree(fd, path);
       noteUnused(fd);
       closeSync(fd);
+      if (options.isPrograms !== true) removeUnheld(path);
     });
     return fd;
   });
@@ -116,16 +120,18 @@ function lock(dir: string, path: string, { name, claim, ways }: ClaimOptions): n
 /** Removes the files that killed owners left. */
 export function removeFreeClaims(dir: string): void {
   for (const name of attempt(() => readdirSync(dir)) ?? []) {
-    if (!name.endsWith(SUFFIX)) continue;
-    const path = join(dir, name);
-    const fd = attempt(() => openSync(path, constants.O_RDWR));
-    if (fd === undefined) continue;
-    removeIfFree(fd, path);
-    closeSync(fd);
+    if (name.endsWith(SUFFIX)) removeUnheld(join(dir, name));
   }
 }
 
-/** Removes the file that `fd` is unless somebody else has locked it. */
+function removeUnheld(path: string): void {
+  const fd = attempt(() => openSync(path, constants.O_RDWR));
+  if (fd === undefined) return;
+  removeIfFree(fd, path);
+  closeSync(fd);
+}
+
+/** Removes the file that `fd` is unless somebody has locked it who has opened it apart from us. */
 function removeIfFree(fd: number, path: string): void {
   if (takeLocks(fd, path, "write", undefined) && isStill(fd, path)) rmSync(path, { force: true });
 }

@@ -108,7 +108,9 @@ function claimOther(
   const key = "format" in opener ? `${opener.format} ${source}` : `via ${opener.via}\0${source}`;
   const name = "format" in opener ? programImageName(source, opener) : `${source} with this --via`;
   const claim = claimFor(readOnly, shared);
-  return undo.use(claimExport(claimsDir, [key], { name, claim, user, ways: waysOf(opener, ways) })).fds;
+  return undo.use(
+    claimExport(claimsDir, [key], { name, claim, user, ways: waysOf(opener, ways), isPrograms: true }),
+  ).fds;
 }
 
 async function commandOf(
