@@ -17,7 +17,7 @@
 #define XT_API __attribute__((visibility("default")))
 
 /* Raised whenever anything below changes, so that a shim built from another header is detected. */
-#define XT_ABI_VERSION 10
+#define XT_ABI_VERSION 11
 
 XT_API uint32_t xt_abi_version(void);
 
@@ -125,6 +125,11 @@ XT_API int32_t xt_file_lock_range(int32_t fd, uint32_t first, uint32_t count);
 XT_API double xt_file_size(int32_t fd);
 /* 1 if another open file holds any lock on one of these bytes. */
 XT_API int32_t xt_file_range_locked(int32_t fd, uint32_t first, uint32_t count);
+/*
+ * Names in a directory, each with a NUL, in no order: as many as fit into `size` bytes. Returns how many bytes they
+ * take. The last part of `path` may be no link.
+ */
+XT_API int32_t xt_directory_names(const char *path, char *names, uint32_t size);
 
 /* ---- process.c: what a process has the kernel do about itself ---- */
 

@@ -46,6 +46,9 @@ export const SILENT_PATIENCE_MS = 5000;
 /** How long a guest's process may take to leave its disks. systemd (TimeoutStopSec) waits longer for all of us. */
 export const LEAVING_PATIENCE_MS = 10_000;
 
+/** How long a guest's process may take to close disks that are gone from xenstore. Slow storage may have to write. */
+export const GONE_PATIENCE_MS = 60_000;
+
 /** Linux's IOV_MAX: a request with more pieces takes several transfers. */
 export const MAX_VECTORS = 1024;
 
@@ -59,3 +62,9 @@ export function poolBytes(maxIndirectSegments: number): number {
 export function reactorDepth(rows: number): number {
   return rows + 1;
 }
+
+/**
+ * Nothing that a server leaves to the next one is larger, with the room for a file's last, large page: statistics, a
+ * journal, a log of writes.
+ */
+export const STATE_BYTES_MAX = { stats: 4 << 20, journal: 4 << 20, writes: 64 << 20 };

@@ -10,18 +10,17 @@
 import {
   closeSync,
   existsSync,
-  openSync,
+  ftruncateSync,
   readdirSync,
-  readFileSync,
   renameSync,
   rmSync,
-  statSync,
   writeFileSync,
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { codeOf, describeError, XentoolError } from "../core/errors.ts";
+import { describeError, XentoolError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
+import { makeOwnFile, readOwnFile } from "../native/own-file.ts";
 import { REQUEST } from "../protocol/blkif.ts";
 import { counted } from "../core/counted.ts";
 import { MAX_RING_SLOTS } from "./bounds.ts";
@@ -143,9 +142,10 @@ export class Journal {
   }
 
   static #write(path: string, ring: RingState, { unanswered, flushErrno }: Left): Journal {
-    const fd = openSync(path, "w+", 0o600);
+    const fd = makeOwnFile(path);
     let mapping: Mapping;
     try {
+      ftruncateSync(fd);
       const bytes = fileBytes(ring.slots);
       // Written out rather than left as a hole: on a full file system, a store to the mapping would kill the process.
       writeFileSync(fd, new Uint8Array(bytes));
@@ -212,10 +212,8 @@ export function mayBelong(path: string, mark: number): boolean {
 
 /** The mark in a journal of this version; undefined when there is none. */
 function markIn(path: string): number | undefined {
-  const size = statSync(path, { throwIfNoEntry: false })?.size ?? Infinity;
-  if (size > fileBytes(MAX_RING_SLOTS)) return undefined;
-  const file = readFileSync(path);
-  if (file.length < HEADER_BYTES) return undefined;
+  const file = readOwnFile(path, fileBytes(MAX_RING_SLOTS));
+  if (file === undefined || file.length < HEADER_BYTES) return undefined;
   const doubles = new Float64Array(file.buffer.slice(file.byteOffset, file.byteOffset + HEADER_BYTES));
   return doubles[HEADER.magic] === MAGIC ? doubles[HEADER.mark] : undefined;
 }
@@ -272,15 +270,8 @@ function readJournal(path: string, ring: RingState): Left | undefined {
 
 /** Reads a file of exactly `bytes` bytes. Returns undefined if there is none; throws if it cannot be read now. */
 function readWords(path: string, bytes: number): Uint32Array | undefined {
-  let file: Buffer;
-  try {
-    if (statSync(path).size !== bytes) return undefined;
-    file = readFileSync(path);
-  } catch (error) {
-    if (codeOf(error) === "ENOENT") return undefined;
-    throw error;
-  }
-  if (file.length !== bytes) return undefined;
+  const file = readOwnFile(path, bytes);
+  if (file?.length !== bytes) return undefined;
   return new Uint32Array(file.buffer.slice(file.byteOffset, file.byteOffset + file.length));
 }
 

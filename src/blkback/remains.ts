@@ -13,7 +13,16 @@ import type { Unwatch, Xenstore } from "../xenstore/client.ts";
 import { backendDir, type DeviceAddress } from "./address.ts";
 import { lockPath } from "./device-lock.ts";
 import { programSocket } from "./disk-image.ts";
-import { disksIn, guestsIn, hasFiles, removeFiles, removeGuest, type Disk } from "./state-directory.ts";
+import {
+  disksIn,
+  disksOfGuest,
+  guestsIn,
+  hasFiles,
+  removeFiles,
+  removeGuest,
+  tidyGuestDir,
+  type Disk,
+} from "./state-directory.ts";
 import { statsDir } from "./stats.ts";
 import { destroyDevice, findKinds, SERVE_KEY } from "./toolstack.ts";
 
@@ -46,14 +55,42 @@ export async function removeOfGoneGuests(platform: Platform, xenstore: Xenstore)
   const dir = statsDir(platform.descriptor);
   try {
     removeFreeClaims(dir);
-    for (const disk of disksIn(dir)) {
-      if (!(await isGuestGone(xenstore, disk.frontend))) continue;
-      await removeServed(xenstore, { ...disk, backend: platform.domid });
-      removeUnlocked(dir, disk);
+    const disks = disksIn(dir);
+    for (const guest of new Set([...disks.map(({ frontend }) => frontend), ...guestsIn(dir)])) {
+      if (!(await isGuestGone(xenstore, guest))) continue;
+      for (const disk of disks.filter(({ frontend }) => frontend === guest)) {
+        await removeServed(xenstore, { ...disk, backend: platform.domid });
+        removeUnlocked(dir, disk);
+      }
+      await removeGuest(dir, guest);
     }
-    for (const guest of guestsIn(dir)) if (await isGuestGone(xenstore, guest)) removeGuest(dir, guest);
   } catch (error) {
     moduleLogger("blkback").debug(`what guests left: ${describeError(error)}`);
+  }
+}
+
+/**
+ * Removes from the directory of a guest's process, which has ended, all but the files of disks that the guest has: the
+ * guest may have taken the process over. Never fails.
+ */
+export async function tidyAfterProcess(
+  dir: string,
+  xenstore: Xenstore,
+  guest: Pick<DeviceAddress, "backend" | "frontend">,
+): Promise<void> {
+  try {
+    await tidyGuestDir(dir, guest.frontend);
+    for (let known = new Set<number>(), isSome = true; isSome;) {
+      const unknown = disksOfGuest(dir, guest.frontend).filter(({ devid }) => !known.has(devid));
+      isSome = unknown.length > 0;
+      for (const { devid } of unknown) {
+        known.add(devid);
+        if ((await findKinds(xenstore, { ...guest, devid })).length === 0)
+          removeUnlocked(dir, { ...guest, devid });
+      }
+    }
+  } catch (error) {
+    moduleLogger("blkback").debug(`what a process left: ${describeError(error)}`);
   }
 }
 

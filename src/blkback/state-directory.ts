@@ -16,18 +16,20 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
-  readSync,
   renameSync,
   rmdirSync,
   rmSync,
   statSync,
 } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { codeOf, XentoolError } from "../core/errors.ts";
+import { XentoolError } from "../core/errors.ts";
 import { parseDecimal, type Domid } from "../core/types.ts";
 import type { JailUser } from "../native/jail.ts";
+import { openOwnFile, someNamesIn } from "../native/own-file.ts";
 import { shim } from "../native/shim.ts";
 import type { DeviceAddress } from "./address.ts";
+import { MAX_QUEUES, STATE_BYTES_MAX } from "./bounds.ts";
 import { guestNamed } from "./device-directories.ts";
 
 export interface HeldDir {
@@ -39,11 +41,14 @@ export type Disk = Pick<DeviceAddress, "frontend" | "devid">;
 /** Whoever removes the directory has it for a moment only. */
 const HOLD_TRIES = 1000;
 
-/** Neither a link nor the other end of a pipe, on which opening would wait. */
-const ONLY_ITSELF = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
-
-/** How opening fails what cannot be a file of ours: a link, a socket, or nothing. */
-const NOT_OURS: ReadonlySet<string> = new Set(["ELOOP", "ENXIO", "ENOENT", "ENOTDIR"]);
+/** What follows "DOMID-DEVID." in the names of a disk's files. A new journal is about to take the other one's place. */
+const KINDS: readonly string[] = [
+  "stats",
+  "writes",
+  ...Array.from({ length: MAX_QUEUES }, (_, queue) => (queue === 0 ? "journal" : `journal.${queue}`)).flatMap(
+    (journal) => [journal, `${journal}.new`],
+  ),
+];
 
 /** Statistics are for everybody; journals and logs are not, by their own modes. */
 const DIRECTORY_MODE = 0o755;
@@ -72,23 +77,55 @@ export function holdGuestDir(stateDir: string, frontend: Domid): HeldDir {
 
 /** Removes it, should nobody hold it and nothing be in it. */
 export function removeGuestDir(stateDir: string, frontend: Domid): void {
-  removeUnheld(guestDir(stateDir, frontend), (path) => rmdirSync(path));
-}
-
-/** The same with whatever a process left in it. For guests that are gone. */
-export function removeGuest(stateDir: string, frontend: Domid): void {
-  removeUnheld(guestDir(stateDir, frontend), (path) => rmSync(path, { recursive: true }));
-}
-
-function removeUnheld(path: string, remove: (path: string) => void): void {
+  const path = guestDir(stateDir, frontend);
   const fd = tryLockDir(path, true);
   if (fd === undefined) return;
   try {
-    remove(path);
+    rmdirSync(path);
   } catch {
     // There are files of a disk.
   } finally {
     closeSync(fd);
+  }
+}
+
+/** The same with whatever a process left in it, which may take a while. For guests that are gone. */
+export async function removeGuest(stateDir: string, frontend: Domid): Promise<void> {
+  const path = guestDir(stateDir, frontend);
+  const fd = tryLockDir(path, true);
+  if (fd === undefined) return;
+  try {
+    await rm(path, { recursive: true });
+  } catch {
+    // The next sweep finds it.
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/**
+ * Removes it as `removeGuestDir` does, and first from it, however much there is, what cannot be a file of a disk. Not
+ * while anybody holds it, who might put links in our way.
+ */
+export async function tidyGuestDir(stateDir: string, frontend: Domid): Promise<void> {
+  const path = guestDir(stateDir, frontend);
+  const fd = tryLockDir(path, true);
+  if (fd === undefined) return;
+  try {
+    await removeStrange(path, frontend);
+    rmdirSync(path);
+  } catch {
+    // There are files of a disk.
+  } finally {
+    closeSync(fd);
+  }
+}
+
+async function removeStrange(dir: string, frontend: Domid): Promise<void> {
+  for (;;) {
+    const strange = someNamesIn(dir).filter((name) => diskOf(name, KINDS)?.frontend !== frontend);
+    if (strange.length === 0) return;
+    for (const name of strange) await rm(Buffer.from(join(dir, name), "latin1"), { recursive: true });
   }
 }
 
@@ -109,7 +146,7 @@ function tryLockDir(path: string, exclusive: boolean): number | undefined {
 /** Moves a disk's files to where the process of its guest has them, which is `user`. For the holder of its lock. */
 export function giveToGuest(stateDir: string, disk: Disk, user = ourselves()): void {
   const to = guestDir(stateDir, disk.frontend);
-  own(to, ONLY_DIRECTORY, user, DIRECTORY_MODE);
+  ownDirectory(to, user);
   for (const name of filesOf(to, disk)) if (!settle(join(to, name), user)) removeOne(join(to, name));
   for (const name of filesOf(stateDir, disk))
     if (settle(join(stateDir, name), user)) renameSync(join(stateDir, name), join(to, name));
@@ -151,29 +188,18 @@ export function guestsIn(stateDir: string): Domid[] {
 /** Disks of which there is any file, also a lock or a socket. */
 export function disksIn(stateDir: string): Disk[] {
   const disks = new Map<string, Disk>();
-  const add = (names: readonly string[], only?: Domid): void => {
-    for (const name of names) {
-      const disk = diskOf(name);
-      if (disk !== undefined && (only ?? disk.frontend) === disk.frontend)
-        disks.set(`${disk.frontend}-${disk.devid}`, disk);
-    }
+  const add = (disk: Disk | undefined): void => {
+    if (disk !== undefined) disks.set(`${disk.frontend}-${disk.devid}`, disk);
   };
-  add(namesIn(stateDir));
-  for (const guest of guestsIn(stateDir)) add(namesForUs(guestDir(stateDir, guest)), guest);
+  for (const name of namesIn(stateDir)) add(diskOf(name));
+  for (const guest of guestsIn(stateDir)) for (const disk of disksOfGuest(stateDir, guest)) add(disk);
   return [...disks.values()];
 }
 
-/** Reads a file of at most `bytesMax` bytes that may be anybody's. Throws if it is anything else, or not there. */
-export function readStateFile(path: string, bytesMax: number): Buffer {
-  const fd = openSync(path, ONLY_ITSELF);
-  try {
-    const stat = fstatSync(fd);
-    if (!stat.isFile() || stat.size > bytesMax) throw new RangeError(`${path} is not what it should be`);
-    const bytes = Buffer.alloc(stat.size);
-    return bytes.subarray(0, readSync(fd, bytes, 0, stat.size, 0));
-  } finally {
-    closeSync(fd);
-  }
+/** Those of a guest that have a file in its directory; of very many names there, some. */
+export function disksOfGuest(stateDir: string, guest: Domid): Disk[] {
+  const disks = namesForUs(guestDir(stateDir, guest)).map((name) => diskOf(name, KINDS));
+  return disks.filter((disk) => disk !== undefined && disk.frontend === guest) as Disk[];
 }
 
 function isFile(path: string): boolean {
@@ -186,27 +212,34 @@ function ourselves(): JailUser {
 
 /** Makes a file that has this name alone `user`'s, with the mode that files of its kind have. False: it is none. */
 function settle(path: string, user: JailUser): boolean {
-  return own(path, ONLY_ITSELF, user, path.endsWith(".stats") ? 0o644 : 0o600);
-}
-
-function own(path: string, how: number, { uid, gid }: JailUser, mode: number): boolean {
-  let fd: number;
+  const fd = openOwnFile(path, "read");
+  if (fd === undefined) return false;
   try {
-    fd = openSync(path, how);
-  } catch (error) {
-    // Whatever else it is, as the lack of a descriptor, says nothing about the file, which may be a guest's journal.
-    if (NOT_OURS.has(codeOf(error))) return false;
-    throw error;
-  }
-  try {
-    const stat = fstatSync(fd);
-    if (how === ONLY_ITSELF && (!stat.isFile() || stat.nlink !== 1)) return false;
-    if (stat.uid !== uid) fchownSync(fd, uid, gid);
-    fchmodSync(fd, mode);
+    const isStats = path.endsWith(".stats");
+    const { size, blocks } = fstatSync(fd);
+    const most = isStats
+      ? STATE_BYTES_MAX.stats
+      : STATE_BYTES_MAX[path.endsWith(".writes") ? "writes" : "journal"];
+    if (Math.max(size, blocks * 512) > most) return false;
+    give(fd, user, isStats ? 0o644 : 0o600);
     return true;
   } finally {
     closeSync(fd);
   }
+}
+
+function ownDirectory(path: string, user: JailUser): void {
+  const fd = openSync(path, ONLY_DIRECTORY);
+  try {
+    give(fd, user, DIRECTORY_MODE);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function give(fd: number, { uid, gid }: JailUser, mode: number): void {
+  if (fstatSync(fd).uid !== uid) fchownSync(fd, uid, gid);
+  fchmodSync(fd, mode);
 }
 
 /** What cannot be a file of ours, as a directory with something in it, stays: then that disk alone is not served. */
@@ -219,9 +252,10 @@ function removeOne(path: string): void {
   }
 }
 
+/** Asked for one by one: there may be any number of other names. */
 function filesOf(dir: string, { frontend, devid }: Disk): string[] {
-  const isOne = new RegExp(`^${frontend}-${devid}\\.(?:stats|writes|journal(?:\\.\\d+)?(?:\\.new)?)$`);
-  return namesIn(dir).filter((name) => isOne.test(name));
+  const names = KINDS.map((kind) => `${frontend}-${devid}.${kind}`);
+  return names.filter((name) => lstatSync(join(dir, name), { throwIfNoEntry: false }) !== undefined);
 }
 
 function namesIn(dir: string): string[] {
@@ -231,14 +265,16 @@ function namesIn(dir: string): string[] {
 /** None where we may not look. */
 function namesForUs(dir: string): string[] {
   try {
-    return namesIn(dir);
+    return someNamesIn(dir);
   } catch {
     return [];
   }
 }
 
-function diskOf(name: string): Disk | undefined {
-  const [, frontend = "", device = ""] = /^(\d+)-(\d+)\./.exec(name) ?? [];
+/** The disk that a file with this name is of; `kinds`, if it may only be of these. */
+function diskOf(name: string, kinds?: readonly string[]): Disk | undefined {
+  const [, frontend = "", device = "", kind = ""] = /^(\d+)-(\d+)\.(.*)$/s.exec(name) ?? [];
+  if (kinds?.includes(kind) === false) return undefined;
   const domid = guestNamed(frontend);
   const devid = parseDecimal(device, 2 ** 29);
   return domid === undefined || devid === undefined ? undefined : { frontend: domid, devid };

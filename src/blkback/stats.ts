@@ -2,12 +2,13 @@
 // file so that `blkback stats` in another process can show them, even while the data plane is busy. The file has a
 // section for each of the device's queues, all alike. The first also has what belongs to the device as a whole, which
 // is 0 in the others, so that the device's numbers are sums over all sections.
-import { closeSync, existsSync, fstatSync, mkdirSync, openSync, rmSync, writeSync } from "node:fs";
+import { closeSync, existsSync, fstatSync, ftruncateSync, mkdirSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
 import { isProcessAlive } from "../core/process-alive.ts";
 import { mapFile, type Mapping } from "../native/memory.ts";
+import { makeOwnFile, openOwnFile, readOwnFile } from "../native/own-file.ts";
 import { errnoName } from "../native/shim.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import { MAX_INDIRECT_SEGMENTS } from "../protocol/blkif.ts";
@@ -15,7 +16,7 @@ import { xenbusStateName, type XenbusState } from "../protocol/xenbus.ts";
 import { MAX_QUEUES, MAX_RING_SLOTS } from "./bounds.ts";
 import { RATE_NUMBERS, ratesAsNumbers, ratesFromNumbers, type DiskRates } from "./rates.ts";
 import { REFUSALS } from "./refusals.ts";
-import { disksIn, guestDir, readStateFile } from "./state-directory.ts";
+import { disksIn, guestDir } from "./state-directory.ts";
 
 const MAGIC = 0x584e_5442;
 const VERSION = 3;
@@ -128,7 +129,7 @@ export class StatsPage {
     let page: StatsPage;
     try {
       mkdirSync(runDir, { recursive: true, mode: 0o755 });
-      page = new StatsPage(path, mapSections(path, "w+", 1));
+      page = new StatsPage(path, mapSections(makeEmpty(path), 1));
     } catch (error) {
       if (existsSync(path)) rmSync(path, { force: true });
       throw noRoom(path, error);
@@ -146,7 +147,7 @@ export class StatsPage {
 
   /** Opens a file created by `create` to count in it (the data plane). */
   static attach(path: string): StatsPage {
-    return new StatsPage(path, mapSections(path, "r+", 1));
+    return new StatsPage(path, mapSections(openExisting(path), 1));
   }
 
   /** Of the device, and of its first lane. */
@@ -175,7 +176,7 @@ export class StatsPage {
     if (laneCount > this.#sectionCount) {
       let grown: Mapping;
       try {
-        grown = mapSections(this.path, "r+", laneCount);
+        grown = mapSections(openExisting(this.path), laneCount);
       } catch (error) {
         throw noRoom(this.path, error);
       }
@@ -204,9 +205,20 @@ export class StatsPage {
   }
 }
 
-/** Maps a statistics file, which grows to `atLeast` sections if it has fewer. */
-function mapSections(path: string, flags: string, atLeast: number): Mapping {
-  const fd = openSync(path, flags, 0o644);
+function makeEmpty(path: string): number {
+  const fd = makeOwnFile(path, 0o644);
+  ftruncateSync(fd);
+  return fd;
+}
+
+function openExisting(path: string): number {
+  const fd = openOwnFile(path, "change");
+  if (fd === undefined) throw new Error(`${path} is gone`);
+  return fd;
+}
+
+/** Maps a statistics file, which grows to `atLeast` sections if it has fewer, and closes its descriptor. */
+function mapSections(fd: number, atLeast: number): Mapping {
   try {
     // Written out rather than left as a hole: on a full file system, a store to the mapping would kill the process.
     const size = fstatSync(fd).size;
@@ -289,23 +301,23 @@ export interface DeviceStats extends Readonly<Record<Exclude<StatField, NotShown
 
 /** Reads one device's statistics; `io` when no process serves it. */
 export function readStats(runDir: string, domid: number, devid: number): DeviceStats {
-  let bytes: Buffer;
-  try {
-    const paths = [runDir, guestDir(runDir, domid as Domid)].map((dir) => statsPath(dir, domid, devid));
-    const path = paths.find((it) => existsSync(it)) ?? paths[0];
-    bytes = readStateFile(path, MAX_QUEUES * SECTION_BYTES);
-  } catch (error) {
-    throw new XentoolError(
-      "io",
-      `no statistics for device ${devid} of domain ${domid}: nobody serves it`,
-      {},
-      error,
-    );
-  }
+  const paths = [runDir, guestDir(runDir, domid as Domid)].map((dir) => statsPath(dir, domid, devid));
+  const bytes = readFirst(paths, MAX_QUEUES * SECTION_BYTES);
+  if (bytes === undefined)
+    throw new XentoolError("io", `no statistics for device ${devid} of domain ${domid}: nobody serves it`);
   const whole = bytes.length - (bytes.length % SECTION_BYTES);
   const stats = decodeStats(new Float64Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + whole)));
   // A process that its guest has taken over writes what it likes, but not in the name of another disk.
   return { ...stats, domid, devid };
+}
+
+function readFirst(paths: readonly string[], bytesMax: number): Buffer | undefined {
+  const path = paths.find((it) => existsSync(it));
+  try {
+    return path === undefined ? undefined : readOwnFile(path, bytesMax);
+  } catch (error) {
+    throw new XentoolError("io", `cannot read ${path}`, {}, error);
+  }
 }
 
 /** The statistics of every device that a process of this host serves, or served before it was killed. */

@@ -2,12 +2,18 @@
 // followed by another, and what becomes of one that says what it should not.
 import { closeSync, openSync } from "node:fs";
 import { describe, expect, jest, spyOn, test } from "bun:test";
-import { LEAVING_PATIENCE_MS } from "../../src/blkback/bounds.ts";
+import { GONE_PATIENCE_MS, LEAVING_PATIENCE_MS } from "../../src/blkback/bounds.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
 import { decideGuest, type SeenGuest } from "../../src/blkback/guests/decide-guest.ts";
 import { GuestProcess, type GuestChild, type ProcessGround } from "../../src/blkback/guests/guest-process.ts";
 import { READY_PATIENCE_MS, untilReady } from "../../src/blkback/guests/handover.ts";
-import { linesOf, parseReport, type GuestSettings } from "../../src/blkback/guests/messages.ts";
+import {
+  encodeLine,
+  linesOf,
+  parseReport,
+  type GuestReport,
+  type GuestSettings,
+} from "../../src/blkback/guests/messages.ts";
 import { SupervisedGuest } from "../../src/blkback/guests/supervised-guest.ts";
 import { toDomid } from "../../src/core/types.ts";
 
@@ -39,6 +45,7 @@ const services: ProcessGround = {
     throw new Error("no channels");
   },
   connectStore: async (socket) => ({ close: () => closeSync(socket) }),
+  tidyUp: async () => {},
 };
 
 /** A process that does what the test says. */
@@ -81,11 +88,13 @@ class FakeChild implements GuestChild {
 
 const ignored = { onEvent: () => {}, onChange: () => {} };
 
+const question = (ask: number): GuestReport => ({ report: "ask", ask, what: "image", devid: ask });
+
 /** Until what was set off by the last step has happened. */
 const settle = (): Promise<void> => new Promise((resolve) => void setImmediate(resolve));
 
 describe("what to do about a guest's process", () => {
-  const quiet: SeenGuest = { hasDisks: true, process: "none", served: 0, pauseMs: 0 };
+  const quiet: SeenGuest = { hasDisks: true, process: "none", served: 0, withoutDisksMs: 0, pauseMs: 0 };
   test.each<[string, Partial<SeenGuest>, string]>([
     ["a guest with disks has one", {}, "start"],
     ["after deaths, in a while", { pauseMs: 200 }, "wait"],
@@ -95,8 +104,13 @@ describe("what to do about a guest's process", () => {
     ["also before it serves anything", { process: "serving" }, "none"],
     [
       "and while a disk that is gone still has its image open",
-      { process: "serving", hasDisks: false, served: 1 },
-      "none",
+      { process: "serving", hasDisks: false, served: 1, withoutDisksMs: GONE_PATIENCE_MS - 1 },
+      "wait",
+    ],
+    [
+      "but not for ever, whatever it says",
+      { process: "serving", hasDisks: false, served: 1, withoutDisksMs: GONE_PATIENCE_MS },
+      "end",
     ],
     ["and ends when nothing is left", { process: "serving", hasDisks: false }, "end"],
     ["one that ends is waited for, whatever comes", { process: "ending" }, "none"],
@@ -213,6 +227,59 @@ describe("the process of a guest", () => {
     expect(heard).toBeLessThan(100_000);
   });
 
+  test("is killed when it asks for too much at the same time", async () => {
+    const child = new FakeChild();
+    const never = { ...services, openImage: () => new Promise<never>(() => {}) };
+    const process = new GuestProcess(SETTINGS, never, () => child, ignored);
+    const now = spyOn(performance, "now");
+    try {
+      for (let asked = 0, second = 0; asked < 4096; second++) {
+        now.mockImplementation(() => second * 1000);
+        for (let i = 0; i < 1024; i++, asked++) child.say(`${encodeLine(question(asked))}`);
+        await settle();
+      }
+      expect(child.kills).toEqual([]);
+      child.say(encodeLine(question(4096)));
+      expect(await process.ended).toBe("SIGKILL");
+    } finally {
+      now.mockRestore();
+    }
+  });
+
+  test("is killed when it does not read, and its images are closed", async () => {
+    const sleeper = Bun.spawn(["sleep", "infinity"], { stdio: ["pipe", "pipe", "inherit"] });
+    const child = Object.assign(new FakeChild(), { stdin: sleeper.stdin });
+    child.kill = (signal) => {
+      child.kills.push(signal);
+      sleeper.kill(signal);
+    };
+    void sleeper.exited.then((status) => child.die(status, "SIGKILL"));
+    const process = new GuestProcess(SETTINGS, services, () => child, ignored);
+    let orders = 0;
+    for (; child.kills.length === 0; orders++) {
+      process.tend(Infinity);
+      if (orders % 1000 === 0) await settle();
+    }
+    expect(await process.ended).toBe("SIGKILL");
+    // What a pipe holds is not ours to keep.
+    expect(orders).toBeWithin((1 << 20) / 20, (1 << 21) / 15);
+  });
+
+  test("that reads may be told any number of things", async () => {
+    const reader = Bun.spawn(["cat"], { stdio: ["pipe", "ignore", "inherit"] });
+    const child = Object.assign(new FakeChild(), { stdin: reader.stdin });
+    const process = new GuestProcess(SETTINGS, services, () => child, ignored);
+    for (let orders = 0; orders < 200_000; orders++) {
+      process.tend(Infinity);
+      if (orders % 1000 === 0) await reader.stdin.flush();
+    }
+    expect(child.kills).toEqual([]);
+    process.end();
+    await reader.stdin.end();
+    child.die(await reader.exited);
+    expect(await process.ended).toBe("status 0");
+  });
+
   test("is killed when it does not end, and not before", async () => {
     jest.useFakeTimers();
     try {
@@ -317,6 +384,30 @@ describe("a guest that is supervised", () => {
     children[0].die(0);
     await until(() => forgotten === 1);
     expect(children).toHaveLength(1);
+  });
+
+  test("that has lost its disks has no process for ever that says it closes them", async () => {
+    const guest = make();
+    await guest.look();
+    children[0].say('{"report":"disks","count":1}\n');
+    await settle();
+    const now = spyOn(performance, "now");
+    try {
+      const later = performance.now() + GONE_PATIENCE_MS;
+      // One that has a disk again begins anew.
+      for (const has of [false, true, false]) {
+        disks = has;
+        await guest.look();
+      }
+      expect(children[0].orders).not.toContain("end");
+      now.mockImplementation(() => later + 1000);
+      await guest.look();
+      expect(children[0].orders).toContain("end");
+    } finally {
+      now.mockRestore();
+    }
+    children[0].die(0);
+    await until(() => forgotten === 1);
   });
 
   test("that gets a disk while its process ends has another one afterwards", async () => {

@@ -23,12 +23,16 @@ import {
   hasFiles,
   holdGuestDir,
   type HeldDir,
-  readStateFile,
   removeFiles,
   removeGuest,
   removeGuestDir,
+  tidyGuestDir,
 } from "../../src/blkback/state-directory.ts";
+import { STATE_BYTES_MAX } from "../../src/blkback/bounds.ts";
+import { Journal } from "../../src/blkback/journal.ts";
 import { readStats, StatsPage } from "../../src/blkback/stats.ts";
+import { WriteLog } from "../../src/block/targets/nbd/write-log.ts";
+import { readOwnFile, someNamesIn } from "../../src/native/own-file.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
@@ -184,17 +188,17 @@ test("a guest's directory stays while any process has it, or anything is in it",
   held = holdGuestDir(state, frontend);
 });
 
-test("of a guest that is gone nothing stays, whatever its process made, and nothing else goes", () => {
+test("of a guest that is gone nothing stays, whatever its process made, and nothing else goes", async () => {
   const { frontend } = XVDA;
   const elsewhere = join(top, "elsewhere");
   mkdirSync(join(own, "deep", "deeper"), { recursive: true });
   mkdirSync(elsewhere);
   fill(elsewhere, ["kept"]);
   symlinkSync(elsewhere, join(own, "deep", "link"));
-  removeGuest(state, frontend);
+  await removeGuest(state, frontend);
   expect(existsSync(join(own, "deep"))).toBe(true);
   held.release();
-  removeGuest(state, frontend);
+  await removeGuest(state, frontend);
   expect(readdirSync(state)).toEqual([]);
   expect(readdirSync(elsewhere)).toEqual(["kept"]);
   held = holdGuestDir(state, frontend);
@@ -212,11 +216,98 @@ test("a file in a guest's directory counts for that guest alone", () => {
 test("nothing is read that is large, a link, or never comes", () => {
   const path = join(own, "7-51712.stats");
   writeFileSync(path, "small");
-  expect(readStateFile(path, 16).toString()).toBe("small");
+  expect(readOwnFile(path, 16)?.toString()).toBe("small");
   truncateSync(path, 2 ** 40);
-  expect(() => readStateFile(path, 16)).toThrow("is not what it should be");
+  expect(readOwnFile(path, 16)).toBeUndefined();
   symlinkSync(path, join(own, "link"));
-  expect(() => readStateFile(join(own, "link"), 2 ** 41)).toThrow("ELOOP");
+  expect(readOwnFile(join(own, "link"), 2 ** 41)).toBeUndefined();
   expect(Bun.spawnSync(["mkfifo", join(own, "pipe")]).exitCode).toBe(0);
-  expect(() => readStateFile(join(own, "pipe"), 16)).toThrow("is not what it should be");
+  expect(readOwnFile(join(own, "pipe"), 16)).toBeUndefined();
+});
+
+const RING = { slots: 32, reqProd: 0, rspProd: 0, mark: 0 };
+const makers: readonly (readonly [string, string, (path: string) => unknown])[] = [
+  ["statistics", "7-51712.stats", () => StatsPage.create(own, 7, 51712)],
+  ["a journal", "7-51712.journal.new", (path) => Journal.open(path.replace(".new", ""), RING, () => {})],
+  ["a log of writes", "7-51712.writes", (path) => WriteLog.open(path, "it", 1 << 20)],
+];
+test.each(makers)("%s is made neither behind a link nor in a file with another name", (_what, name, make) => {
+  const victim = join(top, "victim");
+  writeFileSync(victim, "not ours");
+  for (const plant of [symlinkSync, linkSync]) {
+    plant(victim, join(own, name));
+    expect(() => make(join(own, name))).toThrow();
+    expect(readFileSync(victim, "utf8")).toBe("not ours");
+    rmSync(join(own, name), { force: true });
+  }
+});
+
+test("for want of a descriptor nobody's journal is taken for a stranger's, and none is left open", () => {
+  fill(own);
+  const script = `
+    import { closeSync, openSync } from "node:fs";
+    const { lockDevice } = await import(${JSON.stringify(import.meta.resolve("../../src/blkback/device-lock.ts"))});
+    const { describeError } = await import(${JSON.stringify(import.meta.resolve("../../src/core/errors.ts"))});
+    const { openDescriptors } = await import(${JSON.stringify(import.meta.resolve("../support/descriptors.ts"))});
+    const lock = () => {
+      try {
+        return lockDevice(process.env.STATE, ${JSON.stringify(XVDA)}).release();
+      } catch (error) {
+        return describeError(error);
+      }
+    };
+    const before = openDescriptors().length;
+    const taken = [];
+    try {
+      for (;;) taken.push(openSync("/dev/null", "r"));
+    } catch {}
+    // The lock has the last one.
+    closeSync(taken.pop());
+    const refusal = lock();
+    for (const fd of taken) closeSync(fd);
+    console.log(JSON.stringify([refusal, openDescriptors().length - before, lock() ?? "locked"]));`;
+  const ran = Bun.spawnSync(["sh", "-c", 'ulimit -n 64 && exec "$0" -e "$SCRIPT"', process.execPath], {
+    env: { ...process.env, STATE: state, SCRIPT: script },
+    stderr: "inherit",
+  });
+  const [refusal, left, next] = JSON.parse(ran.stdout.toString()) as [string, number, string];
+  expect(refusal).toMatch(/^cannot move the files of .*too many open files/i);
+  expect([left, next]).toEqual([0, "locked"]);
+  expect(readdirSync(state).sort()).toEqual(["7", ...NAMES]);
+});
+
+test("a file that is too large to be a disk's is none", () => {
+  fill(own);
+  truncateSync(join(own, "7-51712.journal"), STATE_BYTES_MAX.journal + 1);
+  truncateSync(join(own, "7-51712.writes"), STATE_BYTES_MAX.writes);
+  fill(state, ["7-51712.stats"]);
+  truncateSync(join(state, "7-51712.stats"), STATE_BYTES_MAX.stats + 1);
+  lockForGuest(state, XVDA, USER).release();
+  expect(readdirSync(own).sort()).toEqual(NAMES.filter((name) => name !== "7-51712.journal"));
+});
+
+test("what a process planted, however much, keeps nobody, and goes when it has ended", async () => {
+  const { frontend } = XVDA;
+  const planted = 20_000;
+  fill(own);
+  for (let i = 0; i < planted; i++) writeFileSync(join(own, `7-${i}.strange`), "");
+  mkdirSync(join(own, "7-51712.journal.99", "deeper"), { recursive: true });
+  writeFileSync(Buffer.concat([Buffer.from(`${own}/`), Buffer.from([0xff, 0xfe])]), "");
+  writeFileSync(join(own, "8-51712.stats"), "another guest's");
+  expect(someNamesIn(own).length).toBeLessThan(planted);
+  // None of them is a disk.
+  expect(disksIn(state).length).toBeLessThan(2);
+  lockForGuest(state, XVDA).release();
+  await tidyGuestDir(state, frontend);
+  expect(readdirSync(own).length).toBeGreaterThan(planted);
+  held.release();
+  await tidyGuestDir(state, frontend);
+  expect(readdirSync(own).sort()).toEqual(NAMES);
+  expect(disksIn(state)).toEqual([{ frontend, devid: XVDA.devid }]);
+  removeFiles(state, XVDA);
+  held = holdGuestDir(state, frontend);
+  held.release();
+  await tidyGuestDir(state, frontend);
+  expect(readdirSync(state)).toEqual([]);
+  held = holdGuestDir(state, frontend);
 });

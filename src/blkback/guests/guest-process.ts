@@ -23,6 +23,12 @@ const logger = moduleLogger("watch");
 /** A process with more reports in a second is killed: reading them would leave no time for the other guests. */
 const REPORTS_A_SECOND = 2000;
 
+/** More than the disks of any guest ask for at the same time. Each question takes memory until it is answered. */
+const UNANSWERED_MAX = 4096;
+
+/** Of our orders and answers. One that leaves more than this unread is killed: we would have to keep them all. */
+const UNREAD_BYTES_MAX = 1 << 20;
+
 /** What we use of a process of our own executable in the role of a guest's server. */
 export interface GuestChild {
   readonly stdin: { write(text: string): unknown; flush(): unknown; end(): unknown };
@@ -43,6 +49,8 @@ export type SpawnGuest = (frontend: Domid) => GuestChild;
 export interface ProcessGround extends GuestDevices {
   /** Has what comes from its socket, which it closes at the end, reach xenstore as far as it may. */
   readonly connectStore: (socket: number) => Promise<Closable>;
+  /** It is gone: removes what it left and nobody needs. */
+  readonly tidyUp: () => Promise<void>;
 }
 
 interface Closable {
@@ -72,12 +80,15 @@ export class GuestProcess {
   readonly #child: GuestChild;
   readonly #images: KeptImages;
   readonly #store: Promise<Closable>;
+  readonly #tidyUp: () => Promise<void>;
   readonly #listener: GuestListener;
   readonly #name: string;
   #isEnding = false;
   #isKilled = false;
   #isGone = false;
   #reports = 0;
+  #unanswered = 0;
+  #unreadBytes = 0;
   #countedSinceMs = -Infinity;
   /** When it last said that it lives, or was first asked. */
   #heardAtMs: number | undefined;
@@ -92,6 +103,7 @@ export class GuestProcess {
     this.#listener = listener;
     this.#child = spawnGuest(settings.frontend);
     this.#images = new KeptImages(ground);
+    this.#tidyUp = ground.tidyUp;
     this.#store = ground.connectStore(this.#child.xenstore);
     this.#store.catch((error: unknown) => this.#kill(`has no xenstore (${describeError(error)})`));
     this.ended = this.#child.exited.then((status) => this.#exited(status));
@@ -136,6 +148,7 @@ export class GuestProcess {
     );
     // Storage that does not answer keeps its image open, and not the next process away.
     await endsWithin(LEAVING_PATIENCE_MS, this.#images.close());
+    await endsWithin(LEAVING_PATIENCE_MS, this.#tidyUp());
     return String(this.#child.signalCode ?? `status ${status}`);
   }
 
@@ -175,10 +188,16 @@ export class GuestProcess {
       case "event":
         return this.#listener.onEvent(report.devid, report.event);
       case "ask":
-        return void this.#answer(report);
+        return void this.#hearQuestion(report);
       default:
         this.#kill("says what makes no sense");
     }
+  }
+
+  async #hearQuestion(ask: Ask): Promise<void> {
+    if (++this.#unanswered > UNANSWERED_MAX) return this.#kill("asks for too much");
+    await this.#answer(ask);
+    this.#unanswered--;
   }
 
   async #answer(ask: Ask): Promise<void> {
@@ -201,11 +220,15 @@ export class GuestProcess {
   /** A process that is gone cannot be told anything; `ended` says so. */
   #order(order: GuestOrder): void {
     const { stdin } = this.#child;
+    const line = encodeLine(order);
+    this.#unreadBytes += line.length;
+    const isRead = (): void => void (this.#unreadBytes -= line.length);
     try {
-      void Promise.resolve(stdin.write(encodeLine(order))).catch(() => {});
-      void Promise.resolve(stdin.flush()).catch(() => {});
+      void Promise.resolve(stdin.write(line)).catch(() => {});
+      void Promise.resolve(stdin.flush()).then(isRead, () => {});
     } catch {
       // As above.
     }
+    if (this.#unreadBytes > UNREAD_BYTES_MAX) this.#kill("does not read what it is told");
   }
 }

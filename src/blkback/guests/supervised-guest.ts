@@ -27,6 +27,7 @@ export class SupervisedGuest {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #over = false;
   #isHeld: boolean;
+  #withoutDisksSinceMs: number | undefined;
 
   /** While it is held, another `watch` serves the guest: its process is prepared, and does not serve. */
   constructor(ground: GuestGround, isHeld = false) {
@@ -75,8 +76,12 @@ export class SupervisedGuest {
 
   #decide(hasDisks: boolean): GuestStep {
     const process = this.#process;
+    const nowMs = performance.now();
+    if (hasDisks) this.#withoutDisksSinceMs = undefined;
+    else this.#withoutDisksSinceMs ??= nowMs;
     return decideGuest({
       hasDisks,
+      withoutDisksMs: nowMs - (this.#withoutDisksSinceMs ?? nowMs),
       process: process === undefined ? "none" : process.isEnding ? "ending" : "serving",
       served: process?.disks ?? 0,
       pauseMs: this.#pause.remainingMs(),

@@ -20,6 +20,7 @@ import { ImageThreads } from "../image-threads.ts";
 import type { JailMode } from "../../platform/jail.ts";
 import { guestNamed, namesIn } from "../device-directories.ts";
 import { isOurDevice } from "../our-devices.ts";
+import { tidyAfterProcess } from "../remains.ts";
 import { guestDir, holdGuestDir, removeGuestDir, type HeldDir } from "../state-directory.ts";
 import { openWatchedImage } from "../watched-image.ts";
 import type { DiskServer, WatchOptions } from "../watch.ts";
@@ -260,23 +261,22 @@ export class GuestSupervisor implements DiskServer {
   /** It has the directory of its files, which is `held`, until it is gone. */
   #process(settings: GuestSettings, listener: GuestListener, held: HeldDir): GuestProcess {
     const { frontend } = settings;
-    const over = (): void => {
+    try {
+      return new GuestProcess(settings, this.#groundOf(frontend, held), this.#spawn.guest, listener);
+    } catch (error) {
       held.release();
       removeGuestDir(this.#settings.statsDir, frontend);
-    };
-    try {
-      const process = new GuestProcess(settings, this.#groundOf(frontend), this.#spawn.guest, listener);
-      void process.ended.then(over);
-      return process;
-    } catch (error) {
-      over();
       throw error;
     }
   }
 
-  #groundOf(frontend: Domid): ProcessGround {
+  #groundOf(frontend: Domid, held: HeldDir): ProcessGround {
     const scope = { backend: this.#backend, kind: this.#options.kind, frontend };
     return {
+      tidyUp: () => {
+        held.release();
+        return tidyAfterProcess(this.#settings.statsDir, this.#xenstore, scope);
+      },
       openImage: (devid, stop) => this.#openImage(frontend, devid, stop),
       lock: async (devid) =>
         lockForGuest(this.#settings.statsDir, await this.#ours(frontend, devid), this.#userOf?.(frontend)),

@@ -6,9 +6,10 @@
 // its page meanwhile cannot make the two differ. Its number, stored last, commits it: a kill between any two stores
 // leaves a log of whole records. Headers are kept apart from data, so that no data can pass for a header. Records leave
 // in the order they came, so an older one never outlives a younger one that overlaps it.
-import { closeSync, constants, fstatSync, ftruncateSync, openSync, rmSync, writeSync } from "node:fs";
+import { closeSync, fstatSync, ftruncateSync, rmSync, writeSync } from "node:fs";
 import { XentoolError } from "../../../core/errors.ts";
 import { mapFile, type Mapping } from "../../../native/memory.ts";
+import { makeOwnFile } from "../../../native/own-file.ts";
 import { NBD_CMD_WRITE } from "../../../protocol/nbd.ts";
 
 /** Changes with each layout. */
@@ -228,7 +229,7 @@ export function writeLogPath(statsPath: string): string {
 function mapLog(path: string, fileBytes: number): Mapping {
   let fd = -1;
   try {
-    fd = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600);
+    fd = makeOwnFile(path);
     fill(fd, fileBytes);
     return mapFile(fd, fileBytes, true);
   } catch (error) {
