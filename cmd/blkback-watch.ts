@@ -80,9 +80,8 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const jail = argv.jail ?? USUAL_JAIL;
   const { uidBase } = argv;
   const options = { ...serving, kind, direct, format, connections, anyScript, rates, jail, uidBase, onEvent };
-  const announce = (): Promise<Disposable> => announceWatch(platform, metrics, serving.statsDir);
-  using announced = new DisposableStack();
-  if (predecessor === undefined) announced.use(await announce());
+  using announced = new Announced(() => announceWatch(platform, metrics, serving.statsDir));
+  if (predecessor === undefined) await announced.again();
   await using _ = await startAnswering(session, options);
   const { sweepRemains } = await import("../src/blkback/remains.ts");
   const sweepNoMore = await sweepRemains(platform, session.xenstore);
@@ -90,7 +89,8 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   try {
     if (predecessor !== undefined) {
       await unlessAborted(Promise.race([watch.failed, predecessor.over]), stop);
-      announced.use(await announce());
+      await announced.again();
+      await unlessAborted(predecessor.serves(), stop);
     }
     process.stderr.write(`xentool: serving the disks of kind ${kind}\n`);
     service.ready(
@@ -134,24 +134,52 @@ async function handOver(
   watch: DiskServer,
   platform: Platform,
   service: Service,
-  announced: Disposable,
+  announced: Announced,
   stop: AbortSignal,
 ): Promise<void> {
   const { startSuccessor } = await import("./successor.ts");
   const { handWatchingTo } = await import("../src/blkback/watching.ts");
   const successor = startSuccessor(service.environment);
-  using _ = onAbort(stop, () => successor.kill());
+  using _ = onAbort(stop, () => void successor.kill());
   process.stderr.write(`xentool: process ${successor.pid} takes over\n`);
+  const isFound = (pid: number): void => {
+    if (platform.name === "xen") handWatchingTo(pid);
+  };
+  const over = async (): Promise<void> => {
+    isFound(successor.pid);
+    announced[Symbol.dispose]();
+    await successor.over();
+  };
   try {
-    await watch.handOver(successor);
+    await watch.handOver({ ...successor, over });
   } catch (error) {
-    successor.kill();
+    await successor.kill();
+    isFound(process.pid);
+    await announced.again();
     throw error;
   }
-  if (platform.name === "xen") handWatchingTo(successor.pid);
-  announced[Symbol.dispose]();
+  // Until now a service manager starts us again if we die, and from now on it.
   service.handTo(successor.pid);
-  successor.over();
+  successor.letGo();
+}
+
+/** What tells others where we are, which a successor does in our place. */
+class Announced implements Disposable {
+  readonly #announce: () => Promise<Disposable>;
+  #announced: Disposable | undefined;
+
+  constructor(announce: () => Promise<Disposable>) {
+    this.#announce = announce;
+  }
+
+  async again(): Promise<void> {
+    this.#announced ??= await this.#announce();
+  }
+
+  [Symbol.dispose](): void {
+    this.#announced?.[Symbol.dispose]();
+    this.#announced = undefined;
+  }
 }
 
 async function startWatching(

@@ -18,7 +18,7 @@ const CHANNEL = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE"];
 
 /** A guest whose disks are not served by then does not keep the next one waiting. */
 const TAKEN_PATIENCE_MS = 1000;
-/** A successor that has not even heard of a guest by then hangs, and gets no more of them. */
+/** A successor that has not even heard of a guest by then, or that all are its, hangs, and keeps none of them. */
 const HEARD_PATIENCE_MS = 10_000;
 
 /** What becomes of one guest. */
@@ -29,9 +29,10 @@ interface Take {
 
 export interface StartedSuccessor extends Successor {
   readonly pid: number;
-  /** All guests are its. */
-  over(): void;
-  kill(): void;
+  /** Nothing more is asked of it. */
+  letGo(): void;
+  /** Resolves when it is gone. */
+  kill(): Promise<unknown>;
 }
 
 /**
@@ -43,15 +44,20 @@ const OWN_PATH = process.execPath;
 /** `environment` is added to ours. Throws when there is nothing to start. */
 export function startSuccessor(environment: Readonly<Record<string, string>>): StartedSuccessor {
   const ready = Promise.withResolvers<void>();
+  const serves = Promise.withResolvers<void>();
   const gone = Promise.withResolvers<never>();
   const takes = new Map<number, Take>();
+  let says: string | undefined;
   for (const { promise } of [ready, gone]) promise.catch(() => {});
   const child = Bun.spawn([OWN_PATH, ...PROGRAM, ...Bun.argv.slice(2)], {
     env: { ...process.env, ...environment, [SUCCESSOR]: "1" },
     stdio: ["ignore", "inherit", "inherit"],
     serialization: "json",
     ipc: (report: HandoverReport) => {
-      if ("ready" in report) ready.resolve();
+      if ("ready" in report) {
+        says = report.says;
+        ready.resolve();
+      } else if ("serves" in report) serves.resolve();
       else if ("heard" in report) takes.get(report.heard)?.heard.resolve();
       else takes.get(report.taken)?.taken.resolve();
     },
@@ -65,6 +71,10 @@ export function startSuccessor(environment: Readonly<Record<string, string>>): S
   const send = (order: HandoverOrder): void => {
     if (child.exitCode === null && child.signalCode === null) child.send(order);
   };
+  const hear = (answer: Promise<void>): Promise<void> => {
+    const hangs = (): Error => new XentoolError("environment", "the next `watch` does not answer");
+    return within(HEARD_PATIENCE_MS, Promise.race([answer, gone.promise]), hangs);
+  };
   return {
     pid: child.pid,
     ready: ready.promise,
@@ -73,16 +83,21 @@ export function startSuccessor(environment: Readonly<Record<string, string>>): S
       const take = { heard: Promise.withResolvers<void>(), taken: Promise.withResolvers<void>() };
       takes.set(frontend, take);
       send({ take: frontend });
-      const hangs = (): Error => new XentoolError("environment", "the next `watch` does not answer");
-      await within(HEARD_PATIENCE_MS, Promise.race([take.heard.promise, gone.promise]), hangs);
+      await hear(take.heard.promise);
       await endsWithin(TAKEN_PATIENCE_MS, Promise.race([take.taken.promise, gone.promise]));
     },
-    over() {
+    async over() {
       send({ over: true });
+      if (says === "serves") await hear(serves.promise);
+    },
+    letGo() {
       child.disconnect();
       child.unref();
     },
-    kill: () => child.kill("SIGKILL"),
+    kill() {
+      child.kill("SIGKILL");
+      return child.exited;
+    },
   };
 }
 
@@ -92,10 +107,20 @@ export function takePredecessor(): Predecessor | undefined {
   for (const name of [SUCCESSOR, ...CHANNEL]) delete process.env[name];
   if (!isSuccessor || process.send === undefined) return undefined;
   const over = Promise.withResolvers<void>();
-  process.on("disconnect", () => over.resolve());
-  const send = (report: HandoverReport): void => void process.send?.(report);
+  const letGo = Promise.withResolvers<void>();
+  process.on("disconnect", () => {
+    over.resolve();
+    letGo.resolve();
+  });
+  const send = (report: HandoverReport): void => {
+    if (process.connected) process.send?.(report);
+  };
   return {
     over: over.promise,
+    serves() {
+      send({ serves: true });
+      return letGo.promise;
+    },
     ready(onTake: (frontend: Domid) => Promise<void>) {
       process.on("message", (order: HandoverOrder) => {
         if ("over" in order) return over.resolve();
@@ -103,7 +128,7 @@ export function takePredecessor(): Predecessor | undefined {
         send({ heard: frontend });
         void onTake(frontend).then(() => send({ taken: frontend }));
       });
-      send({ ready: true });
+      send({ ready: true, says: "serves" });
     },
   };
 }

@@ -83,7 +83,7 @@ export interface DiskServer {
   answers(patienceMs: number): boolean;
   /** Stops serving without telling the guests: the next `watch` continues where this one stopped. */
   stop(): Promise<void>;
-  /** The same, with a next `watch` that is there already. If it goes before it has all, rejects and serves on. */
+  /** The same, with a next `watch` that is there already. If it goes before it serves alone, rejects and serves on. */
   handOver(successor: Successor): Promise<void>;
 }
 
@@ -124,7 +124,7 @@ export class BackendWatch implements DiskServer {
   /** Devices that are being started. */
   readonly #starting = new Set<Promise<void>>();
   #unwatch: Unwatch | undefined;
-  readonly #stopping = new AbortController();
+  #stopping = new AbortController();
 
   private constructor(
     platform: Platform,
@@ -162,7 +162,7 @@ export class BackendWatch implements DiskServer {
   ): Promise<BackendWatch> {
     checkOffer({ ...options.offer, deviceType: "disk" });
     const watch = new BackendWatch(platform, xenstore, options, spawnWorker, help);
-    watch.#unwatch = await xenstore.watch(watch.#scope, (path) => watch.#changed(path));
+    await watch.#begin();
     return watch;
   }
 
@@ -186,6 +186,7 @@ export class BackendWatch implements DiskServer {
     // Whoever started a device reports why it failed.
     await Promise.allSettled(this.#starting);
     for (const { timer } of this.#retries.values()) clearTimeout(timer);
+    this.#retries.clear();
     const served = [...this.#served.values()].filter((it) => it !== undefined);
     await Promise.all(served.map((it) => it.device.abandon()));
     await Promise.all(served.map((it) => it.over));
@@ -195,6 +196,17 @@ export class BackendWatch implements DiskServer {
   async handOver(successor: Successor): Promise<void> {
     await untilReady(successor);
     await this.stop();
+    try {
+      await successor.over();
+    } catch (error) {
+      this.#stopping = new AbortController();
+      await this.#begin();
+      throw error;
+    }
+  }
+
+  async #begin(): Promise<void> {
+    this.#unwatch = await this.#xenstore.watch(this.#scope, (path) => this.#changed(path));
   }
 
   async #changed(path: string): Promise<void> {

@@ -14,6 +14,8 @@ export interface Successor {
   readonly gone: Promise<never>;
   /** Nobody serves the guest any more. Resolves when the successor does. Rejects when it is gone or does not answer. */
   take(frontend: Domid): Promise<void>;
+  /** All guests are its. Resolves when it serves without us. Rejects when it is gone or does not answer. */
+  over(): Promise<void>;
 }
 
 /** The `watch` that hands over, as the next one sees it. */
@@ -22,6 +24,8 @@ export interface Predecessor {
   ready(onTake: (frontend: Domid) => Promise<void>): void;
   /** Resolves when all guests are ours, and also when the predecessor is gone. */
   readonly over: Promise<void>;
+  /** We serve without it. Resolves when it takes nothing back any more. */
+  serves(): Promise<void>;
 }
 
 /** By then one that is going to serve has a process for each of many guests, on a busy host too. */
@@ -37,7 +41,9 @@ export function untilReady({ ready }: Pick<Successor, "ready">): Promise<void> {
 export type HandoverOrder = { readonly take: number } | { readonly over: true };
 /** From the new one to the old one. */
 export type HandoverReport =
-  | { readonly ready: true }
+  /** `says`: when all is over it will say that it serves, which older ones do not. */
+  | { readonly ready: true; readonly says?: "serves" }
   /** The order to take it has come; it is taken in a while. */
   | { readonly heard: number }
-  | { readonly taken: number };
+  | { readonly taken: number }
+  | { readonly serves: true };

@@ -178,6 +178,7 @@ export class GuestSupervisor implements DiskServer {
     try {
       // Its end is noticed at once, also while a guest's process takes its time to leave.
       await Promise.race([handed, successor.gone]);
+      await successor.over();
     } catch (error) {
       isOver = true;
       const back = [...this.#handed];
