@@ -246,6 +246,8 @@ XT_API int32_t xt_socket_receive(int32_t fd, void *to, uint32_t size);
 /* Sends `header`, then `data`, as far as the socket takes them now. Returns the bytes sent or -errno. */
 XT_API int32_t xt_socket_send(int32_t fd, const void *header, uint32_t header_size, const void *data,
                               uint32_t data_size);
+/* The same for the `count` iovecs at `parts`, which hold less than 2^31 bytes. */
+XT_API int32_t xt_socket_send_parts(int32_t fd, const void *parts, uint32_t count);
 
 /* ---- datagram.c ---- */
 

@@ -187,6 +187,7 @@ export const symbols = {
   xt_stream_discard: { args: ["i32"], returns: "i32" },
   xt_socket_receive: { args: ["i32", "ptr", "u32"], returns: "i32" },
   xt_socket_send: { args: ["i32", "ptr", "u32", "ptr", "u32"], returns: "i32" },
+  xt_socket_send_parts: { args: ["i32", "ptr", "u32"], returns: "i32" },
   xt_datagram_send: { args: ["ptr", "u32", "ptr", "u32"], returns: "i32" },
   xt_descriptors_pair: { args: ["ptr", "i32"], returns: "i32" },
   xt_descriptors_adopt: { args: ["i32"], returns: "i32" },

@@ -102,6 +102,8 @@ export class Reactor {
   /** Removed since the last dispatch, which may still hold events of theirs: these numbers are not used again yet. */
   readonly #removed: number[] = [];
   readonly #timers: Timer[] = [];
+  /** To be called when the next wait begins. */
+  readonly #beforeWait: (() => void)[] = [];
   /** Operations ended without I/O since the last wait: source, tag and result in turn. */
   readonly #finished: number[] = [];
   #queued = 0;
@@ -209,6 +211,11 @@ export class Reactor {
     this.#finished.push(source, tag, result);
   }
 
+  /** Calls back once, when the next wait begins: what has come together by then can be done with one system call. */
+  beforeWait(act: () => void): void {
+    this.#beforeWait.push(act);
+  }
+
   /**
    * Submits the queued operations and waits until `wanted` operations have ended, a descriptor is readable, a timer
    * is due, or `timeoutUs` has passed (-1: no limit). A signal ends the wait, too. `dispatch` then reports what was
@@ -216,6 +223,7 @@ export class Reactor {
    * lone transfer ends, so the call may wait for that alone.
    */
   wait(wanted: number, timeoutUs: number, isPatient = false): number {
+    while (this.#beforeWait.length > 0) this.#beforeWait.pop()?.();
     const count = this.#queued;
     this.#queued = 0;
     const result = shim.xt_reactor_wait(

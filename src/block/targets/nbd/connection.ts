@@ -5,10 +5,11 @@ import { describeError } from "../../../core/errors.ts";
 import { allocateMemory, type Mapping } from "../../../native/memory.ts";
 import { POLLIN, POLLOUT, type Reactor } from "../../../native/reactor.ts";
 import { errnoText, shim, type Pointer } from "../../../native/shim.ts";
-import { NBD_CMD_DISC, NBD_CMD_WRITE, NBD_REQUEST, writeRequest } from "../../../protocol/nbd.ts";
+import { NBD_CMD_DISC, NBD_REQUEST, writeRequest } from "../../../protocol/nbd.ts";
 import { NbdClientHandshake, type SeenExport } from "./handshake.ts";
 import { ReplyReader } from "./replies.ts";
 import type { NbdRequests } from "./requests.ts";
+import { SendQueue } from "./send-queue.ts";
 
 const EAGAIN = -11;
 /** One option's reply of the greatest size that the handshake takes. */
@@ -39,15 +40,10 @@ export class NbdConnection {
   readonly #fd: number;
   readonly #watch: number;
   readonly #handshake: NbdClientHandshake;
-  readonly #header: Mapping = allocateMemory(NBD_REQUEST.bytes);
-  readonly #headerView: DataView;
-  /** The requests that are not wholly sent, from `#first` on, in a circle. */
-  readonly #queue: Int32Array;
-  #first = 0;
-  #queued = 0;
-  /** Bytes of the first one that have been sent. */
-  #sentBytes = 0;
-  #wantsToSend = false;
+  readonly #queue: SendQueue;
+  #isSendingSoon = false;
+  /** The socket has not taken all that it was given. */
+  #awaitsRoom = false;
   #negotiation: Mapping | undefined = allocateMemory(NEGOTIATION_BYTES);
   #negotiated = 0;
   #replies: ReplyReader | undefined;
@@ -67,27 +63,27 @@ export class NbdConnection {
     this.#requests = requests;
     this.#owner = owner;
     this.#handshake = new NbdClientHandshake(exportName);
-    this.#headerView = new DataView(this.#header.bytes.buffer);
-    this.#queue = new Int32Array(requests.slots);
+    this.#queue = new SendQueue(requests);
     this.heardMs = reactor.nowMs;
     this.#fd = fd;
     this.#watch = reactor.watch(fd, (events) => this.#ready(events));
   }
 
-  /** Sends the request in `slot` after those before it, as soon as the server takes it. */
+  /** Sends the request in `slot` after those before it, with the reactor's next wait or when there is room. */
   send(slot: number): void {
     if (this.inFlight++ === 0) this.heardMs = this.#reactor.nowMs;
     this.#requests.connection[slot] = this.#number;
-    this.#queue[(this.#first + this.#queued++) % this.#queue.length] = slot;
-    // Whoever waits for room in the socket is told when there is some.
-    if (!this.#wantsToSend) this.#wantSending(true);
+    this.#queue.add(slot);
+    if (this.#awaitsRoom || this.#isSendingSoon) return;
+    this.#isSendingSoon = true;
+    this.#reactor.beforeWait(this.#sendSoon);
   }
 
   /** Sends nothing more of its requests. What has been sent may still be replied to. */
   sendNoMore(): void {
     if (this.#isOver) return;
-    this.#queued = 0;
-    this.#wantSending(false);
+    this.#queue.clear();
+    this.#awaitRoom(false);
   }
 
   /** Whether the server may yet carry out a change that was sent here: it has all of it, and has not replied. */
@@ -102,13 +98,14 @@ export class NbdConnection {
   close(): void {
     if (this.#isOver) return;
     this.#isOver = true;
-    if (this.#replies !== undefined && this.#sentBytes === 0) {
-      writeRequest(this.#headerView, 0, NBD_CMD_DISC, 0, 0, 0, 0);
-      shim.xt_socket_send(this.#fd, this.#header.address as Pointer, NBD_REQUEST.bytes, null, 0);
+    if (this.#replies !== undefined && !this.#queue.isAmidRequest) {
+      const farewell = new Uint8Array(NBD_REQUEST.bytes);
+      writeRequest(new DataView(farewell.buffer), 0, NBD_CMD_DISC, 0, 0, 0, 0);
+      shim.xt_socket_send(this.#fd, farewell, farewell.length, null, 0);
     }
     this.#reactor.unwatch(this.#watch);
     closeSync(this.#fd);
-    this.#header.close();
+    this.#queue.close();
     this.#negotiation?.close();
     this.#replies?.close();
   }
@@ -118,7 +115,7 @@ export class NbdConnection {
     const isReadable = (events & ~POLLOUT) !== 0;
     let failure: string | undefined;
     if (isReadable) failure = this.#replies === undefined ? this.#negotiate() : this.#read(this.#replies);
-    if (failure === undefined && this.#replies !== undefined && !this.#isOver)
+    if (failure === undefined && this.#replies !== undefined && this.#awaitsRoom && !this.#isOver)
       failure = this.#sendQueued(this.#replies);
     if (failure !== undefined) this.#owner.lost(this, failure);
   }
@@ -169,60 +166,31 @@ export class NbdConnection {
       this.inFlight--;
       if (this.#requests.changes(slot)) this.hasChanges = true;
       this.#owner.replied(slot);
+      return this.inFlight > 0;
     });
     this.#replies = replies;
     this.#owner.ready(this);
     return undefined;
   }
 
+  /** When the reactor is about to wait, with all that it was asked to send by then. */
+  readonly #sendSoon = (): void => {
+    this.#isSendingSoon = false;
+    if (this.#isOver || this.#replies === undefined) return;
+    const failure = this.#sendQueued(this.#replies);
+    if (failure !== undefined) this.#owner.lost(this, failure);
+  };
+
   #sendQueued(replies: ReplyReader): string | undefined {
-    while (this.#queued > 0) {
-      const slot = this.#queue[this.#first];
-      if (this.#sentBytes === 0) this.#writeHeader(replies, slot);
-      const sent = this.#sendPart(slot);
-      if (sent === EAGAIN) break;
-      if (sent < 0) return errnoText(sent);
-      this.#sentBytes += sent;
-      if (this.#sentBytes < this.#sizeOf(slot)) continue;
-      this.#requests.sent[slot] = 1;
-      this.#sentBytes = 0;
-      this.#first = (this.#first + 1) % this.#queue.length;
-      this.#queued--;
-    }
-    this.#wantSending(this.#queued > 0);
+    const error = this.#queue.send(this.#fd, replies);
+    if (error < 0 && error !== EAGAIN) return errnoText(error);
+    this.#awaitRoom(!this.#queue.isEmpty);
     return undefined;
   }
 
-  #writeHeader(replies: ReplyReader, slot: number): void {
-    const { command, generation, offset, length } = this.#requests;
-    replies.begin(slot);
-    const view = this.#headerView;
-    writeRequest(view, 0, command[slot], generation[slot], slot, offset[slot], length[slot]);
-  }
-
-  #sizeOf(slot: number): number {
-    const { command, length } = this.#requests;
-    return NBD_REQUEST.bytes + (command[slot] === NBD_CMD_WRITE ? length[slot] : 0);
-  }
-
-  #sendPart(slot: number): number {
-    const requests = this.#requests;
-    const from = Math.min(this.#sentBytes, NBD_REQUEST.bytes);
-    const hasData = requests.command[slot] === NBD_CMD_WRITE;
-    if (hasData) requests.locate(slot, this.#sentBytes - from);
-    return shim.xt_socket_send(
-      this.#fd,
-      (this.#header.address + from) as Pointer,
-      NBD_REQUEST.bytes - from,
-      hasData ? (requests.address as Pointer) : null,
-      hasData ? requests.room : 0,
-    );
-  }
-
-  /** Before the server can take requests, only its answers are waited for. */
-  #wantSending(wants: boolean): void {
-    if (wants === this.#wantsToSend || this.#replies === undefined) return;
-    this.#wantsToSend = wants;
-    this.#reactor.rewatch(this.#watch, wants ? POLLIN | POLLOUT : POLLIN);
+  #awaitRoom(awaits: boolean): void {
+    if (awaits === this.#awaitsRoom) return;
+    this.#awaitsRoom = awaits;
+    this.#reactor.rewatch(this.#watch, awaits ? POLLIN | POLLOUT : POLLIN);
   }
 }

@@ -18,7 +18,6 @@ export class FlushRounds {
   readonly #onFlushed: OnFlushed;
   #asked: number[] = [];
   #served: number[] = [];
-  #isWanted = false;
   /** Replies that the round waits for. */
   #missing = 0;
 
@@ -34,11 +33,9 @@ export class FlushRounds {
     this.#begin();
   }
 
-  /** The log of writes is to become shorter. */
+  /** The log of writes is to become shorter. If a round is under way, that may do. */
   want(): void {
-    if (this.errno !== 0) return;
-    this.#isWanted = true;
-    this.#begin();
+    if (this.errno === 0) this.#begin();
   }
 
   replied(slot: number): void {
@@ -47,21 +44,18 @@ export class FlushRounds {
     if (--this.#missing > 0) return;
     if (this.errno === 0) this.done = this.next - 1;
     this.#onFlushed(this.#served.splice(0), this.errno);
-    this.#begin();
+    if (this.#asked.length > 0) this.#begin();
   }
 
   /** The server is gone. Whoever waits asks again. */
   down(): readonly number[] {
     this.#missing = 0;
-    this.#isWanted = false;
     return [...this.#served.splice(0), ...this.#asked.splice(0)];
   }
 
   #begin(): void {
-    if (this.#missing > 0 || (this.#asked.length === 0 && !this.#isWanted)) return;
-    if (!this.#link.isUp) return;
+    if (this.#missing > 0 || !this.#link.isUp) return;
     this.#served = this.#asked.splice(0);
-    this.#isWanted = false;
     this.next++;
     const { connections } = this.#link;
     const changed = connections.filter((it) => it.hasChanges);

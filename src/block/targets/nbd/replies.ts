@@ -53,7 +53,7 @@ export class ReplyReader {
   readonly #requests: NbdRequests;
   readonly #connection: number;
   readonly #structured: boolean;
-  readonly #onReply: (slot: number) => void;
+  readonly #onReply: (slot: number) => boolean;
   readonly #coverage: Coverage;
   readonly #buffer: Mapping = allocateMemory(BUFFER_BYTES);
   readonly #zeroes: Mapping = allocateMemory(BUFFER_BYTES);
@@ -65,15 +65,17 @@ export class ReplyReader {
   #at = 0;
   #left = 0;
   #isLast = false;
+  /** There may be more to read now. */
+  #hasMore = false;
   /** How much is read when a header is next: after short data, many replies at once. */
   #aheadBytes = BUFFER_BYTES;
 
-  /** `onReply` is called when a request of `connection` has its whole reply. */
+  /** `onReply` is called when a request of `connection` has its whole reply, and returns whether more are awaited. */
   constructor(
     requests: NbdRequests,
     connection: number,
     structured: boolean,
-    onReply: (slot: number) => void,
+    onReply: (slot: number) => boolean,
   ) {
     this.#requests = requests;
     this.#connection = connection;
@@ -88,9 +90,13 @@ export class ReplyReader {
     this.#coverage.begin(slot);
   }
 
-  /** Reads what there is. Afterwards look at `failure`. */
+  /**
+   * Reads what there is. Afterwards look at `failure`. Most often one call gets all of it, and a second one, which
+   * would find nothing, is spared: what comes later wakes us up.
+   */
   read(fd: number): void {
-    for (let turns = 0; turns < RECEIVES_PER_TURN; turns++) {
+    this.#hasMore = true;
+    for (let turns = 0; this.#hasMore && turns < RECEIVES_PER_TURN; turns++) {
       const received = this.#receive(fd);
       if (received === EAGAIN) return;
       if (received <= 0)
@@ -111,6 +117,7 @@ export class ReplyReader {
       requests.locate(this.#slot, this.#at);
       const most = Math.min(requests.room, this.#left);
       const received = shim.xt_socket_receive(fd, requests.address as Pointer, most);
+      this.#hasMore = received === most;
       if (received > 0) this.#took(received);
       return received;
     }
@@ -120,7 +127,9 @@ export class ReplyReader {
       this.#start = 0;
     }
     const to = (this.#buffer.address + this.#end) as Pointer;
-    const received = shim.xt_socket_receive(fd, to, Math.min(this.#aheadBytes, BUFFER_BYTES - this.#end));
+    const most = Math.min(this.#aheadBytes, BUFFER_BYTES - this.#end);
+    const received = shim.xt_socket_receive(fd, to, most);
+    this.#hasMore = received === most;
     if (received > 0) this.#end += received;
     return received;
   }
@@ -175,7 +184,7 @@ export class ReplyReader {
     requests.error[slot] = errnoOf(error);
     this.#start += SIMPLE_REPLY_BYTES;
     if (isRead && requests.error[slot] === 0) this.#expectData(slot, 0, requests.length[slot], true);
-    else this.#onReply(slot);
+    else this.#replied(slot);
     return true;
   }
 
@@ -259,8 +268,12 @@ export class ReplyReader {
     const isRead = requests.command[slot] === NBD_CMD_READ;
     if (isRead && this.#structured && requests.error[slot] === 0)
       if (!this.#coverage.covers(slot, requests.length[slot])) return this.#fail("a read's data has gaps");
-    this.#onReply(slot);
+    this.#replied(slot);
     return true;
+  }
+
+  #replied(slot: number): void {
+    if (!this.#onReply(slot)) this.#hasMore = false;
   }
 
   /** The slot of the cookie at `at` of the buffer; -1 if it is not under way here. */
