@@ -54,6 +54,8 @@ export const NBD_CMD_WRITE_ZEROES = 6;
 export const NBD_CMD_FLAG_FUA = 1 << 0;
 export const NBD_CMD_FLAG_NO_HOLE = 1 << 1;
 export const NBD_CMD_FLAG_DF = 1 << 2;
+/** A server that takes NBD_CMD_FLAG_DF takes it for reads up to this size. */
+export const DF_BYTES = 64 * 1024;
 
 export const NBD_EPERM = 1;
 export const NBD_EIO = 5;
@@ -263,6 +265,7 @@ function writeChunkHeader(
 export function writeRequest(
   view: DataView,
   at: number,
+  flags: number,
   command: number,
   cookieHigh: number,
   cookieLow: number,
@@ -270,7 +273,7 @@ export function writeRequest(
   length: number,
 ): number {
   view.setUint32(at + NBD_REQUEST.magic, NBD_REQUEST_MAGIC);
-  view.setUint16(at + NBD_REQUEST.flags, 0);
+  view.setUint16(at + NBD_REQUEST.flags, flags);
   view.setUint16(at + NBD_REQUEST.type, command);
   view.setUint32(at + NBD_REQUEST.cookie, cookieHigh);
   view.setUint32(at + NBD_REQUEST.cookie + 4, cookieLow);

@@ -126,6 +126,26 @@ test("a full log is flushed, and what finds no room waits", async () => {
   expect(requests.some(({ command }) => command === NBD_CMD_FLUSH)).toBe(true);
 });
 
+test("one flush makes a log that is half full shorter, however much is written until it is answered", async () => {
+  const held: SeenRequest[] = [];
+  const peer = open((request) => {
+    if (request.command !== NBD_CMD_FLUSH) return agree(request);
+    held.push(request);
+    return undefined;
+  });
+  const { target, memory, requests } = peer;
+  const size = LOG_BYTES / 16;
+  for (let tag = 0; tag < 12; tag++) {
+    target.start(IO_WRITE, tag, tag * size, size, memory.address);
+    await peer.ended(1);
+  }
+  await peer.until(() => held.length === 1);
+  peer.send(simple(held[0] as SeenRequest));
+  await peer.settle();
+  expect(held).toHaveLength(1);
+  expect(requests.filter(({ command }) => command === NBD_CMD_WRITE)).toHaveLength(12);
+});
+
 test("a failed flush fails what comes after it", async () => {
   const peer = open((request) => (request.command === NBD_CMD_FLUSH ? simple(request, 5) : agree(request)));
   const { target, memory } = peer;

@@ -27,6 +27,7 @@ export const SIZE = 1024 * 1024;
 export const LOG_BYTES = 256 * 1024;
 
 export interface SeenRequest {
+  readonly flags: number;
   readonly command: number;
   readonly cookie: Buffer;
   readonly offset: number;
@@ -40,6 +41,7 @@ export interface PeerOptions {
   readonly go?: boolean;
   readonly flags?: number;
   readonly sizeBytes?: number;
+  readonly maxBlockBytes?: number;
   /** What is sent for each request; undefined: nothing. `connection` is the one it came on. */
   readonly reply: (request: SeenRequest, connection: Connection) => Uint8Array | undefined;
 }
@@ -62,6 +64,8 @@ export class TargetAndPeer {
   readonly target: NbdTarget;
   /** Connections that were made. */
   opened = 0;
+  /** How often something arrived. */
+  arrivals = 0;
   readonly #listener: { stop(closes: boolean): void };
   readonly #sockets = new Set<Bun.Socket<Peer>>();
   #options: PeerOptions;
@@ -90,7 +94,7 @@ export class TargetAndPeer {
       structured: options.structured ?? true,
       minBlockBytes: 512,
       preferredBlockBytes: 4096,
-      maxBlockBytes: options.go === false ? 32 * 1024 * 1024 : 65536,
+      maxBlockBytes: options.go === false ? 32 * 1024 * 1024 : (options.maxBlockBytes ?? 65536),
     };
     const address = { address: this.path, port: undefined, exportName: "a" };
     const how: NbdTargetOptions = {
@@ -168,6 +172,7 @@ export class TargetAndPeer {
 
   #take(socket: Bun.Socket<Peer>, bytes: Buffer): void {
     const peer = socket.data;
+    this.arrivals++;
     peer.pending = Buffer.concat([peer.pending, bytes]);
     for (;;) {
       const used = peer.phase === "requests" ? this.#request(socket) : this.#negotiate(socket);
@@ -185,7 +190,7 @@ export class TargetAndPeer {
       return 4;
     }
     if (pending.length < 16 || pending.length < 16 + pending.readUInt32BE(12)) return 0;
-    const { structured = true, go = true, flags = DEFAULT_FLAGS, sizeBytes = SIZE } = this.#options;
+    const { structured = true, go = true, flags = DEFAULT_FLAGS, sizeBytes = SIZE, maxBlockBytes = 65536 } = this.#options;
     const option = pending.readUInt32BE(8);
     const exported = {
       name: "a",
@@ -194,7 +199,7 @@ export class TargetAndPeer {
       flags,
       minBlockBytes: 512,
       preferredBlockBytes: 4096,
-      maxBlockBytes: 65536,
+      maxBlockBytes,
     };
     if (option === NBD_OPT_STRUCTURED_REPLY)
       socket.write(encodeOptionReply(option, structured ? NBD_REP_ACK : NBD_REP_ERR_UNSUP));
@@ -220,6 +225,7 @@ export class TargetAndPeer {
     if (pending.length < whole) return 0;
     const offset = Number(pending.readBigUInt64BE(16));
     const request = {
+      flags: pending.readUInt16BE(4),
       command,
       cookie: Buffer.from(pending.subarray(8, 16)),
       offset,

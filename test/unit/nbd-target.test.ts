@@ -4,6 +4,7 @@ import { parseNbdUri } from "../../src/block/targets/nbd/uri.ts";
 import { Coverage } from "../../src/block/targets/nbd/coverage.ts";
 import { NbdClientHandshake } from "../../src/block/targets/nbd/handshake.ts";
 import { IO_DISCARD, IO_FLUSH, IO_READ, IO_READV, IO_WRITE } from "../../src/native/reactor.ts";
+import { NBD_CMD_FLAG_DF, NBD_CMD_WRITE, NBD_FLAG_HAS_FLAGS, NBD_FLAG_SEND_DF } from "../../src/protocol/nbd.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import {
   chunk,
@@ -143,6 +144,51 @@ test("a read in chunks and holes goes to its vectors", async () => {
   expect(seen.equals(Buffer.concat([filled(1000, 1), filled(600, 0), filled(448, 3)]))).toBe(true);
   expect(memory.bytes[4608]).toBe(9);
   expect(memory.bytes[1536]).toBe(9);
+});
+
+test("what is asked for together arrives together, and whole where the socket is too small for it", async () => {
+  const peer = open((request) => simple(request, 0, filled(request.command === 0 ? request.length : 0, 7)), {
+    structured: false,
+  });
+  const { target, memory, requests } = peer;
+  await peer.until(() => target.isServing);
+  const before = peer.arrivals;
+  for (let tag = 0; tag < 8; tag++)
+    target.start(tag % 2 === 0 ? IO_READ : IO_WRITE, tag, tag * 4096, 512, memory.address);
+  expect((await peer.ended(8)).map(([, result]) => result)).toEqual(Array(8).fill(512));
+  expect(peer.arrivals).toBe(before + 1);
+  requests.length = 0;
+  const size = 64 * 1024;
+  for (let tag = 0; tag < 16; tag++) {
+    memory.bytes.fill(tag + 1, 0, size);
+    target.start(IO_WRITE, tag, tag * size, size, memory.address);
+  }
+  // What finds no room in the log waits, and then takes what is in its memory by then.
+  expect(await peer.ended(16)).toHaveLength(16);
+  const written = requests.filter(({ command }) => command === NBD_CMD_WRITE);
+  expect(written.map(({ offset }) => offset)).toEqual(written.map((_, at) => at * size));
+  for (const { data } of written) expect(data.equals(filled(size, data[0] ?? 0))).toBe(true);
+  expect(written.slice(0, 3).map(({ data }) => data[0])).toEqual([1, 2, 3]);
+});
+
+test("short reads are asked for in one chunk, of a server that can do that", async () => {
+  const flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_DF;
+  for (const structured of [true, false]) {
+    const reply = (request: SeenRequest): Buffer => {
+      const data = filled(request.command === 0 ? request.length : 0, 7);
+      const isChunk = structured && request.command === 0;
+      return isChunk ? chunk(request, 1, true, dataAt(request.offset, data)) : simple(request, 0, data);
+    };
+    const { target, memory, requests } = open(reply, { structured, flags, maxBlockBytes: 128 * 1024 });
+    target.start(IO_READ, 1, 0, 64 * 1024, memory.address);
+    target.start(IO_READ, 2, 65536, 64 * 1024 + 512, memory.address);
+    target.start(IO_WRITE, 3, 0, 512, memory.address);
+    await fixture?.ended(3);
+    const expected = [structured ? NBD_CMD_FLAG_DF : 0, 0, 0];
+    expect(requests.map((it) => it.flags)).toEqual(expected);
+    fixture?.close();
+    fixture = undefined;
+  }
 });
 
 test("a transfer above the server's payload is a short one", async () => {

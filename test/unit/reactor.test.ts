@@ -98,6 +98,24 @@ describe.each(["uring", "sync"] as const)("the reactor on %s", (engine) => {
     expect(calls).toBe(1);
   });
 
+  test("calls once, when the next wait begins, what is to be done by then", () => {
+    fixture = new Fixture(engine);
+    const { reactor } = fixture;
+    const source = fixture.source("one");
+    const calls: string[] = [];
+    reactor.beforeWait(() => {
+      calls.push("first");
+      reactor.beforeWait(() => {
+        calls.push("second");
+        reactor.finish(source, 1, 0);
+      });
+    });
+    expect(calls).toEqual([]);
+    expect(fixture.turn(1, -1)).toEqual([["one", 1, 0]]);
+    fixture.turn(0, 0);
+    expect(calls).toEqual(["first", "second"]);
+  });
+
   test("calls back for what is readable, as long as it is", () => {
     fixture = new Fixture(engine);
     const event = check(shim.xt_eventfd(), "make an eventfd");

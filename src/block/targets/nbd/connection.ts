@@ -5,7 +5,7 @@ import { describeError } from "../../../core/errors.ts";
 import { allocateMemory, type Mapping } from "../../../native/memory.ts";
 import { POLLIN, POLLOUT, type Reactor } from "../../../native/reactor.ts";
 import { errnoText, shim, type Pointer } from "../../../native/shim.ts";
-import { NBD_CMD_DISC, NBD_REQUEST, writeRequest } from "../../../protocol/nbd.ts";
+import { NBD_CMD_DISC, NBD_FLAG_SEND_DF, NBD_REQUEST, writeRequest } from "../../../protocol/nbd.ts";
 import { NbdClientHandshake, type SeenExport } from "./handshake.ts";
 import { ReplyReader } from "./replies.ts";
 import type { NbdRequests } from "./requests.ts";
@@ -100,7 +100,7 @@ export class NbdConnection {
     this.#isOver = true;
     if (this.#replies !== undefined && !this.#queue.isAmidRequest) {
       const farewell = new Uint8Array(NBD_REQUEST.bytes);
-      writeRequest(new DataView(farewell.buffer), 0, NBD_CMD_DISC, 0, 0, 0, 0);
+      writeRequest(new DataView(farewell.buffer), 0, 0, NBD_CMD_DISC, 0, 0, 0, 0);
       shim.xt_socket_send(this.#fd, farewell, farewell.length, null, 0);
     }
     this.#reactor.unwatch(this.#watch);
@@ -169,6 +169,7 @@ export class NbdConnection {
       return this.inFlight > 0;
     });
     this.#replies = replies;
+    this.#queue.readsWhole = seen.structured && (seen.flags & NBD_FLAG_SEND_DF) !== 0;
     this.#owner.ready(this);
     return undefined;
   }

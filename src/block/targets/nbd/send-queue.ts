@@ -2,7 +2,14 @@
 // itself would wake the server once more.
 import { allocateMemory, type Mapping } from "../../../native/memory.ts";
 import { shim, type Pointer } from "../../../native/shim.ts";
-import { NBD_CMD_WRITE, NBD_REQUEST, writeRequest } from "../../../protocol/nbd.ts";
+import {
+  DF_BYTES,
+  NBD_CMD_FLAG_DF,
+  NBD_CMD_READ,
+  NBD_CMD_WRITE,
+  NBD_REQUEST,
+  writeRequest,
+} from "../../../protocol/nbd.ts";
 import type { ReplyReader } from "./replies.ts";
 import type { NbdRequests } from "./requests.ts";
 
@@ -13,6 +20,11 @@ const IOVEC_WORDS = 4;
 const IOVEC_BYTES = 4 * IOVEC_WORDS;
 
 export class SendQueue {
+  /**
+   * Whether short reads are asked for in one chunk. Otherwise QEMU's server finds out before each one where the image
+   * has holes.
+   */
+  readsWhole = false;
   readonly #requests: NbdRequests;
   /** The requests that are not wholly sent, from `#first` on, in a circle. */
   readonly #slots: Int32Array;
@@ -71,7 +83,7 @@ export class SendQueue {
   /** Makes the parts of the next requests; returns their bytes. */
   #gather(replies: ReplyReader): number {
     const requests = this.#requests;
-    const { command, generation, offset, length } = requests;
+    const { command } = requests;
     const count = Math.min(this.#count, MOST_AT_ONCE);
     let skipped = this.#sentBytes;
     let bytes = 0;
@@ -80,7 +92,7 @@ export class SendQueue {
       const slot = this.#slots[(this.#first + i) % this.#slots.length];
       if (skipped === 0) replies.begin(slot);
       const at = i * NBD_REQUEST.bytes;
-      writeRequest(this.#headerView, at, command[slot], generation[slot], slot, offset[slot], length[slot]);
+      this.#writeHeader(at, slot);
       const ofHeader = Math.min(skipped, NBD_REQUEST.bytes);
       bytes += this.#add(this.#headers.address + at + ofHeader, NBD_REQUEST.bytes - ofHeader);
       if (command[slot] === NBD_CMD_WRITE) {
@@ -91,6 +103,14 @@ export class SendQueue {
       skipped = 0;
     }
     return bytes;
+  }
+
+  #writeHeader(at: number, slot: number): void {
+    const { command, generation, offset, length } = this.#requests;
+    const isWhole = this.readsWhole && command[slot] === NBD_CMD_READ && length[slot] <= DF_BYTES;
+    const flags = isWhole ? NBD_CMD_FLAG_DF : 0;
+    const view = this.#headerView;
+    writeRequest(view, at, flags, command[slot], generation[slot], slot, offset[slot], length[slot]);
   }
 
   #add(address: number, size: number): number {
