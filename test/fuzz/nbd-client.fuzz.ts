@@ -87,7 +87,11 @@ class Episode {
   }
 
   run(wire: Wire): void {
-    const reader = new ReplyReader(this.#requests, 3, this.#structured, (slot) => this.#end(slot));
+    const reader = new ReplyReader(this.#requests, 3, this.#structured, (slot) => {
+      this.#end(slot);
+      // What comes after the last reply is looked at, too.
+      return true;
+    });
     try {
       this.#ask(reader);
       const whole = this.#replies();
@@ -124,7 +128,7 @@ class Episode {
       const cookie = Buffer.alloc(8);
       cookie.writeUInt32BE(requests.generation[slot]);
       cookie.writeUInt32BE(slot, 4);
-      this.#asked[slot] = { slot, command, cookie, offset, length, data: Buffer.alloc(0) };
+      this.#asked[slot] = { slot, flags: 0, command, cookie, offset, length, data: Buffer.alloc(0) };
       this.#expected[slot] = Buffer.alloc(length, 0xee);
       this.#errors[slot] = 0;
     }

@@ -190,7 +190,13 @@ export class TargetAndPeer {
       return 4;
     }
     if (pending.length < 16 || pending.length < 16 + pending.readUInt32BE(12)) return 0;
-    const { structured = true, go = true, flags = DEFAULT_FLAGS, sizeBytes = SIZE, maxBlockBytes = 65536 } = this.#options;
+    const {
+      structured = true,
+      go = true,
+      flags = DEFAULT_FLAGS,
+      sizeBytes = SIZE,
+      maxBlockBytes = 65536,
+    } = this.#options;
     const option = pending.readUInt32BE(8);
     const exported = {
       name: "a",

@@ -4,7 +4,12 @@ import { parseNbdUri } from "../../src/block/targets/nbd/uri.ts";
 import { Coverage } from "../../src/block/targets/nbd/coverage.ts";
 import { NbdClientHandshake } from "../../src/block/targets/nbd/handshake.ts";
 import { IO_DISCARD, IO_FLUSH, IO_READ, IO_READV, IO_WRITE } from "../../src/native/reactor.ts";
-import { NBD_CMD_FLAG_DF, NBD_CMD_WRITE, NBD_FLAG_HAS_FLAGS, NBD_FLAG_SEND_DF } from "../../src/protocol/nbd.ts";
+import {
+  NBD_CMD_FLAG_DF,
+  NBD_CMD_WRITE,
+  NBD_FLAG_HAS_FLAGS,
+  NBD_FLAG_SEND_DF,
+} from "../../src/protocol/nbd.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import {
   chunk,
