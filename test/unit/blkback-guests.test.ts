@@ -229,8 +229,9 @@ describe("the process of a guest", () => {
 
   test("is killed when it asks for too much at the same time", async () => {
     const child = new FakeChild();
-    const never = { ...services, openImage: () => new Promise<never>(() => {}) };
-    const process = new GuestProcess(SETTINGS, never, () => child, ignored);
+    const openImage: ProcessGround["openImage"] = (_devid, stop) =>
+      new Promise((_resolve, reject) => stop.addEventListener("abort", reject));
+    const process = new GuestProcess(SETTINGS, { ...services, openImage }, () => child, ignored);
     const now = spyOn(performance, "now");
     try {
       for (let asked = 0, second = 0; asked < 4096; second++) {
@@ -408,6 +409,24 @@ describe("a guest that is supervised", () => {
     }
     children[0].die(0);
     await until(() => forgotten === 1);
+  });
+
+  test("leaves no timer behind when it is forgotten", async () => {
+    jest.useFakeTimers();
+    try {
+      const guest = make();
+      await guest.look();
+      children[0].say('{"report":"disks","count":1}\n');
+      disks = false;
+      for (let i = 0; i < 100; i++) await Promise.resolve();
+      await guest.look();
+      expect(jest.getTimerCount()).toBe(1);
+      children[0].die(1);
+      for (let i = 0; i < 100 && forgotten === 0; i++) await Promise.resolve();
+      expect([forgotten, jest.getTimerCount()]).toEqual([1, 0]);
+    } finally {
+      jest.useRealTimers();
+    }
   });
 
   test("that gets a disk while its process ends has another one afterwards", async () => {

@@ -89,6 +89,7 @@ export class SupervisedGuest {
   }
 
   #take(step: GuestStep): void {
+    clearTimeout(this.#timer);
     switch (step.step) {
       case "start":
         return this.#start();
@@ -131,7 +132,6 @@ export class SupervisedGuest {
   }
 
   #lookIn(pauseMs: number): void {
-    clearTimeout(this.#timer);
     this.#timer = setTimeout(() => void this.look(), pauseMs);
   }
 
