@@ -122,6 +122,35 @@ describe("removed", () => {
     }
   });
 
+  test("while its server looks at it: the guest's keys that go with it are no offer", async () => {
+    const at = address();
+    const guest = await guestOf(at);
+    const toolstack = await Xenstore.connect(dom0);
+    const disk = openImage(image(1), { readOnly: false, direct: false, sectorSizeBytes: 512 });
+    closing.push(
+      () => closeImage(disk),
+      () => toolstack.close(),
+    );
+    await attach(at, 1);
+    const whole = { ...options, offer: DEFAULT_OFFER, statsDir: join(dir, "stats") };
+    const device = await BlkbackDevice.start(dom0, xenstore, at, disk, whole, spawnWorker);
+    await guest.connect();
+    let removed: Promise<void> | undefined;
+    const readAfterwards: string[] = [];
+    const tryRead = xenstore.tryRead.bind(xenstore);
+    using _ = spyOn(xenstore, "tryRead").mockImplementation(async (path) => {
+      // What a look asks for when it has seen the states of both ends.
+      if (path === `${backendDir(at)}/xentool-resize`) removed ??= destroyDevice(toolstack, at);
+      if (removed !== undefined) readAfterwards.push(path);
+      await removed;
+      return tryRead(path);
+    });
+    await toolstack.write(`${backendDir(at)}/online`, "1");
+    expect(await device.ended).toBe("removed");
+    expect(readAfterwards).toContain(`${frontendDir(at)}/state`);
+    expect(readAfterwards).not.toContain(`${frontendDir(at)}/event-channel`);
+  });
+
   test("while it is resized, closed or forced off: nothing is made there", async () => {
     const at = address();
     for (let round = 0; round < 20; round++) {
