@@ -123,7 +123,9 @@ export async function tidyGuestDir(stateDir: string, frontend: Domid): Promise<v
 
 async function removeStrange(dir: string, frontend: Domid): Promise<void> {
   for (;;) {
-    const strange = someNamesIn(dir).filter((name) => diskOf(name, KINDS)?.frontend !== frontend);
+    const isStrange = (name: string): boolean =>
+      diskOf(name, KINDS)?.frontend !== frontend || !isFile(join(dir, name));
+    const strange = someNamesIn(dir).filter(isStrange);
     if (strange.length === 0) return;
     for (const name of strange) await rm(Buffer.from(join(dir, name), "latin1"), { recursive: true });
   }

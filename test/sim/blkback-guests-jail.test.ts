@@ -1,7 +1,7 @@
 // The processes of `watch` in their jails, probed from inside: what each has given up, and that one which tries to
 // break out ends alone, while its disk goes on with the next one.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { rmSync, statSync } from "node:fs";
+import { mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import { executable, runXentool } from "../e2e/executable.ts";
@@ -84,6 +84,20 @@ test.each(["Worker", "xentool@1"])(
     await world.finish();
   },
 );
+
+test("what a process planted in its directory goes with it, and what its disk needs stays", async () => {
+  const [victim] = await watch(...STRICT);
+  const own = join(world.host.dir, "blkback", "1");
+  const before = readdirSync(own).sort();
+  for (const name of ["strange", "2-51728.journal", "1-51728.journal.99", "1-51744.writes"])
+    writeFileSync(join(own, name), "planted");
+  mkdirSync(join(own, "1-51728.writes", "deep"), { recursive: true });
+  process.kill(victim, "SIGKILL");
+  await readUntil(server.stderr, "another one takes its disks over");
+  await world.workMore(MORE_THAN_ON_RINGS);
+  expect(readdirSync(own).sort()).toEqual(before);
+  await world.finish();
+});
 
 const WATCH = [executable, "blkback", "watch", "--kind", "vbd", "--any-script"];
 

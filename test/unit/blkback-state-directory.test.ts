@@ -294,6 +294,7 @@ test("what a process planted, however much, keeps nobody, and goes when it has e
   mkdirSync(join(own, "7-51712.journal.99", "deeper"), { recursive: true });
   writeFileSync(Buffer.concat([Buffer.from(`${own}/`), Buffer.from([0xff, 0xfe])]), "");
   writeFileSync(join(own, "8-51712.stats"), "another guest's");
+  mkdirSync(join(own, "7-51712.journal.2", "deeper"), { recursive: true });
   expect(someNamesIn(own).length).toBeLessThan(planted);
   // None of them is a disk.
   expect(disksIn(state).length).toBeLessThan(2);
