@@ -1,18 +1,41 @@
-// What several queues cost and bring, on one plane: requests a second of 1, 2 and 4 queues at each depth, in many short
-// turns that alternate, because these machines are noisy; medians, and the processor time of both ends for a request.
-// JSON on stdout.
+// What several queues cost and bring, on one thread and on two: requests a second of 1, 2 and 4 queues at each depth,
+// in many short turns that alternate, because these machines are noisy; medians, and the processor time of both ends
+// for a request. JSON on stdout.
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { counted } from "../src/core/counted.ts";
 import { readUntil } from "../test/support/process.ts";
 import { cpuSeconds, makeImage, median, startHost, XENTOOL, xentool } from "./measure.ts";
 
 const SECONDS = Number(process.env["SECONDS_EACH"] ?? 0.5);
+/** Each thread compiles its own copy of our code as it runs. */
+const RAMP_SECONDS = Number(process.env["RAMP_SECONDS"] ?? 0.5);
 const ROUNDS = 7;
 const IMAGE_MIB = 64;
-const QUEUES = [1, 2, 4];
-const DEPTHS = [1, 32, 128];
-const PATTERNS = ["randread", "randwrite"];
+interface Way {
+  readonly queues: number;
+  readonly threads: number;
+}
+
+/** More threads than queues would be as many as queues. */
+const WAYS: readonly Way[] = [
+  { queues: 1, threads: 1 },
+  { queues: 2, threads: 1 },
+  { queues: 2, threads: 2 },
+  { queues: 4, threads: 1 },
+  { queues: 4, threads: 2 },
+];
+/** By number of threads. */
+const DISKS = ["", "xvdb", "xvdc"];
+const LOADS = [
+  { rw: "randread", bs: "4k", depths: [1, 32, 128] },
+  { rw: "randwrite", bs: "4k", depths: [1, 32, 128] },
+  { rw: "randread", bs: "1M", depths: [4, 32] },
+];
+
+/** A number of threads, and the process that serves a disk with so many. */
+type Servers = ReadonlyMap<number, number>;
 
 interface Turn {
   readonly iops: number;
@@ -22,10 +45,10 @@ interface Turn {
   readonly guestUs: number;
 }
 
-function turn(host: string, server: number, rw: string, depth: number, queues: number): Turn {
+function turn(host: string, server: number, load: readonly string[], { queues, threads }: Way): Turn {
   const before = cpuSeconds(server);
-  const load = ["--rw", rw, "--iodepth", String(depth), "--queues", String(queues)];
-  const bench = ["blkfront", "bench", "--vdev", "xvdb", ...load, "--runtime", String(SECONDS), "--json"];
+  const at = ["--vdev", DISKS[threads] ?? "", "--queues", String(queues)];
+  const bench = ["blkfront", "bench", ...at, ...load, "--runtime", String(SECONDS), "--json"];
   const result = JSON.parse(xentool(bench, { XENTOOL_SIM: host, XENTOOL_DOMID: "1" })) as {
     queues: number;
     iops: number;
@@ -37,10 +60,12 @@ function turn(host: string, server: number, rw: string, depth: number, queues: n
   };
   if (result.queues !== queues) throw new Error(`${result.queues} queues, where ${queues} were asked for`);
   const requests = result.reads + result.writes;
+  // The server's time is that of the whole turn.
+  const all = (requests * (RAMP_SECONDS + SECONDS)) / SECONDS;
   return {
     iops: result.iops,
     p99Us: result.latencyUs.p99,
-    serverUs: ((cpuSeconds(server) - before) * 1e6) / requests,
+    serverUs: ((cpuSeconds(server) - before) * 1e6) / all,
     guestUs: ((result.cpuUserMs + result.cpuSystemMs) * 1e3) / requests,
   };
 }
@@ -50,33 +75,57 @@ function medians(turns: readonly Turn[]): Turn {
   return { iops: of("iops"), p99Us: of("p99Us"), serverUs: of("serverUs"), guestUs: of("guestUs") };
 }
 
-/** The rows of one pattern and depth, one for each number of queues. */
-function compare(host: string, server: number, rw: string, depth: number): unknown[] {
-  const turns = new Map<number, Turn[]>(QUEUES.map((queues) => [queues, []]));
+/** The rows of one load, one for each number of queues and threads. */
+function compare(host: string, servers: Servers, rw: string, bs: string, depth: number): unknown[] {
+  const load = ["--rw", rw, "--bs", bs, "--iodepth", String(depth), "--ramp", String(RAMP_SECONDS)];
+  const turns = new Map<Way, Turn[]>(WAYS.map((way) => [way, []]));
   for (let round = 0; round < ROUNDS; round++)
-    for (const [queues, done] of turns) done.push(turn(host, server, rw, depth, queues));
-  const rows = [...turns].map(([queues, done]) => ({ rw, depth, queues, ...medians(done) }));
+    for (const [way, done] of turns) done.push(turn(host, servers.get(way.threads) ?? 0, load, way));
+  const rows = [...turns].map(([way, done]) => ({ rw, bs, depth, ...way, ...medians(done) }));
   return rows.map((row) => {
     const toOneQueue = Number((row.iops / (rows[0]?.iops ?? 1)).toFixed(2));
-    console.error(`  ${rw} 4k depth ${depth}, ${row.queues} queues: ${row.iops} IOPS, ${toOneQueue} of one`);
+    const way = `${counted(row.queues, "queue")}, ${counted(row.threads, "thread")}`;
+    console.error(`  ${rw} ${bs} depth ${depth}, ${way}: ${row.iops} IOPS, ${toOneQueue} of one`);
     return { ...row, toOneQueue };
   });
+}
+
+async function serve(
+  host: string,
+  image: string,
+  threads: number,
+): Promise<Bun.Subprocess<"ignore", "pipe", "pipe">> {
+  makeImage(image, IMAGE_MIB);
+  const at = [
+    "--domid",
+    "1",
+    "--vdev",
+    DISKS[threads] ?? "",
+    "--max-queues",
+    "4",
+    "--threads",
+    String(threads),
+  ];
+  const server = Bun.spawn([XENTOOL, "blkback", "serve", image, ...at], {
+    env: { ...process.env, XENTOOL_SIM: host },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  await readUntil(server.stderr, "offering");
+  return server;
 }
 
 const dir = mkdtempSync(join(tmpdir(), "xentool-bench-"));
 const host = startHost();
 try {
-  const image = join(dir, "disk.img");
-  makeImage(image, IMAGE_MIB);
-  const args = ["blkback", "serve", image, "--domid", "1", "--vdev", "xvdb", "--max-queues", "4"];
-  const server = Bun.spawn([XENTOOL, ...args], {
-    env: { ...process.env, XENTOOL_SIM: host },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  await readUntil(server.stderr, "offering");
-  const rows = PATTERNS.flatMap((rw) => DEPTHS.flatMap((depth) => compare(host, server.pid, rw, depth)));
-  server.kill("SIGTERM");
-  await server.exited;
+  const running = [await serve(host, join(dir, "1.img"), 1), await serve(host, join(dir, "2.img"), 2)];
+  const servers = new Map(running.map(({ pid }, index) => [index + 1, pid]));
+  const rows = LOADS.flatMap(({ rw, bs, depths }) =>
+    depths.flatMap((depth) => compare(host, servers, rw, bs, depth)),
+  );
+  for (const server of running) {
+    server.kill("SIGTERM");
+    await server.exited;
+  }
   console.log(JSON.stringify({ secondsEach: SECONDS, rounds: ROUNDS, rows }));
 } finally {
   xentool(["sim", "stop", "--dir", host]);

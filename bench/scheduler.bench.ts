@@ -4,7 +4,8 @@
 import { OperationTable } from "../src/blkback/operations.ts";
 import { RateLimiter } from "../src/blkback/rate-limiter.ts";
 import { KIND_FLUSH, KIND_READ, KIND_WRITE, RequestTable } from "../src/blkback/requests.ts";
-import { changesDisk, Scheduler } from "../src/blkback/scheduler.ts";
+import { Scheduler } from "../src/blkback/scheduler.ts";
+import { SharedDisk } from "../src/blkback/shared-disk.ts";
 import { FakePath } from "../test/unit/blkback-fakes.ts";
 
 const QUEUES = 4;
@@ -56,8 +57,8 @@ function cost(load: (index: number, size: number) => Asked, size: number): numbe
   const requests = new RequestTable(size / QUEUES, 0, QUEUES);
   const operations = new OperationTable(size);
   const path = new FakePath(size, false);
-  const limiter = new RateLimiter({ nowMs: 0, setTimer: () => {} });
-  const scheduler = new Scheduler(size, requests, operations, path, limiter);
+  const limiter = new RateLimiter({ nowMs: 0, originMs: 0, setTimer: () => {} });
+  const scheduler = new Scheduler(size, requests, operations, path, limiter, SharedDisk.alone());
   let asked = 0;
   let lane = 0;
   const ask = (): void => {
@@ -75,7 +76,7 @@ function cost(load: (index: number, size: number) => Asked, size: number): numbe
   const end = (op: number): void => {
     const row = operations.first[op];
     path.release(op);
-    operations.close(op, changesDisk(operations.kind[op]));
+    scheduler.end(op);
     lanes.push(requests.laneOf(row));
     requests.release(row);
     ended++;

@@ -37,6 +37,7 @@ export const SERVING_OPTIONS = {
     "How data crosses; persistent if the guest agrees, else copy",
     { initial: "copy" },
   ),
+  threads: number("Threads for the queues of a disk, 1 to 16", { initial: 1 }),
   engine: choice(["uring", "sync"], "io_uring or pread/pwrite", { initial: "uring" }),
   connections: number("Connections to an NBD server, 1 to 16, if it allows several", { initial: 4 }),
   hold: number("Seconds that a disk waits for its NBD server, then it fails; default: for ever"),
@@ -76,7 +77,9 @@ export async function servingOptionsOf(
   const { DEFAULT_OFFER } = await import("../src/blkback/features.ts");
   const { statsDir } = await import("../src/blkback/stats.ts");
   const { checkConnections } = await import("../src/block/image/nbd.ts");
+  const { checkThreads } = await import("../src/blkback/threads.ts");
   argv.filter.forEach(parseFilter);
+  checkThreads(argv.threads, argv.filter);
   checkConnections(argv.connections);
   return {
     offer: {
@@ -87,6 +90,7 @@ export async function servingOptionsOf(
     },
     grantMode: argv.grants,
     engine: argv.engine,
+    threads: argv.threads,
     ...(argv.hold !== undefined && { holdMs: await holdMsOf(argv.hold) }),
     filters: argv.filter,
     statsDir: statsDir(platform.descriptor),
@@ -260,7 +264,8 @@ function imageOptionsOf({ format, via, keyFile }: ServeArguments): Pick<ServeOpt
 }
 
 /** Throws `usage` for options that contradict each other. */
-async function checkImageOptions({ format, via, keyFile, image, jail }: ServeArguments): Promise<void> {
+async function checkImageOptions(argv: ServeArguments): Promise<void> {
+  const { format, via, keyFile, image, jail, threads } = argv;
   const { XentoolError } = await import("../src/core/errors.ts");
   const { isNbdUri } = await import("../src/block/image/nbd.ts");
   if (via !== undefined && format !== undefined)
@@ -268,7 +273,10 @@ async function checkImageOptions({ format, via, keyFile, image, jail }: ServeArg
       "usage",
       "--format says how xentool opens the image, and --via opens it otherwise",
     );
-  if (jail === "strict" && (via !== undefined || isProgramFormat(format)))
+  const hasProgram = via !== undefined || isProgramFormat(format);
+  if (threads > 1 && (hasProgram || isNbdUri(image)))
+    throw new XentoolError("usage", "an image that another program serves to us needs --threads 1");
+  if (jail === "strict" && hasProgram)
     throw new XentoolError("usage", "an image that another program opens is served without --jail strict");
   if (keyFile !== undefined && format !== "luks")
     throw new XentoolError("usage", "--key-file is for --format luks");

@@ -9,6 +9,7 @@ import type { BlkifAbi } from "../protocol/blkif.ts";
 import type { GrantMode } from "./data/path.ts";
 import type { OfferedDisk } from "./requests.ts";
 import type { RingAddress } from "./ring-parameters.ts";
+import type { SharedDiskHandle } from "./shared-disk.ts";
 
 /** The disk waits for the image's server, and why; null: no longer. `isOver`: it has waited for long enough. */
 export interface Held {
@@ -19,13 +20,13 @@ export interface Held {
 
 /** What the plane tells while it serves. */
 export type BlkbackReport =
-  /** The rings are served. */
+  /** The rings are served, now that all planes of the disk are ready. */
   | { readonly type: "connected" }
   /** A connection to the image's server is wanted; the control page has the answer. */
   | { readonly type: "dial" }
   | Held;
 
-/** The type of the order for `Plane.carryOut` to serve the rings of a disk. */
+/** The type of the order for `Plane.carryOut` to serve the rings of a disk, or some of them. */
 export interface BlkbackOrder {
   readonly order: {
     readonly name: string;
@@ -34,8 +35,14 @@ export interface BlkbackOrder {
     readonly verbosity: number;
     readonly platform: PlatformDescriptor;
     readonly frontend: Domid;
-    /** The rings that the guest may mean: the first set whose pages and ports exist is served, a lane for each ring. */
+    /**
+     * The rings that the guest may mean: of the first set whose pages and ports exist, this plane serves those of its
+     * seat, a lane for each. There is one set only if there are several planes.
+     */
     readonly sets: readonly (readonly RingAddress[])[];
+    /** What it has in common with the disk's other planes, and which one it is. */
+    readonly shared: SharedDiskHandle;
+    readonly seat: number;
     readonly abi: BlkifAbi["name"];
     readonly image: Image;
     /** How long the disk waits for a server of its image that is not there. */

@@ -1,10 +1,10 @@
-// The plane of one connected disk: opens what it needs in its own thread, serves the rings until told to stop, and
-// releases everything.
+// A plane of one connected disk: opens what it needs in its own thread, serves its rings until told to stop, and
+// releases everything. All queues of the disk are its own, or some of them (shared-disk.ts).
 import { configureLogging, moduleLogger } from "../core/log.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import { enterPlaneJail } from "../native/jail.ts";
 import type { Mapping } from "../native/memory.ts";
-import { errnoText } from "../native/shim.ts";
+import { check, errnoText } from "../native/shim.ts";
 import { Reactor } from "../native/reactor.ts";
 import type { CarryOut } from "../plane/answer.ts";
 import { failureOf } from "../plane/protocol.ts";
@@ -21,6 +21,7 @@ import { BackDataPlane } from "./data-plane.ts";
 import { RateLimiter } from "./rate-limiter.ts";
 import { ServedTarget } from "./served-target.ts";
 import { ServerLine } from "./server-line.ts";
+import { SharedDisk } from "./shared-disk.ts";
 import { StatsPage } from "./stats.ts";
 import { counted } from "../core/counted.ts";
 
@@ -44,13 +45,15 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
   const closing: { close(): void }[] = [reactor];
   cleanup.defer(() => closing.forEach((it) => it.close()));
   const disk = { ...order.disk };
+  const shared = new SharedDisk(order.shared, order.seat);
   const used = rings.filter(({ ring }) => Atomics.load(ring.words, RING_RSP_PROD) !== 0);
-  const lanes = rings.map(({ ring, port }, queue) => {
+  const hasOthers = rings.length > 1 || shared.wakeFd !== undefined;
+  const lanes = rings.map(({ queue, ring, port }) => {
     const path = journalPath(order.statsPath, queue);
     const journal = cleanup.adopt(openJournal(path, ring, slots), (it) => it.close());
-    return { ring, port, journal, counters: stats.section(queue) };
+    return { ring, port, queue: hasOthers ? queue : undefined, journal, counters: stats.section(queue) };
   });
-  const limiter = new RateLimiter(reactor, control.rates);
+  const limiter = new RateLimiter(reactor, control.rates, shared);
   const server = new ServerLine(control, report, stats.counters);
   const context = { reactor, device: order.name, sizeBytes: () => disk.sectors512 * SECTOR_SIZE };
   const target = new ServedTarget({ order, context, depth, isTakenOver: used.length > 0, server });
@@ -61,16 +64,13 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     if (control.hasNews) limiter.change(control.rates);
   };
   const openTarget = target.open;
-  const ground = { domid, abi, lanes, channels, grants, reactor, disk, grantMode, limiter };
+  const ground = { domid, abi, lanes, channels, grants, reactor, disk, grantMode, limiter, shared };
   const plane = new BackDataPlane({ ...ground, openTarget, refresh });
   closing.push(plane);
   if (order.jail !== undefined) enterPlaneJail(order.jail);
   moduleLogger("blkback").info(
     `${counted(rings.length, "queue")} of ${counted(firstRing.sizeBytes / PAGE_SIZE, "ring page")}, ${abi.protocol}`,
   );
-  report({ type: "connected" });
-  // The former server may have been killed between a response and its event.
-  for (const { port } of used) channels.notify(port);
   reactor.watch(control.wakeFd, () => {
     control.drain();
     limiter.change(control.rates);
@@ -79,8 +79,27 @@ export const carryOutBlkbackOrder: CarryOut<BlkbackOrder> = (order, page, report
     else if (control.stopped) target.remote?.limitHold(CLOSING_PATIENCE_MS);
     if (control.hurries) target.remote?.limitSilence(SILENT_PATIENCE_MS);
   });
+  if (awaitOthers(shared, reactor, control)) {
+    report({ type: "connected" });
+    // The former server may have been killed between a response and its event.
+    for (const { port } of used) channels.notify(port);
+  }
   return serve(plane, target, control);
 };
+
+/**
+ * Waits until all planes of the disk are ready: one may know of a flush that failed under a former server, or find that
+ * the disk cannot be served. False: told to stop.
+ */
+function awaitOthers(shared: SharedDisk, reactor: Reactor, control: BlkbackControl): boolean {
+  if (shared.wakeFd !== undefined) reactor.watch(shared.wakeFd, () => shared.drain());
+  shared.ready();
+  while (!shared.areAllReady && !control.stopped) {
+    check(reactor.wait(1, -1), "wait for the disk's other threads");
+    reactor.dispatch();
+  }
+  return !control.stopped;
+}
 
 /** Serves until told to stop, and makes the guest's writes durable unless a successor goes on. */
 function serve(plane: BackDataPlane, target: ServedTarget, control: BlkbackControl): BlkbackOrder["result"] {
@@ -99,14 +118,16 @@ function serve(plane: BackDataPlane, target: ServedTarget, control: BlkbackContr
 }
 
 function openOrderedRings(
-  { frontend, sets, statsPath }: BlkbackOrder["order"],
+  { frontend, sets, statsPath, shared, seat }: BlkbackOrder["order"],
   grants: GrantTable,
   channels: EventChannels,
   cleanup: DisposableStack,
 ): ReturnType<typeof openRings> {
   const areOurs = (opened: readonly OpenRing[]): boolean =>
-    opened.every(({ ring }, queue) => mayBelong(journalPath(statsPath, queue), markOf(ring)));
-  return openRings(frontend, sets, grants, channels, areOurs, cleanup);
+    opened.every(({ ring, queue }) => mayBelong(journalPath(statsPath, queue), markOf(ring)));
+  const planes = Math.max(1, shared.wakeFds.length);
+  const mine = sets.map((set) => set.filter(({ queue }) => queue % planes === seat));
+  return openRings(frontend, mine, grants, channels, areOurs, cleanup);
 }
 
 function markOf(ring: Mapping): number {

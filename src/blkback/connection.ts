@@ -1,5 +1,5 @@
-// One connection of a device to its guest, seen from the control plane: has a plane serve the ring, learns when it
-// does, tells it to stop, and knows when everything has been released.
+// One connection of a device to its guest, seen from the control plane: has its planes serve the rings, learns when
+// they do, tells them to stop, and knows when everything has been released. The planes of a connection end together.
 import { closeSync } from "node:fs";
 import { dialServer } from "../block/targets/nbd/dial.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
@@ -7,82 +7,92 @@ import { moduleLogger } from "../core/log.ts";
 import { Plane, type SpawnWorker } from "../plane/plane.ts";
 import { asError } from "../plane/protocol.ts";
 import type { Image } from "../block/image.ts";
-import type { LentDevices } from "../platform/platform.ts";
+import type { PlatformDescriptor } from "../platform/platform.ts";
 import type { Unwatch } from "../xenstore/client.ts";
 import type { BackendDirectory } from "./backend-directory.ts";
 import { BlkbackControl, type StopOrder } from "./blkback-control.ts";
 import type { BlkbackOrder, BlkbackReport, Held } from "./blkback-orders.ts";
 import type { DiskRates } from "./rates.ts";
+import { closeSharedDisk, createSharedDisk } from "./shared-disk.ts";
 
 const logger = moduleLogger("blkback");
 
 export type OnHeld = (held: Held) => void;
 
-/** Xen's devices for a connection of device `devid`; what is for that one only is closed with `until`. */
-export type LendDevices = (devid: number, until: DisposableStack) => Promise<LentDevices>;
+/** What all planes of a connection are told. */
+export type ConnectionOrder = Omit<BlkbackOrder["order"], "platform" | "shared" | "seat">;
 
 export class DiskConnection {
   /** Set once it has stopped: why some of the guest's writes may not be on the disk. */
   lost: string | undefined;
-  /** Resolves when the ring is mapped and served; rejects with the reason if that failed. */
+  /** Resolves when the rings are mapped and served; rejects with the reason if that failed. */
   readonly connected: Promise<void>;
-  /** Resolves once the plane has released everything, with the reason if it stopped by itself. */
+  /** Resolves once all planes have released everything, with the reason if one stopped by itself. */
   readonly stopped: Promise<XentoolError | undefined>;
-  readonly #control: BlkbackControl;
+  /** By plane. What is for one only is for the first: then there are no others. */
+  readonly #controls: readonly [BlkbackControl, ...BlkbackControl[]];
   /** Whether somebody else's server has the image. */
   readonly #hasServer: boolean;
+  #failure: XentoolError | undefined;
   #isStopping = false;
   #isOver = false;
 
   /**
-   * Throws what `spawnWorker` throws, and `io` when no descriptor is left. `onHeld`: the disk waits for the image's
-   * server, or no longer. `dial` begins a connection to that, if we cannot. What is `lent` to the plane is moved here,
-   * to be closed when that is over.
+   * A plane for each of `platforms`, which is how that one opens the platform. Throws what `spawnWorker` throws, and
+   * `io` when no descriptor is left. `onHeld`: the disk waits for the image's server, or no longer. `dial` begins a
+   * connection to that, if we cannot. What is `lent` to the planes is moved here, to be closed when all is over.
    */
   constructor(
     spawnWorker: SpawnWorker,
-    order: BlkbackOrder["order"],
+    order: ConnectionOrder,
+    platforms: readonly PlatformDescriptor[],
     rates: DiskRates,
     onHeld: OnHeld,
     dial?: () => Promise<number>,
     lent?: DisposableStack,
   ) {
     this.#hasServer = order.image.kind === "nbd";
-    const plane = new Plane("blkback", spawnWorker);
-    const kept = lent?.move();
-    this.#control = new BlkbackControl(plane.control);
-    this.#control.sectors512 = order.disk.sectors512;
-    this.#control.rates = rates;
+    using made = new DisposableStack();
+    const shared = made.adopt(createSharedDisk(platforms.length), closeSharedDisk);
+    const planes = platforms.map(() => made.use(new Plane("blkback", spawnWorker)));
+    const [first, ...others] = planes.map(({ control }) => new BlkbackControl(control));
+    this.#controls = [first, ...others];
+    this.limit(rates);
+    this.resize(order.disk.sectors512);
     const connected = Promise.withResolvers<void>();
     this.connected = connected.promise;
     this.connected.catch(() => {});
-    const end = (error?: XentoolError): XentoolError | undefined => {
-      connected.reject(error ?? new XentoolError("cancelled", "stopped before it was connected"));
-      plane.close();
-      this.#isOver = true;
-      closeDialled(this.#control.takeDialled());
-      kept?.dispose();
-      return error;
-    };
+    let waitedFor = planes.length;
     const hear = (report: BlkbackReport): void => {
-      if (report.type === "connected") connected.resolve();
-      else if (report.type === "dial") void this.#dial(order.image, dial);
+      if (report.type === "connected") {
+        if (--waitedFor === 0) connected.resolve();
+      } else if (report.type === "dial") void this.#dial(order.image, dial);
       else if (!this.#isStopping) onHeld(report);
     };
-    this.stopped = plane.carryOut<BlkbackOrder>(order, hear).then(({ failure, lost }) => {
-      this.lost = lost;
-      return end(failure && asError(failure));
-    }, end);
+    const broken = (error: XentoolError): void => this.#ended(error);
+    const ends = planes.map((plane, seat) => {
+      const end = plane.carryOut<BlkbackOrder>({ ...order, platform: platforms[seat], shared, seat }, hear);
+      return end.then(({ failure, lost }) => this.#ended(failure && asError(failure), lost), broken);
+    });
+    made.use(lent?.move());
+    const kept = made.move();
+    this.stopped = Promise.all(ends).then(() => {
+      connected.reject(this.#failure ?? new XentoolError("cancelled", "stopped before it was connected"));
+      this.#isOver = true;
+      closeDialled(first.takeDialled());
+      kept.dispose();
+      return this.#failure;
+    });
   }
 
   /**
-   * Has the plane complete the operations it has started, flush if the guest has let go, and release everything. The
-   * last flush takes as long as the image needs. But when the device goes meanwhile, nobody is left for whom to wait
-   * for a server that is silent: it is given up soon, and what may be lost is said.
+   * Has the planes complete the operations they have started, flush if the guest has let go, and release everything.
+   * The last flush takes as long as the image needs. But when the device goes meanwhile, nobody is left for whom to
+   * wait for a server that is silent: it is given up soon, and what may be lost is said.
    */
   async stop(how: StopOrder, directory: BackendDirectory): Promise<void> {
     this.#isStopping = true;
-    this.#control.stop(how);
+    for (const control of this.#controls) control.stop(how);
     const watching = how === "close" && this.#hasServer ? this.#hurryWithout(directory) : undefined;
     await this.stopped;
     // Should xenstore be gone, so is the watch.
@@ -92,7 +102,7 @@ export class DiskConnection {
   /** Without xenstore nobody can tell, and the server is waited for as long as ever. */
   async #hurryWithout(directory: BackendDirectory): Promise<Unwatch | undefined> {
     try {
-      return await directory.whenGone(() => this.#control.hurry());
+      return await directory.whenGone(() => this.#controls[0].hurry());
     } catch (error) {
       logger.warn(describeError(error));
       return undefined;
@@ -100,12 +110,22 @@ export class DiskConnection {
   }
 
   limit(rates: DiskRates): void {
-    this.#control.rates = rates;
+    for (const control of this.#controls) control.rates = rates;
   }
 
   /** Changes the disk's size from the next batch on. */
   resize(sectors512: number): void {
-    this.#control.sectors512 = sectors512;
+    for (const control of this.#controls) control.sectors512 = sectors512;
+  }
+
+  /** A plane has released everything. If it stopped by itself, the others are to do so, as it has. */
+  #ended(failure?: XentoolError, lost?: string): void {
+    this.lost ??= lost;
+    if (failure === undefined) return;
+    this.#failure ??= failure;
+    if (this.#isStopping) return;
+    this.#isStopping = true;
+    for (const control of this.#controls) control.stop(failure.kind === "protocol" ? "close" : "leave");
   }
 
   /** Begins a connection to the image's server. */
@@ -113,7 +133,7 @@ export class DiskConnection {
     if (image.kind !== "nbd") return;
     const result = await (dial === undefined ? dialServer(image.address) : dial());
     if (this.#isOver) closeDialled(result);
-    else this.#control.dialled(result);
+    else this.#controls[0].dialled(result);
   }
 }
 

@@ -1,6 +1,6 @@
-// The data plane of one disk, with all its queues (a lane each), from top to bottom: take new requests off its rings,
-// start those that may start, take completions, respond, sleep. It is synchronous: nothing here awaits, allocates or
-// throws per request. A worker drives it with `run`; a test can drive it step by step with `step`.
+// The data plane of one disk, with all its queues (a lane each) or some, from top to bottom: take new requests off
+// their rings, start those that may start, take completions, respond, sleep. It is synchronous: nothing here awaits,
+// allocates or throws per request. A worker drives it with `run`; a test can drive it step by step with `step`.
 import type { Domid } from "../core/types.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { BlockTarget, OpenTarget } from "../block/target.ts";
@@ -21,7 +21,8 @@ import { ADMITTED } from "./parse.ts";
 import { RateLimiter } from "./rate-limiter.ts";
 import { AFTER_FAILED_FLUSH, BAD_DATA_GRANT, IMAGE_CANNOT, IMAGE_FAILED, NOT_REFUSED } from "./refusals.ts";
 import { KIND_READ, RequestTable, type OfferedDisk } from "./requests.ts";
-import { changesDisk, Scheduler } from "./scheduler.ts";
+import { Scheduler } from "./scheduler.ts";
+import { SharedDisk } from "./shared-disk.ts";
 import { Sleeper } from "./sleeper.ts";
 
 const EOPNOTSUPP = -95;
@@ -35,7 +36,7 @@ const PENALTY_US = 1000;
 export interface BackDataPlaneOptions {
   readonly domid: Domid;
   readonly abi: BlkifAbi;
-  /** At least one, all with rings of the same size. The first one's counters are the disk's, too. */
+  /** At least one, all with rings of the same size. The first one's counters are the plane's, too. */
   readonly lanes: readonly LaneOptions[];
   /** Of the lanes' ports, and no others. */
   readonly channels: EventChannels;
@@ -48,6 +49,8 @@ export interface BackDataPlaneOptions {
   readonly grantMode: GrantMode;
   /** Holds requests back when the disk has limits. Without one, it has none. */
   readonly limiter?: RateLimiter;
+  /** What it has in common with the disk's other planes. Without it, there are none. */
+  readonly shared?: SharedDisk | undefined;
   /**
    * Updates `disk` and `limiter`. Called when a batch has been taken, before it is checked, so that no guest knows of a
    * new size before we do, and no request that came after a new limit passes by the old one.
@@ -110,11 +113,12 @@ export class BackDataPlane {
     this.#target = this.#openTarget(options.openTarget);
     this.#executor = new Executor(this.#operations, this.#path, this.#target);
     const limiter = options.limiter ?? new RateLimiter(reactor);
-    this.#scheduler = new Scheduler(size, this.#requests, this.#operations, this.#path, limiter);
+    const shared = options.shared ?? SharedDisk.alone();
+    this.#scheduler = new Scheduler(size, requests, this.#operations, this.#path, limiter, shared);
     const [{ counters }] = lanes;
     this.#counters = new DiskCounters(counters, lanes.length);
     const journals = lanes.flatMap(({ journal }) => journal ?? []);
-    this.#failures = new IoFailures(this.#counters, journals);
+    this.#failures = new IoFailures(this.#counters, journals, shared);
     this.#finished = new Uint16Array(size);
     this.#refresh = options.refresh ?? (() => {});
     this.#sleeper = new Sleeper(this.#lanes, channels, counters);
@@ -195,8 +199,7 @@ export class BackDataPlane {
     const count = lane.ring.fetch();
     if (count === 0) return 0;
     if (count === RING_LIES) {
-      const which =
-        this.#lanes.length === 1 ? "the ring's" : `queue ${this.#lanes.indexOf(lane)}: the ring's`;
+      const which = lane.queue === undefined ? "the ring's" : `queue ${lane.queue}: the ring's`;
       const reason = `${which} indices cannot be true: ${lane.ring.describe()}`;
       this.failure = new XentoolError("protocol", reason);
       return 0;
@@ -343,7 +346,7 @@ export class BackDataPlane {
 
   #end(op: number): void {
     this.#path.release(op);
-    this.#operations.close(op, changesDisk(this.#operations.kind[op]));
+    this.#scheduler.end(op);
   }
 
   // 4. Respond: for each ring one push and at most one notification for everything staged.

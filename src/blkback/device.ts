@@ -14,7 +14,7 @@ import { XenbusState, xenbusStateName } from "../protocol/xenbus.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "./address.ts";
 import { BackendDirectory, type Keys } from "./backend-directory.ts";
-import { DiskConnection, type LendDevices } from "./connection.ts";
+import { DiskConnection } from "./connection.ts";
 import type { GrantMode } from "./data/path.ts";
 import { decide, isInUse, offersAnew, type DeviceEnd, type Seen, type Step } from "./decide.ts";
 import { DeviceEvents, type OnDeviceEvent } from "./device-events.ts";
@@ -31,11 +31,12 @@ import { ReconnectPause } from "./reconnect-pause.ts";
 import { offerNoLess, readRingParameters } from "./ring-parameters.ts";
 import { ResizeKeys } from "./resize.ts";
 import { ServedStats } from "./served-stats.ts";
+import { planePlatforms, type ThreadOptions } from "./threads.ts";
 import { Trouble } from "./trouble.ts";
 
 const logger = moduleLogger("blkback");
 
-export interface DeviceOptions {
+export interface DeviceOptions extends ThreadOptions {
   readonly offer: Offer;
   readonly grantMode: GrantMode;
   readonly engine: EngineKind;
@@ -51,9 +52,8 @@ export interface DeviceOptions {
   readonly verbosity: number;
   /** For the planes of a jailed process. */
   readonly jail?: PlaneJail | undefined;
-  /** See `OpenedImage`, and `WatchHelp`. */
+  /** See `OpenedImage`. */
   readonly dial?: (() => Promise<number>) | undefined;
-  readonly lend?: LendDevices | undefined;
 }
 
 export class BlkbackDevice {
@@ -282,7 +282,8 @@ export class BlkbackDevice {
     if (this.#anew) this.#takeover = this.#anew = false;
     try {
       const { abi, sets, keepsGrants } = await readRingParameters(this.#xenstore, this.address);
-      const lent = await this.#options.lend?.(this.address.devid, until);
+      const [options, { devid }] = [this.#options, this.address];
+      const platforms = await planePlatforms(options, devid, this.#platform, this.#image, sets, until);
       // Otherwise the ring may be that of another device under the same name; the next look will find ours gone.
       const isThere = await this.#directory.isThere();
       // If the device was abandoned in the meantime, there was no worker to stop, and the image is already closed.
@@ -293,7 +294,6 @@ export class BlkbackDevice {
       const order = {
         ...passedOn,
         name: this.#name,
-        platform: { ...this.#platform.descriptor, ...(lent && { lent }) },
         frontend: this.address.frontend,
         sets,
         abi: abi.name,
@@ -302,8 +302,8 @@ export class BlkbackDevice {
         grantMode: grantMode === "persistent" && !keepsGrants ? "copy" : grantMode,
         statsPath: this.#stats.path,
       };
-      const [{ rates }, { held }] = [this.#rates, this.#trouble];
-      connection = this.#connection = new DiskConnection(this.#spawnWorker, order, rates, held, dial, until);
+      const how = [platforms, this.#rates.rates, this.#trouble.held, dial, until] as const;
+      connection = this.#connection = new DiskConnection(this.#spawnWorker, order, ...how);
       void connection.stopped.then(() => (this.#lost ??= connection.lost));
       await connection.connected;
     } catch (error) {

@@ -1,5 +1,5 @@
-// Counts in a disk's statistics what belongs to none of its lanes alone: what waits, what was merged, what the image
-// failed.
+// Counts in a disk's statistics what belongs to none of a plane's lanes alone: what waits, what was merged, what the
+// image failed.
 import {
   KIND_BARRIER,
   KIND_DISCARD,
@@ -20,7 +20,7 @@ ERRORS[KIND_DISCARD] = ERRORS[KIND_SECURE_DISCARD] = STAT.discardErrors;
 export class DiskCounters {
   readonly #counters: Float64Array;
 
-  /** Counts in `counters`, where its first lane counts, too. */
+  /** Counts in `counters`, where the plane's first lane counts, too. */
   constructor(counters: Float64Array, laneCount: number) {
     this.#counters = counters;
     counters[STAT.laneCount] = laneCount;

@@ -13,6 +13,7 @@ import { SECTOR_SIZE } from "../protocol/blkif.ts";
 import type { DiskCounters } from "./disk-counters.ts";
 import type { Journal } from "./journal.ts";
 import { KIND_FLUSH, KIND_READ } from "./requests.ts";
+import type { SharedDisk } from "./shared-disk.ts";
 import { counted } from "../core/counted.ts";
 
 const logger = moduleLogger("blkback");
@@ -31,26 +32,33 @@ interface Line {
 }
 
 export class IoFailures {
-  /** -errno of the flush that failed while the disk is connected, or 0. */
-  flushErrno: number;
   readonly #counters: DiskCounters;
   readonly #journals: readonly Journal[];
+  readonly #shared: SharedDisk;
+  /** What counters and journals have. */
+  #notedErrno = 0;
   readonly #lines = new Map<number, Line>();
 
   /**
    * A former server of the disk may have met a failed flush, in which case the `journals` of its lanes record that.
    * It may have been killed before all of them did.
    */
-  constructor(counters: DiskCounters, journals: readonly Journal[]) {
+  constructor(counters: DiskCounters, journals: readonly Journal[], shared: SharedDisk) {
     this.#counters = counters;
     this.#journals = journals;
-    this.flushErrno = journals.find((it) => it.flushErrno !== 0)?.flushErrno ?? 0;
-    if (this.flushErrno !== 0) for (const journal of journals) journal.noteFlushFailure(this.flushErrno);
-    counters.flushFailure(this.flushErrno);
-    if (this.flushErrno !== 0)
-      logger.error(
-        `a flush failed under the former server (${errnoName(this.flushErrno)}): ${LOST}; ${CONSEQUENCE}`,
-      );
+    this.#shared = shared;
+    counters.flushFailure(0);
+    const found = journals.find((it) => it.flushErrno !== 0)?.flushErrno ?? 0;
+    if (found !== 0 && shared.noteFlushFailure(found))
+      logger.error(`a flush failed under the former server (${errnoName(found)}): ${LOST}; ${CONSEQUENCE}`);
+    if (found !== 0) this.#note(found);
+  }
+
+  /** -errno of the flush that failed while the disk is connected, on this plane or another one, or 0. */
+  get flushErrno(): number {
+    const errno = this.#shared.flushErrno;
+    if (errno !== this.#notedErrno) this.#note(errno);
+    return errno;
   }
 
   /** Whether a request of this kind must fail because it would build on lost data. */
@@ -96,9 +104,14 @@ export class IoFailures {
   }
 
   #noteFlush(errno: number): void {
-    this.flushErrno = errno;
-    for (const journal of this.#journals) journal.noteFlushFailure(errno);
+    this.#shared.noteFlushFailure(errno);
+    this.#note(errno);
     this.#counters.ioFailure(KIND_FLUSH, errno);
+  }
+
+  #note(errno: number): void {
+    this.#notedErrno = errno;
+    for (const journal of this.#journals) journal.noteFlushFailure(errno);
     this.#counters.flushFailure(errno);
   }
 }

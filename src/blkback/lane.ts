@@ -16,13 +16,15 @@ export interface LaneOptions {
   /** The ring's pages, mapped. */
   readonly ring: Mapping;
   readonly port: EvtchnPort;
+  /** Its number, if the disk has several queues. */
+  readonly queue?: number | undefined;
   /** Counters as laid out in stats.ts. */
   readonly counters: Float64Array;
   /** Records what is in flight, for a successor. */
   readonly journal?: Journal | undefined;
 }
 
-/** What all lanes of a disk have in common. */
+/** What all lanes of a plane have in common. */
 export interface LaneGround {
   readonly domid: Domid;
   readonly abi: BlkifAbi;
@@ -34,6 +36,7 @@ export interface LaneGround {
 
 export class Lane {
   readonly port: EvtchnPort;
+  readonly queue: number | undefined;
   readonly ring: BackRing;
   /** The rows of the last batch and the verdicts on them. */
   readonly parser: RequestParser;
@@ -47,11 +50,12 @@ export class Lane {
   readonly #responseWords: number;
   #staged = 0;
 
-  /** Lane number `index` of the disk, with the rows of that lane. */
+  /** Lane number `index` of the plane, with the rows of that lane. */
   constructor(ring: BackRing, options: LaneOptions, ground: LaneGround, index: number) {
     const { domid, abi, channels, requests, segments, disk } = ground;
     this.ring = ring;
     this.port = options.port;
+    this.queue = options.queue;
     this.#channels = channels;
     this.#requests = requests;
     this.#firstRow = index * ring.slots;

@@ -9,6 +9,7 @@ import type { RingAddress } from "./ring-parameters.ts";
 const NAMED_WRONGLY = new Set(["EINVAL", "ENOENT", "ESRCH"]);
 
 export interface OpenRing {
+  readonly queue: number;
   readonly ring: Mapping;
   readonly port: EvtchnPort;
 }
@@ -56,10 +57,10 @@ function openSet(
   channels: EventChannels,
   cleanup: DisposableStack,
 ): OpenRing[] {
-  return set.map(({ refs, remotePort }) => {
+  return set.map(({ queue, refs, remotePort }) => {
     const ring = cleanup.adopt(grants.map(domid, refs, "rw"), (it) => it.close());
     const port = channels.bindInterdomain(domid, remotePort);
     cleanup.defer(() => channels.unbind(port));
-    return { ring, port };
+    return { queue, ring, port };
   });
 }

@@ -12,6 +12,8 @@ import { MAX_QUEUES_KEY, MAX_RING_PAGE_ORDER_KEY, PERSISTENT_KEY, type Offer } f
 
 /** Where a frontend's ring is. */
 export interface RingAddress {
+  /** The number of its queue. */
+  readonly queue: number;
   /** Grant references of the ring's pages, in order. */
   readonly refs: readonly number[];
   readonly remotePort: EvtchnPort;
@@ -78,10 +80,10 @@ export async function readRingParameters(
   const pages = pageCount(order, maxRingPageOrder);
   const queues = queueCount(count, maxQueues);
   const keepsGrants = offered === "1" && accepted === "1";
-  if (queues === 1) return { abi, sets: [[await readRing(read, "", pages)]], keepsGrants };
+  if (queues === 1) return { abi, sets: [[await readRing(read, 0, "", pages)]], keepsGrants };
   // A kernel that had several queues leaves its keys to a successor that has one, which only writes the plain keys.
   // Others do it the other way round.
-  const single = async (): Promise<RingAddress[]> => [await readRing(read, "", pages)];
+  const single = async (): Promise<RingAddress[]> => [await readRing(read, 0, "", pages)];
   const readings = await Promise.allSettled([readRings(read, queues, pages), single()]);
   const refusals = readings.flatMap((it) => (it.status === "rejected" ? [it.reason as unknown] : []));
   const others = refusals.filter((it) => kindOf(it) !== "protocol");
@@ -92,7 +94,9 @@ export async function readRingParameters(
 }
 
 async function readRings(read: Read, queues: number, pages: number): Promise<RingAddress[]> {
-  const reading = Array.from({ length: queues }, (_, queue) => readRing(read, `queue-${queue}/`, pages));
+  const reading = Array.from({ length: queues }, (_, queue) =>
+    readRing(read, queue, `queue-${queue}/`, pages),
+  );
   const rings = await Promise.all(reading);
   const queueOf = new Map<number, number>();
   for (const [queue, { refs }] of rings.entries())
@@ -109,7 +113,7 @@ async function readRings(read: Read, queues: number, pages: number): Promise<Rin
 }
 
 /** Reads one ring from the keys that begin with `dir`. */
-async function readRing(read: Read, dir: string, pages: number): Promise<RingAddress> {
+async function readRing(read: Read, queue: number, dir: string, pages: number): Promise<RingAddress> {
   const portKey = `${dir}event-channel`;
   const singleKey = `${dir}ring-ref`;
   const keys = Array.from({ length: pages }, (_, page) => `${singleKey}${page}`);
@@ -122,7 +126,7 @@ async function readRing(read: Read, dir: string, pages: number): Promise<RingAdd
     single === null
       ? keys.map((key, page) => number(key, texts[page] ?? null, MAX_U32))
       : [number(singleKey, single, MAX_U32)];
-  return { refs, remotePort: number(portKey, port, MAX_U32) as EvtchnPort };
+  return { queue, refs, remotePort: number(portKey, port, MAX_U32) as EvtchnPort };
 }
 
 function pageCount(text: string | null, maxOrder: number): number {

@@ -15,10 +15,16 @@ import {
   STILL_HELD,
   type RequestTable,
 } from "./requests.ts";
+import type { SharedDisk } from "./shared-disk.ts";
 
 /** True for operations that change the disk, as far as ordering is concerned. */
 export function changesDisk(kind: number): boolean {
   return kind !== KIND_READ && kind !== KIND_FLUSH;
+}
+
+/** True for operations that flush. Of all planes of a disk, one at a time has such a one. */
+function flushesDisk(kind: number): boolean {
+  return kind === KIND_FLUSH || kind === KIND_BARRIER;
 }
 
 const ANY_LANE = -1;
@@ -39,6 +45,7 @@ export class Scheduler {
   readonly #operations: OperationTable;
   readonly #path: DataPath;
   readonly #limiter: RateLimiter;
+  readonly #shared: SharedDisk;
   /**
    * By waiting request: an earlier one that it has to wait for, and the sequence of that. Until it has been answered
    * nothing else needs to be looked at, so a pass does not compare each request with all others.
@@ -55,6 +62,7 @@ export class Scheduler {
     operations: OperationTable,
     path: DataPath,
     limiter: RateLimiter,
+    shared: SharedDisk,
   ) {
     this.started = new Uint16Array(size);
     this.#waiting = new Uint16Array(size);
@@ -64,6 +72,7 @@ export class Scheduler {
     this.#operations = operations;
     this.#path = path;
     this.#limiter = limiter;
+    this.#shared = shared;
   }
 
   add(row: number): void {
@@ -83,12 +92,21 @@ export class Scheduler {
     this.#waiting[at] = row;
   }
 
+  /** Ends `op`: its requests are answered, or put back. */
+  end(op: number): void {
+    const kind = this.#operations.kind[op];
+    this.#operations.close(op, changesDisk(kind));
+    if (flushesDisk(kind)) this.#shared.endFlush();
+  }
+
   /** Starts every waiting request that may start. */
   pass(): void {
     this.startedCount = 0;
     this.mustPass = false;
+    this.#limiter.beginPass();
     if (this.#limiter.isLimited && this.#requests.laneCount > 1) this.#passInTurn();
     else this.#passOver(ANY_LANE);
+    this.#limiter.endPass(this.heldCount > 0);
   }
 
   /**
@@ -171,13 +189,13 @@ export class Scheduler {
     const operations = this.#operations;
     const { kind, sequence } = this.#requests;
     const of = kind[row];
-    if (of === KIND_BARRIER) return operations.activeCount > 0 || kept > 0;
+    if (of === KIND_BARRIER) return operations.activeCount > 0 || kept > 0 || !this.#shared.beginFlush();
     const former = this.#blocker[row];
     if (former >= 0 && sequence[former] === this.#blockerSequence[row]) return true;
     if (of === KIND_READ && operations.writing === 0 && this.#keptWrites === 0) return false;
     if (of === KIND_FLUSH && this.#keptWrites > 0) return true;
     const blocker = of === KIND_FLUSH ? this.#earlierWriteOrFlush(row) : this.#overlapping(row, kept);
-    if (blocker < 0) return false;
+    if (blocker < 0) return of === KIND_FLUSH && !this.#shared.beginFlush();
     this.#blocker[row] = blocker;
     this.#blockerSequence[row] = sequence[blocker];
     return true;
@@ -258,7 +276,7 @@ export class Scheduler {
     if (kind === KIND_BARRIER) operations.stage[op] = length > 0 ? STAGE_PRE_FLUSH : STAGE_POST_FLUSH;
     else operations.stage[op] = STAGE_IO;
     if (requests.segmentCount[row] !== 0 && !this.#path.reserve(op)) {
-      operations.close(op, writes);
+      this.end(op);
       return -1;
     }
     this.started[this.startedCount++] = op;

@@ -1,7 +1,8 @@
 // A device's statistics: counters that the data plane adds to and anybody may read at any time. They are kept in a
 // file so that `blkback stats` in another process can show them, even while the data plane is busy. The file has a
-// section for each of the device's queues, all alike. The first also has what belongs to the device as a whole, which
-// is 0 in the others, so that the device's numbers are sums over all sections.
+// section for each of the device's queues, all alike. The first queue of each thread also counts what belongs to that
+// thread as a whole, and the very first has what belongs to the device; that is 0 in the others, so that the device's
+// numbers are sums over all sections.
 import { closeSync, existsSync, fstatSync, ftruncateSync, mkdirSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
@@ -77,6 +78,19 @@ export type StatField = (typeof FIELDS)[number];
 export const STAT = Object.fromEntries(FIELDS.map((name, index) => [name, index])) as Readonly<
   Record<StatField, number>
 >;
+
+/** What begins anew with each connection. */
+const OF_CONNECTION: readonly StatField[] = [
+  "inFlight",
+  "waiting",
+  "held",
+  "merged",
+  "copiedSegments",
+  "flushErrno",
+  "laneCount",
+];
+/** What is no sum over the sections, but the largest number in them. */
+const LARGEST: readonly StatField[] = ["ioErrno", "flushErrno", "lastAnswerAtMs"];
 
 /** The disk's rates, as `ratesAsNumbers` orders them. */
 const RATES = 56;
@@ -183,10 +197,9 @@ export class StatsPage {
       this.#mapping.close();
       this.#mapping = grown;
     }
-    const { counters } = this;
-    counters[STAT.connections]++;
-    counters[STAT.waiting] = counters[STAT.held] = 0;
-    for (let index = 0; index < this.#sectionCount; index++) this.section(index)[STAT.inFlight] = 0;
+    this.counters[STAT.connections]++;
+    for (let index = 0; index < this.#sectionCount; index++)
+      for (const field of OF_CONNECTION) this.section(index)[STAT[field]] = 0;
   }
 
   /** Unmaps; the file stays. */
@@ -370,10 +383,12 @@ function decodeStats(file: Float64Array): DeviceStats {
   };
 }
 
-/** All rings of a device have the same number of slots, and everything else adds up. */
+/** All rings of a device have the same number of slots. */
 function sumOf([first, ...others]: readonly Float64Array[]): Float64Array {
   const sum = first.slice();
   for (const section of others) for (let i = 0; i < DOUBLES; i++) sum[i] += section[i];
+  for (const field of LARGEST)
+    sum[STAT[field]] = Math.max(first[STAT[field]], ...others.map((it) => it[STAT[field]]));
   sum[STAT.ringSlots] = first[STAT.ringSlots];
   return sum;
 }

@@ -18,13 +18,13 @@ import { isInUse } from "./decide.ts";
 import { deviceNamed, namesIn } from "./device-directories.ts";
 import { readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
-import type { LendDevices } from "./connection.ts";
 import { checkOffer, ringKeys } from "./features.ts";
 import { untilReady, type Successor } from "./guests/handover.ts";
 import type { JailedIn } from "../platform/jail.ts";
 import { planeJail } from "./jail.ts";
 import { isOurDevice } from "./our-devices.ts";
 import { announceImage } from "./sharing.ts";
+import type { LendDevices } from "./threads.ts";
 import { openWatchedImage, type OpenDeviceImage } from "./watched-image.ts";
 
 const logger = moduleLogger("watch");

@@ -87,6 +87,8 @@ export class Reactor {
   readonly kind: EngineKind;
   /** When the last wait ended (performance.now). Kept because asking for the time is a system call in dom0. */
   nowMs = performance.now();
+  /** What makes `nowMs` a time that all threads have in common: a thread's own time begins with it. */
+  readonly originMs = Number(process.hrtime.bigint()) / 1e6 - performance.now();
   readonly #handle: Pointer;
   readonly #ops: Mapping;
   readonly #f64: Float64Array;

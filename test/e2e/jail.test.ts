@@ -41,24 +41,28 @@ async function serve(...options: string[]): Promise<ReturnType<typeof spawnXento
   return server;
 }
 
-async function connectedGuest(): Promise<HandmadeGuest> {
+async function connectedGuest(queues = 1): Promise<HandmadeGuest> {
   const guest = await HandmadeGuest.start(disks.host, AT);
-  await guest.connect();
+  await guest.connect(queues);
   return guest;
 }
 
 test("every thread has no capability, gains no privilege, and has its calls filtered", async () => {
-  const server = await serve("--jail", "strict");
-  const guest = await connectedGuest();
+  const server = await serve("--jail", "strict", "--max-queues", "2", "--threads", "2");
+  const guest = await connectedGuest(2);
   expectJailed(server.pid);
   guest.close();
 });
 
 test("every thread asks for what it should not get, and gets nothing", async () => {
-  const server = await serve();
-  const guest = await connectedGuest();
+  const server = await serve("--max-queues", "2", "--threads", "2");
+  const guest = await connectedGuest(2);
   expectRefused(await probe.ask(server.pid));
-  expect(await guest.read(0)).toEqual(new Uint8Array(4096));
+  for (const queue of [0, 1]) {
+    expect(await guest.read(0, queue)).toEqual(new Uint8Array(4096));
+    // Each wakes the other one for its turn.
+    expect(await guest.flush(queue)).toBe(0);
+  }
   guest.close();
 });
 

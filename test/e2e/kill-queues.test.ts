@@ -1,6 +1,6 @@
-// A disk used through one, two and four queues by our frontend, whose server is killed under load, replaced by one that
-// offers another number and moves data in another way, resized and disconnected: each byte is what was written, and
-// nothing is left.
+// A disk used through one, two and four queues by our frontend, whose server is killed under load, replaced by one
+// that offers another number, has another number of threads and moves data in another way, resized and disconnected:
+// each byte is what was written, and nothing is left.
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -23,6 +23,12 @@ const IMAGE_BYTES = 2 << 20;
 const KILLS = 5;
 /** Between two kills. */
 const ANSWERS = 40;
+/** Slowly, so that more is under way when the server is killed; or by several threads. */
+const WAYS = [
+  ["--filter", "delay:ms=1"],
+  ["--threads", "2"],
+  ["--threads", "4"],
+];
 const GRANTS = ["copy", "map", "persistent"];
 const XVDB = 51728;
 const address = { backend: toDomid(0), frontend: toDomid(1), kind: DEFAULT_KIND, devid: XVDB };
@@ -72,7 +78,7 @@ test.each([1, 2, 4])("%i queues", async (queues) => {
   const seed = chosenSeed();
   console.log(`kill-queues: SEED=${seed}`);
   const random = new Random(seed);
-  const how = (): string[] => ["--filter", "delay:ms=1", "--grants", random.pick(GRANTS)];
+  const how = (): string[] => [...random.pick(WAYS), "--grants", random.pick(GRANTS)];
   await serve(4, ...how());
   const frontend = await BlockFrontend.connect(guest, "xvdb", { queues });
   expect(frontend.queues).toBe(queues);

@@ -98,6 +98,30 @@ test("after kill -9 the next server answers what was held back, and keeps the li
   guest.close();
 });
 
+test("threads share a limit, and a limit that is lifted lets all of them go on", async () => {
+  const options = ["--max-queues", "2", "--threads", "2", "--iops", "1"];
+  const server = spawnXentool(
+    ["blkback", "serve", join(dir, "a.img"), "--domid", "1", "--vdev", "xvdb", ...options],
+    { env },
+  );
+  await readUntil(server.stderr, "offering");
+  const guest = await HandmadeGuest.start(host, DEVICE);
+  await guest.connect(2);
+  const answers = [0, 1].map((queue) => guest.submit(READS, queue));
+  // In a second, one passes on one of the threads; a few seconds may have gone by.
+  while (readStats(join(host.dir, "blkback"), 1, DEVICE.devid).held < 2 * READS.length - 5)
+    await Bun.sleep(1);
+  expect((await limit("--iops", "none")).stdout).toBe("xvdb of domain 1: no limit\n");
+  expect(await Promise.all(answers)).toEqual([READS.map(() => 0), READS.map(() => 0)]);
+  const { queues, held } = readStats(join(host.dir, "blkback"), 1, DEVICE.devid);
+  expect([queues.map(({ reads }) => reads), held]).toEqual([[31, 31], 0]);
+  server.kill("SIGTERM");
+  await guest.untilBackend(5);
+  await guest.setState(6);
+  expect(await server.exited).toBe(143);
+  guest.close();
+});
+
 test("watch limits every disk that has no limits of its own", async () => {
   const server = spawnXentool(["blkback", "watch", "--kind", "qdisk", "--any-script", "--iops", "70"], {
     env,

@@ -160,6 +160,8 @@ describe("the program's life", () => {
       [[image, "--via", "nbdkit file $1", "--format", "qcow2"], "--via"],
       [[image, "--format", "qcow2", "--key-file", "/etc/hostname"], "--key-file is for --format luks"],
       [["nbd://localhost", "--format", "qcow2"], "without --format"],
+      [["nbd://localhost", "--threads", "2"], "needs --threads 1"],
+      [[image, "--format", "qcow2", "--threads", "2"], "needs --threads 1"],
     ] as const) {
       const refused = await world.run(serve(args[0], "xvdb", ...args.slice(1)));
       expect(refused.stderr).toContain(words);

@@ -153,7 +153,11 @@ export class RingHarness extends RawRing {
     this.plane = new BackDataPlane({
       domid: FRONT,
       abi: this.abi,
-      lanes: this.#back.lanes.map((lane, queue) => ({ ...lane, counters: this.laneCounters[queue] })),
+      lanes: this.#back.lanes.map((lane, index) => ({
+        ...lane,
+        queue: this.rings.length > 1 ? index : undefined,
+        counters: this.laneCounters[index],
+      })),
       channels: backChannels,
       grants,
       reactor,

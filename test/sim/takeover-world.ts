@@ -147,6 +147,8 @@ export class TakeoverWorld implements Ground {
       ["--grants", "persistent"],
       ["--engine", "sync"],
       ["--filter", "delay:ms=2"],
+      ["--threads", "2"],
+      ["--threads", "3", "--grants", "persistent"],
     ];
     const env = { XENTOOL_SIM: this.host.dir, XENTOOL_DOMID: "0" };
     const queues = this.random.pick([1, 2, 4]);

@@ -1,7 +1,9 @@
-// What --filter, --uid-base and the numbers of an offer may be: anything else is a usage error, told in one line.
+// What --filter, --uid-base, --threads and the numbers of an offer may be: anything else is a usage error, told in
+// one line.
 import { describe, expect, test } from "bun:test";
 import { checkOffer, DEFAULT_OFFER, type Offer } from "../../src/blkback/features.ts";
 import { checkUidBase } from "../../src/blkback/guests/guest-users.ts";
+import { checkThreads } from "../../src/blkback/threads.ts";
 import { errorFilter } from "../../src/block/filters/error.ts";
 import { FilterOptions } from "../../src/block/filters/filter.ts";
 import { filterHelp, parseFilter } from "../../src/block/filters/catalogue.ts";
@@ -76,6 +78,14 @@ describe("--filter", () => {
   test("its help names every filter", () => {
     for (const name of ["assert", "delay", "error", "log"]) expect(filterHelp()).toContain(`\n  ${name}`);
   });
+});
+
+test("--threads is a number that there can be, and one with filters", () => {
+  for (const threads of [1, 16]) checkThreads(threads, []);
+  checkThreads(1, ["log"]);
+  for (const threads of [0, 17, 1.5, NaN])
+    expect(usageOf(() => checkThreads(threads, []))).toBe("--threads is a whole number from 1 to 16");
+  expect(usageOf(() => checkThreads(2, ["log"]))).toContain("needs --threads 1");
 });
 
 describe("an offer", () => {

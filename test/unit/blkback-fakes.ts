@@ -44,6 +44,7 @@ export function inEveryWay(body: (choose: (count: number) => number) => void): n
 /** Time that stands still until somebody waits. */
 export class TestClock implements Clock {
   nowMs = 1000;
+  readonly originMs = 0;
   /** How often a wait ended. */
   wakeUps = 0;
   #timer: Timer | undefined;
@@ -51,6 +52,11 @@ export class TestClock implements Clock {
   setTimer(timer: Timer, ms: number): void {
     timer.dueMs = this.nowMs + ms;
     this.#timer = timer;
+  }
+
+  /** When the timer comes. */
+  get dueMs(): number {
+    return this.#timer?.dueMs ?? Infinity;
   }
 
   /** Waits for the timer, which comes `lateMs` late. */

@@ -11,6 +11,7 @@ import {
   KIND_SECURE_DISCARD,
   KIND_WRITE,
 } from "../../src/blkback/requests.ts";
+import { SharedDisk } from "../../src/blkback/shared-disk.ts";
 import { STAT } from "../../src/blkback/stats.ts";
 import { configureLogging } from "../../src/core/log.ts";
 
@@ -25,7 +26,7 @@ beforeEach(() => {
   stderr = spyOn(process.stderr, "write").mockImplementation(() => true);
   configureLogging(0);
   counters = new Float64Array(8192);
-  failures = new IoFailures(new DiskCounters(counters, 1), []);
+  failures = new IoFailures(new DiskCounters(counters, 1), [], SharedDisk.alone());
 });
 afterEach(() => stderr.mockRestore());
 

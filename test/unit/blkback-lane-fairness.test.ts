@@ -6,6 +6,7 @@ import { RateLimiter } from "../../src/blkback/rate-limiter.ts";
 import { parseRate, UNLIMITED_DISK } from "../../src/blkback/rates.ts";
 import { KIND_READ, RequestTable } from "../../src/blkback/requests.ts";
 import { Scheduler } from "../../src/blkback/scheduler.ts";
+import { SharedDisk } from "../../src/blkback/shared-disk.ts";
 import { FakePath, TestClock } from "./blkback-fakes.ts";
 
 const SLOTS = 256;
@@ -20,7 +21,7 @@ test.each([[[256, 1]], [[1, 256]], [[256, 256]], [[256, 1, 32, 1]]])(
     const operations = new OperationTable(size);
     const path = new FakePath(size, false);
     const limiter = new RateLimiter(clock, { ...UNLIMITED_DISK, iops: parseRate("iops", "", "100,burst=1") });
-    const scheduler = new Scheduler(size, requests, operations, path, limiter);
+    const scheduler = new Scheduler(size, requests, operations, path, limiter, SharedDisk.alone());
     const passed = depths.map(() => 0);
     let asked = 0;
     const ask = (lane: number): void => {
@@ -41,7 +42,7 @@ test.each([[[256, 1]], [[1, 256]], [[256, 256]], [[256, 1, 32, 1]]])(
         const row = operations.first[op];
         const lane = requests.laneOf(row);
         path.release(op);
-        operations.close(op, false);
+        scheduler.end(op);
         requests.release(row);
         passed[lane]++;
         ask(lane);

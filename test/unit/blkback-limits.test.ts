@@ -12,7 +12,8 @@ import {
   KIND_WRITE,
   RequestTable,
 } from "../../src/blkback/requests.ts";
-import { changesDisk, Scheduler } from "../../src/blkback/scheduler.ts";
+import { Scheduler } from "../../src/blkback/scheduler.ts";
+import { SharedDisk } from "../../src/blkback/shared-disk.ts";
 import { FakePath, TestClock } from "./blkback-fakes.ts";
 
 const SIZE = 512;
@@ -30,7 +31,8 @@ class LimitedDisk {
 
   constructor(iops: string) {
     this.limiter = new RateLimiter(this.clock, { ...UNLIMITED_DISK, iops: parseRate("iops", "", iops) });
-    this.scheduler = new Scheduler(SIZE, this.requests, this.#operations, this.#path, this.limiter);
+    const shared = SharedDisk.alone();
+    this.scheduler = new Scheduler(SIZE, this.requests, this.#operations, this.#path, this.limiter, shared);
   }
 
   arrive(name: string, kind: number, from: number, units = 1): number {
@@ -85,7 +87,7 @@ class LimitedDisk {
 
   #end(op: number): void {
     this.#path.release(op);
-    this.#operations.close(op, changesDisk(this.#operations.kind[op]));
+    this.scheduler.end(op);
   }
 }
 

@@ -12,6 +12,7 @@ import {
 } from "../../src/blkback/requests.ts";
 import { RateLimiter } from "../../src/blkback/rate-limiter.ts";
 import { changesDisk, Scheduler } from "../../src/blkback/scheduler.ts";
+import { SharedDisk } from "../../src/blkback/shared-disk.ts";
 import { FakePath, inEveryWay } from "./blkback-fakes.ts";
 
 interface Asked {
@@ -49,8 +50,9 @@ class Bench {
 
   constructor(room = SIZE, joins = true) {
     this.#path = new FakePath(room, joins);
-    const limiter = new RateLimiter({ nowMs: 0, setTimer: () => {} });
-    this.#scheduler = new Scheduler(SIZE, this.#requests, this.#operations, this.#path, limiter);
+    const limiter = new RateLimiter({ nowMs: 0, originMs: 0, setTimer: () => {} });
+    const shared = SharedDisk.alone();
+    this.#scheduler = new Scheduler(SIZE, this.#requests, this.#operations, this.#path, limiter, shared);
   }
 
   get active(): number[] {
@@ -89,7 +91,7 @@ class Bench {
   /** Ends `op`; a merged one that `fails` goes back request by request. */
   end(op: number, fails: boolean): void {
     this.#path.release(op);
-    this.#operations.close(op, changesDisk(this.#operations.kind[op]));
+    this.#scheduler.end(op);
     for (const it of this.#all.filter((one) => one.op === op)) {
       it.op = undefined;
       it.done = !fails;
