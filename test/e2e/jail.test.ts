@@ -50,14 +50,14 @@ async function connectedGuest(queues = 1): Promise<HandmadeGuest> {
 test("every thread has no capability, gains no privilege, and has its calls filtered", async () => {
   const server = await serve("--jail", "strict", "--max-queues", "2", "--threads", "2");
   const guest = await connectedGuest(2);
-  expectJailed(server.pid);
+  expectJailed(server.pid, 2);
   guest.close();
 });
 
 test("every thread asks for what it should not get, and gets nothing", async () => {
   const server = await serve("--max-queues", "2", "--threads", "2");
   const guest = await connectedGuest(2);
-  expectRefused(await probe.ask(server.pid));
+  expectRefused(await probe.ask(server.pid), 2);
   for (const queue of [0, 1]) {
     expect(await guest.read(0, queue)).toEqual(new Uint8Array(4096));
     // Each wakes the other one for its turn.

@@ -95,12 +95,12 @@ export function threadsOf(pid: number): string[] {
   );
 }
 
-/** Every thread has no capability, gains no privilege, and has its calls filtered; one of them is a plane of a disk. */
-export function expectJailed(pid: number): void {
+/** Every thread has no capability, gains no privilege, and has its calls filtered; so many are planes of a disk. */
+export function expectJailed(pid: number, planes = 1): void {
   const isPlane = (status: string): boolean =>
     /^Name:\tWorker$/m.test(status) && /^Seccomp_filters:\t2$/m.test(status);
-  // A thread that it has just started still has its name.
-  expect(expectAllJailed(pid).some(isPlane)).toBe(true);
+  // Threads that they have just started still have their name.
+  expect(expectAllJailed(pid).filter(isPlane).length).toBeGreaterThanOrEqual(planes);
 }
 
 /** The same without a plane that is in a narrower jail. Returns what /proc says of each thread. */
@@ -127,12 +127,12 @@ export function expectAllRefused(threads: readonly Answers[]): void {
       ]);
 }
 
-/** No thread gets what it should not, and the plane of a disk still less. */
-export function expectRefused(threads: readonly Answers[]): void {
+/** No thread gets what it should not, and the planes of a disk still less. */
+export function expectRefused(threads: readonly Answers[], count = 1): void {
   expectAllRefused(threads);
   const planes = threads.filter(({ name }) => name === "Worker");
-  expect(planes).toHaveLength(1);
+  expect(planes).toHaveLength(count);
   // The control side opens these for a plane to be; on real Xen it makes no socket at all.
   for (const question of ["io_uring_setup", "connect", "open"])
-    expect(planes[0]?.errnos.get(question)).toBe(EPERM);
+    for (const { errnos } of planes) expect(errnos.get(question)).toBe(EPERM);
 }
