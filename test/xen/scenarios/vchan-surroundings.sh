@@ -1,4 +1,5 @@
-# What is refused or noticed on real Xen, each with its reason and exit status: wrong domains, rights, limits, dead peers.
+# What is refused or noticed on real Xen, each with its reason and exit status: wrong domains, rights, limits, dead peers;
+# a jailed xentool at both ends notices its peer's death, too.
 # limit: 420
 # files: dist/xentool
 . /payload/dom0/vchan.sh
@@ -47,6 +48,11 @@ in_place g 'kill -9 $(pidof xentool)'
 refused dom0 3 'cannot be used' "xentool vchan connect $id dead"
 refused dom0 6 'within 2 s' "xentool vchan connect $id dead --wait --timeout 2"
 
+# jailed PLACE: what every thread of the xentool there may do is nothing but what its filter lets through.
+jailed() {
+  assert_eq "$(in_place "$1" "grep -hsE '^(CapEff|NoNewPrivs|Seccomp):' /proc/\$(pidof xentool)/task/*/status | sort -u | tr -s '\\t\\n' ' '")" \
+    'CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 ' "what xentool's threads may do in $1"
+}
 # gone PEER_COMMAND XENTOOL_COMMAND: the guest is destroyed while both are connected.
 gone() {
   local began
@@ -54,6 +60,7 @@ gone() {
   begin dom0 watcher "$2"
   said dom0 watcher connected
   said g peer connected
+  [[ $1 != *--jail* ]] || { jailed dom0; jailed g; }
   xl destroy g
   began=$SECONDS
   assert_eq "$(status_of dom0 watcher 5)" 5 "status of '$2' after the guest was destroyed"
@@ -62,5 +69,6 @@ gone() {
 gone "vchan-peer server 0 $(keys "$id" 0 gone) 65536 65536 hold" "xentool vchan connect $id gone --wait -v"
 vchan_guest g
 id=$(domid g)
-gone 'xentool vchan connect 0 gone --wait -v' "xentool vchan listen $id gone -v"
+note 'in the jail, too'
+gone 'xentool vchan connect 0 gone --wait -v --jail strict' "xentool vchan listen $id gone -v --jail strict"
 tidy_keys
