@@ -1,6 +1,6 @@
 # A Linux guest uses disks that `xentool blkback serve` hot-plugs with no other tool: what it sees is what is
 # offered, file systems and checksums are right on both sides, discard and flush arrive.
-# on: trixie
+# on: trixie arm64
 # limit: 600
 # files: dist/xentool
 . /payload/dom0/blkback.sh

@@ -1,6 +1,6 @@
 # xl's disks with script=block-xentool are served by `xentool blkback watch`: attach, detach, a disk line of a
 # configuration; errors reach xl with their reason, and xenstore is clean after each.
-# on: bookworm trixie
+# on: bookworm trixie arm64
 # limit: 700
 # files: dist/xentool
 . /payload/dom0/blkback.sh

@@ -1,5 +1,5 @@
 # xentool and libxenvchan understand each other: every role and place, and rings of every kind; xentool in its jail, too.
-# on: trixie
+# on: trixie arm64
 # limit: 800
 # files: dist/xentool
 . /payload/dom0/vchan.sh
