@@ -27,7 +27,7 @@ note 'served, it cannot be mounted, and Xen does not give it to another domain'
 xl block-attach g "$(xl_disk xvdb "$loop")"
 wait_disk g xvdb
 assert_eq "$(xs "$(backend vbd g "$(devid xvdb)")/physical-device")" "$(stat -c %t:%T "$loop")" 'physical-device'
-assert_fails busy mount "${loop}p1" mnt
+assert_fails "busy|Can't open blockdev" mount "${loop}p1" mnt
 assert_fails 'mounted in a guest domain' xl block-attach 0 "format=raw,vdev=xvdz,access=rw,backendtype=phy,target=$loop"
 xl block-detach 0 xvdz 2>/dev/null || true
 xl block-detach g xvdb
