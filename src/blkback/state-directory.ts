@@ -90,32 +90,29 @@ export function removeGuestDir(stateDir: string, frontend: Domid): void {
 }
 
 /** The same with whatever a process left in it, which may take a while. For guests that are gone. */
-export async function removeGuest(stateDir: string, frontend: Domid): Promise<void> {
-  const path = guestDir(stateDir, frontend);
-  const fd = tryLockDir(path, true);
-  if (fd === undefined) return;
-  try {
-    await rm(path, { recursive: true });
-  } catch {
-    // The next sweep finds it.
-  } finally {
-    closeSync(fd);
-  }
+export function removeGuest(stateDir: string, frontend: Domid): Promise<void> {
+  return whileUnheld(guestDir(stateDir, frontend), (path) => rm(path, { recursive: true }));
 }
 
 /**
  * Removes it as `removeGuestDir` does, and first from it, however much there is, what cannot be a file of a disk. Not
  * while anybody holds it, who might put links in our way.
  */
-export async function tidyGuestDir(stateDir: string, frontend: Domid): Promise<void> {
-  const path = guestDir(stateDir, frontend);
+export function tidyGuestDir(stateDir: string, frontend: Domid): Promise<void> {
+  return whileUnheld(guestDir(stateDir, frontend), async (path) => {
+    await removeStrange(path, frontend);
+    rmdirSync(path);
+  });
+}
+
+/** Never fails: what it leaves are files of a disk, or the next sweep finds it. */
+async function whileUnheld(path: string, remove: (path: string) => Promise<void>): Promise<void> {
   const fd = tryLockDir(path, true);
   if (fd === undefined) return;
   try {
-    await removeStrange(path, frontend);
-    rmdirSync(path);
+    await remove(path);
   } catch {
-    // There are files of a disk.
+    // As above.
   } finally {
     closeSync(fd);
   }
