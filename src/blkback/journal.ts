@@ -36,7 +36,6 @@ const HEADER_BYTES = 256;
  */
 const ENTRY_BYTES = 16 + REQUEST.bytes;
 const REQUEST_WORDS = REQUEST.bytes / 4;
-const TWO_32 = 2 ** 32;
 
 /** A ring's indices and its mark, which is 0 on a ring that no xentool server has served. */
 export interface RingState {
@@ -248,7 +247,7 @@ function readJournal(path: string, ring: RingState): Left | undefined {
   const taken = doubles[HEADER.taken];
   const noted = doubles[HEADER.pushed];
   // The ring's count of published responses may be one push ahead of what could be recorded.
-  const pushed = noted + ((ring.rspProd - (noted % TWO_32)) >>> 0);
+  const pushed = noted + ((ring.rspProd - noted) >>> 0);
   // Nothing is answered: the ring itself holds everything, even if a frontend has started anew on the same page.
   if (pushed === 0) return undefined;
   const rows: number[] = [];

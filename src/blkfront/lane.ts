@@ -129,7 +129,7 @@ export class FrontLane {
     const at = this.#stage(BLKIF_OP_DISCARD, BLKIF_OP_DISCARD, tag, sector);
     const { bytes, words } = this.ring.requests;
     bytes[at + REQUEST.discardFlag] = secure ? BLKIF_DISCARD_SECURE : 0;
-    words[at / 4 + DISCARD_WORD] = sectors % TWO_32;
+    words[at / 4 + DISCARD_WORD] = sectors >>> 0;
     words[at / 4 + DISCARD_WORD + 1] = sectors / TWO_32;
     return 1;
   }
@@ -174,7 +174,7 @@ export class FrontLane {
     const { bytes, words } = ring.requests;
     bytes[at + REQUEST.handle] = this.#handle;
     bytes[at + REQUEST.handle + 1] = this.#handle >> 8;
-    words[at / 4 + SECTOR_WORD] = sector % TWO_32;
+    words[at / 4 + SECTOR_WORD] = sector >>> 0;
     words[at / 4 + SECTOR_WORD + 1] = sector / TWO_32;
     return at;
   }

@@ -60,7 +60,7 @@ export class GrantCopyBatch {
     u32[words + SOURCE_REF] = ref;
     u16[halves + SOURCE_OFFSET] = offset;
     u16[halves + SOURCE_DOMID] = domid;
-    u32[words + DEST_ADDRESS] = address % TWO_32;
+    u32[words + DEST_ADDRESS] = address >>> 0;
     u32[words + DEST_ADDRESS + 1] = address / TWO_32;
     u16[halves + LENGTH] = length;
     u16[halves + FLAGS] = XT_COPY_SOURCE_GREF;
@@ -74,7 +74,7 @@ export class GrantCopyBatch {
     const halves = index * U16;
     const u32 = this.#u32;
     const u16 = this.#u16;
-    u32[words + SOURCE_ADDRESS] = address % TWO_32;
+    u32[words + SOURCE_ADDRESS] = address >>> 0;
     u32[words + SOURCE_ADDRESS + 1] = address / TWO_32;
     u32[words + DEST_REF] = ref;
     u16[halves + DEST_OFFSET] = offset;

@@ -226,7 +226,7 @@ export function writeDataChunk(
   const flags = done ? NBD_REPLY_FLAG_DONE : 0;
   writeChunkHeader(view, at, flags, NBD_REPLY_TYPE_OFFSET_DATA, cookieHigh, cookieLow, 8 + length);
   view.setUint32(at + 20, offset / 2 ** 32);
-  view.setUint32(at + 24, offset % 2 ** 32);
+  view.setUint32(at + 24, offset >>> 0);
   return DATA_CHUNK_BYTES;
 }
 
@@ -278,7 +278,7 @@ export function writeRequest(
   view.setUint32(at + NBD_REQUEST.cookie, cookieHigh);
   view.setUint32(at + NBD_REQUEST.cookie + 4, cookieLow);
   view.setUint32(at + NBD_REQUEST.offset, offset / 2 ** 32);
-  view.setUint32(at + NBD_REQUEST.offset + 4, offset % 2 ** 32);
+  view.setUint32(at + NBD_REQUEST.offset + 4, offset >>> 0);
   view.setUint32(at + NBD_REQUEST.length, length);
   return NBD_REQUEST.bytes;
 }

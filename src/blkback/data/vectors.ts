@@ -43,7 +43,7 @@ export class VectorTable {
     } else {
       if (this.count === MAX_VECTORS) return false;
       const at = this.#base + this.count++ * VECTOR_WORDS;
-      words[at] = from % TWO_32;
+      words[at] = from >>> 0;
       words[at + 1] = from / TWO_32;
       words[at + LENGTH_WORD] = length - skipped;
     }

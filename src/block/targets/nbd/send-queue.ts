@@ -117,7 +117,7 @@ export class SendQueue {
     if (size === 0) return 0;
     const { words } = this.#parts;
     const at = this.#partCount++ * IOVEC_WORDS;
-    words[at] = address % 2 ** 32;
+    words[at] = address >>> 0;
     words[at + 1] = address / 2 ** 32;
     words[at + 2] = size;
     words[at + 3] = 0;
