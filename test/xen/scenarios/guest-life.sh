@@ -1,5 +1,6 @@
 # A guest lives on with its disk of four queues under verified load: paused, with one processor and with four again,
-# saved and going on, and restored from a file under another daemon.
+# saved and going on, and restored from a file under another daemon (where Xen can save guests: not on Arm).
+# on: bookworm arm64
 # limit: 600
 # files: dist/xentool
 . /payload/dom0/blkback.sh
@@ -29,20 +30,26 @@ in_flight
 xl vcpu-set --ignore-host g 4 # the machine has two
 in_flight
 
-note 'saved, and goes on'
-xl save -c g saved
-in_flight
-rm saved
+# libxl has no `save` on Arm.
+if [ "$(uname -m)" = aarch64 ]; then
+  assert_fails 'not implemented' xl save g saved
+  in_flight
+else
+  note 'saved, and goes on'
+  xl save -c g saved
+  in_flight
+  rm saved
 
-note 'saved; restored under another daemon'
-before=$(domid g)
-xl save g saved
-stop_watch
-start_watch --filter delay:ms=20 --max-queues 4
-xl restore saved
-rm saved
-[ "$(domid g)" != "$before" ] || fail 'the guest was not restored'
-in_flight
+  note 'saved; restored under another daemon'
+  before=$(domid g)
+  xl save g saved
+  stop_watch
+  start_watch --filter delay:ms=20 --max-queues 4
+  xl restore saved
+  rm saved
+  [ "$(domid g)" != "$before" ] || fail 'the guest was not restored'
+  in_flight
+fi
 
 status=$(on g --limit 200 'touch /tmp/stop; until [ -e /tmp/status ]; do sleep 1; done; cat /tmp/status')
 assert_eq "$status" 0 "fio's status: $(on g 'tail -3 /tmp/fio')"
