@@ -44,9 +44,8 @@ async function useDisk(
   if (!(Number.isInteger(argv.queues) && argv.queues >= 1 && argv.queues <= MAX_QUEUES))
     throw new XentoolError("usage", `--queues is a number from 1 to ${MAX_QUEUES}`);
   const wait = context.timeoutMs === undefined ? {} : { timeoutMs: context.timeoutMs };
-  using cleanup = new DisposableStack();
-  const platform = cleanup.adopt(await choosePlatform({ platform: context.platform }), (it) => it.close());
-  const xenstore = cleanup.use(await Xenstore.connect(platform, wait));
+  using platform = await choosePlatform({ platform: context.platform });
+  using xenstore = await Xenstore.connect(platform, wait);
   const options = {
     devid,
     verbosity: context.verbosity,

@@ -240,12 +240,8 @@ async function domainOf(dir: string, text: string, timeoutMs: number | undefined
   const named = parseDomain(text, "DOMAIN");
   if (typeof named !== "string") return named;
   const { openPlatform } = await import("../src/platform/open.ts");
-  const platform = openPlatform({ name: "sim", dir, domid: toDomid(0) });
-  try {
-    return await findDomain(platform, named, timeoutMs);
-  } finally {
-    platform.close();
-  }
+  using platform = openPlatform({ name: "sim", dir, domid: toDomid(0) });
+  return await findDomain(platform, named, timeoutMs);
 }
 
 export const simCommand = group({

@@ -55,11 +55,7 @@ async function withXenstore<T>(
   timeoutMs: number,
   body: (xenstore: Xenstore) => Promise<T>,
 ): Promise<T> {
-  const platform = await choosePlatform({ platform: choice });
-  try {
-    using xenstore = await Xenstore.connect(platform, { timeoutMs });
-    return await body(xenstore);
-  } finally {
-    platform.close();
-  }
+  using platform = await choosePlatform({ platform: choice });
+  using xenstore = await Xenstore.connect(platform, { timeoutMs });
+  return await body(xenstore);
 }

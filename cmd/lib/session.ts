@@ -28,18 +28,9 @@ export async function withSession<T>(
 ): Promise<T> {
   const { choosePlatform } = await import("../../src/platform/open.ts");
   const { Xenstore } = await import("../../src/xenstore/client.ts");
-  const platform = await choosePlatform({ platform: context.platform });
-  try {
-    const { timeoutMs } = context;
-    const xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
-    try {
-      return await body({ platform, xenstore });
-    } finally {
-      xenstore.close();
-    }
-  } finally {
-    platform.close();
-  }
+  using platform = await choosePlatform({ platform: context.platform });
+  using xenstore = await Xenstore.connect(platform, { timeoutMs: context.timeoutMs });
+  return await body({ platform, xenstore });
 }
 
 type DeviceArguments = ValuesOf<typeof DEVICE_OPTIONS>;

@@ -59,25 +59,21 @@ export async function runStats(selection: StatsSelection, context: CommandContex
   if (prometheus && (watch || context.json))
     throw new XentoolError("usage", "--prometheus is a format of its own, and is printed once");
   const guest = selection.domid === undefined ? undefined : parseDomain(selection.domid, "--domid");
-  const platform = await choosePlatform({ platform: context.platform });
-  try {
-    const domid = guest === undefined ? undefined : await findDomain(platform, guest, context.timeoutMs);
-    const dir = statsDir(platform.descriptor);
-    const read = (): DeviceStats[] =>
-      readAllStats(dir).filter(
-        (it) => (domid === undefined || it.domid === domid) && (devid === undefined || it.devid === devid),
-      );
-    if (watch) return await watchStats(read, interval * 1000, context);
-    const all = read();
-    // Metrics of a guest that is gone are none; whoever collects them need not know when that was.
-    if (prometheus) return void process.stdout.write(metricsText(all));
-    if (all.length === 0 && domid !== undefined && isDomainUnknown(platform, domid)) throw noDomain(domid);
-    if (context.json) printJson(all.map(statsForJson));
-    else if (all.length === 0) print(nothingServed(domid, vdev));
-    else all.forEach((it) => print(formatStats(it, terminalSize()?.width)));
-  } finally {
-    platform.close();
-  }
+  using platform = await choosePlatform({ platform: context.platform });
+  const domid = guest === undefined ? undefined : await findDomain(platform, guest, context.timeoutMs);
+  const dir = statsDir(platform.descriptor);
+  const read = (): DeviceStats[] =>
+    readAllStats(dir).filter(
+      (it) => (domid === undefined || it.domid === domid) && (devid === undefined || it.devid === devid),
+    );
+  if (watch) return await watchStats(read, interval * 1000, context);
+  const all = read();
+  // Metrics of a guest that is gone are none; whoever collects them need not know when that was.
+  if (prometheus) return void process.stdout.write(metricsText(all));
+  if (all.length === 0 && domid !== undefined && isDomainUnknown(platform, domid)) throw noDomain(domid);
+  if (context.json) printJson(all.map(statsForJson));
+  else if (all.length === 0) print(nothingServed(domid, vdev));
+  else all.forEach((it) => print(formatStats(it, terminalSize()?.width)));
 }
 
 function nothingServed(domid: Domid | undefined, vdev: string | undefined): string {

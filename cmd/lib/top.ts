@@ -34,24 +34,20 @@ export async function runTop(context: CommandContext, argv: TopArguments): Promi
   if (!(interval >= 0.1 && interval <= 86_400))
     throw new XentoolError("usage", `--interval must be a number from 0.1 to 86400, not ${interval}`);
   if (!(count >= 1)) throw new XentoolError("usage", `--count must be a number from 1 on, not ${count}`);
-  const platform = await choosePlatform({ platform: context.platform });
-  try {
-    using model = new TopModel(platform);
-    const isScreen = process.stdout.isTTY && !context.json;
-    using screen = isScreen ? new Screen(argv.sort) : undefined;
-    const stop = screen === undefined ? context.stop : AbortSignal.any([context.stop, screen.quit]);
-    await model.refresh(FIRST_ANSWER_MS);
-    for (let shown = 0; shown < count && !stop.aborted; shown++) {
-      await measure(model, interval * 1000, stop);
-      if (stop.aborted) break;
-      const view = model.sample();
-      if (screen !== undefined) screen.show(view);
-      else if (context.json)
-        printJson({ ...view, ...sorted(view, argv.sort), time: view.time.getTime() }, true);
-      else print(lineOfTop(view));
-    }
-  } finally {
-    platform.close();
+  using platform = await choosePlatform({ platform: context.platform });
+  using model = new TopModel(platform);
+  const isScreen = process.stdout.isTTY && !context.json;
+  using screen = isScreen ? new Screen(argv.sort) : undefined;
+  const stop = screen === undefined ? context.stop : AbortSignal.any([context.stop, screen.quit]);
+  await model.refresh(FIRST_ANSWER_MS);
+  for (let shown = 0; shown < count && !stop.aborted; shown++) {
+    await measure(model, interval * 1000, stop);
+    if (stop.aborted) break;
+    const view = model.sample();
+    if (screen !== undefined) screen.show(view);
+    else if (context.json)
+      printJson({ ...view, ...sorted(view, argv.sort), time: view.time.getTime() }, true);
+    else print(lineOfTop(view));
   }
 }
 

@@ -78,15 +78,12 @@ async function inSession(
   body: (session: VchanSession) => Promise<unknown>,
 ): Promise<void> {
   const { platform, place } = await openPlace(argv, context, role);
+  using _ = platform;
   const { stop: signal, force, timeoutMs, json } = context;
-  try {
-    const onWait = json ? {} : { onWait: waitPrinter() };
-    const options = { platform, place, spawnWorker, signal, force, timeoutMs, ...onWait };
-    await using session = await VchanSession.open(options, role);
-    await body(session);
-  } finally {
-    platform.close();
-  }
+  const onWait = json ? {} : { onWait: waitPrinter() };
+  const options = { platform, place, spawnWorker, signal, force, timeoutMs, ...onWait };
+  await using session = await VchanSession.open(options, role);
+  await body(session);
 }
 
 function amountsOf(argv: Amounts): { bytes: number; rounds: number } {

@@ -58,11 +58,8 @@ export async function runListen(
 ): Promise<number> {
   const orders = ordersOf(argv);
   const options = await relayOptions(argv, context, spawnWorker, "server");
-  try {
-    return await listenAndRelay(options, orders);
-  } finally {
-    options.platform.close();
-  }
+  using _ = options.platform;
+  return await listenAndRelay(options, orders);
 }
 
 /** Connects, once or for one local connection after another. Returns the exit status. */
@@ -74,11 +71,8 @@ export async function runConnect(
   if (argv.keep && argv.unix === undefined && argv.tcp === undefined)
     throw new XentoolError("usage", "connect --keep needs --unix or --tcp: there is one standard input");
   const options = await relayOptions(argv, context, spawnWorker, "client");
-  try {
-    return await connectAndRelay(options, argv.wait);
-  } finally {
-    options.platform.close();
-  }
+  using _ = options.platform;
+  return await connectAndRelay(options, argv.wait);
 }
 
 /** The ring orders that the arguments ask for. */
@@ -99,16 +93,13 @@ export async function openPlace(
 ): Promise<{ platform: Platform; place: VchanPlace }> {
   const named = parseDomain(argv.domid, "DOMID");
   checkVchanName(argv.name);
-  const platform = await choosePlatform({ platform: context.platform });
-  try {
-    const peer = await findDomain(platform, named, context.timeoutMs);
-    const own = platform.domid;
-    const [server, client] = role === "server" ? [own, peer] : [peer, own];
-    return { platform, place: vchanPlace(argv.name, server, client) };
-  } catch (error) {
-    platform.close();
-    throw error;
-  }
+  using undo = new DisposableStack();
+  const platform = undo.use(await choosePlatform({ platform: context.platform }));
+  const peer = await findDomain(platform, named, context.timeoutMs);
+  const own = platform.domid;
+  const [server, client] = role === "server" ? [own, peer] : [peer, own];
+  undo.move();
+  return { platform, place: vchanPlace(argv.name, server, client) };
 }
 
 async function relayOptions(

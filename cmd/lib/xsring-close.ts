@@ -1,6 +1,5 @@
 // The body of `xsring close`: decide, announce the plan and its risks, carry it out, and report the result.
 import { XentoolError } from "../../src/core/errors.ts";
-import type { Domid } from "../../src/core/types.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
 import type { Platform } from "../../src/platform/platform.ts";
 import { SimPlatform } from "../../src/platform/sim.ts";
@@ -31,14 +30,31 @@ export async function runClose(context: CommandContext, argv: CloseArguments): P
   if ((argv.domid === undefined) === !argv.self)
     throw new XentoolError("usage", "which ring? --domid N, or --self for this domain's own, not both");
   const named = argv.domid === undefined ? undefined : parseDomain(argv.domid, "--domid");
-  const platform = await choosePlatform({ platform: context.platform });
-  try {
-    if (named === undefined) return await withOwnRing(platform, (ring) => close(context, argv, ring));
-    const domid = await findDomain(platform, named, context.timeoutMs);
-    return await withDomainRing(platform, domid, context.timeoutMs, (ring) => close(context, argv, ring));
-  } finally {
-    platform.close();
+  using platform = await choosePlatform({ platform: context.platform });
+  if (named === undefined) return await closeOwnRing(context, argv, platform);
+  const { timeoutMs } = context;
+  const domid = await findDomain(platform, named, timeoutMs);
+  using opened = openDomainRing(platform, domid, "rw");
+  using xenstore = await Xenstore.connect(platform, { timeoutMs });
+  const toolstack = { platform, xenstore };
+  return await close(context, argv, { domid, page: opened.page, notify: undefined, toolstack });
+}
+
+/** Only a simulated domain gives its processes access to the ring; on Linux the kernel keeps the page and the port. */
+async function closeOwnRing(
+  context: CommandContext,
+  argv: CloseArguments,
+  platform: Platform,
+): Promise<number> {
+  if (!(platform instanceof SimPlatform)) {
+    const message = `the kernel of this domain owns its xenstore ring and gives neither page nor port away; close it from domain 0: xentool xsring close --domid ${platform.domid}`;
+    throw new XentoolError("environment", message);
   }
+  using channels = platform.openEventChannels();
+  const { page, port } = platform.openStoreRing(channels);
+  using _ = page;
+  const notify = (): void => void channels.notify(port);
+  return await close(context, argv, { domid: platform.domid, page, notify, toolstack: undefined });
 }
 
 async function close(context: CommandContext, argv: CloseArguments, ring: RingToClose): Promise<number> {
@@ -79,43 +95,4 @@ function announce(plan: ClosePlan, domid: number, isDryRun: boolean): void {
     ...plan.risks.map((risk) => `  beware: ${risk}`),
   ];
   process.stderr.write(lines.map((line) => `xentool: ${line}\n`).join(""));
-}
-
-async function withDomainRing<T>(
-  platform: Platform,
-  domid: Domid,
-  timeoutMs: number | undefined,
-  body: (ring: RingToClose) => Promise<T>,
-): Promise<T> {
-  const opened = openDomainRing(platform, domid, "rw");
-  try {
-    const xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
-    try {
-      return await body({ domid, page: opened.page, notify: undefined, toolstack: { platform, xenstore } });
-    } finally {
-      xenstore.close();
-    }
-  } finally {
-    opened.close();
-  }
-}
-
-/** Only a simulated domain gives its processes access to the ring; on Linux the kernel keeps the page and the port. */
-async function withOwnRing<T>(platform: Platform, body: (ring: RingToClose) => Promise<T>): Promise<T> {
-  if (!(platform instanceof SimPlatform)) {
-    const message = `the kernel of this domain owns its xenstore ring and gives neither page nor port away; close it from domain 0: xentool xsring close --domid ${platform.domid}`;
-    throw new XentoolError("environment", message);
-  }
-  const channels = platform.openEventChannels();
-  try {
-    const { page, port } = platform.openStoreRing(channels);
-    try {
-      const notify = (): void => void channels.notify(port);
-      return await body({ domid: platform.domid, page, notify, toolstack: undefined });
-    } finally {
-      page.close();
-    }
-  } finally {
-    channels.close();
-  }
 }

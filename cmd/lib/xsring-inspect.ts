@@ -43,23 +43,15 @@ export async function runInspect(context: CommandContext, argv: InspectArguments
   }
   if (argv.domid === undefined) throw new XentoolError("usage", "which ring? --domid N, or --file PAGE");
   const named = parseDomain(argv.domid, "--domid");
-  const platform = await choosePlatform({ platform: context.platform });
-  try {
-    const domid = await findDomain(platform, named, context.timeoutMs);
-    const ring = openDomainRing(platform, domid, "r");
-    try {
-      if (argv.watch) {
-        using domain = new DomainWatch(platform, domid);
-        const stop = AbortSignal.any([context.stop, domain.gone]);
-        return await watch({ ...context, stop }, argv, ring.page, `domain ${domid}`);
-      }
-      return show(context, argv, await inspectSettled(ring.page, argv.settle * 1000), `domain ${domid}`);
-    } finally {
-      ring.close();
-    }
-  } finally {
-    platform.close();
+  using platform = await choosePlatform({ platform: context.platform });
+  const domid = await findDomain(platform, named, context.timeoutMs);
+  using ring = openDomainRing(platform, domid, "r");
+  if (argv.watch) {
+    using domain = new DomainWatch(platform, domid);
+    const stop = AbortSignal.any([context.stop, domain.gone]);
+    return await watch({ ...context, stop }, argv, ring.page, `domain ${domid}`);
   }
+  return show(context, argv, await inspectSettled(ring.page, argv.settle * 1000), `domain ${domid}`);
 }
 
 function show(context: CommandContext, argv: InspectArguments, report: RingReport, title: string): number {

@@ -66,7 +66,7 @@ class Printer implements Disposable {
   readonly #limit: number;
   readonly #showsTime: boolean;
   readonly #summary: TraceSummary | undefined;
-  readonly #output: OutputFile | undefined;
+  readonly #output: PrivateFile | undefined;
   #left: number;
   #startUs: number | undefined;
   #lastUs = 0;
@@ -80,7 +80,7 @@ class Printer implements Disposable {
       argv.count === undefined ? Infinity : checkNumber("count", argv.count, 1, Number.MAX_SAFE_INTEGER);
     this.events = new TraceEvents(parseFilter(argv), (event) => this.#show(event));
     // Last, so that a mistake in the arguments leaves the file alone.
-    this.#output = argv.output === undefined ? undefined : new OutputFile(argv.output);
+    this.#output = argv.output === undefined ? undefined : new PrivateFile(argv.output);
   }
 
   push(record: TraceRecord): void {
@@ -110,7 +110,7 @@ class Printer implements Disposable {
 
   #print(line: string): void {
     if (this.#output === undefined) print(line);
-    else this.#output.print(line);
+    else this.#output.write(Buffer.from(`${line}\n`));
   }
 
   #show(event: TraceEvent): void {
@@ -163,88 +163,69 @@ async function traceDomain(
   const ends = [context.stop, printer.enough.signal];
   if (argv.duration !== undefined)
     ends.push(AbortSignal.timeout(checkNumber("duration", argv.duration, 0.001, 1e6) * 1000));
-  const platform = await choosePlatform({ platform: context.platform });
-  try {
-    const domid = await findDomain(platform, named, context.timeoutMs);
-    const ring = openDomainRing(platform, domid, "r");
-    try {
-      // Open the ring first, so that an existing file is not overwritten when the domain does not exist.
-      const file = argv.write === undefined ? undefined : new TraceFile(argv.write, domid);
-      try {
-        using domain = new DomainWatch(platform, domid);
-        await traceRing(ring.page, {
-          intervalMs: argv.interval,
-          signal: AbortSignal.any([...ends, domain.gone, domain.lost]),
-          onRecord: (record) => {
-            file?.add(record);
-            printer.push(record);
-          },
-          onLook: (timeUs) => {
-            printer.events.tick(timeUs);
-            file?.flush();
-          },
-        });
-        domain.lost.throwIfAborted();
-      } finally {
-        file?.close();
-      }
-    } finally {
-      ring.close();
-    }
-  } finally {
-    platform.close();
-  }
+  using platform = await choosePlatform({ platform: context.platform });
+  const domid = await findDomain(platform, named, context.timeoutMs);
+  // Opened before the file, so that an existing one is not overwritten when the domain does not exist.
+  using ring = openDomainRing(platform, domid, "r");
+  using file = argv.write === undefined ? undefined : new TraceFile(argv.write, domid);
+  using domain = new DomainWatch(platform, domid);
+  await traceRing(ring.page, {
+    intervalMs: argv.interval,
+    signal: AbortSignal.any([...ends, domain.gone, domain.lost]),
+    onRecord: (record) => {
+      file?.add(record);
+      printer.push(record);
+    },
+    onLook: (timeUs) => {
+      printer.events.tick(timeUs);
+      file?.flush();
+    },
+  });
+  domain.lost.throwIfAborted();
 }
 
-/** The file of --output. */
-class OutputFile implements Disposable {
+/** A file that only its owner may read: a trace holds what guests keep in xenstore. */
+class PrivateFile implements Disposable {
   readonly #path: string;
   readonly #fd: number;
 
   constructor(path: string) {
     this.#path = path;
-    this.#fd = openToWrite(path);
+    try {
+      this.#fd = openSync(path, "w", 0o600);
+    } catch (error) {
+      throw this.#failure(error);
+    }
   }
 
-  print(line: string): void {
-    writeAll(this.#path, this.#fd, Buffer.from(`${line}\n`));
+  write(bytes: Uint8Array): void {
+    try {
+      for (let at = 0; at < bytes.length;) at += writeSync(this.#fd, bytes, at);
+    } catch (error) {
+      throw this.#failure(error);
+    }
   }
 
   [Symbol.dispose](): void {
     closeSync(this.#fd);
   }
-}
 
-/** Opens a file that only its owner may read: a trace holds what guests keep in xenstore. */
-function openToWrite(path: string): number {
-  try {
-    return openSync(path, "w", 0o600);
-  } catch (error) {
-    throw new XentoolError("io", `cannot write ${path}`, { path }, error);
-  }
-}
-
-function writeAll(path: string, fd: number, bytes: Uint8Array): void {
-  try {
-    for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at);
-  } catch (error) {
-    throw new XentoolError("io", `cannot write ${path}`, { path }, error);
+  #failure(error: unknown): XentoolError {
+    return new XentoolError("io", `cannot write ${this.#path}`, { path: this.#path }, error);
   }
 }
 
 /**
  * The file of --write. The records of each look are written at once, so that a concurrent reader sees whole records.
  */
-class TraceFile {
-  readonly #path: string;
-  readonly #fd: number;
+class TraceFile implements Disposable {
+  readonly #file: PrivateFile;
   readonly #domid: number;
   #records: Uint8Array[] = [traceFileHeader()];
 
   constructor(path: string, domid: number) {
-    this.#path = path;
+    this.#file = new PrivateFile(path);
     this.#domid = domid;
-    this.#fd = openToWrite(path);
   }
 
   add(record: TraceRecord): void {
@@ -255,11 +236,11 @@ class TraceFile {
     if (this.#records.length === 0) return;
     const bytes = Buffer.concat(this.#records);
     this.#records = [];
-    writeAll(this.#path, this.#fd, bytes);
+    this.#file.write(bytes);
   }
 
-  close(): void {
+  [Symbol.dispose](): void {
+    using _ = this.#file;
     this.flush();
-    closeSync(this.#fd);
   }
 }

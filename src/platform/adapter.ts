@@ -21,7 +21,7 @@ import type {
 export type DeviceKind = "evtchn" | "gntdev" | "gntalloc";
 
 /** A handle of the shim's, closed once. */
-class NativeHandle {
+class NativeHandle implements Disposable {
   /** Identifies it to the shim's functions. */
   readonly handle: Pointer;
   #close: ((handle: Pointer) => unknown) | undefined;
@@ -35,6 +35,10 @@ class NativeHandle {
     const close = this.#close;
     this.#close = undefined;
     close?.(this.handle);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
   }
 }
 
@@ -61,10 +65,6 @@ export abstract class NativePlatform extends NativeHandle implements Platform {
 
   openGrantShare(): GrantShare {
     return new NativeGrantShare(this.opened("gntalloc", shim.xt_gntshr_open(this.handle)));
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
   }
 
   /** Returns the handle in `result`, or throws the appropriate error if it is a negative errno. */

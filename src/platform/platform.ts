@@ -7,7 +7,7 @@ import type { Domid, EvtchnPort, GrantRef } from "../core/types.ts";
 import type { Mapping } from "../native/memory.ts";
 import type { GrantCopyBatch } from "../native/grant-copy.ts";
 
-export interface Platform {
+export interface Platform extends Disposable {
   readonly name: "xen" | "sim";
   readonly domid: Domid;
   /** Where to reach this domain's xenstore; xenstore/open.ts opens it. */

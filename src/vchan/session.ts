@@ -94,7 +94,7 @@ export class VchanSession implements AsyncDisposable {
         `domain ${peer} is this domain: a vchan to itself can crash a Linux kernel, so it is refused`,
       );
     const { timeoutMs } = options;
-    const xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
+    const xenstore = await Xenstore.connect(platform, { timeoutMs });
     try {
       // An end that may not ask finds out only because nobody comes.
       if ((await domainExists(xenstore, peer)) === false) throw noDomain(peer);

@@ -60,7 +60,7 @@ export class Xenstore extends XenstoreOperations {
    */
   static async connect(
     at: Platform | XenstoreEndpoint,
-    options: { timeoutMs?: number } = {},
+    options: { timeoutMs?: number | undefined } = {},
   ): Promise<Xenstore> {
     const endpoint = "kind" in at ? at : at.xenstore;
     const timeoutMs = options.timeoutMs ?? CONNECT_TIMEOUT_MS;

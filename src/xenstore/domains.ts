@@ -28,7 +28,7 @@ export async function findDomain(
   timeoutMs?: number,
 ): Promise<Domid> {
   if (typeof domain !== "string") return domain;
-  using xenstore = await Xenstore.connect(platform, timeoutMs === undefined ? {} : { timeoutMs });
+  using xenstore = await Xenstore.connect(platform, { timeoutMs });
   return await findDomainIn(xenstore, domain);
 }
 

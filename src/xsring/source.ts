@@ -12,7 +12,7 @@ import { FILE_BYTES_MAX, RING_BYTES_MIN } from "./bounds.ts";
 const GNTTAB_RESERVED_XENSTORE = 1;
 
 /** A ring page that must be closed. */
-export interface OpenRingPage {
+export interface OpenRingPage extends Disposable {
   readonly page: XsRingPage;
   close(): void;
 }
@@ -33,7 +33,7 @@ export function openDomainRing(platform: Platform, domid: Domid, access: Access)
       page.close();
       grants.close();
     };
-    return { page, close };
+    return { page, close, [Symbol.dispose]: close };
   } catch (error) {
     grants.close();
     if (isDomainUnknown(platform, domid)) throw noDomain(domid);

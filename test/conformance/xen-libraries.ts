@@ -166,5 +166,6 @@ export function xenLibraries(): Platform {
     openGrantTable: () => new Table(),
     openGrantShare: () => new Share(),
     close: () => {},
+    [Symbol.dispose]: () => {},
   };
 }

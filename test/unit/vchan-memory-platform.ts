@@ -51,6 +51,7 @@ export class MemoryHost {
       openGrantTable: () => new MemoryGrantTable(this),
       openGrantShare: () => new MemoryGrantShare(this),
       close: () => {},
+      [Symbol.dispose]: () => {},
     };
   }
 
