@@ -6,9 +6,12 @@ import type { JailMode } from "../src/platform/jail.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import type { ServeEnd, ServeOptions } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";
+import { MAX_CONNECTIONS, MAX_QUEUES } from "../src/blkback/bounds.ts";
+import { MAX_INDIRECT_SEGMENTS } from "../src/protocol/blkif.ts";
+import { RING_MAX_PAGE_ORDER } from "../src/protocol/ring.ts";
 import { command, type ArgumentsOf } from "./lib/command.ts";
 import { PROGRAM_FORMATS, type ProgramFormat } from "../src/block/program/commands.ts";
-import { choice, flag, number, text, texts } from "./lib/option.ts";
+import { choice, flag, number, text, texts, wholeNumber } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import { DETACH_TIMEOUT_MS, DEVICE_OPTIONS, DEVICE_TYPE, withDevice, type Session } from "./lib/session.ts";
 
@@ -29,18 +32,25 @@ export const USUAL_JAIL: JailMode = "on";
 export const SERVING_OPTIONS = {
   direct: flag("Bypass the page cache (O_DIRECT)"),
   "sector-size": choice([512, 4096], "Logical sector size, bytes", { initial: 512 }),
-  "max-queues": number("Queues a guest may use, 1 to 16; default: processors, at most 4"),
-  "max-ring-page-order": number("Rings of up to 2^N pages, N 0 to 4", { initial: 4 }),
-  "max-indirect-segments": number("0 to 4096; 0: none", { initial: 256 }),
+  "max-queues": wholeNumber("Queues a guest may use, 1 to 16; default: processors, at most 4", 1, MAX_QUEUES),
+  "max-ring-page-order": wholeNumber("Rings of up to 2^N pages, N 0 to 4", 0, RING_MAX_PAGE_ORDER, {
+    initial: 4,
+  }),
+  "max-indirect-segments": wholeNumber("0 to 4096; 0: none", 0, MAX_INDIRECT_SEGMENTS, { initial: 256 }),
   grants: choice(
     ["copy", "map", "persistent"],
     "How data crosses; persistent if the guest agrees, else copy",
     { initial: "copy" },
   ),
-  threads: number("Threads for the queues of a disk, 1 to 16", { initial: 1 }),
+  threads: wholeNumber("Threads for the queues of a disk, 1 to 16", 1, MAX_QUEUES, { initial: 1 }),
   engine: choice(["uring", "sync"], "io_uring or pread/pwrite", { initial: "uring" }),
-  connections: number("Connections to an NBD server, 1 to 16, if it allows several", { initial: 4 }),
-  hold: number("Seconds that a disk waits for its NBD server, then it fails; default: for ever"),
+  connections: wholeNumber(
+    "Connections to an NBD server, 1 to 16, if it allows several",
+    1,
+    MAX_CONNECTIONS,
+    { initial: 4 },
+  ),
+  hold: number("Seconds that a disk waits for its NBD server, then it fails; default: for ever", 0, Infinity),
   filter: texts("A filter in front of the disk; repeatable; help lists them"),
   ...RATE_OPTIONS,
 };
@@ -76,11 +86,9 @@ export async function servingOptionsOf(
   const { parseFilter } = await import("../src/block/filters/catalogue.ts");
   const { DEFAULT_OFFER } = await import("../src/blkback/features.ts");
   const { statsDir } = await import("../src/blkback/stats.ts");
-  const { checkConnections } = await import("../src/block/image/nbd.ts");
   const { checkThreads } = await import("../src/blkback/threads.ts");
   argv.filter.forEach(parseFilter);
   checkThreads(argv.threads, argv.filter);
-  checkConnections(argv.connections);
   return {
     offer: {
       logicalSectorBytes: argv.sectorSize,
@@ -91,18 +99,11 @@ export async function servingOptionsOf(
     grantMode: argv.grants,
     engine: argv.engine,
     threads: argv.threads,
-    ...(argv.hold !== undefined && { holdMs: await holdMsOf(argv.hold) }),
+    ...(argv.hold !== undefined && { holdMs: argv.hold * 1000 }),
     filters: argv.filter,
     statsDir: statsDir(platform.descriptor),
     verbosity: context.verbosity,
   };
-}
-
-/** Throws `usage`. */
-async function holdMsOf(seconds: number): Promise<number> {
-  if (seconds >= 0) return seconds * 1000;
-  const { XentoolError } = await import("../src/core/errors.ts");
-  throw new XentoolError("usage", "--hold is a number of seconds");
 }
 
 /** Ends that nobody here asked for, and that are not failures of ours. */

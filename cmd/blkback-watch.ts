@@ -16,7 +16,7 @@ import {
 } from "./blkback-serve.ts";
 import { command, type ArgumentsOf } from "./lib/command.ts";
 import { parseHostPort } from "./lib/host-port.ts";
-import { choice, number, text, undecidedFlag } from "./lib/option.ts";
+import { choice, text, undecidedFlag, wholeNumber } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import type { Service } from "./lib/service.ts";
 import { withSession, type Session } from "./lib/session.ts";
@@ -36,7 +36,9 @@ const WATCH_OPTIONS = {
     },
   ),
   jail: JAIL_OPTION,
-  "uid-base": number("In its jail the process of domain N is user BASE + N; 0: root", { initial: 65_536 }),
+  "uid-base": wholeNumber("In its jail the process of domain N is user BASE + N; 0: root", 0, 2 ** 32, {
+    initial: 65_536,
+  }),
   metrics: text("Answer Prometheus at HOST:PORT or unix:PATH"),
 };
 type WatchArguments = ArgumentsOf<typeof WATCH_OPTIONS>;

@@ -200,7 +200,7 @@ const stats = command({
     domid: text("Only this guest, by number or name", { complete: "domain" }),
     vdev: text("Only this disk", { complete: "vdev" }),
     watch: flag("Show rates again and again, until Ctrl-C"),
-    interval: number("Seconds between the lines of --watch", { initial: 1 }),
+    interval: number("Seconds between the lines of --watch", 0.1, 86_400, { initial: 1 }),
     prometheus: flag("Print them as metrics, once"),
   },
   timeout: "Seconds that xenstore may take to find a domain by its name (default 5)",

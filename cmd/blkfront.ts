@@ -3,17 +3,25 @@ import type { BenchOptions, BenchResult } from "../src/blkfront/bench.ts";
 import type { Disk } from "../src/blkfront/handshake.ts";
 import type { SessionEnd } from "../src/blkfront/session.ts";
 import type { BlkfrontJob } from "../src/blkfront/blkfront-orders.ts";
+import { DEFAULT_POOL_PAGES, LARGE_POOL_PAGES, MAX_QUEUES } from "../src/blkfront/bounds.ts";
+import { RING_MAX_PAGE_ORDER } from "../src/protocol/ring.ts";
 import { command, group, type ArgumentsOf } from "./lib/command.ts";
 import { ASKED_JAIL } from "./lib/jail-option.ts";
-import { choice, flag, number, text } from "./lib/option.ts";
+import { choice, flag, number, text, wholeNumber } from "./lib/option.ts";
 import type { Platform } from "../src/platform/platform.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 
 const DEVICE_OPTIONS = {
   vdev: text("Our disk: xvdb, sda, 51728", { required: true, complete: "vdev" }),
   abi: choice(["x86_64", "x86_32"], "Layout of requests on the ring", { initial: "x86_64" }),
-  queues: number("Rings to spread requests over; fewer if the backend offers fewer", { initial: 1 }),
-  "ring-page-order": number("Rings of 2^N pages, N 0 to 4 (default: what the backend allows)"),
+  queues: wholeNumber("Rings to spread requests over; fewer if the backend offers fewer", 1, MAX_QUEUES, {
+    initial: 1,
+  }),
+  "ring-page-order": wholeNumber(
+    "Rings of 2^N pages, N 0 to 4 (default: what the backend allows)",
+    0,
+    RING_MAX_PAGE_ORDER,
+  ),
   take: flag("Take the disk away from whoever in this domain uses it, the kernel too"),
 };
 type DeviceArguments = ArgumentsOf<typeof DEVICE_OPTIONS>;
@@ -30,19 +38,13 @@ async function useDisk(
   const { choosePlatform } = await import("../src/platform/open.ts");
   const { Xenstore } = await import("../src/xenstore/client.ts");
   const { runSession } = await import("../src/blkfront/session.ts");
-  const { DEFAULT_POOL_PAGES, LARGE_POOL_PAGES, MAX_QUEUES } = await import("../src/blkfront/bounds.ts");
   const { parseVdev } = await import("../src/protocol/blkif.ts");
-  const { RING_MAX_PAGE_ORDER } = await import("../src/protocol/ring.ts");
   const { XentoolError } = await import("../src/core/errors.ts");
   const { spawnWorker } = await import("./spawn-worker.ts");
   const devid = parseVdev(argv.vdev);
   if (devid === undefined)
     throw new XentoolError("usage", `--vdev: "${argv.vdev}" is not a disk name such as xvdb`);
   const order = argv.ringPageOrder;
-  if (order !== undefined && !(Number.isInteger(order) && order >= 0 && order <= RING_MAX_PAGE_ORDER))
-    throw new XentoolError("usage", `--ring-page-order is a number from 0 to ${RING_MAX_PAGE_ORDER}`);
-  if (!(Number.isInteger(argv.queues) && argv.queues >= 1 && argv.queues <= MAX_QUEUES))
-    throw new XentoolError("usage", `--queues is a number from 1 to ${MAX_QUEUES}`);
   const wait = context.timeoutMs === undefined ? {} : { timeoutMs: context.timeoutMs };
   using platform = await choosePlatform({ platform: context.platform });
   using xenstore = await Xenstore.connect(platform, wait);
@@ -113,9 +115,9 @@ const BENCH_OPTIONS = {
   ...DEVICE_OPTIONS,
   rw: choice(["read", "write", "randread", "randwrite", "randrw"], "Access pattern", { initial: "randread" }),
   bs: text("SIZE of each request: 4k, 1M", { initial: "4k" }),
-  iodepth: number("How many at a time", { initial: 32 }),
-  runtime: number("Seconds", { initial: 5 }),
-  ramp: number("Seconds of the same load before it is measured", { initial: 0 }),
+  iodepth: wholeNumber("How many at a time", 1, 512, { initial: 32 }),
+  runtime: number("Seconds", 0.001, 86_400, { initial: 5 }),
+  ramp: number("Seconds of the same load before it is measured", 0, 86_400, { initial: 0 }),
 };
 
 const bench = command({
@@ -143,15 +145,8 @@ const bench = command({
 });
 
 async function benchOptions(argv: ArgumentsOf<typeof BENCH_OPTIONS>): Promise<BenchOptions> {
-  const { XentoolError } = await import("../src/core/errors.ts");
   const { requireSize } = await import("../src/core/sizes.ts");
   const blockBytes = requireSize("--bs", argv.bs, 1, 2 ** 30);
-  if (!(Number.isInteger(argv.iodepth) && argv.iodepth >= 1 && argv.iodepth <= 512))
-    throw new XentoolError("usage", "--iodepth is a number from 1 to 512");
-  if (!(argv.runtime > 0 && argv.runtime <= 86_400))
-    throw new XentoolError("usage", "--runtime is a number of seconds, up to 86400");
-  if (!(argv.ramp >= 0 && argv.ramp <= 86_400))
-    throw new XentoolError("usage", "--ramp is a number of seconds, up to 86400");
   return {
     pattern: argv.rw,
     blockBytes,

@@ -5,13 +5,13 @@ import type { SimHostOptions, SimStatus } from "../src/sim/host.ts";
 import { DEFAULT_LIMITS_TEXT, parseLimits } from "../src/sim/limits.ts";
 import { PERSONALITY_NAMES } from "../src/xenstore/server/personality.ts";
 import { command, group, type ArgumentsOf } from "./lib/command.ts";
-import { choice, flag, number, text, texts } from "./lib/option.ts";
+import { choice, flag, text, texts, wholeNumber } from "./lib/option.ts";
 import { formatTable, paint, print, printJson } from "./lib/output.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import { counted } from "../src/core/counted.ts";
 
 const HOST_OPTIONS = {
-  domains: number("How many domains, domain 0 included", { initial: 3 }),
+  domains: wholeNumber("How many domains, domain 0 included", 1, Infinity, { initial: 3 }),
   personality: choice(PERSONALITY_NAMES, "Which xenstore server to behave like", { initial: "oxenstored" }),
   limit: texts(`A limit of each domain, repeatable; default ${DEFAULT_LIMITS_TEXT}`),
 };

@@ -7,9 +7,9 @@ export const topCommand = command({
   name: "top",
   summary: "Show live which disks and which xenstore rings are busy, and who waits",
   options: {
-    interval: number("Seconds between two looks", { initial: 1 }),
+    interval: number("Seconds between two looks", 0.1, 86_400, { initial: 1 }),
     sort: choice(SORTS, "What comes first; keys change it: l, b, t, w, n", { initial: "load" }),
-    count: number("Stop after this many looks"),
+    count: number("Stop after this many looks", 1, Infinity),
   },
   timeout: "Without effect: what xenstore does not answer is shown as it was last known",
   examples: [

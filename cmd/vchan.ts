@@ -1,7 +1,7 @@
 // xentool vchan: byte pipes between domains, and their benchmark.
 import { command, group } from "./lib/command.ts";
 import { ASKED_JAIL } from "./lib/jail-option.ts";
-import { flag, number, text } from "./lib/option.ts";
+import { flag, text, wholeNumber } from "./lib/option.ts";
 import { spawnWorker } from "./spawn-worker.ts";
 
 const RING_SIZE_DEFAULT = "64k";
@@ -105,7 +105,7 @@ const benchConnectCommand = command({
   options: {
     ...PLACE,
     bytes: text("SIZE of what is sent each way", { initial: "256M" }),
-    rounds: number("How many round trips", { initial: 10_000 }),
+    rounds: wholeNumber("How many round trips", 1, 1e9, { initial: 10_000 }),
   },
   timeout:
     "Seconds in which the other end may do nothing (default: any number), and xenstore may take to answer (default 5)",

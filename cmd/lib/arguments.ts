@@ -4,6 +4,7 @@
 import type { Argv } from "yargs";
 import { XentoolError } from "../../src/core/errors.ts";
 import { labelOf, type Command } from "./command.ts";
+import { rangeText, type Range } from "./option.ts";
 import { GLOBAL_OPTIONS } from "./run-command.ts";
 
 const DECIMAL = /^-?[0-9]*\.?[0-9]+$/;
@@ -31,16 +32,21 @@ export function toNumber(text: unknown): unknown {
 
 /** Fails with what is wrong with the first bad value. */
 export function checkArguments(command: Command, values: Readonly<Record<string, unknown>>): void {
-  for (const [name, { kind, initial }] of Object.entries({ ...GLOBAL_OPTIONS, ...command.options })) {
+  for (const [name, { kind, initial, range }] of Object.entries({ ...GLOBAL_OPTIONS, ...command.options })) {
     const value = values[name];
     if (value === initial || kind === "flag") continue;
     const label = labelOf(command, name);
     if (Array.isArray(value) && kind !== "texts") fail(`${label} was given twice`);
-    if (kind === "number" && typeof value !== "number")
-      fail(`${label} wants a number, not ${JSON.stringify(value)}`);
+    if (range !== undefined) checkNumber(label, value, range);
     if ([value].flat().some((each) => each === "" || each === false)) fail(`${label} must not be empty`);
   }
   if ([values["--"]].flat()[0] === "") fail("the command after -- must not be empty");
+}
+
+function checkNumber(label: string, value: unknown, range: Range): void {
+  if (typeof value !== "number") fail(`${label} wants a number, not ${JSON.stringify(value)}`);
+  const isIn = value >= range.from && value <= range.to && !(range.whole && !Number.isInteger(value));
+  if (!isIn) fail(`${label} must be ${rangeText(range)}, not ${value}`);
 }
 
 /** The words of the command that is being parsed. */

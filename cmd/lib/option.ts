@@ -13,9 +13,18 @@ export interface Option<T> {
   readonly initial: T | undefined;
   readonly alias: string | undefined;
   readonly choices: readonly (string | number)[];
+  /** Of a number. */
+  readonly range: Range | undefined;
   readonly complete: Completion | undefined;
   /** Whether `value`, which the parser returned, is of our type. */
   readonly accepts: (value: unknown) => value is T;
+}
+
+/** The numbers that there may be. */
+export interface Range {
+  readonly from: number;
+  readonly to: number;
+  readonly whole: boolean;
 }
 
 export type Options = Readonly<Record<string, Option<unknown>>>;
@@ -53,12 +62,31 @@ export function count(describe: string, alias: string): Option<number> {
   return option("count", describe, { alias }, isNumber);
 }
 
-/** A decimal number. */
+/** A decimal number from `from` to `to`. */
 export function number<const M extends More<number> = {}>(
   describe: string,
+  from: number,
+  to: number,
+  more?: M,
+  whole = false,
+): Option<Value<number, M>> {
+  const accepts = orAbsent<number, M>(isNumber, more);
+  return { ...option("number", describe, more, accepts), range: { from, to, whole } };
+}
+
+/** A whole one. */
+export function wholeNumber<const M extends More<number> = {}>(
+  describe: string,
+  from: number,
+  to: number,
   more?: M,
 ): Option<Value<number, M>> {
-  return option("number", describe, more, orAbsent<number, M>(isNumber, more));
+  return number(describe, from, to, more, true);
+}
+
+/** "a whole number from 1 to 16". */
+export function rangeText({ from, to, whole }: Range): string {
+  return `a ${whole ? "whole " : ""}number from ${from} ${to === Infinity ? "on" : `to ${to}`}`;
 }
 
 /** A text that is not empty. */
@@ -106,6 +134,7 @@ function option<T>(
     initial: accepts(initial) ? initial : undefined,
     alias,
     choices: [],
+    range: undefined,
     complete,
     accepts,
   };

@@ -1,11 +1,13 @@
 // The sizes that bound what one disk takes of the host, whatever its guest does. test/unit/bounds.test.ts asserts how
 // they depend on each other.
-import { MAX_CONNECTIONS } from "../block/image/nbd.ts";
 import { PAGE_SIZE } from "../core/types.ts";
 import { BLKIF_MAX_SEGMENTS_PER_REQUEST } from "../protocol/blkif.ts";
 
 /** The most queues of one disk: blkfront asks for no more, and their requests share one table. */
 export const MAX_QUEUES = 16;
+
+/** Connections of one disk to an NBD server. */
+export const MAX_CONNECTIONS = 16;
 
 /** Slots of the largest ring. */
 export const MAX_RING_SLOTS = 512;

@@ -2,21 +2,19 @@
 // (state 2), and the disk itself once the ring is served (state 4). public/io/blkif.h defines the keys.
 import { availableParallelism } from "node:os";
 import type { TargetInfo } from "../block/target.ts";
-import { MAX_INDIRECT_SEGMENTS, SECTOR_SIZE, VDISK_CDROM, VDISK_READONLY } from "../protocol/blkif.ts";
+import { SECTOR_SIZE, VDISK_CDROM, VDISK_READONLY } from "../protocol/blkif.ts";
 import { RING_MAX_PAGE_ORDER } from "../protocol/ring.ts";
-import { XentoolError } from "../core/errors.ts";
-import { MAX_QUEUES } from "./bounds.ts";
 import type { GrantMode } from "./data/path.ts";
 import type { OfferedDisk } from "./requests.ts";
 
 export interface Offer {
   readonly deviceType: "disk" | "cdrom";
   readonly logicalSectorBytes: 512 | 4096;
-  /** Queues, each with a ring of its own. */
+  /** Queues, each with a ring of its own; at most MAX_QUEUES. */
   readonly maxQueues: number;
   /** Rings of up to 2^order pages. */
   readonly maxRingPageOrder: number;
-  /** 0: indirect requests are not offered. */
+  /** At most MAX_INDIRECT_SEGMENTS; 0: indirect requests are not offered. */
   readonly maxIndirectSegments: number;
 }
 
@@ -27,18 +25,6 @@ export const DEFAULT_OFFER: Offer = {
   maxRingPageOrder: RING_MAX_PAGE_ORDER,
   maxIndirectSegments: 256,
 };
-
-/** Throws `usage` for an offer that the protocol does not allow. */
-export function checkOffer(offer: Offer): void {
-  checkCount("--max-queues", offer.maxQueues, 1, MAX_QUEUES);
-  checkCount("--max-ring-page-order", offer.maxRingPageOrder, 0, RING_MAX_PAGE_ORDER);
-  checkCount("--max-indirect-segments", offer.maxIndirectSegments, 0, MAX_INDIRECT_SEGMENTS);
-}
-
-function checkCount(option: string, count: number, least: number, most: number): void {
-  if (!(Number.isInteger(count) && count >= least && count <= most))
-    throw new XentoolError("usage", `${option} is a whole number from ${least} to ${most}`);
-}
 
 export function offeredDisk(offer: Offer, target: TargetInfo): OfferedDisk {
   return {

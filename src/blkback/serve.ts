@@ -19,7 +19,7 @@ import { BlkbackDevice, type DeviceOptions } from "./device.ts";
 import { lockDevice } from "./device-lock.ts";
 import { openDiskImage } from "./disk-image.ts";
 import { isRingInUse } from "./end-states.ts";
-import { checkOffer, offeredDisk, offeredKeys } from "./features.ts";
+import { offeredDisk, offeredKeys } from "./features.ts";
 import { enterServerJail, planeJail, type JailWish } from "./jail.ts";
 import { keysOfRates, type AskedRates } from "./rate-keys.ts";
 import { removeOfGoneGuests } from "./remains.ts";
@@ -67,7 +67,6 @@ export async function serveImage(
   force: AbortSignal,
   onOffered: () => void,
 ): Promise<ServeEnd> {
-  checkOffer(options.offer);
   const { address } = options;
   await removeOfGoneGuests(platform, xenstore);
   using cleanup = new DisposableStack();

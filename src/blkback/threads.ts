@@ -2,16 +2,13 @@
 import type { Image } from "../block/image.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { LentDevices, Platform, PlatformDescriptor } from "../platform/platform.ts";
-import { MAX_QUEUES } from "./bounds.ts";
 import type { RingAddress } from "./ring-parameters.ts";
 
 /** Xen's devices for a plane of device `devid`; what is for that one only is closed with `until`. */
 export type LendDevices = (devid: number, until: DisposableStack) => Promise<LentDevices>;
 
-/** Throws `usage` for a number of threads that cannot be. */
+/** Throws `usage` for filters that several threads cannot have. */
 export function checkThreads(threads: number, filters: readonly string[]): void {
-  if (!(Number.isInteger(threads) && threads >= 1 && threads <= MAX_QUEUES))
-    throw new XentoolError("usage", `--threads is a whole number from 1 to ${MAX_QUEUES}`);
   if (threads > 1 && filters.length > 0)
     throw new XentoolError("usage", "--filter sees all requests of a disk, so it needs --threads 1");
 }

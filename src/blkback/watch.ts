@@ -18,7 +18,7 @@ import { isInUse } from "./decide.ts";
 import { deviceNamed, namesIn } from "./device-directories.ts";
 import { readFrontendState } from "./end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "./device.ts";
-import { checkOffer, ringKeys } from "./features.ts";
+import { ringKeys } from "./features.ts";
 import { untilReady, type Successor } from "./guests/handover.ts";
 import type { JailedIn } from "../platform/jail.ts";
 import { planeJail } from "./jail.ts";
@@ -160,7 +160,6 @@ export class BackendWatch implements DiskServer {
       lock: async (address) => lockDevice(options.statsDir, address),
     },
   ): Promise<BackendWatch> {
-    checkOffer({ ...options.offer, deviceType: "disk" });
     const watch = new BackendWatch(platform, xenstore, options, spawnWorker, help);
     await watch.#begin();
     return watch;

@@ -36,9 +36,9 @@ describe("numbers", () => {
     expect(stderr).toBe("");
   });
 
-  test("a negative one is for its command to judge", async () => {
+  test("a negative one is a number, but not in range", async () => {
     const { stderr } = await runXentool(["doctor", "--timeout", "-1"]);
-    expect(stderr).toBe("xentool: --timeout must be a number of seconds above 0, not -1\n");
+    expect(stderr).toBe("xentool: --timeout must be a number from 0.001 to 1000000, not -1\n");
   });
 });
 

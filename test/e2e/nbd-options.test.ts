@@ -149,6 +149,6 @@ test.each(["0", "17", "1.5"])("--connections %s is a mistake", async (count) => 
   for (const command of [["serve", server.uri, ...AT], ["watch"]]) {
     const { status, stderr } = await runXentool(["blkback", ...command, "--connections", count], { env });
     expect(status).toBe(2);
-    expect(stderr).toContain("--connections is a whole number from 1 to 16");
+    expect(stderr).toContain("--connections must be a whole number from 1 to 16");
   }
 });

@@ -246,7 +246,7 @@ test("--hold -1 is a mistake", async () => {
   const args = ["blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb", "--hold", "-1"];
   expect(await runXentool(args, { env })).toMatchObject({
     status: 2,
-    stderr: expect.stringContaining("--hold is a number of seconds"),
+    stderr: expect.stringContaining("--hold must be a number from 0 on, not -1"),
   });
 });
 

@@ -1,7 +1,8 @@
 // What --filter, --uid-base, --threads and the numbers of an offer may be: anything else is a usage error, told in
 // one line.
 import { describe, expect, test } from "bun:test";
-import { checkOffer, DEFAULT_OFFER, type Offer } from "../../src/blkback/features.ts";
+import { serveCommand } from "../../cmd/blkback-serve.ts";
+import { checkArguments } from "../../cmd/lib/arguments.ts";
 import { checkUidBase } from "../../src/blkback/guests/guest-users.ts";
 import { checkThreads } from "../../src/blkback/threads.ts";
 import { errorFilter } from "../../src/block/filters/error.ts";
@@ -80,31 +81,30 @@ describe("--filter", () => {
   });
 });
 
-test("--threads is a number that there can be, and one with filters", () => {
-  for (const threads of [1, 16]) checkThreads(threads, []);
+test("filters see all requests of a disk, and so have one thread", () => {
+  checkThreads(16, []);
   checkThreads(1, ["log"]);
-  for (const threads of [0, 17, 1.5, NaN])
-    expect(usageOf(() => checkThreads(threads, []))).toBe("--threads is a whole number from 1 to 16");
   expect(usageOf(() => checkThreads(2, ["log"]))).toContain("needs --threads 1");
 });
 
-describe("an offer", () => {
-  test.each<[keyof Offer, number, string]>([
-    ["maxQueues", 0, "--max-queues is a whole number from 1 to 16"],
-    ["maxQueues", 17, "--max-queues is a whole number from 1 to 16"],
-    ["maxQueues", 1.5, "--max-queues is a whole number from 1 to 16"],
-    ["maxRingPageOrder", 1.5, "--max-ring-page-order is a whole number from 0 to 4"],
-    ["maxRingPageOrder", 5, "--max-ring-page-order is a whole number from 0 to 4"],
-    ["maxRingPageOrder", -1, "--max-ring-page-order is a whole number from 0 to 4"],
-    ["maxIndirectSegments", 300.5, "--max-indirect-segments is a whole number from 0 to 4096"],
-    ["maxIndirectSegments", 4097, "--max-indirect-segments is a whole number from 0 to 4096"],
-    ["maxIndirectSegments", Number.NaN, "--max-indirect-segments is a whole number from 0 to 4096"],
-  ])("%s is not %d", (key, value, message) =>
-    expect(usageOf(() => checkOffer({ ...DEFAULT_OFFER, [key]: value }))).toBe(message),
-  );
+describe("a number", () => {
+  const check = (name: string, value: number): void => checkArguments(serveCommand, { [name]: value });
+  test.each([
+    ["threads", 1, 16],
+    ["connections", 1, 16],
+    ["max-queues", 1, 16],
+    ["max-ring-page-order", 0, 4],
+    ["max-indirect-segments", 0, 4096],
+  ])("--%s is from %d to %d", (name, least, most) => {
+    for (const value of [least, most]) check(name, value);
+    for (const value of [least - 1, most + 1, least + 0.5])
+      expect(usageOf(() => check(name, value))).toBe(
+        `--${name} must be a whole number from ${least} to ${most}, not ${value}`,
+      );
+  });
 
-  test("may be the least and the most", () => {
-    checkOffer({ ...DEFAULT_OFFER, maxRingPageOrder: 0, maxIndirectSegments: 0 });
-    checkOffer({ ...DEFAULT_OFFER, maxRingPageOrder: 4, maxIndirectSegments: 4096 });
+  test("--hold has no end", () => {
+    for (const value of [0, 0.5, 1e9]) check("hold", value);
+    expect(usageOf(() => check("hold", -1))).toBe("--hold must be a number from 0 on, not -1");
   });
 });

@@ -15,7 +15,6 @@ import type { Platform, XenstoreEndpoint } from "../../platform/platform.ts";
 import type { Unwatch, Xenstore } from "../../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "../address.ts";
 import { lockForGuest } from "../device-lock.ts";
-import { checkOffer } from "../features.ts";
 import { ImageThreads } from "../image-threads.ts";
 import type { JailMode } from "../../platform/jail.ts";
 import { guestNamed, namesIn } from "../device-directories.ts";
@@ -124,7 +123,6 @@ export class GuestSupervisor implements DiskServer {
     spawn: Spawn,
     predecessor?: Predecessor,
   ): Promise<GuestSupervisor> {
-    checkOffer({ ...options.offer, deviceType: "disk" });
     const userOf = usersOfGuests(platform.descriptor, options);
     const supervisor = new GuestSupervisor(platform, xenstore, options, spawn, userOf);
     if (predecessor !== undefined) await supervisor.#follow(predecessor);

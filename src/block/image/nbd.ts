@@ -9,7 +9,6 @@ import { checkSize } from "./abilities.ts";
 
 /** Connections to one export, used where its server says that it serves all of them alike. */
 const DEFAULT_CONNECTIONS = 4;
-export const MAX_CONNECTIONS = 16;
 
 /** How a data plane reaches a server by TLS. */
 export interface Line {
@@ -30,12 +29,6 @@ export interface NbdImageOptions {
 
 export function isNbdUri(path: string): boolean {
   return /^nbds?(\+unix)?:/.test(path);
-}
-
-/** Throws `usage`. */
-export function checkConnections(count: number): void {
-  if (!(Number.isInteger(count) && count >= 1 && count <= MAX_CONNECTIONS))
-    throw new XentoolError("usage", `--connections is a whole number from 1 to ${MAX_CONNECTIONS}`);
 }
 
 /** Throws `usage` when the export can be no disk with such sectors, otherwise as `probeExport`. */
