@@ -1,20 +1,15 @@
 // Real Xen: Linux's devices /dev/xen/evtchn, gntdev and gntalloc, and the way to xenstore.
 import { existsSync, openSync } from "node:fs";
 import { XentoolError } from "../core/errors.ts";
-import type { Domid } from "../core/types.ts";
 import { checkAddress, errnoName, errnoText, shim, type Pointer } from "../native/shim.ts";
 import { NativePlatform, type DeviceKind } from "./adapter.ts";
-import type { LentDevices, XenstoreEndpoint } from "./platform.ts";
+import type { PlatformDescriptor, XenstoreEndpoint } from "./platform.ts";
 
 /** Dom0's xenstored listens here; all other domains go through the kernel. */
 const XENSTORED_SOCKETS = ["/run/xenstored/socket", "/var/run/xenstored/socket"];
 const XENBUS_DEVICES = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 
-export interface XenDescriptor {
-  readonly name: "xen";
-  readonly domid: Domid;
-  readonly lent?: LentDevices | undefined;
-}
+type XenDescriptor = Extract<PlatformDescriptor, { readonly name: "xen" }>;
 
 function pathOf(device: DeviceKind): string {
   return `/dev/xen/${device}`;

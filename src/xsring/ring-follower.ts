@@ -1,6 +1,6 @@
 // Follows a ring from outside: each look returns the records of what happened since the last one. The ring is only
 // read. Its indices show when it starts anew.
-import type { XsDirection, XsHeader } from "../protocol/xs-content.ts";
+import type { XsDirection } from "../protocol/xs-content.ts";
 import { viewRequests, viewResponses, type RingCopy, type RingWords } from "../protocol/xs-ring-view.ts";
 import { HALF_RESET_US_MAX } from "./bounds.ts";
 import { StreamFollower, type Followed } from "./stream-follower.ts";
@@ -10,14 +10,7 @@ export type StateWords = Pick<RingWords, "serverFeatures" | "connection" | "erro
 
 /** What happened and when, in microseconds since 1970. `--write` saves these records. */
 export type TraceRecord = { readonly timeUs: number } & (
-  | {
-      readonly kind: "packet";
-      readonly direction: XsDirection;
-      readonly header: XsHeader;
-      readonly payload: Uint8Array;
-    }
-  | { readonly kind: "lost"; readonly direction: XsDirection; readonly bytes: number }
-  | { readonly kind: "violation"; readonly direction: XsDirection; readonly reason: string }
+  | (Followed & { readonly direction: XsDirection })
   /**
    * Both streams began anew. `bytes` of unfinished packets were lost with the old streams, along with anything that
    * passed in the `unseenUs` since the previous look.

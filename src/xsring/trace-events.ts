@@ -5,7 +5,7 @@ import { readContent, typeText, type XsDirection, type XsHeader } from "../proto
 import { XS_WATCH_EVENT } from "../protocol/xs-wire.ts";
 import { PENDING_MAX, UNFINISHED_US } from "./bounds.ts";
 import { answers } from "./exchanges.ts";
-import type { StateWords, TraceRecord } from "./ring-follower.ts";
+import type { TraceRecord } from "./ring-follower.ts";
 
 /** A packet with the time when it was seen. */
 export interface SeenPacket {
@@ -29,20 +29,7 @@ export type TraceEvent =
   | { readonly kind: "watch-event"; readonly timeUs: number; readonly packet: SeenPacket }
   /** A request whose ring was reset before the reply came. */
   | { readonly kind: "dropped"; readonly timeUs: number; readonly request: SeenPacket }
-  | {
-      readonly kind: "lost";
-      readonly timeUs: number;
-      readonly direction: XsDirection;
-      readonly bytes: number;
-    }
-  | {
-      readonly kind: "violation";
-      readonly timeUs: number;
-      readonly direction: XsDirection;
-      readonly reason: string;
-    }
-  | { readonly kind: "reset"; readonly timeUs: number; readonly bytes: number; readonly unseenUs: number }
-  | { readonly kind: "state"; readonly timeUs: number; readonly words: StateWords };
+  | Exclude<TraceRecord, { readonly kind: "packet" }>;
 
 export interface TraceFilter {
   /** Types by name, including WATCH_EVENT; undefined: all. */
@@ -56,7 +43,6 @@ export interface TraceCounts {
   replies: number;
   watchEvents: number;
   lostBytes: number;
-  resets: number;
 }
 
 interface Pending {
@@ -67,7 +53,7 @@ interface Pending {
 
 export class TraceEvents {
   /** Everything that was seen, including what the filter leaves out. */
-  readonly counts: TraceCounts = { requests: 0, replies: 0, watchEvents: 0, lostBytes: 0, resets: 0 };
+  readonly counts: TraceCounts = { requests: 0, replies: 0, watchEvents: 0, lostBytes: 0 };
   readonly #emit: (event: TraceEvent) => void;
   readonly #wants: (direction: XsDirection, packet: SeenPacket) => boolean;
   #pending: Pending[] = [];
@@ -90,7 +76,6 @@ export class TraceEvents {
         else this.#response(record);
         return;
       case "reset":
-        this.counts.resets++;
         this.#emit(record);
         this.#drop(record.timeUs);
         return;

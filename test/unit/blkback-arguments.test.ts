@@ -88,7 +88,9 @@ test("filters see all requests of a disk, and so have one thread", () => {
 });
 
 describe("a number", () => {
-  const check = (name: string, value: number): void => checkArguments(serveCommand, { [name]: value });
+  const defaults = Object.entries(serveCommand.options).map(([name, { initial }]) => [name, initial]);
+  const check = (name: string, value: number): void =>
+    checkArguments(serveCommand, { ...Object.fromEntries(defaults), [name]: value });
   test.each([
     ["threads", 1, 16],
     ["connections", 1, 16],
