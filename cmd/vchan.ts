@@ -1,49 +1,17 @@
 // xentool vchan: byte pipes between domains, and their benchmark.
 import { command, group } from "./lib/command.ts";
-import { ASKED_JAIL } from "./lib/jail-option.ts";
-import { flag, text, wholeNumber } from "./lib/option.ts";
+import {
+  BENCH_CONNECT_OPTIONS,
+  BENCH_LISTEN_OPTIONS,
+  CONNECT_OPTIONS,
+  LISTEN_OPTIONS,
+} from "./lib/vchan-options.ts";
 import { spawnWorker } from "./spawn-worker.ts";
-
-const RING_SIZE_DEFAULT = "64k";
-
-const PLACE = {
-  domid: text("The other domain, by number or name", { positional: true, complete: "domain" }),
-  name: text("A port, as in /local/domain/SERVER/data/vchan/CLIENT/NAME, or an absolute xenstore path", {
-    positional: true,
-  }),
-};
-
-const RING_SIZES = {
-  "read-size": text("SIZE of the ring from the client, up to 1M; 0: the smallest", {
-    initial: RING_SIZE_DEFAULT,
-  }),
-  "write-size": text("SIZE of the ring to the client, up to 1M; 0: the smallest", {
-    initial: RING_SIZE_DEFAULT,
-  }),
-};
-
-function localEnds(unix: string, tcp: string) {
-  return {
-    unix: text(unix, { complete: "file" }),
-    tcp: text(tcp),
-    send: flag("Only send: close as soon as the peer has read everything"),
-    receive: flag("Only receive: leave standard input alone, which stops a job in the background"),
-    jail: ASKED_JAIL,
-    linger: text(
-      "With a peer other than xentool: once it has read everything, close after SECONDS of silence; forever never closes (default: 5 once something was sent)",
-    ),
-  };
-}
 
 const listenCommand = command({
   name: "listen",
   summary: "Serve a vchan to DOMID and relay it to standard input and output, a socket or a command",
-  options: {
-    ...PLACE,
-    ...RING_SIZES,
-    ...localEnds("For each client, connect to this socket", "For each client, connect to HOST:PORT"),
-    keep: flag("Serve one client after another"),
-  },
+  options: LISTEN_OPTIONS,
   conflicts: [["unix", "tcp"]],
   timeout: "Seconds to wait for each client (default: for ever), and for xenstore to answer (default 5)",
   trailing: "[-- COMMAND...]",
@@ -61,15 +29,7 @@ const listenCommand = command({
 const connectCommand = command({
   name: "connect",
   summary: "Connect to a vchan of DOMID and relay it to standard input and output, a socket or a command",
-  options: {
-    ...PLACE,
-    ...localEnds(
-      "Listen at this socket; relay the vchan to whoever connects",
-      "Listen at HOST:PORT; relay the vchan to whoever connects",
-    ),
-    wait: flag("Wait until there is a server, and for a turn if it has another client"),
-    keep: flag("Serve one local connection after another"),
-  },
+  options: CONNECT_OPTIONS,
   conflicts: [["unix", "tcp"]],
   timeout: "Seconds that --wait waits (default: for ever), and xenstore may take to answer (default 5)",
   trailing: "[-- COMMAND...]",
@@ -87,7 +47,7 @@ const connectCommand = command({
 const benchListenCommand = command({
   name: "listen",
   summary: "Play the other end of a benchmark",
-  options: { ...PLACE, ...RING_SIZES },
+  options: BENCH_LISTEN_OPTIONS,
   timeout: "Seconds to wait for the other end (default: for ever), and for xenstore to answer (default 5)",
   examples: [
     ["xentool vchan bench listen 1 bench", "with rings of 64 KiB"],
@@ -102,11 +62,7 @@ const benchListenCommand = command({
 const benchConnectCommand = command({
   name: "connect",
   summary: "Measure throughput each way and both ways, and round trips, against `vchan bench listen`",
-  options: {
-    ...PLACE,
-    bytes: text("SIZE of what is sent each way", { initial: "256M" }),
-    rounds: wholeNumber("How many round trips", 1, 1e9, { initial: 10_000 }),
-  },
+  options: BENCH_CONNECT_OPTIONS,
   timeout:
     "Seconds in which the other end may do nothing (default: any number), and xenstore may take to answer (default 5)",
   examples: [

@@ -8,7 +8,8 @@ import { VchanSession } from "../../src/vchan/session.ts";
 import { formatBytes } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
 import { waitPrinter } from "./vchan-progress.ts";
-import { openPlace, ordersOf, type PlaceArguments, type RingArguments } from "./vchan-relay.ts";
+import type { BenchConnectArguments, BenchListenArguments } from "./vchan-options.ts";
+import { openPlace, ordersOf } from "./vchan-relay.ts";
 
 /**
  * First everything runs unmeasured with this part of the amounts, repeatedly for this long: code that runs for the
@@ -16,14 +17,6 @@ import { openPlace, ordersOf, type PlaceArguments, type RingArguments } from "./
  */
 const WARM_UP = 0.1;
 const WARM_UP_MS = 3000;
-
-export type BenchListenArguments = PlaceArguments & RingArguments;
-
-interface Amounts {
-  readonly bytes: string;
-  readonly rounds: number;
-}
-export type BenchConnectArguments = PlaceArguments & Amounts;
 
 /** Does the jobs of one client, until it closes. */
 export async function runBenchListen(
@@ -43,12 +36,12 @@ export async function runBenchConnect(
   context: CommandContext,
   spawnWorker: SpawnWorker,
 ): Promise<void> {
-  const amounts = amountsOf(argv);
+  const bytes = requireSize("--bytes", argv.bytes, 1, 2 ** 40);
   const { timeoutMs } = context;
   await inSession(argv, context, spawnWorker, "client", (session) =>
     session.connect(true, async ({ plane, readSize, writeSize }) => {
       const run = (kind: BenchKind, part: number): Promise<BenchMeasure> => {
-        const amount = kind === "round-trip" ? amounts.rounds : amounts.bytes;
+        const amount = kind === "round-trip" ? argv.rounds : bytes;
         return plane.carryOut<VchanOrder<"bench-run">>({
           op: "bench-run",
           job: { kind, amount: Math.ceil(amount * part) },
@@ -70,7 +63,7 @@ export async function runBenchConnect(
 }
 
 async function inSession(
-  argv: PlaceArguments,
+  argv: Parameters<typeof openPlace>[0],
   context: CommandContext,
   spawnWorker: SpawnWorker,
   role: VchanRole,
@@ -83,10 +76,6 @@ async function inSession(
   const options = { platform, place, spawnWorker, signal, force, timeoutMs, ...onWait };
   await using session = await VchanSession.open(options, role);
   await body(session);
-}
-
-function amountsOf(argv: Amounts): { bytes: number; rounds: number } {
-  return { bytes: requireSize("--bytes", argv.bytes, 1, 2 ** 40), rounds: argv.rounds };
 }
 
 function figuresOf(measure: BenchMeasure): Record<string, number | string> {

@@ -15,38 +15,16 @@ import {
   type RelaySessionOptions,
   type SessionSummary,
 } from "../../src/vchan/relay-session.ts";
-import type { JailMode } from "../../src/platform/jail.ts";
 import { enterRelayJail } from "../../src/vchan/jail.ts";
 import { checkVchanName, vchanPlace, type VchanPlace } from "../../src/vchan/rendezvous.ts";
 import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
 import { parseHostPort } from "./host-port.ts";
 import { toNumber } from "./arguments.ts";
-import type { CommandContext, GlobalArguments } from "./run-command.ts";
+import type { CommandContext } from "./run-command.ts";
+import type { ConnectArguments, ListenArguments } from "./vchan-options.ts";
 import { showProgress, showsProgress, streamUse, waitPrinter } from "./vchan-progress.ts";
 
-export interface PlaceArguments extends GlobalArguments {
-  readonly domid: string;
-  readonly name: string;
-}
-
-export interface RingArguments {
-  readonly "read-size": string;
-  readonly "write-size": string;
-}
-
-interface RelayArguments extends PlaceArguments {
-  readonly unix: string | undefined;
-  readonly tcp: string | undefined;
-  readonly linger: string | undefined;
-  readonly send: boolean;
-  readonly receive: boolean;
-  readonly keep: boolean;
-  readonly jail: JailMode;
-  readonly "--"?: readonly string[];
-}
-
-export type ListenArguments = RelayArguments & RingArguments;
-export type ConnectArguments = RelayArguments & { readonly wait: boolean };
+type RelayArguments = ListenArguments | ConnectArguments;
 
 const LINGER_SECONDS_MAX = 1_000_000;
 
@@ -76,7 +54,7 @@ export async function runConnect(
 }
 
 /** The ring orders that the arguments ask for. */
-export function ordersOf(argv: RingArguments): VchanOrders {
+export function ordersOf(argv: Pick<ListenArguments, "read-size" | "write-size">): VchanOrders {
   const most = 2 ** VCHAN_ORDER_MAX;
   const read = requireSize("--read-size", argv["read-size"], 0, most);
   const write = requireSize("--write-size", argv["write-size"], 0, most);
@@ -87,7 +65,7 @@ export function ordersOf(argv: RingArguments): VchanOrders {
 
 /** The platform, and the place in xenstore where both ends meet. Checks both arguments first. */
 export async function openPlace(
-  argv: PlaceArguments,
+  argv: Pick<ListenArguments, "domid" | "name">,
   context: CommandContext,
   role: VchanRole,
 ): Promise<{ platform: Platform; place: VchanPlace }> {

@@ -7,20 +7,12 @@ import { Xenstore } from "../../src/xenstore/client.ts";
 import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
 import { asciiJson } from "../../src/xsring/ascii-json.ts";
 import { closeRing, identifyServer, type RingToClose } from "../../src/xsring/close.ts";
-import { planClose, type CloseMethod, type ClosePlan } from "../../src/xsring/close-plan.ts";
+import { planClose, type ClosePlan } from "../../src/xsring/close-plan.ts";
 import { inspectSettled, reportAsJson } from "../../src/xsring/report.ts";
 import { openDomainRing } from "../../src/xsring/source.ts";
 import { print } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
-
-export interface CloseArguments {
-  readonly domid: string | undefined;
-  readonly self: boolean;
-  readonly method: CloseMethod | undefined;
-  readonly force: boolean;
-  readonly "dry-run": boolean;
-  readonly kick: string | undefined;
-}
+import type { CloseArguments } from "./xsring-options.ts";
 
 /** oxenstored looks at a ring without an event every 20 s, on a tick of 15 s. */
 const ANSWER_TIMEOUT_MS = 40_000;

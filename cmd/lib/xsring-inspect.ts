@@ -13,15 +13,7 @@ import { VERDICT_STATUS } from "../../src/xsring/verdict.ts";
 import { print } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
 import { cut, terminalSize, wrap, type ScreenSize } from "./terminal.ts";
-
-export interface InspectArguments {
-  readonly domid: string | undefined;
-  readonly file: string | undefined;
-  readonly watch: boolean;
-  readonly interval: number;
-  readonly settle: number;
-  readonly history: number;
-}
+import type { InspectArguments } from "./xsring-options.ts";
 
 const CLEAR_SCREEN = "\x1b[H\x1b[2J";
 

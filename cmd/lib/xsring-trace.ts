@@ -16,21 +16,7 @@ import { print } from "./output.ts";
 import type { CommandContext } from "./run-command.ts";
 import { TraceSummary } from "./trace-summary.ts";
 import { counted } from "../../src/core/counted.ts";
-
-export interface TraceArguments {
-  readonly domid: string | undefined;
-  readonly read: string | undefined;
-  readonly write: string | undefined;
-  readonly type: readonly string[];
-  readonly path: string | undefined;
-  readonly "string-limit": number;
-  readonly interval: number;
-  readonly count: number | undefined;
-  readonly duration: number | undefined;
-  readonly time: boolean;
-  readonly summary: boolean;
-  readonly output: string | undefined;
-}
+import type { TraceArguments } from "./xsring-options.ts";
 
 const TYPES_MAX = 64;
 
