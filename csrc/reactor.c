@@ -95,7 +95,7 @@ static uint32_t take_ready(struct reactor *reactor, struct xt_io_done *done, uin
   return taken;
 }
 
-/* Where it is no operation that has to end, one descriptor that is ready is enough. */
+/* If no operation has to end, one descriptor that is ready is enough. */
 static uint32_t at_most_what_can_end(const struct reactor *reactor, uint32_t wait) {
   uint32_t most = reactor->in_flight + reactor->ready_count;
   return most == 0 && wait > 0 ? 1 : wait < most ? wait : most;

@@ -11,7 +11,7 @@
 #include <linux/io_uring.h>
 #include <stddef.h>
 
-/* The tag of the watch of the write threads, which is no caller's. */
+/* The tag of the watch of the write threads, which belongs to none of the callers. */
 #define WRITE_THREADS_TAG UINT32_MAX
 
 struct watch {

@@ -14,7 +14,7 @@
 #define WATCH_BIT (1ull << 31)
 #define NOBODY UINT64_MAX
 
-/* Descriptors are looked at after so many calls at the latest, even if operations were always done at once. */
+/* After this many calls, descriptors are looked at even if operations were always done at once. */
 enum { UNLOOKED_MAX = 64 };
 
 static uint64_t watch_data(const struct reactor *reactor, uint32_t place) {

@@ -1,5 +1,5 @@
 // The files that a host with xl needs for a disk line with `script=block-xentool` to be served by `xentool blkback
-// watch`. docs/xen-notes.md gives the reasons for each piece.
+// watch`. docs/xen-notes.md has the reason for each piece.
 export const HOTPLUG_SCRIPT = "block-xentool";
 export const UNIT = "xentool-blkback.service";
 export const RULE = "60-xentool-blkback.rules";

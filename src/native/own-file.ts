@@ -1,5 +1,5 @@
-// Files where somebody may have put anything who is not to be trusted, as the process of a guest in its directory. So
-// nothing is followed, waited for or believed to be small, and what has a second name, elsewhere, is not touched.
+// Files in a place where a process that is not to be trusted may have put anything, as that of a guest in its directory.
+// So nothing is followed, waited for or believed to be small, and a file with a second name elsewhere is not touched.
 import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
 import { codeOf } from "../core/errors.ts";
 import { check, cString, errnoName, shim } from "./shim.ts";
@@ -15,12 +15,12 @@ const ACCESS = {
 /** How opening fails what cannot be a file of ours: a link, a socket, a directory, or nothing. */
 const NO_FILE: ReadonlySet<string> = new Set(["ELOOP", "ENXIO", "ENOENT", "ENOTDIR", "EISDIR"]);
 
-/** Names of so many bytes are read at a time, those of a guest with a hundred disks of many queues. */
+/** Bytes of names that are read at a time: those of a guest with a hundred disks of many queues. */
 const NAMES_BYTES = 64 * 1024;
 
 /**
- * Opens a file that has no other name; undefined where there is none, or something else. Throws when that cannot be
- * told now, as for want of a descriptor.
+ * Opens a file that has no other name. Returns undefined if there is none, or something else. Throws when it cannot
+ * find out now, for instance without a free descriptor.
  */
 export function openOwnFile(path: string, access: keyof typeof ACCESS, mode = 0o600): number | undefined {
   let fd: number;

@@ -9,7 +9,7 @@ import type { VchanRole } from "./endpoint.ts";
 import type { LocalSpec } from "./local.ts";
 
 /**
- * Puts this process into the jail of a relay to `local`, which is no command: in a jail none can be started. Throws
+ * Puts this process into the jail of a relay to `local`, which is not a command: in a jail none can be started. Throws
  * `environment` with `strict`.
  */
 export function enterRelayJail(

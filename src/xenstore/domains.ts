@@ -21,7 +21,7 @@ export function parseDomain(text: string, what: string): NamedDomain {
   return /^[0-9]+$/.test(text) ? toDomid(Number(text), what) : text;
 }
 
-/** The number of `domain`. A number needs no xenstore; whoever has to look at a stuck one gives that. */
+/** The number of `domain`. A number needs no xenstore, so it works when xenstored is stuck. */
 export async function findDomain(
   platform: Platform,
   domain: NamedDomain,

@@ -11,7 +11,7 @@ import type { OpenDeviceImage } from "../watched-image.ts";
 import type { LockDevice } from "../watch.ts";
 import type { Answer, Ask, Trouble } from "./messages.ts";
 
-/** -EHOSTUNREACH: it is tried again. */
+/** -EHOSTUNREACH: the caller tries again. */
 const NO_CONNECTION = -113;
 
 type Taken = Answer & { readonly fds: readonly number[] };
@@ -30,7 +30,7 @@ export class AskedImages {
     this.#say = say;
   }
 
-  /** What is to be closed by then is closed first, and the answer to the question is that it was cancelled. */
+  /** When `stop` fires, `watch` closes the image first, and answers that the opening was cancelled. */
   readonly open: OpenDeviceImage = async ({ devid }, stop) => {
     using _ = onAbort(stop, () => this.#closed(devid));
     const answer = await this.#ask("image", devid);
@@ -72,7 +72,7 @@ export class AskedImages {
     this.#troubles.get(devid)?.(why ?? undefined);
   }
 
-  /** There is nobody any more who answers. */
+  /** Nobody will answer any more. */
   end(): void {
     this.#isOver = true;
     for (const { reject } of this.#waiting.values()) reject(gone());

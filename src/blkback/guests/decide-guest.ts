@@ -26,7 +26,7 @@ export function decideGuest({ hasDisks, process, served, withoutDisksMs, pauseMs
     case "serving":
       // A disk that is gone from xenstore is served until its guest has let go and its image is closed.
       if (hasDisks) return { step: "none" };
-      // Only the process itself says so, and keeps the image from all others.
+      // Only the process itself reports that it serves, and meanwhile it keeps the image from all others.
       if (served > 0 && withoutDisksMs < GONE_PATIENCE_MS)
         return { step: "wait", pauseMs: GONE_PATIENCE_MS - withoutDisksMs };
       return { step: "end" };

@@ -26,7 +26,7 @@ const REPORTS_A_SECOND = 2000;
 /** More than the disks of any guest ask for at the same time. Each question takes memory until it is answered. */
 const UNANSWERED_MAX = 4096;
 
-/** Of our orders and answers. One that leaves more than this unread is killed: we would have to keep them all. */
+/** A process that leaves more of our orders and answers unread is killed: we would have to keep them all. */
 const UNREAD_BYTES_MAX = 1 << 20;
 
 /** What we use of a process of our own executable in the role of a guest's server. */
@@ -47,9 +47,9 @@ export type SpawnGuest = (frontend: Domid) => GuestChild;
 
 /** What `watch` does for the process. */
 export interface ProcessGround extends GuestDevices {
-  /** Has what comes from its socket, which it closes at the end, reach xenstore as far as it may. */
+  /** Passes what comes from its socket on to xenstore, as far as it may go there. Closes the socket at the end. */
   readonly connectStore: (socket: number) => Promise<Closable>;
-  /** It is gone: removes what it left and nobody needs. */
+  /** Removes what it left and nobody needs, once it is gone. */
   readonly tidyUp: () => Promise<void>;
 }
 
@@ -59,7 +59,7 @@ interface Closable {
 
 export interface GuestListener {
   readonly onEvent: (devid: number, event: DeviceEvent) => void;
-  /** It serves another number of disks, or was asked to end and has. */
+  /** Called when it serves another number of disks, or has ended as it was asked to. */
   readonly onChange: () => void;
 }
 
@@ -217,7 +217,7 @@ export class GuestProcess {
     this.#child.kill("SIGKILL");
   }
 
-  /** A process that is gone cannot be told anything; `ended` says so. */
+  /** Does nothing if the process is gone; `ended` resolves then. */
   #order(order: GuestOrder): void {
     const { stdin } = this.#child;
     const line = encodeLine(order);

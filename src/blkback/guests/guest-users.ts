@@ -1,5 +1,5 @@
-// Who the process of a guest is in its jail: a user of that guest's own, so that files of root and of the other guests'
-// processes are kept from it by their owners alone, also where the kernel has no Landlock.
+// The user that the process of a guest becomes in its jail: one for that guest alone. So the owners of files are enough
+// to keep those of root and of the other guests' processes from it, also where the kernel has no Landlock.
 import { mkdirSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import { XentoolError } from "../../core/errors.ts";
@@ -30,7 +30,7 @@ export interface WantedUsers {
   readonly statsDir: string;
 }
 
-/** Says, or throws, what of the jail this host cannot offer; undefined: processes of guests stay who we are. */
+/** Logs, or throws, which parts of the jail this host cannot offer. Undefined: guests' processes stay who we are. */
 export function usersOfGuests(platform: PlatformDescriptor, wanted: WantedUsers): UserOf | undefined {
   const { jail, uidBase, statsDir } = wanted;
   const wants = jail !== "off" && uidBase !== 0;
@@ -39,10 +39,10 @@ export function usersOfGuests(platform: PlatformDescriptor, wanted: WantedUsers)
   return userOf;
 }
 
-/** Undefined where there can be none: we are not root, or users are missing here, or could not get at their files. */
+/** Undefined if there can be none: we are not root, users are missing here, or they could not reach their files. */
 function findUsers(base: number, platform: PlatformDescriptor, stateDir: string): UserOf | undefined {
   if (!mayBecomeOthers() || !isThere("uid_map", base)) return undefined;
-  // On a simulated host each of them gets at what stands for Xen, as the group that its directory has.
+  // On a simulated host, the group of its directory lets each of them use what stands for Xen.
   const group = platform.name === "sim" ? statSync(platform.dir).gid : undefined;
   if (group === 0 || (group === undefined && !isThere("gid_map", base))) return undefined;
   mkdirSync(stateDir, { recursive: true, mode: 0o755 });

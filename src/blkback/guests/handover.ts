@@ -12,19 +12,19 @@ export interface Successor {
   readonly ready: Promise<void>;
   /** Rejects when it is gone. */
   readonly gone: Promise<never>;
-  /** Nobody serves the guest any more. Resolves when the successor does. Rejects when it is gone or does not answer. */
+  /** Hands over a guest that nobody serves any more. Resolves when the successor serves it; rejects when that is gone or silent. */
   take(frontend: Domid): Promise<void>;
-  /** All guests are its. Resolves when it serves without us. Rejects when it is gone or does not answer. */
+  /** Ends the handover: all guests are its. Resolves when it serves without us; rejects when it is gone or silent. */
   over(): Promise<void>;
 }
 
 /** The `watch` that hands over, as the next one sees it. */
 export interface Predecessor {
-  /** We wait for guests; `onTake` is called for each that is ours now, and resolves when its disks are served. */
+  /** Reports that we wait for guests. `onTake` is called for each that is ours now, and resolves when its disks are served. */
   ready(onTake: (frontend: Domid) => Promise<void>): void;
   /** Resolves when all guests are ours, and also when the predecessor is gone. */
   readonly over: Promise<void>;
-  /** We serve without it. Resolves when it takes nothing back any more. */
+  /** Reports that we serve without it. Resolves when it takes nothing back any more. */
   serves(): Promise<void>;
 }
 

@@ -10,7 +10,7 @@ import type { EventChannels } from "../../platform/platform.ts";
 import { failureOf } from "../../plane/protocol.ts";
 import type { Answer, Ask, Trouble } from "./messages.ts";
 
-/** Of one guest. The first two also throw when it has no such device for us. */
+/** What is opened for one guest. The first two also throw when it has no such device for us. */
 export interface GuestDevices {
   readonly openImage: (devid: number, stop: AbortSignal) => Promise<OpenedImage>;
   readonly lock: (devid: number) => Promise<LockFile>;
@@ -18,7 +18,7 @@ export interface GuestDevices {
   readonly openChannels: () => Pick<EventChannels, "fd" | "close">;
 }
 
-/** To the process, under the number of its question. Throws when they cannot be sent. */
+/** Sends descriptors to the process, under the number of its question. Throws when it cannot. */
 export type SendDescriptors = (fds: readonly number[]) => void;
 
 interface Kept {
@@ -27,7 +27,7 @@ interface Kept {
   closing?: Promise<void>;
 }
 
-/** The images and locks of one process, which are closed when it says so, or is gone. */
+/** The images and locks of one process, which are closed when it asks for that, or is gone. */
 export class KeptImages {
   readonly #devices: GuestDevices;
   readonly #kept = new Map<number, Kept>();

@@ -16,7 +16,7 @@ export interface GuestSettings extends Omit<WatchOptions, "onEvent" | "onCount" 
   readonly jail: JailMode;
   /** False: it connects to xenstore by itself. */
   readonly isRelayed: boolean;
-  /** Who it is in its jail; without it, who we are. */
+  /** The user that it becomes in its jail; without it, it stays who we are. */
   readonly user?: JailUser | undefined;
 }
 
@@ -44,11 +44,11 @@ export interface Ask {
   readonly devid: number;
 }
 
-/** Also to a question that was about what is closed by now. */
+/** An answer; there is one even if its question was about something that is closed by now. */
 export interface Answer {
   /** The number of the question. */
   readonly ask: number;
-  /** So many come under that number through the socket for descriptors, and are there already. */
+  /** How many come under that number through the socket for descriptors. They are there already. */
   readonly descriptors: number;
   readonly failure?: FailureMessage;
   /** Its descriptors are to be replaced. */

@@ -28,7 +28,7 @@ import {
 export interface GuestEnds {
   readonly orders: ReadableStream<Uint8Array>;
   readonly write: (line: string) => void;
-  /** Where descriptors come from `watch`. */
+  /** Through which `watch` sends descriptors. */
   readonly descriptors: number;
   /** Our way to xenstore. */
   readonly xenstore: number;
@@ -85,7 +85,7 @@ function lenderOf(images: AskedImages, cleanup: AsyncDisposableStack): WatchHelp
   return async (devid, until) => ({ evtchn: until.adopt(await images.channels(devid), closeSync), gntdev });
 }
 
-/** Has the first plane's thread started before there is a disk for it: that takes longer than all the rest. */
+/** Starts the first plane's thread before there is a disk for it, because that takes longer than all the rest. */
 class ReadyWorkers {
   #ready: Worker | undefined;
   readonly #spawn: SpawnWorker;
@@ -105,7 +105,7 @@ class ReadyWorkers {
     this.#ready?.terminate();
   }
 
-  /** What is lacking now is said when a disk needs it. */
+  /** An error here will come again, and be reported, when a disk needs the worker. */
   #start(): Worker | undefined {
     try {
       const worker = this.#spawn();
@@ -120,9 +120,9 @@ class ReadyWorkers {
   }
 }
 
-/** The orders as they come. What does not belong to the road from `prepare` to `end` is dealt with here. */
+/** The orders as they come. Those beside `prepare`, `serve` and `end` are carried out here. */
 class OrderLines {
-  /** Undefined, and false: the end came first. */
+  /** Undefined or false if the end came first. */
   readonly prepare: Promise<GuestSettings | undefined>;
   readonly serve: Promise<boolean>;
   readonly end: Promise<void>;

@@ -1,5 +1,6 @@
-// What the process of a guest may ask of xenstore, where `watch` has all the rights of its domain: reading what belongs
-// to the guest's disks, and writing what a backend has to say there. Not which image a disk has, or anybody else's.
+// What the process of a guest may ask of xenstore, where `watch` has all the rights of its domain: to read what belongs
+// to the guest's disks, and to write what a backend writes there. It may not choose the image of a disk, nor touch the
+// disks of others.
 import type { Domid } from "../../core/types.ts";
 import {
   decodeText,
@@ -26,7 +27,7 @@ export interface StoreScope {
   readonly frontend: Domid;
 }
 
-/** What a backend writes of a device. All else, above all what names the image, is the toolstack's. */
+/** The keys that a backend writes. All others, above all those that name the image, are the toolstack's. */
 const BACKENDS_KEYS = new Set([
   "state",
   "hotplug-status",

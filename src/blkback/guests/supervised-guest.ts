@@ -53,7 +53,7 @@ export class SupervisedGuest {
     if (!this.#over) this.#take(this.#decide(hasDisks));
   }
 
-  /** Nobody else serves the guest any more. */
+  /** Serves the guest: nobody else does any more. */
   release(): void {
     if (!this.#isHeld) return;
     this.#isHeld = false;
@@ -68,7 +68,7 @@ export class SupervisedGuest {
     await this.#process?.left;
   }
 
-  /** The same, and resolves when the process is gone. */
+  /** Like `leave`, but resolves when the process is gone. */
   async end(): Promise<void> {
     await this.leave();
     await this.#process?.ended;

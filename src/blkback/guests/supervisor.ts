@@ -134,7 +134,7 @@ export class GuestSupervisor implements DiskServer {
     return this.#processes.reduce((sum, { disks }) => sum + disks, 0);
   }
 
-  /** A process that does not answer for `patienceMs` is no reason to end the others: it alone is killed. */
+  /** A process that does not answer for `patienceMs` is killed. The others go on. */
   answers(patienceMs: number): boolean {
     for (const process of this.#processes) process.tend(patienceMs);
     return true;

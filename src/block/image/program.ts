@@ -34,7 +34,7 @@ export interface ProgramImageOptions {
   readonly sectorSizeBytes: number;
   /** To the program, at most. */
   readonly connections?: number | undefined;
-  /** Where claims to images that are no files here are kept. */
+  /** Where claims to images that are not files here are kept. */
   readonly claimsDir: string;
   /** Where the program is to listen. */
   readonly socket: string;

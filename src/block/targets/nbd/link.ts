@@ -138,7 +138,7 @@ export class NbdLink implements ConnectionOwner {
     this.#checkHold();
   }
 
-  /** From now on, the server may be silent for so long at most. */
+  /** The longest that the server may be silent from now on. */
   limitSilence(ms: number): void {
     this.#silenceMs = Math.min(this.#silenceMs, ms);
     // What is sent from now on would be waited for as long as what was sent before.
@@ -146,7 +146,7 @@ export class NbdLink implements ConnectionOwner {
     this.#checkSilence();
   }
 
-  /** A server that has been given up, or will be, is waited for so long from now on. */
+  /** The longest wait from now on for a server that has been given up, or will be. */
   limitEnding(ms: number): void {
     this.#endingMs = Math.min(this.#endingMs, ms);
     if (this.isEnding) this.#reactor.setTimer(this.#ending, this.#endingMs);

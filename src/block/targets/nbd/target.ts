@@ -171,17 +171,17 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     this.#waiting = [];
   }
 
-  /** From now on, a server that is not there is waited for so long at most. */
+  /** The longest wait from now on for a server that is not there. */
   limitHold(ms: number): void {
     this.#link.limitHold(ms);
   }
 
-  /** From now on, a server that is there may be silent for so long at most. */
+  /** The longest that a server that is there may be silent from now on. */
   limitSilence(ms: number): void {
     this.#link.limitSilence(ms);
   }
 
-  /** From now on, a server that has been given up is waited for so long at most. */
+  /** The longest wait from now on for a server that has been given up. */
   limitEnding(ms: number): void {
     this.#link.limitEnding(ms);
   }
