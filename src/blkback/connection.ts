@@ -19,7 +19,7 @@ const logger = moduleLogger("blkback");
 
 export type OnHeld = (held: Held) => void;
 
-/** What all planes of a connection are told. */
+/** The part of their order that all planes of a connection have in common. */
 export type ConnectionOrder = Omit<BlkbackOrder["order"], "platform" | "shared" | "seat">;
 
 export class DiskConnection {
@@ -99,7 +99,7 @@ export class DiskConnection {
     await (await watching)?.().catch(() => {});
   }
 
-  /** Without xenstore nobody can tell, and the server is waited for as long as ever. */
+  /** Without xenstore nobody notices, and the wait for the server is as long as ever. */
   async #hurryWithout(directory: BackendDirectory): Promise<Unwatch | undefined> {
     try {
       return await directory.whenGone(() => this.#controls[0].hurry());

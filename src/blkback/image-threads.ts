@@ -1,6 +1,6 @@
-// Where `watch` touches images for all its guests, a file server that is gone, or a disk without a path to it, must not
-// keep it from the others: whoever asks such storage for anything waits in the kernel, without end. So the first touch
-// of an image, and the last, is that of a thread of its own. One that is late has its successor for what comes next.
+// `watch` opens images for all its guests. A file server that is gone, or a disk that cannot be reached, must not keep
+// it from the others, but whoever asks such storage for anything waits in the kernel, without end. So a thread of its
+// own touches an image first, and last. When one is late, another thread does what comes next.
 import type { FileImage } from "../block/image.ts";
 import { noteUnused } from "../block/image/known.ts";
 import { unlessAborted } from "../core/deadline.ts";
@@ -33,7 +33,7 @@ export class ImageThreads implements Disposable {
     this.#memory = memory;
   }
 
-  /** Resolves when there is a thread, so that the first image has none to wait for; what is lacking, that one says. */
+  /** Starts a thread, so that the first image need not wait for one. That image reports what is lacking. */
   async prepare(): Promise<void> {
     await this.#carryOut({ type: "reach", path: "/" }).catch(() => {});
   }

@@ -1,6 +1,6 @@
-// What a killed server of a device leaves on this host: its statistics, its journals, its log of writes, its lock and
-// the socket of its image's program, all for a successor. A device that is taken away has none, and nor has a guest
-// that is gone: of both, somebody has to remove them, because a log of writes is 32 MiB of memory.
+// What a killed server of a device leaves on this host for a successor: its statistics, journals, log of writes and
+// lock, and the socket of its image's program. A device that is taken away has no successor, and nor has that of a
+// guest that is gone. Their files have to be removed, because a log of writes is 32 MiB of memory.
 import { existsSync, rmSync } from "node:fs";
 import { removeFreeClaims } from "../block/image/claim-export.ts";
 import { describeError } from "../core/errors.ts";

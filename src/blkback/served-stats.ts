@@ -1,5 +1,5 @@
-// The statistics of one device, from its server's side: what it knows of the device is in the page from the time that
-// there is one.
+// The statistics of one device, from its server's side. What the server learns before there is a page is written into
+// it when it is made.
 import { existsSync } from "node:fs";
 import { describeError } from "../core/errors.ts";
 import { moduleLogger } from "../core/log.ts";
@@ -52,7 +52,7 @@ export class ServedStats {
     if (this.#page !== undefined) this.#page.rates = rates;
   }
 
-  /** Nobody will go on with the disk. Never throws. */
+  /** Removes the log of writes, because nobody will go on with the disk. Never throws. */
   removeWriteLog(): void {
     try {
       removeWriteLog(this.path);
@@ -61,7 +61,7 @@ export class ServedStats {
     }
   }
 
-  /** Never throws: nothing depends on the file. */
+  /** Removes the page. Never throws: nothing depends on the file. */
   remove(): void {
     try {
       this.#page?.remove();

@@ -1,6 +1,6 @@
 // What the planes of one disk have in common, in memory that they share: whether all are ready, whether a flush has
-// failed, who may flush, and what has passed of the disk's limits. Each plane has a seat, and an eventfd by which the
-// others wake it. The plane of a disk that has no other shares with nobody.
+// failed, which one may flush, and what the disk's limits have let pass. Each plane has a seat, and an eventfd by
+// which the others wake it. The plane of a disk that has no other shares with nobody.
 import { closeSync } from "node:fs";
 import { check, shim } from "../native/shim.ts";
 import { Shares } from "./shares.ts";
@@ -85,7 +85,7 @@ export class SharedDisk {
     return new SharedDisk({ memory: sharedMemory(1), wakeFds: [] }, 0);
   }
 
-  /** This plane has opened all that it needs. None serves before all have. */
+  /** Reports that this plane has opened all that it needs. None serves before all have. */
   ready(): void {
     if (Atomics.add(this.#words, READY, 1) + 1 === this.#planes) this.#wake(-1);
   }
@@ -110,9 +110,9 @@ export class SharedDisk {
   }
 
   /**
-   * Whether this plane may flush now; then it calls `endFlush`. Otherwise it is woken when it may. Flushes run one at a
-   * time: of two concurrent ones, the kernel would report lost data to one and OK to the other. A plane that may flush
-   * knows of every flush that has failed.
+   * Whether this plane may flush now; then it calls `endFlush`. Otherwise it is woken when it may. Flushes run one at
+   * a time: of two concurrent ones, the kernel would report lost data to one and OK to the other. A plane that may
+   * flush knows of every flush that has failed.
    */
   beginFlush(): boolean {
     // Noted before we try: whoever ends a flush after that sees us wait.

@@ -1,6 +1,6 @@
-// Who comes first among the planes of one disk that its limits hold back: whoever has had least since all of them wait.
-// In memory that they share, a number for each, which only that one changes: what it has had, or Infinity while it does
-// not wait.
+// Which plane comes first of those of one disk that its limits hold back: the one that has had least since all of them
+// wait. Each has a number in memory that they share, which only that plane changes: what it has had, or Infinity while
+// it does not wait.
 
 export class Shares {
   readonly #had: Float64Array;
@@ -30,7 +30,7 @@ export class Shares {
     if (this.#had[this.#seat] !== Infinity) this.#had[this.#seat] = this.#mine;
   }
 
-  /** Whether nobody who waits has had less than this plane. */
+  /** Whether no waiting plane has had less than this one. */
   get isFirst(): boolean {
     return this.#leastOfOthers() >= this.#mine;
   }

@@ -1,7 +1,7 @@
-// Where the files of a device are that its server leaves to the next one: statistics, journals, log of writes. Those of
-// a process of `watch` are in a directory of its guest's own, so that it reaches those of no other guest; all others
-// are in the state directory itself. Whoever has the device's lock moves them to where its server looks for them, and
-// makes them that server's.
+// The files that the server of a device leaves to the next one: statistics, journals, log of writes. A process of
+// `watch` has them in a directory for its guest alone, so that it reaches those of no other guest. All other servers
+// have them in the state directory itself. Whoever holds the device's lock moves them to where its server looks for
+// them, and makes that server their owner.
 //
 // What is in a guest's directory may be the work of a process that its guest has taken over, and may change while we
 // look. So nothing in it is followed, waited for or believed to be small.
@@ -19,13 +19,13 @@ import {
   renameSync,
   rmdirSync,
   rmSync,
-  statSync,
 } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { XentoolError } from "../core/errors.ts";
 import { parseDecimal, type Domid } from "../core/types.ts";
 import type { JailUser } from "../native/jail.ts";
+import { isStill } from "../native/lock-file.ts";
 import { openOwnFile, someNamesIn } from "../native/own-file.ts";
 import { shim } from "../native/shim.ts";
 import type { DeviceAddress } from "./address.ts";
@@ -38,10 +38,12 @@ export interface HeldDir {
 
 export type Disk = Pick<DeviceAddress, "frontend" | "devid">;
 
-/** Whoever removes the directory has it for a moment only. */
+/** Nobody who removes the directory holds it for more than a moment. */
 const HOLD_TRIES = 1000;
 
-/** What follows "DOMID-DEVID." in the names of a disk's files. A new journal is about to take the other one's place. */
+/**
+ * What follows "DOMID-DEVID." in the names of a disk's files. A new journal is about to take the other one's place.
+ */
 const KINDS: readonly string[] = [
   "stats",
   "writes",
@@ -61,7 +63,7 @@ export function guestDir(stateDir: string, frontend: Domid): string {
 }
 
 /**
- * Makes it, should it not be there, and keeps it from being removed until the result is released. A process in a
+ * Makes the directory if it is not there, and keeps it from being removed until the result is released: a process in a
  * jail would not find another one of that name.
  */
 export function holdGuestDir(stateDir: string, frontend: Domid): HeldDir {
@@ -75,7 +77,7 @@ export function holdGuestDir(stateDir: string, frontend: Domid): HeldDir {
   throw new XentoolError("environment", `somebody else has ${path}`, { path });
 }
 
-/** Removes it, should nobody hold it and nothing be in it. */
+/** Removes the directory if nobody holds it and nothing is in it. */
 export function removeGuestDir(stateDir: string, frontend: Domid): void {
   const path = guestDir(stateDir, frontend);
   const fd = tryLockDir(path, true);
@@ -89,14 +91,14 @@ export function removeGuestDir(stateDir: string, frontend: Domid): void {
   }
 }
 
-/** The same with whatever a process left in it, which may take a while. For guests that are gone. */
+/** Like `removeGuestDir`, with whatever a process left in it, which may take a while. For guests that are gone. */
 export function removeGuest(stateDir: string, frontend: Domid): Promise<void> {
   return whileUnheld(guestDir(stateDir, frontend), (path) => rm(path, { recursive: true }));
 }
 
 /**
- * Removes it as `removeGuestDir` does, and first from it, however much there is, what cannot be a file of a disk. Not
- * while anybody holds it, who might put links in our way.
+ * First removes from the directory all that cannot be a file of a disk, then the directory as `removeGuestDir` does.
+ * Does nothing while anybody holds it, who might put links in our way.
  */
 export function tidyGuestDir(stateDir: string, frontend: Domid): Promise<void> {
   return whileUnheld(guestDir(stateDir, frontend), async (path) => {
@@ -128,7 +130,7 @@ async function removeStrange(dir: string, frontend: Domid): Promise<void> {
   }
 }
 
-/** The directory's descriptor, which has the lock; undefined where there is none to be had. */
+/** The directory's descriptor, which has the lock; undefined if the lock cannot be had. */
 function tryLockDir(path: string, exclusive: boolean): number | undefined {
   let fd: number;
   try {
@@ -136,8 +138,7 @@ function tryLockDir(path: string, exclusive: boolean): number | undefined {
   } catch {
     return undefined;
   }
-  const isLocked = shim.xt_file_lock(fd, exclusive ? 1 : 0) === 0;
-  if (isLocked && statSync(path, { throwIfNoEntry: false })?.ino === fstatSync(fd).ino) return fd;
+  if (shim.xt_file_lock(fd, exclusive ? 1 : 0) === 0 && isStill(fd, path)) return fd;
   closeSync(fd);
   return undefined;
 }
@@ -158,10 +159,10 @@ export function takeFromGuest(stateDir: string, disk: Disk): void {
     if (!isFile(join(from, name))) continue;
     const path = join(stateDir, name);
     renameSync(join(from, name), path);
-    // Looked at where nobody can put another one in its place.
+    // It is checked here, where nobody can put another one in its place.
     if (!settle(path, ourselves())) removeOne(path);
   }
-  // Also what somebody had moved who was killed before it was ours.
+  // Another one may have been killed when it had moved a file, but not taken it over.
   for (const name of filesOf(stateDir, disk))
     if (!settle(join(stateDir, name), ourselves())) removeOne(join(stateDir, name));
   removeGuestDir(stateDir, disk.frontend);
@@ -195,7 +196,7 @@ export function disksIn(stateDir: string): Disk[] {
   return [...disks.values()];
 }
 
-/** Those of a guest that have a file in its directory; of very many names there, some. */
+/** The disks that have a file in the guest's directory; only some of them if there are very many names. */
 export function disksOfGuest(stateDir: string, guest: Domid): Disk[] {
   const disks = namesForUs(guestDir(stateDir, guest)).map((name) => diskOf(name, KINDS));
   return disks.filter((disk) => disk !== undefined && disk.frontend === guest) as Disk[];
@@ -209,7 +210,10 @@ function ourselves(): JailUser {
   return { uid: process.geteuid?.() ?? 0, gid: process.getegid?.() ?? 0 };
 }
 
-/** Makes a file that has this name alone `user`'s, with the mode that files of its kind have. False: it is none. */
+/**
+ * Makes `user` the owner of a file that has no other name, and sets the mode of its kind. False: it is not such a
+ * file.
+ */
 function settle(path: string, user: JailUser): boolean {
   const fd = openOwnFile(path, "read");
   if (fd === undefined) return false;
@@ -241,7 +245,7 @@ function give(fd: number, { uid, gid }: JailUser, mode: number): void {
   fchmodSync(fd, mode);
 }
 
-/** What cannot be a file of ours, as a directory with something in it, stays: then that disk alone is not served. */
+/** A directory with something in it cannot be a file of ours, and stays; then that disk alone is not served. */
 function removeOne(path: string): void {
   try {
     if (lstatSync(path).isDirectory()) rmdirSync(path);
@@ -251,7 +255,7 @@ function removeOne(path: string): void {
   }
 }
 
-/** Asked for one by one: there may be any number of other names. */
+/** Asks for each name by itself, because there may be any number of other ones. */
 function filesOf(dir: string, { frontend, devid }: Disk): string[] {
   const names = KINDS.map((kind) => `${frontend}-${devid}.${kind}`);
   return names.filter((name) => lstatSync(join(dir, name), { throwIfNoEntry: false }) !== undefined);
@@ -261,7 +265,7 @@ function namesIn(dir: string): string[] {
   return existsSync(dir) ? readdirSync(dir) : [];
 }
 
-/** None where we may not look. */
+/** None if we may not look. */
 function namesForUs(dir: string): string[] {
   try {
     return someNamesIn(dir);

@@ -10,11 +10,11 @@ const logger = moduleLogger("blkback");
 export class Trouble {
   readonly #name: string;
   readonly #directory: BackendDirectory;
-  /** With its outlook. */
+  /** What was reported last, with its outlook. */
   #said: string | undefined;
   /** The error node may be there: an earlier server's, too. */
   #isWritten = true;
-  /** One word after the other: the last one is to be what stays. */
+  /** Reports are written one after the other, so that the last one is what stays. */
   #turn: Promise<void> = Promise.resolve();
 
   constructor(name: string, directory: BackendDirectory) {
@@ -27,7 +27,10 @@ export class Trouble {
     return this.#next(() => this.#say(error, outlook));
   }
 
-  /** It waits for the server of its image, or no longer. Never throws: without xenstored it ends anyway. */
+  /**
+   * Reports that the disk waits for the server of its image, or no longer. Never throws: without xenstored it ends
+   * anyway.
+   */
   readonly held = ({ why, isOver }: Held): void => {
     const error = new XentoolError("io", `it waits for its NBD server: ${why}`);
     const outlook = isOver ? "its requests fail until the guest reconnects" : undefined;
@@ -42,7 +45,7 @@ export class Trouble {
     return reason;
   }
 
-  /** Nothing is left of the device that was served, or that could be. Never throws: xenstored may be gone. */
+  /** Takes back the report, because nothing is left of the device. Never throws: xenstored may be gone. */
   ended(): Promise<void> {
     return this.#next(() => this.#clear()).catch(() => {});
   }

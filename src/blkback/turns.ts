@@ -1,5 +1,5 @@
-// Whose turn it is among the planes of one disk, at what one at a time may do. In memory that they share; nobody
-// waits here: who is refused asks again when it is woken, or later.
+// Whose turn it is among the planes of one disk, for work that only one of them may do at a time. The state is in
+// memory that they share. Nobody waits here: a plane that is refused asks again when it is woken, or later.
 
 /** How many words `Turns` needs. */
 export const TURN_WORDS = 2;
@@ -7,7 +7,7 @@ const LAST = 0;
 /** A bit for each seat. */
 const WAITING = 1;
 
-/** Whoever had it last comes last among those who wait. */
+/** The plane that had the last turn comes last among those that wait. */
 export class Turns {
   readonly #words: Int32Array;
   readonly #seat: number;
@@ -20,7 +20,7 @@ export class Turns {
     this.#seats = seats;
   }
 
-  /** From now on, those behind this plane let it go first. */
+  /** Asks for a turn: from now on, the planes behind this one let it go first. */
   wait(): void {
     Atomics.or(this.#words, WAITING, 1 << this.#seat);
   }
@@ -34,12 +34,12 @@ export class Turns {
     Atomics.store(this.#words, LAST, this.#seat);
   }
 
-  /** The seats of those who wait, as bits. */
+  /** The seats of the planes that wait, as bits. */
   get waiting(): number {
     return Atomics.load(this.#words, WAITING);
   }
 
-  /** Whether nobody who waits comes before this plane. */
+  /** Whether no waiting plane comes before this one. */
   get isMine(): boolean {
     const { waiting } = this;
     const last = Atomics.load(this.#words, LAST);

@@ -31,7 +31,7 @@ const logger = moduleLogger("watch");
 
 /** Time until the next attempt at a device that is in use by a guest but could not be served. */
 const RETRY_MS = 5000;
-/** The same if another server has it, which may be about to end; it doubles until it is as long. */
+/** The first pause if another server has it, which may be about to end. It doubles up to RETRY_MS. */
 const SERVED_RETRY_MS = 100;
 
 /**
@@ -83,7 +83,10 @@ export interface DiskServer {
   answers(patienceMs: number): boolean;
   /** Stops serving without telling the guests: the next `watch` continues where this one stopped. */
   stop(): Promise<void>;
-  /** The same, with a next `watch` that is there already. If it goes before it serves alone, rejects and serves on. */
+  /**
+   * Like `stop`, with a next `watch` that is there already. If that goes before it serves alone, rejects and serves
+   * on.
+   */
   handOver(successor: Successor): Promise<void>;
 }
 
@@ -173,7 +176,7 @@ export class BackendWatch implements DiskServer {
     return disksAnswer(this.#options.engine);
   }
 
-  /** Below it is what we serve. */
+  /** The directory below which are the devices that we serve. */
   get #scope(): string {
     const { frontend } = this.#options;
     return frontend === undefined ? this.#root : `${this.#root}/${frontend}`;
@@ -191,7 +194,7 @@ export class BackendWatch implements DiskServer {
     await Promise.all(served.map((it) => it.over));
   }
 
-  /** With all guests at once; the successor takes what is free. */
+  /** Lets go of all guests at once; the successor takes what is free. */
   async handOver(successor: Successor): Promise<void> {
     await untilReady(successor);
     await this.stop();

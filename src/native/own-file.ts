@@ -1,5 +1,5 @@
-// Files in a place where a process that is not to be trusted may have put anything, as that of a guest in its directory.
-// So nothing is followed, waited for or believed to be small, and a file with a second name elsewhere is not touched.
+// Files where a process that is not to be trusted, as that of a guest in its directory, may have put anything. So
+// nothing is followed, waited for or believed to be small, and a file with a second name elsewhere is not touched.
 import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
 import { codeOf } from "../core/errors.ts";
 import { check, cString, errnoName, shim } from "./shim.ts";

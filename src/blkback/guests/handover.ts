@@ -12,7 +12,7 @@ export interface Successor {
   readonly ready: Promise<void>;
   /** Rejects when it is gone. */
   readonly gone: Promise<never>;
-  /** Hands over a guest that nobody serves any more. Resolves when the successor serves it; rejects when that is gone or silent. */
+  /** Hands over a guest that nobody serves any more. Resolves when it is served; rejects if the successor is silent. */
   take(frontend: Domid): Promise<void>;
   /** Ends the handover: all guests are its. Resolves when it serves without us; rejects when it is gone or silent. */
   over(): Promise<void>;
@@ -20,7 +20,7 @@ export interface Successor {
 
 /** The `watch` that hands over, as the next one sees it. */
 export interface Predecessor {
-  /** Reports that we wait for guests. `onTake` is called for each that is ours now, and resolves when its disks are served. */
+  /** Reports that we wait for guests. `onTake` is called for each that is ours now; it resolves when that is served. */
   ready(onTake: (frontend: Domid) => Promise<void>): void;
   /** Resolves when all guests are ours, and also when the predecessor is gone. */
   readonly over: Promise<void>;
