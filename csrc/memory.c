@@ -39,9 +39,10 @@ int32_t xt_memory_free(void *address, uint64_t size) { return munmap(address, si
 
 double xt_memory_map(int32_t fd, uint64_t offset, uint64_t size, int32_t writable) {
   int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+  int flags = writable ? MAP_SHARED | MAP_POPULATE : MAP_SHARED;
   int error = writable ? xt_reserve(fd, offset, size) : 0;
   if (error) return error;
-  return address_or_errno(mmap(NULL, size, protection, MAP_SHARED, fd, (off_t)offset));
+  return address_or_errno(mmap(NULL, size, protection, flags, fd, (off_t)offset));
 }
 
 int32_t xt_memory_copy(void *to, const void *from, uint64_t size) {

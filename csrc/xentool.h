@@ -45,7 +45,8 @@ XT_API double xt_memory_alloc_large(uint64_t size);
 XT_API int32_t xt_memory_free(void *address, uint64_t size);
 /*
  * Maps `size` bytes of `fd` shared, from `offset`, writable or not. For a writable mapping the file's memory is
- * reserved first: -ENOSPC if the file system is full, instead of SIGBUS later.
+ * reserved first: -ENOSPC if the file system is full, instead of SIGBUS later. And all of it is mapped at once, because
+ * otherwise each page faults when a data plane first stores to it, which a hypervisor may make slow.
  */
 XT_API double xt_memory_map(int32_t fd, uint64_t offset, uint64_t size, int32_t writable);
 XT_API int32_t xt_memory_copy(void *to, const void *from, uint64_t size);

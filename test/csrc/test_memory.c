@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -24,24 +25,20 @@ static void test_memory(void) {
   CHECK(xt_memory_alloc(0) < 0);
 }
 
-/* Whether the mapping that begins at `address` has the flag `name` (smaps' VmFlags). */
-static int has_flag(const void *address, const char *name) {
-  char line[512], start[32], flag[8];
-  int is_ours = 0, found = 0;
+/* What smaps says after `key` of the mapping that begins at `address`. */
+static const char *mapping_fact(const void *address, const char *key) {
+  static char line[512];
+  char start[32];
+  int is_ours = 0;
   FILE *maps = fopen("/proc/self/smaps", "r");
   CHECK(maps != NULL);
   snprintf(start, sizeof start, "%lx-", (unsigned long)(uintptr_t)address);
-  snprintf(flag, sizeof flag, " %s ", name);
-  while (fgets(line, sizeof line, maps)) {
-    if (strchr(line, '-') && !strchr(line, ':')) is_ours = 0;
+  do {
+    CHECK(fgets(line, sizeof line, maps) != NULL);
     if (strncmp(line, start, strlen(start)) == 0) is_ours = 1;
-    if (is_ours && strncmp(line, "VmFlags:", 8) == 0) {
-      found = strstr(line, flag) != NULL;
-      is_ours = 0;
-    }
-  }
+  } while (!is_ours || strncmp(line, key, strlen(key)) != 0);
   fclose(maps);
-  return found;
+  return line + strlen(key);
 }
 
 /* Many sizes, so that what the kernel maps begins at many places. */
@@ -50,7 +47,8 @@ static void test_large(void) {
     uint8_t *memory = ADDRESS(xt_memory_alloc_large(pages * PAGE));
     CHECK_EQUAL((uintptr_t)memory % LARGE_PAGE, 0);
     for (uint64_t i = 0; i < pages; i++) CHECK_EQUAL(memory[i * PAGE]++, 0);
-    if (access("/sys/kernel/mm/transparent_hugepage/enabled", F_OK) == 0) CHECK(has_flag(memory, "hg"));
+    if (access("/sys/kernel/mm/transparent_hugepage/enabled", F_OK) == 0)
+      CHECK(strstr(mapping_fact(memory, "VmFlags:"), " hg ") != NULL);
     CHECK_EQUAL(xt_memory_free(memory, pages * PAGE), 0);
     CHECK_EQUAL(msync(memory + (pages - 1) * PAGE, PAGE, MS_ASYNC), -1);
     CHECK_EQUAL(errno, ENOMEM);
@@ -74,6 +72,18 @@ static void test_large_takes_no_more(void) {
   CHECK_EQUAL(mapped_bytes() - before, 3 * PAGE);
   CHECK_EQUAL(xt_memory_free(memory, 3 * PAGE), 0);
   CHECK_EQUAL(mapped_bytes(), before);
+}
+
+/* What a data plane stores to does not fault on the way of a request. */
+static void test_map_is_resident(void) {
+  enum { PAGES = 300 };
+  int fd = memfd_create("test", MFD_CLOEXEC);
+  CHECK(fd >= 0);
+  CHECK_EQUAL(ftruncate(fd, PAGES * PAGE), 0);
+  uint8_t *writable = ADDRESS(xt_memory_map(fd, 0, PAGES * PAGE, 1));
+  CHECK_EQUAL(strtoull(mapping_fact(writable, "Rss:"), NULL, 10), PAGES * PAGE / 1024);
+  CHECK_EQUAL(xt_memory_free(writable, PAGES * PAGE), 0);
+  close(fd);
 }
 
 static void test_map(void) {
@@ -124,6 +134,7 @@ int main(void) {
   test_large();
   test_large_takes_no_more();
   test_map();
+  test_map_is_resident();
   test_eventfd();
   test_accesses();
   return 0;

@@ -323,3 +323,25 @@ test("a log is taken up by the next one, whole records only, and not by another 
   last.close(true);
   removeDirectory(dir);
 });
+
+test("a log that is empty begins again where it began, with pages that are in use already", () => {
+  const dir = temporaryDirectory();
+  const path = join(dir, "log");
+  const log = WriteLog.open(path, "a", LOG_BYTES);
+  const add = (): number => {
+    expect(log.reserve(NBD_CMD_WRITE, 0, 4096)).toBe(true);
+    return log.commit(0);
+  };
+  const start = log.address(add());
+  expect(log.address(add())).toBe(start + 4096);
+  log.answered(0, 1);
+  log.answered(1, 1);
+  log.settle(1);
+  const record = add();
+  expect(log.address(record)).toBe(start);
+  log.close(false);
+  const next = WriteLog.open(path, "a", LOG_BYTES);
+  expect([next.found, next.first, next.next]).toEqual(["ours", record, record + 1]);
+  next.close(true);
+  removeDirectory(dir);
+});

@@ -48,7 +48,7 @@ export class WriteLog {
   /** By record: the flush that makes it stable, and the slot of the request that the guest waits for (-1: none). */
   readonly #stableAfter = new Float64Array(RECORDS);
   readonly #slot = new Int32Array(RECORDS);
-  /** Where the next record's data begins, counted without end. */
+  /** Where the next record's data begins, counted on from when the log was last empty. */
   #dataEnd = 0;
 
   private constructor(path: string, mapping: Mapping, digest: Uint8Array) {
@@ -114,6 +114,8 @@ export class WriteLog {
   /** Makes room for a record, whose data is to be copied to `address` of it before `commit`. False: there is none. */
   reserve(command: number, offset: number, length: number): boolean {
     const bytes = command === NBD_CMD_WRITE ? length : 0;
+    // From the beginning again: the pages there are mapped by now, and may still be in the processor's cache.
+    if (this.isEmpty) this.#dataEnd = 0;
     const place = this.#dataEnd % this.#dataBytes;
     // Data is in one piece.
     const at = place + bytes > this.#dataBytes ? this.#dataEnd + this.#dataBytes - place : this.#dataEnd;
