@@ -66,3 +66,11 @@ assert_gone() {
   local id number; id=$(domid "$1") number=$(devid "$2")
   assert_eq "$(xenstore-ls -f / | grep -E "/(vbd|qdisk)/$id/$number|/$id/device/vbd/$number" || true)" '' "what is left of $2"
 }
+
+# assert_jailed PID [UID]: no thread of a server has a privilege, and each has its filter; with UID, that is who they all are.
+assert_jailed() {
+  assert_eq "$(_of_threads "$1" 'CapEff|NoNewPrivs|Seccomp')" 'CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 ' 'what the threads may do'
+  [ $# = 1 ] || assert_eq "$(_of_threads "$1" 'Uid|Gid|Groups')" "Gid: $2 $2 $2 $2 Groups: Uid: $2 $2 $2 $2 " 'who the threads are'
+}
+# A thread may end meanwhile.
+_of_threads() { { grep -hsE "^($2):" /proc/"$1"/task/*/status || true; } | sort -u | tr -s ' \t\n' ' '; }

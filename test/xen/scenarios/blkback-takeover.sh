@@ -1,4 +1,5 @@
-# A server that is killed with SIGKILL with requests in flight is succeeded by the next, and the guest loses nothing.
+# A server that is killed with SIGKILL with requests in flight is succeeded by the next, and the guest loses nothing. No thread
+# of either has a privilege.
 # on: trixie arm64
 # limit: 400
 # files: dist/xentool
@@ -20,6 +21,7 @@ _more() { [ "$(stat_of g xvdb requests)" -gt $(($1 + 40)) ]; }
 
 begin
 wait_disk g xvdb
+assert_jailed $SERVER
 note 'the server is killed in mid-I/O, three times; the next one goes on'
 busy='fio --name=b --filename=/dev/xvdb --rw=randrw --bsrange=4k-32k --iodepth=32 --ioengine=libaio --direct=1 --size=24M
   --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randrepeat=0'
@@ -34,6 +36,7 @@ done
 note "requests that were in flight: $(carried_out | paste -sd' ')"
 assert_at_least "$(carried_out | sort -n | tail -1)" 8 'requests in flight'
 in_flight
+assert_jailed $SERVER
 status=$(on g --limit 200 'touch /tmp/stop; until [ -e /tmp/status ]; do sleep 1; done; cat /tmp/status')
 assert_eq "$status" 0 "fio's status: $(on g 'tail -3 /tmp/fio')"
 assert_eq "$(on g 'sha256sum </dev/xvdb')" "$(sha256sum <disk)" 'what the guest reads afterwards'
@@ -45,6 +48,12 @@ write=$!
 begin
 wait $write
 assert_eq "$(head -c 512K disk | sha256sum)" "$(on g 'head -c 524288 /bin/busybox | sha256sum')" 'written while nobody served'
+
+note 'a larger image'
+truncate -s 128M disk
+xentool blkback resize --domid "$(domid g)" --vdev xvdb
+_has_sectors() { [ "$(on g 'cat /sys/block/xvdb/size')" = 262144 ]; }
+wait_for 30 'the new size' _has_sectors
 
 detach
 shutdown g

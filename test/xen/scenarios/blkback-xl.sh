@@ -1,6 +1,7 @@
 # xl's disks with script=block-xentool are served by `xentool blkback watch`: attach, detach, a disk line of a
-# configuration; errors reach xl with their reason, and xenstore is clean after each.
-# on: bookworm trixie arm64
+# configuration; errors reach xl with their reason, and xenstore is clean after each. A guest's process is a user of its
+# own, without privileges.
+# on: trixie arm64
 # limit: 700
 # files: dist/xentool
 . /payload/dom0/blkback.sh
@@ -32,6 +33,22 @@ xl block-attach g "$(xl_disk xvdb "$WORK/disk")"
 wait_xs "$ours/state" 4
 wait_disk g xvdb
 assert_eq "$(on g 'cat /sys/block/xvdb/size /sys/block/xvdb/ro | paste -sd" "')" '131072 0' 'size and read-only flag'
+
+note "the guest's process is killed while it writes"
+uid=$((65536 + id))
+is_somebody() {
+  assert_jailed "$(pgrep -P $WATCH)" $uid
+  assert_eq "$(stat -c %u "/run/xentool/blkback/$id"/*.journal)" $uid 'whose the journal is'
+}
+is_somebody
+on g 'dd if=/bin/busybox of=/dev/xvdb bs=64k count=16 seek=256 oflag=direct 2>/dev/null' &
+write=$!
+pkill -KILL -P $WATCH
+wait $write
+is_somebody
+assert_eq "$(dd if=disk bs=1M count=1 skip=16 status=none | sha256sum)" "$(on g 'head -c 1048576 /bin/busybox | sha256sum')" 'written meanwhile'
+
+note 'a file system'
 on g '/sbin/mke2fs -q -t ext4 /dev/xvdb && mount /dev/xvdb /mnt && cp /bin/busybox /mnt/ && sync && umount /mnt'
 assert_fails "in use: xvdb of domain $id, served by this process" xl block-attach g "$(xl_disk xvdc "$WORK/disk")"
 xl block-detach g xvdc

@@ -1,4 +1,5 @@
 # Two guests, with no dom0 in between: xentool and libxenvchan, every placing; a guest that is destroyed is noticed.
+# on: bookworm arm64
 # limit: 800
 # files: dist/xentool
 . /payload/dom0/vchan.sh

@@ -1,6 +1,6 @@
 # The real hvmloader: its ring from the first request to the answered close.
 # xenstored: oxenstored
-# on: bookworm trixie
+# on: trixie
 # limit: 400
 # files: dist/xentool
 

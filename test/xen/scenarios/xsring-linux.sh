@@ -1,6 +1,6 @@
 # A live guest's ring: its boot is traced, its traffic inspected, and it is closed as far as this xenstored allows.
 # xenstored: xenstored oxenstored
-# on: bookworm trixie arm64
+# on: trixie arm64
 # limit: 600
 # files: dist/xentool
 
