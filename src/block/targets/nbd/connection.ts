@@ -1,5 +1,5 @@
-// One connection to an NBD server, on the reactor: negotiates, sends requests in the order they came, reads replies. It
-// never waits. Whatever goes wrong ends it, with a reason; its owner decides what becomes of its requests.
+// One connection to an NBD server, on the reactor: negotiates, sends requests in the order they came, reads replies.
+// It never waits. Whatever goes wrong ends it, with a reason; its owner decides what becomes of its requests.
 import { closeSync } from "node:fs";
 import { describeError } from "../../../core/errors.ts";
 import { allocateMemory, type Mapping } from "../../../native/memory.ts";
@@ -16,20 +16,20 @@ const EAGAIN = -11;
 const NEGOTIATION_BYTES = 128 * 1024;
 
 export interface ConnectionOwner {
-  /** A request has its whole reply. */
+  /** Called when a request has its whole reply. */
   replied(slot: number): void;
-  /** The server has described the export; returns why it is not the one that is being served. */
+  /** Called with the export as the server describes it; returns why it is not the one that is being served. */
   accept(seen: SeenExport): string | undefined;
-  /** The server takes requests. */
+  /** Called when the server takes requests. */
   ready(connection: NbdConnection): void;
-  /** The connection is over; called once, never from within `send`. */
+  /** Called once when the connection is over, never from within `send`. */
   lost(connection: NbdConnection, why: string): void;
 }
 
 export class NbdConnection {
   /** Requests that it carries. */
   inFlight = 0;
-  /** It has replied to changes of the export since it was last sent a flush. */
+  /** Whether it has replied to changes of the export since it was last sent a flush. */
   hasChanges = false;
   /** When bytes came last, or when there began to be something to wait for. */
   heardMs: number;
@@ -42,7 +42,7 @@ export class NbdConnection {
   readonly #handshake: NbdClientHandshake;
   readonly #queue: SendQueue;
   #isSendingSoon = false;
-  /** The socket has not taken all that it was given. */
+  /** Whether the socket has yet to take some of what it was given. */
   #awaitsRoom = false;
   #negotiation: Mapping | undefined = allocateMemory(NEGOTIATION_BYTES);
   #negotiated = 0;
@@ -94,7 +94,7 @@ export class NbdConnection {
     return this.#replies !== undefined && requests.connection.some(isOurs);
   }
 
-  /** Ends it. What is under way is not waited for. */
+  /** Ends the connection without waiting for what is under way. */
   close(): void {
     if (this.#isOver) return;
     this.#isOver = true;

@@ -4,7 +4,7 @@ import { NBD_CMD_FLUSH } from "../../../protocol/nbd.ts";
 import type { NbdLink } from "./link.ts";
 import { INTERNAL, type NbdRequests } from "./requests.ts";
 
-/** A round has ended for the guest's flushes in `slots`. */
+/** Called when a round has ended for the guest's flushes in `slots`. */
 export type OnFlushed = (slots: readonly number[], error: number) => void;
 
 export class FlushRounds {
@@ -27,13 +27,13 @@ export class FlushRounds {
     this.#onFlushed = onFlushed;
   }
 
-  /** The guest waits for a flush in `slot`. */
+  /** Has a round begin for the flush of the guest in `slot`. */
   ask(slot: number): void {
     this.#asked.push(slot);
     this.#begin();
   }
 
-  /** The log of writes is to become shorter. If a round is under way, that may do. */
+  /** Asks for a round that makes the log of writes shorter. One that is under way may do. */
   want(): void {
     if (this.errno === 0) this.#begin();
   }
@@ -47,7 +47,7 @@ export class FlushRounds {
     if (this.#asked.length > 0) this.#begin();
   }
 
-  /** The server is gone. Whoever waits asks again. */
+  /** Ends the round, because the server is gone. Returns the slots of flushes that have to ask again. */
   down(): readonly number[] {
     this.#missing = 0;
     return [...this.#served.splice(0), ...this.#asked.splice(0)];

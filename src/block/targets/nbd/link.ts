@@ -4,8 +4,8 @@
 //
 // A server that lives may carry out what it was sent on a connection long after that was closed, and so undo what came
 // on the next one. So a connection is closed only when all changes that were sent on it have been replied to, or when
-// it has failed, or the server has had long enough. Only a reply tells: QEMU's server ends a connection at once when it
-// is asked to, and carries out later what came on it before.
+// it has failed, or the server has had long enough. Only a reply is proof: QEMU's server ends a connection at once
+// when it is asked to, and later carries out what came on it before.
 import { closeSync } from "node:fs";
 import { moduleLogger } from "../../../core/log.ts";
 import { errnoText } from "../../../native/shim.ts";
@@ -23,7 +23,7 @@ export interface LinkOptions {
   readonly exportName: string;
   /** The export as it was when it was offered to the guest. */
   readonly seen: SeenExport;
-  /** Used only where the server says that it serves all of them alike. */
+  /** How many there are, if the server announces that it serves all of them alike; otherwise one. */
   readonly connections: number;
   /** How long the server may be silent while something is under way. */
   readonly silenceMs: number;
@@ -31,29 +31,29 @@ export interface LinkOptions {
   readonly endingMs: number;
   /** How long a disk waits for its server. */
   readonly holdMs: number;
-  /** Has a connection begun, and answers with it. Not called again before it has answered. */
+  /** Begins a connection, and calls back with it. Not called again before that. */
   readonly dial: (onDialled: OnDialled) => void;
-  /** The disk waits, and why; undefined: no longer. `isOver`: it has waited for long enough, and fails. */
+  /** Reports why the disk waits; undefined: it waits no longer. `isOver`: it has waited for long enough, and fails. */
   readonly onHeld?: (why: string | undefined, isOver?: boolean) => void;
 }
 
 export interface LinkOwner {
   /** As in ConnectionOwner. */
   replied(slot: number): void;
-  /** All connections are there; `settled` is to be called when the server has what it may have lost. */
+  /** Called when all connections are there. The owner calls `settled` once the server has what it may have lost. */
   up(): void;
-  /** Nothing is to be sent until `up`; there may still be replies until `down`. */
+  /** Called before the connections end: nothing is sent until `up`, but replies may come until `down`. */
   ending(): void;
-  /** What was under way has no connection any more. */
+  /** Called when what was under way has lost its connections. */
   down(): void;
-  /** The time is over: nothing will ever be sent again. */
+  /** Called when the time is over: nothing will ever be sent again. */
   gaveUp(): void;
 }
 
 const logger = moduleLogger("nbd");
 
 const FIRST_PATIENCE_MS = 10_000;
-/** A server may limit its clients by silence. Then we do with the connections that we have. */
+/** How long a further connection may take. A server may limit its clients by silence; then we use those we have. */
 const MORE_PATIENCE_MS = 2000;
 const FIRST_PAUSE_MS = 20;
 const LONGEST_PAUSE_MS = 1000;
@@ -101,7 +101,7 @@ export class NbdLink implements ConnectionOwner {
     return this.#stage === "up";
   }
 
-  /** The server has been given up, and may still reply. */
+  /** Whether the server has been given up, and may still reply. */
   get isEnding(): boolean {
     return this.#stage === "ending";
   }
@@ -123,7 +123,7 @@ export class NbdLink implements ConnectionOwner {
     if (this.#silence.dueMs === Infinity) this.#reactor.setTimer(this.#silence, this.#silenceMs);
   }
 
-  /** The server has everything again. */
+  /** To be called when the server has everything again that it may have lost. */
   settled(): void {
     const wasHeld = this.failure !== undefined;
     this.failure = undefined;
@@ -131,14 +131,14 @@ export class NbdLink implements ConnectionOwner {
     if (wasHeld) this.#options.onHeld?.(undefined);
   }
 
-  /** The disk is held for at most `ms` from now on. */
+  /** Sets the longest that the disk is held from now on. */
   limitHold(ms: number): void {
     const heldMs = Math.max(0, this.#reactor.nowMs - this.#heldSinceMs);
     this.#holdMs = Math.min(this.#holdMs, heldMs + ms);
     this.#checkHold();
   }
 
-  /** The longest that the server may be silent from now on. */
+  /** Sets the longest that the server may be silent from now on. */
   limitSilence(ms: number): void {
     this.#silenceMs = Math.min(this.#silenceMs, ms);
     // What is sent from now on would be waited for as long as what was sent before.
@@ -146,13 +146,13 @@ export class NbdLink implements ConnectionOwner {
     this.#checkSilence();
   }
 
-  /** The longest wait from now on for a server that has been given up, or will be. */
+  /** Sets the longest wait from now on for a server that has been given up, or will be. */
   limitEnding(ms: number): void {
     this.#endingMs = Math.min(this.#endingMs, ms);
     if (this.isEnding) this.#reactor.setTimer(this.#ending, this.#endingMs);
   }
 
-  /** Leaves the server. */
+  /** Ends all connections, for good. */
   close(): void {
     this.isOver = true;
     this.#closeAll();
@@ -184,7 +184,7 @@ export class NbdLink implements ConnectionOwner {
     else this.fail(why);
   }
 
-  /** The server cannot be used any more as it is. Its connections are made anew. */
+  /** Gives up the server as it is. Its connections are made anew. */
   fail(why: string): void {
     if (this.isOver || this.#stage === "down" || this.isEnding) return;
     const nowMs = this.#reactor.nowMs;

@@ -49,7 +49,7 @@ export class Replay {
     return this.#at === log.next && this.#underWay.length === 0;
   }
 
-  /** A request of `record` has been replied to. Returns whether all of the record has been. */
+  /** Takes the reply to a request of `record`. Returns whether all of the record has been replied to. */
   answered(record: number): boolean {
     this.#underWay.splice(this.#underWay.indexOf(record), 1);
     return record !== this.#at && !this.#underWay.includes(record);
@@ -76,7 +76,10 @@ export class Replay {
     this.#send(slot);
   }
 
-  /** That of the request that the guest still waits for, which this server can take as it is; or another one. */
+  /**
+   * The slot of the request that the guest still waits for, if this server can take it as it is; otherwise another
+   * one.
+   */
   #slotFor(record: number, length: number): number {
     const log = this.#log;
     const requests = this.#requests;

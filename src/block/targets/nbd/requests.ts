@@ -16,7 +16,7 @@ export class NbdRequests {
   readonly offset: Float64Array;
   readonly length: Float64Array;
   readonly rest: Float64Array;
-  /** The first error that its reply told, as -errno. */
+  /** The first error in its reply, as -errno. */
   readonly error: Int32Array;
   readonly generation: Uint32Array;
   /** Its record in the log of writes, or NO_RECORD. */
@@ -76,7 +76,7 @@ export class NbdRequests {
     return this.command[slot] !== NBD_CMD_READ && this.command[slot] !== NBD_CMD_FLUSH;
   }
 
-  /** No connection carries the request in `slot` any more, and no reply to it counts. */
+  /** Takes the request in `slot` from its connection: no reply to it counts any more. */
   detach(slot: number): void {
     this.generation[slot]++;
     this.connection[slot] = -1;

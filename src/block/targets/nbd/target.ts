@@ -39,7 +39,7 @@ const EIO = -5;
 const ENOMEM = -12;
 const EROFS = -30;
 const EOPNOTSUPP = -95;
-/** No limit of the protocol, but servers have theirs. */
+/** The largest trim in one command. The protocol has no limit, but servers have theirs. */
 const MAX_TRIM_BYTES = 1024 * 1024 * 1024;
 
 /** What is started must be whole blocks of the export. */
@@ -171,22 +171,22 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     this.#waiting = [];
   }
 
-  /** The longest wait from now on for a server that is not there. */
+  /** Sets the longest wait from now on for a server that is not there. */
   limitHold(ms: number): void {
     this.#link.limitHold(ms);
   }
 
-  /** The longest that a server that is there may be silent from now on. */
+  /** Sets the longest that a server that is there may be silent from now on. */
   limitSilence(ms: number): void {
     this.#link.limitSilence(ms);
   }
 
-  /** The longest wait from now on for a server that has been given up. */
+  /** Sets the longest wait from now on for a server that has been given up. */
   limitEnding(ms: number): void {
     this.#link.limitEnding(ms);
   }
 
-  /** Leaves the server. What is under way is given up. `isOver`: no other server of the same disk is to go on. */
+  /** Ends all connections, and gives up what is under way. `isOver`: no other server of the same disk is to go on. */
   close(isOver: boolean): void {
     this.#link.close();
     this.#log?.close(isOver);
@@ -244,7 +244,7 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     if ((this.#flags & NBD_FLAG_SEND_FLUSH) !== 0) this.#flushes.want();
   }
 
-  /** No connection carries the request in `slot` any more: it is to be sent again. */
+  /** Has the request in `slot`, which no connection carries any more, sent again. */
   #putBack(slot: number): void {
     const requests = this.#requests;
     if (requests.tag[slot] === INTERNAL) return requests.release(slot);
@@ -253,7 +253,7 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     if (requests.record[slot] === NO_RECORD) this.#waiting.push(slot);
   }
 
-  /** A change has been replied to. False: the server cannot be used any more. */
+  /** Takes the reply to a change. False: the server cannot be used any more. */
   #changed(slot: number): boolean {
     const log = this.#log as WriteLog;
     const requests = this.#requests;
@@ -279,7 +279,7 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     if (replay.advance()) this.#serve(replay.count);
   }
 
-  /** The server has everything that it may have forgotten: now comes what waits. */
+  /** Sends what waits, now that the server has everything that it may have forgotten. */
   #serve(sentAgain: number): void {
     this.#replay = undefined;
     this.#isServing = true;
@@ -311,7 +311,7 @@ export class NbdTarget implements BlockTarget, LinkOwner {
   }
 }
 
-/** What a guest may know of an export. */
+/** An export as a guest may see it. */
 export function infoOf(seen: SeenExport, readOnly: boolean): TargetInfo {
   const { sizeBytes, flags, minBlockBytes, preferredBlockBytes } = seen;
   const isReadOnly = readOnly || (flags & NBD_FLAG_READ_ONLY) !== 0;

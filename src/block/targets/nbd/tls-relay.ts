@@ -1,6 +1,7 @@
 // Encrypts connections to an NBD server. A data plane only speaks plain NBD; it connects to a socket of ours, and we
 // to the server, where everything from STARTTLS on is TLS, whose certificate and name are checked. A server that does
-// not want TLS is not spoken to. Why a connection fails is said in NBD's own words, as the refusal of an option.
+// not want TLS is not spoken to. When a connection fails, the client gets the reason in NBD's own words, as the
+// refusal of an option.
 import { once } from "node:events";
 import { existsSync, readFileSync } from "node:fs";
 import { connect, createServer, isIP, type Server, type Socket } from "node:net";
@@ -22,7 +23,7 @@ import type { NbdAddress, NbdTls } from "./uri.ts";
 
 /** For a server to answer, until the connection is secure. */
 const PATIENCE_MS = 10_000;
-/** A host that vanishes says nothing. */
+/** When to ask whether a silent host is still there: one that vanishes reports nothing. */
 const KEEP_ALIVE_MS = 15_000;
 const CLIENT_FLAGS_BYTES = 4;
 /** What a client of ours asks before it gives up. */
@@ -144,7 +145,7 @@ function identityOf({ hostname, certificates }: NbdTls): ConnectionOptions {
   return { ...named, ca, cert: read("client-cert.pem"), key: read("client-key.pem") };
 }
 
-/** Passes on what either end says, no faster than the other takes it, until one of them is gone. */
+/** Passes on what either end sends, no faster than the other takes it, until one of them is gone. */
 function join(local: Socket, server: TLSSocket): void {
   local.pipe(server);
   server.pipe(local);
@@ -154,7 +155,7 @@ function join(local: Socket, server: TLSSocket): void {
   if (server.destroyed) local.destroy();
 }
 
-/** Answers as a server that does not let the client have the export, and says why. */
+/** Answers as a server that refuses the client the export, with the reason. */
 async function refuse(local: Socket, why: string): Promise<void> {
   local.write(encodeGreeting());
   await take(local, CLIENT_FLAGS_BYTES);

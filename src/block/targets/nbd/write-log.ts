@@ -4,8 +4,8 @@
 //
 // Every record is written before its request is sent, and its request is sent from here, so that a guest that changes
 // its page meanwhile cannot make the two differ. Its number, stored last, commits it: a kill between any two stores
-// leaves a log of whole records. Headers are kept apart from data, so that no data can pass for a header. Records leave
-// in the order they came, so an older one never outlives a younger one that overlaps it.
+// leaves a log of whole records. Headers are kept apart from data, so that no data can pass for a header. Records
+// leave in the order they came, so an older one never outlives a younger one that overlaps it.
 import { closeSync, fstatSync, ftruncateSync, rmSync, writeSync } from "node:fs";
 import { XentoolError } from "../../../core/errors.ts";
 import { mapFile, type Mapping } from "../../../native/memory.ts";
@@ -66,7 +66,7 @@ export class WriteLog {
     if (this.found === "ours") return;
     // Headers of another layout must not pass for what follows the first record of this one.
     if (!isLog) mapping.bytes.fill(0, 0, DATA_AT);
-    // Empty before it is another's.
+    // It is emptied before it becomes the log of another export.
     this.flags = 0;
     this.first = this.next;
     this.#doubles[HEADER.first] = this.first;
@@ -117,7 +117,7 @@ export class WriteLog {
     // From the beginning again: the pages there are mapped by now, and may still be in the processor's cache.
     if (this.isEmpty) this.#dataEnd = 0;
     const place = this.#dataEnd % this.#dataBytes;
-    // Data is in one piece.
+    // The data of a record is in one piece.
     const at = place + bytes > this.#dataBytes ? this.#dataEnd + this.#dataBytes - place : this.#dataEnd;
     if (this.next - this.first === RECORDS) return false;
     if (!this.isEmpty && at + bytes - this.#dataBegin > this.#dataBytes) return false;
@@ -131,7 +131,7 @@ export class WriteLog {
     return true;
   }
 
-  /** The record that was reserved counts from now on, for the request in `slot`. Returns its number. */
+  /** Makes what was reserved a record, for the request in `slot`. Returns its number. */
   commit(slot: number): number {
     const number = this.next++;
     this.#stableAfter[number % RECORDS] = UNANSWERED;
@@ -165,25 +165,25 @@ export class WriteLog {
     return this.command(record) === VOID;
   }
 
-  /** The server has replied to it: flush number `round`, which is yet to come, makes it stable. Nobody waits for it. */
+  /** Notes that the server has replied to it: flush number `round`, which is yet to come, will make it stable. */
   answered(record: number, round: number): void {
     this.#stableAfter[record % RECORDS] = round;
     this.#slot[record % RECORDS] = NO_SLOT;
   }
 
-  /** The server has refused it, and whoever asked for it learns that: it is not to be sent again. */
+  /** Notes that the server has refused it, as the guest learns, too: it is not sent again. */
   refused(record: number): void {
     this.#doubles[this.#header(record) + RECORD.command] = VOID;
     this.answered(record, 0);
   }
 
-  /** Flushes up to number `round` have been answered: what they made stable leaves, as far as everything before has. */
+  /** Drops what flushes up to number `round` made stable, as far as everything before it has left. */
   settle(round: number): void {
     while (this.first < this.next && this.#stableAfter[this.first % RECORDS] <= round) this.first++;
     this.#doubles[HEADER.first] = this.first;
   }
 
-  /** Unmaps it; the file stays for a successor, unless nothing is in it and it `isOver`. */
+  /** Unmaps the log. The file stays for a successor, unless it is empty and `isOver`. */
   close(isOver: boolean): void {
     if (isOver && this.isEmpty) rmSync(this.#path, { force: true });
     this.#mapping.close();
@@ -242,8 +242,8 @@ function mapLog(path: string, fileBytes: number): Mapping {
 }
 
 /**
- * Makes the file this long. Written out rather than left as a hole: on a full file system, a store to the mapping would
- * kill the process. What cannot be whole gives back the room that it took, which journals of other disks need.
+ * Makes the file this long. Written out rather than left as a hole: on a full file system, a store to the mapping
+ * would kill the process. What cannot be whole gives back the room that it took, which journals of other disks need.
  */
 function fill(fd: number, bytes: number): void {
   const before = fstatSync(fd).size;
