@@ -27,13 +27,12 @@ export class GrantedPool extends PageRuns {
 
   /** Shares `wantedPages` with `backend`. If this domain cannot share that many, it tries half, and so on. */
   static share(share: GrantShare, backend: Domid, wantedPages: number): GrantedPool {
+    using undo = new DisposableStack();
     const zeroes = share.share(backend, 1, "rw");
-    try {
-      return new GrantedPool(shareWhatThereIs(share, backend, wantedPages), zeroes);
-    } catch (error) {
-      zeroes.mapping.close();
-      throw error;
-    }
+    undo.use(zeroes.mapping);
+    const data = shareWhatThereIs(share, backend, wantedPages);
+    undo.move();
+    return new GrantedPool(data, zeroes);
   }
 
   addressOf(page: number): number {

@@ -42,7 +42,7 @@ async function removeParents(xenstore: Xenstore, devices: string, hadDevices: bo
 async function checkDisks(ground: Ground, passed: OnPassed): Promise<void> {
   const socket = join(ground.directory, "store");
   using store = new ForgetfulStore(socket, DISK_BYTES, BLOCK_BYTES);
-  await useDisk(ground, `nbd+unix:///?socket=${encodeURIComponent(socket)}`, { grantMode: "copy" });
+  await useDisk(ground, `nbd+unix:///?socket=${encodeURIComponent(socket)}`, "copy");
   const { safeAtMark } = store;
   expect(safeAtMark !== undefined, "what was written never reached the disk");
   const lost = firstWrongBlock(safeAtMark, BLOCKS - 1);
@@ -52,7 +52,7 @@ async function checkDisks(ground: Ground, passed: OnPassed): Promise<void> {
   for (const grantMode of ["copy", "map", "persistent"] as const) {
     writeFileSync(path, "");
     truncateSync(path, DISK_BYTES);
-    await useDisk(ground, path, { grantMode });
+    await useDisk(ground, path, grantMode);
     const wrong = firstWrongBlock(readFileSync(path), BLOCKS);
     expect(
       wrong === undefined,
@@ -65,11 +65,7 @@ async function checkDisks(ground: Ground, passed: OnPassed): Promise<void> {
 }
 
 /** Serves `path` to ourselves and has the frontend verify it. */
-async function useDisk(
-  ground: Ground,
-  path: string,
-  { grantMode }: Pick<ServeOptions, "grantMode">,
-): Promise<void> {
+async function useDisk(ground: Ground, path: string, grantMode: ServeOptions["grantMode"]): Promise<void> {
   const { platform, xenstore, spawnWorker, stop } = ground;
   const { domid } = platform;
   const address = {

@@ -2,7 +2,7 @@
 // a stream. On Xen the echo runs in another domain, because a vchan of a domain to itself can crash a Linux kernel.
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { pause } from "../core/deadline.ts";
+import { endsWithin, pause } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import { toDomid } from "../core/types.ts";
 import { chooseOrders } from "../protocol/vchan.ts";
@@ -75,12 +75,8 @@ async function checkEcho(ground: Ground, passed: OnPassed, where: string): Promi
 async function talk(path: string, stop: AbortSignal): Promise<void> {
   const echo = await Echo.connect(path);
   try {
-    const stopped = new Promise<never>((_resolve, reject) => {
-      const late = new XentoolError("timeout", "the vchan did not bring back every byte in time");
-      if (stop.aborted) reject(late);
-      stop.addEventListener("abort", () => reject(late), { once: true });
-    });
-    await Promise.race([stopped, ask(echo)]);
+    if (!(await endsWithin(undefined, ask(echo), stop)))
+      throw new XentoolError("timeout", "the vchan did not bring back every byte in time");
   } finally {
     echo.close();
   }

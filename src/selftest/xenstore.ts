@@ -11,7 +11,7 @@ const ROUNDS = 25;
 export async function checkXenstore(ground: Ground, passed: OnPassed): Promise<void> {
   const { platform, xenstore, stop } = ground;
   const root = `/local/domain/${platform.domid}/xentool-selftest-${process.pid}`;
-  const other = await Xenstore.connect(platform);
+  using other = await Xenstore.connect(platform);
   try {
     await checkNodes(xenstore, `${root}/nodes`);
     passed("nodes: what was written is read, listed, and gone once it is removed");
@@ -21,7 +21,6 @@ export async function checkXenstore(ground: Ground, passed: OnPassed): Promise<v
     passed("watches: each change is reported, in order, and none after the watch has ended");
   } finally {
     await xenstore.rm(root).catch(() => {});
-    other.close();
   }
 }
 

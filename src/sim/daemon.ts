@@ -115,13 +115,8 @@ export async function serveInForeground(
   stop: AbortSignal,
   onReady: (ready: DaemonReady) => void,
 ): Promise<void> {
-  const host = await SimHost.start(options);
-  try {
-    installLibraries(host.dir);
-  } catch (error) {
-    await host.stop();
-    throw error;
-  }
+  await using host = await SimHost.start(options);
+  installLibraries(host.dir);
   onReady({ dir: host.dir, pid: process.pid });
   using _ = onAbort(stop, () => host.stop());
   await host.stopped;

@@ -13,7 +13,7 @@ const PASSED_ON = ["SIGTERM", "SIGHUP"] as const;
 const LEFT_TO_THE_COMMAND = ["SIGINT", "SIGQUIT"] as const;
 
 /** Keeps signals from ending us before the host is stopped, and forwards to the command those meant for it. */
-class SignalsForCommand {
+class SignalsForCommand implements Disposable {
   #child: Bun.Subprocess | undefined;
   #early: NodeJS.Signals | undefined;
   readonly #late = new AbortController();
@@ -42,7 +42,7 @@ class SignalsForCommand {
     if (this.#early !== undefined) child.kill(this.#early);
   }
 
-  close(): void {
+  [Symbol.dispose](): void {
     for (const signal of PASSED_ON) process.off(signal, this.#passOn);
     for (const signal of LEFT_TO_THE_COMMAND) process.off(signal, this.#ignore);
   }
@@ -58,31 +58,19 @@ function hasEnded({ exitCode, signalCode }: Bun.Subprocess): boolean {
  * N ended it. Fails with `environment` if the command cannot be started.
  */
 export async function runInHost(command: readonly string[], options: SimHostOptions): Promise<number> {
-  const signals = new SignalsForCommand();
-  try {
-    const host = await SimHost.start(options);
-    try {
-      installLibraries(host.dir);
-      const status = await runToEnd(command, host.dir, domidFromEnv(process.env) ?? 0, signals);
-      await endUsers(host, signals.late);
-      return status;
-    } finally {
-      await host.stop();
-    }
-  } finally {
-    signals.close();
-  }
+  using signals = new SignalsForCommand();
+  await using host = await SimHost.start(options);
+  installLibraries(host.dir);
+  const status = await runToEnd(command, host.dir, domidFromEnv(process.env) ?? 0, signals);
+  await endUsers(host, signals.late);
+  return status;
 }
 
 /** Runs `command` as domain `domid` of the host in `dir`; otherwise like `runInHost`. Fails with `environment`. */
 export async function runAsDomain(command: readonly string[], dir: string, domid: Domid): Promise<number> {
   new SimPlatform({ name: "sim", dir, domid }).close();
-  const signals = new SignalsForCommand();
-  try {
-    return await runToEnd(command, dir, domid, signals);
-  } finally {
-    signals.close();
-  }
+  using signals = new SignalsForCommand();
+  return await runToEnd(command, dir, domid, signals);
 }
 
 async function runToEnd(

@@ -45,14 +45,10 @@ export class StoreRings {
   /** Opens the ring of `domid`, whose own port is `remotePort`. It replaces the one that was open before. */
   open(domid: number, remotePort: number): Ring {
     this.#open.get(domid)?.releasePort();
-    const mapping = this.#grants.map(toDomid(domid), [XT_SIM_STORE_GREF], "rw");
-    let port: EvtchnPort;
-    try {
-      port = this.#events.bindInterdomain(toDomid(domid), remotePort as EvtchnPort);
-    } catch (error) {
-      mapping.close();
-      throw error;
-    }
+    using undo = new DisposableStack();
+    const mapping = undo.use(this.#grants.map(toDomid(domid), [XT_SIM_STORE_GREF], "rw"));
+    const port = this.#events.bindInterdomain(toDomid(domid), remotePort as EvtchnPort);
+    undo.move();
     this.#domidOfPort.set(port, domid);
     let bound = true;
     const releasePort = (): void => {

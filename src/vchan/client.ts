@@ -55,10 +55,9 @@ export function openVchanClient(platform: Platform, options: VchanClientOptions)
   const port = bindPort(channels, table, options);
   cleanup.defer(() => channels.unbind(port));
   // Request the unmap-notify right away, so that the server learns of it if we die from here on.
-  const page = orNoServer(peer, () =>
-    table.map(peer, [options.ringRef], "rw", { clearByteAt: VCHAN_CLI_LIVE, port }),
+  const page = cleanup.use(
+    orNoServer(peer, () => table.map(peer, [options.ringRef], "rw", { clearByteAt: VCHAN_CLI_LIVE, port })),
   );
-  cleanup.defer(() => page.close());
   // Check this first: the rest is valid only then. The page may belong to a server that is still starting.
   if (shim.xt_load8(page.bytes.subarray(VCHAN_SRV_LIVE)) !== VCHAN_CONNECTED)
     throw noServer(peer, "it has closed");
@@ -147,10 +146,7 @@ function mapPages(
   refs: readonly number[],
   access: "r" | "rw",
 ): Mapping | undefined {
-  if (refs.length === 0) return undefined;
-  const pages = table.map(peer, refs, access);
-  cleanup.defer(() => pages.close());
-  return pages;
+  return refs.length === 0 ? undefined : cleanup.use(table.map(peer, refs, access));
 }
 
 function orNoServer<T>(peer: Domid, attempt: () => T): T {

@@ -94,15 +94,13 @@ export class VchanSession implements AsyncDisposable {
         `domain ${peer} is this domain: a vchan to itself can crash a Linux kernel, so it is refused`,
       );
     const { timeoutMs } = options;
-    const xenstore = await Xenstore.connect(platform, { timeoutMs });
-    try {
-      // An end that may not ask finds out only because nobody comes.
-      if ((await domainExists(xenstore, peer)) === false) throw noDomain(peer);
-      return new VchanSession(options, xenstore);
-    } catch (error) {
-      xenstore.close();
-      throw error;
-    }
+    using undo = new DisposableStack();
+    const xenstore = undo.use(await Xenstore.connect(platform, { timeoutMs }));
+    // An end that may not ask finds out only because nobody comes.
+    if ((await domainExists(xenstore, peer)) === false) throw noDomain(peer);
+    const session = new VchanSession(options, xenstore);
+    undo.move();
+    return session;
   }
 
   /**

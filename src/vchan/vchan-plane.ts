@@ -39,14 +39,11 @@ class OpenedEndpoint {
     descriptor: PlatformDescriptor,
     open: (platform: Platform) => T,
   ): [OpenedEndpoint, T] {
-    const platform = openPlatform(descriptor);
-    try {
-      const result = open(platform);
-      return [new OpenedEndpoint(result.endpoint, platform), result];
-    } catch (error) {
-      platform.close();
-      throw error;
-    }
+    using undo = new DisposableStack();
+    const platform = undo.use(openPlatform(descriptor));
+    const result = open(platform);
+    undo.move();
+    return [new OpenedEndpoint(result.endpoint, platform), result];
   }
 
   close(): void {

@@ -65,13 +65,10 @@ export class Xenstore extends XenstoreOperations {
     const endpoint = "kind" in at ? at : at.xenstore;
     const timeoutMs = options.timeoutMs ?? CONNECT_TIMEOUT_MS;
     const deadline = performance.now() + timeoutMs;
-    const client = new Xenstore(await openTransport(endpoint, timeoutMs));
-    try {
-      await client.#expectAnswer(Math.max(1, deadline - performance.now()), endpoint.path);
-    } catch (error) {
-      client.close();
-      throw error;
-    }
+    using undo = new DisposableStack();
+    const client = undo.use(new Xenstore(await openTransport(endpoint, timeoutMs)));
+    await client.#expectAnswer(Math.max(1, deadline - performance.now()), endpoint.path);
+    undo.move();
     return client;
   }
 
