@@ -1,11 +1,12 @@
 // `xentool blkback`: serving disks to guests, the toolstack's steps one by one, and statistics.
 import type { DeviceAddress } from "../src/blkback/address.ts";
+import type { Installed } from "../src/blkback/install.ts";
 import type { AskedRates } from "../src/blkback/rate-keys.ts";
 import { XentoolError } from "../src/core/errors.ts";
 import { askedRates, RATE_OPTIONS, serveCommand } from "./blkback-serve.ts";
 import { watchCommand } from "./blkback-watch.ts";
 import { command, group, WAITS_FOR_NOBODY, type Command } from "./lib/command.ts";
-import { choice, flag, number, text } from "./lib/option.ts";
+import { choice, flag, number, text, texts } from "./lib/option.ts";
 import type { CommandContext } from "./lib/run-command.ts";
 import {
   DETACH_TIMEOUT_MS,
@@ -216,40 +217,57 @@ const stats = command({
   },
 });
 
-/** `install` and `uninstall`, which write and remove the same files. */
-function installation(name: "install" | "uninstall", summary: string, example: string): Command {
-  return command({
-    name,
-    summary,
-    options: {
-      root: text("The host's file system, or the tree of a package", { initial: "/", complete: "directory" }),
-      prefix: text("For packages: below PREFIX/lib instead of /etc, with PREFIX/bin/xentool", {
-        complete: "directory",
-      }),
-    },
-    timeout: WAITS_FOR_NOBODY,
-    examples: [
-      [`xentool blkback ${name}`, example],
-      [`xentool blkback ${name} --root debian/xentool --prefix /usr`, "the same, in a package's tree"],
-    ],
-    run: async ({ root, prefix }, context) => {
-      const work = await import("../src/blkback/install.ts");
-      const { print, printJson } = await import("./lib/output.ts");
-      const { paths, notes } = work[name]({ root, prefix, executable: process.execPath });
-      if (context.json) return printJson({ paths, notes });
-      if (paths.length === 0) print("nothing is installed");
-      else for (const path of paths) print(`${name === "install" ? "wrote" : "removed"} ${path}`);
-      for (const note of notes) process.stderr.write(`xentool: ${note}\n`);
-    },
-  });
-}
+/** Of `install` and `uninstall`, which write and remove the same files. */
+const PLACE_OPTIONS = {
+  root: text("The host's file system, or the tree of a package", { initial: "/", complete: "directory" }),
+  prefix: text("For packages: below PREFIX/lib instead of /etc, with PREFIX/bin/xentool", {
+    complete: "directory",
+  }),
+};
 
-const installCommand = installation(
-  "install",
-  "Have xl's disks with script=block-xentool served by us",
-  "then: systemctl enable --now xentool-blkback",
-);
-const uninstallCommand = installation("uninstall", "Undo install", "stops and disables the unit, too");
+const installCommand = command({
+  name: "install",
+  summary: "Have xl's disks with script=block-xentool served by us",
+  options: {
+    ...PLACE_OPTIONS,
+    images: texts(
+      "The units reach images there alone: a directory, /dev for block devices, network; repeatable; default: anywhere",
+    ),
+  },
+  timeout: WAITS_FOR_NOBODY,
+  examples: [
+    ["xentool blkback install", "then: systemctl enable --now xentool-blkback"],
+    ["xentool blkback install --images /srv/images --images /dev", "no other files, and no network"],
+    ["xentool blkback install --root debian/xentool --prefix /usr", "the same, in a package's tree"],
+  ],
+  run: async ({ root, prefix, images }, { json }) => {
+    const { install } = await import("../src/blkback/install.ts");
+    return reportInstalled("wrote", install({ root, prefix, executable: process.execPath, images }), json);
+  },
+});
+
+const uninstallCommand = command({
+  name: "uninstall",
+  summary: "Undo install",
+  options: PLACE_OPTIONS,
+  timeout: WAITS_FOR_NOBODY,
+  examples: [
+    ["xentool blkback uninstall", "stops and disables the unit, too"],
+    ["xentool blkback uninstall --root debian/xentool --prefix /usr", "the same, in a package's tree"],
+  ],
+  run: async ({ root, prefix }, { json }) => {
+    const { uninstall } = await import("../src/blkback/install.ts");
+    return reportInstalled("removed", uninstall({ root, prefix, executable: process.execPath }), json);
+  },
+});
+
+async function reportInstalled(done: string, { paths, notes }: Installed, json: boolean): Promise<void> {
+  const { print, printJson } = await import("./lib/output.ts");
+  if (json) return printJson({ paths, notes });
+  if (paths.length === 0) print(done === "wrote" ? "nothing to write" : "nothing is installed");
+  else for (const path of paths) print(`${done} ${path}`);
+  for (const note of notes) process.stderr.write(`xentool: ${note}\n`);
+}
 
 export const blkbackCommand = group({
   name: "blkback",

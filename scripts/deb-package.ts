@@ -13,7 +13,7 @@ import {
 import { dirname, join } from "node:path";
 import { gzipSync } from "node:zlib";
 import packageJson from "../package.json" with { type: "json" };
-import { UNIT } from "../src/blkback/host-files.ts";
+import { narrowingFiles, UNIT } from "../src/blkback/host-files.ts";
 import { ARCHITECTURES, type TargetName } from "./build-target.ts";
 import { completionScript } from "../cmd/lib/completion-scripts.ts";
 import { copyright } from "./copyright.ts";
@@ -22,6 +22,8 @@ import { outputOf, root, run } from "./lib.ts";
 
 const NAME = packageJson.name;
 const DOCS = `usr/share/doc/${NAME}`;
+
+const NARROWING = narrowingFiles([]).map(({ path }) => path);
 
 /** What lintian would object to, each with why it is so. */
 const OVERRIDES: readonly (readonly [tag: string, reason: string])[] = [
@@ -82,7 +84,7 @@ export function makeDeb(
   put("DEBIAN/control", control(version, architecture, installedKib(tree, files)));
   put("DEBIAN/postinst", postinst(UNIT), 0o755);
   put("DEBIAN/prerm", prerm(UNIT), 0o755);
-  put("DEBIAN/postrm", postrm(UNIT), 0o755);
+  put("DEBIAN/postrm", postrm(UNIT, NARROWING), 0o755);
   mkdirSync(dirname(join(root, file)), { recursive: true });
   // gzip takes seconds where xz takes minutes, and lintian does not know zstd.
   const options = ["--root-owner-group", "-Zgzip"];

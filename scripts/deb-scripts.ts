@@ -1,5 +1,6 @@
 // What dpkg runs when the package comes, changes and goes. The calls are those of debhelper's dh_installsystemd, so
 // that an administrator's choices (disabled, masked) survive upgrades.
+import { dirname } from "node:path";
 
 /**
  * An upgrade has the running daemon hand its guests to the new executable (`systemctl reload`), so none of them waits
@@ -30,7 +31,8 @@ if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
 fi
 `;
 
-export const postrm = (unit: string): string => `#!/bin/sh
+/** `narrowing`: what `blkback install --images` has written since. */
+export const postrm = (unit: string, narrowing: readonly string[]): string => `#!/bin/sh
 set -e
 if [ "$1" = remove ]; then
 	if [ -e /run/udev/control ]; then udevadm control --reload || true; fi
@@ -40,7 +42,7 @@ if [ "$1" = remove ]; then
 fi
 if [ "$1" = purge ]; then
 	deb-systemd-helper purge ${unit} >/dev/null || true
-fi
+${narrowing.map((path) => `	rm -f ${path}\n	rmdir --ignore-fail-on-non-empty ${dirname(path)} 2>/dev/null || true\n`).join("")}fi
 if [ -d /run/systemd/system ]; then
 	systemctl --system daemon-reload >/dev/null || true
 fi

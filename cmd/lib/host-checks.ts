@@ -4,6 +4,7 @@
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
 import { release } from "node:os";
 import { join, relative } from "node:path";
+import { narrowingFile, placesIn } from "../../src/blkback/host-files.ts";
 import { STORAGE_DAEMON, STORAGE_DAEMON_PACKAGE } from "../../src/block/program/commands.ts";
 import { describeError } from "../../src/core/errors.ts";
 import { escapeControls, escapeText } from "../../src/core/log.ts";
@@ -61,6 +62,7 @@ export async function examineHost(host: Host): Promise<Check[]> {
     optional("host", "jail", await checkJail()),
     { ...optional("host", "memlock", checkMemlock(host)), tuning: true },
     optional("host", STORAGE_DAEMON, checkStorageDaemon(host)),
+    ...checkImagePlaces(host).map((finding) => optional("host", "images", finding)),
     { ...optional("xen", "hypervisor", xen), required: true },
     optional("xen", "role", checkRole(host, xen.ok)),
     ...DEVICES.map((device) => ({
@@ -148,6 +150,15 @@ function checkStorageDaemon(host: Host): Finding {
     return { ok: true, found: `${escapeText(path)}, for serve --format qcow2 and others` };
   const advice = `apt install ${STORAGE_DAEMON_PACKAGE}; needed for serve --format qcow2 and others`;
   return { ok: false, found: "not in PATH", advice };
+}
+
+/** Nothing where the units reach images anywhere. */
+function checkImagePlaces(host: Host): Finding[] {
+  const text = readText(host, narrowingFile());
+  const places = text === undefined ? undefined : placesIn(text);
+  if (places === undefined) return [];
+  const found = `the units reach ${places.map((place) => escapeText(place)).join(", ")} alone`;
+  return [{ ok: true, found: `${found}; xentool blkback install changes that` }];
 }
 
 function hypervisor(host: Host): Finding {

@@ -9,6 +9,7 @@ import { openProgramImage, type Opener, type ProgramImageOptions } from "../bloc
 import type { SpawnWorker } from "../plane/plane.ts";
 import type { Xenstore } from "../xenstore/client.ts";
 import { describeDevice, type DeviceAddress } from "./address.ts";
+import { refuseElsewhere } from "./image-places.ts";
 import type { ImageThreads } from "./image-threads.ts";
 import { openNbdSource } from "./secure-line.ts";
 import { hasServedRaw, refuseOthersDevice } from "./sharing.ts";
@@ -44,8 +45,12 @@ export async function openDiskImage(
 ): Promise<OpenedImage> {
   const { readOnly, statsDir, stop } = options;
   const how = { ...options, shared: options.shared && !readOnly, user: describeDevice(address) };
-  if (opener === undefined && isNbdUri(source)) return openNbdSource(source, { ...how, address });
+  if (opener === undefined && isNbdUri(source)) {
+    refuseElsewhere(source);
+    return openNbdSource(source, { ...how, address });
+  }
   await threads?.reach(source, stop);
+  refuseElsewhere(source, opener);
   if (opener !== undefined) {
     if (!how.shared) await refuseOthersDevice(xenstore, address, source, readOnly);
     const socket = programSocket(statsDir, address);

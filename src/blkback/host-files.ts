@@ -2,9 +2,18 @@
 // watch`. docs/xen-notes.md has the reason for each piece.
 export const HOTPLUG_SCRIPT = "block-xentool";
 export const UNIT = "xentool-blkback.service";
+export const SERVE_UNIT = "xentool-serve@.service";
+const ADMINISTRATORS_UNITS = "/etc/systemd/system";
 export const RULE = "60-xentool-blkback.rules";
 /** Where libxl looks for scripts, on every distribution. */
 export const SCRIPTS = "/etc/xen/scripts";
+
+/** The variable by which a narrowed unit tells us where images may be, separated by colons. */
+export const IMAGE_PLACES = "XENTOOL_IMAGES";
+/** Stands there for all block devices, wherever they have a name. */
+export const BLOCK_DEVICES = "/dev";
+/** Stands there for NBD servers on other hosts, and Ceph. */
+export const NETWORK = "network";
 
 export interface HostFile {
   readonly path: string;
@@ -160,6 +169,41 @@ ${confined()}
 WantedBy=multi-user.target
 `;
 
+/**
+ * What narrows both units to images in some places: as a drop-in it does so to those of a package, too. Everything else
+ * is read-only, and of homes and temporary files only these places are there.
+ */
+const narrowed = (places: readonly string[]): string => {
+  const directories = places.filter((place) => place !== BLOCK_DEVICES && place !== NETWORK);
+  const bound = directories.map((directory) => `BindPaths=-${directory}\n`).join("");
+  return `# Part of xentool, written by: xentool blkback install --images. Run that again to change it, and without
+# --images to have images anywhere.
+[Unit]
+# What is mounted on a place after we have started is not seen.
+After=remote-fs.target
+[Service]
+Environment=${IMAGE_PLACES}=${places.join(":")}
+ProtectSystem=strict
+ProtectHome=tmpfs
+PrivateTmp=yes
+${bound}# /run/xentool outlives each of us.
+RuntimeDirectory=xentool
+RuntimeDirectoryPreserve=yes
+# Without it we cannot say which process of somebody else's has an image.
+CapabilityBoundingSet=~CAP_SYS_PTRACE
+${places.includes(BLOCK_DEVICES) ? "" : NO_BLOCK_DEVICES}${places.includes(NETWORK) ? "" : NO_NETWORK}`;
+};
+
+const NO_BLOCK_DEVICES = `DeviceAllow=
+DeviceAllow=char-misc rw
+`;
+
+const NO_NETWORK = `PrivateNetwork=yes
+IPAddressDeny=any
+RestrictAddressFamilies=
+RestrictAddressFamilies=AF_UNIX
+`;
+
 /** Where the files go: those of a distribution below PREFIX/lib, those of an administrator below /etc. */
 export interface Places {
   readonly executable: string;
@@ -181,7 +225,7 @@ export function administratorsPlaces(executable: string): Places {
   return {
     executable,
     rules: "/etc/udev/rules.d",
-    units: "/etc/systemd/system",
+    units: ADMINISTRATORS_UNITS,
     helper: `${SCRIPTS}/xentool-backend-added`,
   };
 }
@@ -192,6 +236,23 @@ export function hostFiles({ executable, rules, units, helper }: Places): HostFil
     { path: helper, mode: 0o755, text: helperScript },
     { path: `${rules}/${RULE}`, mode: 0o644, text: rule(helper) },
     { path: `${units}/${UNIT}`, mode: 0o644, text: watchUnit(executable) },
-    { path: `${units}/xentool-serve@.service`, mode: 0o644, text: serveUnit(executable) },
+    { path: `${units}/${SERVE_UNIT}`, mode: 0o644, text: serveUnit(executable) },
   ];
+}
+
+/** What narrows the units, whoever has brought them, to images in `places`. */
+export function narrowingFiles(places: readonly string[]): HostFile[] {
+  const text = narrowed(places);
+  return [UNIT, SERVE_UNIT].map((unit) => ({ path: narrowingFile(unit), mode: 0o644, text }));
+}
+
+/** The places in the text of such a file. */
+export function placesIn(text: string): readonly string[] | undefined {
+  const [, list] = new RegExp(`^Environment=${IMAGE_PLACES}=(.*)$`, "m").exec(text) ?? [];
+  return list?.split(":");
+}
+
+/** Where it is. */
+export function narrowingFile(unit = UNIT): string {
+  return `${ADMINISTRATORS_UNITS}/${unit}.d/images.conf`;
 }

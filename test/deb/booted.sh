@@ -39,6 +39,7 @@ for unit in "$UNIT" xentool-serve@.service; do
 ConditionPathExists=
 [Service]
 Environment=XENTOOL_SIM=/run/host
+ReadWritePaths=-/run/host
 END
 done
 cat >>"/etc/systemd/system/$UNIT.d/host.conf" <<'END'
@@ -55,8 +56,11 @@ until_true 'it serves' has_alive_process '0 disks'
 systemctl enable --now "$UNIT"
 
 echo '== a guest uses a disk'
-truncate -s 64M /var/disk.img
-xentool blkback create --domid 1 --vdev xvdb --params /var/disk.img
+# What a narrowed unit does not see, but for what is named.
+homes=/home
+mkdir -p $homes/images
+truncate -s 64M $homes/images/disk.img $homes/hidden.img
+xentool blkback create --domid 1 --vdev xvdb --params $homes/images/disk.img
 systemd-run --quiet --unit=guest --setenv=XENTOOL_SIM=$XENTOOL_SIM --setenv=XENTOOL_DOMID=1 \
   --property=KillSignal=SIGINT --property=StandardOutput=file:/run/bench.json --property=SuccessExitStatus=130 \
   xentool blkfront bench --vdev xvdb --rw randwrite --runtime 3600 --json
@@ -97,15 +101,45 @@ systemctl start "$UNIT"
 until_true 'it serves' has_alive_process '1 disk'
 guest_writes 'after a stop'
 
+serve_in_a_unit() {
+  systemctl enable --now xentool-serve@vm2
+  systemctl show --value --property StatusText xentool-serve@vm2 | grep -q 'waiting for the guest' || fail 'no status'
+  XENTOOL_DOMID=2 xentool blkfront bench --vdev xvda --runtime 1 --json | grep -q '"errors": 0' || fail 'no disk'
+  systemctl disable --now xentool-serve@vm2
+  [ "$(systemctl show --value --property Result xentool-serve@vm2)" = success ] || fail 'it did not end well'
+}
 echo '== xentool-serve@: a disk in a unit of its own'
 mkdir -p /etc/xentool
-truncate -s 16M /var/other.img
-printf 'IMAGE=/var/other.img\nDOMID=2\nVDEV=xvda\nOPTIONS=--mode r --iops 500\n' >/etc/xentool/vm2.conf
-systemctl enable --now xentool-serve@vm2
-systemctl show --value --property StatusText xentool-serve@vm2 | grep -q 'waiting for the guest' || fail 'no status'
-XENTOOL_DOMID=2 xentool blkfront bench --vdev xvda --runtime 1 --json | grep -q '"errors": 0' || fail 'no disk'
-systemctl disable --now xentool-serve@vm2
-[ "$(systemctl show --value --property Result xentool-serve@vm2)" = success ] || fail 'it did not end well'
+truncate -s 16M $homes/images/other.img
+printf 'IMAGE=%s\nDOMID=2\nVDEV=xvda\nOPTIONS=--mode r --iops 500\n' $homes/images/other.img >/etc/xentool/vm2.conf
+serve_in_a_unit
+
+echo '== install --images: both units serve what is there, and reach nothing else'
+xentool blkback install --images $homes/images
+[ ! -e "/etc/systemd/system/$UNIT" ] || fail 'it wrote a unit beside the one of the package'
+systemctl restart "$UNIT"
+until_true 'it serves' has_alive_process '1 disk'
+guest_writes 'to a narrowed unit'
+main=$(property MainPID)
+[ "$(ls "/proc/$main/root/home")" = images ] || fail "it sees $(ls "/proc/$main/root/home") in /home"
+[ "$(readlink "/proc/$main/ns/net")" != "$(readlink /proc/self/ns/net)" ] || fail 'it has our network'
+awk '$5 == "/" && $6 ~ /^ro/ { found = 1 } END { exit !found }' "/proc/$main/mountinfo" || fail 'it may write everywhere'
+serve_in_a_unit
+says_out_of_reach() { journalctl --no-pager --output=cat --unit="$UNIT" | grep -q "$homes/hidden.img is out of reach"; }
+xentool blkback create --domid 2 --vdev xvdb --params $homes/hidden.img
+until_true 'it says what is out of reach' says_out_of_reach
+
+echo '== install without --images: what was out of reach is served'
+xentool blkback install
+systemctl restart "$UNIT"
+until_true 'it serves' has_alive_process '1 disk'
+guest_writes 'to a unit as before'
+offers() { journalctl --no-pager --output=cat --unit="$UNIT" | grep -q "$1: InitWait"; }
+xentool blkback destroy --domid 2 --vdev xvdb
+xentool blkback create --domid 2 --vdev xvdb --params $homes/hidden.img
+until_true 'it is offered' offers 'xvdb of domain 2'
+xentool blkback destroy --domid 2 --vdev xvdb
+xentool blkback install --images $homes/images
 
 echo '== the guest has seen nothing of all this'
 systemctl stop guest.service
@@ -116,5 +150,6 @@ dpkg -r xentool
 [ "$(systemctl is-active "$UNIT" || true)" != active ] || fail 'it serves on'
 dpkg -P xentool
 [ -z "$(find /etc/systemd/system -name "$UNIT" -print)" ] || fail 'purge leaves a link'
+[ -z "$(find /etc/systemd/system -name images.conf -print)" ] || fail 'purge leaves what install wrote'
 systemctl --failed --no-legend --plain | grep xentool && fail 'a unit has failed'
 echo 'PASS'

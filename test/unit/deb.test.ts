@@ -11,8 +11,8 @@ import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 test("dpkg's scripts are right for sh, and name the unit", async () => {
   const dir = temporaryDirectory();
   try {
-    for (const script of [postinst, prerm, postrm]) {
-      const text = script("xentool-blkback.service");
+    const unit = "xentool-blkback.service";
+    for (const text of [postinst(unit), prerm(unit), postrm(unit, ["/etc/unit.d/images.conf"])]) {
       expect(text).toContain(" xentool-blkback.service ");
       writeFileSync(join(dir, "script"), text);
       expect(await run(["sh", "-n", join(dir, "script")])).toEqual({ status: 0, stdout: "", stderr: "" });

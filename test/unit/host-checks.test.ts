@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { examineHost, isUsable, type Check } from "../../cmd/lib/host-checks.ts";
+import { narrowingFiles } from "../../src/blkback/host-files.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
@@ -46,6 +47,14 @@ test("the storage daemon is looked for in PATH; without it the packages are name
   expect(missing?.advice).toContain("apt install qemu-utils (Debian 12: qemu-system-common)");
   plant({ "usr/bin/qemu-storage-daemon": "" });
   expect((await examine({ PATH })).get("qemu-storage-daemon")).toMatchObject({ ok: true, required: false });
+});
+
+test("where the units reach some images alone, they are named", async () => {
+  expect((await examine()).has("images")).toBe(false);
+  const [file] = narrowingFiles(["/srv/images", "/dev"]);
+  plant({ [file?.path ?? ""]: file?.text ?? "" });
+  const images = (await examine()).get("images");
+  expect(images).toMatchObject({ ok: true, found: expect.stringContaining("/srv/images, /dev alone") });
 });
 
 describe("no Xen", () => {
