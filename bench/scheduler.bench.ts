@@ -1,11 +1,11 @@
 // What the scheduler's passes cost a request while 32 to 2048 of them (4 queues of 512) wait or are under way:
 // processor time, without data or I/O. A pass looks at each of them, and must not compare each with all others, because
 // then the cost would grow with the square of their number. JSON on stdout.
-import { OperationTable } from "../src/blkback/operations.ts";
-import { RateLimiter } from "../src/blkback/rate-limiter.ts";
-import { KIND_FLUSH, KIND_READ, KIND_WRITE, RequestTable } from "../src/blkback/requests.ts";
-import { Scheduler } from "../src/blkback/scheduler.ts";
-import { SharedDisk } from "../src/blkback/shared-disk.ts";
+import { OperationTable } from "../src/blkback/data-plane/operations.ts";
+import { RateLimiter } from "../src/blkback/limits/rate-limiter.ts";
+import { KIND_FLUSH, KIND_READ, KIND_WRITE, RequestTable } from "../src/blkback/data-plane/requests.ts";
+import { Scheduler } from "../src/blkback/data-plane/scheduler.ts";
+import { SharedDisk } from "../src/blkback/data-plane/shared-disk.ts";
 import { FakePath } from "../test/unit/blkback-fakes.ts";
 
 const QUEUES = 4;

@@ -1,9 +1,9 @@
 // `xentool blkback serve`, and what it has in common with `watch` (blkback-watch.ts).
-import type { DeviceOptions } from "../src/blkback/device.ts";
+import type { DeviceOptions } from "../src/blkback/device/device.ts";
 import type { DeviceAddress } from "../src/blkback/address.ts";
-import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
+import type { OnDeviceEvent } from "../src/blkback/device/device-events.ts";
 import type { JailMode } from "../src/platform/jail.ts";
-import type { AskedRates } from "../src/blkback/rate-keys.ts";
+import type { AskedRates } from "../src/blkback/limits/rate-keys.ts";
 import type { ServeEnd, ServeOptions } from "../src/blkback/serve.ts";
 import type { Platform } from "../src/platform/platform.ts";
 import { MAX_CONNECTIONS, MAX_QUEUES } from "../src/blkback/bounds.ts";
@@ -69,7 +69,7 @@ async function printFilters(): Promise<never> {
 
 /** The limits on the command line; those that are not there stay as the device's keys say. */
 export async function askedRates(argv: Pick<ServingArguments, "iops" | "bandwidth">): Promise<AskedRates> {
-  const { parseRate } = await import("../src/blkback/rates.ts");
+  const { parseRate } = await import("../src/blkback/limits/rates.ts");
   const { iops, bandwidth } = argv;
   return {
     ...(iops !== undefined && { iops: parseRate("iops", "--iops", iops) }),
@@ -84,9 +84,9 @@ export async function servingOptionsOf(
   context: CommandContext,
 ): Promise<Omit<DeviceOptions, "offer"> & { offer: Omit<DeviceOptions["offer"], "deviceType"> }> {
   const { parseFilter } = await import("../src/block/filters/catalogue.ts");
-  const { DEFAULT_OFFER } = await import("../src/blkback/features.ts");
-  const { statsDir } = await import("../src/blkback/stats.ts");
-  const { checkThreads } = await import("../src/blkback/threads.ts");
+  const { DEFAULT_OFFER } = await import("../src/blkback/device/features.ts");
+  const { statsDir } = await import("../src/blkback/stats/stats.ts");
+  const { checkThreads } = await import("../src/blkback/device/threads.ts");
   argv.filter.forEach(parseFilter);
   checkThreads(argv.threads, argv.filter);
   return {
@@ -171,7 +171,7 @@ async function runServe(
   const { platform, xenstore } = session;
   const { ServedDisk } = await import("./lib/serving-events.ts");
   const { Service } = await import("./lib/service.ts");
-  const { disksAnswer } = await import("../src/blkback/alive.ts");
+  const { disksAnswer } = await import("../src/blkback/stats/alive.ts");
   const { PreparedCommand } = await import("./lib/prepared-command.ts");
   const options = await serveOptionsOf(argv, address, platform, context);
   const disk = new ServedDisk(address, argv.image, context, options.detachTimeoutMs);

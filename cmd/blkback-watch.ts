@@ -1,9 +1,9 @@
 // `xentool blkback watch`: serves every disk of a kind, and hands them to its successor.
-import type { OnDeviceEvent } from "../src/blkback/device-events.ts";
+import type { OnDeviceEvent } from "../src/blkback/device/device-events.ts";
 import type { Predecessor } from "../src/blkback/guests/handover.ts";
 import type { SupervisorOptions } from "../src/blkback/guests/supervisor.ts";
-import type { MetricsAddress } from "../src/blkback/metrics-server.ts";
-import type { DiskServer, WatchOptions } from "../src/blkback/watch.ts";
+import type { MetricsAddress } from "../src/blkback/stats/metrics-server.ts";
+import type { DiskServer, WatchOptions } from "../src/blkback/watch/watch.ts";
 import { onAbort, unlessAborted } from "../src/core/deadline.ts";
 import type { Platform } from "../src/platform/platform.ts";
 import {
@@ -70,7 +70,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const { takePredecessor } = await import("./successor.ts");
   const predecessor = takePredecessor();
   const anyScript = argv.anyScript ?? platform.domid !== 0;
-  const { UNLIMITED_DISK } = await import("../src/blkback/rates.ts");
+  const { UNLIMITED_DISK } = await import("../src/blkback/limits/rates.ts");
   const rates = { ...UNLIMITED_DISK, ...(await askedRates(argv)) };
   const { printEvent } = await import("./lib/serving-events.ts");
   const { Service } = await import("./lib/service.ts");
@@ -85,7 +85,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   using announced = new Announced(() => announceWatch(platform, metrics, serving.statsDir));
   if (predecessor === undefined) await announced.again();
   await using _ = await startAnswering(session, options);
-  const { sweepRemains } = await import("../src/blkback/remains.ts");
+  const { sweepRemains } = await import("../src/blkback/device/remains.ts");
   const sweepNoMore = await sweepRemains(platform, session.xenstore);
   const watch = await startWatching(argv.isolation, session, options, predecessor);
   try {
@@ -140,7 +140,7 @@ async function handOver(
   stop: AbortSignal,
 ): Promise<void> {
   const { startSuccessor } = await import("./successor.ts");
-  const { handWatchingTo } = await import("../src/blkback/watching.ts");
+  const { handWatchingTo } = await import("../src/blkback/host/watching.ts");
   const successor = startSuccessor(service.environment);
   using _ = onAbort(stop, () => void successor.kill());
   process.stderr.write(`xentool: process ${successor.pid} takes over\n`);
@@ -192,7 +192,7 @@ async function startWatching(
 ): Promise<DiskServer> {
   const { spawnWorker } = await import("./spawn-worker.ts");
   if (isolation === "thread") {
-    const { BackendWatch } = await import("../src/blkback/watch.ts");
+    const { BackendWatch } = await import("../src/blkback/watch/watch.ts");
     predecessor?.ready(async () => {});
     await predecessor?.over;
     return BackendWatch.start(platform, xenstore, options, spawnWorker);
@@ -209,7 +209,7 @@ async function startAnswering(
   options: WatchOptions,
 ): Promise<AsyncDisposable | undefined> {
   if (options.anyScript) return undefined;
-  const { EarlyAnswers } = await import("../src/blkback/early-answers.ts");
+  const { EarlyAnswers } = await import("../src/blkback/watch/early-answers.ts");
   return EarlyAnswers.start(platform.domid, xenstore, options);
 }
 
@@ -219,7 +219,7 @@ async function announceWatch(
   metrics: MetricsAddress | undefined,
   statsDir: string,
 ): Promise<Disposable> {
-  const { announceWatching } = await import("../src/blkback/watching.ts");
+  const { announceWatching } = await import("../src/blkback/host/watching.ts");
   using announced = new DisposableStack();
   if (platform.name === "xen") announced.use(announceWatching());
   if (metrics !== undefined) announced.use(await startMetrics(metrics, statsDir));
@@ -233,9 +233,9 @@ function metricsAddress(text: string): MetricsAddress {
 
 /** Of all disks that are served on this host, by this process or another. */
 async function startMetrics(at: MetricsAddress, dir: string): Promise<Disposable> {
-  const { serveMetrics } = await import("../src/blkback/metrics-server.ts");
-  const { metricsText } = await import("../src/blkback/metrics.ts");
-  const { readAllStats } = await import("../src/blkback/stats.ts");
+  const { serveMetrics } = await import("../src/blkback/stats/metrics-server.ts");
+  const { metricsText } = await import("../src/blkback/stats/metrics.ts");
+  const { readAllStats } = await import("../src/blkback/stats/stats.ts");
   const server = serveMetrics(at, () => metricsText(readAllStats(dir)));
   process.stderr.write(`xentool: metrics at ${server.name}\n`);
   return server;

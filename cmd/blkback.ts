@@ -1,7 +1,7 @@
 // `xentool blkback`: serving disks to guests, the toolstack's steps one by one, and statistics.
 import type { DeviceAddress } from "../src/blkback/address.ts";
-import type { Installed } from "../src/blkback/install.ts";
-import type { AskedRates } from "../src/blkback/rate-keys.ts";
+import type { Installed } from "../src/blkback/host/install.ts";
+import type { AskedRates } from "../src/blkback/limits/rate-keys.ts";
 import { XentoolError } from "../src/core/errors.ts";
 import { askedRates, RATE_OPTIONS, serveCommand } from "./blkback-serve.ts";
 import { watchCommand } from "./blkback-watch.ts";
@@ -93,7 +93,7 @@ const destroy = step(
   },
   async ({ platform, xenstore }, address, context) => {
     const { destroyDevice } = await import("../src/blkback/toolstack.ts");
-    const { removeRemains } = await import("../src/blkback/remains.ts");
+    const { removeRemains } = await import("../src/blkback/device/remains.ts");
     await destroyDevice(xenstore, address);
     await removeRemains(platform, xenstore, address);
     return reportDone(address, "destroyed", context);
@@ -124,7 +124,7 @@ const forceClose = step(
   },
   async ({ platform, xenstore }, address, context) => {
     const { forceCloseDevice, waitUntilClosed } = await import("../src/blkback/toolstack.ts");
-    const { removeRemains } = await import("../src/blkback/remains.ts");
+    const { removeRemains } = await import("../src/blkback/device/remains.ts");
     await forceCloseDevice(xenstore, address);
     await removeRemains(platform, xenstore, address);
     await waitUntilClosed(xenstore, address, context.timeoutMs ?? DETACH_TIMEOUT_MS, context.stop);
@@ -140,7 +140,7 @@ const resize = step(
     timeout: SERVER_TIMEOUT,
   },
   async ({ xenstore }, address, { json, stop, timeoutMs = DETACH_TIMEOUT_MS }) => {
-    const { resizeDevice } = await import("../src/blkback/resize.ts");
+    const { resizeDevice } = await import("../src/blkback/device/resize.ts");
     const { printResize } = await import("./lib/blkback-report.ts");
     return printResize(address, await resizeDevice(xenstore, address, { timeoutMs, signal: stop }), json);
   },
@@ -169,7 +169,7 @@ async function runLimit(
   address: DeviceAddress,
   asked: AskedRates,
 ): Promise<void> {
-  const { limitDevice, readRates } = await import("../src/blkback/rate-keys.ts");
+  const { limitDevice, readRates } = await import("../src/blkback/limits/rate-keys.ts");
   const { printRates } = await import("./lib/rates-report.ts");
   const { xenstore } = session;
   const isQuestion = asked.iops === undefined && asked.bandwidth === undefined;
@@ -186,8 +186,8 @@ const list = command({
   examples: [["xentool blkback list --json", "for scripts"]],
   run: (_argv, context) =>
     withSession(context, async ({ platform, xenstore }) => {
-      const { listDevices } = await import("../src/blkback/device-list.ts");
-      const { readAllStats, statsDir } = await import("../src/blkback/stats.ts");
+      const { listDevices } = await import("../src/blkback/device/device-list.ts");
+      const { readAllStats, statsDir } = await import("../src/blkback/stats/stats.ts");
       const { printDevices } = await import("./lib/blkback-report.ts");
       const served = readAllStats(statsDir(platform.descriptor));
       printDevices(await listDevices(xenstore, platform.domid, served), context.json);
@@ -241,7 +241,7 @@ const installCommand = command({
     ["xentool blkback install --root debian/xentool --prefix /usr", "the same, in a package's tree"],
   ],
   run: async ({ root, prefix, images }, { json }) => {
-    const { install } = await import("../src/blkback/install.ts");
+    const { install } = await import("../src/blkback/host/install.ts");
     return reportInstalled("wrote", install({ root, prefix, executable: process.execPath, images }), json);
   },
 });
@@ -256,7 +256,7 @@ const uninstallCommand = command({
     ["xentool blkback uninstall --root debian/xentool --prefix /usr", "the same, in a package's tree"],
   ],
   run: async ({ root, prefix }, { json }) => {
-    const { uninstall } = await import("../src/blkback/install.ts");
+    const { uninstall } = await import("../src/blkback/host/install.ts");
     return reportInstalled("removed", uninstall({ root, prefix, executable: process.execPath }), json);
   },
 });

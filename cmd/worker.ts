@@ -1,11 +1,11 @@
 // Entry point of every data plane's thread: each message is an order, and reports and results go back as messages.
 // Nothing else lives here, because coverage cannot see into workers.
 import "./lib/standard-error.ts";
-import type { BlkbackOrder } from "../src/blkback/blkback-orders.ts";
+import type { BlkbackOrder } from "../src/blkback/data-plane/blkback-orders.ts";
 import type { BlkfrontOrder } from "../src/blkfront/blkfront-orders.ts";
 import { failureOf, type OrderMessage, type PlaneMessage } from "../src/plane/protocol.ts";
-import type { ImageThreadOrder } from "../src/blkback/image-threads.ts";
-import type { SecureLineOrder } from "../src/blkback/secure-line.ts";
+import type { ImageThreadOrder } from "../src/blkback/image/image-threads.ts";
+import type { SecureLineOrder } from "../src/blkback/image/secure-line.ts";
 import type { VchanOrder } from "../src/vchan/vchan-orders.ts";
 
 declare const self: Worker;
@@ -26,7 +26,11 @@ async function obey(data: Message): Promise<void> {
   const { answerOrder } = await import("../src/plane/answer.ts");
   switch (data.role) {
     case "blkback":
-      return answerOrder(data, (await import("../src/blkback/blkback-plane.ts")).carryOutBlkbackOrder, post);
+      return answerOrder(
+        data,
+        (await import("../src/blkback/data-plane/blkback-plane.ts")).carryOutBlkbackOrder,
+        post,
+      );
     case "blkfront":
       return answerOrder(
         data,
@@ -36,13 +40,13 @@ async function obey(data: Message): Promise<void> {
     case "images":
       return answerOrder(
         data,
-        (await import("../src/blkback/image-threads-plane.ts")).carryOutImageThreadOrder,
+        (await import("../src/blkback/image/image-threads-plane.ts")).carryOutImageThreadOrder,
         post,
       );
     case "nbd-tls":
       return answerOrder(
         data,
-        (await import("../src/blkback/secure-line-plane.ts")).carryOutSecureLineOrder,
+        (await import("../src/blkback/image/secure-line-plane.ts")).carryOutSecureLineOrder,
         post,
       );
     case "vchan":
@@ -56,6 +60,6 @@ export interface PrepareMessage {
 }
 
 self.onmessage = ({ data }: MessageEvent<Message | PrepareMessage>): void => {
-  if ("prepare" in data) return void import("../src/blkback/blkback-plane.ts");
+  if ("prepare" in data) return void import("../src/blkback/data-plane/blkback-plane.ts");
   obey(data).catch((error: unknown) => post({ type: "failed", id: data.id, failure: failureOf(error) }));
 };

@@ -13,7 +13,7 @@ import {
 import { dirname, join } from "node:path";
 import { gzipSync } from "node:zlib";
 import packageJson from "../package.json" with { type: "json" };
-import { narrowingFiles, UNIT } from "../src/blkback/host-files.ts";
+import { narrowingFiles, UNIT } from "../src/blkback/host/host-files.ts";
 import { ARCHITECTURES, type TargetName } from "./build-target.ts";
 import { completionScript } from "../cmd/lib/completion-scripts.ts";
 import { copyright } from "./copyright.ts";

@@ -1,8 +1,8 @@
 // How block devices are shown on a terminal.
 import { describeDevice, type DeviceAddress } from "../../src/blkback/address.ts";
-import type { ListedDevice } from "../../src/blkback/device-list.ts";
-import { describeResize, type Resize } from "../../src/blkback/resize.ts";
-import { imageErrors } from "../../src/blkback/stats.ts";
+import type { ListedDevice } from "../../src/blkback/device/device-list.ts";
+import { describeResize, type Resize } from "../../src/blkback/device/resize.ts";
+import { imageErrors } from "../../src/blkback/stats/stats.ts";
 import { EXIT_CODE } from "../../src/core/errors.ts";
 import { escapeText } from "../../src/core/log.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";

@@ -4,7 +4,7 @@
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
 import { release } from "node:os";
 import { join, relative } from "node:path";
-import { narrowingFile, placesIn } from "../../src/blkback/host-files.ts";
+import { narrowingFile, placesIn } from "../../src/blkback/host/host-files.ts";
 import { STORAGE_DAEMON, STORAGE_DAEMON_PACKAGE } from "../../src/block/program/commands.ts";
 import { describeError } from "../../src/core/errors.ts";
 import { escapeControls, escapeText } from "../../src/core/log.ts";

@@ -1,6 +1,6 @@
 // A disk's limits in words.
 import { describeDevice, type DeviceAddress } from "../../src/blkback/address.ts";
-import type { DiskRates, Rate } from "../../src/blkback/rates.ts";
+import type { DiskRates, Rate } from "../../src/blkback/limits/rates.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { formatBytes, formatCount, print, printJson } from "./output.ts";
 

@@ -1,6 +1,6 @@
 // What becomes of the disks that a command serves: lines on stderr, or an object a line on stdout with --json.
 import { describeDevice, type DeviceAddress } from "../../src/blkback/address.ts";
-import { describeEvent, type DeviceEvent } from "../../src/blkback/device-events.ts";
+import { describeEvent, type DeviceEvent } from "../../src/blkback/device/device-events.ts";
 import { priorityMark } from "../../src/core/line-priority.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { printJson } from "./output.ts";

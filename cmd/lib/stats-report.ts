@@ -1,13 +1,13 @@
 // The statistics of disks on a terminal: what `blkback stats` prints.
-import { metricsText } from "../../src/blkback/metrics.ts";
-import { REFUSALS } from "../../src/blkback/refusals.ts";
+import { metricsText } from "../../src/blkback/stats/metrics.ts";
+import { REFUSALS } from "../../src/blkback/data-plane/refusals.ts";
 import {
   imageErrors,
   readAllStats,
   statsDir,
   type DeviceStats,
   type Latency,
-} from "../../src/blkback/stats.ts";
+} from "../../src/blkback/stats/stats.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 import type { Domid } from "../../src/core/types.ts";
 import { isDomainUnknown, noDomain } from "../../src/platform/domains.ts";

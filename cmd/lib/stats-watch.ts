@@ -1,7 +1,7 @@
 // `blkback stats --watch`: a line for each disk and interval, in 80 columns, under titles that come again before they
 // have scrolled away. A narrower terminal shows fewer columns.
-import { activityBetween, statsKey, type Activity } from "../../src/blkback/activity.ts";
-import type { DeviceStats } from "../../src/blkback/stats.ts";
+import { activityBetween, statsKey, type Activity } from "../../src/blkback/stats/activity.ts";
+import type { DeviceStats } from "../../src/blkback/stats/stats.ts";
 import { pause } from "../../src/core/deadline.ts";
 import { vdevName } from "../../src/protocol/blkif.ts";
 import { formatDuration, paint, print, printJson } from "./output.ts";

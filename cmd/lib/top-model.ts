@@ -1,9 +1,9 @@
 // What `xentool top` shows: the disks of this host from their statistics, and the xenstore rings of all domains from
 // their pages. xenstored is asked for names only, and never waited for: it may be what is wrong.
-import { activityBetween, statsKey, type Activity } from "../../src/blkback/activity.ts";
-import { listDevices } from "../../src/blkback/device-list.ts";
-import type { DiskRates } from "../../src/blkback/rates.ts";
-import { readAllStats, statsDir, type DeviceStats } from "../../src/blkback/stats.ts";
+import { activityBetween, statsKey, type Activity } from "../../src/blkback/stats/activity.ts";
+import { listDevices } from "../../src/blkback/device/device-list.ts";
+import type { DiskRates } from "../../src/blkback/limits/rates.ts";
+import { readAllStats, statsDir, type DeviceStats } from "../../src/blkback/stats/stats.ts";
 import { endsWithin } from "../../src/core/deadline.ts";
 import { describeError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";

@@ -8,9 +8,9 @@ import { XenbusState } from "../protocol/xenbus.ts";
 import { vdevName } from "../protocol/blkif.ts";
 import type { WaitOptions, Xenstore } from "../xenstore/client.ts";
 import { errnoOf, nullIfDenied } from "../xenstore/errors.ts";
-import { isDevice, removeBackend, writeKeys, type Keys } from "./backend-directory.ts";
+import { isDevice, removeBackend, writeKeys, type Keys } from "./device/backend-directory.ts";
 import { backendDir, describeDevice, frontendDir, type DeviceAddress } from "./address.ts";
-import { namesIn } from "./device-directories.ts";
+import { namesIn } from "./device/device-directories.ts";
 
 export interface NewDevice {
   readonly address: DeviceAddress;

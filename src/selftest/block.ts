@@ -3,7 +3,7 @@
 // for data to cross.
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { DEFAULT_OFFER } from "../blkback/features.ts";
+import { DEFAULT_OFFER } from "../blkback/device/features.ts";
 import { serveImage, type ServeOptions } from "../blkback/serve.ts";
 import { runSession } from "../blkfront/session.ts";
 import { fillBlock } from "../blkfront/verify.ts";

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND, frontendDir } from "../../src/blkback/address.ts";
-import { resizeDevice } from "../../src/blkback/resize.ts";
+import { resizeDevice } from "../../src/blkback/device/resize.ts";
 import { closeDevice } from "../../src/blkback/toolstack.ts";
 import { toDomid } from "../../src/core/types.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";

@@ -4,7 +4,7 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DEFAULT_KIND, backendDir } from "../../src/blkback/address.ts";
-import { readStats } from "../../src/blkback/stats.ts";
+import { readStats } from "../../src/blkback/stats/stats.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";

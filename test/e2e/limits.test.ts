@@ -1,7 +1,7 @@
 // Limits as an administrator sets and sees them: at the start, while the disk is in use, and with what does not exist.
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { join } from "node:path";
-import { readStats } from "../../src/blkback/stats.ts";
+import { readStats } from "../../src/blkback/stats/stats.ts";
 import type { SimHost } from "../../src/sim/host.ts";
 import { HandmadeGuest, type PageRequest } from "../sim/blk-guest.ts";
 import { runXentool, spawnXentool } from "./executable.ts";

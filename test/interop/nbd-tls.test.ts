@@ -3,7 +3,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { spawnWorker } from "../../cmd/spawn-worker.ts";
-import { SecureLine } from "../../src/blkback/secure-line.ts";
+import { SecureLine } from "../../src/blkback/image/secure-line.ts";
 import { DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { describeError } from "../../src/core/errors.ts";
 import { toDomid } from "../../src/core/types.ts";

@@ -4,11 +4,11 @@ import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
-import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device.ts";
+import { BlkbackDevice, type DeviceOptions } from "../../src/blkback/device/device.ts";
 import { serveImage } from "../../src/blkback/serve.ts";
-import { resizeDevice } from "../../src/blkback/resize.ts";
-import { listDevices } from "../../src/blkback/device-list.ts";
-import { readStats } from "../../src/blkback/stats.ts";
+import { resizeDevice } from "../../src/blkback/device/resize.ts";
+import { listDevices } from "../../src/blkback/device/device-list.ts";
+import { readStats } from "../../src/blkback/stats/stats.ts";
 import {
   closeDevice,
   createDevice,

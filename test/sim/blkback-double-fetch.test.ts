@@ -2,7 +2,7 @@
 // the backend does with them (XSA-155). What is carried out must be what was checked: no byte beyond a page, the disk
 // or the buffer that was made for it, and nothing written to a disk that is read-only.
 import { expect, test } from "bun:test";
-import { STAT } from "../../src/blkback/stats.ts";
+import { STAT } from "../../src/blkback/stats/stats.ts";
 import { PAGE_SIZE } from "../../src/core/types.ts";
 import type { GrantCopyBatch } from "../../src/native/grant-copy.ts";
 import { Mapping } from "../../src/native/memory.ts";

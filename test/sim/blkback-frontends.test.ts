@@ -3,7 +3,7 @@
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { frontendDir } from "../../src/blkback/address.ts";
-import type { BlkbackDevice } from "../../src/blkback/device.ts";
+import type { BlkbackDevice } from "../../src/blkback/device/device.ts";
 import type { Image } from "../../src/block/image.ts";
 import type { Xenstore } from "../../src/xenstore/client.ts";
 import type { HandmadeGuest } from "./blk-guest.ts";

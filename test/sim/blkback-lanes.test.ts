@@ -2,7 +2,7 @@
 // barriers, flushes and failures are the disk's and not the ring's. With a target whose operations are seen as they
 // start.
 import { afterEach, describe, expect, test } from "bun:test";
-import { STAT } from "../../src/blkback/stats.ts";
+import { STAT } from "../../src/blkback/stats/stats.ts";
 import { IO_FLUSH, IO_READ, IO_READV, IO_WRITE, IO_WRITEV } from "../../src/native/reactor.ts";
 import { ABI_X86_32, ABI_X86_64 } from "../../src/protocol/blkif.ts";
 import { RingHarness, type HarnessOptions } from "./blk-harness.ts";

@@ -4,7 +4,7 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir, type DeviceAddress } from "../../src/blkback/address.ts";
-import { HOTPLUG_SCRIPT, hostFiles, placesBelow, SCRIPTS } from "../../src/blkback/host-files.ts";
+import { HOTPLUG_SCRIPT, hostFiles, placesBelow, SCRIPTS } from "../../src/blkback/host/host-files.ts";
 import { createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
 import { programEnvironment } from "../../src/sim/programs.ts";

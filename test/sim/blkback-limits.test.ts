@@ -2,11 +2,11 @@
 // and neither a stop nor a takeover loses what was held back.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { backendDir } from "../../src/blkback/address.ts";
-import type { BlkbackDevice } from "../../src/blkback/device.ts";
-import { type DeviceOptions } from "../../src/blkback/device.ts";
-import { limitDevice, readRates } from "../../src/blkback/rate-keys.ts";
-import { parseRate, UNLIMITED, UNLIMITED_DISK } from "../../src/blkback/rates.ts";
-import { readAllStats, readStats, type DeviceStats } from "../../src/blkback/stats.ts";
+import type { BlkbackDevice } from "../../src/blkback/device/device.ts";
+import { type DeviceOptions } from "../../src/blkback/device/device.ts";
+import { limitDevice, readRates } from "../../src/blkback/limits/rate-keys.ts";
+import { parseRate, UNLIMITED, UNLIMITED_DISK } from "../../src/blkback/limits/rates.ts";
+import { readAllStats, readStats, type DeviceStats } from "../../src/blkback/stats/stats.ts";
 import type { Xenstore } from "../../src/xenstore/client.ts";
 import type { HandmadeGuest } from "./blk-guest.ts";
 import { type PageRequest } from "./blk-guest.ts";

@@ -1,7 +1,7 @@
 // When grants are kept: only if both ends said so before the ring was made, whichever server serves it then. A mapping
 // held against the word of a former server would cost the guest its disk.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import type { GrantMode } from "../../src/blkback/data/path.ts";
+import type { GrantMode } from "../../src/blkback/data-plane/data/path.ts";
 import type { HandmadeGuest } from "./blk-guest.ts";
 import { DiskWorld, diskAddress } from "./disk-world.ts";
 

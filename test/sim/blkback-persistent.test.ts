@@ -1,7 +1,7 @@
 // A guest that agreed to kept grants and then takes them back, gives their numbers to other pages, or writes to them in
 // the middle of I/O: it harms its own data only, and nothing stays behind.
 import { afterEach, expect, test } from "bun:test";
-import { STAT } from "../../src/blkback/stats.ts";
+import { STAT } from "../../src/blkback/stats/stats.ts";
 import type { SharedPages } from "../../src/platform/platform.ts";
 import { BACK, FRONT, pattern, RingHarness, type HarnessOptions } from "./blk-harness.ts";
 

@@ -3,10 +3,10 @@
 import { afterEach, beforeEach, describe, expect, spyOn, test, type Mock } from "bun:test";
 import { truncateSync } from "node:fs";
 import { backendDir } from "../../src/blkback/address.ts";
-import type { BlkbackDevice } from "../../src/blkback/device.ts";
-import { type DeviceOptions } from "../../src/blkback/device.ts";
-import { resizeDevice } from "../../src/blkback/resize.ts";
-import { readStats, STAT } from "../../src/blkback/stats.ts";
+import type { BlkbackDevice } from "../../src/blkback/device/device.ts";
+import { type DeviceOptions } from "../../src/blkback/device/device.ts";
+import { resizeDevice } from "../../src/blkback/device/resize.ts";
+import { readStats, STAT } from "../../src/blkback/stats/stats.ts";
 import { closeDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
 import type { Image } from "../../src/block/image.ts";
 import { configureLogging } from "../../src/core/log.ts";

@@ -3,10 +3,10 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { BlkbackDevice } from "../../src/blkback/device.ts";
-import { type DeviceOptions } from "../../src/blkback/device.ts";
-import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
-import { readStats } from "../../src/blkback/stats.ts";
+import type { BlkbackDevice } from "../../src/blkback/device/device.ts";
+import { type DeviceOptions } from "../../src/blkback/device/device.ts";
+import { DEFAULT_OFFER } from "../../src/blkback/device/features.ts";
+import { readStats } from "../../src/blkback/stats/stats.ts";
 import type { Xenstore } from "../../src/xenstore/client.ts";
 import { formatStats } from "../../cmd/lib/stats-report.ts";
 import type { HandmadeGuest } from "./blk-guest.ts";

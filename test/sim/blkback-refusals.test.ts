@@ -2,8 +2,8 @@
 // statistics that name it. A reason that nothing reaches any more fails here.
 import { afterEach, expect, test } from "bun:test";
 import { formatStats } from "../../cmd/lib/stats-report.ts";
-import { REFUSALS, STATUS_OF } from "../../src/blkback/refusals.ts";
-import { readStats, refusalCounter, STAT, StatsPage } from "../../src/blkback/stats.ts";
+import { REFUSALS, STATUS_OF } from "../../src/blkback/data-plane/refusals.ts";
+import { readStats, refusalCounter, STAT, StatsPage } from "../../src/blkback/stats/stats.ts";
 import { RingHarness, type HarnessOptions } from "./blk-harness.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 

@@ -2,7 +2,7 @@
 // rule of the protocol broken once. Expected each time: the right response, and a device that goes on.
 import { afterEach, describe, expect, test } from "bun:test";
 import { ABI_X86_32, ABI_X86_64 } from "../../src/protocol/blkif.ts";
-import { STAT } from "../../src/blkback/stats.ts";
+import { STAT } from "../../src/blkback/stats/stats.ts";
 import { pattern, RingHarness, type HarnessOptions } from "./blk-harness.ts";
 
 const READ = 0;

@@ -4,11 +4,11 @@ import { afterEach, beforeEach, describe, expect, spyOn, test, type Mock } from 
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir, errorDir } from "../../src/blkback/address.ts";
-import type { BlkbackDevice } from "../../src/blkback/device.ts";
-import { type DeviceOptions } from "../../src/blkback/device.ts";
+import type { BlkbackDevice } from "../../src/blkback/device/device.ts";
+import { type DeviceOptions } from "../../src/blkback/device/device.ts";
 import { configureLogging } from "../../src/core/log.ts";
 import { toDomid, type EvtchnPort } from "../../src/core/types.ts";
-import type { BlkbackOrder } from "../../src/blkback/blkback-orders.ts";
+import type { BlkbackOrder } from "../../src/blkback/data-plane/blkback-orders.ts";
 import type { OrderMessage, PlaneMessage } from "../../src/plane/protocol.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
 import type { SimHost } from "../../src/sim/host.ts";

@@ -3,10 +3,10 @@
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { truncateSync } from "node:fs";
 import { join } from "node:path";
-import type { BlkbackDevice } from "../../src/blkback/device.ts";
-import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
-import { resizeDevice } from "../../src/blkback/resize.ts";
-import { readStats, type DeviceStats } from "../../src/blkback/stats.ts";
+import type { BlkbackDevice } from "../../src/blkback/device/device.ts";
+import { DEFAULT_OFFER } from "../../src/blkback/device/features.ts";
+import { resizeDevice } from "../../src/blkback/device/resize.ts";
+import { readStats, type DeviceStats } from "../../src/blkback/stats/stats.ts";
 import type { HandmadeGuest } from "./blk-guest.ts";
 import { DiskWorld, diskAddress, expectPage, IMAGE_BYTES, spawnWorker } from "./disk-world.ts";
 

@@ -4,8 +4,8 @@ import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
-import { BlkbackDevice } from "../../src/blkback/device.ts";
-import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { BlkbackDevice } from "../../src/blkback/device/device.ts";
+import { DEFAULT_OFFER } from "../../src/blkback/device/features.ts";
 import { serveImage } from "../../src/blkback/serve.ts";
 import {
   closeDevice,
@@ -14,7 +14,7 @@ import {
   forceCloseDevice,
   SERVE_KEY,
 } from "../../src/blkback/toolstack.ts";
-import { BackendWatch } from "../../src/blkback/watch.ts";
+import { BackendWatch } from "../../src/blkback/watch/watch.ts";
 import { closeImage, openImage } from "../../src/block/image.ts";
 import { toDomid } from "../../src/core/types.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";

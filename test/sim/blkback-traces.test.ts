@@ -3,7 +3,7 @@
 import { afterEach, beforeEach, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import type { BlkbackDevice } from "../../src/blkback/device.ts";
+import type { BlkbackDevice } from "../../src/blkback/device/device.ts";
 import { closeDevice } from "../../src/blkback/toolstack.ts";
 import { diskAddress, DiskWorld } from "./disk-world.ts";
 import { queuesOf, readTrace, TracePlayer } from "./trace-player.ts";

@@ -2,7 +2,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { readStats } from "../../src/blkback/stats.ts";
+import { readStats } from "../../src/blkback/stats/stats.ts";
 import { ServedDisk, type DiskOptions } from "./blkfront-harness.ts";
 import { RawClient, READ } from "./nbd-raw-client.ts";
 import { finished, readUntil, start, type Child, type Finished } from "../support/process.ts";

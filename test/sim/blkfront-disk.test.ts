@@ -2,7 +2,7 @@
 // at random against a copy in memory, and what happens to the disk meanwhile.
 import { afterEach, describe, expect, test } from "bun:test";
 import { truncateSync } from "node:fs";
-import { resizeDevice } from "../../src/blkback/resize.ts";
+import { resizeDevice } from "../../src/blkback/device/resize.ts";
 import { closeDevice } from "../../src/blkback/toolstack.ts";
 import { FrontHandshake } from "../../src/blkfront/handshake.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";

@@ -2,7 +2,7 @@
 // clients that are broken or hostile next to one that must not notice.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { truncateSync } from "node:fs";
-import { resizeDevice } from "../../src/blkback/resize.ts";
+import { resizeDevice } from "../../src/blkback/device/resize.ts";
 import { closeDevice } from "../../src/blkback/toolstack.ts";
 import { ServedDisk, type DiskOptions, type RunningNbd } from "./blkfront-harness.ts";
 import { cookieFor, DISC, FLUSH, RawClient, READ, TRIM, WRITE, WRITE_ZEROES } from "./nbd-raw-client.ts";

@@ -3,7 +3,7 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { frontendDir } from "../../src/blkback/address.ts";
-import { readStats } from "../../src/blkback/stats.ts";
+import { readStats } from "../../src/blkback/stats/stats.ts";
 import { compareUnderLoad } from "./block-load.ts";
 import { ServedDisk, type DiskOptions } from "./blkfront-harness.ts";
 import { FLUSH, RawClient, WRITE } from "./nbd-raw-client.ts";

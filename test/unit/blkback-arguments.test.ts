@@ -4,7 +4,7 @@ import { describe, expect, test } from "bun:test";
 import { serveCommand } from "../../cmd/blkback-serve.ts";
 import { checkArguments } from "../../cmd/lib/arguments.ts";
 import { checkUidBase } from "../../src/blkback/guests/guest-users.ts";
-import { checkThreads } from "../../src/blkback/threads.ts";
+import { checkThreads } from "../../src/blkback/device/threads.ts";
 import { errorFilter } from "../../src/block/filters/error.ts";
 import { FilterOptions } from "../../src/block/filters/filter.ts";
 import { filterHelp, parseFilter } from "../../src/block/filters/catalogue.ts";

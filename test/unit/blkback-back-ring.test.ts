@@ -1,7 +1,7 @@
 // The backend's end of a ring, with a frontend of the test's: every fill at indices that wrap, every lie about
 // req_prod, and when either side wants to be told.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { BackRing, RING_LIES } from "../../src/blkback/back-ring.ts";
+import { BackRing, RING_LIES } from "../../src/blkback/data-plane/back-ring.ts";
 import { PAGE_SIZE } from "../../src/core/types.ts";
 import { allocateMemory, type Mapping } from "../../src/native/memory.ts";
 import { ABI_X86_32, ABI_X86_64, REQUEST, type BlkifAbi } from "../../src/protocol/blkif.ts";

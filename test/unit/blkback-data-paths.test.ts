@@ -1,13 +1,13 @@
 // The ways of data between a guest's pages and a target, held to the same rules: every part of a page, merged and
 // alone, with grants that fail and memory that is short.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { RequestCopies } from "../../src/blkback/data/copies.ts";
-import { CopyPath } from "../../src/blkback/data/copy.ts";
-import { PersistentPath } from "../../src/blkback/data/persistent.ts";
-import { MapPath } from "../../src/blkback/data/map.ts";
-import type { DataPath } from "../../src/blkback/data/path.ts";
-import { OperationTable } from "../../src/blkback/operations.ts";
-import { KIND_BARRIER, KIND_READ, KIND_WRITE, RequestTable } from "../../src/blkback/requests.ts";
+import { RequestCopies } from "../../src/blkback/data-plane/data/copies.ts";
+import { CopyPath } from "../../src/blkback/data-plane/data/copy.ts";
+import { PersistentPath } from "../../src/blkback/data-plane/data/persistent.ts";
+import { MapPath } from "../../src/blkback/data-plane/data/map.ts";
+import type { DataPath } from "../../src/blkback/data-plane/data/path.ts";
+import { OperationTable } from "../../src/blkback/data-plane/operations.ts";
+import { KIND_BARRIER, KIND_READ, KIND_WRITE, RequestTable } from "../../src/blkback/data-plane/requests.ts";
 import { PAGE_SIZE } from "../../src/core/types.ts";
 import { Mapping } from "../../src/native/memory.ts";
 import { FakeGrants, GUEST, inEveryWay, TestClock } from "./blkback-fakes.ts";

@@ -1,7 +1,7 @@
 // What a device does next: every combination of what can be seen, every way of a device through its states with a model
 // of what is carried out, and the cases that have a name.
 import { describe, expect, test } from "bun:test";
-import { decide, isInUse, offersAnew, type Seen, type Step } from "../../src/blkback/decide.ts";
+import { decide, isInUse, offersAnew, type Seen, type Step } from "../../src/blkback/device/decide.ts";
 import { XenbusState } from "../../src/protocol/xenbus.ts";
 
 const { Unknown, Initialising, InitWait, Initialised, Connected, Closing, Closed } = XenbusState;

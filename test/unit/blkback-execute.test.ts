@@ -2,8 +2,12 @@
 // how the operation ends.
 import { describe, expect, test } from "bun:test";
 import type { BlockTarget, TargetInfo } from "../../src/block/target.ts";
-import { DONE, Executor, UNDER_WAY } from "../../src/blkback/execute.ts";
-import { OperationTable, STAGE_POST_FLUSH, STAGE_PRE_FLUSH } from "../../src/blkback/operations.ts";
+import { DONE, Executor, UNDER_WAY } from "../../src/blkback/data-plane/execute.ts";
+import {
+  OperationTable,
+  STAGE_POST_FLUSH,
+  STAGE_PRE_FLUSH,
+} from "../../src/blkback/data-plane/operations.ts";
 import {
   KIND_BARRIER,
   KIND_DISCARD,
@@ -11,7 +15,7 @@ import {
   KIND_READ,
   KIND_SECURE_DISCARD,
   KIND_WRITE,
-} from "../../src/blkback/requests.ts";
+} from "../../src/blkback/data-plane/requests.ts";
 import {
   IO_DISCARD,
   IO_FLUSH,

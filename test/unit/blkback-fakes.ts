@@ -1,8 +1,8 @@
 // What the tests of blkback's core put in the place of guest, grants and data: a guest's pages in memory of the test's,
 // a data path that only counts, a clock, and choices that a test makes in every possible way.
 import { PAGE_SIZE, toDomid, type Domid } from "../../src/core/types.ts";
-import type { DataPath } from "../../src/blkback/data/path.ts";
-import type { Clock } from "../../src/blkback/rate-limiter.ts";
+import type { DataPath } from "../../src/blkback/data-plane/data/path.ts";
+import type { Clock } from "../../src/blkback/limits/rate-limiter.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 import {
   XT_COPY_DEST_GREF,

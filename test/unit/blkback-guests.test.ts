@@ -3,7 +3,7 @@
 import { closeSync, openSync } from "node:fs";
 import { describe, expect, jest, spyOn, test } from "bun:test";
 import { GONE_PATIENCE_MS, LEAVING_PATIENCE_MS } from "../../src/blkback/bounds.ts";
-import { DEFAULT_OFFER } from "../../src/blkback/features.ts";
+import { DEFAULT_OFFER } from "../../src/blkback/device/features.ts";
 import { decideGuest, type SeenGuest } from "../../src/blkback/guests/decide-guest.ts";
 import { GuestProcess, type GuestChild, type ProcessGround } from "../../src/blkback/guests/guest-process.ts";
 import { READY_PATIENCE_MS, untilReady } from "../../src/blkback/guests/handover.ts";

@@ -1,8 +1,8 @@
 // What is said and counted of I/O that failed: a line for each errno, one a minute at most, and a flush that failed
 // forbids what builds on lost data.
 import { afterEach, beforeEach, expect, spyOn, test, type Mock } from "bun:test";
-import { IoFailures } from "../../src/blkback/io-failures.ts";
-import { DiskCounters } from "../../src/blkback/disk-counters.ts";
+import { IoFailures } from "../../src/blkback/data-plane/io-failures.ts";
+import { DiskCounters } from "../../src/blkback/data-plane/disk-counters.ts";
 import {
   KIND_BARRIER,
   KIND_DISCARD,
@@ -10,9 +10,9 @@ import {
   KIND_READ,
   KIND_SECURE_DISCARD,
   KIND_WRITE,
-} from "../../src/blkback/requests.ts";
-import { SharedDisk } from "../../src/blkback/shared-disk.ts";
-import { STAT } from "../../src/blkback/stats.ts";
+} from "../../src/blkback/data-plane/requests.ts";
+import { SharedDisk } from "../../src/blkback/data-plane/shared-disk.ts";
+import { STAT } from "../../src/blkback/stats/stats.ts";
 import { configureLogging } from "../../src/core/log.ts";
 
 const EIO = -5;

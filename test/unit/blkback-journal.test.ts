@@ -3,7 +3,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { readdirSync, rmSync, truncateSync } from "node:fs";
 import { join } from "node:path";
-import { Journal, type RingState } from "../../src/blkback/journal.ts";
+import { Journal, type RingState } from "../../src/blkback/data-plane/journal.ts";
 import { REQUEST } from "../../src/protocol/blkif.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 

@@ -4,9 +4,9 @@
 import { expect, test } from "bun:test";
 import { closeSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { offeredDisk, DEFAULT_OFFER } from "../../src/blkback/features.ts";
-import { Journal } from "../../src/blkback/journal.ts";
-import { BackDataPlane } from "../../src/blkback/data-plane.ts";
+import { offeredDisk, DEFAULT_OFFER } from "../../src/blkback/device/features.ts";
+import { Journal } from "../../src/blkback/data-plane/journal.ts";
+import { BackDataPlane } from "../../src/blkback/data-plane/data-plane.ts";
 import { closeImage, openImage } from "../../src/block/image.ts";
 import { FileTarget } from "../../src/block/targets/file.ts";
 import type { EvtchnPort } from "../../src/core/types.ts";

@@ -1,12 +1,12 @@
 // A disk's limit is shared by its queues in turn: one that always has many requests waiting does not take the share of
 // one that asks for one thing at a time. Time moves only when the test waits.
 import { expect, test } from "bun:test";
-import { OperationTable } from "../../src/blkback/operations.ts";
-import { RateLimiter } from "../../src/blkback/rate-limiter.ts";
-import { parseRate, UNLIMITED_DISK } from "../../src/blkback/rates.ts";
-import { KIND_READ, RequestTable } from "../../src/blkback/requests.ts";
-import { Scheduler } from "../../src/blkback/scheduler.ts";
-import { SharedDisk } from "../../src/blkback/shared-disk.ts";
+import { OperationTable } from "../../src/blkback/data-plane/operations.ts";
+import { RateLimiter } from "../../src/blkback/limits/rate-limiter.ts";
+import { parseRate, UNLIMITED_DISK } from "../../src/blkback/limits/rates.ts";
+import { KIND_READ, RequestTable } from "../../src/blkback/data-plane/requests.ts";
+import { Scheduler } from "../../src/blkback/data-plane/scheduler.ts";
+import { SharedDisk } from "../../src/blkback/data-plane/shared-disk.ts";
 import { FakePath, TestClock } from "./blkback-fakes.ts";
 
 const SLOTS = 256;

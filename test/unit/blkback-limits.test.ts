@@ -1,9 +1,9 @@
 // What the limits of a disk do to the order of its requests: they make them wait, and change nothing else. Time moves
 // only when the test waits.
 import { afterEach, expect, test } from "bun:test";
-import { OperationTable } from "../../src/blkback/operations.ts";
-import { RateLimiter } from "../../src/blkback/rate-limiter.ts";
-import { parseRate, UNLIMITED, UNLIMITED_DISK } from "../../src/blkback/rates.ts";
+import { OperationTable } from "../../src/blkback/data-plane/operations.ts";
+import { RateLimiter } from "../../src/blkback/limits/rate-limiter.ts";
+import { parseRate, UNLIMITED, UNLIMITED_DISK } from "../../src/blkback/limits/rates.ts";
 import {
   KIND_BARRIER,
   KIND_DISCARD,
@@ -11,9 +11,9 @@ import {
   KIND_READ,
   KIND_WRITE,
   RequestTable,
-} from "../../src/blkback/requests.ts";
-import { Scheduler } from "../../src/blkback/scheduler.ts";
-import { SharedDisk } from "../../src/blkback/shared-disk.ts";
+} from "../../src/blkback/data-plane/requests.ts";
+import { Scheduler } from "../../src/blkback/data-plane/scheduler.ts";
+import { SharedDisk } from "../../src/blkback/data-plane/shared-disk.ts";
 import { FakePath, TestClock } from "./blkback-fakes.ts";
 
 const SIZE = 512;

@@ -2,9 +2,9 @@
 // metrics` sees them; and the board in docs/, which may show only what there is.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import { metricsText } from "../../src/blkback/metrics.ts";
-import { parseRate, UNLIMITED_DISK } from "../../src/blkback/rates.ts";
-import { IMAGE_FAILED } from "../../src/blkback/refusals.ts";
+import { metricsText } from "../../src/blkback/stats/metrics.ts";
+import { parseRate, UNLIMITED_DISK } from "../../src/blkback/limits/rates.ts";
+import { IMAGE_FAILED } from "../../src/blkback/data-plane/refusals.ts";
 import {
   latencyBucket,
   READ_LATENCY,
@@ -13,7 +13,7 @@ import {
   STAT,
   StatsPage,
   type DeviceStats,
-} from "../../src/blkback/stats.ts";
+} from "../../src/blkback/stats/stats.ts";
 import { XenbusState } from "../../src/protocol/xenbus.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 

@@ -2,8 +2,8 @@
 // allowed, against the protocol's rules written down a second time, in whole numbers without bounds. A refused request
 // must be refused for the right reason.
 import { describe, expect, test } from "bun:test";
-import { RequestCopies } from "../../src/blkback/data/copies.ts";
-import { ADMITTED, RequestParser } from "../../src/blkback/parse.ts";
+import { RequestCopies } from "../../src/blkback/data-plane/data/copies.ts";
+import { ADMITTED, RequestParser } from "../../src/blkback/data-plane/parse.ts";
 import {
   BAD_INDIRECT_OPERATION,
   BAD_INDIRECT_PAGE,
@@ -19,7 +19,7 @@ import {
   STATUS_OF,
   TOO_MANY_SEGMENTS,
   UNKNOWN_OPERATION,
-} from "../../src/blkback/refusals.ts";
+} from "../../src/blkback/data-plane/refusals.ts";
 import {
   KIND_BARRIER,
   KIND_DISCARD,
@@ -29,7 +29,7 @@ import {
   KIND_WRITE,
   RequestTable,
   type OfferedDisk,
-} from "../../src/blkback/requests.ts";
+} from "../../src/blkback/data-plane/requests.ts";
 import { allocateMemory } from "../../src/native/memory.ts";
 import { FakeGrants, GUEST } from "./blkback-fakes.ts";
 

@@ -1,7 +1,7 @@
 // Which of a guest's pages a ring keeps mapped, and for how long: as many as Linux keeps, a minute without use, and
 // never one that a request under way still needs.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { PersistentGrants, NO_PAGE } from "../../src/blkback/data/persistent-grants.ts";
+import { PersistentGrants, NO_PAGE } from "../../src/blkback/data-plane/data/persistent-grants.ts";
 import { FakeGrants, GUEST, TestClock } from "./blkback-fakes.ts";
 
 const LIMIT = 1056;

@@ -1,7 +1,7 @@
 // How limits are written, and that a limiter keeps them: on a clock that the test moves, so that nothing here waits or
 // depends on the machine.
 import { describe, expect, test } from "bun:test";
-import { RateLimiter } from "../../src/blkback/rate-limiter.ts";
+import { RateLimiter } from "../../src/blkback/limits/rate-limiter.ts";
 import {
   parseRate,
   rateText,
@@ -12,7 +12,7 @@ import {
   type DiskRates,
   type Quantity,
   type Rate,
-} from "../../src/blkback/rates.ts";
+} from "../../src/blkback/limits/rates.ts";
 import { parseSize, sizeText } from "../../src/core/sizes.ts";
 import { TestClock } from "./blkback-fakes.ts";
 

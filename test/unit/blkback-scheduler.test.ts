@@ -1,7 +1,12 @@
 // What may start when: every sequence of a few requests on a tiny disk, every order in which they arrive and end,
 // against the rule itself. A request starts exactly when the rule allows it: never before, nor after the next pass.
 import { describe, expect, test } from "bun:test";
-import { OperationTable, STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH } from "../../src/blkback/operations.ts";
+import {
+  OperationTable,
+  STAGE_IO,
+  STAGE_POST_FLUSH,
+  STAGE_PRE_FLUSH,
+} from "../../src/blkback/data-plane/operations.ts";
 import {
   KIND_BARRIER,
   KIND_DISCARD,
@@ -9,10 +14,10 @@ import {
   KIND_READ,
   KIND_WRITE,
   RequestTable,
-} from "../../src/blkback/requests.ts";
-import { RateLimiter } from "../../src/blkback/rate-limiter.ts";
-import { changesDisk, Scheduler } from "../../src/blkback/scheduler.ts";
-import { SharedDisk } from "../../src/blkback/shared-disk.ts";
+} from "../../src/blkback/data-plane/requests.ts";
+import { RateLimiter } from "../../src/blkback/limits/rate-limiter.ts";
+import { changesDisk, Scheduler } from "../../src/blkback/data-plane/scheduler.ts";
+import { SharedDisk } from "../../src/blkback/data-plane/shared-disk.ts";
 import { FakePath, inEveryWay } from "./blkback-fakes.ts";
 
 interface Asked {

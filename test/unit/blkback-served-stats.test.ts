@@ -2,9 +2,9 @@
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { UNLIMITED_DISK } from "../../src/blkback/rates.ts";
-import { ServedStats } from "../../src/blkback/served-stats.ts";
-import { readStats } from "../../src/blkback/stats.ts";
+import { UNLIMITED_DISK } from "../../src/blkback/limits/rates.ts";
+import { ServedStats } from "../../src/blkback/stats/served-stats.ts";
+import { readStats } from "../../src/blkback/stats/stats.ts";
 import { XenbusState } from "../../src/protocol/xenbus.ts";
 import { diskAddress } from "../sim/disk-world.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";

@@ -2,16 +2,16 @@
 // has failed for all, and none begins before all are ready.
 import { afterEach, describe, expect, spyOn, test } from "bun:test";
 import { readSync } from "node:fs";
-import { DiskCounters } from "../../src/blkback/disk-counters.ts";
-import { IoFailures } from "../../src/blkback/io-failures.ts";
-import { KIND_READ, KIND_WRITE } from "../../src/blkback/requests.ts";
+import { DiskCounters } from "../../src/blkback/data-plane/disk-counters.ts";
+import { IoFailures } from "../../src/blkback/data-plane/io-failures.ts";
+import { KIND_READ, KIND_WRITE } from "../../src/blkback/data-plane/requests.ts";
 import {
   closeSharedDisk,
   createSharedDisk,
   SharedDisk,
   type SharedDiskHandle,
-} from "../../src/blkback/shared-disk.ts";
-import { STAT } from "../../src/blkback/stats.ts";
+} from "../../src/blkback/data-plane/shared-disk.ts";
+import { STAT } from "../../src/blkback/stats/stats.ts";
 import { codeOf } from "../../src/core/errors.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import { inEveryWay } from "./blkback-fakes.ts";

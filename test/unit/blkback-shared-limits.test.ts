@@ -1,9 +1,9 @@
 // A disk's limits hold for all its planes together, and those that are held back get the same share. Time moves only
 // when all wait.
 import { expect, test } from "bun:test";
-import { RateLimiter } from "../../src/blkback/rate-limiter.ts";
-import { parseRate, UNLIMITED_DISK, type DiskRates, type Quantity } from "../../src/blkback/rates.ts";
-import { closeSharedDisk, createSharedDisk, SharedDisk } from "../../src/blkback/shared-disk.ts";
+import { RateLimiter } from "../../src/blkback/limits/rate-limiter.ts";
+import { parseRate, UNLIMITED_DISK, type DiskRates, type Quantity } from "../../src/blkback/limits/rates.ts";
+import { closeSharedDisk, createSharedDisk, SharedDisk } from "../../src/blkback/data-plane/shared-disk.ts";
 import { TestClock } from "./blkback-fakes.ts";
 
 const SECONDS = 10;

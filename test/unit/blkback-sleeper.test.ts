@@ -1,9 +1,9 @@
 // When a data plane may sleep, policy by policy; and through every short history the one thing that must hold: whoever
 // sleeps without a bound will be woken by the next request.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { BackRing } from "../../src/blkback/back-ring.ts";
-import { Sleeper } from "../../src/blkback/sleeper.ts";
-import { STAT } from "../../src/blkback/stats.ts";
+import { BackRing } from "../../src/blkback/data-plane/back-ring.ts";
+import { Sleeper } from "../../src/blkback/data-plane/sleeper.ts";
+import { STAT } from "../../src/blkback/stats/stats.ts";
 import { PAGE_SIZE } from "../../src/core/types.ts";
 import { allocateMemory, type Mapping } from "../../src/native/memory.ts";
 import { ABI_X86_64 } from "../../src/protocol/blkif.ts";

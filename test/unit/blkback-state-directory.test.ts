@@ -15,7 +15,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { lockDevice, lockForGuest } from "../../src/blkback/device-lock.ts";
+import { lockDevice, lockForGuest } from "../../src/blkback/device/device-lock.ts";
 import {
   disksIn,
   guestDir,
@@ -27,10 +27,10 @@ import {
   removeGuest,
   removeGuestDir,
   tidyGuestDir,
-} from "../../src/blkback/state-directory.ts";
+} from "../../src/blkback/device/state-directory.ts";
 import { STATE_BYTES_MAX } from "../../src/blkback/bounds.ts";
-import { Journal } from "../../src/blkback/journal.ts";
-import { readStats, StatsPage } from "../../src/blkback/stats.ts";
+import { Journal } from "../../src/blkback/data-plane/journal.ts";
+import { readStats, StatsPage } from "../../src/blkback/stats/stats.ts";
 import { WriteLog } from "../../src/block/targets/nbd/write-log.ts";
 import { readOwnFile, someNamesIn } from "../../src/native/own-file.ts";
 import { toDomid } from "../../src/core/types.ts";
@@ -244,11 +244,12 @@ test.each(makers)("%s is made neither behind a link nor in a file with another n
 
 test("for want of a descriptor nobody's journal is taken for a stranger's, and none is left open", () => {
   fill(own);
+  const imported = (path: string): string => `await import(${JSON.stringify(join(import.meta.dir, path))})`;
   const script = `
     import { closeSync, openSync } from "node:fs";
-    const { lockDevice } = await import(${JSON.stringify(import.meta.resolve("../../src/blkback/device-lock.ts"))});
-    const { describeError } = await import(${JSON.stringify(import.meta.resolve("../../src/core/errors.ts"))});
-    const { openDescriptors } = await import(${JSON.stringify(import.meta.resolve("../support/descriptors.ts"))});
+    const { lockDevice } = ${imported("../../src/blkback/device/device-lock.ts")};
+    const { describeError } = ${imported("../../src/core/errors.ts")};
+    const { openDescriptors } = ${imported("../support/descriptors.ts")};
     const lock = () => {
       try {
         return lockDevice(process.env.STATE, ${JSON.stringify(XVDA)}).release();

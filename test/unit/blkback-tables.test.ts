@@ -1,8 +1,8 @@
 // The two tables of a ring: rows and operations are handed out once each and come back, whatever the order, and start
 // afresh each time.
 import { describe, expect, test } from "bun:test";
-import { OperationTable, STAGE_IO } from "../../src/blkback/operations.ts";
-import { RequestTable } from "../../src/blkback/requests.ts";
+import { OperationTable, STAGE_IO } from "../../src/blkback/data-plane/operations.ts";
+import { RequestTable } from "../../src/blkback/data-plane/requests.ts";
 import { inEveryWay } from "./blkback-fakes.ts";
 
 const SIZE = 3;

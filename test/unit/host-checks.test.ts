@@ -3,7 +3,7 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { examineHost, isUsable, type Check } from "../../cmd/lib/host-checks.ts";
-import { narrowingFiles } from "../../src/blkback/host-files.ts";
+import { narrowingFiles } from "../../src/blkback/host/host-files.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";

@@ -2,7 +2,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { refuseElsewhere } from "../../src/blkback/image-places.ts";
+import { refuseElsewhere } from "../../src/blkback/image/image-places.ts";
 import type { Opener } from "../../src/block/image/program.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 

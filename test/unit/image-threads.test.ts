@@ -1,7 +1,7 @@
 // Storage that does not answer, as a file server that is gone: it keeps a thread, and nobody who wants another image.
 // The threads are fakes that answer when the test says so.
 import { expect, test } from "bun:test";
-import { ImageThreads } from "../../src/blkback/image-threads.ts";
+import { ImageThreads } from "../../src/blkback/image/image-threads.ts";
 import type { OrderMessage } from "../../src/plane/protocol.ts";
 
 interface Asked {

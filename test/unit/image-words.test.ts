@@ -1,6 +1,6 @@
 // What a toolstack's `params` and `mode` say of an image: which file, and whether somebody insists.
 import { expect, test } from "bun:test";
-import { parseImageWords, type ImageWords } from "../../src/blkback/image-words.ts";
+import { parseImageWords, type ImageWords } from "../../src/blkback/image/image-words.ts";
 
 test.each([
   ["/a.img", "w", "/a.img", false, undefined],

@@ -4,10 +4,16 @@ import { drawDevices } from "../../cmd/lib/blkback-report.ts";
 import { formatStats } from "../../cmd/lib/stats-report.ts";
 import { shownIn } from "../../cmd/lib/stats-watch.ts";
 import { cut, wrap } from "../../cmd/lib/terminal.ts";
-import type { ListedDevice } from "../../src/blkback/device-list.ts";
-import { UNLIMITED_DISK } from "../../src/blkback/rates.ts";
-import { IMAGE_FAILED } from "../../src/blkback/refusals.ts";
-import { readAllStats, refusalCounter, RING_UTILISATION, STAT, StatsPage } from "../../src/blkback/stats.ts";
+import type { ListedDevice } from "../../src/blkback/device/device-list.ts";
+import { UNLIMITED_DISK } from "../../src/blkback/limits/rates.ts";
+import { IMAGE_FAILED } from "../../src/blkback/data-plane/refusals.ts";
+import {
+  readAllStats,
+  refusalCounter,
+  RING_UTILISATION,
+  STAT,
+  StatsPage,
+} from "../../src/blkback/stats/stats.ts";
 import type { Domid } from "../../src/core/types.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 

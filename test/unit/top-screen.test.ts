@@ -5,7 +5,7 @@ import { sparkline } from "../../cmd/lib/sparkline.ts";
 import type { DiskRow, RingRow, TopView } from "../../cmd/lib/top-model.ts";
 import { drawTop, lineOfTop, share } from "../../cmd/lib/top-screen.ts";
 import { SORTS } from "../../cmd/lib/top-sorts.ts";
-import { UNLIMITED, UNLIMITED_DISK } from "../../src/blkback/rates.ts";
+import { UNLIMITED, UNLIMITED_DISK } from "../../src/blkback/limits/rates.ts";
 
 function disk(domid: number, reads: number, more: Partial<DiskRow> = {}): DiskRow {
   return {

@@ -7,8 +7,8 @@ import { onAbort } from "../../core/deadline.ts";
 import { XentoolError } from "../../core/errors.ts";
 import { receiveDescriptors } from "../../native/descriptors.ts";
 import { asError } from "../../plane/protocol.ts";
-import type { OpenDeviceImage } from "../watched-image.ts";
-import type { LockDevice } from "../watch.ts";
+import type { OpenDeviceImage } from "../image/watched-image.ts";
+import type { LockDevice } from "../watch/watch.ts";
 import type { Answer, Ask, Trouble } from "./messages.ts";
 
 /** -EHOSTUNREACH: the caller tries again. */

@@ -5,7 +5,7 @@ import { describeError, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import type { Domid } from "../../core/types.ts";
 import { sendDescriptors } from "../../native/descriptors.ts";
-import type { DeviceEvent } from "../device-events.ts";
+import type { DeviceEvent } from "../device/device-events.ts";
 import { LEAVING_PATIENCE_MS } from "../bounds.ts";
 import { KeptImages, type GuestDevices } from "./kept-images.ts";
 import {

@@ -5,9 +5,9 @@ import type { Domid } from "../../core/types.ts";
 import type { Image } from "../../block/image.ts";
 import type { JailUser } from "../../native/jail.ts";
 import type { FailureMessage } from "../../plane/protocol.ts";
-import type { DeviceEvent } from "../device-events.ts";
+import type { DeviceEvent } from "../device/device-events.ts";
 import type { JailMode } from "../../platform/jail.ts";
-import type { WatchOptions } from "../watch.ts";
+import type { WatchOptions } from "../watch/watch.ts";
 
 /** What a process serves its guest with: everything in it survives JSON. */
 export interface GuestSettings extends Omit<WatchOptions, "onEvent" | "onCount" | "frontend" | "jailed"> {

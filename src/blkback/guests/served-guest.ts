@@ -11,10 +11,10 @@ import { openPlatform } from "../../platform/open.ts";
 import { openGrantDevice } from "../../platform/xen.ts";
 import type { SpawnWorker } from "../../plane/plane.ts";
 import { Xenstore } from "../../xenstore/client.ts";
-import { disksAnswer } from "../alive.ts";
-import type { OnDeviceEvent } from "../device-events.ts";
+import { disksAnswer } from "../stats/alive.ts";
+import type { OnDeviceEvent } from "../device/device-events.ts";
 import { enterGuestJail } from "../jail.ts";
-import { BackendWatch, type WatchHelp } from "../watch.ts";
+import { BackendWatch, type WatchHelp } from "../watch/watch.ts";
 import { AskedImages } from "./asked-images.ts";
 import {
   encodeLine,

@@ -4,7 +4,7 @@ import { describeError } from "../../core/errors.ts";
 import { Looking } from "../../core/looking.ts";
 import { moduleLogger } from "../../core/log.ts";
 import type { Domid } from "../../core/types.ts";
-import { ReconnectPause } from "../reconnect-pause.ts";
+import { ReconnectPause } from "../device/reconnect-pause.ts";
 import { decideGuest, type GuestStep } from "./decide-guest.ts";
 import type { GuestProcess } from "./guest-process.ts";
 

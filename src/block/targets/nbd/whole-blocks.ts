@@ -3,10 +3,10 @@
 // all of it, changes its part, and writes it back. What is longer ends short, at a block's border, and its owner goes
 // on from there.
 //
-// Requests that overlap never reach a target at the same time (blkback/scheduler.ts). Two writes that share a block
-// without overlapping do, and each would write the other's part back as it was: so of the writes to parts of a block
-// only one is under way, and the others wait in their order. Nothing else can change the block meanwhile, because what
-// writes or trims all of it overlaps.
+// Requests that overlap never reach a target at the same time (blkback/data-plane/scheduler.ts). Two writes that share
+// a block without overlapping do, and each would write the other's part back as it was: so of the writes to parts of a
+// block only one is under way, and the others wait in their order. Nothing else can change the block meanwhile, because
+// what writes or trims all of it overlaps.
 import { allocateMemory, type Mapping } from "../../../native/memory.ts";
 import {
   IO_DISCARD,
