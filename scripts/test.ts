@@ -44,13 +44,12 @@ function testShim(name: string, options: readonly string[]): Counts {
   return countsOf(report, tryRun("ctest", args, { env: SANITIZERS }));
 }
 
-/** Two files at a time: many of them wait more than they work. More would be too many for the limits of some peers. */
 function testTypeScript(args: readonly string[]): Counts {
   const report = join(REPORTS, "bun.xml");
   const reporter = ["--reporter=junit", `--reporter-outfile=${report}`];
   return countsOf(
     report,
-    tryRun(bun, ["test", "--timeout=30000", "--parallel=2", ...reporter, ...args], { timeoutMs: TIMEOUT_MS }),
+    tryRun(bun, ["test", "--timeout=30000", ...reporter, ...args], { timeoutMs: TIMEOUT_MS }),
   );
 }
 

@@ -1,4 +1,4 @@
-// Two processes of xentool with random streams both ways at once, every byte compared, for VCHAN_SECONDS (60 for
+// Two processes of xentool with random streams both ways at once, every byte compared, for VCHAN_SECONDS (40 for
 // the whole minute); and processes killed at any moment, from before they have met until after they have parted.
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { checksum, noise, VchanCli, type Running } from "./vchan-cli-harness.ts";

@@ -34,6 +34,7 @@ in_flight() { local before; before=$(stat_of g xvdb requests); wait_for 60 'I/O'
 _more() { [ "$(stat_of g xvdb requests)" -gt $(($1 + 40)) ]; }
 in_flight
 assert_eq "$(busy_queues)" 4 'queues that are in use'
+assert_jailed $SERVER
 
 note 'killed under load: the successors offer one queue, four, one'
 served=1
