@@ -1,6 +1,6 @@
 // Runs the body of every command. Global options, signals, and turning errors into one line on stderr and an exit
 // status are all handled in this one place. Heavy modules are imported only when a body runs.
-import { EXIT_CODE, XentoolError, describeError, kindOf } from "../../src/core/errors.ts";
+import { EXIT_CODE, XentoolError, describeError, firstOf, kindOf } from "../../src/core/errors.ts";
 import { priorityMark } from "../../src/core/line-priority.ts";
 import type { PlatformChoice } from "../../src/platform/open.ts";
 import { Interruption } from "./interruption.ts";
@@ -69,7 +69,8 @@ export async function runCommand(
 }
 
 /** Prints one line on stderr, or one JSON object; for a bug, also how to report it. */
-export function reportError(error: unknown, json: boolean, verbosity = 0): void {
+export function reportError(thrown: unknown, json: boolean, verbosity = 0): void {
+  const error = firstOf(thrown);
   const kind = kindOf(error);
   const message = describeError(error).replace(/\s*\n\s*/g, " ");
   const context = error instanceof XentoolError ? error.context : {};

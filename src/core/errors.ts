@@ -43,8 +43,14 @@ export function codeOf(error: unknown): string {
   return error instanceof Error && "code" in error ? String(error.code) : "";
 }
 
+/** What was thrown first, if closing what was open (`using`) failed then as well, as on a full disk. */
+export function firstOf(error: unknown): unknown {
+  return error instanceof SuppressedError ? firstOf(error.suppressed) : error;
+}
+
 /** The kind of anything thrown. A failed system call's kind follows from its errno; everything else is a bug. */
-export function kindOf(error: unknown): ErrorKind {
+export function kindOf(thrown: unknown): ErrorKind {
+  const error = firstOf(thrown);
   if (error instanceof XentoolError) return error.kind;
   const code = codeOf(error);
   if (!/^E[A-Z0-9]+$/.test(code) || BUGS.has(code)) return "bug";
@@ -62,7 +68,8 @@ export function describeError(error: unknown): string {
 }
 
 /** `outer` is the text of the error that `error` caused. */
-function describeBelow(outer: string, error: unknown): string {
+function describeBelow(outer: string, thrown: unknown): string {
+  const error = firstOf(thrown);
   if (!(error instanceof Error)) return String(error);
   const text = withoutPath(outer, error);
   return error.cause === undefined ? text : `${text}: ${describeBelow(text, error.cause)}`;

@@ -51,6 +51,15 @@ describe("a full stdout: status 5 and one line", () => {
     });
   });
 
+  test("a trace whose two files are full", async () => {
+    const trace = '"$xentool" xsring trace --domid 1 --write /dev/full -o /dev/full --duration 20';
+    const { status, stderr } = await runShell(trace, env);
+    expect({ status, stderr }).toEqual({
+      status: IO,
+      stderr: "xentool: cannot write /dev/full: ENOSPC: no space left on device, write\n",
+    });
+  });
+
   test.each(["xsring inspect --domid 1 --watch", "blkback serve $image --domid 1 --vdev xvdb --json"])(
     "%s ends in order",
     async (command) => {

@@ -53,3 +53,28 @@ test("nothing that is said only once is lost", () => {
   const twice = new XentoolError("io", "no disk", {}, new XentoolError("io", "cannot open /none", {}, stat));
   expect(describeError(twice)).toBe("no disk: cannot open /none: ENOENT: no such file or directory");
 });
+
+test("what failed first is what counts, also when closing fails after it, twice", () => {
+  const failing = (text: string): Disposable => ({
+    [Symbol.dispose]() {
+      throw new Error(text);
+    },
+  });
+  const fail = (): void => {
+    using _outer = failing("the second to close");
+    using _inner = failing("the first to close");
+    throw new XentoolError("io", "cannot write /full");
+  };
+  let thrown: unknown;
+  try {
+    fail();
+  } catch (error) {
+    thrown = error;
+  }
+  expect(thrown).toBeInstanceOf(SuppressedError);
+  expect(kindOf(thrown)).toBe("io");
+  expect(describeError(thrown)).toBe("cannot write /full");
+  expect(describeError(new XentoolError("environment", "no trace", {}, thrown))).toBe(
+    "no trace: cannot write /full",
+  );
+});

@@ -109,6 +109,17 @@ test("--images narrows the units by drop-ins, which the next install takes away"
   expect(filesIn(root)).toEqual([EXECUTABLE]);
 });
 
+test("a file that cannot be written leaves no part of itself", () => {
+  put(EXECUTABLE);
+  const inTheWay = "etc/systemd/system/xentool-serve@.service.d/images.conf";
+  mkdirSync(join(root, inTheWay), { recursive: true });
+  const options = { root, prefix: undefined, executable: EXECUTABLE, images: ["/srv/images"] };
+  expect(() => install(options)).toThrow(`cannot write ${join(root, inTheWay)}`);
+  expect(filesIn(root).filter((path) => path.includes("images.conf"))).toEqual([
+    "/etc/systemd/system/xentool-blkback.service.d/images.conf",
+  ]);
+});
+
 test("where the units are those of a package, --images writes the drop-ins alone", () => {
   const ofPackage = install({ root, prefix: "/usr", executable: EXECUTABLE }).paths.toSorted();
   const options = { root, prefix: undefined, executable: "/usr/bin/xentool" };

@@ -6,6 +6,7 @@ import {
   mkdirSync,
   readdirSync,
   realpathSync,
+  renameSync,
   rmdirSync,
   rmSync,
   statSync,
@@ -76,13 +77,17 @@ export function install(options: InstallOptions): Installed {
   };
 }
 
+/** All of the file or, on a full disk, nothing: half a unit, or half of what narrows one, would be worse. */
 function write(root: string, file: HostFile): void {
   const path = join(root, file.path);
+  const unfinished = `${path}.new`;
   try {
     mkdirSync(dirname(path), { recursive: true });
-    writeFileSync(path, file.text);
-    chmodSync(path, file.mode);
+    writeFileSync(unfinished, file.text);
+    chmodSync(unfinished, file.mode);
+    renameSync(unfinished, path);
   } catch (error) {
+    rmSync(unfinished, { force: true });
     throw new XentoolError("environment", `cannot write ${path}`, { path }, error);
   }
 }
