@@ -60,9 +60,12 @@ export function poolBytes(maxIndirectSegments: number): number {
   return Math.max(MIN_POOL_BYTES, 2 * largest);
 }
 
-/** How many operations may be in flight at once for this many requests: one each, and a final flush. */
+/**
+ * How many operations may be in flight at once for this many requests: one each, a final flush, and a look at
+ * an image's tables.
+ */
 export function reactorDepth(rows: number): number {
-  return rows + 1;
+  return rows + 2;
 }
 
 /**

@@ -29,6 +29,14 @@ export interface NbdImage {
   readonly info: TargetInfo;
   /** The block device that a program opens for us, as `physicalDevice` writes it. */
   readonly device?: string | undefined;
+  /** The file behind it, if we may use what the program has put in place there. */
+  readonly inPlace?: InPlace | undefined;
+}
+
+/** The open file of a container, with the program's way of caching. */
+export interface InPlace {
+  readonly fd: number;
+  readonly isBlockDevice: boolean;
 }
 
 export interface FileImage {

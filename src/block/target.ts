@@ -23,5 +23,11 @@ export interface BlockTarget {
   start(op: IoOp, tag: number, offset: number, length: number, address: number): void;
 }
 
+/** One that has something of its own to close. */
+export interface ClosableTarget extends BlockTarget {
+  /** Before what operations use is closed. `isOver`: no other server of the same disk is to go on. */
+  close(isOver: boolean): void;
+}
+
 /** Opens a target that reports to `onEnd` when its operations end. */
 export type OpenTarget = (onEnd: OnEnd) => BlockTarget;

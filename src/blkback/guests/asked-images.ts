@@ -37,8 +37,7 @@ export class AskedImages {
     const { image } = answer;
     if (image === undefined) throw new XentoolError("bug", "an answer without an image");
     const [fd, ...alsoHeld] = answer.fds;
-    const ours: Image = image.kind === "file" && fd !== undefined ? { ...image, fd, alsoHeld } : image;
-    return this.#opened(devid, ours, answer.fds);
+    return this.#opened(devid, fd === undefined ? image : withOurs(image, fd, alsoHeld), answer.fds);
   };
 
   readonly lock: LockDevice = async ({ devid }) => {
@@ -109,6 +108,12 @@ export class AskedImages {
     this.#say({ ask, what, devid });
     return reply.promise;
   }
+}
+
+/** The image with the numbers that its descriptors have in this process. */
+function withOurs(image: Image, fd: number, alsoHeld: readonly number[]): Image {
+  if (image.kind === "file") return { ...image, fd, alsoHeld };
+  return image.inPlace === undefined ? image : { ...image, inPlace: { ...image.inPlace, fd } };
 }
 
 function gone(): XentoolError {

@@ -12,7 +12,11 @@ import {
   type ProgramCommand,
   type ProgramFormat,
 } from "../program/commands.ts";
+import { PAGE_SIZE } from "../../core/types.ts";
+import { allocateMemory } from "../../native/memory.ts";
+import { IO_READ, performIo } from "../../native/reactor.ts";
 import { NbdProgram } from "../program/program.ts";
+import type { InPlace } from "../image.ts";
 import { claimFor } from "./claim.ts";
 import { claimExport } from "./claim-export.ts";
 import { physicalDevice } from "./host-uses.ts";
@@ -73,11 +77,12 @@ export async function openProgramImage(
   const opening = openNbdImage(program.uri, { readOnly, sectorSizeBytes, connections });
   const image = await unlessAborted(program.opened(opening), options.stop);
   if (image === undefined) throw new XentoolError("cancelled", `stopped before ${name} had opened ${path}`);
+  const inPlace = placeOf(held[0], opener, options, image.seen.minBlockBytes);
   const info = { ...image.info, canDiscard: image.info.canDiscard && discard };
   const kept = undo.move();
   return {
-    image: { ...image, info, path: programImageName(source, opener), device: deviceOf(held[0]) },
-    handedOver: [],
+    image: { ...image, info, path: programImageName(source, opener), device: deviceOf(held[0]), inPlace },
+    handedOver: inPlace === undefined ? [] : [inPlace.fd],
     reportTo: (onTrouble) => program.reportTo(onTrouble),
     [Symbol.asyncDispose]: () => kept.disposeAsync(),
   };
@@ -87,11 +92,12 @@ export async function openProgramImage(
 function claimFile(
   path: string,
   opener: Opener,
-  { readOnly, shared, user, ways = COMMAND_WAYS }: ProgramImageOptions,
+  { readOnly, shared, direct, user, ways = COMMAND_WAYS }: ProgramImageOptions,
   undo: AsyncDisposableStack,
 ): readonly number[] {
   if (shared) return [];
-  const { fd, alsoHeld } = openClaimed(path, claimFor(readOnly, shared), false, waysOf(opener, ways), "lent");
+  const claim = claimFor(readOnly, shared);
+  const { fd, alsoHeld } = openClaimed(path, claim, direct && isQcow2(opener), waysOf(opener, ways), "lent");
   const held = [fd, ...alsoHeld];
   undo.defer(() => held.forEach(closeHeld));
   noteOpened(fd, user);
@@ -122,6 +128,26 @@ async function commandOf(
   const { format, keyFile } = opener;
   if (shared) throw new XentoolError("usage", `${path}: two writers would ruin a ${format} image; drop w!`);
   return formatCommand(format, path, { readOnly, direct, keyFile });
+}
+
+/**
+ * Our way to the bytes that the storage daemon has put in place in a qcow2. None if the daemon has to make whole blocks
+ * of the guest's sectors: then it alone may transfer them.
+ */
+function placeOf(
+  fd: number | undefined,
+  opener: Opener,
+  { sectorSizeBytes }: ProgramImageOptions,
+  minBlockBytes: number,
+): InPlace | undefined {
+  if (fd === undefined || !isQcow2(opener) || minBlockBytes > sectorSizeBytes) return undefined;
+  using page = allocateMemory(PAGE_SIZE);
+  if (performIo(fd, false, IO_READ, 0, sectorSizeBytes, page.address) < 0) return undefined;
+  return { fd, isBlockDevice: fstatSync(fd).isBlockDevice() };
+}
+
+function isQcow2(opener: Opener): boolean {
+  return "format" in opener && opener.format === "qcow2";
 }
 
 function isLocal(source: string, opener: Opener): boolean {

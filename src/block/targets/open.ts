@@ -1,12 +1,14 @@
 // Opens the target that serves an image, in the plane that serves it.
 import type { OnEnd, Reactor } from "../../native/reactor.ts";
-import type { Image } from "../image.ts";
+import { shim } from "../../native/shim.ts";
+import type { Image, InPlace } from "../image.ts";
 import type { BlockTarget } from "../target.ts";
 import { SECTOR_SIZE } from "../../protocol/blkif.ts";
 import { FileTarget } from "./file.ts";
 import { asPromised } from "./nbd/export-check.ts";
 import type { LinkOptions } from "./nbd/link.ts";
 import { NbdTarget } from "./nbd/target.ts";
+import { Qcow2Target, type ServerTarget } from "./qcow2/target.ts";
 import { WholeBlocks } from "./nbd/whole-blocks.ts";
 import type { WriteLog } from "./nbd/write-log.ts";
 
@@ -61,10 +63,29 @@ export function openTarget(
     log,
   };
   const { minBlockBytes } = seen;
-  if (minBlockBytes <= SECTOR_SIZE) {
-    const target = new NbdTarget(how, reactor, onEnd);
-    return { target, remote: target, close: (isOver) => target.close(isOver) };
-  }
-  const target = new WholeBlocks((end) => new NbdTarget(how, reactor, end), minBlockBytes, reactor, onEnd);
-  return { target, remote: target.inner, close: (isOver) => target.close(isOver) };
+  const openServer = (end: OnEnd): ServerTarget => {
+    const openNbd = (ended: OnEnd): NbdTarget => new NbdTarget(how, reactor, ended);
+    if (minBlockBytes <= SECTOR_SIZE) {
+      const target = openNbd(end);
+      return { target, remote: target };
+    }
+    const target = new WholeBlocks(openNbd, minBlockBytes, reactor, end);
+    return { target, remote: target.inner };
+  };
+  const { inPlace } = image;
+  const { target, remote } =
+    inPlace === undefined ? openServer(onEnd) : openQcow2(inPlace, openServer, reactor, depth, onEnd);
+  return { target, remote, close: (isOver) => target.close(isOver) };
+}
+
+function openQcow2(
+  { fd, isBlockDevice }: InPlace,
+  openServer: (onEnd: OnEnd) => ServerTarget,
+  reactor: Reactor,
+  depth: number,
+  onEnd: OnEnd,
+): ServerTarget {
+  const file = { file: reactor.addFile(fd, isBlockDevice), sizeBytes: () => shim.xt_file_size(fd) };
+  const target = new Qcow2Target({ file, openDaemon: openServer, depth }, reactor, onEnd);
+  return { target, remote: target.daemon };
 }

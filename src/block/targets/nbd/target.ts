@@ -65,6 +65,7 @@ export class NbdTarget implements BlockTarget, LinkOwner {
   #waiting: number[] = [];
   #replay: Replay | undefined;
   #isServing = false;
+  #servings = 0;
 
   constructor(options: NbdTargetOptions, reactor: Reactor, onEnd: OnEnd) {
     const { seen, depth, log } = options;
@@ -91,6 +92,30 @@ export class NbdTarget implements BlockTarget, LinkOwner {
   /** False while the server is not there: what is started now waits. */
   get isServing(): boolean {
     return this.#isServing;
+  }
+
+  /** How often the server has begun to serve: another number, and it may have lost what it did not flush. */
+  get servings(): number {
+    return this.#servings;
+  }
+
+  /** The number of the last flush that succeeded, and of the next one, which vouches for all replies before it. */
+  get flushed(): number {
+    return this.#flushes.done;
+  }
+
+  get nextFlush(): number {
+    return this.#flushes.next;
+  }
+
+  /** Whether something has been written, or trimmed, that no flush has made stable at the server. */
+  get hasUnstable(): boolean {
+    return this.#log?.isEmpty === false;
+  }
+
+  /** Calls `visit` for the range of each such change. */
+  forEachUnstable(visit: (offset: number, length: number) => void): void {
+    this.#log?.forEach(visit);
   }
 
   /** The server is not there, and nothing comes from it any more: what has been started can only be sent again. */
@@ -283,6 +308,7 @@ export class NbdTarget implements BlockTarget, LinkOwner {
   #serve(sentAgain: number): void {
     this.#replay = undefined;
     this.#isServing = true;
+    this.#servings++;
     if (sentAgain > 0) logger.info(`${counted(sentAgain, "write")} sent again that nothing had flushed`);
     this.#link.settled();
     this.#goOnWithWaiting();

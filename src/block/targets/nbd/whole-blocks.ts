@@ -19,7 +19,7 @@ import {
   type Reactor,
 } from "../../../native/reactor.ts";
 import { shim, type Pointer } from "../../../native/shim.ts";
-import type { BlockTarget, TargetInfo } from "../../target.ts";
+import type { BlockTarget, ClosableTarget, TargetInfo } from "../../target.ts";
 import { Vectors, type Piece } from "./vectors.ts";
 
 const EIO = -5;
@@ -27,10 +27,6 @@ const EIO = -5;
 const MOST = 32;
 /** Our own operations have tags above all of the guest's. */
 const FIRST_TAG = 1 << 20;
-
-interface ClosableTarget extends BlockTarget {
-  close(isOver: boolean): void;
-}
 
 /** A part of one block, which the operation `tag` transfers. */
 interface Part {

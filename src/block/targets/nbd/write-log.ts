@@ -165,6 +165,12 @@ export class WriteLog {
     return this.command(record) === VOID;
   }
 
+  /** Calls `visit` with the range of each record that is in the log. */
+  forEach(visit: (offset: number, length: number) => void): void {
+    for (let record = this.first; record < this.next; record++)
+      visit(this.offset(record), this.length(record));
+  }
+
   /** Notes that the server has replied to it: flush number `round`, which is yet to come, will make it stable. */
   answered(record: number, round: number): void {
     this.#stableAfter[record % RECORDS] = round;
