@@ -1,6 +1,6 @@
-// A qcow2 image as a block target. A storage daemon has it open and alone changes its tables; to us it is an NBD export.
-// But the bytes of a cluster that the daemon has put in place, and flushed, we read and write ourselves, in the same
-// file: without a second program between the guest and its data. What is to be allocated, copied, decompressed or
+// A qcow2 image as a block target. A storage daemon has it open, and alone changes its tables; to us it is an NBD
+// export. But the bytes of a cluster that the daemon has put in place, and flushed, we read and write ourselves, in the
+// same file: without a second program between the guest and its data. What is to be allocated, copied, decompressed or
 // trimmed, and whatever else is not plain, goes through the daemon, and so does everything while that is not there.
 //
 // A cluster is in the map (cluster-map.ts) only while the daemon has nothing to do with it: what it is sent for a
@@ -11,7 +11,7 @@ import {
   IO_DISCARD,
   IO_FLUSH,
   IO_READ,
-  IO_READV,
+  type IO_READV,
   IO_SECURE_DISCARD,
   IO_WRITE,
   IO_WRITEV,
