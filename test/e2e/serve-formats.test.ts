@@ -1,7 +1,7 @@
 // `serve --format`, `--via` and watch's words for them: who may open the image when, and the life of the program that
 // opens it for us.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { createDevice } from "../../src/blkback/toolstack.ts";
 import { toDomid } from "../../src/core/types.ts";
@@ -112,6 +112,25 @@ describe("the program's life", () => {
     expect(await disk.end()).toBe(143);
     expect(await neighbour.end()).toBe(143);
     await judge("qemu-img", "check", "-q", image);
+  });
+
+  test("another image at the path of one that is served gets nothing of it, and is no replacement", async () => {
+    const disk = await world.connect(image, "xvdb", "--format", "qcow2");
+    expect(await disk.guest.write(8, 4)).toBe(0);
+    const [away, another] = [world.path("away.qcow2"), world.path("another.qcow2")];
+    await judge("qemu-img", "create", "-q", "-f", "qcow2", another, "1M");
+    renameSync(image, away);
+    renameSync(another, image);
+    process.kill(programItself(DAEMON, image), "SIGKILL");
+    await readUntil(disk.server.stderr, `${image} is another image than the one that is served`);
+    renameSync(image, another);
+    renameSync(away, image);
+    await readUntil(disk.server.stderr, "it is served now");
+    expect(await disk.guest.read(8)).toEqual(new Uint8Array(4096).fill(4));
+    expect(await disk.end()).toBe(143);
+    expect(JSON.parse(await judge("qemu-img", "map", "--output=json", another))).toMatchObject([
+      { data: false, zero: true },
+    ]);
   });
 
   test("a daemon without io_uring, or too old for it, serves with threads", async () => {

@@ -1,6 +1,7 @@
 // An image that a program opens for us and serves by NBD. We lock its file as any image, except for QEMU's locks, which
 // the program takes itself. It inherits our lock, so that nobody gets the image while anything of the program lives.
 import { closeSync, fstatSync } from "node:fs";
+import { stat } from "node:fs/promises";
 import { resolve } from "node:path";
 import { unlessAborted } from "../../core/deadline.ts";
 import { XentoolError } from "../../core/errors.ts";
@@ -20,7 +21,7 @@ import type { InPlace } from "../image.ts";
 import { claimFor } from "./claim.ts";
 import { claimExport } from "./claim-export.ts";
 import { physicalDevice } from "./host-uses.ts";
-import { noteOpened, noteUnused } from "./known.ts";
+import { identify, noteOpened, noteUnused } from "./known.ts";
 import { openNbdImage } from "./nbd.ts";
 import type { OpenedImage } from "./opened.ts";
 import { COMMAND_WAYS, openClaimed, type Ways } from "./open.ts";
@@ -72,7 +73,8 @@ export async function openProgramImage(
   await using undo = new AsyncDisposableStack();
   const held = isFile ? claimFile(path, opener, options, undo) : claimOther(path, opener, options, undo);
   const name = "format" in opener ? STORAGE_DAEMON : "the command of --via";
-  const program = new NbdProgram({ name, user, command, socket, held });
+  const whyNot = isFile && held[0] !== undefined ? whyAnother(path, held[0]) : undefined;
+  const program = new NbdProgram({ name, user, command, socket, held, whyNot });
   undo.defer(() => program.close());
   const opening = openNbdImage(program.uri, { readOnly, sectorSizeBytes, connections });
   const image = await unlessAborted(program.opened(opening), options.stop);
@@ -128,6 +130,19 @@ async function commandOf(
   const { format, keyFile } = opener;
   if (shared) throw new XentoolError("usage", `${path}: two writers would ruin a ${format} image; drop w!`);
   return formatCommand(format, path, { readOnly, direct, keyFile });
+}
+
+/**
+ * The program opens the image by its path, whenever it is started. Another file there must not get what a guest wrote to
+ * the one that is open as `fd`. It is looked at without waiting, because storage may hang.
+ */
+function whyAnother(path: string, fd: number): () => Promise<string | undefined> {
+  const { text: served } = identify(fstatSync(fd));
+  return async () => {
+    const now = await stat(path).catch(() => undefined);
+    if (now === undefined) return `${path} is gone`;
+    return identify(now).text === served ? undefined : `${path} is another image than the one that is served`;
+  };
 }
 
 /**

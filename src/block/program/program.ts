@@ -27,6 +27,8 @@ export interface ProgramOptions {
   readonly socket: string;
   /** Descriptors that stay open while anything of it lives, for the locks on them. */
   readonly held: readonly number[];
+  /** Resolves to why it must not be started now. */
+  readonly whyNot?: (() => Promise<string | undefined>) | undefined;
 }
 
 /** Gets what is wrong with the program, and undefined once it serves again. */
@@ -113,8 +115,11 @@ export class NbdProgram {
 
   /** Returns how it ended. */
   async #run(): Promise<string> {
-    const { name, user, held, command } = this.#options;
+    const { name, user, held, command, whyNot } = this.#options;
     try {
+      const reason = await whyNot?.();
+      if (reason !== undefined) return `cannot be started: ${reason}`;
+      if (this.#stop.signal.aborted) return "is not needed any more";
       const fds = [this.#listener.fd, ...held];
       const onLine = (line: string): void => logger.warn(`${user}: ${name}: ${line}`);
       const process = keepProcess(this.#argv, fds, onLine, command);
