@@ -13,6 +13,9 @@ export class Operations {
   /** The range of the disk that is transferred or changed. */
   readonly offset: Float64Array;
   readonly length: Float64Array;
+  /** What it is started with later: bytes or the number of iovecs, and where the data are. */
+  readonly extent: Float64Array;
+  readonly address: Float64Array;
   /** Ends that it waits for, and the first error among those it had. */
   readonly parts: Uint8Array;
   readonly error: Int32Array;
@@ -30,6 +33,8 @@ export class Operations {
     this.op = new Uint8Array(slots);
     this.offset = new Float64Array(slots);
     this.length = new Float64Array(slots);
+    this.extent = new Float64Array(slots);
+    this.address = new Float64Array(slots);
     this.parts = new Uint8Array(slots);
     this.error = new Int32Array(slots);
     this.#place = new Uint8Array(slots);
@@ -62,6 +67,12 @@ export class Operations {
   /** For what changes the disk. */
   onDaemon(slot: number, offset: number, length: number): void {
     this.#put(slot, ON_DAEMON, offset, length);
+  }
+
+  /** Keeps what the operation needs when it is started later. */
+  keep(slot: number, extent: number, address: number): void {
+    this.extent[slot] = extent;
+    this.address[slot] = address;
   }
 
   /** Whether it is a change that the daemon carries out. */

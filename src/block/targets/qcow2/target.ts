@@ -6,12 +6,12 @@
 // A cluster is in the map (cluster-map.ts) only while the daemon has nothing to do with it: what it is sent for a
 // cluster makes that forgotten, until a flush has written the daemon's tables. So the log of writes, which is sent
 // again to a new daemon, never holds an older write than one of ours to the same place. And no cluster is freed, and
-// then used for something else, while an operation of ours on it is under way: trims wait for those.
+// then used for something else, while an operation of ours on it is under way: changes by the daemon wait for those.
 import {
   IO_DISCARD,
   IO_FLUSH,
   IO_READ,
-  type IO_READV,
+  IO_READV,
   IO_SECURE_DISCARD,
   IO_WRITE,
   IO_WRITEV,
@@ -62,7 +62,7 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
   readonly #operations: Operations;
   /** By operation, once needed: the iovecs of the part of it that is done at once. */
   readonly #vectors: Vectors[] = [];
-  /** Trims that wait until nothing of ours is under way where they are. */
+  /** Changes for the daemon that wait until nothing of ours is under way where they are. */
   #held: number[] = [];
   #servings = 0;
   /** The flush after which the tables in the file show what the daemon did of changes that it did not finish. */
@@ -86,7 +86,7 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
     const slot = this.#operations.take(tag, op);
     if (slot < 0) this.#reactor.finish(this.#outcomes, tag, ENOMEM);
     else if (op === IO_FLUSH) this.#flush(slot);
-    else if (op === IO_DISCARD || op === IO_SECURE_DISCARD) this.#trim(slot, op, offset, length);
+    else if (op === IO_DISCARD || op === IO_SECURE_DISCARD) this.#change(slot, op, offset, length, length, 0);
     else if (op === IO_READ || op === IO_WRITE) this.#transfer(slot, op, offset, length, address);
     else this.#transferVectors(slot, op, offset, length, address);
   }
@@ -174,20 +174,18 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
     length: number,
     address: number,
   ): void {
-    if (op === IO_WRITE || op === IO_WRITEV) this.#change(slot, offset, bytes);
-    this.#through.start(op, slot, offset, length, address);
-  }
-
-  #trim(slot: number, op: IoOp, offset: number, length: number): void {
-    this.#change(slot, offset, length);
-    if (this.#isUnderWay(slot)) this.#held.push(slot);
-    else this.#through.start(op, slot, offset, length, 0);
+    if (op === IO_READ || op === IO_READV) this.#through.start(op, slot, offset, length, address);
+    else this.#change(slot, op, offset, bytes, length, address);
   }
 
   /** From now on, where these bytes are is the daemon's matter. */
-  #change(slot: number, offset: number, length: number): void {
-    this.#operations.onDaemon(slot, offset, length);
-    this.#tables.map?.forget(offset, length);
+  #change(slot: number, op: IoOp, offset: number, bytes: number, length: number, address: number): void {
+    this.#operations.onDaemon(slot, offset, bytes);
+    this.#tables.map?.forget(offset, bytes);
+    if (this.#isUnderWay(slot)) {
+      this.#operations.keep(slot, length, address);
+      this.#held.push(slot);
+    } else this.#through.start(op, slot, offset, length, address);
   }
 
   /** Both: the daemon writes its tables and what it was sent, we what we have written ourselves. */
@@ -222,15 +220,15 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
   }
 
   #goOnWithHeld(): void {
-    const { op, offset, length } = this.#operations;
+    const { op, offset, extent, address } = this.#operations;
     this.#held = this.#held.filter((slot) => {
       if (this.#isUnderWay(slot)) return true;
-      this.#through.start(op[slot] as IoOp, slot, offset[slot], length[slot], 0);
+      this.#through.start(op[slot] as IoOp, slot, offset[slot], extent[slot], address[slot]);
       return false;
     });
   }
 
-  /** Whether something of ours is under way in the clusters of a trim. */
+  /** Whether something of ours is under way in the clusters of a change. */
   #isUnderWay(slot: number): boolean {
     const bytes = this.#tables.map?.clusterBytes;
     return this.#operations.meetsOneOnFile(slot, bytes ?? MAX_QCOW2_CLUSTER_BYTES);
