@@ -133,8 +133,8 @@ async function commandOf(
 }
 
 /**
- * The program opens the image by its path, whenever it is started. Another file there must not get what a guest wrote to
- * the one that is open as `fd`. It is looked at without waiting, because storage may hang.
+ * The program opens the image by its path, whenever it is started. Another file there must not get what a guest wrote
+ * to the one that is open as `fd`. It is looked at without waiting, because storage may hang.
  */
 function whyAnother(path: string, fd: number): () => Promise<string | undefined> {
   const { text: served } = identify(fstatSync(fd));
