@@ -16,6 +16,7 @@ export const QCOW2_DATA_FILE = 1n << 2n;
 export const QCOW2_COMPRESSION_TYPE = 1n << 3n;
 
 export interface Qcow2Header {
+  readonly version: number;
   readonly clusterBits: number;
   /** Of the disk in it. */
   readonly sizeBytes: number;
@@ -43,6 +44,7 @@ export function readQcow2Header(image: Uint8Array): Qcow2Header | undefined {
     return undefined;
   const hasFeatures = version === 3;
   return {
+    version,
     clusterBits,
     sizeBytes: Number(view.getBigUint64(24)),
     backingOffset: Number(view.getBigUint64(8)),
@@ -75,6 +77,26 @@ export function tableOffset(high: number, low: number): number {
 export function plainCluster(high: number, low: number, clusterBits: number): number {
   if ((high & NOT_PLAIN) !== 0 || (low & ((1 << clusterBits) - 1)) !== 0) return 0;
   return (high & OFFSET_HIGH_MASK) * 2 ** (32 - clusterBits) + (low >>> clusterBits);
+}
+
+/** What stands for zeroes in an image: entries that name nothing; and, from version 3 on, entries with a flag. */
+export interface Zeroes {
+  readonly unallocated: boolean;
+  readonly flagged: boolean;
+}
+
+/** Without a backing file, what is not allocated is zeroes. */
+export function zeroesOf({ version, backingOffset }: Qcow2Header): Zeroes {
+  return { unallocated: backingOffset === 0, flagged: version >= 3 };
+}
+
+const ZERO_FLAG = 1;
+const LOW_RESERVED = 0x1fe;
+
+/** Whether what an entry of the second level describes reads as zeroes. */
+export function isZero(high: number, low: number, { unallocated, flagged }: Zeroes): boolean {
+  if ((high & NOT_PLAIN) !== 0 || (low & LOW_RESERVED) !== 0) return false;
+  return (low & ZERO_FLAG) !== 0 ? flagged : unallocated && high === 0 && low === 0;
 }
 
 /** Whether what the entry names belongs to it alone, and so may be written in place. */

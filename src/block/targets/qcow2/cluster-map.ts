@@ -1,24 +1,29 @@
 // Where in a qcow2's file the guest's data are, as far as it is known: a cache of the tables of the image's second
 // level, of which each entry is for one cluster. An entry is known only while the daemon, which alone changes the
 // tables, has no reason to change it: what it is sent for a cluster makes it forgotten.
-import { isSoleOwner, plainCluster } from "../../../protocol/qcow2.ts";
+import { isSoleOwner, isZero, plainCluster, type Zeroes } from "../../../protocol/qcow2.ts";
 
 /** Memory for the tables of one image: enough for those of 512 GiB with clusters of 64 KiB. */
 const CACHE_BYTES = 32 * 1024 * 1024;
 /** Below two: nothing is known of a cluster; and nothing is to be learnt from the table that is being read. */
 const UNKNOWN = 0;
 const CHANGING = 1;
+/** The cluster reads as zeroes, and is nowhere. */
+const ZERO = 0xffff_ffff;
 /** Otherwise twice the number of its cluster in the file, plus one if it may be written in place. */
 const MAY_WRITE = 1;
-const MOST_CLUSTERS = 2 ** 31;
+const MOST_CLUSTERS = 2 ** 31 - 1;
+/** The position of zeroes. */
+export const NOWHERE = -1;
 const ENTRY_BYTES = 8;
 const NO_TABLE = -1;
 
 export class ClusterMap {
-  /** Where in the file the run begins that `locate` has found. */
+  /** Where in the file the run begins that `locate` has found; NOWHERE: it is of zeroes. */
   position = 0;
   readonly clusterBytes: number;
   readonly #clusterBits: number;
+  readonly #zeroes: Zeroes;
   readonly #perTable: number;
   readonly #mostTables: number;
   /** By the table's number: its place among those that are kept. */
@@ -33,9 +38,10 @@ export class ClusterMap {
   #hand = 0;
   #reading = NO_TABLE;
 
-  /** For an image with `tables` tables of the second level. */
-  constructor(clusterBits: number, tables: number) {
+  /** For an image with `tables` tables of the second level. `zeroes`: which of their entries stand for zeroes. */
+  constructor(clusterBits: number, tables: number, zeroes: Zeroes) {
     this.#clusterBits = clusterBits;
+    this.#zeroes = zeroes;
     this.clusterBytes = 2 ** clusterBits;
     this.#perTable = this.clusterBytes / ENTRY_BYTES;
     this.#mostTables = Math.max(2, Math.floor(CACHE_BYTES / (this.#perTable * 4)));
@@ -44,7 +50,8 @@ export class ClusterMap {
 
   /**
    * Looks for the `length` bytes of the disk at `offset`. Positive: so many of them are in one piece in the file, at
-   * `position`, and may be read or, if it `writes`, written there. Negative: so many are the daemon's to transfer.
+   * `position`, and may be read or, if it `writes`, written there; or they are zeroes. Negative: so many are the
+   * daemon's to transfer.
    */
   locate(offset: number, length: number, writes: boolean): number {
     const bytes = this.clusterBytes;
@@ -57,10 +64,11 @@ export class ClusterMap {
       while (run < length && this.#usable(++cluster, least) === 0) run += bytes;
       return -Math.min(run, length);
     }
-    this.position = (value >>> 1) * bytes + within;
+    if (value === ZERO) this.position = NOWHERE;
+    else this.position = (value >>> 1) * bytes + within;
     while (run < length) {
       const next = this.#usable(++cluster, least);
-      if (next >>> 1 !== (value >>> 1) + 1) break;
+      if (value === ZERO ? next !== ZERO : next === ZERO || next >>> 1 !== (value >>> 1) + 1) break;
       value = next;
       run += bytes;
     }
@@ -88,7 +96,7 @@ export class ClusterMap {
   }
 
   /**
-   * Learns from a table as it is in the file, in words of this machine's order; none: there is no such table. Clusters
+   * Learns from a table as it is in the file, in words of this machine's order; none: nothing is to be learnt. Clusters
    * beyond `fileBytes` are left out.
    */
   endReading(words: Uint32Array | undefined, fileBytes: number): void {
@@ -100,8 +108,11 @@ export class ClusterMap {
       if (entries[i] === CHANGING) entries[i] = UNKNOWN;
       else if (entries[i] === UNKNOWN && words !== undefined) {
         const high = swapped(words[2 * i]);
-        const cluster = plainCluster(high, swapped(words[2 * i + 1]), this.#clusterBits);
-        if (cluster < most) entries[i] = cluster * 2 + (cluster > 0 && isSoleOwner(high) ? MAY_WRITE : 0);
+        const low = swapped(words[2 * i + 1]);
+        const cluster = plainCluster(high, low, this.#clusterBits);
+        if (isZero(high, low, this.#zeroes)) entries[i] = ZERO;
+        else if (cluster > 0 && cluster < most)
+          entries[i] = cluster * 2 + (isSoleOwner(high) ? MAY_WRITE : 0);
       }
     }
   }
@@ -131,6 +142,7 @@ export class ClusterMap {
     if (place === NO_TABLE) return 0;
     this.#isUsed[place] = true;
     const value = this.#tables[place][cluster - table * this.#perTable];
+    if (value === ZERO) return least === 0 ? ZERO : 0;
     return value > CHANGING && (value & MAY_WRITE) >= least ? value : 0;
   }
 

@@ -8,6 +8,7 @@ import {
   QCOW2_DIRTY,
   readQcow2Header,
   tableOffset,
+  zeroesOf,
   type Qcow2Header,
 } from "../../../protocol/qcow2.ts";
 import { ClusterMap } from "./cluster-map.ts";
@@ -113,7 +114,7 @@ export class TableReader {
       this.#table?.close();
       this.#table = allocateMemory(tableBytes);
     }
-    this.map = new ClusterMap(clusterBits, l1Entries);
+    this.map = new ClusterMap(clusterBits, l1Entries, zeroesOf(this.#header));
   }
 
   /**
@@ -133,9 +134,12 @@ export class TableReader {
     const { l1Offset, clusterBits } = this.#header as Qcow2Header;
     const at = l1Offset + this.#reading * ENTRY_BYTES - this.#firstLevelBlock(this.#reading);
     const view = new DataView(this.#block.bytes.buffer);
-    const offset = result < at + ENTRY_BYTES ? 0 : tableOffset(view.getUint32(at), view.getUint32(at + 4));
+    if (result < at + ENTRY_BYTES) return this.#endTable(undefined);
+    const offset = tableOffset(view.getUint32(at), view.getUint32(at + 4));
     const bytes = 2 ** clusterBits;
-    if (offset === 0 || offset % bytes !== 0) this.#endTable(undefined);
+    // No table is one of entries that name nothing.
+    if (offset === 0) this.#endTable((this.#table as Mapping).words.fill(0));
+    else if (offset % bytes !== 0) this.#endTable(undefined);
     else this.#read("second level", offset, bytes, this.#table as Mapping);
   }
 

@@ -7,6 +7,7 @@
 // cluster makes that forgotten, until a flush has written the daemon's tables. So the log of writes, which is sent
 // again to a new daemon, never holds an older write than one of ours to the same place. And no cluster is freed, and
 // then used for something else, while an operation of ours on it is under way: changes by the daemon wait for those.
+import { allocateMemory } from "../../../native/memory.ts";
 import {
   IO_DISCARD,
   IO_FLUSH,
@@ -19,15 +20,18 @@ import {
   type OnEnd,
   type Reactor,
 } from "../../../native/reactor.ts";
+import { shim, type Pointer } from "../../../native/shim.ts";
 import type { BlockTarget, ClosableTarget, TargetInfo } from "../../target.ts";
 import type { NbdTarget } from "../nbd/target.ts";
 import { Vectors } from "../nbd/vectors.ts";
 import { MAX_QCOW2_CLUSTER_BYTES } from "../../../protocol/qcow2.ts";
-import type { ClusterMap } from "./cluster-map.ts";
+import { NOWHERE, type ClusterMap } from "./cluster-map.ts";
 import { Operations } from "./operations.ts";
 import { TableReader, type Changes, type TableFile } from "./table-reader.ts";
 
 const ENOMEM = -12;
+/** Put where zeroes are read, as often as it takes. */
+const ZEROES_BYTES = 64 * 1024;
 
 /** What an NBD target says about what its server may not have written yet. */
 export type Daemon = Pick<
@@ -60,6 +64,7 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
   readonly #through: ClosableTarget;
   readonly #tables: TableReader;
   readonly #operations: Operations;
+  readonly #zeroes = allocateMemory(ZEROES_BYTES);
   /** By operation, once needed: the iovecs of the part of it that is done at once. */
   readonly #vectors: Vectors[] = [];
   /** Changes for the daemon that wait until nothing of ours is under way where they are. */
@@ -109,6 +114,7 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
   close(isOver: boolean): void {
     this.#through.close(isOver);
     this.#tables.close();
+    this.#zeroes.close();
     for (const vectors of this.#vectors) vectors?.close();
   }
 
@@ -120,7 +126,8 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
     address: number,
   ): void {
     const run = this.#locate(offset, most, op === IO_WRITE);
-    if (run > 0) this.#startOnFile(slot, op, offset, run, run, address);
+    if (run > 0 && this.#isNowhere) this.#readZeroes(slot, run, address);
+    else if (run > 0) this.#startOnFile(slot, op, offset, run, run, address);
     else this.#startOnDaemon(slot, op, offset, -run, -run, address);
   }
 
@@ -134,7 +141,8 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
     const vectors = (this.#vectors[slot] ??= new Vectors());
     const run = this.#locate(offset, vectors.load(address, count), op === IO_WRITEV);
     const used = vectors.cut(Math.abs(run));
-    if (run > 0) this.#startOnFile(slot, op, offset, run, used, vectors.address);
+    if (run > 0 && this.#isNowhere) this.#readVectorsOfZeroes(slot, run, used, vectors);
+    else if (run > 0) this.#startOnFile(slot, op, offset, run, used, vectors.address);
     else this.#startOnDaemon(slot, op, offset, -run, used, vectors.address);
   }
 
@@ -158,6 +166,29 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
       this.#tables.restart();
     }
     return isServing ? this.#tables.map : undefined;
+  }
+
+  /** Whether the run that `#locate` has found is of zeroes. */
+  get #isNowhere(): boolean {
+    return this.#tables.map?.position === NOWHERE;
+  }
+
+  #readZeroes(slot: number, bytes: number, address: number): void {
+    this.#putZeroes(address, bytes);
+    this.#reactor.finish(this.#source, slot, bytes);
+  }
+
+  #readVectorsOfZeroes(slot: number, bytes: number, count: number, vectors: Vectors): void {
+    for (let i = 0; i < count; i++) this.#putZeroes(vectors.from(i), vectors.size(i));
+    this.#reactor.finish(this.#source, slot, bytes);
+  }
+
+  #putZeroes(address: number, bytes: number): void {
+    const zeroes = this.#zeroes;
+    for (let at = 0; at < bytes; at += zeroes.sizeBytes) {
+      const count = Math.min(zeroes.sizeBytes, bytes - at);
+      shim.xt_memory_copy((address + at) as Pointer, zeroes.address as Pointer, count);
+    }
   }
 
   #startOnFile(slot: number, op: IoOp, offset: number, bytes: number, length: number, address: number): void {
