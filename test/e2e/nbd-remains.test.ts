@@ -12,7 +12,7 @@ import { diskAddress } from "../sim/disk-world.ts";
 import { readUntil, type Child } from "../support/process.ts";
 import { DiskHost } from "./disk-host.ts";
 import { spawnXentool } from "./executable.ts";
-import { ForgetfulServer } from "./nbd-world.ts";
+import { ForgetfulServer } from "./forgetful-server.ts";
 
 const CLOSED = 6;
 const DEVICE = diskAddress(1);

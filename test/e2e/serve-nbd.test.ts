@@ -12,7 +12,7 @@ import { diskAddress } from "../sim/disk-world.ts";
 import { detach } from "./disk-host.ts";
 import { runXentool, spawnXentool } from "./executable.ts";
 import type { ForgetfulOptions } from "../support/forgetful-nbd.ts";
-import { ForgetfulServer } from "./nbd-world.ts";
+import { ForgetfulServer } from "./forgetful-server.ts";
 import { readUntil, type Child } from "../support/process.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 

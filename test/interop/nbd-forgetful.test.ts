@@ -3,7 +3,7 @@
 import { expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { ForgetfulServer } from "../e2e/nbd-world.ts";
+import { ForgetfulServer } from "../e2e/forgetful-server.ts";
 import { readUntil } from "../support/process.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 

@@ -12,9 +12,11 @@ import type { XenstoreOperations } from "../../src/xenstore/operations.ts";
 const WAIT_MS = 10_000;
 
 export interface PageRequest {
-  /** READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE; the last one without data. */
-  readonly operation: 0 | 1 | 2 | 3;
+  /** READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE, DISCARD; the last two without data. */
+  readonly operation: 0 | 1 | 2 | 3 | 5;
   readonly sector: number;
+  /** That are discarded. */
+  readonly sectors?: number;
   /** Instead of the guest's one page of data. */
   readonly gref?: number;
 }
@@ -190,6 +192,11 @@ export class HandmadeGuest {
     return (await this.submit([{ operation: 3, sector: 0 }], queue))[0];
   }
 
+  /** Discards; the response's status. */
+  async trim(sector: number, sectors: number): Promise<number> {
+    return (await this.submit([{ operation: 5, sector, sectors }]))[0];
+  }
+
   /** Puts requests of a page each on the ring at once; their statuses, in the same order. */
   async submit(requests: readonly PageRequest[], queue = 0): Promise<number[]> {
     const ring = this.#rings[queue];
@@ -215,17 +222,19 @@ export class HandmadeGuest {
     return ids.map((id) => answers.get(id) as number);
   }
 
-  #put(ring: GuestRing, view: DataView, { operation, sector, gref }: PageRequest): bigint {
+  #put(ring: GuestRing, view: DataView, request: PageRequest): bigint {
+    const { operation, sector, sectors = 0, gref } = request;
     const slot = this.#slotAt(ring.prod++);
     const at = slot - this.#abi.gapBytes;
     const id = this.#next++;
     new Uint8Array(view.buffer).fill(0, slot, slot + this.#abi.slotBytes);
     view.setUint8(slot, operation);
-    view.setUint8(slot + 1, operation === 3 ? 0 : 1);
+    const hasData = operation < 3;
+    view.setUint8(slot + 1, hasData ? 1 : 0);
     view.setBigUint64(at + 8, id, true);
     view.setBigUint64(at + 16, BigInt(sector), true);
-    view.setUint32(at + 24, gref ?? (this.#data as SharedPages).refs[0], true);
-    view.setUint8(at + 29, 7);
+    view.setUint32(at + 24, hasData ? (gref ?? (this.#data as SharedPages).refs[0]) : sectors, true);
+    if (hasData) view.setUint8(at + 29, 7);
     return id;
   }
 

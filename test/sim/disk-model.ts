@@ -3,6 +3,8 @@
 import { readFileSync, writeFileSync } from "node:fs";
 
 const BLOCK_WORDS = 1024;
+/** Also what all blocks hold at first. */
+const TRIMMED = 0;
 
 export class DiskModel {
   readonly path: string;
@@ -30,9 +32,15 @@ export class DiskModel {
     history.splice(0, history.indexOf(stamp));
   }
 
-  /** What `block` holds once everything that was asked for is done. */
-  expected(block: number): number {
-    return this.#of(block).at(-1) as number;
+  /** A trim of `block` is asked for: it becomes zeroes, or stays. */
+  trim(block: number): void {
+    this.#of(block).push(TRIMMED);
+  }
+
+  /** What `block` may hold once everything that was asked for is done: one thing, unless a trim came last. */
+  expected(block: number): readonly number[] {
+    const history = this.#of(block);
+    return history.slice(history.findLastIndex((stamp, at) => stamp !== TRIMMED || at === 0));
   }
 
   /** Nothing that was asked for is done any more from now on: what is there must be what may be, and is believed. */

@@ -14,7 +14,10 @@ import type { Random } from "../support/random.ts";
 
 const SLOT_BYTES = 112;
 const DATA_PAGES = 128;
-const [READ, WRITE, FLUSH] = [0, 1, 3];
+const [READ, WRITE, FLUSH, DISCARD] = [0, 1, 3, 5];
+const OPERATIONS = [READ, READ, READ, WRITE, WRITE, WRITE, FLUSH];
+/** Blocks that one trim may have. */
+const TRIM_BLOCKS = 40;
 const WAIT_MS = 30_000;
 const QUEUES = [1, 2, 4];
 /** A multiple of each number of queues. */
@@ -45,6 +48,7 @@ export class ModelGuest {
   readonly #address: DeviceAddress;
   readonly #model: DiskModel;
   readonly #random: Random;
+  readonly #operations: readonly number[];
   readonly #platform: SimPlatform;
   readonly #channels: EventChannels;
   readonly #share: GrantShare;
@@ -62,9 +66,10 @@ export class ModelGuest {
     address: DeviceAddress,
     model: DiskModel,
     random: Random,
+    trims = false,
   ): Promise<ModelGuest> {
     const platform = host.platform(address.frontend);
-    return new ModelGuest(platform, await Xenstore.connect(platform), address, model, random);
+    return new ModelGuest(platform, await Xenstore.connect(platform), address, model, random, trims);
   }
 
   private constructor(
@@ -73,7 +78,9 @@ export class ModelGuest {
     address: DeviceAddress,
     model: DiskModel,
     random: Random,
+    trims: boolean,
   ) {
+    this.#operations = trims ? [...OPERATIONS, DISCARD] : OPERATIONS;
     this.#platform = platform;
     this.xenstore = xenstore;
     this.#address = address;
@@ -220,7 +227,8 @@ export class ModelGuest {
   #put(): void {
     const random = this.#random;
     const model = this.#model;
-    const op = random.pick([READ, READ, READ, WRITE, WRITE, WRITE, FLUSH]);
+    const op = random.pick(this.#operations);
+    if (op === DISCARD) return this.#putTrim();
     const count = op === FLUSH ? 0 : 1 + random.below(4);
     const part = random.below(PARTS);
     const blocks = model.blocks / PARTS;
@@ -229,12 +237,43 @@ export class ModelGuest {
     if (ring.prod - ring.cons >= this.#slots) return;
     const pages = this.#freePages.splice(0, count);
     const stamps = pages.map((page, index) => {
-      const stamp = op === WRITE ? model.write(block + index) : model.expected(block + index);
-      if (op === WRITE) this.#overtake(block + index, stamp);
-      this.#words(page).fill(op === WRITE ? stamp : 0xffff_ffff);
+      if (op !== WRITE) {
+        this.#words(page).fill(0xffff_ffff);
+        return [...model.expected(block + index)];
+      }
+      const stamp = model.write(block + index);
+      this.#overtake(block + index, stamp);
+      this.#words(page).fill(stamp);
       return [stamp];
     });
     this.#pending.set(++this.#id, { op, block, pages, stamps });
+    const { view, at } = this.#putHead(ring, op, count, block);
+    pages.forEach((page, index) => {
+      view.setUint32(at + 24 + index * 8, this.#data.refs[page], true);
+      view.setUint8(at + 28 + index * 8, 0);
+      view.setUint8(at + 29 + index * 8, 7);
+    });
+  }
+
+  #putTrim(): void {
+    const random = this.#random;
+    const part = random.below(PARTS);
+    const blocks = this.#model.blocks / PARTS;
+    const count = 1 + random.below(Math.min(TRIM_BLOCKS, blocks - 1));
+    const block = part * blocks + random.below(blocks - count);
+    const ring = this.#rings[part % this.#rings.length];
+    if (ring.prod - ring.cons >= this.#slots) return;
+    for (let at = block; at < block + count; at++) {
+      this.#model.trim(at);
+      this.#overtake(at, 0);
+    }
+    this.#pending.set(++this.#id, { op: DISCARD, block, pages: [], stamps: [] });
+    const { view, at } = this.#putHead(ring, DISCARD, 0, block);
+    view.setBigUint64(at + 24, BigInt(count * 8), true);
+  }
+
+  /** What all requests begin with. Returns where this one is. */
+  #putHead(ring: Ring, op: number, count: number, block: number): { view: DataView; at: number } {
     const at = this.#slotAt(ring.prod);
     ring.prod = (ring.prod + 1) >>> 0;
     const view = new DataView(ring.pages.mapping.bytes.buffer);
@@ -242,11 +281,7 @@ export class ModelGuest {
     view.setUint8(at + 1, count);
     view.setBigUint64(at + 8, this.#id, true);
     view.setBigUint64(at + 16, BigInt(block * 8), true);
-    pages.forEach((page, index) => {
-      view.setUint32(at + 24 + index * 8, this.#data.refs[page], true);
-      view.setUint8(at + 28 + index * 8, 0);
-      view.setUint8(at + 29 + index * 8, 7);
-    });
+    return { view, at };
   }
 
   /** A read that waits is carried out again after a kill, perhaps when a write that came after it is done. */

@@ -1,4 +1,5 @@
-// A disk on an NBD server that forgets, with a guest that is a model of what it does, and both servers to be killed.
+// A disk whose bytes another program has, with a guest that is a model of what it does; that program and xentool are
+// killed.
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { DeviceAddress } from "../../src/blkback/address.ts";
@@ -8,8 +9,7 @@ import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { DiskModel } from "../sim/disk-model.ts";
 import { ModelGuest } from "../sim/model-guest.ts";
-import type { ForgetfulOptions } from "../support/forgetful-nbd.ts";
-import { childrenOf, readUntil, start, type Child } from "../support/process.ts";
+import { childrenOf, type Child } from "../support/process.ts";
 import type { Random } from "../support/random.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { spawnXentool } from "./executable.ts";
@@ -19,83 +19,79 @@ const ANSWERS_MAX = 300;
 const STALLED_MS = 30_000;
 const ADDRESS: DeviceAddress = { backend: toDomid(0), kind: "vbd", frontend: toDomid(1), devid: 51728 };
 
-export class ForgetfulServer {
-  readonly #options: ForgetfulOptions;
-  #child: Child | undefined;
+/** What is killed in a round. */
+export type Victim = "the other program" | "xentool" | "both";
 
-  constructor(options: ForgetfulOptions) {
-    this.#options = options;
-  }
-
-  get uri(): string {
-    return `nbd+unix:///?socket=${this.#options.socket}`;
-  }
-
-  async start(changed: Partial<ForgetfulOptions> = {}): Promise<void> {
-    const script = join(import.meta.dirname, "../support/forgetful-nbd.ts");
-    this.#child = start([process.execPath, script, JSON.stringify({ ...this.#options, ...changed })]);
-    await readUntil(this.#child.stdout, "listening");
-  }
-
-  /** From now on it says nothing. */
-  hang(): void {
-    this.#child?.kill("SIGSTOP");
-  }
-
-  async kill(): Promise<void> {
-    this.#child?.kill("SIGKILL");
-    await this.#child?.exited;
-  }
+/** Where the bytes are. */
+export interface Storage {
+  /** As a toolstack names it. */
+  readonly params: string;
+  readonly trims: boolean;
+  start(): Promise<void>;
+  /** Kills the program that has the bytes. */
+  kill(): Promise<void>;
+  /** Brings them to the image of the model, when nobody has the disk any more. */
+  settle(): Promise<void>;
 }
 
-/** What is killed in a round. */
-export type Victim = "the NBD server" | "xentool" | "both";
+/** `image` is the model's, full of zeroes. */
+export type MakeStorage = (dir: string, image: string, random: Random) => Promise<Storage>;
 
-export class NbdWorld {
-  readonly #dir = temporaryDirectory();
+export class KillWorld {
+  readonly #dir: string;
   readonly #host: SimHost;
   readonly #xenstore: Xenstore;
   readonly #random: Random;
   readonly #model: DiskModel;
-  readonly #server: ForgetfulServer;
+  readonly #storage: Storage;
   readonly #closing: (() => void)[] = [];
   #xentool: Child | undefined;
   #guest: ModelGuest | undefined;
 
-  static async start(random: Random): Promise<NbdWorld> {
+  static async start(random: Random, make: MakeStorage): Promise<KillWorld> {
     const host = await SimHost.start();
     const dom0 = host.platform(0);
-    const world = new NbdWorld(host, await Xenstore.connect(dom0), random);
+    const dir = temporaryDirectory();
+    const model = new DiskModel(join(dir, "disk.img"), BLOCKS);
+    const storage = await make(dir, model.path, random);
+    const world = new KillWorld(host, await Xenstore.connect(dom0), random, dir, model, storage);
     world.#closing.push(() => dom0.close());
     await world.#attach();
     return world;
   }
 
-  private constructor(host: SimHost, xenstore: Xenstore, random: Random) {
+  private constructor(
+    host: SimHost,
+    xenstore: Xenstore,
+    random: Random,
+    dir: string,
+    model: DiskModel,
+    storage: Storage,
+  ) {
     this.#host = host;
     this.#xenstore = xenstore;
     this.#random = random;
-    const image = join(this.#dir, "disk.img");
-    this.#model = new DiskModel(image, BLOCKS);
-    this.#server = new ForgetfulServer({ socket: join(this.#dir, "nbd.sock"), image });
+    this.#dir = dir;
+    this.#model = model;
+    this.#storage = storage;
   }
 
   /** The guest works, and in the middle of it `victim` is killed and started again. */
   async round(victim: Victim): Promise<void> {
     const goal = this.#connected.answered + this.#random.below(ANSWERS_MAX);
     await this.#work(true, () => this.#connected.answered >= goal);
-    const isOurs = victim !== "the NBD server";
+    const isOurs = victim !== "the other program";
     if (isOurs) this.#killXentool();
-    if (victim !== "xentool") await this.#server.kill();
+    if (victim !== "xentool") await this.#storage.kill();
     if (isOurs) await this.#xentool?.exited;
     this.#connected.ask();
-    if (victim !== "xentool") await this.#server.start();
+    if (victim !== "xentool") await this.#storage.start();
     if (isOurs) this.#serve();
     if (victim === "xentool" || this.#random.chance(0.5)) return;
     // Once more, perhaps while what it has forgotten is being sent again.
     await Bun.sleep(this.#random.below(this.#random.pick([5, 50, 500])));
-    await this.#server.kill();
-    await this.#server.start();
+    await this.#storage.kill();
+    await this.#storage.start();
   }
 
   /** Everything that was asked for is done, and the image is what the guest was told. */
@@ -111,10 +107,11 @@ export class NbdWorld {
     await this.#work(false, () => guest.waiting === 0);
     for (const state of [5, 6]) await guest.setState(state);
     await guest.untilBackend(6);
-    this.#model.settle();
     await destroyDevice(this.#xenstore, ADDRESS);
     for (const since = performance.now(); this.#files().length > 0; await Bun.sleep(1))
       if (performance.now() - since > STALLED_MS) throw new Error(`still there: ${this.#files().join(", ")}`);
+    await this.#storage.settle();
+    this.#model.settle();
   }
 
   /** Takes all down, finished or not; what somebody still holds of the host. */
@@ -122,7 +119,7 @@ export class NbdWorld {
     this.#guest?.close();
     this.#killXentool();
     await this.#xentool?.exited;
-    await this.#server.kill();
+    await this.#storage.kill();
     this.#xenstore.close();
     for (const close of this.#closing) close();
     const left = await this.#host.settle();
@@ -137,11 +134,11 @@ export class NbdWorld {
   }
 
   async #attach(): Promise<void> {
-    await this.#server.start();
-    const device = { address: ADDRESS, readOnly: false, params: this.#server.uri } as const;
+    await this.#storage.start();
+    const device = { address: ADDRESS, readOnly: false, params: this.#storage.params } as const;
     await createDevice(this.#xenstore, { ...device, deviceType: "disk" });
     this.#serve();
-    this.#guest = await ModelGuest.start(this.#host, ADDRESS, this.#model, this.#random);
+    this.#guest = await ModelGuest.start(this.#host, ADDRESS, this.#model, this.#random, this.#storage.trims);
     await this.#guest.connect();
   }
 

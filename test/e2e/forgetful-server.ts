@@ -1,0 +1,45 @@
+// An NBD server that forgets what was not flushed when it is killed, and a disk on it.
+import { join } from "node:path";
+import type { ForgetfulOptions } from "../support/forgetful-nbd.ts";
+import { readUntil, start, type Child } from "../support/process.ts";
+import type { MakeStorage } from "./kill-world.ts";
+
+export class ForgetfulServer {
+  readonly #options: ForgetfulOptions;
+  #child: Child | undefined;
+
+  constructor(options: ForgetfulOptions) {
+    this.#options = options;
+  }
+
+  get uri(): string {
+    return `nbd+unix:///?socket=${this.#options.socket}`;
+  }
+
+  async start(changed: Partial<ForgetfulOptions> = {}): Promise<void> {
+    const script = join(import.meta.dirname, "../support/forgetful-nbd.ts");
+    this.#child = start([process.execPath, script, JSON.stringify({ ...this.#options, ...changed })]);
+    await readUntil(this.#child.stdout, "listening");
+  }
+
+  /** From now on it says nothing. */
+  hang(): void {
+    this.#child?.kill("SIGSTOP");
+  }
+
+  async kill(): Promise<void> {
+    this.#child?.kill("SIGKILL");
+    await this.#child?.exited;
+  }
+}
+
+export const onForgetfulServer: MakeStorage = async (dir, image) => {
+  const server = new ForgetfulServer({ socket: join(dir, "nbd.sock"), image });
+  return {
+    params: server.uri,
+    trims: false,
+    start: () => server.start(),
+    kill: () => server.kill(),
+    settle: async () => {},
+  };
+};
