@@ -9,7 +9,7 @@ import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { DiskModel } from "../sim/disk-model.ts";
 import { ModelGuest } from "../sim/model-guest.ts";
-import { childrenOf, type Child } from "../support/process.ts";
+import { childrenOf, wordsOf, type Child } from "../support/process.ts";
 import type { Random } from "../support/random.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { spawnXentool } from "./executable.ts";
@@ -142,11 +142,11 @@ export class KillWorld {
     await this.#guest.connect();
   }
 
-  /** With the process that serves the guest. */
+  /** With the process that serves the guest, but not what ends the image's program then. */
   #killXentool(): void {
     const xentool = this.#xentool;
     if (xentool === undefined || xentool.exitCode !== null || xentool.signalCode !== null) return;
-    const guests = childrenOf(xentool.pid);
+    const guests = childrenOf(xentool.pid).filter((pid) => wordsOf(pid)?.[0] !== "/bin/sh");
     xentool.kill("SIGKILL");
     for (const pid of guests) process.kill(pid, "SIGKILL");
   }
