@@ -64,6 +64,7 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   const serving = await servingOptionsOf(argv, platform, context);
   const metrics = argv.metrics === undefined ? undefined : metricsAddress(argv.metrics);
   const { kind, direct, format, connections } = argv;
+  const inPlace = argv.inPlace === "yes";
   // Read before anything is made: from now on a signal asks us to end, and what was made is removed.
   const { stop } = context;
   using handovers = new SignalQueue("SIGUSR2");
@@ -81,7 +82,8 @@ async function runWatch(context: CommandContext, session: Session, argv: WatchAr
   };
   const jail = argv.jail ?? USUAL_JAIL;
   const { uidBase } = argv;
-  const options = { ...serving, kind, direct, format, connections, anyScript, rates, jail, uidBase, onEvent };
+  const asked = { kind, direct, format, connections, inPlace };
+  const options = { ...serving, ...asked, anyScript, rates, jail, uidBase, onEvent };
   using announced = new Announced(() => announceWatch(platform, metrics, serving.statsDir));
   if (predecessor === undefined) await announced.again();
   await using _ = await startAnswering(session, options);

@@ -43,6 +43,8 @@ export interface ServeOptions extends DeviceOptions {
   readonly direct: boolean;
   /** To the NBD server of the image, at most. */
   readonly connections?: number;
+  /** False: a qcow2 is read and written by its daemon alone. */
+  readonly inPlace?: boolean;
   /** Written into the device's keys: they count for whoever serves it next, too. */
   readonly askedRates?: AskedRates;
   /** Enter a jail before the guest can say anything. Not with an `opener`. */
@@ -122,9 +124,10 @@ function openServedImage(
   stop: AbortSignal,
   spawnWorker: SpawnWorker,
 ): Promise<OpenedImage> {
-  const { address, path: source, readOnly, shared, direct, format, opener, connections, statsDir } = options;
+  const { address, path: source, readOnly, shared, direct, format, opener, statsDir } = options;
+  const { connections, inPlace } = options;
   const sectorSizeBytes = options.offer.logicalSectorBytes;
-  const asked = { source, readOnly, shared, direct, format, opener, connections, sectorSizeBytes };
+  const asked = { source, readOnly, shared, direct, format, opener, connections, inPlace, sectorSizeBytes };
   return openWhenFree(
     () => openDiskImage(xenstore, address, { ...asked, ways: COMMAND_WAYS, statsDir, spawnWorker, stop }),
     (waitedMs) => waitedMs < HOLDER_PATIENCE_MS && !stop.aborted,

@@ -45,6 +45,7 @@ const HOST_FILES: ReadonlySet<string> = new Set([
   HOST_LOG,
   HOST_LIBRARIES,
   "blkback", // of processes that serve disks
+  "blkback.references", // of what they serve
   "blkfront", // of processes that use disks
 ]);
 

@@ -5,6 +5,7 @@ import { openImage } from "../../block/image.ts";
 import { isNbdUri } from "../../block/image/nbd.ts";
 import { openedImage, type OpenedImage } from "../../block/image/opened.ts";
 import type { Ways } from "../../block/image/open.ts";
+import { notesBeside } from "../../block/image/reference-notes.ts";
 import { openProgramImage, type Opener, type ProgramImageOptions } from "../../block/image/program.ts";
 import type { SpawnWorker } from "../../plane/plane.ts";
 import type { Xenstore } from "../../xenstore/client.ts";
@@ -14,7 +15,10 @@ import type { ImageThreads } from "./image-threads.ts";
 import { openNbdSource } from "./secure-line.ts";
 import { hasServedRaw, refuseOthersDevice } from "../device/sharing.ts";
 
-export interface DiskImageOptions extends Omit<ProgramImageOptions, "claimsDir" | "socket" | "user"> {
+export interface DiskImageOptions extends Omit<
+  ProgramImageOptions,
+  "claimsDir" | "notesDir" | "socket" | "user"
+> {
   /** A file, a device, an NBD URI, or what `opener` understands. */
   readonly source: string;
   /** How to open an image that is not raw. */
@@ -54,7 +58,8 @@ export async function openDiskImage(
   if (opener !== undefined) {
     if (!how.shared) await refuseOthersDevice(xenstore, address, source, readOnly);
     const socket = programSocket(statsDir, address);
-    return openProgramImage(source, opener, { ...how, socket, claimsDir: statsDir });
+    const ground = { socket, claimsDir: statsDir, notesDir: notesBeside(statsDir) };
+    return openProgramImage(source, opener, { ...how, ...ground });
   }
   // What ".." means behind a link, only the kernel knows.
   const path = isAbsolute(source) ? source : resolve(source);

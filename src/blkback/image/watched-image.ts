@@ -21,6 +21,8 @@ export interface WatchedImageOptions {
   readonly format?: "raw" | undefined;
   /** To an NBD server, at most. */
   readonly connections?: number | undefined;
+  /** False: a qcow2 is read and written by its daemon alone. */
+  readonly inPlace?: boolean;
   readonly statsDir: string;
   /** Where the kernel lists its devices; tests substitute their own directory. */
   readonly sysfs?: string | undefined;
@@ -32,7 +34,7 @@ export interface WatchedImageOptions {
  */
 export async function openWatchedImage(
   xenstore: Xenstore,
-  { direct, offer, format: usual, connections, statsDir, sysfs }: WatchedImageOptions,
+  { direct, offer, format: usual, connections, inPlace, statsDir, sysfs }: WatchedImageOptions,
   spawnWorker: SpawnWorker,
   address: DeviceAddress,
   stop: AbortSignal,
@@ -46,7 +48,7 @@ export async function openWatchedImage(
   const discard = (await read("discard-enable")) !== "0";
   const sectorSizeBytes = offer.logicalSectorBytes;
   const how = format === "raw" || format === undefined ? { format } : { opener: { format } };
-  const asked = { ...how, source, readOnly, shared, direct, discard, connections, sectorSizeBytes };
+  const asked = { ...how, source, readOnly, shared, direct, discard, connections, inPlace, sectorSizeBytes };
   const ground = { ways: DISK_LINE_WAYS, statsDir, spawnWorker, stop, threads };
   try {
     return await openDiskImage(xenstore, address, { ...asked, ...ground });

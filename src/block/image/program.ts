@@ -4,7 +4,8 @@ import { closeSync, fstatSync } from "node:fs";
 import { stat } from "node:fs/promises";
 import { resolve } from "node:path";
 import { unlessAborted } from "../../core/deadline.ts";
-import { XentoolError } from "../../core/errors.ts";
+import { describeError, XentoolError } from "../../core/errors.ts";
+import { moduleLogger } from "../../core/log.ts";
 import {
   formatCommand,
   isLocalImage,
@@ -25,6 +26,10 @@ import { identify, noteOpened, noteUnused } from "./known.ts";
 import { openNbdImage } from "./nbd.ts";
 import type { OpenedImage } from "./opened.ts";
 import { COMMAND_WAYS, openClaimed, type Ways } from "./open.ts";
+import type { Qcow2References } from "./qcow2-references.ts";
+import { expectKnownReferences, noteReferences } from "./reference-notes.ts";
+
+const logger = moduleLogger("block");
 
 /** How an image that we cannot read ourselves is opened. */
 export type Opener =
@@ -41,6 +46,10 @@ export interface ProgramImageOptions {
   readonly connections?: number | undefined;
   /** Where claims to images that are not files here are kept. */
   readonly claimsDir: string;
+  /** Where it is noted what qcow2 images name. */
+  readonly notesDir: string;
+  /** False: a qcow2 is read and written by its daemon alone. */
+  readonly inPlace?: boolean | undefined;
   /** Where the program is to listen. */
   readonly socket: string;
   /** The disk it is opened for. */
@@ -73,13 +82,15 @@ export async function openProgramImage(
   await using undo = new AsyncDisposableStack();
   const held = isFile ? claimFile(path, opener, options, undo) : claimOther(path, opener, options, undo);
   const name = "format" in opener ? STORAGE_DAEMON : "the command of --via";
-  const whyNot = isFile && held[0] !== undefined ? whyAnother(path, held[0]) : undefined;
+  const notesDir = isQcow2(opener) ? options.notesDir : undefined;
+  const references = await unlessAborted(referencesOf(path, held[0], notesDir), options.stop);
+  const whyNot = isFile && held[0] !== undefined ? whyAnother(path, held[0], notesDir) : undefined;
   const program = new NbdProgram({ name, user, command, socket, held, whyNot });
   undo.defer(() => program.close());
   const opening = openNbdImage(program.uri, { readOnly, sectorSizeBytes, connections });
   const image = await unlessAborted(program.opened(opening), options.stop);
   if (image === undefined) throw new XentoolError("cancelled", `stopped before ${name} had opened ${path}`);
-  const inPlace = placeOf(held[0], opener, options, image.seen.minBlockBytes);
+  const inPlace = placeOf(held[0], path, references, options, image.seen.minBlockBytes);
   const info = { ...image.info, canDiscard: image.info.canDiscard && discard };
   const kept = undo.move();
   return {
@@ -94,12 +105,13 @@ export async function openProgramImage(
 function claimFile(
   path: string,
   opener: Opener,
-  { readOnly, shared, direct, user, ways = COMMAND_WAYS }: ProgramImageOptions,
+  { readOnly, shared, direct, inPlace = true, user, ways = COMMAND_WAYS }: ProgramImageOptions,
   undo: AsyncDisposableStack,
 ): readonly number[] {
   if (shared) return [];
   const claim = claimFor(readOnly, shared);
-  const { fd, alsoHeld } = openClaimed(path, claim, direct && isQcow2(opener), waysOf(opener, ways), "lent");
+  const isDirect = direct && inPlace && isQcow2(opener);
+  const { fd, alsoHeld } = openClaimed(path, claim, isDirect, waysOf(opener, ways), "lent");
   const held = [fd, ...alsoHeld];
   undo.defer(() => held.forEach(closeHeld));
   noteOpened(fd, user);
@@ -136,29 +148,56 @@ async function commandOf(
  * The program opens the image by its path, whenever it is started. Another file there must not get what a guest wrote
  * to the one that is open as `fd`. It is looked at without waiting, because storage may hang.
  */
-function whyAnother(path: string, fd: number): () => Promise<string | undefined> {
+function whyAnother(
+  path: string,
+  fd: number,
+  notesDir: string | undefined,
+): () => Promise<string | undefined> {
   const { text: served } = identify(fstatSync(fd));
   return async () => {
     const now = await stat(path).catch(() => undefined);
     if (now === undefined) return `${path} is gone`;
-    return identify(now).text === served ? undefined : `${path} is another image than the one that is served`;
+    if (identify(now).text !== served) return `${path} is another image than the one that is served`;
+    return referencesOf(path, fd, notesDir).then(() => undefined, describeError);
   };
+}
+
+/** What a qcow2 names, if that can be told. Throws when a guest may have named it. */
+async function referencesOf(
+  path: string,
+  fd: number | undefined,
+  notesDir: string | undefined,
+): Promise<Qcow2References | undefined> {
+  if (fd === undefined || notesDir === undefined) return undefined;
+  return expectKnownReferences(notesDir, path, fd);
 }
 
 /**
  * Our way to the bytes that the storage daemon has put in place in a qcow2. None if the daemon has to make whole blocks
- * of the guest's sectors: then it alone may transfer them.
+ * of the guest's sectors: then it alone may transfer them. Whoever gets it can make the image name other files, so
+ * those that it names now are noted.
  */
 function placeOf(
   fd: number | undefined,
-  opener: Opener,
-  { sectorSizeBytes }: ProgramImageOptions,
+  path: string,
+  references: Qcow2References | undefined,
+  { sectorSizeBytes, inPlace = true, readOnly, notesDir }: ProgramImageOptions,
   minBlockBytes: number,
 ): InPlace | undefined {
-  if (fd === undefined || !isQcow2(opener) || minBlockBytes > sectorSizeBytes) return undefined;
+  if (fd === undefined || references === undefined || !inPlace || minBlockBytes > sectorSizeBytes)
+    return undefined;
   using page = allocateMemory(PAGE_SIZE);
   if (performIo(fd, false, IO_READ, 0, sectorSizeBytes, page.address) < 0) return undefined;
-  return { fd, isBlockDevice: fstatSync(fd).isBlockDevice() };
+  const its = fstatSync(fd);
+  try {
+    if (!readOnly) noteReferences(notesDir, path, its, references);
+  } catch (error) {
+    logger.warn(
+      `${path} is left to its daemon, because it cannot be noted what it names: ${describeError(error)}`,
+    );
+    return undefined;
+  }
+  return { fd, isBlockDevice: its.isBlockDevice() };
 }
 
 function isQcow2(opener: Opener): boolean {
