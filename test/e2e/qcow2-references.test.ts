@@ -1,6 +1,6 @@
-// A guest that has taken over the process of its disks can write all of its qcow2, the header, too, and make it name any
-// file of the host. The image is then served to nobody, not even when its storage daemon is started again, and other
-// images are. `--in-place no` keeps the image's file from such a process.
+// A guest that has taken over the process of its disks can write all of its qcow2, the header, too, and make it name
+// any file of the host. The image is then served to nobody, not even when its storage daemon is started again, and
+// other images are. `--in-place no` keeps the image's file from such a process.
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { closeSync, openSync, readdirSync, readFileSync, readlinkSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
@@ -137,7 +137,8 @@ test.each(["yes", "no"])("watch --in-place %s", async (inPlace) => {
   await makeName(world.path("disk.img"));
   await attach("xvdb", image);
   if (inPlace === "no") {
-    await readUntil(watch.stderr, "InitWait");
+    const status = `${backendDir(at("xvdb"))}/hotplug-status`;
+    await xenstore.waitFor(status, (value) => value === "connected");
   } else {
     const reason = words(world.path("disk.img"));
     const node = `${backendDir(at("xvdb"))}/hotplug-error`;
