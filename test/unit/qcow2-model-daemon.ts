@@ -22,7 +22,7 @@ export const TABLES = 3;
 const L1_AT = 1;
 const FIRST_TABLE = 2;
 const FIRST_DATA = FIRST_TABLE + TABLES;
-export const FILE_CLUSTERS = FIRST_DATA + 64;
+const FILE_CLUSTERS = FIRST_DATA + 128;
 const ENOSPC = -28;
 const COPIED = 1n << 63n;
 const ZERO_FLAG = 1n;
@@ -152,6 +152,17 @@ export class ModelDaemon implements ClosableTarget, Daemon {
   get isIdle(): boolean {
     const nothing = this.#asked.length + this.#waiting.length === 0 && this.#flushing === undefined;
     return this.isServing && nothing;
+  }
+
+  /** While it is dead, somebody else has the image, and makes a snapshot. Returns the clusters that are shared now. */
+  takeSnapshot(): number[] {
+    for (const [cluster, entry] of this.#entries) {
+      if (hostOf(entry) === 0) continue;
+      this.#shared.add(hostOf(entry));
+      this.#entries.set(cluster, entry & ~COPIED);
+      writeEntry(this.#fd, cluster, entry & ~COPIED);
+    }
+    return [...this.#shared];
   }
 
   /** Throws when somebody else wrote where it keeps what is its own. */

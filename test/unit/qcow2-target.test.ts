@@ -36,6 +36,8 @@ interface Request {
   readonly to: number;
   readonly stamp: number;
   done: number;
+  /** A trim and something else are under way in the same place: nobody knows what comes of it. */
+  isDoubtful: boolean;
 }
 
 class World {
@@ -50,18 +52,24 @@ class World {
   readonly #requests: (Request | undefined)[] = Array.from({ length: DEPTH }, () => undefined);
   /** By sector: what it surely holds; absent: nobody knows. */
   readonly #known = new Map<number, number>();
-  readonly #shared: { host: number; bytes: Buffer }[];
+  #shared: { host: number; bytes: Buffer }[] = [];
+  #hasSnapshot = false;
+  /** Whether trims are under way beside others in the same place, as no guest's are that the scheduler lets pass. */
+  readonly #overlaps: boolean;
+  readonly #waits: number;
   #stamp = 0;
   /** Requests that were carried out in place. */
   inPlace = 0;
 
   constructor(random: Random) {
     this.#random = random;
+    this.#overlaps = random.chance(0.3);
+    this.#waits = random.pick([0.1, 0.5]);
     const allocated = USED.filter(() => random.chance(0.7));
     const { shared } = ModelDaemon.format(this.#fd, allocated, random);
     for (const cluster of USED)
       for (let sector = 0; sector < 8; sector++) this.#known.set(cluster * 8 + sector, 0);
-    this.#shared = shared.map((host) => ({ host, bytes: this.#cluster(host) }));
+    this.#keep(shared);
     const file = {
       file: this.#reactor.addFile(this.#fd, false),
       sizeBytes: () => shim.xt_file_size(this.#fd),
@@ -83,12 +91,15 @@ class World {
     for (let step = 0; step < STEPS; step++) {
       if (random.chance(0.6)) this.#ask();
       while (random.chance(0.5)) this.#daemon.step();
-      if (random.chance(0.5)) this.#wait();
+      if (random.chance(this.#waits)) {
+        this.#wait();
+        if (!this.#daemon.isServing && !this.#hasSnapshot && random.chance(0.3)) this.#takeSnapshot();
+      }
       if (random.chance(0.02)) this.#check();
     }
     this.#finish();
     const sync = this.#free();
-    this.#begin(sync, { op: IO_FLUSH, from: 0, to: 0, stamp: 0, done: 0 });
+    this.#begin(sync, { op: IO_FLUSH, from: 0, to: 0, stamp: 0, done: 0, isDoubtful: false });
     this.#finish();
     this.#check();
     for (const [sector, stamp] of this.#known) {
@@ -112,14 +123,19 @@ class World {
     const tag = this.#free();
     if (tag < 0) return;
     const op = random.pick([IO_READ, IO_READV, IO_WRITE, IO_WRITE, IO_WRITEV, IO_DISCARD, IO_FLUSH] as const);
-    if (op === IO_FLUSH) return this.#begin(tag, { op, from: 0, to: 0, stamp: 0, done: 0 });
+    if (op === IO_FLUSH)
+      return this.#begin(tag, { op, from: 0, to: 0, stamp: 0, done: 0, isDoubtful: false });
     const area = random.pick(AREAS);
     const sectors = 1 + random.below(random.pick([8, 8, 24]));
     const from = area.from + random.below((area.to - area.from) / SECTOR - sectors) * SECTOR;
     const to = from + sectors * SECTOR;
-    if (this.#requests.some((it) => it !== undefined && it.from < to && from < it.to)) return;
+    const met = this.#requests.filter((it) => it !== undefined && it.from < to && from < it.to) as Request[];
+    const mayMeet = ({ op: other }: Request): boolean => (op === IO_DISCARD) !== (other === IO_DISCARD);
+    if (met.length > 0 && (!this.#overlaps || !met.every(mayMeet))) return;
+    for (const it of met) it.isDoubtful = true;
     const writes = op === IO_WRITE || op === IO_WRITEV;
-    this.#begin(tag, { op, from, to, stamp: writes ? ++this.#stamp : 0, done: 0 });
+    const isDoubtful = met.length > 0;
+    this.#begin(tag, { op, from, to, stamp: writes ? ++this.#stamp : 0, done: 0, isDoubtful });
   }
 
   #begin(tag: number, request: Request): void {
@@ -149,7 +165,7 @@ class World {
 
   #ended(tag: number, result: number): void {
     const request = this.#requests[tag] as Request;
-    const { op, from, to, stamp } = request;
+    const { op, from, to, stamp, isDoubtful } = request;
     const transfers = op !== IO_DISCARD && op !== IO_FLUSH;
     if (result >= 0 && transfers) {
       if (result === 0 || result > to - from - request.done)
@@ -160,7 +176,7 @@ class World {
     this.#requests[tag] = undefined;
     const writes = op === IO_WRITE || op === IO_WRITEV;
     for (let sector = from / SECTOR; sector < to / SECTOR; sector++) {
-      if (op === IO_DISCARD) this.#known.delete(sector);
+      if (op === IO_DISCARD || isDoubtful) this.#known.delete(sector);
       else if (writes && result >= 0) this.#known.set(sector, stamp);
       else if (!writes) this.#checkSector(tag, sector, sector - from / SECTOR);
     }
@@ -192,6 +208,15 @@ class World {
     this.#daemon.check();
     for (const { host, bytes } of this.#shared)
       if (!this.#cluster(host).equals(bytes)) throw new Error(`cluster ${host} of a snapshot was written`);
+  }
+
+  #takeSnapshot(): void {
+    this.#hasSnapshot = true;
+    this.#keep(this.#daemon.takeSnapshot());
+  }
+
+  #keep(shared: readonly number[]): void {
+    this.#shared = shared.map((host) => ({ host, bytes: this.#cluster(host) }));
   }
 
   #cluster(host: number): Buffer {
