@@ -21,7 +21,7 @@ import { chosenSeed, Random } from "../support/random.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { CLUSTER, ModelDaemon } from "./qcow2-model-daemon.ts";
 
-const RUNS = Number(process.env["RUNS"] ?? 60);
+const RUNS = Number(process.env["RUNS"] ?? 40);
 const STEPS = 1500;
 const DEPTH = 12;
 const SECTOR = 512;
