@@ -1,7 +1,7 @@
 // Which of a qcow2's clusters xentool reads and writes itself: shown by a storage daemon that is stopped. And that
 // nobody else's bytes are touched: snapshots, backing files, what the daemon keeps for backups.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { readFileSync, statSync } from "node:fs";
+import { readFileSync, renameSync, statSync } from "node:fs";
 import { readUntil } from "../support/process.ts";
 import { judge, ProgramDisks, programItself, type ProgramDisk } from "./program-disks.ts";
 
@@ -191,6 +191,28 @@ describe("what is somebody else's, too", () => {
     await judge("qemu-img", "snapshot", "-a", "before", image);
     await judge("qemu-img", "check", "-q", image);
     await judge("qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", raw, image);
+  });
+
+  test("a snapshot that somebody else made while the daemon was away keeps its bytes, too", async () => {
+    await convert();
+    const disk = await connect();
+    const { guest } = disk;
+    await lookUp(disk, DATA);
+    await withoutDaemon(async () => expect(await guest.write(DATA, 6)).toBe(0));
+    const away = world.path("away.qcow2");
+    const daemon = programItself(DAEMON, image);
+    renameSync(image, away);
+    process.kill(daemon, "SIGKILL");
+    await readUntil(disk.server.stderr, `${image} is gone`);
+    await judge("qemu-img", "snapshot", "-c", "between", away);
+    renameSync(away, image);
+    await readUntil(disk.server.stderr, "it is served now");
+    expect(await guest.write(DATA, 7)).toBe(0);
+    expect(await disk.end()).toBe(143);
+    expect(await held(DATA)).toBe(7);
+    await judge("qemu-img", "snapshot", "-a", "between", image);
+    expect(await held(DATA)).toBe(6);
+    await judge("qemu-img", "check", "-q", image);
   });
 
   test.each(["raw", "qcow2"])("a backing file in format %s is read, and keeps its bytes", async (format) => {

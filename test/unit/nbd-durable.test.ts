@@ -177,7 +177,7 @@ test("a record that the server had refused does not stay in a successor's log", 
   former.commit(0);
   // Before it there is one that no flush has made stable, so it stays until xentool is killed.
   former.reserve(NBD_CMD_WRITE, 4096, 512);
-  former.refused(former.commit(0));
+  former.refused(former.commit(0), 0);
   former.close(false);
   const log = WriteLog.open(join(dir, "log"), "a", LOG_BYTES);
   const { target } = open(agree, { log });
@@ -186,6 +186,32 @@ test("a record that the server had refused does not stay in a successor's log", 
   await fixture?.ended(1);
   expect(log.isEmpty).toBe(true);
   removeDirectory(dir);
+});
+
+test("a change that is refused may be half done: it is unstable until a flush, also when it had been taken before", async () => {
+  const peer = open((request) => (request.command === NBD_CMD_WRITE ? simple(request, 28) : agree(request)));
+  const { target, memory } = peer;
+  const unstable = (): [number, number][] => {
+    const ranges: [number, number][] = [];
+    target.forEachUnstable((offset, length) => void ranges.push([offset, length]));
+    return ranges;
+  };
+  const flush = async (): Promise<void> => {
+    target.start(IO_FLUSH, 9, 0, 0, 0);
+    expect(await peer.ended(1)).toEqual([[9, 0]]);
+    expect([target.hasUnstable, unstable()]).toEqual([false, []]);
+  };
+  target.start(IO_WRITE, 1, 8192, 512, memory.address);
+  expect(await peer.ended(1)).toEqual([[1, -28]]);
+  expect([target.hasUnstable, unstable()]).toEqual([true, [[8192, 512]]]);
+  await flush();
+  target.start(IO_DISCARD, 2, 0, 4096, 0);
+  expect(await peer.ended(1)).toEqual([[2, 0]]);
+  const { servings } = target;
+  peer.die({ reply: (request) => (request.command === NBD_CMD_TRIM ? simple(request, 28) : agree(request)) });
+  await peer.until(() => target.servings > servings);
+  expect([target.hasUnstable, unstable()]).toEqual([true, [[0, 4096]]]);
+  await flush();
 });
 
 test("a disk that is held for long enough fails, and what closes is not held for long", async () => {
@@ -285,7 +311,7 @@ test("a log is taken up by the next one, whole records only, and not by another 
     first.reserve(NBD_CMD_WRITE, offset, 512);
     first.commit(0);
   }
-  first.refused(1);
+  first.refused(1, 0);
   // Not committed when xentool was killed.
   first.reserve(NBD_CMD_WRITE, 4096, 512);
   first.close(false);

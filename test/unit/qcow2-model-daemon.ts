@@ -45,6 +45,8 @@ interface LogRecord {
   readonly length: number;
   readonly data: Uint8Array;
   stableAfter: number;
+  /** It was refused, and is not carried out again. */
+  isVoid: boolean;
 }
 
 export class ModelDaemon implements ClosableTarget, Daemon {
@@ -52,7 +54,7 @@ export class ModelDaemon implements ClosableTarget, Daemon {
   isServing = true;
   servings = 1;
   flushed = 0;
-  nextFlush = 1;
+  #nextFlush = 1;
   readonly #fd: number;
   readonly #random: Random;
   readonly #onEnd: OnEnd;
@@ -186,12 +188,19 @@ export class ModelDaemon implements ClosableTarget, Daemon {
     const { op, offset, length, pieces } = pending;
     if (op === IO_FLUSH) {
       if (this.#flushing !== undefined) return void this.#waiting.push(pending);
-      pending.round = this.nextFlush++;
+      pending.round = this.#nextFlush++;
       this.#flushing = pending;
       return;
     }
     if (op !== IO_READ && op !== IO_READV) {
-      pending.record = { op, offset, length, data: Buffer.concat(pieces), stableAfter: Infinity };
+      pending.record = {
+        op,
+        offset,
+        length,
+        data: Buffer.concat(pieces),
+        stableAfter: Infinity,
+        isVoid: false,
+      };
       this.#log.push(pending.record);
     }
     this.#asked.push(pending);
@@ -207,11 +216,13 @@ export class ModelDaemon implements ClosableTarget, Daemon {
       // Some of it is done.
       const part = this.#random.below(length / 512) * 512;
       this.#carryOut(record, part);
-      this.#log.splice(this.#log.indexOf(record), 1);
+      record.isVoid = true;
+      record.stableAfter = this.#nextFlush;
+      this.#settle();
       return this.#onEnd(tag, ENOSPC);
     }
     this.#carryOut(record, length);
-    record.stableAfter = this.nextFlush;
+    record.stableAfter = this.#nextFlush;
     this.#settle();
     this.#onEnd(tag, op === IO_DISCARD ? 0 : length);
   }
@@ -325,9 +336,15 @@ export class ModelDaemon implements ClosableTarget, Daemon {
 
   /** Everything in the log is carried out again, in its order. */
   #revive(): void {
-    for (const record of this.#log) this.#carryOut(record, record.length);
-    for (const { op, tag, length, record } of this.#asked.splice(0)) {
-      (record as LogRecord).stableAfter = this.nextFlush;
+    for (const record of this.#log) {
+      if (record.isVoid) continue;
+      // A trim may be left undone, or half done.
+      const fails = record.op === IO_DISCARD && this.#random.chance(0.1);
+      this.#carryOut(record, fails ? this.#random.below(record.length / 512) * 512 : record.length);
+      record.isVoid = fails;
+      record.stableAfter = this.#nextFlush;
+    }
+    for (const { op, tag, length } of this.#asked.splice(0)) {
       this.#onEnd(tag, op === IO_DISCARD ? 0 : length);
     }
     this.#settle();

@@ -41,7 +41,7 @@ export class Replay {
     const log = this.#log;
     while (this.#at < log.next && this.#underWay.length < REPLAY_WINDOW) {
       const record = this.#at;
-      if (!this.#options.canTrim && log.command(record) === NBD_CMD_TRIM) log.refused(record);
+      if (!this.#options.canTrim && log.command(record) === NBD_CMD_TRIM) log.refused(record, 0);
       if (log.isVoid(record)) this.#next();
       else if (this.#underWay.some((other) => other !== record && this.#overlap(record, other))) break;
       else this.#sendSome(record);

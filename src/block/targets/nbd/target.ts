@@ -99,16 +99,12 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     return this.#servings;
   }
 
-  /** The number of the last flush that succeeded, and of the next one, which vouches for all replies before it. */
+  /** The number of the last flush that succeeded. */
   get flushed(): number {
     return this.#flushes.done;
   }
 
-  get nextFlush(): number {
-    return this.#flushes.next;
-  }
-
-  /** Whether something has been written, or trimmed, that no flush has made stable at the server. */
+  /** Whether something has been written or trimmed, perhaps in part, that no flush has made stable at the server. */
   get hasUnstable(): boolean {
     return this.#log?.isEmpty === false;
   }
@@ -294,8 +290,9 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     // Other pieces of it may be under way, or all of it is sent once more on the next connection.
     const isWhole = this.#replay?.answered(record) ?? !isAgain;
     if (!isWhole) return true;
-    if (error !== 0) log.refused(record);
-    else log.answered(record, this.#flags & NBD_FLAG_SEND_FLUSH ? this.#flushes.next : 0);
+    const round = this.#flags & NBD_FLAG_SEND_FLUSH ? this.#flushes.next : 0;
+    if (error !== 0) log.refused(record, round);
+    else log.answered(record, round);
     log.settle(this.#flushes.done);
     return true;
   }

@@ -177,10 +177,13 @@ export class WriteLog {
     this.#slot[record % RECORDS] = NO_SLOT;
   }
 
-  /** Notes that the server has refused it, as the guest learns, too: it is not sent again. */
-  refused(record: number): void {
+  /**
+   * Notes that the server has refused it, as the guest learns, too: it is not sent again. But some of it may have been
+   * done, so it stays until flush number `round`.
+   */
+  refused(record: number, round: number): void {
     this.#doubles[this.#header(record) + RECORD.command] = VOID;
-    this.answered(record, 0);
+    this.answered(record, round);
   }
 
   /** Drops what flushes up to number `round` made stable, as far as everything before it has left. */

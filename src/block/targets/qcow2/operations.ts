@@ -75,11 +75,6 @@ export class Operations {
     this.address[slot] = address;
   }
 
-  /** Whether it is a change that the daemon carries out. */
-  isChangeOnDaemon(slot: number): boolean {
-    return this.#place[slot] === ON_DAEMON;
-  }
-
   /** Calls `visit` for the range of each change that the daemon carries out. */
   forEachChangeOnDaemon(visit: (offset: number, length: number) => void): void {
     for (let i = 0; i < this.#placedCount; i++) {

@@ -35,8 +35,6 @@ export interface TableFile {
 export interface Changes {
   /** The number of the last flush that ended. */
   readonly flushed: number;
-  /** False: there are some of which nobody knows how far they came, until the next flush has ended. */
-  readonly areKnown: boolean;
   /** Has the map forget each change that is not known to be in the file. */
   forgetUnstable(map: ClusterMap): void;
 }
@@ -122,7 +120,6 @@ export class TableReader {
    * not have written yet.
    */
   #readTable(table: number): void {
-    if (!this.#changes.areKnown) return void (this.#waiting.length = 0);
     const map = this.map as ClusterMap;
     map.beginReading(table, this.#changes.flushed);
     this.#changes.forgetUnstable(map);

@@ -36,7 +36,7 @@ const ZEROES_BYTES = 64 * 1024;
 /** What an NBD target says about what its server may not have written yet. */
 export type Daemon = Pick<
   NbdTarget,
-  "isServing" | "servings" | "flushed" | "nextFlush" | "hasUnstable" | "forEachUnstable"
+  "isServing" | "servings" | "flushed" | "hasUnstable" | "forEachUnstable"
 >;
 
 export interface ServerTarget<D extends Daemon = NbdTarget> {
@@ -70,13 +70,11 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
   /** Changes for the daemon that wait until nothing of ours is under way where they are. */
   #held: number[] = [];
   #servings = 0;
-  /** The flush after which the tables in the file show what the daemon did of changes that it did not finish. */
-  #trustedAfter = 0;
 
   constructor({ file, openDaemon, depth }: Qcow2TargetOptions<D>, reactor: Reactor, onEnd: OnEnd) {
     this.#reactor = reactor;
     this.#onEnd = onEnd;
-    const { target, remote } = openDaemon((slot, result) => this.#daemonEnded(slot, result));
+    const { target, remote } = openDaemon((slot, result) => this.#ended(slot, result));
     this.#through = target;
     this.daemon = remote;
     this.info = target.info;
@@ -98,10 +96,6 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
 
   get flushed(): number {
     return this.daemon.flushed;
-  }
-
-  get areKnown(): boolean {
-    return this.daemon.flushed >= this.#trustedAfter;
   }
 
   forgetUnstable(map: ClusterMap): void {
@@ -226,12 +220,6 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
     this.#operations.parts[slot] = asksDaemon ? 2 : 1;
     if (asksDaemon) this.#through.start(IO_FLUSH, slot, 0, 0, 0);
     this.#reactor.start(this.#source, slot, this.#file, IO_FLUSH, 0, 0, 0);
-  }
-
-  #daemonEnded(slot: number, result: number): void {
-    // Some of it may be done, and in the daemon's tables, and no log has it any more.
-    if (result < 0 && this.#operations.isChangeOnDaemon(slot)) this.#trustedAfter = this.daemon.nextFlush;
-    this.#ended(slot, result);
   }
 
   #fileEnded(slot: number, result: number): void {
