@@ -108,6 +108,8 @@ export class Reactor {
   readonly #beforeWait: (() => void)[] = [];
   /** Operations ended without I/O since the last wait: source, tag and result in turn. */
   readonly #finished: number[] = [];
+  /** Closed after the last operation has ended. */
+  readonly #kept: { close(): void }[] = [];
   #queued = 0;
   #doneCount = 0;
   #closed = false;
@@ -264,11 +266,17 @@ export class Reactor {
     return count;
   }
 
+  /** Closes memory that operations in flight may still use: together with the reactor, when they have ended. */
+  closeLast(memory: { close(): void }): void {
+    this.#kept.push(memory);
+  }
+
   /** Waits for operations in flight, then frees everything. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
     shim.xt_reactor_close(this.#handle);
+    for (const memory of this.#kept) memory.close();
     this.#ops.close();
     this.#doneMemory.close();
   }

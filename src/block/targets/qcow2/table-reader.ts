@@ -81,9 +81,10 @@ export class TableReader {
     else if (table !== this.#reading) waiting.push(table);
   }
 
+  /** A table may be being read: nobody waits for that. */
   close(): void {
-    this.#block.close();
-    this.#table?.close();
+    this.#reactor.closeLast(this.#block);
+    if (this.#table !== undefined) this.#reactor.closeLast(this.#table);
   }
 
   #ended(result: number): void {

@@ -109,7 +109,8 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
     this.#through.close(isOver);
     this.#tables.close();
     this.#zeroes.close();
-    for (const vectors of this.#vectors) vectors?.close();
+    // Operations on the file may be under way when the daemon is gone for good.
+    for (const vectors of this.#vectors) if (vectors !== undefined) this.#reactor.closeLast(vectors);
   }
 
   #transfer(
