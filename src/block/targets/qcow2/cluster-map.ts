@@ -87,7 +87,7 @@ export class ClusterMap {
     return place === NO_TABLE || (this.#isOutdated[place] && this.#readAfter[place] < flushed);
   }
 
-  /** From now on until `readEnd`, what is forgotten is not learnt again from what is read of `table`. */
+  /** From now on until `endReading`, what is forgotten is not learnt again from what is read of `table`. */
   beginReading(table: number, flushed: number): void {
     const place = this.#places[table] === NO_TABLE ? this.#makePlace(table) : this.#places[table];
     this.#isOutdated[place] = false;
