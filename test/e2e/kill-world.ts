@@ -1,5 +1,6 @@
 // A disk whose bytes another program has, with a guest that is a model of what it does; that program and xentool are
 // killed.
+import { expect } from "bun:test";
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { DeviceAddress } from "../../src/blkback/address.ts";
@@ -10,7 +11,7 @@ import { Xenstore } from "../../src/xenstore/client.ts";
 import { DiskModel } from "../sim/disk-model.ts";
 import { ModelGuest } from "../sim/model-guest.ts";
 import { childrenOf, wordsOf, type Child } from "../support/process.ts";
-import type { Random } from "../support/random.ts";
+import { chosenSeed, Random } from "../support/random.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { spawnXentool } from "./executable.ts";
 
@@ -20,7 +21,8 @@ const STALLED_MS = 30_000;
 const ADDRESS: DeviceAddress = { backend: toDomid(0), kind: "vbd", frontend: toDomid(1), devid: 51728 };
 
 /** What is killed in a round. */
-export type Victim = "the other program" | "xentool" | "both";
+const VICTIMS = ["the other program", "xentool", "both"] as const;
+type Victim = (typeof VICTIMS)[number];
 
 /** Where the bytes are. */
 export interface Storage {
@@ -37,7 +39,7 @@ export interface Storage {
 /** `image` is the model's, full of zeroes. */
 export type MakeStorage = (dir: string, image: string, random: Random) => Promise<Storage>;
 
-export class KillWorld {
+class KillWorld {
   readonly #dir: string;
   readonly #host: SimHost;
   readonly #xenstore: Xenstore;
@@ -174,4 +176,19 @@ export class KillWorld {
       if (performance.now() - since > STALLED_MS) throw new Error("nothing is answered any more");
     }
   }
+}
+
+/** Kills one victim after the other, `rounds` times, and then expects everything to be there and nothing to be left. */
+export async function survive(name: string, rounds: number, make: MakeStorage): Promise<void> {
+  const seed = chosenSeed();
+  console.log(`${name}: SEED=${seed}`);
+  const world = await KillWorld.start(new Random(seed), make);
+  let left: string[];
+  try {
+    for (let round = 0; round < rounds; round++) await world.round(VICTIMS[round % VICTIMS.length]);
+    await world.finish();
+  } finally {
+    left = await world.close();
+  }
+  expect(left).toEqual([]);
 }

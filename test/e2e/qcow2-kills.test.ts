@@ -3,12 +3,10 @@
 import { expect, test } from "bun:test";
 import { attempt } from "../../src/block/image/attempt.ts";
 import { run } from "../support/process.ts";
-import { chosenSeed, Random } from "../support/random.ts";
-import { KillWorld, type MakeStorage, type Victim } from "./kill-world.ts";
+import { survive, type MakeStorage } from "./kill-world.ts";
 import { judge, programsWith, untilNone } from "./program-disks.ts";
 
 const ROUNDS = Number(process.env["QCOW2_KILLS"] ?? 9);
-const VICTIMS: readonly Victim[] = ["the other program", "xentool", "both"];
 const DAEMON = "qemu-storage-daemon";
 /** Of `qemu-img check`: there are clusters that nothing uses, which a killed daemon leaves. */
 const LEAKS = 3;
@@ -47,18 +45,6 @@ const onQcow2: MakeStorage = async (dir, image, random) => {
 
 test(
   "a qcow2's programs are killed, alternating: nothing acknowledged is lost, and the image is sound",
-  async () => {
-    const seed = chosenSeed();
-    console.log(`qcow2 kills: SEED=${seed}`);
-    const world = await KillWorld.start(new Random(seed), onQcow2);
-    let left: string[];
-    try {
-      for (let round = 0; round < ROUNDS; round++) await world.round(VICTIMS[round % VICTIMS.length]);
-      await world.finish();
-    } finally {
-      left = await world.close();
-    }
-    expect(left).toEqual([]);
-  },
+  () => survive("qcow2 kills", ROUNDS, onQcow2),
   60_000 + ROUNDS * 8000,
 );
