@@ -38,13 +38,16 @@ export class ClusterMap {
   #hand = 0;
   #reading = NO_TABLE;
 
-  /** For an image with `tables` tables of the second level. `zeroes`: which of their entries stand for zeroes. */
-  constructor(clusterBits: number, tables: number, zeroes: Zeroes) {
+  /**
+   * For an image with `tables` tables of the second level, of which `mostTables` are kept (two or more). `zeroes`:
+   * which of their entries stand for zeroes.
+   */
+  constructor(clusterBits: number, tables: number, zeroes: Zeroes, mostTables = mostFor(clusterBits)) {
     this.#clusterBits = clusterBits;
     this.#zeroes = zeroes;
     this.clusterBytes = 2 ** clusterBits;
     this.#perTable = this.clusterBytes / ENTRY_BYTES;
-    this.#mostTables = Math.max(2, Math.floor(CACHE_BYTES / (this.#perTable * 4)));
+    this.#mostTables = mostTables;
     this.#places = new Int32Array(tables).fill(NO_TABLE);
   }
 
@@ -167,6 +170,11 @@ export class ClusterMap {
     this.#isUsed[this.#hand] = false;
     this.#hand = (this.#hand + 1) % this.#mostTables;
   }
+}
+
+/** How many have room: the map has a word for each of their entries. */
+function mostFor(clusterBits: number): number {
+  return Math.max(2, Math.floor(CACHE_BYTES / ((2 ** clusterBits / ENTRY_BYTES) * 4)));
 }
 
 function swapped(word: number): number {
