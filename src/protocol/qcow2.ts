@@ -27,6 +27,12 @@ export interface Qcow2Header {
   readonly encryption: number;
   readonly l1Offset: number;
   readonly l1Entries: number;
+  /** The table that names the blocks of refcounts. */
+  readonly refcountsOffset: number;
+  readonly refcountsClusters: number;
+  /** Internal ones. */
+  readonly snapshots: number;
+  readonly snapshotsOffset: number;
   /** Features without which an image must not be touched, and those that a writer who does not know them clears. */
   readonly incompatible: bigint;
   readonly autoclear: bigint;
@@ -52,20 +58,49 @@ export function readQcow2Header(image: Uint8Array): Qcow2Header | undefined {
     encryption: view.getUint32(32),
     l1Offset: Number(view.getBigUint64(40)),
     l1Entries: view.getUint32(36),
+    refcountsOffset: Number(view.getBigUint64(48)),
+    refcountsClusters: view.getUint32(56),
+    snapshots: view.getUint32(60),
+    snapshotsOffset: Number(view.getBigUint64(64)),
     incompatible: hasFeatures ? view.getBigUint64(72) : 0n,
     autoclear: hasFeatures ? view.getBigUint64(88) : 0n,
     headerBytes: hasFeatures ? view.getUint32(100) : V2_HEADER_BYTES,
   };
 }
 
-/** Of an entry of either level: where what it names is in the file. */
+/** A piece of the file. */
+export interface Extent {
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+export const QCOW2_ENTRY_BYTES = 8;
+
+/** The tables whose entries name further tables: those of the second level, and the blocks of refcounts. */
+export function tablesOfTables(header: Qcow2Header): Extent[] {
+  const { l1Offset, l1Entries, refcountsOffset, refcountsClusters, clusterBits } = header;
+  return [
+    { offset: l1Offset, bytes: l1Entries * QCOW2_ENTRY_BYTES },
+    { offset: refcountsOffset, bytes: refcountsClusters * 2 ** clusterBits },
+  ];
+}
+
+/** More than QEMU writes of one: numbers, an identifier of up to 127 bytes, and a name of up to 255. */
+const MOST_SNAPSHOT_BYTES = 2048;
+
+/** Where the table of the snapshots is. It may end earlier, because its entries differ in length. */
+export function snapshotTable({ snapshots, snapshotsOffset }: Qcow2Header): Extent {
+  return { offset: snapshotsOffset, bytes: snapshots * MOST_SNAPSHOT_BYTES };
+}
+
+/** Of an entry of either level, or of the table of refcounts: where what it names is in the file. */
 const OFFSET_HIGH_MASK = 0x00ff_ffff;
 const OFFSET_LOW_MASK = 0xffff_fe00;
 /** Bits of an entry's upper half. */
 const COPIED = 0x8000_0000;
 const NOT_PLAIN = 0x7f00_0000;
 
-/** The place of the second-level table that an entry of the first level names; 0: there is none. */
+/** The place of the table that an entry of the first level, or of the table of refcounts, names; 0: there is none. */
 export function tableOffset(high: number, low: number): number {
   return (high & OFFSET_HIGH_MASK) * 2 ** 32 + ((low & OFFSET_LOW_MASK) >>> 0);
 }
@@ -99,7 +134,7 @@ export function isZero(high: number, low: number, { unallocated, flagged }: Zero
   return (low & ZERO_FLAG) !== 0 ? flagged : unallocated && high === 0 && low === 0;
 }
 
-/** Whether what the entry names belongs to it alone, and so may be written in place. */
+/** Whether what the entry names, a cluster or a table, belongs to it alone. */
 export function isSoleOwner(high: number): boolean {
   return (high & COPIED) !== 0;
 }

@@ -1,7 +1,7 @@
 // Which of a qcow2's clusters xentool reads and writes itself: shown by a storage daemon that is stopped. And that
 // nobody else's bytes are touched: snapshots, backing files, what the daemon keeps for backups.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { readFileSync, renameSync, statSync } from "node:fs";
+import { closeSync, openSync, readFileSync, renameSync, statSync, writeSync } from "node:fs";
 import { readUntil } from "../support/process.ts";
 import { judge, ProgramDisks, programItself, type ProgramDisk } from "./program-disks.ts";
 
@@ -10,6 +10,8 @@ const MIB = 1024 * 1024;
 const SECTORS = 512;
 /** In the first cluster of any size, and in one that starts out as zeroes. */
 const [DATA, HOLE] = [8, (3 * MIB) / SECTORS];
+/** In another cluster, and with data, too. */
+const SHARED = MIB / SECTORS;
 const page = (byte: number): Uint8Array => new Uint8Array(4096).fill(byte);
 
 let world: ProgramDisks;
@@ -37,6 +39,20 @@ async function withoutDaemon<T>(act: () => Promise<T>): Promise<T> {
   } finally {
     process.kill(daemon, "SIGCONT");
   }
+}
+
+/** What the entry at `position` of the image names. */
+function entryAt(position: number): number {
+  return Number(readFileSync(image).readBigUInt64BE(position) & 0x00ff_ffff_ffff_fe00n);
+}
+
+/** Has the entry at `position` of the image name `place`, as a sole owner. */
+function writeEntry(position: number, place: number): void {
+  const entry = Buffer.alloc(8);
+  entry.writeBigUInt64BE(BigInt(place) | (1n << 63n));
+  const fd = openSync(image, "r+");
+  writeSync(fd, entry, 0, entry.length, position);
+  closeSync(fd);
 }
 
 /** Has the table that describes `sector` read: what is asked of the target next comes after that. */
@@ -171,20 +187,50 @@ describe("not in place", () => {
   });
 });
 
+describe("a corrupt image, in which the guest's data are said to be in", () => {
+  test.each<[string, (header: Buffer) => number]>([
+    ["the first level's table", (header) => Number(header.readBigUInt64BE(40))],
+    ["the table of refcounts", (header) => Number(header.readBigUInt64BE(48))],
+    ["a block of refcounts", (header) => entryAt(Number(header.readBigUInt64BE(48)))],
+    ["the table itself", (header) => entryAt(Number(header.readBigUInt64BE(40)))],
+    ["the table of snapshots", (header) => Number(header.readBigUInt64BE(64))],
+  ])("%s: the daemon refuses to write there", async (_, placeOf) => {
+    await convert();
+    await judge("qemu-img", "snapshot", "-c", "before", image);
+    await judge("qemu-io", "-f", "qcow2", "-c", "write -P 6 0 64k", image);
+    const header = readFileSync(image);
+    const place = placeOf(header);
+    const table = entryAt(Number(header.readBigUInt64BE(40)));
+    writeEntry(table + 8 * (SHARED / (65_536 / SECTORS)), place);
+    const bytesThere = (): Buffer => readFileSync(image).subarray(place, place + 4096);
+    const before = bytesThere();
+    const disk = await connect();
+    const { guest } = disk;
+    await lookUp(disk, DATA);
+    await withoutDaemon(async () => expect(await guest.read(DATA)).toEqual(page(6)));
+    expect(await guest.write(SHARED, 7)).toBe(-1);
+    await readUntil(disk.server.stderr, "invalid write on metadata");
+    expect(bytesThere().equals(before)).toBe(true);
+    // The last flush fails: QEMU does nothing more with such an image.
+    expect(await disk.end()).toBe(5);
+  });
+});
+
 describe("what is somebody else's, too", () => {
-  test("an internal snapshot keeps its bytes, and is read in place", async () => {
+  test("an internal snapshot keeps its bytes, and is read in place once the table is not its, too", async () => {
     await convert();
     await judge("qemu-img", "snapshot", "-c", "before", image);
     const disk = await connect();
     const { guest } = disk;
     await lookUp(disk, DATA);
-    await withoutDaemon(async () => expect(await guest.read(DATA)).toEqual(page(5)));
+    expect(await guest.read(DATA)).toEqual(page(5));
     expect(await guest.write(DATA, 6)).toBe(0);
     expect(await guest.flush()).toBe(0);
     await lookUp(disk, DATA);
     await withoutDaemon(async () => {
       expect(await guest.read(DATA)).toEqual(page(6));
       expect(await guest.write(DATA, 7)).toBe(0);
+      expect(await guest.read(SHARED)).toEqual(page(5));
     });
     expect(await disk.end()).toBe(143);
     expect(await held(DATA)).toBe(7);

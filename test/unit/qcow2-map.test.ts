@@ -1,5 +1,6 @@
 // The map of clusters against a plain model: a Map from each cluster to its entry. Whatever is asked of it in any
-// order, it says what was in the tables when they were read, less what was forgotten since, and less what did not fit.
+// order, it says what was in the tables when they were read, less what was forgotten since, what did not fit, and what
+// the image needs for itself.
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { ClusterMap, NOWHERE } from "../../src/block/targets/qcow2/cluster-map.ts";
@@ -29,6 +30,7 @@ interface Geometry {
 type Step =
   | { readonly act: "locate"; readonly at: number; readonly bytes: number; readonly writes: boolean }
   | { readonly act: "forget"; readonly at: number; readonly bytes: number }
+  | { readonly act: "forget in reading"; readonly at: number; readonly bytes: number }
   | { readonly act: "begin"; readonly table: number }
   | { readonly act: "end"; readonly missing: boolean; readonly seed: number }
   | { readonly act: "flush" };
@@ -56,6 +58,11 @@ function anyStep(geometry: Geometry): fc.Arbitrary<Step> {
       weight: 4,
     },
     fc.record({ act: fc.constant("forget" as const), at, bytes }),
+    fc.record({
+      act: fc.constant("forget in reading" as const),
+      at,
+      bytes: often(bytes, fc.constant(3 * 2 ** geometry.bits * (2 ** geometry.bits / 8))),
+    }),
     fc.record({
       act: fc.constant("begin" as const),
       table: often(fc.nat(Math.min(2, geometry.tables) - 1), fc.nat(geometry.tables - 1)),
@@ -138,7 +145,7 @@ class Model {
       const isPlain =
         (entry & ~OFFSET_MASK & ~COPIED) === 0n && (entry & OFFSET_MASK) % (1n << BigInt(bits)) === 0n;
       const host = Number((entry & OFFSET_MASK) >> BigInt(bits));
-      if (isPlain && host > 0 && host < Math.min(fileClusters, 2 ** 31 - 1))
+      if (isPlain && host > 0 && host < Math.min(fileClusters, 2 ** 31 - 1) && !isOwn(host))
         this.known.set(cluster, { host, mayWrite: (entry & COPIED) !== 0n });
     });
   }
@@ -151,6 +158,13 @@ class Model {
     }
   }
 
+  forgetInReading(at: number, bytes: number): void {
+    const tableBytes = 2 ** this.#geometry.bits * this.#perTable;
+    const from = Math.max(at, this.#reading * tableBytes);
+    const to = Math.min(at + bytes, (this.#reading + 1) * tableBytes);
+    if (from < to) this.forget(from, to - from);
+  }
+
   /** Where the byte is in the file. */
   position(byte: number, writes: boolean): number {
     const size = 2 ** this.#geometry.bits;
@@ -160,10 +174,17 @@ class Model {
   }
 }
 
+/** Clusters of the image's own: some here and there. */
+function isOwn(host: number): boolean {
+  return host % 7 === 3;
+}
+
 function run(geometry: Geometry, steps: readonly Step[]): void {
   const { bits, tables, kept, fileClusters } = geometry;
   const perTable = 2 ** bits / 8;
-  const map = new ClusterMap(bits, tables, geometry.zeroes, kept);
+  const own = { has: isOwn } as ReadonlySet<number>;
+  const { zeroes } = geometry;
+  const map = new ClusterMap({ clusterBits: bits, tables, mostTables: kept, zeroes, own });
   const model = new Model(geometry);
   let flushed = 0;
   let reading = -1;
@@ -173,6 +194,10 @@ function run(geometry: Geometry, steps: readonly Step[]): void {
     else if (step.act === "forget") {
       map.forget(step.at, step.bytes);
       model.forget(step.at, step.bytes);
+    } else if (step.act === "forget in reading") {
+      if (reading < 0) continue;
+      map.forgetInReading(step.at, step.bytes);
+      model.forgetInReading(step.at, step.bytes);
     } else if (step.act === "begin") {
       if (reading >= 0) continue;
       reading = step.table;
@@ -241,7 +266,7 @@ describe("says what was read, less what was forgotten", () => {
 });
 
 test("a table is worth reading again once something of it was forgotten and a flush has ended", () => {
-  const map = new ClusterMap(12, 2, NO_ZEROES);
+  const map = new ClusterMap({ clusterBits: 12, tables: 2, zeroes: NO_ZEROES, own: new Set() });
   expect([map.isWorthReading(0, 0), map.isWorthReading(1, 0), map.isWorthReading(2, 0)]).toEqual([
     true,
     true,

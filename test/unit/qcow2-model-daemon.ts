@@ -15,19 +15,15 @@ import {
 } from "../../src/native/reactor.ts";
 import { toArrayBuffer } from "../../src/native/shim.ts";
 import type { Random } from "../support/random.ts";
+import { CLUSTER, COPIED, entryFor, PER_TABLE, readEntry, writeEntry, writeHeader } from "./qcow2-image.ts";
 
-export const CLUSTER = 4096;
-const PER_TABLE = CLUSTER / 8;
 export const TABLES = 3;
 const L1_AT = 1;
 const FIRST_TABLE = 2;
 const FIRST_DATA = FIRST_TABLE + TABLES;
-const FILE_CLUSTERS = FIRST_DATA + 128;
+const FILE_CLUSTERS = FIRST_DATA + 160;
 const ENOSPC = -28;
-const COPIED = 1n << 63n;
 const ZERO_FLAG = 1n;
-/** What fills a cluster that the daemon uses for itself. */
-const OWN = 0xee;
 
 interface Pending {
   readonly op: IoOp;
@@ -66,6 +62,8 @@ export class ModelDaemon implements ClosableTarget, Daemon {
   /** Entries by guest cluster, as in its memory; those that the file has not, in the order of their changes. */
   readonly #entries = new Map<number, bigint>();
   #dirty: { cluster: number; entry: bigint }[] = [];
+  /** The first level, in memory and in the file at once. */
+  readonly #firstLevel: bigint[] = [];
   #free: number[] = [];
   readonly #own = new Set<number>();
   /** Clusters of a snapshot: they are shared for ever. */
@@ -88,27 +86,15 @@ export class ModelDaemon implements ClosableTarget, Daemon {
 
   /** Makes the image, with `clusters` allocated: some shared by a snapshot, some without the mark of a sole owner. */
   static format(fd: number, clusters: readonly number[], random: Random): { shared: number[] } {
-    const header = Buffer.alloc(CLUSTER);
-    header.writeUInt32BE(0x5146_49fb, 0);
-    header.writeUInt32BE(3, 4);
-    header.writeUInt32BE(12, 20);
-    header.writeBigUInt64BE(BigInt(TABLES * PER_TABLE * CLUSTER), 24);
-    header.writeUInt32BE(TABLES, 36);
-    header.writeBigUInt64BE(BigInt(L1_AT * CLUSTER), 40);
-    header.writeUInt32BE(104, 100);
-    writeSync(fd, header, 0, CLUSTER, 0);
-    const l1 = Buffer.alloc(CLUSTER);
-    for (let table = 0; table < TABLES; table++)
-      l1.writeBigUInt64BE(COPIED | BigInt((FIRST_TABLE + table) * CLUSTER), table * 8);
-    writeSync(fd, l1, 0, CLUSTER, L1_AT * CLUSTER);
-    for (let at = FIRST_TABLE; at < FILE_CLUSTERS; at++)
-      writeSync(fd, Buffer.alloc(CLUSTER), 0, CLUSTER, at * CLUSTER);
+    for (let at = 0; at < FILE_CLUSTERS; at++) writeSync(fd, Buffer.alloc(CLUSTER), 0, CLUSTER, at * CLUSTER);
+    writeHeader(fd, { tables: TABLES, l1At: L1_AT });
+    for (let table = 0; table < TABLES; table++) writeEntry(fd, L1_AT, table, entryFor(FIRST_TABLE + table));
     const shared: number[] = [];
     clusters.forEach((cluster, index) => {
       const host = FIRST_DATA + index;
       const kind = random.below(4);
       if (kind === 0) shared.push(host);
-      writeEntry(fd, cluster, BigInt(host * CLUSTER) | (kind < 2 ? 0n : COPIED));
+      writeEntry(fd, ...placeOf(fd, cluster), entryFor(host, kind < 2 ? 0n : COPIED));
     });
     return { shared };
   }
@@ -162,9 +148,19 @@ export class ModelDaemon implements ClosableTarget, Daemon {
       if (hostOf(entry) === 0) continue;
       this.#shared.add(hostOf(entry));
       this.#entries.set(cluster, entry & ~COPIED);
-      writeEntry(this.#fd, cluster, entry & ~COPIED);
+      writeEntry(this.#fd, ...placeOf(this.#fd, cluster), entry & ~COPIED);
+    }
+    for (const [table, entry] of this.#firstLevel.entries()) {
+      this.#shared.add(hostOf(entry));
+      this.#setTable(table, entry & ~COPIED);
     }
     return [...this.#shared];
+  }
+
+  /** The same somebody is killed in the middle of removing a snapshot: tables are not marked that nothing shares. */
+  loseMarks(): void {
+    for (const [table, entry] of this.#firstLevel.entries())
+      if (this.#random.chance(0.5)) this.#setTable(table, entry & ~COPIED);
   }
 
   /** Throws when somebody else wrote where it keeps what is its own. */
@@ -172,14 +168,14 @@ export class ModelDaemon implements ClosableTarget, Daemon {
     const bytes = Buffer.alloc(CLUSTER);
     for (const host of this.#own) {
       readSync(this.#fd, bytes, 0, CLUSTER, host * CLUSTER);
-      if (!bytes.every((byte) => byte === OWN)) throw new Error(`cluster ${host} of the daemon was written`);
+      if (!bytes.equals(ownBytes(host))) throw new Error(`cluster ${host} of the daemon was written`);
     }
   }
 
   /** The disk as the tables in the file have it: what is left when the host loses power. */
   static readStable(fd: number, offset: number, length: number): Buffer {
     const bytes = Buffer.alloc(length);
-    const host = hostOf(readEntry(fd, Math.floor(offset / CLUSTER)));
+    const host = hostOf(readEntry(fd, ...placeOf(fd, Math.floor(offset / CLUSTER))));
     if (host > 0) readSync(fd, bytes, 0, length, host * CLUSTER + (offset % CLUSTER));
     return bytes;
   }
@@ -308,7 +304,7 @@ export class ModelDaemon implements ClosableTarget, Daemon {
     }
     if (this.#free.length < 8) return;
     const host = this.#free.shift() as number;
-    writeSync(this.#fd, Buffer.alloc(CLUSTER, OWN), 0, CLUSTER, host * CLUSTER);
+    writeSync(this.#fd, ownBytes(host), 0, CLUSTER, host * CLUSTER);
     this.#own.add(host);
   }
 
@@ -317,12 +313,33 @@ export class ModelDaemon implements ClosableTarget, Daemon {
   }
 
   #set(cluster: number, entry: bigint): void {
+    this.#ownTable(Math.floor(cluster / PER_TABLE));
     this.#entries.set(cluster, entry);
     this.#dirty.push({ cluster, entry });
   }
 
+  /** Before it changes a table that may be shared, it makes a copy; whoever else shares it has the old one. */
+  #ownTable(table: number): void {
+    const entry = this.#firstLevel[table];
+    if ((entry & COPIED) !== 0n) return;
+    // Or an entry in the file might still name the cluster that becomes a table.
+    this.#persist(this.#dirty.length);
+    const next = this.#free.shift() as number;
+    const bytes = Buffer.alloc(CLUSTER);
+    readSync(this.#fd, bytes, 0, CLUSTER, hostOf(entry) * CLUSTER);
+    writeSync(this.#fd, bytes, 0, CLUSTER, next * CLUSTER);
+    this.#setTable(table, entryFor(next));
+    this.#release(hostOf(entry));
+  }
+
+  #setTable(table: number, entry: bigint): void {
+    this.#firstLevel[table] = entry;
+    writeEntry(this.#fd, L1_AT, table, entry);
+  }
+
   #persist(count: number): void {
-    for (const { cluster, entry } of this.#dirty.splice(0, count)) writeEntry(this.#fd, cluster, entry);
+    for (const { cluster, entry } of this.#dirty.splice(0, count))
+      writeEntry(this.#fd, ...placeOf(this.#fd, cluster), entry);
   }
 
   #die(): void {
@@ -358,14 +375,20 @@ export class ModelDaemon implements ClosableTarget, Daemon {
     this.#dirty = [];
     this.#own.clear();
     const used = new Set(this.#shared);
-    for (let cluster = 0; cluster < TABLES * PER_TABLE; cluster++) {
-      const entry = readEntry(this.#fd, cluster);
-      if (entry === 0n) continue;
-      this.#entries.set(cluster, entry);
-      if (hostOf(entry) > 0) used.add(hostOf(entry));
+    const bytes = Buffer.alloc(CLUSTER);
+    for (let table = 0; table < TABLES; table++) {
+      const host = hostOf((this.#firstLevel[table] = readEntry(this.#fd, L1_AT, table)));
+      used.add(host);
+      readSync(this.#fd, bytes, 0, CLUSTER, host * CLUSTER);
+      for (let index = 0; index < PER_TABLE; index++) {
+        const entry = bytes.readBigUInt64BE(index * 8);
+        if (entry === 0n) continue;
+        this.#entries.set(table * PER_TABLE + index, entry);
+        if (hostOf(entry) > 0) used.add(hostOf(entry));
+      }
     }
     this.#free = [];
-    for (let host = FIRST_DATA; host < FILE_CLUSTERS; host++) if (!used.has(host)) this.#free.push(host);
+    for (let host = FIRST_TABLE; host < FILE_CLUSTERS; host++) if (!used.has(host)) this.#free.push(host);
   }
 }
 
@@ -386,18 +409,15 @@ function hostOf(entry: bigint): number {
   return (entry & ZERO_FLAG) === 0n ? Number((entry & 0x00ff_ffff_ffff_fe00n) / BigInt(CLUSTER)) : 0;
 }
 
-function entryAt(cluster: number): number {
-  return FIRST_TABLE * CLUSTER + cluster * 8;
+/** The table of a cluster of the disk, as the file has it, and the number of its entry there. */
+function placeOf(fd: number, cluster: number): [table: number, index: number] {
+  const table = hostOf(readEntry(fd, L1_AT, Math.floor(cluster / PER_TABLE)));
+  return [table, cluster % PER_TABLE];
 }
 
-function readEntry(fd: number, cluster: number): bigint {
+/** What fills a cluster that the daemon uses for itself: whoever takes it for a table is led to the next one. */
+function ownBytes(host: number): Buffer {
   const bytes = Buffer.alloc(8);
-  readSync(fd, bytes, 0, 8, entryAt(cluster));
-  return bytes.readBigUInt64BE();
-}
-
-function writeEntry(fd: number, cluster: number, entry: bigint): void {
-  const bytes = Buffer.alloc(8);
-  bytes.writeBigUInt64BE(entry);
-  writeSync(fd, bytes, 0, 8, entryAt(cluster));
+  bytes.writeBigUInt64BE(entryFor(host + 1));
+  return Buffer.alloc(CLUSTER, bytes);
 }

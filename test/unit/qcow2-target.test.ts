@@ -19,7 +19,8 @@ import {
 import { shim } from "../../src/native/shim.ts";
 import { chosenSeed, Random } from "../support/random.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
-import { CLUSTER, ModelDaemon } from "./qcow2-model-daemon.ts";
+import { CLUSTER } from "./qcow2-image.ts";
+import { ModelDaemon } from "./qcow2-model-daemon.ts";
 
 const RUNS = Number(process.env["RUNS"] ?? 40);
 const STEPS = 1500;
@@ -93,7 +94,7 @@ class World {
       while (random.chance(0.5)) this.#daemon.step();
       if (random.chance(this.#waits)) {
         this.#wait();
-        if (!this.#daemon.isServing && !this.#hasSnapshot && random.chance(0.3)) this.#takeSnapshot();
+        if (!this.#daemon.isServing) this.#lend();
       }
       if (random.chance(0.02)) this.#check();
     }
@@ -210,9 +211,12 @@ class World {
       if (!this.#cluster(host).equals(bytes)) throw new Error(`cluster ${host} of a snapshot was written`);
   }
 
-  #takeSnapshot(): void {
-    this.#hasSnapshot = true;
-    this.#keep(this.#daemon.takeSnapshot());
+  /** While the daemon is away, somebody else may have the image. */
+  #lend(): void {
+    if (!this.#hasSnapshot && this.#random.chance(0.3)) {
+      this.#hasSnapshot = true;
+      this.#keep(this.#daemon.takeSnapshot());
+    } else if (this.#random.chance(0.5)) this.#daemon.loseMarks();
   }
 
   #keep(shared: readonly number[]): void {

@@ -1,7 +1,13 @@
 // Where in a qcow2's file the guest's data are, as far as it is known: a cache of the tables of the image's second
 // level, of which each entry is for one cluster. An entry is known only while the daemon, which alone changes the
 // tables, has no reason to change it: what it is sent for a cluster makes it forgotten.
-import { isSoleOwner, isZero, plainCluster, type Zeroes } from "../../../protocol/qcow2.ts";
+import {
+  isSoleOwner,
+  isZero,
+  plainCluster,
+  QCOW2_ENTRY_BYTES as ENTRY_BYTES,
+  type Zeroes,
+} from "../../../protocol/qcow2.ts";
 
 /** Memory for the tables of one image: enough for those of 512 GiB with clusters of 64 KiB. */
 const CACHE_BYTES = 32 * 1024 * 1024;
@@ -15,8 +21,18 @@ const MAY_WRITE = 1;
 const MOST_CLUSTERS = 2 ** 31 - 1;
 /** The position of zeroes. */
 export const NOWHERE = -1;
-const ENTRY_BYTES = 8;
 const NO_TABLE = -1;
+
+export interface ClusterMapOptions {
+  readonly clusterBits: number;
+  /** Tables of the second level, and how many of them are kept at most (two or more). */
+  readonly tables: number;
+  readonly mostTables?: number;
+  /** Which of their entries stand for zeroes. */
+  readonly zeroes: Zeroes;
+  /** Clusters of the file that hold the image's own tables: an entry that names one of them is not taken. */
+  readonly own: ReadonlySet<number>;
+}
 
 export class ClusterMap {
   /** Where in the file the run begins that `locate` has found; NOWHERE: it is of zeroes. */
@@ -24,6 +40,7 @@ export class ClusterMap {
   readonly clusterBytes: number;
   readonly #clusterBits: number;
   readonly #zeroes: Zeroes;
+  readonly #own: ReadonlySet<number>;
   readonly #perTable: number;
   readonly #mostTables: number;
   /** By the table's number: its place among those that are kept. */
@@ -38,16 +55,13 @@ export class ClusterMap {
   #hand = 0;
   #reading = NO_TABLE;
 
-  /**
-   * For an image with `tables` tables of the second level, of which `mostTables` are kept (two or more). `zeroes`:
-   * which of their entries stand for zeroes.
-   */
-  constructor(clusterBits: number, tables: number, zeroes: Zeroes, mostTables = mostFor(clusterBits)) {
+  constructor({ clusterBits, tables, mostTables, zeroes, own }: ClusterMapOptions) {
     this.#clusterBits = clusterBits;
     this.#zeroes = zeroes;
+    this.#own = own;
     this.clusterBytes = 2 ** clusterBits;
     this.#perTable = this.clusterBytes / ENTRY_BYTES;
-    this.#mostTables = mostTables;
+    this.#mostTables = mostTables ?? Math.max(2, Math.floor(CACHE_BYTES / (this.#perTable * 4)));
     this.#places = new Int32Array(tables).fill(NO_TABLE);
   }
 
@@ -100,7 +114,7 @@ export class ClusterMap {
 
   /**
    * Learns from a table as it is in the file, in words of this machine's order; none: nothing is to be learnt. Clusters
-   * beyond `fileBytes` are left out.
+   * beyond `fileBytes`, and the image's own, are left out.
    */
   endReading(words: Uint32Array | undefined, fileBytes: number): void {
     const place = this.#places[this.#reading];
@@ -114,7 +128,7 @@ export class ClusterMap {
         const low = swapped(words[2 * i + 1]);
         const cluster = plainCluster(high, low, this.#clusterBits);
         if (isZero(high, low, this.#zeroes)) entries[i] = ZERO;
-        else if (cluster > 0 && cluster < most)
+        else if (cluster > 0 && cluster < most && !this.#own.has(cluster))
           entries[i] = cluster * 2 + (isSoleOwner(high) ? MAY_WRITE : 0);
       }
     }
@@ -137,6 +151,14 @@ export class ClusterMap {
       }
       cluster = next;
     }
+  }
+
+  /** The same in the table that is being read, and in no other: what is idle costs nothing. */
+  forgetInReading(offset: number, length: number): void {
+    const tableBytes = this.clusterBytes * this.#perTable;
+    const from = Math.max(offset, this.#reading * tableBytes);
+    const to = Math.min(offset + length, (this.#reading + 1) * tableBytes);
+    if (from < to) this.forget(from, to - from);
   }
 
   #usable(cluster: number, least: number): number {
@@ -170,11 +192,6 @@ export class ClusterMap {
     this.#isUsed[this.#hand] = false;
     this.#hand = (this.#hand + 1) % this.#mostTables;
   }
-}
-
-/** How many have room: the map has a word for each of their entries. */
-function mostFor(clusterBits: number): number {
-  return Math.max(2, Math.floor(CACHE_BYTES / ((2 ** clusterBits / ENTRY_BYTES) * 4)));
 }
 
 function swapped(word: number): number {

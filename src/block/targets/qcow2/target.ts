@@ -98,10 +98,9 @@ export class Qcow2Target<D extends Daemon = NbdTarget> implements BlockTarget, C
     return this.daemon.flushed;
   }
 
-  forgetUnstable(map: ClusterMap): void {
-    const forget = (offset: number, length: number): void => map.forget(offset, length);
-    this.daemon.forEachUnstable(forget);
-    this.#operations.forEachChangeOnDaemon(forget);
+  forEachUnstable(visit: (offset: number, length: number) => void): void {
+    this.daemon.forEachUnstable(visit);
+    this.#operations.forEachChangeOnDaemon(visit);
   }
 
   /** As in NbdTarget. */
