@@ -163,6 +163,9 @@ describe("the program's life", () => {
     expect(raw.stderr).toContain(`${DAEMON} ended with status 1`);
     expect(raw.stderr).toContain("--blockdev …: Image is not in qcow2 format");
     expect(raw.status).toBe(5);
+    writeFileSync(world.path("odd.img"), new Uint8Array(200_001));
+    const odd = await world.run(serve(world.path("odd.img"), "xvdb", "--format", "vhd"));
+    expect(odd.stderr).toContain("--blockdev …: invalid VPC image");
     const via = await world.run(serve("x", "xvdb", "--via", "sh -c 'echo sorry >&2; exit 4'"));
     expect(via.stderr).toContain("the command of --via ended with status 4: sorry");
   });

@@ -67,6 +67,28 @@ test("what a guest writes is in the image, as the format's own tools read it", a
     await judge("qemu-img", "check", "-q", "-f", name, world.path(`disk.${name}`));
 }, 120_000);
 
+test("a vmdk that is a text beside its extent, of no whole number of sectors", async () => {
+  const image = world.path("disk.vmdk");
+  await judge(
+    "qemu-img",
+    "create",
+    "-q",
+    "-f",
+    "vmdk",
+    "-o",
+    "subformat=monolithicFlat",
+    image,
+    String(SIZE),
+  );
+  expect(statSync(image).size % 512).not.toBe(0);
+  const { guest, end } = await world.connect(image, "xvdb", "--format", "vmdk");
+  expect(await guest.write(8, 7)).toBe(0);
+  expect(await guest.flush()).toBe(0);
+  expect(await end()).toBe(143);
+  const extent = readFileSync(world.path("disk-flat.vmdk"));
+  expect(extent.subarray(4096, 8192).every((it) => it === 7)).toBe(true);
+}, 60_000);
+
 test("luks: with the passphrase of a file", async () => {
   const [image, key] = [world.path("disk.luks"), world.path("key")];
   writeFileSync(key, PASSPHRASE);
