@@ -47,7 +47,7 @@ afterEach(async () => {
 });
 
 async function serve(...options: string[]): Promise<Child> {
-  const args = ["-v", "blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb", ...options];
+  const args = ["blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb", ...options];
   const serving = spawnXentool(args, { env });
   await readUntil(serving.stderr, "offering");
   return serving;
@@ -194,6 +194,7 @@ test("with --hold, requests fail once the server was away for too long; until th
   await readUntil(serving.stderr, "fail until the guest reconnects");
   expect(await guest.read(8)).toBe(FAILED);
   expect(await guest.flush()).toBe(FAILED);
+  expect((await listed("list"))["problem"]).toContain("its requests fail until the guest reconnects");
   await disk.start();
   for (const state of [CLOSING, CLOSED, 1]) await guest.setState(state);
   await guest.connect();

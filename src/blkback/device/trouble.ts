@@ -10,7 +10,7 @@ const logger = moduleLogger("blkback");
 export class Trouble {
   readonly #name: string;
   readonly #directory: BackendDirectory;
-  /** What was reported last, with its outlook. */
+  /** What the log said last. */
   #said: string | undefined;
   /** The error node may be there: an earlier server's, too. */
   #isWritten = true;
@@ -22,20 +22,26 @@ export class Trouble {
     this.#directory = directory;
   }
 
-  /** Reports `error`, and what becomes of it, unless it is the one reported last. */
-  say(error: unknown, outlook = "it is tried again until it succeeds"): Promise<void> {
-    return this.#next(() => this.#say(error, outlook));
+  /** Reports `error`, which is tried again, unless it is the one reported last. */
+  say(error: unknown): Promise<void> {
+    const reason = describeError(error);
+    return this.#next(() => this.#say(reason, `${reason}; it is tried again until it succeeds`));
   }
 
   /**
-   * Reports that the disk waits for the server of its image, or no longer. Never throws: without xenstored it ends
-   * anyway.
+   * Reports that the disk waits for the server of its image, has waited for long enough, or need not wait any more.
+   * Never throws: without xenstored it ends anyway.
    */
   readonly held = ({ why, isOver }: Held): void => {
-    const error = new XentoolError("io", `it waits for its NBD server: ${why}`);
-    const outlook = isOver ? "its requests fail until the guest reconnects" : undefined;
-    void (why === null ? this.over() : this.say(error, outlook)).catch(() => {});
+    void this.#held(why, isOver).catch(() => {});
   };
+
+  #held(why: string | null, isOver: boolean): Promise<void> {
+    if (why === null) return this.over();
+    if (!isOver) return this.say(new XentoolError("io", `it waits for its NBD server: ${why}`));
+    const reason = `its NBD server was away for too long, and its requests fail until the guest reconnects: ${why}`;
+    return this.#next(() => this.#say(reason, reason));
+  }
 
   /** The ring is refused: logs why. Returns what the error node is to say, for `#directory.write`. */
   refused(error: unknown): string {
@@ -61,9 +67,8 @@ export class Trouble {
     return done;
   }
 
-  async #say(error: unknown, outlook: string): Promise<void> {
-    const reason = describeError(error);
-    const said = `${reason}; ${outlook}`;
+  /** `reason` is for the error node, `said` for the log. */
+  async #say(reason: string, said: string): Promise<void> {
     if (said === this.#said) return;
     this.#said = said;
     this.#isWritten = true;
@@ -72,7 +77,8 @@ export class Trouble {
   }
 
   async #over(): Promise<void> {
-    if (this.#said !== undefined) logger.info(`${this.#name}: it is served now`);
+    // Whoever reads of the trouble wants to read of its end.
+    if (this.#said !== undefined) logger.warn(`${this.#name}: it is served now`);
     this.#said = undefined;
     await this.#clear();
   }
