@@ -1,4 +1,5 @@
 // `xentool blkback serve`, and what it has in common with `watch` (blkback-watch.ts).
+import { existsSync } from "node:fs";
 import type { DeviceOptions } from "../src/blkback/device/device.ts";
 import type { DeviceAddress } from "../src/blkback/address.ts";
 import type { OnDeviceEvent } from "../src/blkback/device/device-events.ts";
@@ -287,9 +288,18 @@ async function checkImageOptions(argv: ServeArguments): Promise<void> {
     throw new XentoolError("usage", "an image that another program opens is served without --jail strict");
   if (keyFile !== undefined && format !== "luks")
     throw new XentoolError("usage", "--key-file is for --format luks");
+  const [, word, rest] = XL_WORDS.exec(image) ?? [];
+  if (via === undefined && word !== undefined && !existsSync(image))
+    throw new XentoolError(
+      "usage",
+      `there is no ${image}; if you mean xl's words, here it is ${rest} --format ${word}`,
+    );
   if (via === undefined && format !== undefined && isNbdUri(image))
     throw new XentoolError("usage", `${image} is served as it is, without --format`);
 }
+
+/** The format before the path, as in xl's disk line. */
+const XL_WORDS = new RegExp(`^(${["raw", ...PROGRAM_FORMATS].join("|")}):(.+)$`, "s");
 
 function isProgramFormat(format: string | undefined): format is ProgramFormat {
   return PROGRAM_FORMATS.some((it) => it === format);

@@ -5,7 +5,7 @@ import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } 
 import { release } from "node:os";
 import { join, relative } from "node:path";
 import { narrowingFile, placesIn } from "../../src/blkback/host/host-files.ts";
-import { STORAGE_DAEMON, STORAGE_DAEMON_PACKAGE } from "../../src/block/program/commands.ts";
+import { RBD_PACKAGE, STORAGE_DAEMON, STORAGE_DAEMON_PACKAGE } from "../../src/block/program/commands.ts";
 import { describeError } from "../../src/core/errors.ts";
 import { escapeControls, escapeText } from "../../src/core/log.ts";
 import { formatBytes } from "./output.ts";
@@ -147,7 +147,10 @@ function checkStorageDaemon(host: Host): Finding {
   const dirs = (host.env["PATH"] ?? "").split(":").filter((dir) => dir !== "");
   const path = dirs.map((dir) => join(dir, STORAGE_DAEMON)).find((it) => existsSync(join(host.root, it)));
   if (path !== undefined)
-    return { ok: true, found: `${escapeText(path)}, for serve --format qcow2 and others` };
+    return {
+      ok: true,
+      found: `${escapeText(path)}, for serve --format qcow2 and others; for rbd, ${RBD_PACKAGE}, too`,
+    };
   const advice = `apt install ${STORAGE_DAEMON_PACKAGE}; needed for serve --format qcow2 and others`;
   return { ok: false, found: "not in PATH", advice };
 }

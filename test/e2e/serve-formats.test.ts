@@ -158,6 +158,12 @@ describe("the program's life", () => {
     }
   });
 
+  test("a format before the path is for xl", async () => {
+    const words = await world.run(serve(`qcow2:${image}`, "xvdb"));
+    expect(words.stderr).toContain(`here it is ${image} --format qcow2`);
+    expect(words.status).toBe(2);
+  });
+
   test("what a program that fails at once says is the error", async () => {
     const raw = await world.run(serve(world.path("disk.img"), "xvdb", "--format", "qcow2"));
     expect(raw.stderr).toContain(`${DAEMON} ended with status 1`);
@@ -166,6 +172,11 @@ describe("the program's life", () => {
     writeFileSync(world.path("odd.img"), new Uint8Array(200_001));
     const odd = await world.run(serve(world.path("odd.img"), "xvdb", "--format", "vhd"));
     expect(odd.stderr).toContain("--blockdev …: invalid VPC image");
+    const script = `#!/bin/sh\necho "--blockdev …: Unknown driver 'rbd'" >&2; exit 1\n`;
+    writeFileSync(world.path(DAEMON), script, { mode: 0o755 });
+    const PATH = `${world.disks.dir}:${process.env["PATH"]}`;
+    const rbd = await world.run(serve("pool/vm", "xvdb", "--format", "rbd"), { PATH });
+    expect(rbd.stderr).toContain("Unknown driver 'rbd'; apt install qemu-block-extra");
     const via = await world.run(serve("x", "xvdb", "--via", "sh -c 'echo sorry >&2; exit 4'"));
     expect(via.stderr).toContain("the command of --via ended with status 4: sorry");
   });

@@ -186,6 +186,25 @@ test("a successor sends to a server that takes less at once what a former one to
   expect(await detach(next, guest)).toBe(143);
 });
 
+test("what is less than a block of the server at the end of its export is said to be no part of the disk", async () => {
+  await disk.kill();
+  await disk.start({ minBlockBytes: 4096, sizeBytes: 61_952 });
+  const args = ["blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb"];
+  const serving = spawnXentool(args, { env });
+  await readUntil(serving.stderr, "its last 512 bytes are less than a block of the server");
+  await readUntil(serving.stderr, "offering");
+  const guest = await connect();
+  expect(await guest.read(112)).toEqual(content.subarray(57_344, 61_440));
+  expect(await detach(serving, guest)).toBe(143);
+});
+
+test("an address of NBD that is not supported is no path", async () => {
+  const tried = await runXentool(["blkback", "serve", "nbd+tcp://host/x", "--domid", "1", "--vdev", "xvdb"], {
+    env,
+  });
+  expect(tried).toMatchObject({ status: 2, stderr: expect.stringContaining("nbds+unix are supported") });
+});
+
 test("with --hold, requests fail once the server was away for too long; until the guest reconnects", async () => {
   const serving = await serve("--hold", "0.1");
   const guest = await connect();

@@ -1,7 +1,7 @@
 // Images in QEMU's formats, served through qemu-storage-daemon by the executable to a guest by hand; qemu-img compares
 // and checks them.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { judge, ProgramDisks, untilNone, untilProgram } from "../e2e/program-disks.ts";
 import { readUntil, run } from "../support/process.ts";
 
@@ -88,6 +88,26 @@ test("a vmdk that is a text beside its extent, of no whole number of sectors", a
   const extent = readFileSync(world.path("disk-flat.vmdk"));
   expect(extent.subarray(4096, 8192).every((it) => it === 7)).toBe(true);
 }, 60_000);
+
+test.each(["yes", "no"])(
+  "a qcow2 that was cut within a sector, in place: %s",
+  async (inPlace) => {
+    const image = world.path("disk.qcow2");
+    const raw = world.path("raw.img");
+    writeFileSync(raw, new Uint8Array(2 << 20).fill(5));
+    await judge("qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", raw, image);
+    truncateSync(image, statSync(image).size - 30_001);
+    const { guest, end } = await world.connect(image, "xvdb", "--format", "qcow2", "--in-place", inPlace);
+    const cluster = ((2 << 20) - 65_536) / 512;
+    // QEMU takes what is missing for zeroes.
+    const across = new Uint8Array(4096);
+    across.fill(5, 0, 65_536 - 30_001 - 32_768);
+    expect(await guest.read(cluster + 64)).toEqual(across);
+    expect(await guest.read(cluster)).toEqual(new Uint8Array(4096).fill(5));
+    expect(await end()).toBe(143);
+  },
+  60_000,
+);
 
 test("luks: with the passphrase of a file", async () => {
   const [image, key] = [world.path("disk.luks"), world.path("key")];

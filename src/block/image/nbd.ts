@@ -1,11 +1,14 @@
 // An NBD export as an image: asked for its size and flags when a disk is offered.
 import { XentoolError } from "../../core/errors.ts";
+import { moduleLogger } from "../../core/log.ts";
 import type { NbdImage } from "../image.ts";
 import { probeExport, resolveHost } from "../targets/nbd/probe.ts";
 import { infoOf } from "../targets/nbd/target.ts";
 import type { SecureAddress } from "../targets/nbd/tls-relay.ts";
 import { parseNbdUri, type NbdAddress } from "../targets/nbd/uri.ts";
 import { checkSize } from "./abilities.ts";
+
+const logger = moduleLogger("nbd");
 
 /** Connections to one export, used where its server says that it serves all of them alike. */
 const DEFAULT_CONNECTIONS = 4;
@@ -27,8 +30,9 @@ export interface NbdImageOptions {
   readonly line?: Line | undefined;
 }
 
+/** Whether it is meant as one: of those that are not supported, `parseNbdUri` says so. */
 export function isNbdUri(path: string): boolean {
-  return /^nbds?(\+unix)?:/.test(path);
+  return /^nbds?(\+[a-z]+)?:/.test(path);
 }
 
 /** Throws `usage` when the export can be no disk with such sectors, otherwise as `probeExport`. */
@@ -44,6 +48,10 @@ export async function openNbdImage(
     throw new XentoolError(
       "usage",
       `${uri} has less than one block of its server, ${seen.minBlockBytes} bytes`,
+    );
+  if (info.sizeBytes < seen.sizeBytes)
+    logger.warn(
+      `${uri}: its last ${seen.sizeBytes - info.sizeBytes} bytes are less than a block of the server, and no part of the disk`,
     );
   if (info.readOnly && !readOnly)
     throw new XentoolError("environment", `${uri} is read-only; --mode r serves it`);

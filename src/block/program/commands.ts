@@ -1,8 +1,9 @@
 // What is run to open an image that we cannot read ourselves: QEMU's storage daemon for container formats, or a command
 // of the user's.
-import { statSync } from "node:fs";
+import { closeSync, constants, openSync, readSync, statSync } from "node:fs";
 import { XentoolError } from "../../core/errors.ts";
-import { tryStat } from "../image/attempt.ts";
+import { QCOW2_ENTRY_BYTES, readQcow2Header } from "../../protocol/qcow2.ts";
+import { attempt, tryStat } from "../image/attempt.ts";
 
 /** Formats by our names, each with QEMU's name of its driver. */
 const DRIVERS = {
@@ -24,6 +25,10 @@ export const PROGRAM_FORMATS = [...Object.keys(DRIVERS), "rbd"] as readonly Prog
 export const STORAGE_DAEMON = "qemu-storage-daemon";
 /** As Debian names it. */
 export const STORAGE_DAEMON_PACKAGE = "qemu-utils (Debian 12: qemu-system-common)";
+
+/** In Debian, the daemon's part for Ceph is a package of its own. */
+export const RBD_PACKAGE = "qemu-block-extra";
+const WITHOUT_RBD = { text: `apt install ${RBD_PACKAGE}`, when: /Unknown driver/ };
 
 /**
  * With io_uring the daemon needs less processor time than with threads, a quarter for single small reads. QEMU 7.1
@@ -47,6 +52,8 @@ export interface ProgramCommand {
   /** Besides our own environment. */
   readonly environment?: Readonly<Record<string, string>>;
   readonly otherwise?: { readonly argv: readonly string[]; readonly when: RegExp };
+  /** What to do about an end with such last words. */
+  readonly advice?: { readonly text: string; readonly when: RegExp };
 }
 
 export interface FormatOptions {
@@ -79,7 +86,9 @@ export async function formatCommand(
       `--format ${format} needs ${STORAGE_DAEMON}, which is not installed: apt install ${STORAGE_DAEMON_PACKAGE}`,
     );
   const withThreads = daemonArguments(format, image, "threads", options);
-  if (format === "rbd" || endsWithinSector(format, image) || !(await hasUsableRing(program)))
+  if (format === "rbd")
+    return { argv: [program, ...withThreads], environment: KEEPS_MEMORY, advice: WITHOUT_RBD };
+  if (endsWithinSector(format, image) || !(await hasUsableRing(program)))
     return { argv: [program, ...withThreads], environment: KEEPS_MEMORY };
   const withRing = daemonArguments(format, image, "io_uring", options);
   // The daemon may have been built without it, and the kernel may not let it.
@@ -89,10 +98,22 @@ export async function formatCommand(
 
 /**
  * Whether the end of the file is read short, because QEMU reads whole sectors there: with io_uring QEMU 7.2 then waits
- * for ever. Of a qcow2, which is of such a size when it is new, it reads no more than there is.
+ * for ever. A new qcow2 ends with its table of the first level, of which it reads no more than there is.
  */
 function endsWithinSector(format: ContainerFormat, path: string): boolean {
-  return format !== "qcow2" && (tryStat(path)?.size ?? 0) % 512 !== 0;
+  const stat = tryStat(path);
+  if (stat?.isFile() !== true || stat.size % 512 === 0) return false;
+  return format !== "qcow2" || firstLevelEnd(path) !== stat.size;
+}
+
+function firstLevelEnd(path: string): number | undefined {
+  const head = Buffer.alloc(512);
+  const fd = attempt(() => openSync(path, constants.O_RDONLY | constants.O_NONBLOCK));
+  if (fd === undefined) return undefined;
+  attempt(() => readSync(fd, head, 0, head.length, 0));
+  closeSync(fd);
+  const header = readQcow2Header(head);
+  return header === undefined ? undefined : header.l1Offset + header.l1Entries * QCOW2_ENTRY_BYTES;
 }
 
 async function hasUsableRing(program: string): Promise<boolean> {

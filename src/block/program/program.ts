@@ -90,7 +90,7 @@ export class NbdProgram {
       const sinceMs = performance.now();
       const how = await this.#run();
       if (this.#stop.signal.aborted) return;
-      const why = `${name} ${how}`;
+      const why = `${name} ${how}${this.#adviceOn(how)}`;
       if (this.#hasAnother(how)) {
         logger.info(`${user}: ${why}; it is started in another way`);
         continue;
@@ -111,6 +111,11 @@ export class NbdProgram {
     if (this.#argv !== argv || otherwise?.when.test(ended) !== true) return false;
     this.#argv = otherwise.argv;
     return true;
+  }
+
+  #adviceOn(ended: string): string {
+    const { advice } = this.#options.command;
+    return advice?.when.test(ended) === true ? `; ${advice.text}` : "";
   }
 
   /** Returns how it ended. */
