@@ -87,12 +87,12 @@ const dir = mkdtempSync(join(tmpdir(), "xentool-bench-"));
 const host = startHost();
 const ground = { host, prefix: [] };
 const clients: { readonly backing: RestartedServer; readonly disk: DiskServer }[] = [];
+const backings = ["ours", "theirs"].map((name) => {
+  const place = mkdtempSync(join(dir, `${name}-`));
+  makeImage(join(place, "disk.img"), IMAGE_MIB);
+  return new RestartedServer(place);
+});
 try {
-  const backings = ["ours", "theirs"].map((name) => {
-    const place = mkdtempSync(join(dir, `${name}-`));
-    makeImage(join(place, "disk.img"), IMAGE_MIB);
-    return new RestartedServer(place);
-  });
   for (const backing of backings) await backing.start();
   const [ours, theirs] = backings as [RestartedServer, RestartedServer];
   clients.push({
@@ -126,7 +126,7 @@ try {
   console.log(JSON.stringify({ turns: TURNS, rows }));
 } finally {
   await stopServers(clients.map(({ disk }) => disk));
-  for (const { backing } of clients) await backing.kill();
+  for (const backing of backings) await backing.kill();
   xentool(["sim", "stop", "--dir", host]);
   rmSync(dir, { recursive: true });
 }

@@ -276,6 +276,7 @@ async function checkImageOptions(argv: ServeArguments): Promise<void> {
   const { format, via, keyFile, image, jail, threads } = argv;
   const { XentoolError } = await import("../src/core/errors.ts");
   const { isNbdUri } = await import("../src/block/image/nbd.ts");
+  const { splitImageWords } = await import("../src/blkback/image/image-words.ts");
   if (via !== undefined && format !== undefined)
     throw new XentoolError(
       "usage",
@@ -288,18 +289,15 @@ async function checkImageOptions(argv: ServeArguments): Promise<void> {
     throw new XentoolError("usage", "an image that another program opens is served without --jail strict");
   if (keyFile !== undefined && format !== "luks")
     throw new XentoolError("usage", "--key-file is for --format luks");
-  const [, word, rest] = XL_WORDS.exec(image) ?? [];
-  if (via === undefined && word !== undefined && !existsSync(image))
+  const words = splitImageWords(image);
+  if (via === undefined && words.format !== undefined && !existsSync(image))
     throw new XentoolError(
       "usage",
-      `there is no ${image}; if you mean xl's words, here it is ${rest} --format ${word}`,
+      `there is no ${image}; if you mean xl's words, here it is ${words.path} --format ${words.format}`,
     );
   if (via === undefined && format !== undefined && isNbdUri(image))
     throw new XentoolError("usage", `${image} is served as it is, without --format`);
 }
-
-/** The format before the path, as in xl's disk line. */
-const XL_WORDS = new RegExp(`^(${["raw", ...PROGRAM_FORMATS].join("|")}):(.+)$`, "s");
 
 function isProgramFormat(format: string | undefined): format is ProgramFormat {
   return PROGRAM_FORMATS.some((it) => it === format);

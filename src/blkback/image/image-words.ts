@@ -26,17 +26,26 @@ export const DISK_LINE_WAYS: Ways = {
   readOnly: "access=r",
 };
 
+/** What stands before the path, word by word; nothing if it begins with none that we know. */
+export function splitImageWords(text: string): {
+  readonly said: readonly string[];
+  readonly format: "raw" | ProgramFormat | undefined;
+  readonly path: string;
+} {
+  const [, words = "", path = ""] = WORDS.exec(text) ?? [];
+  const said = words.split(":");
+  return { said, format: FORMATS.find((format) => said.includes(format)), path };
+}
+
 /** Throws `usage`. As for Xen's own `block` script, `mode` may also be "w!". */
 export function parseImageWords(params: string | null, mode: string | null): ImageWords {
-  const [, words = "", path = ""] = WORDS.exec(params ?? "") ?? [];
-  const said = words.split(":");
+  const { said, format, path } = splitImageWords(params ?? "");
   if (!path.startsWith("/") && !isNbdUri(path) && !(said.includes("rbd") && isRbdImage(path)))
     throw new XentoolError("usage", `target "${escapeText(path)}" is not an absolute path of an image`);
   const shared = said.includes("w!") || (mode ?? "").endsWith("!");
-  const formats = FORMATS.filter((format) => said.includes(format));
-  if (formats.length > 1)
+  if (FORMATS.some((it) => it !== format && said.includes(it)))
     throw new XentoolError("usage", `target "${escapeText(params ?? "")}" names several formats`);
-  if (isNbdUri(path) && formats.length > 0)
+  if (isNbdUri(path) && format !== undefined)
     throw new XentoolError("usage", `target "${escapeText(params ?? "")}": an NBD export is served as it is`);
-  return { path, shared, format: formats[0] };
+  return { path, shared, format };
 }
