@@ -1,7 +1,7 @@
 // `serve --format`, `--via` and watch's words for them: who may open the image when, and the life of the program that
 // opens it for us.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, renameSync, symlinkSync, writeFileSync } from "node:fs";
 import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
 import { createDevice } from "../../src/blkback/toolstack.ts";
 import { toDomid } from "../../src/core/types.ts";
@@ -186,6 +186,34 @@ describe("the program's life", () => {
     const missing = await world.run(serve(image, "xvdb", "--format", "qcow2"), { PATH });
     expect(missing.stderr).toContain("apt install qemu-utils (Debian 12: qemu-system-common)");
     expect(missing.status).toBe(3);
+  });
+
+  test("a PATH with the daemon and nothing else: it serves", async () => {
+    symlinkSync(String(Bun.which(DAEMON)), world.path(DAEMON));
+    const PATH = world.disks.dir;
+    const server = world.spawn(["-v", ...serve(image, "xvdb", "--format", "qcow2")], { PATH });
+    await readUntil(server.stderr, "offering");
+    const guest = await world.guest("xvdb");
+    expect(await guest.write(8, 4)).toBe(0);
+    expect(await detach(server, guest)).toBe(143);
+  });
+
+  test.each([
+    ["that is nowhere", "no-such-server $1", "not found"],
+    ["that may not be executed", "/ $1", "Permission denied"],
+  ])("a command of --via %s: the host lacks it", async (_, command, words) => {
+    const lacking = await world.run(serve("x", "xvdb", "--via", command));
+    expect(lacking.stderr).toContain("the command of --via cannot be started: ");
+    expect(lacking.stderr).toContain(words);
+    expect(lacking.status).toBe(3);
+  });
+
+  test("a daemon whose interpreter is not there: the host lacks it", async () => {
+    writeFileSync(world.path(DAEMON), "#!/no/such/sh\n", { mode: 0o755 });
+    const PATH = `${world.disks.dir}:${process.env["PATH"]}`;
+    const lacking = await world.run(serve(image, "xvdb", "--format", "qcow2"), { PATH });
+    expect(lacking.stderr).toContain(`${DAEMON} cannot be started: `);
+    expect(lacking.status).toBe(3);
   });
 
   test("contradictions", async () => {

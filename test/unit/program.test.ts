@@ -30,7 +30,7 @@ describe("a kept process", () => {
       },
       { patienceS },
     );
-    const how = await kept.ended;
+    const { how } = await kept.ended;
     closeSync(fd);
     return [how, lines];
   };
@@ -58,8 +58,17 @@ describe("a kept process", () => {
     for (let round = 0; round < 30; round++) {
       const started = keepProcess(["sleep", "1000"], [], () => {}, { patienceS: 1 });
       started.stop();
-      expect(await started.ended).toBe("was killed by signal 15");
+      expect((await started.ended).how).toBe("was killed by signal 15");
     }
+  });
+
+  test("one that ends in order is waited for, wherever PATH leads", async () => {
+    const trap = "trap '/bin/sleep 0.3; echo in order; exit 0' TERM";
+    const script = `${trap}; echo stop me; while :; do /bin/sleep 0.01; done`;
+    const kept = keepProcess(["/bin/sh", "-c", script], [], (line) => line === "stop me" && kept.stop(), {
+      environment: { PATH: dir },
+    });
+    expect(await kept.ended).toEqual({ how: "ended with status 0: in order", wasStarted: true });
   });
 
   test("knows its listening socket", async () => {

@@ -117,8 +117,9 @@ function firstLevelEnd(path: string): number | undefined {
 }
 
 async function hasUsableRing(program: string): Promise<boolean> {
-  const child = Bun.spawn([program, "--version"], { stdio: ["ignore", "pipe", "ignore"] });
-  const [, major, minor] = /version ([0-9]+)\.([0-9]+)/.exec(await child.stdout.text()) ?? [];
+  // One that cannot be started is named where it is to serve.
+  const child = attempt(() => Bun.spawn([program, "--version"], { stdio: ["ignore", "pipe", "ignore"] }));
+  const [, major, minor] = /version ([0-9]+)\.([0-9]+)/.exec((await child?.stdout.text()) ?? "") ?? [];
   const since = RING_SINCE;
   return Number(major) > since.major || (Number(major) === since.major && Number(minor) >= since.minor);
 }

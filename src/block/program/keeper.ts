@@ -13,16 +13,16 @@ const LAST_WORDS_MS = 500;
  * Signals are caught, not ignored, because what is ignored stays ignored in the program. They are caught only once that
  * is started: its shell inherits the trap for a moment, in which it would lose the signal that asks it to end. The
  * descriptors from 3 on stay open in all of the session, and with them the locks on them. What dash says about signals
- * is dropped.
+ * is dropped. PATH, which may lead nowhere, is the program's alone.
  */
 const KEEPER = `
 exec 9<&0 8>&1 7>&2 </dev/null >/dev/null 2>&1
 patience=$1
 shift
-sh -c 'LISTEN_PID=$$ exec "$@"' sh "$@" >&7 2>&7 7>&- 8>&- 9<&- &
+/bin/sh -c 'LISTEN_PID=$$ exec "$@"' sh "$@" >&7 2>&7 7>&- 8>&- 9<&- &
 program=$!
 trap : TERM PIPE HUP INT
-(trap : TERM; read -r _; kill -TERM 0; sleep $patience; kill -KILL 0) <&9 7>&- 8>&- 9<&- &
+(trap : TERM; read -r _; kill -TERM 0; command -p sleep $patience; kill -KILL 0) <&9 7>&- 8>&- 9<&- &
 echo $program >&8
 while wait $program; status=$?; kill -0 $program; do :; done
 echo $status >&8
@@ -36,9 +36,16 @@ export interface KeptOptions {
   readonly patienceS?: number;
 }
 
+export interface Ended {
+  /** As in "it ended with status 1: its last words". */
+  readonly how: string;
+  /** False: there was no such program, or it may not be executed. */
+  readonly wasStarted: boolean;
+}
+
 export interface KeptProcess {
   /** Resolves to how the program ended, once nothing of its session is left. */
-  readonly ended: Promise<string>;
+  readonly ended: Promise<Ended>;
   /** Asks it to end. */
   stop(): void;
 }
@@ -60,14 +67,15 @@ export function keepProcess(
     detached: true,
   });
   const printed = relayLines(child.stderr, onLine, longOnes(argv));
-  const end = async (): Promise<string> => {
+  const end = async (): Promise<Ended> => {
     const status = child.stdout.text();
     await child.exited;
     killGroup(child.pid);
     const last = await Promise.race([printed.last, pause(LAST_WORDS_MS).then(() => "")]);
     printed.cancel();
-    const how = describeStatus((await status).split("\n")[1]);
-    return last === "" ? how : `${how}: ${last}`;
+    const [, code] = (await status).split("\n");
+    const how = describeStatus(code);
+    return { how: last === "" ? how : `${how}: ${last}`, wasStarted: !isNotStarted(code) };
   };
   return { ended: end(), stop: () => void child.stdin.end() };
 }
@@ -88,6 +96,12 @@ function killGroup(pid: number): void {
 
 function describeStatus(text: string | undefined): string {
   if (text === undefined || text === "") return "was killed with its keeper";
+  if (isNotStarted(text)) return "cannot be started";
   const status = Number(text);
   return status > 128 ? `was killed by signal ${status - 128}` : `ended with status ${status}`;
+}
+
+/** By what a shell says of a program that it does not find, or may not execute. */
+function isNotStarted(text: string | undefined): boolean {
+  return text === "126" || text === "127";
 }

@@ -7,7 +7,7 @@ import { isListening, listenAt, type UnixListener } from "../../native/unix-list
 import { HELD } from "../image/open.ts";
 import { probeExport } from "../targets/nbd/probe.ts";
 import type { ProgramCommand } from "./commands.ts";
-import { keepProcess, type KeptProcess } from "./keeper.ts";
+import { keepProcess, type Ended, type KeptProcess } from "./keeper.ts";
 
 const logger = moduleLogger("program");
 
@@ -64,7 +64,10 @@ export class NbdProgram {
     this.#over = this.#keep();
   }
 
-  /** The result of `opening`, which asks the program for its export, unless the program ends before. Throws `io`. */
+  /**
+   * The result of `opening`, which asks the program for its export. Throws `io` if the program ends before, and
+   * `environment` if there is none.
+   */
   async opened<T>(opening: Promise<T>): Promise<T> {
     const result = await Promise.race([opening, this.#failed.promise]);
     this.#hasOpened = true;
@@ -88,14 +91,15 @@ export class NbdProgram {
     const { name, user } = this.#options;
     for (let pauseMs = FIRST_PAUSE_MS; ;) {
       const sinceMs = performance.now();
-      const how = await this.#run();
+      const { how, wasStarted } = await this.#run();
       if (this.#stop.signal.aborted) return;
       const why = `${name} ${how}${this.#adviceOn(how)}`;
       if (this.#hasAnother(how)) {
         logger.info(`${user}: ${why}; it is started in another way`);
         continue;
       }
-      if (!this.#hasOpened) return this.#failed.reject(new XentoolError("io", why));
+      if (!this.#hasOpened)
+        return this.#failed.reject(new XentoolError(wasStarted ? "io" : "environment", why));
       const longestMs = this.#trouble === undefined ? SERVED_PAUSE_MS : LONGEST_PAUSE_MS;
       const isSteady = performance.now() - sinceMs >= STEADY_MS;
       pauseMs = isSteady ? FIRST_PAUSE_MS : Math.min(2 * pauseMs, longestMs);
@@ -118,13 +122,12 @@ export class NbdProgram {
     return advice?.when.test(ended) === true ? `; ${advice.text}` : "";
   }
 
-  /** Returns how it ended. */
-  async #run(): Promise<string> {
+  async #run(): Promise<Ended> {
     const { name, user, held, command, whyNot } = this.#options;
     try {
       const reason = await whyNot?.();
-      if (reason !== undefined) return `cannot be started: ${reason}`;
-      if (this.#stop.signal.aborted) return "is not needed any more";
+      if (reason !== undefined) return { how: `cannot be started: ${reason}`, wasStarted: true };
+      if (this.#stop.signal.aborted) return { how: "is not needed any more", wasStarted: true };
       const fds = [this.#listener.fd, ...held];
       const onLine = (line: string): void => logger.warn(`${user}: ${name}: ${line}`);
       const process = keepProcess(this.#argv, fds, onLine, command);
@@ -132,7 +135,7 @@ export class NbdProgram {
       if (this.#trouble !== undefined) this.#watchRecovery(process);
       return await process.ended;
     } catch (error) {
-      return `cannot be started: ${describeError(error)}`;
+      return { how: `cannot be started: ${describeError(error)}`, wasStarted: false };
     }
   }
 
