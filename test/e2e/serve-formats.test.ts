@@ -133,6 +133,18 @@ describe("the program's life", () => {
     ]);
   });
 
+  test("another image that comes to the path just before the daemon opens it is not served", async () => {
+    const [away, another] = [world.path("away.qcow2"), world.path("another.qcow2")];
+    await judge("qemu-img", "create", "-q", "-f", "qcow2", another, "1M");
+    const version = `[ "$1" = --version ] && exec ${Bun.which(DAEMON)} --version`;
+    const script = `#!/bin/sh\n${version}\nmv ${image} ${away}; mv ${another} ${image}\nexec ${Bun.which(DAEMON)} "$@"\n`;
+    writeFileSync(world.path(DAEMON), script, { mode: 0o755 });
+    const PATH = `${world.disks.dir}:${process.env["PATH"]}`;
+    const refused = await world.run(serve(image, "xvdb", "--format", "qcow2"), { PATH });
+    expect(refused.stderr).toContain(`${image} is another image than the one that is served`);
+    expect(refused.status).toBe(5);
+  });
+
   test("a daemon without io_uring, or too old for it, serves with threads", async () => {
     const aio = (): string[] =>
       programsWith(image, (command) => command.endsWith(DAEMON)).map(

@@ -22,7 +22,7 @@ import type { InPlace } from "../image.ts";
 import { claimFor } from "./claim.ts";
 import { claimExport } from "./claim-export.ts";
 import { physicalDevice } from "./host-uses.ts";
-import { identify, noteOpened, noteUnused } from "./known.ts";
+import { identify, type ImageIdentity, noteOpened, noteUnused } from "./known.ts";
 import { openNbdImage } from "./nbd.ts";
 import type { OpenedImage } from "./opened.ts";
 import { COMMAND_WAYS, openClaimed, type Ways } from "./open.ts";
@@ -84,12 +84,16 @@ export async function openProgramImage(
   const name = "format" in opener ? STORAGE_DAEMON : "the command of --via";
   const notesDir = isQcow2(opener) ? options.notesDir : undefined;
   const references = await unlessAborted(referencesOf(path, held[0], notesDir), options.stop);
-  const whyNot = isFile && held[0] !== undefined ? whyAnother(path, held[0], notesDir) : undefined;
+  const claimed = isFile && held[0] !== undefined ? identify(fstatSync(held[0])) : undefined;
+  const whyNot = claimed === undefined ? undefined : whyAnother(path, claimed, held[0], notesDir);
   const program = new NbdProgram({ name, user, command, socket, held, whyNot });
   undo.defer(() => program.close());
   const opening = openNbdImage(program.uri, { readOnly, sectorSizeBytes, connections });
   const image = await unlessAborted(program.opened(opening), options.stop);
   if (image === undefined) throw new XentoolError("cancelled", `stopped before ${name} had opened ${path}`);
+  // Until now another image may have come to the path after we had claimed the first one there.
+  const another = claimed === undefined ? undefined : await whyMoved(path, claimed);
+  if (another !== undefined) throw new XentoolError("io", another);
   const inPlace = placeOf(held[0], path, references, options, image.seen.minBlockBytes);
   const info = { ...image.info, canDiscard: image.info.canDiscard && discard };
   const kept = undo.move();
@@ -144,22 +148,27 @@ async function commandOf(
   return formatCommand(format, path, { readOnly, direct, keyFile });
 }
 
-/**
- * The program opens the image by its path, whenever it is started. Another file there must not get what a guest wrote
- * to the one that is open as `fd`. It is looked at without waiting, because storage may hang.
- */
+/** Why the program must not be started, or started again. */
 function whyAnother(
   path: string,
-  fd: number,
+  claimed: ImageIdentity,
+  fd: number | undefined,
   notesDir: string | undefined,
 ): () => Promise<string | undefined> {
-  const { text: served } = identify(fstatSync(fd));
-  return async () => {
-    const now = await stat(path).catch(() => undefined);
-    if (now === undefined) return `${path} is gone`;
-    if (identify(now).text !== served) return `${path} is another image than the one that is served`;
-    return referencesOf(path, fd, notesDir).then(() => undefined, describeError);
-  };
+  return async () =>
+    (await whyMoved(path, claimed)) ?? referencesOf(path, fd, notesDir).then(() => undefined, describeError);
+}
+
+/**
+ * The program opens the image by its path, whenever it is started. Another file there must not get what a guest wrote
+ * to the one that is claimed. It is looked at without waiting, because storage may hang.
+ */
+async function whyMoved(path: string, claimed: ImageIdentity): Promise<string | undefined> {
+  const now = await stat(path).catch(() => undefined);
+  if (now === undefined) return `${path} is gone`;
+  return identify(now).text === claimed.text
+    ? undefined
+    : `${path} is another image than the one that is served`;
 }
 
 /** What a qcow2 names, if that can be told. Throws when a guest may have named it. */
