@@ -1,6 +1,15 @@
 // Claims to an image: on a file system without locks, and the formats that are told from a disk.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
-import { closeSync, mkdirSync, openSync, statSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { closeImage, openImage } from "../../src/block/image.ts";
 import { takeLocks, type LockCalls } from "../../src/block/image/claim.ts";
@@ -167,4 +176,31 @@ test("a device is known again by how many disks there were before it, where the 
   expect(seen.map(({ isSure }) => isSure)).toEqual([true, true, true]);
   expect(seen[0]).toEqual(seen[2]);
   expect(seen[0]).not.toEqual(seen[1]);
+});
+
+test("what was looked at is what is opened, whatever comes to the path meanwhile", async () => {
+  const pipe = join(dir, "pipe");
+  writeFileSync(file, new Uint8Array(512));
+  expect(Bun.spawnSync(["mkfifo", pipe]).exitCode).toBe(0);
+  const path = join(dir, "now");
+  symlinkSync(file, path);
+  const turn = `while (1) { for (@ARGV[1..2]) { symlink $_, "$ARGV[0].next"; rename "$ARGV[0].next", $ARGV[0] } }`;
+  const turner = Bun.spawn(["perl", "-e", turn, path, pipe, file]);
+  const outcomes = { opened: 0, refused: 0 };
+  try {
+    while (outcomes.opened < 1500 || outcomes.refused < 1500) {
+      try {
+        const image = openImage(path, HOW);
+        expect(image.info.sizeBytes).toBe(512);
+        closeImage(image);
+        outcomes.opened++;
+      } catch (error) {
+        expect(String(error)).toContain("is neither a file nor a block device");
+        outcomes.refused++;
+      }
+    }
+  } finally {
+    turner.kill("SIGKILL");
+    await turner.exited;
+  }
 });

@@ -6,7 +6,7 @@ import { shim } from "../../native/shim.ts";
 import type { ContainerFormat } from "../program/commands.ts";
 import { HEAD_BYTES, recogniseFormat, TAIL_BYTES, type ImageFormat } from "./formats.ts";
 import { backingFile, hostUses, listUses, type HostUse, type Identity } from "./host-uses.ts";
-import { isAsServed, userOf } from "./known.ts";
+import { identify, isAsServed, userOf } from "./known.ts";
 import { isReadOnlyDevice } from "./abilities.ts";
 import { processesWith, type ImageProcess } from "./processes.ts";
 
@@ -49,11 +49,9 @@ export function openClaimed(
 ): Opened {
   using undo = new DisposableStack();
   const opened = (fd: number): number => undo.adopt(fd, closeSync);
-  const seen = lookAt(path);
-  if (claim !== "read" && isReadOnlyDevice(seen))
-    throw new XentoolError("environment", `${path} is a read-only device; ${ways.readOnly} serves it`);
-  const fd = opened(openDevice(path, seen, claim, direct, ways));
-  const stat = fstatSync(fd);
+  const first = openSeen(path, claim, direct, ways);
+  const fd = opened(first.fd);
+  const { stat } = first;
   if (claim !== "shared") refuseUses(path, stat, claim, ways);
   if (!takeLocks(fd, path, claim, ways.shared, shim, qemuLocks)) throw heldError(path, stat, ways, fd);
   const alsoHeld: number[] = [];
@@ -75,6 +73,19 @@ function openBackingFile(device: Stats): { fd: number; path: string } | undefine
     return { fd: openSync(path, constants.O_RDONLY), path };
   } catch {
     return undefined;
+  }
+}
+
+/** What is opened is what was looked at, also if something else comes to the path meanwhile. */
+function openSeen(path: string, claim: Claim, direct: boolean, ways: Ways): { fd: number; stat: Stats } {
+  for (;;) {
+    const seen = lookAt(path);
+    if (claim !== "read" && isReadOnlyDevice(seen))
+      throw new XentoolError("environment", `${path} is a read-only device; ${ways.readOnly} serves it`);
+    const fd = openDevice(path, seen, claim, direct, ways);
+    const stat = fstatSync(fd);
+    if (identify(stat).text === identify(seen).text) return { fd, stat };
+    closeSync(fd);
   }
 }
 
