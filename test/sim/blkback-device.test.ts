@@ -227,6 +227,13 @@ describe("the end", () => {
     expect(await device.ended).toBe("closed");
   });
 
+  test("a device that nobody used, and the second signal has come: there is nobody to wait for", async () => {
+    const at = diskAddress(1);
+    const device = await serve(at);
+    expect(await device.detach(60_000, AbortSignal.abort())).toBe(true);
+    expect(await device.ended).toBe("closed");
+  });
+
   test("the guest dies", async () => {
     const at = diskAddress(2);
     const device = await serve(at);
