@@ -162,11 +162,9 @@ export class BlkbackDevice {
    */
   async detach(timeoutMs: number, signal?: AbortSignal): Promise<boolean> {
     await this.#directory.write({ online: 0, state: XenbusState.Closing });
-    // A guest that has offered no ring has nothing to let go of, so there is no wait for it that `signal` could end.
-    const { Unknown, Initialising } = XenbusState;
-    const isUnused = this.#connection === undefined && [Unknown, Initialising].includes(this.#frontend);
+    // Timeout and signal are for the guest: one without a ring has nothing to let go of, and the flush comes after it.
+    const isUnused = this.#connection === undefined && this.#frontend <= XenbusState.Initialising;
     const done = await endsWithin(timeoutMs, this.ended, isUnused ? undefined : signal);
-    // The timeout is for the guest. Once it has let go, we still wait for the flush of the image.
     const isFlushing = this.#frontend === XenbusState.Closed && signal?.aborted !== true;
     return done || (isFlushing && this.ended.then(() => true));
   }
