@@ -240,7 +240,8 @@ describe("the end of a peer", () => {
           dying.child.kill(9);
           const killedAt = performance.now();
           const survivor = await other.finished;
-          expect(performance.now() - killedAt).toBeLessThan(2000);
+          // Before silence would have ended it, which takes 5 s.
+          expect(performance.now() - killedAt).toBeLessThan(4000);
           expect(survivor.status).toBe(5);
           expect(survivor.stderr).toContain("vanished in the middle");
           await feeding;
