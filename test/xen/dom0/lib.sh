@@ -119,11 +119,12 @@ on() {
   sleep "$quiet"
   wait_for "$limit" "$name: $*" _answered "$name" "$seq"
   console "$name" | sed -n "/^<<$seq\$/,/^$seq>> /p" | sed '1d;$d' | sed '${/^$/d}'
-  return "$(console "$name" | sed -n "s/^$seq>> //p")"
+  return "$(console "$name" | sed -n "s/^$seq>> \([0-9]*\)\.\$/\1/p")"
 }
+# A console's text comes in pieces of 16 bytes and less, so the end is there once the full stop after the status is.
 # Whether the guest still exists is asked every fifth second: it takes a process for each domain and more.
 _answered() {
-  _console_has "$1" "^$2>> " && return
+  _console_has "$1" "^$2>> [0-9]*\." && return
   ((++_looks % 25)) || alive "$1" || fail "$1 is gone"
   return 1
 }
