@@ -17,18 +17,17 @@ uint32_t xt_jail_support(void) {
 }
 
 /* What each thread does for itself. -1: not this. */
-struct steps {
+static struct steps {
   int network, ruleset;
   int64_t uid;
   uint32_t gid;
-};
+} steps;
 
-static int take_steps(void *argument) {
-  const struct steps *steps = argument;
+static int take_steps(void) {
   int error = jail_no_new_privileges();
-  if (!error && steps->network >= 0) error = jail_join_network(steps->network);
-  if (!error && steps->ruleset >= 0) error = jail_landlock_restrict(steps->ruleset);
-  if (!error && steps->uid >= 0) error = jail_become((uint32_t)steps->uid, steps->gid);
+  if (!error && steps.network >= 0) error = jail_join_network(steps.network);
+  if (!error && steps.ruleset >= 0) error = jail_landlock_restrict(steps.ruleset);
+  if (!error && steps.uid >= 0) error = jail_become((uint32_t)steps.uid, steps.gid);
   return error ? error : jail_drop_capabilities();
 }
 
@@ -41,13 +40,13 @@ static int new_network(void) {
 }
 
 uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, uint32_t uid, uint32_t gid, const char *paths) {
-  struct steps steps = {-1, -1, parts & XT_JAIL_USER ? (int64_t)uid : -1, gid};
   uint32_t done = 0;
+  steps = (struct steps){-1, -1, parts & XT_JAIL_USER ? (int64_t)uid : -1, gid};
   jail_close_inherited();
   if (parts & XT_JAIL_FILES) steps.ruleset = jail_landlock_rules(paths);
   if (parts & XT_JAIL_NETWORK) steps.network = new_network();
   /* Where one thread is left out, as those of an emulator are, nobody can rely on what the others gave up. */
-  if (jail_on_every_thread(take_steps, &steps) == 0) {
+  if (jail_on_every_thread(take_steps) == 0) {
     done |= XT_JAIL_PRIVILEGES;
     if (steps.ruleset >= 0) done |= XT_JAIL_FILES;
     if (steps.network >= 0) done |= XT_JAIL_NETWORK;

@@ -27,14 +27,18 @@
 /* ---- threads.c ---- */
 
 /*
- * Runs `work` on every thread of this process, and on no thread twice. It may only make system calls. 0, or -errno if
+ * Runs `work` on every thread of this process: also on those that are started meanwhile, by threads that have done it
+ * or not. It may only make system calls, and may come when this has returned, on a thread that is late. 0, or -errno if
  * some thread has not done it.
  */
-int jail_on_every_thread(int (*work)(void *), void *argument);
+int jail_on_every_thread(int (*work)(void));
 
 /* ---- privileges.c ---- */
 
-/* Neither this thread nor what it executes ever gains a privilege again. 0 or -errno, as all that follow. */
+/*
+ * Neither this thread nor what it executes ever gains a privilege again. 0 or -errno, as all that follow; and 0 where
+ * the thread has inherited it.
+ */
 int jail_no_new_privileges(void);
 int jail_drop_capabilities(void);
 /* This thread is that user from now on, in that group and no other. */

@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 int jail_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? -errno : 0; }
@@ -19,10 +20,20 @@ int jail_drop_capabilities(void) {
   return syscall(SYS_capset, &header, none) ? -errno : 0;
 }
 
+static int is_already(uint32_t uid, uint32_t gid) {
+  uid_t uids[3];
+  gid_t gids[3];
+  if (getresuid(&uids[0], &uids[1], &uids[2]) || getresgid(&gids[0], &gids[1], &gids[2])) return 0;
+  for (int i = 0; i < 3; i++)
+    if (uids[i] != uid || gids[i] != gid) return 0;
+  return getgroups(0, NULL) == 0;
+}
+
 /* Whoever becomes somebody else no longer ends with its parent, until it asks for that again. */
 int jail_become(uint32_t uid, uint32_t gid) {
   int end_signal = 0;
   pid_t parent = getppid();
+  if (is_already(uid, gid)) return 0;
   if (prctl(PR_GET_PDEATHSIG, &end_signal)) return -errno;
   if (syscall(SYS_setgroups, 0, NULL) || syscall(SYS_setresgid, gid, gid, gid)) return -errno;
   if (syscall(SYS_setresuid, uid, uid, uid)) return -errno;
@@ -47,7 +58,13 @@ int jail_may_become_others(void) {
 
 int jail_leave_network(void) { return unshare(CLONE_NEWNET) ? -errno : 0; }
 
-int jail_join_network(int fd) { return setns(fd, CLONE_NEWNET) ? -errno : 0; }
+static int is_in_network(int fd) {
+  struct stat ours, wanted;
+  if (stat("/proc/thread-self/ns/net", &ours) || fstat(fd, &wanted)) return 0;
+  return ours.st_dev == wanted.st_dev && ours.st_ino == wanted.st_ino;
+}
+
+int jail_join_network(int fd) { return is_in_network(fd) || setns(fd, CLONE_NEWNET) == 0 ? 0 : -errno; }
 
 void jail_close_inherited(void) {
   DIR *open = opendir("/proc/self/fd");

@@ -18,6 +18,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static char dir[64], name[96];
@@ -156,6 +157,62 @@ static void plane(int needs) {
   CHECK_EQUAL(write(fd, "x", 1), 1);
 }
 
+/* ---- beside threads that come and go ---- */
+
+static void sleep_ms(long ms) {
+  const struct timespec time = {.tv_nsec = ms * 1000000};
+  nanosleep(&time, NULL);
+}
+
+/* As a thread of the C library that is about to end: signals reach it, and are never handled. */
+static void *ending_thread(void *unused) {
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, NULL);
+  pthread_barrier_wait(&entered);
+  sleep_ms(200);
+  return unused;
+}
+
+static void *short_thread(void *unused) {
+  sleep_ms(50);
+  return unused;
+}
+
+/* Those that it starts when it is in the jail itself are there already. */
+static void *starting_thread(void *unused) {
+  pthread_barrier_wait(&entered);
+  for (int i = 0; i < 40; i++) {
+    pthread_t thread;
+    CHECK_EQUAL(pthread_create(&thread, NULL, short_thread, NULL), 0);
+    pthread_detach(thread);
+    sleep_ms(10);
+  }
+  if (xt_jail_support() & XT_JAIL_FILES) REFUSED(open("/etc/passwd", O_RDONLY), EACCES);
+  return unused;
+}
+
+static void enter_beside(void *(*one)(void *), void *(*other)(void *)) {
+  pthread_t threads[2];
+  pthread_barrier_init(&entered, NULL, 3);
+  CHECK_EQUAL(pthread_create(&threads[0], NULL, one, NULL), 0);
+  CHECK_EQUAL(pthread_create(&threads[1], NULL, other, NULL), 0);
+  pthread_barrier_wait(&entered);
+  enter(0);
+  pthread_join(threads[0], NULL);
+  pthread_join(threads[1], NULL);
+}
+
+static void beside_ending_threads(int unused) {
+  (void)unused;
+  enter_beside(ending_thread, ending_thread);
+}
+
+static void beside_starting_threads(int unused) {
+  (void)unused;
+  enter_beside(starting_thread, ending_thread);
+}
+
 /* ---- somebody else ---- */
 
 enum { SOMEBODY = 65543 };
@@ -230,6 +287,8 @@ int main(void) {
   expect_clean(control, 0);
   expect_clean(plane, 0);
   expect_clean(plane, XT_JAIL_SIM);
+  expect_clean(beside_ending_threads, 0);
+  expect_clean(beside_starting_threads, 0);
   if (xt_jail_support() & XT_JAIL_USER) expect_clean(become_somebody, 0);
   unlink(name);
   if (xt_jail_support() & XT_JAIL_CALLS) test_breaking_out();

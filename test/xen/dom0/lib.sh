@@ -57,6 +57,8 @@ guest() {
     [ ${#lines[@]} = 0 ] || printf '%s\n' "${lines[@]}"
   } >"$name.cfg"
   note "guest $name: xl create"
+  # xenconsoled appends: what an earlier guest of this name said would look as if this one were up.
+  [ ! -e "$(_log "$name")" ] || mv "$(_log "$name")" "$(_log "$name.until-$SECONDS")"
   xl create -q "$name.cfg" || return
   [ $wait = 0 ] || wait_up "$name"
 }
@@ -89,11 +91,12 @@ domid() {
 # alive NAME: whether the domain exists.
 alive() { domid "$1" >/dev/null 2>&1; }
 # console NAME: everything that the guest has said.
-console() { tr -d '\r' <"/var/log/xen/console/guest-$1.log"; }
+console() { tr -d '\r' <"$(_log "$1")"; }
+_log() { echo "/var/log/xen/console/guest-$1.log"; }
 _console_has() { grep -aq -- "$2" "/var/log/xen/console/guest-$1.log"; }
 # wait_console NAME TEXT [SECONDS]
 wait_console() { wait_for "${3:-60}" "'$2' on $1's console" _console_has "$1" "$2"; }
-_ups() { [ "$(grep -ac '^GUEST: up' "/var/log/xen/console/guest-$1.log")" -ge "$2" ]; }
+_ups() { [ "$(grep -ac '^GUEST: up' "$(_log "$1")")" -ge "$2" ]; }
 # wait_up NAME [N]: until it has booted for the Nth time (a guest that reboots keeps its console's log).
 wait_up() {
   wait_for 90 "$1 to boot" _ups "$1" "${2:-1}"

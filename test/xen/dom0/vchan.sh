@@ -35,17 +35,27 @@ tidy_keys() { xenstore-rm /local/domain/0/data/vchan; xenstore-rm -t /local/doma
 in_place() {
   if [ "$1" = dom0 ]; then timeout $((300 * PATIENCE)) bash -c "cd $WORK; $2"; else on "$1" --limit 300 "cd /tmp; $2"; fi
 }
+begun=()
 # begin PLACE FILE COMMAND: starts it there; what it says goes to FILE, its status to FILE.status. Its input stays open.
 begin() {
+  begun+=("$1 $2")
   in_place "$1" "rm -f $2 $2.status; [ -p open ] || mkfifo open; (set -o pipefail; $3; echo \$? >$2.status) >$2 2>&1 <>open &"
 }
 # said PLACE FILE TEXT: waits until it has said that.
 said() {
   in_place "$1" "i=0; until grep -q '$3' $2; do i=\$((i + 1)); [ \$i -lt $((120 * PATIENCE)) ] || exit 1; sleep 0.5; done" ||
-    fail "$1: no '$3' of $2, but: $(in_place "$1" "cat $2")"
+    fail "$1: no '$3' of $2, but: $(all_said)"
+}
+# all_said: what each that was begun has said, on one line: why one end waits is known to the other.
+all_said() {
+  local each
+  for each in "${begun[@]}"; do
+    [ "${each% *}" = dom0 ] || alive "${each% *}" || continue
+    echo "${each#* } in ${each% *}: $(in_place "${each% *}" "cat ${each#* }; [ -e ${each#* }.status ] && cat ${each#* }.status")"
+  done | paste -sd' '
 }
 # status_of PLACE FILE SECONDS: waits that long for it to end, and prints its status.
 status_of() {
   in_place "$1" "i=0; until [ -e $2.status ]; do i=\$((i + 1)); [ \$i -le $((4 * $3 * PATIENCE)) ] || exit 1; sleep 0.25; done
-    cat $2.status" || fail "$1: $2 did not end in time, and said: $(in_place "$1" "cat $2")"
+    cat $2.status" || fail "$1: $2 did not end in time: $(all_said)"
 }
