@@ -26,6 +26,8 @@ export interface NbdImage {
   readonly address: NbdAddress;
   readonly seen: SeenExport;
   readonly connections: number;
+  /** Its server is a program that we run. */
+  readonly isOurs: boolean;
   readonly info: TargetInfo;
   /** The block device that a program opens for us, as `physicalDevice` writes it. */
   readonly device?: string | undefined;

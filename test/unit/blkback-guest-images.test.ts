@@ -65,6 +65,7 @@ const EXPORT: NbdImage = {
     maxBlockBytes: 1 << 20,
   },
   connections: 1,
+  isOurs: false,
   info: {
     sizeBytes: 4096,
     readOnly: false,

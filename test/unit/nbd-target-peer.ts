@@ -104,6 +104,7 @@ export class TargetAndPeer {
       connections: 4,
       depth: 16,
       silenceMs,
+      isOurs: false,
       endingMs: 60_000,
       holdMs: 0,
       dial: (onDialled) => onDialled(beginConnection(address)),

@@ -279,6 +279,55 @@ test("a server whose silence is limited after it had replied is waited for no lo
   expect(target.failure).toContain("nothing came from it for 50 ms");
 });
 
+describe("a program of ours that is silent", () => {
+  /** Its reply to what it was asked first comes with that to the second. */
+  function openSlow(holdMs: number) {
+    const held: (string | undefined)[] = [];
+    let first: SeenRequest | undefined;
+    const answer = (request: SeenRequest): Buffer =>
+      chunk(request, 1, true, dataAt(request.offset, filled(request.length, 1)));
+    const reply = (request: SeenRequest): Buffer | undefined => {
+      if (first !== undefined) return Buffer.concat([answer(first), answer(request)]);
+      first = request;
+      return undefined;
+    };
+    const how = { isOurs: true, connections: 1, holdMs, onHeld: (why?: string) => void held.push(why) };
+    const peer = (fixture = new TargetAndPeer({ reply }, 50, how));
+    peer.target.start(IO_READ, 1, 0, 512, peer.memory.address);
+    return { peer, held };
+  }
+  const WHY = "nothing came from it for 50 ms";
+
+  test("is waited for, because nothing that it may still do could be told from what is sent anew", async () => {
+    const { peer, held } = openSlow(Infinity);
+    await peer.until(() => held.length > 0);
+    expect([peer.target.failure, peer.target.isServing]).toEqual([WHY, true]);
+    peer.target.start(IO_READ, 2, 512, 512, peer.memory.address + 512);
+    expect(await peer.ended(2)).toEqual([
+      [1, 512],
+      [2, 512],
+    ]);
+    await peer.until(() => peer.target.failure === undefined);
+    expect(held).toEqual([WHY, undefined]);
+    expect(peer.opened).toBe(1);
+  });
+
+  test("is not waited for longer than the disk is to be held", async () => {
+    const { peer, held } = openSlow(50);
+    expect(await peer.ended(1)).toEqual([[1, -5]]);
+    expect(held).toEqual([WHY, WHY]);
+  });
+
+  test("is not waited for by a server that is to end", async () => {
+    const { peer } = openSlow(Infinity);
+    await peer.until(() => peer.target.failure !== undefined);
+    peer.target.limitHold(0);
+    peer.target.limitEnding(0);
+    peer.target.limitSilence(10);
+    expect(await peer.ended(1)).toEqual([[1, -5]]);
+  });
+});
+
 test("a handshake with any byte changed ends, with an answer or an error", () => {
   const greeting = Buffer.from("NBDMAGICIHAVEOPT\0\x03", "latin1");
   for (let at = 0; at < greeting.length; at++) {

@@ -55,7 +55,7 @@ export async function openNbdImage(
     );
   if (info.readOnly && !readOnly)
     throw new XentoolError("environment", `${uri} is read-only; --mode r serves it`);
-  return { kind: "nbd", path: uri, address, seen, connections, info };
+  return { kind: "nbd", path: uri, address, seen, connections, isOurs: false, info };
 }
 
 async function addressOf({ tls, ...server }: NbdAddress, line: Line | undefined): Promise<NbdAddress> {

@@ -98,7 +98,14 @@ export async function openProgramImage(
   const info = { ...image.info, canDiscard: image.info.canDiscard && discard };
   const kept = undo.move();
   return {
-    image: { ...image, info, path: programImageName(source, opener), device: deviceOf(held[0]), inPlace },
+    image: {
+      ...image,
+      info,
+      path: programImageName(source, opener),
+      device: deviceOf(held[0]),
+      isOurs: true,
+      inPlace,
+    },
     handedOver: inPlace === undefined ? [] : [inPlace.fd],
     reportTo: (onTrouble) => program.reportTo(onTrouble),
     [Symbol.asyncDispose]: () => kept.disposeAsync(),

@@ -14,7 +14,10 @@ import type { WriteLog } from "./nbd/write-log.ts";
 
 /** How long an NBD server may be silent while something is under way. */
 const SILENCE_MS = 60_000;
-/** How long one that is given up may take to reply. A host that is away is known to be after 30 s (csrc/stream.c). */
+/**
+ * How long one that is given up may take to reply: for ever, if it is a program of ours. A host that is away is known
+ * to be after 30 s (csrc/stream.c).
+ */
 const ENDING_MS = 30_000;
 
 /** What an image that a server has needs besides the reactor. */
@@ -46,7 +49,7 @@ export function openTarget(
     const target = new FileTarget(image, reactor, onEnd);
     return { target, remote: undefined, close: () => {} };
   }
-  const { address, connections, info } = image;
+  const { address, connections, info, isOurs } = image;
   const { exportName } = address;
   const { readOnly } = info;
   const log = readOnly ? undefined : openLog(image.path);
@@ -59,7 +62,8 @@ export function openTarget(
     readOnly,
     depth,
     silenceMs: SILENCE_MS,
-    endingMs: ENDING_MS,
+    isOurs,
+    endingMs: isOurs ? Infinity : ENDING_MS,
     log,
   };
   const { minBlockBytes } = seen;

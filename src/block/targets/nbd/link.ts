@@ -27,6 +27,8 @@ export interface LinkOptions {
   readonly connections: number;
   /** How long the server may be silent while something is under way. */
   readonly silenceMs: number;
+  /** It is a program of ours: when that has ended, so have its connections. Until then, silence is waited out. */
+  readonly isOurs: boolean;
   /** How long a server that is given up may take to reply to changes that it was sent. */
   readonly endingMs: number;
   /** How long a disk waits for its server. */
@@ -59,6 +61,8 @@ const FIRST_PAUSE_MS = 20;
 const LONGEST_PAUSE_MS = 1000;
 /** A server that was there for this long is not one that is lost again and again. */
 const STEADY_MS = 1000;
+/** How often a server whose silence is waited out is looked at. */
+const SILENCE_LOOK_MS = 1000;
 
 export class NbdLink implements ConnectionOwner {
   /** Why there are no connections. */
@@ -79,6 +83,9 @@ export class NbdLink implements ConnectionOwner {
   #holdMs: number;
   #endingMs: number;
   #silenceMs: number;
+  #waitsOutSilence: boolean;
+  /** That has been reported, and is all that is wrong. */
+  #isSilent = false;
   readonly #silence = new Timer(() => this.#checkSilence());
   readonly #patience = new Timer(() => this.#outOfPatience());
   readonly #ended = new Timer(() => this.#endWhenReplied());
@@ -94,6 +101,7 @@ export class NbdLink implements ConnectionOwner {
     this.#holdMs = options.holdMs;
     this.#endingMs = options.endingMs;
     this.#silenceMs = options.silenceMs;
+    this.#waitsOutSilence = options.isOurs;
   }
 
   /** Whether requests may be sent. */
@@ -138,9 +146,10 @@ export class NbdLink implements ConnectionOwner {
     this.#checkHold();
   }
 
-  /** Sets the longest that the server may be silent from now on. */
+  /** Sets the longest that the server may be silent from now on, whoever it is. */
   limitSilence(ms: number): void {
     this.#silenceMs = Math.min(this.#silenceMs, ms);
+    this.#waitsOutSilence = false;
     // What is sent from now on would be waited for as long as what was sent before.
     if (this.#silence.dueMs !== Infinity) this.#reactor.setTimer(this.#silence, this.#silenceMs);
     this.#checkSilence();
@@ -190,17 +199,22 @@ export class NbdLink implements ConnectionOwner {
     const nowMs = this.#reactor.nowMs;
     if (nowMs - this.#upSinceMs > STEADY_MS) this.#pauseMs = FIRST_PAUSE_MS;
     this.#upSinceMs = Infinity;
+    this.#isSilent = false;
     this.#stage = "ending";
     this.#joining?.close();
     this.#joining = undefined;
     for (const connection of this.connections) connection.sendNoMore();
-    if (this.failure !== why) this.#options.onHeld?.(why);
-    this.failure = why;
-    if (this.#heldSinceMs === Infinity) this.#heldSinceMs = nowMs;
+    this.#held(why);
     this.#owner.ending();
     this.#reactor.setTimer(this.#ended, 0);
-    this.#reactor.setTimer(this.#ending, this.#endingMs);
+    if (this.#endingMs < Infinity) this.#reactor.setTimer(this.#ending, this.#endingMs);
     this.#checkHold();
+  }
+
+  #held(why: string): void {
+    if (this.failure !== why) this.#options.onHeld?.(why);
+    this.failure = why;
+    if (this.#heldSinceMs === Infinity) this.#heldSinceMs = this.#reactor.nowMs;
   }
 
   #begin(): void {
@@ -295,7 +309,23 @@ export class NbdLink implements ConnectionOwner {
     let leftMs = Infinity;
     for (const { inFlight, heardMs } of this.connections)
       if (inFlight > 0) leftMs = Math.min(leftMs, heardMs + silenceMs - this.#reactor.nowMs);
-    if (leftMs <= 0) this.fail(`nothing came from it for ${silenceMs} ms`);
-    else if (leftMs < Infinity) this.#reactor.setTimer(this.#silence, leftMs);
+    if (leftMs <= 0) this.#tooSilent(`nothing came from it for ${silenceMs} ms`);
+    else this.#heard(leftMs);
+  }
+
+  #tooSilent(why: string): void {
+    if (!this.#waitsOutSilence) return this.fail(why);
+    this.#reactor.setTimer(this.#silence, SILENCE_LOOK_MS);
+    if (this.failure !== undefined) return;
+    this.#isSilent = true;
+    this.#held(why);
+    this.#checkHold();
+  }
+
+  #heard(leftMs: number): void {
+    if (leftMs < Infinity) this.#reactor.setTimer(this.#silence, leftMs);
+    if (!this.#isSilent) return;
+    this.#isSilent = false;
+    this.settled();
   }
 }
