@@ -1,6 +1,6 @@
 # With `--grants persistent` a Linux guest lends its pages once, with one queue and with four: fio's checksums are right,
 # also when the server is killed meanwhile, and no page stays mapped.
-# limit: 400
+# limit: 900
 # files: dist/xentool
 . /payload/dom0/blkback.sh
 

@@ -1,6 +1,6 @@
 # GRUB, which is not Linux, boots guests from our disk: PV, of 64 bits, it reads a kernel and hands the disk on to Linux,
 # served by `serve` and by `watch`; PVH, of 32 bits, its checksums are right.
-# limit: 500
+# limit: 900
 # files: dist/xentool
 . /payload/dom0/blkback.sh
 

@@ -1,6 +1,6 @@
 # A disk on an NBD server that is killed in mid-fio and comes back: the guest waits, and loses nothing. Once xentool is
 # killed with it.
-# limit: 400
+# limit: 900
 # files: dist/xentool
 . /payload/dom0/blkback.sh
 

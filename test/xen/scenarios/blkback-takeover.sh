@@ -1,7 +1,7 @@
 # A server that is killed with SIGKILL with requests in flight is succeeded by the next, and the guest loses nothing. No thread
 # of either has a privilege.
 # on: trixie arm64
-# limit: 400
+# limit: 900
 # files: dist/xentool
 . /payload/dom0/blkback.sh
 

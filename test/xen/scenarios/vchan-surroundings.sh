@@ -1,6 +1,6 @@
 # What is refused or noticed on real Xen, each with its reason and exit status: wrong domains, rights, limits, dead peers;
 # a jailed xentool at both ends notices its peer's death, too.
-# limit: 420
+# limit: 900
 # files: dist/xentool
 . /payload/dom0/vchan.sh
 
