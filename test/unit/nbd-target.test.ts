@@ -315,7 +315,10 @@ describe("a program of ours that is silent", () => {
   test("is not waited for longer than the disk is to be held", async () => {
     const { peer, held } = openSlow(50);
     expect(await peer.ended(1)).toEqual([[1, -5]]);
-    expect(held).toEqual([WHY, WHY]);
+    // Longer than until it would be looked at again.
+    const since = performance.now();
+    await peer.until(() => performance.now() - since > 1200);
+    expect([held, peer.target.failure]).toEqual([[WHY, WHY], WHY]);
   });
 
   test("is not waited for by a server that is to end", async () => {

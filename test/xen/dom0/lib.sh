@@ -93,7 +93,7 @@ alive() { domid "$1" >/dev/null 2>&1; }
 # console NAME: everything that the guest has said.
 console() { tr -d '\r' <"$(_log "$1")"; }
 _log() { echo "/var/log/xen/console/guest-$1.log"; }
-_console_has() { grep -aq -- "$2" "/var/log/xen/console/guest-$1.log"; }
+_console_has() { grep -aq -- "$2" "$(_log "$1")"; }
 # wait_console NAME TEXT [SECONDS]
 wait_console() { wait_for "${3:-60}" "'$2' on $1's console" _console_has "$1" "$2"; }
 _ups() { [ "$(grep -ac '^GUEST: up' "$(_log "$1")")" -ge "$2" ]; }

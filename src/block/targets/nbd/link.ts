@@ -305,6 +305,7 @@ export class NbdLink implements ConnectionOwner {
   }
 
   #checkSilence(): void {
+    if (this.isOver) return;
     const silenceMs = this.#silenceMs;
     let leftMs = Infinity;
     for (const { inFlight, heardMs } of this.connections)
