@@ -40,5 +40,5 @@ said b watcher connected
 said a victim connected
 xl destroy a
 began=$SECONDS
-assert_eq "$(status_of b watcher 10)" 5 "status of b"
+assert_eq "$(status_of b watcher 30)" 5 "status of b"
 note "noticed within $((SECONDS - began)) s; $(in_place b 'cat watcher' | tail -1)"

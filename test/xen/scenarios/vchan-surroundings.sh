@@ -63,7 +63,7 @@ gone() {
   [[ $1 != *--jail* ]] || { jailed dom0; jailed g; }
   xl destroy g
   began=$SECONDS
-  assert_eq "$(status_of dom0 watcher 5)" 5 "status of '$2' after the guest was destroyed"
+  assert_eq "$(status_of dom0 watcher 30)" 5 "status of '$2' after the guest was destroyed"
   note "$2: $(tail -1 watcher), within $((SECONDS - began)) s"
 }
 gone "vchan-peer server 0 $(keys "$id" 0 gone) 65536 65536 hold" "xentool vchan connect $id gone --wait -v"
