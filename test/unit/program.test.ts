@@ -1,7 +1,7 @@
 // Programs that serve images to us: kept alive as long as we are, started again when they die, and bounded in what they
 // may print.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { keepProcess } from "../../src/block/program/keeper.ts";
 import { relayLines } from "../../src/block/program/messages.ts";
@@ -175,6 +175,21 @@ describe("an NBD program", () => {
     await back.promise;
     expect(told).toEqual(["it was killed by signal 9", undefined]);
     expect(await meanwhile).toMatchObject({ sizeBytes: 1 << 20 });
+    await it.close();
+  });
+
+  test("that refuses at first after its restart is reported to serve as soon as it does", async () => {
+    const refuses = join(dir, "refuses");
+    const open = `if rm ${refuses}; then echo EIO it refuses >&2; exit 1; fi 2>/dev/null`;
+    const script = `echo $$ >${join(dir, "pid")}; exec nbdkit --foreground eval open='${open}' get_size='echo 1M' pread='exit 1'`;
+    const it = program({ argv: ["/bin/sh", "-c", script] });
+    await it.opened(probe());
+    writeFileSync(refuses, "");
+    const back = Promise.withResolvers<void>();
+    it.reportTo((why) => why === undefined && back.resolve());
+    process.kill(Number(readFileSync(join(dir, "pid"), "utf8")), "SIGKILL");
+    await back.promise;
+    expect(existsSync(refuses)).toBe(false);
     await it.close();
   });
 });

@@ -132,22 +132,25 @@ export class NbdProgram {
       const onLine = (line: string): void => logger.warn(`${user}: ${name}: ${line}`);
       const process = keepProcess(this.#argv, fds, onLine, command);
       this.#process = process;
-      if (this.#trouble !== undefined) this.#watchRecovery(process);
+      if (this.#trouble !== undefined) void this.#watchRecovery(process);
       return await process.ended;
     } catch (error) {
       return { how: `cannot be started: ${describeError(error)}`, wasStarted: false };
     }
   }
 
-  /** Silence and refusals are no news: they are seen by whoever uses the export. */
-  #watchRecovery(process: KeptProcess): void {
+  /** Asks it until it answers. Silence and refusals are no news: they are seen by whoever uses the export. */
+  async #watchRecovery(process: KeptProcess): Promise<void> {
     const { socket: address } = this.#options;
-    probeExport({ address, port: undefined, exportName: "" }).then(
-      () => {
-        if (process === this.#process) this.#say(undefined);
-      },
-      () => {},
-    );
+    const { signal } = this.#stop;
+    while (process === this.#process && !signal.aborted) {
+      const serves = await probeExport({ address, port: undefined, exportName: "" }, signal).then(
+        () => true,
+        () => false,
+      );
+      if (serves && process === this.#process) return this.#say(undefined);
+      await pause(SERVED_PAUSE_MS, signal);
+    }
   }
 
   #say(why: string | undefined): void {
