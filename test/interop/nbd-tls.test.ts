@@ -11,7 +11,7 @@ import { IO_READ, IO_WRITE } from "../../src/native/reactor.ts";
 import { encodeGreeting, encodeOptionReply } from "../../src/protocol/nbd.ts";
 import { makeCertificates } from "../support/certificates.ts";
 import { openDescriptors } from "../support/descriptors.ts";
-import { EXPORT_BYTES, nbdkit, qemuNbd, type NbdServer } from "../support/nbd-servers.ts";
+import { EXPORT_BYTES, nbdkit, nbdServer, qemuNbd, type NbdServer } from "../support/nbd-servers.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { NbdExport } from "./nbd-export.ts";
 
@@ -57,6 +57,7 @@ const CREDENTIALS = "tls-creds-x509,id=tls,endpoint=server,verify-peer=yes,dir="
 describe.each([
   ["nbdkit", () => strictly("--tls-verify-peer")],
   ["qemu-nbd", () => qemuNbd("--object", CREDENTIALS + ours, "--tls-creds", "tls")],
+  ["nbd-server", () => nbdServer(ours)],
 ] as const)("%s", (_, start) => {
   test("bytes, on several connections", async () => {
     await using server = await start();

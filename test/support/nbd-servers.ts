@@ -96,13 +96,24 @@ export function storageDaemon(): Promise<NbdServer> {
   ]);
 }
 
-/** nbd-server, which has neither GO with block sizes nor structured replies. */
-export async function nbdServer(): Promise<NbdServer> {
+/**
+ * nbd-server, which has neither GO with block sizes nor structured replies. `certificates`: a directory of them; then
+ * it wants TLS, and a certificate of the client.
+ */
+export async function nbdServer(certificates?: string): Promise<NbdServer> {
+  const pem = (name: string): string => join(certificates ?? "", `${name}.pem`);
+  const tls = [
+    "force_tls = true",
+    `certfile = ${pem("server-cert")}`,
+    `keyfile = ${pem("server-key")}`,
+    `cacertfile = ${pem("ca-cert")}`,
+  ];
   const server = await NbdServer.start((dir) => {
     const config = join(dir, "config");
     const lines = [
       "[generic]",
       `unixsock = ${join(dir, "nbd.sock")}`,
+      ...(certificates === undefined ? [] : tls),
       "[vm 7]",
       `exportname = ${join(dir, "disk.img")}`,
       `filesize = ${EXPORT_BYTES}`,
