@@ -48,9 +48,10 @@ export class NbdServer implements AsyncDisposable {
   }
 
   async kill(): Promise<void> {
-    // nbd-server has gone into the background. Asked to end, it would remove files while we do.
+    // nbd-server has gone into the background. Asked to end, it would remove files while we do. Its process for a TLS
+    // connection does not always end with it.
     if (this.#child.exitCode === 0)
-      process.kill(Number(readFileSync(join(this.dir, "pid"), "utf8")), "SIGKILL");
+      process.kill(-Number(readFileSync(join(this.dir, "pid"), "utf8")), "SIGKILL");
     this.#child.kill("SIGKILL");
     await this.#child.exited;
   }
