@@ -102,19 +102,21 @@ export function storageDaemon(): Promise<NbdServer> {
  * it wants TLS, and a certificate of the client.
  */
 export async function nbdServer(certificates?: string): Promise<NbdServer> {
-  const pem = (name: string): string => join(certificates ?? "", `${name}.pem`);
-  const tls = [
-    "force_tls = true",
-    `certfile = ${pem("server-cert")}`,
-    `keyfile = ${pem("server-key")}`,
-    `cacertfile = ${pem("ca-cert")}`,
-  ];
+  const tls =
+    certificates === undefined
+      ? []
+      : [
+          "force_tls = true",
+          `certfile = ${join(certificates, "server-cert.pem")}`,
+          `keyfile = ${join(certificates, "server-key.pem")}`,
+          `cacertfile = ${join(certificates, "ca-cert.pem")}`,
+        ];
   const server = await NbdServer.start((dir) => {
     const config = join(dir, "config");
     const lines = [
       "[generic]",
       `unixsock = ${join(dir, "nbd.sock")}`,
-      ...(certificates === undefined ? [] : tls),
+      ...tls,
       "[vm 7]",
       `exportname = ${join(dir, "disk.img")}`,
       `filesize = ${EXPORT_BYTES}`,

@@ -192,4 +192,20 @@ describe("an NBD program", () => {
     expect(existsSync(refuses)).toBe(false);
     await it.close();
   });
+
+  test("that is silent after its restart has one connection of ours waiting, however long it takes", async () => {
+    const silent = join(dir, "silent");
+    const script = `echo $$ >${join(dir, "pid")}; if [ -e ${silent} ]; then exec sleep 1000; fi; exec ${memory.join(" ")}`;
+    const it = program({ argv: ["/bin/sh", "-c", script] });
+    await it.opened(probe());
+    writeFileSync(silent, "");
+    const first = readFileSync(join(dir, "pid"), "utf8");
+    process.kill(Number(first), "SIGKILL");
+    while (["", first].includes(readFileSync(join(dir, "pid"), "utf8"))) await Bun.sleep(20);
+    await Bun.sleep(12_000);
+    const sockets = readFileSync("/proc/net/unix", "utf8").split("\n");
+    // The one that listens, which had another name first, and the connection that nobody has accepted.
+    expect(sockets.filter((line) => line.includes(` ${join(dir, "sock")}~`))).toHaveLength(2);
+    await it.close();
+  }, 30_000);
 });

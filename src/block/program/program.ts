@@ -124,6 +124,7 @@ export class NbdProgram {
 
   async #run(): Promise<Ended> {
     const { name, user, held, command, whyNot } = this.#options;
+    const over = new AbortController();
     try {
       const reason = await whyNot?.();
       if (reason !== undefined) return { how: `cannot be started: ${reason}`, wasStarted: true };
@@ -132,24 +133,29 @@ export class NbdProgram {
       const onLine = (line: string): void => logger.warn(`${user}: ${name}: ${line}`);
       const process = keepProcess(this.#argv, fds, onLine, command);
       this.#process = process;
-      if (this.#trouble !== undefined) void this.#watchRecovery(process);
+      if (this.#trouble !== undefined) void this.#watchRecovery(over.signal);
       return await process.ended;
     } catch (error) {
       return { how: `cannot be started: ${describeError(error)}`, wasStarted: false };
+    } finally {
+      over.abort();
     }
   }
 
-  /** Asks it until it answers. Silence and refusals are no news: they are seen by whoever uses the export. */
-  async #watchRecovery(process: KeptProcess): Promise<void> {
+  /**
+   * Asks it until it answers or is `over`. A silent one keeps one connection waiting, because it takes those that were
+   * given up from the socket's queue only later. Silence and refusals are no news: whoever uses the export sees them.
+   */
+  async #watchRecovery(over: AbortSignal): Promise<void> {
     const { socket: address } = this.#options;
-    const { signal } = this.#stop;
-    while (process === this.#process && !signal.aborted) {
-      const serves = await probeExport({ address, port: undefined, exportName: "" }, signal).then(
+    while (!over.aborted) {
+      const asked = probeExport({ address, port: undefined, exportName: "" }, over, Infinity);
+      const serves = await asked.then(
         () => true,
         () => false,
       );
-      if (serves && process === this.#process) return this.#say(undefined);
-      await pause(SERVED_PAUSE_MS, signal);
+      if (serves && !over.aborted) return this.#say(undefined);
+      await pause(SERVED_PAUSE_MS, over);
     }
   }
 

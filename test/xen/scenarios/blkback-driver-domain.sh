@@ -6,7 +6,7 @@
 
 xentool=$(command -v xentool)
 note 'backend in guest a, frontend in guest b'
-# Two processors, because libxl waits ten seconds for a disk, and with one a process of watch's has taken most of them.
+# Two processors, because libxl waits ten seconds for a disk, and with one it once took longer to start its process.
 guest a --memory 900 --with "$xentool:/bin/xentool" 'driver_domain=1' 'vcpus=2'
 guest b
 on a 'truncate -s 64M /tmp/disk; xentool -v blkback watch >/tmp/watch.log 2>&1 &

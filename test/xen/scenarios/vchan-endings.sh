@@ -1,4 +1,4 @@
-# Either side closes, is stopped or is killed: the other notices at once, whoever serves, and wherever.
+# Either side closes, is stopped or is killed: the other notices and ends, whoever serves, and wherever.
 # limit: 800
 # files: dist/xentool
 . /payload/dom0/vchan.sh

@@ -23,8 +23,15 @@ export async function resolveHost(to: NbdAddress, stop?: AbortSignal): Promise<N
   return { ...to, address: found.address };
 }
 
-/** `to` has a number or a path. Throws `io`, `protocol` or `environment`, and `cancelled` once `stop` fires. */
-export async function probeExport(to: NbdAddress, stop?: AbortSignal): Promise<SeenExport> {
+/**
+ * `to` has a number or a path. Throws `io`, `protocol` or `environment`, and `cancelled` once `stop` fires.
+ * `patienceMs`: how long it may take; Infinity: as long as it takes.
+ */
+export async function probeExport(
+  to: NbdAddress,
+  stop?: AbortSignal,
+  patienceMs = PATIENCE_MS,
+): Promise<SeenExport> {
   const handshake = new NbdClientHandshake(to.exportName);
   const { promise, resolve, reject } = Promise.withResolvers<SeenExport>();
   let pending = Buffer.alloc(0);
@@ -47,7 +54,10 @@ export async function probeExport(to: NbdAddress, stop?: AbortSignal): Promise<S
   using _ = onAbort(stop, () =>
     reject(new XentoolError("cancelled", `stopped before the NBD server at ${to.address} had answered`)),
   );
-  const patience = setTimeout(() => failed(new Error(`no answer for ${PATIENCE_MS} ms`)), PATIENCE_MS);
+  const patience =
+    patienceMs === Infinity
+      ? undefined
+      : setTimeout(() => failed(new Error(`no answer for ${patienceMs} ms`)), patienceMs);
   const socket = {
     data: take,
     error: (_: Bun.Socket, error: Error) => failed(error),
