@@ -17,7 +17,7 @@
 #define XT_API __attribute__((visibility("default")))
 
 /* Raised whenever anything below changes, so that a shim built from another header is detected. */
-#define XT_ABI_VERSION 11
+#define XT_ABI_VERSION 12
 
 XT_API uint32_t xt_abi_version(void);
 
@@ -293,11 +293,12 @@ enum { XT_JAIL_READ = 1, XT_JAIL_WRITE = 2, XT_JAIL_MAKE = 4, XT_JAIL_REMOVE = 8
 XT_API uint32_t xt_jail_support(void);
 /*
  * Puts every thread of this process, and all that they will start, into a jail of these parts for good. What is open
- * stays open, except what an exec would pass on. `child` is the one process that may be sent signals, or 0. With
- * XT_JAIL_USER it is `uid` and `gid` from then on. Returns the parts that every thread is in.
+ * stays open; what an exec would pass on has nothing behind it any more. `child` is the one process that may be sent
+ * signals, or 0. With XT_JAIL_USER it is `uid` and `gid` from then on. Returns the parts that every thread is in;
+ * `failure` is 0, or why they are not in all that concern each (-errno).
  */
 XT_API uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, uint32_t uid, uint32_t gid,
-                              const char *paths);
+                              const char *paths, int32_t *failure);
 /* Puts the calling thread, in such a process, into the narrower jail of a plane. It has opened everything by then. */
 XT_API int32_t xt_jail_enter_plane(uint32_t parts, uint32_t needs, const char *paths);
 

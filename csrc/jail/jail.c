@@ -39,14 +39,17 @@ static int new_network(void) {
   return open(name, O_RDONLY | O_CLOEXEC);
 }
 
-uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, uint32_t uid, uint32_t gid, const char *paths) {
+uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, uint32_t uid, uint32_t gid, const char *paths,
+                       int32_t *failure) {
   uint32_t done = 0;
   steps = (struct steps){-1, -1, parts & XT_JAIL_USER ? (int64_t)uid : -1, gid};
-  jail_close_inherited();
+  int error = jail_empty_inherited();
   if (parts & XT_JAIL_FILES) steps.ruleset = jail_landlock_rules(paths);
   if (parts & XT_JAIL_NETWORK) steps.network = new_network();
   /* Where one thread is left out, as those of an emulator are, nobody can rely on what the others gave up. */
-  if (jail_on_every_thread(take_steps) == 0) {
+  int left_out = jail_on_every_thread(take_steps);
+  if (!error) error = left_out;
+  if (!error) {
     done |= XT_JAIL_PRIVILEGES;
     if (steps.ruleset >= 0) done |= XT_JAIL_FILES;
     if (steps.network >= 0) done |= XT_JAIL_NETWORK;
@@ -56,6 +59,7 @@ uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, uint32_t u
   if (steps.network >= 0) close(steps.network);
   const struct filter_options filter = {CONTROL, needs, child, 1};
   if ((parts & XT_JAIL_CALLS) && jail_seccomp_filter(&filter) == 0) done |= XT_JAIL_CALLS;
+  *failure = error;
   return done;
 }
 

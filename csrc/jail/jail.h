@@ -49,8 +49,11 @@ int jail_may_become_others(void);
 /* Moves this thread into a network without devices, and into one of others' (`fd`). */
 int jail_leave_network(void);
 int jail_join_network(int fd);
-/* Descriptors that this process was started with by accident: all but the first three that an exec would pass on. */
-void jail_close_inherited(void);
+/*
+ * Descriptors that this process was started with by accident, all but the first three that an exec would pass on, have
+ * nothing behind them any more: they read as an empty pipe.
+ */
+int jail_empty_inherited(void);
 
 /* ---- landlock.c ---- */
 

@@ -68,12 +68,21 @@ static int is_in_network(int fd) {
 
 int jail_join_network(int fd) { return is_in_network(fd) || setns(fd, CLONE_NEWNET) == 0 ? 0 : -errno; }
 
-void jail_close_inherited(void) {
+/*
+ * One of them may be no accident, but what another thread of Bun's has open at this moment, and will close: its memory
+ * statistics, for one. So no number becomes free here, which somebody would get whose descriptor is closed then.
+ */
+int jail_empty_inherited(void) {
+  int ends[2], error = 0;
+  if (pipe2(ends, O_CLOEXEC)) return -errno;
+  close(ends[1]);
   DIR *open = opendir("/proc/self/fd");
-  if (!open) return;
-  for (const struct dirent *entry; (entry = readdir(open));) {
+  if (!open) error = -errno;
+  for (const struct dirent *entry; open && !error && (entry = readdir(open));) {
     int fd = atoi(entry->d_name);
-    if (fd > STDERR_FILENO && fcntl(fd, F_GETFD) == 0) close(fd);
+    if (fd > STDERR_FILENO && fcntl(fd, F_GETFD) == 0 && dup3(ends[0], fd, O_CLOEXEC) < 0) error = -errno;
   }
-  closedir(open);
+  if (open) closedir(open);
+  close(ends[0]);
+  return error;
 }

@@ -1,7 +1,7 @@
 // The C shim's interface, from csrc/xentool.h and csrc/xen/xen.h.
 // Written by `npm run abi`; a test says when it is stale.
 
-export const XT_ABI_VERSION = 11;
+export const XT_ABI_VERSION = 12;
 export const XT_POLL_IN = 1;
 export const XT_POLL_OUT = 4;
 export const XT_POLL_ERROR = 8;
@@ -194,7 +194,7 @@ export const symbols = {
   xt_descriptors_send: { args: ["i32", "u32", "ptr", "u32"], returns: "i32" },
   xt_descriptors_receive: { args: ["i32", "ptr", "ptr"], returns: "i32" },
   xt_jail_support: { args: [], returns: "u32" },
-  xt_jail_enter: { args: ["u32", "u32", "i32", "u32", "u32", "ptr"], returns: "u32" },
+  xt_jail_enter: { args: ["u32", "u32", "i32", "u32", "u32", "ptr", "ptr"], returns: "u32" },
   xt_jail_enter_plane: { args: ["u32", "u32", "ptr"], returns: "i32" },
   xt_linux_open: { args: ["i32", "i32"], returns: "f64" },
   xt_platform_close: { args: ["ptr"], returns: "i32" },

@@ -97,6 +97,8 @@ export interface Jailed {
   readonly parts: number;
   /** Parts that should be there and are not. */
   readonly missing: readonly JailPart[];
+  /** Why, if it is not the host that does not have them. */
+  readonly failure: string | undefined;
 }
 
 /**
@@ -109,8 +111,14 @@ export function enterJail(plan: JailPlan, keepsNetwork: boolean, child?: number)
   const wanted = XT_JAIL_PRIVILEGES | XT_JAIL_FILES | XT_JAIL_CALLS | (plan.user ? XT_JAIL_USER : 0);
   const asked = keepsNetwork ? wanted : wanted | (support & XT_JAIL_NETWORK);
   const { uid, gid } = plan.user ?? { uid: 0, gid: 0 };
-  const parts = shim.xt_jail_enter(asked & support, needsOf(plan), child ?? 0, uid, gid, pathList(plan));
-  return { parts, missing: partsIn(asked & ~parts) };
+  const failure = new Int32Array(1);
+  const [needs, paths] = [needsOf(plan), pathList(plan)];
+  const parts = shim.xt_jail_enter(asked & support, needs, child ?? 0, uid, gid, paths, failure);
+  return {
+    parts,
+    missing: partsIn(asked & ~parts),
+    failure: failure[0] === 0 ? undefined : errnoText(failure[0]),
+  };
 }
 
 /** Puts this thread of a jailed process into the narrower jail of a plane. Throws `environment`. */

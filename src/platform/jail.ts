@@ -14,8 +14,8 @@ const DEV_NULL: JailPath = { path: "/dev/null", may: "use" };
 /** `strict`: rather nothing at all than without all of the jail. */
 export type JailMode = "on" | "strict" | "off";
 
-/** The parts of the jail that a process is in. */
-export type JailedIn = number;
+/** The bits of the parts of the jail that a process is in. */
+export type JailedIn = Jailed["parts"];
 
 export interface Entering {
   /** Throws `environment` when a part is missing. */
@@ -27,13 +27,21 @@ export interface Entering {
   readonly known?: Jailed["missing"];
 }
 
-/** Puts this process into a jail of `plan`, for good. Says, or throws, what this host lacks. */
+/**
+ * Puts this process into a jail of `plan`, for good. Says, or throws, what it has to do without. Throws `environment`
+ * when it cannot become the user it is to be.
+ */
 export function enterProcessJail(plan: JailPlan, how: Entering): JailedIn {
   const { keepsNetwork = false, child, known = [] } = how;
   const paths = [...plan.paths, DEV_NULL];
-  const { parts, missing } = enterJail({ ...plan, paths }, keepsNetwork, child);
+  const { parts, missing, failure } = enterJail({ ...plan, paths }, keepsNetwork, child);
+  if (plan.user !== undefined && missing.includes("another user"))
+    throw new XentoolError(
+      "environment",
+      `cannot become user ${plan.user.uid}: ${failure ?? "no privilege"}`,
+    );
   const unsaid = missing.filter((part) => !known.includes(part));
-  if (unsaid.length > 0) sayMissing(how.strict, unsaid);
+  if (unsaid.length > 0) sayMissing(how.strict, unsaid, failure);
   return parts;
 }
 
@@ -43,8 +51,9 @@ export function checkJail(mode: JailMode, also: readonly string[] = []): void {
   if (missing.length > 0) sayMissing(mode === "strict", missing);
 }
 
-function sayMissing(isStrict: boolean, missing: readonly string[]): void {
-  const what = missing.join(", ");
+/** With `failure`, it is not the host's lack. */
+function sayMissing(isStrict: boolean, missing: readonly string[], failure?: string): void {
+  const what = missing.join(", ") + (failure === undefined ? "" : ` (${failure})`);
   if (isStrict)
     throw new XentoolError("environment", `this host lacks what --jail strict insists on: ${what}`);
   logger.warn(`the jail does without what this host lacks: ${what}`);

@@ -28,7 +28,9 @@ static void enter(uint32_t needs) {
   char paths[192];
   snprintf(paths, sizeof paths, "\x0f%s%c\x01/dev/null%c\x01/no/such/path%c", dir, 0, 0, 0);
   uint32_t parts = ALL & xt_jail_support();
-  CHECK_EQUAL(xt_jail_enter(parts, needs, 0, 0, 0, paths), (int32_t)parts);
+  int32_t failure = -1;
+  CHECK_EQUAL(xt_jail_enter(parts, needs, 0, 0, 0, paths, &failure), (int32_t)parts);
+  CHECK_EQUAL(failure, 0);
 }
 
 /* Runs `body` in a child, whose end is returned; what it writes to stderr goes to `text`. */
@@ -115,14 +117,22 @@ static void *other_thread(void *unused) {
   return unused;
 }
 
+/* As it is for the thread that opened it and is about to close it: nobody else gets its number meanwhile. */
+static void expect_empty(int inherited) {
+  char byte;
+  CHECK_EQUAL(fcntl(inherited, F_GETFD), FD_CLOEXEC);
+  CHECK_EQUAL(read(inherited, &byte, 1), 0);
+  CHECK_EQUAL(close(inherited), 0);
+}
+
 static void control(int needs) {
   pthread_t thread;
   pthread_barrier_init(&entered, NULL, 2);
   CHECK_EQUAL(pthread_create(&thread, NULL, other_thread, NULL), 0);
   pthread_barrier_wait(&entered);
-  int inherited = dup(0), kept = fcntl(0, F_DUPFD_CLOEXEC, 0);
+  int inherited = open("/proc/self/statm", O_RDONLY), kept = fcntl(0, F_DUPFD_CLOEXEC, 0);
   enter((uint32_t)needs);
-  CHECK_EQUAL(fcntl(inherited, F_GETFD), -1);
+  expect_empty(inherited);
   CHECK_EQUAL(fcntl(kept, F_GETFD), FD_CLOEXEC);
   pthread_barrier_wait(&entered);
   pthread_join(thread, NULL);
@@ -243,8 +253,10 @@ static void become_somebody(int unused) {
   pthread_barrier_init(&entered, NULL, 2);
   CHECK_EQUAL(pthread_create(&thread, NULL, somebodys_thread, NULL), 0);
   pthread_barrier_wait(&entered);
-  CHECK_EQUAL(xt_jail_enter(XT_JAIL_PRIVILEGES | XT_JAIL_USER, (uint32_t)unused, 0, SOMEBODY, SOMEBODY, ""),
-              XT_JAIL_PRIVILEGES | XT_JAIL_USER);
+  const uint32_t parts = XT_JAIL_PRIVILEGES | XT_JAIL_USER;
+  int32_t failure = -1;
+  CHECK_EQUAL(xt_jail_enter(parts, (uint32_t)unused, 0, SOMEBODY, SOMEBODY, "", &failure), (int32_t)parts);
+  CHECK_EQUAL(failure, 0);
   pthread_barrier_wait(&entered);
   pthread_join(thread, NULL);
   expect_somebody();
