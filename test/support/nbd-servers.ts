@@ -1,5 +1,5 @@
 // Other people's NBD servers, unmodified, each on a unix socket in a directory of its own.
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { removeDirectory, temporaryDirectory } from "./temporary.ts";
 
@@ -40,6 +40,11 @@ export class NbdServer implements AsyncDisposable {
   /** The bytes of its image. */
   get image(): Buffer {
     return readFileSync(join(this.dir, "disk.img"));
+  }
+
+  /** How many blocks of 512 bytes its image has on the file system. */
+  get imageBlocks(): number {
+    return statSync(join(this.dir, "disk.img")).blocks;
   }
 
   /** What nbdkit's log filter, or a script of it, wrote. */
