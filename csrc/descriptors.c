@@ -43,7 +43,8 @@ int32_t xt_descriptors_receive(int32_t socket, uint32_t *number, int32_t *fds) {
   ssize_t size = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (size < 0) return -errno;
   struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-  if (size != sizeof *number || !header || header->cmsg_type != SCM_RIGHTS) return -EBADMSG;
+  if (size != sizeof *number || (header && header->cmsg_type != SCM_RIGHTS)) return -EBADMSG;
+  if (!header) return 0;
   size_t bytes = header->cmsg_len - CMSG_LEN(0);
   memcpy(fds, CMSG_DATA(header), bytes);
   return (int32_t)(bytes / sizeof *fds);

@@ -55,8 +55,9 @@ uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, uint32_t u
     if (steps.network >= 0) done |= XT_JAIL_NETWORK;
     if (steps.uid >= 0) done |= XT_JAIL_USER;
   }
-  if (steps.ruleset >= 0) close(steps.ruleset);
-  if (steps.network >= 0) close(steps.network);
+  /* A thread that is late has yet to use them. */
+  if (!left_out && steps.ruleset >= 0) close(steps.ruleset);
+  if (!left_out && steps.network >= 0) close(steps.network);
   const struct filter_options filter = {CONTROL, needs, child, 1};
   if ((parts & XT_JAIL_CALLS) && jail_seccomp_filter(&filter) == 0) done |= XT_JAIL_CALLS;
   *failure = error;

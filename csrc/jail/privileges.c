@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 int jail_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? -errno : 0; }
@@ -68,21 +69,53 @@ static int is_in_network(int fd) {
 
 int jail_join_network(int fd) { return is_in_network(fd) || setns(fd, CLONE_NEWNET) == 0 ? 0 : -errno; }
 
+enum { INHERITED_MAX = 256 };
+
+struct inherited {
+  int fd;
+  dev_t device;
+  ino_t inode;
+};
+
+/* Whether an exec would pass it on. As a call, because fstat(2) is a function of the C library only since 2.33. */
+static int is_passed_on(int fd, struct inherited *found) {
+  struct stat about;
+  if (fcntl(fd, F_GETFD) != 0 || syscall(SYS_fstat, fd, &about)) return 0;
+  *found = (struct inherited){fd, about.st_dev, about.st_ino};
+  return 1;
+}
+
+/* Returns how many there are, or -errno. */
+static int find_inherited(struct inherited *found) {
+  int count = 0;
+  DIR *open = opendir("/proc/self/fd");
+  if (!open) return -errno;
+  for (const struct dirent *entry; count < INHERITED_MAX && (entry = readdir(open));) {
+    int fd = atoi(entry->d_name);
+    if (fd > STDERR_FILENO && is_passed_on(fd, &found[count])) count++;
+  }
+  closedir(open);
+  return count;
+}
+
 /*
- * One of them may be no accident, but what another thread of Bun's has open at this moment, and will close: its memory
- * statistics, for one. So no number becomes free here, which somebody would get whose descriptor is closed then.
+ * Another thread of Bun's may have one open for a moment: its memory statistics, for one. So nothing is taken for
+ * inherited at the first look, and no number becomes free here: somebody would get it whose descriptor is closed then.
  */
 int jail_empty_inherited(void) {
-  int ends[2], error = 0;
+  const struct timespec moment = {.tv_nsec = 1000000};
+  struct inherited found[INHERITED_MAX];
+  int ends[2], error = 0, count = find_inherited(found);
+  if (count <= 0) return count;
   if (pipe2(ends, O_CLOEXEC)) return -errno;
   close(ends[1]);
-  DIR *open = opendir("/proc/self/fd");
-  if (!open) error = -errno;
-  for (const struct dirent *entry; open && !error && (entry = readdir(open));) {
-    int fd = atoi(entry->d_name);
-    if (fd > STDERR_FILENO && fcntl(fd, F_GETFD) == 0 && dup3(ends[0], fd, O_CLOEXEC) < 0) error = -errno;
+  nanosleep(&moment, NULL);
+  for (int i = 0; i < count && !error; i++) {
+    struct inherited now;
+    if (!is_passed_on(found[i].fd, &now) || now.device != found[i].device || now.inode != found[i].inode) continue;
+    /* EBUSY: somebody is just opening another file there. */
+    if (dup3(ends[0], found[i].fd, O_CLOEXEC) < 0 && errno != EBUSY) error = -errno;
   }
-  if (open) closedir(open);
   close(ends[0]);
   return error;
 }

@@ -1,6 +1,7 @@
 // An image file or block device, opened and measured to learn what can be advertised to a guest. The descriptor can
 // be passed to a worker of the same process, which serves it through FileTarget.
 import { closeSync, fstatSync } from "node:fs";
+import { attempt } from "./image/attempt.ts";
 import { claimFor } from "./image/claim.ts";
 import { identify, noteClosing, noteOpened } from "./image/known.ts";
 import {
@@ -109,7 +110,8 @@ export function openImage(path: string, options: ImageOptions): FileImage {
 export function closeImage(image: Image): void {
   if (image.kind === "nbd") return;
   for (const it of [image.fd, ...image.alsoHeld]) {
-    noteClosing(it);
+    // A file server that is gone may know nothing of it (ESTALE).
+    attempt(() => noteClosing(it));
     closeSync(it);
   }
 }

@@ -70,9 +70,11 @@ export function openCommand(argv: readonly string[]): OpenedLocal {
   const [ourIn, childOut] = makePipe();
   childEnds.defer(() => closeSync(childOut));
   ourEnds.defer(() => closeSync(ourIn));
-  const input = check(shim.xt_stream_reopen(ourIn, 0), "use a pipe");
-  const output = check(shim.xt_stream_reopen(ourOut, 1), "use a pipe");
-  const child = spawn(argv, childIn, childOut, [input, output]);
+  using undo = new DisposableStack();
+  const input = undo.adopt(check(shim.xt_stream_reopen(ourIn, 0), "use a pipe"), closeSync);
+  const output = undo.adopt(check(shim.xt_stream_reopen(ourOut, 1), "use a pipe"), closeSync);
+  const child = spawn(argv, childIn, childOut);
+  undo.move();
   return {
     end: {
       input: { fd: input, kind: "nonblocking" },
@@ -165,11 +167,10 @@ function makePipe(): [number, number] {
   return [fds[0], fds[1]];
 }
 
-function spawn(argv: readonly string[], childIn: number, childOut: number, opened: number[]): Bun.Subprocess {
+function spawn(argv: readonly string[], childIn: number, childOut: number): Bun.Subprocess {
   try {
     return Bun.spawn([...argv], { stdio: [childIn, childOut, "inherit"] });
   } catch (error) {
-    closeAll(...opened);
     throw new XentoolError("environment", `cannot run ${argv[0]}`, {}, error);
   }
 }

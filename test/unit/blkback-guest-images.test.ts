@@ -7,7 +7,7 @@ import { closeImage, openImage, type NbdImage } from "../../src/block/image.ts";
 import { takeLocks } from "../../src/block/image/claim.ts";
 import { openedImage, type OpenedImage } from "../../src/block/image/opened.ts";
 import { AskedImages } from "../../src/blkback/guests/asked-images.ts";
-import { KeptImages } from "../../src/blkback/guests/kept-images.ts";
+import { KeptImages, type Reply } from "../../src/blkback/guests/kept-images.ts";
 import { lockDevice, lockForGuest, SERVED } from "../../src/blkback/device/device-lock.ts";
 import type { Ask } from "../../src/blkback/guests/messages.ts";
 import { holdGuestDir } from "../../src/blkback/device/state-directory.ts";
@@ -26,12 +26,15 @@ let pair: ReturnType<typeof socketPair>;
 let kept: KeptImages;
 let asked: AskedImages;
 let open: (stop: AbortSignal) => Promise<OpenedImage>;
+/** How many descriptors of an answer get through. */
+let arriving: number;
 
 beforeEach(() => {
   dir = temporaryDirectory();
   writeFileSync(join(dir, "a.img"), "a".repeat(4096));
   before = openDescriptors().length;
   pair = socketPair("descriptors");
+  arriving = Infinity;
   open = async () => openedImage(openImage(join(dir, "a.img"), OPTIONS));
   kept = new KeptImages({
     openImage: (_devid, stop) => open(stop),
@@ -78,9 +81,11 @@ const EXPORT: NbdImage = {
 const OPTIONS = { readOnly: false, direct: false, sectorSizeBytes: 512 };
 
 async function carry(ask: Ask): Promise<void> {
-  const send = (fds: readonly number[]): void => sendDescriptors(pair.ours, ask.ask, fds);
-  const answer = await kept.answer(ask, send, (trouble) => asked.trouble(trouble));
-  asked.take(JSON.parse(JSON.stringify(answer)));
+  const reply: Reply = (fds, more) => {
+    if (fds.length > 0) sendDescriptors(pair.ours, ask.ask, fds.slice(0, arriving));
+    asked.take(JSON.parse(JSON.stringify({ ask: ask.ask, descriptors: fds.length, ...more })));
+  };
+  await kept.answer(ask, reply, (trouble) => asked.trouble(trouble));
 }
 
 test("an image comes open, and can be opened again when it is closed", async () => {
@@ -169,6 +174,27 @@ test("event channels are opened for each connection, and are the process's alone
   expect(two).not.toBe(one);
   expect(openDescriptors().length).toBe(others + 2);
   for (const fd of [one, two]) closeSync(fd);
+});
+
+test("a process at its limit of descriptors gets fewer, opens nothing, and may try again", async () => {
+  open = async () => {
+    const image = openImage(join(dir, "a.img"), OPTIONS);
+    return { ...openedImage(image), handedOver: [image.fd, image.fd] };
+  };
+  arriving = 1;
+  const held = openDescriptors().length;
+  expect(await asked.open(XVDA, never).catch((it: unknown) => it)).toMatchObject({ kind: "environment" });
+  // What `watch` has open goes with the process, or when it asks again.
+  expect(openDescriptors().length).toBe(held + 1);
+  arriving = Infinity;
+  await (await asked.open(XVDA, never))[Symbol.asyncDispose]();
+  expect(openDescriptors().length).toBe(held);
+});
+
+test("whoever has stopped before asks for nothing", async () => {
+  open = () => new Promise(() => {});
+  const stopped = asked.open(XVDA, AbortSignal.abort());
+  expect(stopped).rejects.toThrow("stopped before");
 });
 
 test("a wait that is stopped ends, whatever it waited for", async () => {

@@ -1,8 +1,13 @@
 // Storage that does not answer, as a file server that is gone: it keeps a thread, and nobody who wants another image.
 // The threads are fakes that answer when the test says so.
 import { expect, test } from "bun:test";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { ImageThreads } from "../../src/blkback/image/image-threads.ts";
+import { openImage } from "../../src/block/image.ts";
 import type { OrderMessage } from "../../src/plane/protocol.ts";
+import { openDescriptors } from "../support/descriptors.ts";
+import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 interface Asked {
   readonly path: string;
@@ -74,6 +79,20 @@ test("whoever stops waits no longer", async () => {
   fake.asked[0].answer();
   threads[Symbol.dispose]();
   await until(() => fake.ended === 1);
+});
+
+test("no thread can be started: an image is closed all the same", async () => {
+  const dir = temporaryDirectory();
+  const path = join(dir, "a.img");
+  writeFileSync(path, "a".repeat(512));
+  const before = openDescriptors().length;
+  const image = openImage(path, { readOnly: false, direct: false, sectorSizeBytes: 512 });
+  const threads = new ImageThreads(() => {
+    throw new Error("EMFILE");
+  }, "/nowhere");
+  await threads.close(image);
+  expect(openDescriptors().length).toBe(before);
+  removeDirectory(dir);
 });
 
 test("no thread can be started: that is said, and the next one is tried", async () => {

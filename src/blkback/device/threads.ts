@@ -25,7 +25,7 @@ export interface ThreadOptions {
  * one if a server has the image, because its log of writes has one order; and if the guest may mean one of several
  * `sets`, because only the rings themselves show which, and all planes must agree. What is lent is closed with `until`.
  */
-export function planePlatforms(
+export async function planePlatforms(
   { threads = 1, lend }: ThreadOptions,
   devid: number,
   { descriptor }: Platform,
@@ -34,9 +34,11 @@ export function planePlatforms(
   until: DisposableStack,
 ): Promise<PlatformDescriptor[]> {
   const count = image.kind === "nbd" || sets.length > 1 ? 1 : Math.min(threads, sets[0].length);
-  const open = async (): Promise<PlatformDescriptor> => {
+  const platforms: PlatformDescriptor[] = [];
+  // One after the other: when one fails, `until` is over, and no other may come later.
+  while (platforms.length < count) {
     const lent = await lend?.(devid, until);
-    return { ...descriptor, ...(lent && { lent }) };
-  };
-  return Promise.all(Array.from({ length: count }, open));
+    platforms.push({ ...descriptor, ...(lent && { lent }) });
+  }
+  return platforms;
 }

@@ -32,6 +32,7 @@ export class AskedImages {
 
   /** When `stop` fires, `watch` closes the image first, and answers that the opening was cancelled. */
   readonly open: OpenDeviceImage = async ({ devid }, stop) => {
+    if (stop.aborted) throw new XentoolError("cancelled", "stopped before the image was asked for");
     using _ = onAbort(stop, () => this.#closed(devid));
     const answer = await this.#ask("image", devid);
     const { image } = answer;
@@ -41,13 +42,20 @@ export class AskedImages {
   };
 
   readonly lock: LockDevice = async ({ devid }) => {
-    const { fds } = await this.#ask("lock", devid);
-    return {
-      release: async () => {
-        for (const fd of fds) closeSync(fd);
-        await this.#ask("unlock", devid).catch(() => {});
-      },
-    };
+    const unlock = (): Promise<unknown> => this.#ask("unlock", devid).catch(() => {});
+    try {
+      const { fds } = await this.#ask("lock", devid);
+      return {
+        release: async () => {
+          for (const fd of fds) closeSync(fd);
+          await unlock();
+        },
+      };
+    } catch (error) {
+      // `watch` may have it, if we could not take it.
+      await unlock();
+      throw error;
+    }
   };
 
   /** Event channels for one connection of a device; the caller's to close. */
@@ -62,8 +70,12 @@ export class AskedImages {
     const fds = answer.descriptors > 0 ? receiveDescriptors(this.#socket, answer.ask) : [];
     const reply = this.#waiting.get(answer.ask);
     this.#waiting.delete(answer.ask);
-    if (answer.failure === undefined) reply?.resolve({ ...answer, fds });
-    else reply?.reject(asError(answer.failure));
+    if (answer.failure !== undefined) reply?.reject(asError(answer.failure));
+    else if (fds.length === answer.descriptors) reply?.resolve({ ...answer, fds });
+    else {
+      for (const fd of fds) closeSync(fd);
+      reply?.reject(new XentoolError("environment", "this process has no more descriptors to open files"));
+    }
   }
 
   /** Something is wrong with the program that serves a disk's image, or no longer. */

@@ -7,7 +7,7 @@ import type { Domid } from "../../core/types.ts";
 import { sendDescriptors } from "../../native/descriptors.ts";
 import type { DeviceEvent } from "../device/device-events.ts";
 import { LEAVING_PATIENCE_MS } from "../bounds.ts";
-import { KeptImages, type GuestDevices } from "./kept-images.ts";
+import { KeptImages, type GuestDevices, type Reply } from "./kept-images.ts";
 import {
   encodeLine,
   linesOf,
@@ -202,12 +202,15 @@ export class GuestProcess {
 
   async #answer(ask: Ask): Promise<void> {
     if (this.#isGone) return;
-    const send = (fds: readonly number[]): void => {
-      if (this.#isGone) throw new XentoolError("cancelled", "its process is gone");
-      sendDescriptors(this.#child.descriptors, ask.ask, fds);
+    const reply: Reply = (fds, more) => {
+      if (fds.length > 0) {
+        if (this.#isGone) throw new XentoolError("cancelled", "its process is gone");
+        sendDescriptors(this.#child.descriptors, ask.ask, fds);
+      }
+      this.#order({ order: "answer", ask: ask.ask, descriptors: fds.length, ...more });
     };
     const onTrouble = (trouble: Trouble): void => this.#order({ order: "trouble", ...trouble });
-    this.#order({ order: "answer", ...(await this.#images.answer(ask, send, onTrouble)) });
+    await this.#images.answer(ask, reply, onTrouble);
   }
 
   #kill(why: string): void {

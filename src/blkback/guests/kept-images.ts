@@ -18,8 +18,11 @@ export interface GuestDevices {
   readonly openChannels: () => Pick<EventChannels, "fd" | "close">;
 }
 
-/** Sends descriptors to the process, under the number of its question. Throws when it cannot. */
-export type SendDescriptors = (fds: readonly number[]) => void;
+/**
+ * Sends the answer to a question, and descriptors with it: one right after the other, because they are taken in the
+ * order of the answers. Throws when the descriptors cannot be sent; then there is no answer yet.
+ */
+export type Reply = (fds: readonly number[], more?: Omit<Answer, "ask" | "descriptors">) => void;
 
 interface Kept {
   readonly opened: Promise<OpenedImage>;
@@ -38,28 +41,27 @@ export class KeptImages {
     this.#devices = devices;
   }
 
-  /** Descriptors are sent before the answer is there. */
-  async answer(question: Ask, send: SendDescriptors, onTrouble: (it: Trouble) => void): Promise<Answer> {
-    const { ask, what, devid } = question;
+  /** Replies once. */
+  async answer({ what, devid }: Ask, reply: Reply, onTrouble: (it: Trouble) => void): Promise<void> {
     try {
       switch (what) {
         case "lock":
-          return await this.#answerWithLock(ask, devid, send);
+          return await this.#answerWithLock(devid, reply);
         case "unlock":
           this.#unlock(devid);
-          return { ask, descriptors: 0 };
+          return reply([]);
         case "image":
-          return await this.#answerWithImage(ask, devid, send, onTrouble);
+          return await this.#answerWithImage(devid, reply, onTrouble);
         case "connection":
-          return await this.#answerWithConnection(ask, devid, send);
+          return await this.#answerWithConnection(devid, reply);
         case "channels":
-          return this.#answerWithChannels(ask, send);
+          return this.#answerWithChannels(reply);
         case "close":
           await this.#close(devid);
-          return { ask, descriptors: 0 };
+          return reply([]);
       }
     } catch (error) {
-      return { ask, descriptors: 0, failure: failureOf(error) };
+      reply([], { failure: failureOf(error) });
     }
   }
 
@@ -70,12 +72,7 @@ export class KeptImages {
     await Promise.allSettled([...this.#kept.keys()].map((devid) => this.#close(devid)));
   }
 
-  async #answerWithImage(
-    ask: number,
-    devid: number,
-    send: SendDescriptors,
-    onTrouble: (it: Trouble) => void,
-  ): Promise<Answer> {
+  async #answerWithImage(devid: number, reply: Reply, onTrouble: (it: Trouble) => void): Promise<void> {
     while (this.#kept.has(devid)) await this.#close(devid);
     if (this.#isOver) throw gone();
     const stop = new AbortController();
@@ -83,27 +80,24 @@ export class KeptImages {
     this.#kept.set(devid, kept);
     try {
       const opened = await kept.opened;
-      const { image, handedOver: fds } = opened;
-      if (fds.length > 0) send(fds);
+      reply(opened.handedOver, { image: opened.image });
       opened.reportTo?.((why) => onTrouble({ devid, why: why ?? null }));
-      return { ask, descriptors: fds.length, image };
     } catch (error) {
       await this.#close(devid);
       throw error;
     }
   }
 
-  async #answerWithLock(ask: number, devid: number, send: SendDescriptors): Promise<Answer> {
+  async #answerWithLock(devid: number, reply: Reply): Promise<void> {
     const lock = await this.#devices.lock(devid);
     try {
       if (this.#isOver) throw gone();
-      send([lock.fd]);
+      reply([lock.fd]);
     } catch (error) {
       lock.release();
       throw error;
     }
     this.#locks.set(devid, lock);
-    return { ask, descriptors: 1 };
   }
 
   #unlock(devid: number): void {
@@ -111,24 +105,22 @@ export class KeptImages {
     this.#locks.delete(devid);
   }
 
-  async #answerWithConnection(ask: number, devid: number, send: SendDescriptors): Promise<Answer> {
+  async #answerWithConnection(devid: number, reply: Reply): Promise<void> {
     const opened = await this.#kept.get(devid)?.opened;
     if (opened?.image.kind !== "nbd") throw new XentoolError("protocol", "there is no server to connect to");
     const fd = await dialServer(opened.image.address);
-    if (fd < 0) return { ask, descriptors: 0, errno: fd };
+    if (fd < 0) return reply([], { errno: fd });
     try {
-      send([fd]);
-      return { ask, descriptors: 1 };
+      reply([fd]);
     } finally {
       closeSync(fd);
     }
   }
 
-  #answerWithChannels(ask: number, send: SendDescriptors): Answer {
+  #answerWithChannels(reply: Reply): void {
     const channels = this.#devices.openChannels();
     try {
-      send([channels.fd]);
-      return { ask, descriptors: 1 };
+      reply([channels.fd]);
     } finally {
       channels.close();
     }

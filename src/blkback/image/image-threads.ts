@@ -1,7 +1,7 @@
 // `watch` opens images for all its guests. A file server that is gone, or a disk that cannot be reached, must not keep
 // it from the others, but whoever asks such storage for anything waits in the kernel, without end. So a thread of its
 // own touches an image first, and last. When one is late, another thread does what comes next.
-import type { FileImage } from "../../block/image.ts";
+import { closeImage, type FileImage } from "../../block/image.ts";
 import { noteUnused } from "../../block/image/known.ts";
 import { unlessAborted } from "../../core/deadline.ts";
 import { XentoolError } from "../../core/errors.ts";
@@ -49,21 +49,37 @@ export class ImageThreads implements Disposable {
   async close(image: FileImage): Promise<void> {
     for (const fd of [image.fd, ...image.alsoHeld]) noteUnused(fd);
     const late = `${image.path} does not let itself be closed`;
-    await this.#carryOut({ type: "close", image, memory: this.#memory }, late);
+    // Without a thread, here: it would keep its locks as long as we live.
+    const here = (): void => closeImage(image);
+    await this.#carryOut({ type: "close", image, memory: this.#memory }, late, here);
   }
 
   [Symbol.dispose](): void {
     void this.#free.then((plane) => plane?.close());
   }
 
-  /** An order that takes long leaves the next one to another thread, and is called `late` in the log. */
-  async #carryOut(order: ImageThreadOrder["order"], late?: string): Promise<void> {
+  #start(instead: (() => void) | undefined): Plane | undefined {
+    try {
+      return new Plane("images", this.#spawnWorker);
+    } catch (error) {
+      if (instead === undefined) throw error;
+      instead();
+      return undefined;
+    }
+  }
+
+  /**
+   * An order that takes long leaves the next one to another thread, and is called `late` in the log. `here` is done
+   * instead if no thread can be started.
+   */
+  async #carryOut(order: ImageThreadOrder["order"], late?: string, here?: () => void): Promise<void> {
     const before = this.#free;
     const next = Promise.withResolvers<Plane | undefined>();
     let isLate = false;
     this.#free = next.promise;
     try {
-      const plane = (await before) ?? new Plane("images", this.#spawnWorker);
+      const plane = (await before) ?? this.#start(here);
+      if (plane === undefined) return;
       const give = (): void => {
         logger.warn(`${late}: waiting`);
         next.resolve(undefined);

@@ -27,7 +27,8 @@ export async function openDevice(path: string): Promise<XenstoreTransport> {
 /**
  * The Linux kernel's device. Reads block, so one waits in a thread of the runtime's pool. The kernel takes one packet
  * per write and discards the rest of a longer one. A read cannot be cancelled: closing sends one last harmless request,
- * whose reply wakes the read, and then closes the file.
+ * whose reply wakes the read, and then closes the file, once no write is under way in another thread: the reply may be
+ * there before the write has returned.
  */
 class DeviceTransport implements XenstoreTransport {
   readonly name: string;
@@ -85,14 +86,14 @@ class DeviceTransport implements XenstoreTransport {
     this.#writing = true;
     write(this.#fd, packet, 0, packet.length, null, (error) => {
       this.#writing = false;
-      if (error !== null && !this.#closing) this.#lose(error);
+      if (this.#released) this.#closeFile();
+      else if (error !== null && !this.#closing) this.#lose(error);
       else this.#writeNext();
     });
   }
 
   #lose(cause?: unknown): void {
     this.#closing = true;
-    this.#unsent = [];
     this.#release();
     this.onClose(connectionLost(this.name, cause));
   }
@@ -100,6 +101,11 @@ class DeviceTransport implements XenstoreTransport {
   #release(): void {
     if (this.#released) return;
     this.#released = true;
+    this.#unsent = [];
+    if (!this.#writing) this.#closeFile();
+  }
+
+  #closeFile(): void {
     closeFile(this.#fd).catch(ignore);
   }
 }
