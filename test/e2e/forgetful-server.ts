@@ -37,7 +37,6 @@ export const onForgetfulServer: MakeStorage = async (dir, image) => {
   const server = new ForgetfulServer({ socket: join(dir, "nbd.sock"), image });
   return {
     params: server.uri,
-    trims: false,
     start: () => server.start(),
     kill: () => server.kill(),
     settle: async () => {},

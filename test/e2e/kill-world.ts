@@ -28,7 +28,6 @@ type Victim = (typeof VICTIMS)[number];
 export interface Storage {
   /** As a toolstack names it. */
   readonly params: string;
-  readonly trims: boolean;
   start(): Promise<void>;
   /** Kills the program that has the bytes. */
   kill(): Promise<void>;
@@ -140,7 +139,7 @@ class KillWorld {
     const device = { address: ADDRESS, readOnly: false, params: this.#storage.params } as const;
     await createDevice(this.#xenstore, { ...device, deviceType: "disk" });
     this.#serve();
-    this.#guest = await ModelGuest.start(this.#host, ADDRESS, this.#model, this.#random, this.#storage.trims);
+    this.#guest = await ModelGuest.start(this.#host, ADDRESS, this.#model, this.#random, true);
     await this.#guest.connect();
   }
 

@@ -28,7 +28,6 @@ const onQcow2: MakeStorage = async (dir, image, random) => {
   await judge("qemu-img", "create", "-q", "-f", "qcow2", "-o", how, path, String(Bun.file(image).size));
   return {
     params: `qcow2:${path}`,
-    trims: true,
     start: async () => {},
     kill: async () => {
       const daemons = programsWith(path, (command) => command.endsWith(DAEMON));
