@@ -15,6 +15,7 @@ import {
   simple,
   SIZE,
   TargetAndPeer,
+  type End,
   type PeerOptions,
   type SeenRequest,
 } from "./nbd-target-peer.ts";
@@ -246,6 +247,60 @@ test.each(changes)("a server that is back with an export of %s holds the disk", 
   target.start(IO_READ, 2, 0, 512, memory.address);
   peer.die({ sizeBytes: 2 * SIZE, flags: 1 | 4 | 32 });
   expect(await peer.ended(1)).toEqual([[2, 512]]);
+});
+
+/** Starts one read after the other until the operation with tag 1 has ended; returns its result. */
+async function readUntilEnded(peer: TargetAndPeer): Promise<number> {
+  const { target, memory, ends } = peer;
+  for (;;) {
+    target.start(IO_READ, 9, 0, 512, memory.address);
+    await peer.until(() => ends.length > 0);
+    const [tag, result] = ends.shift() as End;
+    if (tag === 1) return result;
+  }
+}
+
+test.each([
+  ["read", IO_READ, 512],
+  ["write", IO_WRITE, 512],
+  ["flush", IO_FLUSH, 0],
+  ["trim", IO_DISCARD, 0],
+] as const)(
+  "a server that replies to all but one %s is given up, and asked again",
+  async (name, op, result) => {
+    let lost: SeenRequest | undefined;
+    const peer = open(
+      (request) => {
+        const isIt = request.offset === 8192 || request.command === NBD_CMD_FLUSH;
+        if (lost !== undefined || !isIt) return agree(request);
+        lost = request;
+        return undefined;
+      },
+      { silenceMs: 300, endingMs: 100, connections: 1 },
+    );
+    const [offset, length] = op === IO_FLUSH ? [0, 0] : [8192, 512];
+    peer.target.start(op, 1, offset, length, peer.memory.address + 4096);
+    expect(await readUntilEnded(peer)).toBe(result);
+    expect(said).toEqual([`it has replied to what was asked 300 ms after a ${name}, and not to that`, ""]);
+  },
+);
+
+test("a server that is slow with one request has twice the time for it on each new connection", async () => {
+  const peer = open(
+    (request, connection) => {
+      if (request.offset !== 8192) return agree(request);
+      setTimeout(() => connection.readyState > 0 && connection.write(agree(request)), 1500);
+      return undefined;
+    },
+    { silenceMs: 200, connections: 1 },
+  );
+  peer.target.start(IO_READ, 1, 8192, 512, peer.memory.address + 4096);
+  expect(await readUntilEnded(peer)).toBe(512);
+  const whys = said.filter((it) => it !== "");
+  expect(whys.length).toBeGreaterThan(1);
+  expect(whys).toEqual(
+    whys.map((_, at) => expect.stringContaining(`asked ${200 * 2 ** at} ms after a read`)),
+  );
 });
 
 test("a server that does not take again what it had taken holds the disk", async () => {

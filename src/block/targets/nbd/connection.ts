@@ -33,6 +33,8 @@ export class NbdConnection {
   hasChanges = false;
   /** When bytes came last, or when there began to be something to wait for. */
   heardMs: number;
+  /** When the latest of those requests was sent that have been replied to. */
+  answeredSinceMs = -Infinity;
   readonly #number: number;
   readonly #reactor: Reactor;
   readonly #requests: NbdRequests;
@@ -71,8 +73,10 @@ export class NbdConnection {
 
   /** Sends the request in `slot` after those before it, with the reactor's next wait or when there is room. */
   send(slot: number): void {
-    if (this.inFlight++ === 0) this.heardMs = this.#reactor.nowMs;
+    const { nowMs } = this.#reactor;
+    if (this.inFlight++ === 0) this.heardMs = nowMs;
     this.#requests.connection[slot] = this.#number;
+    this.#requests.sinceMs[slot] = nowMs;
     this.#queue.add(slot);
     if (this.#awaitsRoom || this.#isSendingSoon) return;
     this.#isSendingSoon = true;
@@ -92,6 +96,15 @@ export class NbdConnection {
     const isOurs = (number: number, slot: number): boolean =>
       number === this.#number && requests.sent[slot] === 1 && requests.changes(slot);
     return this.#replies !== undefined && requests.connection.some(isOurs);
+  }
+
+  /** The slot of the request that has been under way for longest; -1 if none is. */
+  get oldest(): number {
+    const { connection, sinceMs, slots } = this.#requests;
+    let oldest = -1;
+    for (let slot = 0; slot < slots; slot++)
+      if (connection[slot] === this.#number && (oldest < 0 || sinceMs[slot] < sinceMs[oldest])) oldest = slot;
+    return oldest;
   }
 
   /** Ends the connection without waiting for what is under way. */
@@ -164,6 +177,7 @@ export class NbdConnection {
     this.heardMs = this.#reactor.nowMs;
     const replies = new ReplyReader(this.#requests, this.#number, seen.structured, (slot) => {
       this.inFlight--;
+      this.answeredSinceMs = Math.max(this.answeredSinceMs, this.#requests.sinceMs[slot]);
       if (this.#requests.changes(slot)) this.hasChanges = true;
       this.#owner.replied(slot);
       return this.inFlight > 0;

@@ -25,7 +25,11 @@ export interface LinkOptions {
   readonly seen: SeenExport;
   /** How many there are, if the server announces that it serves all of them alike; otherwise one. */
   readonly connections: number;
-  /** How long the server may be silent while something is under way. */
+  /**
+   * How long the server may be silent while something is under way, and how much longer it may leave a request without
+   * a reply than later ones. A server that is given up for this has twice the time on the next connection: it may be
+   * slow.
+   */
   readonly silenceMs: number;
   /** It is a program of ours: when that has ended, so have its connections. Until then, silence is waited out. */
   readonly isOurs: boolean;
@@ -61,8 +65,10 @@ const FIRST_PAUSE_MS = 20;
 const LONGEST_PAUSE_MS = 1000;
 /** A server that was there for this long is not one that is lost again and again. */
 const STEADY_MS = 1000;
-/** How often a server whose silence is waited out is looked at. */
+/** How often a server is looked at whose silence is waited out, or which has one request for long. */
 const SILENCE_LOOK_MS = 1000;
+/** No server that is given up again and again is waited for longer than this. */
+const LONGEST_SILENCE_MS = 16 * 60_000;
 
 export class NbdLink implements ConnectionOwner {
   /** Why there are no connections. */
@@ -78,11 +84,12 @@ export class NbdLink implements ConnectionOwner {
   #joining: NbdConnection | undefined;
   #isDialling = false;
   #pauseMs = FIRST_PAUSE_MS;
-  #upSinceMs = Infinity;
+  #servingSinceMs = Infinity;
   #heldSinceMs = Infinity;
   #holdMs: number;
   #endingMs: number;
   #silenceMs: number;
+  #longestSilenceMs = LONGEST_SILENCE_MS;
   #waitsOutSilence: boolean;
   /** That has been reported, and is all that is wrong. */
   #isSilent = false;
@@ -136,6 +143,7 @@ export class NbdLink implements ConnectionOwner {
     const wasHeld = this.failure !== undefined;
     this.failure = undefined;
     this.#heldSinceMs = Infinity;
+    this.#servingSinceMs = this.#reactor.nowMs;
     if (wasHeld) this.#options.onHeld?.(undefined);
   }
 
@@ -148,6 +156,7 @@ export class NbdLink implements ConnectionOwner {
 
   /** Sets the longest that the server may be silent from now on, whoever it is. */
   limitSilence(ms: number): void {
+    this.#longestSilenceMs = Math.min(this.#longestSilenceMs, ms);
     this.#silenceMs = Math.min(this.#silenceMs, ms);
     this.#waitsOutSilence = false;
     // What is sent from now on would be waited for as long as what was sent before.
@@ -196,9 +205,9 @@ export class NbdLink implements ConnectionOwner {
   /** Gives up the server as it is. Its connections are made anew. */
   fail(why: string): void {
     if (this.isOver || this.#stage === "down" || this.isEnding) return;
-    const nowMs = this.#reactor.nowMs;
-    if (nowMs - this.#upSinceMs > STEADY_MS) this.#pauseMs = FIRST_PAUSE_MS;
-    this.#upSinceMs = Infinity;
+    const servedMs = this.#reactor.nowMs - this.#servingSinceMs;
+    if (servedMs > STEADY_MS) this.#pauseMs = FIRST_PAUSE_MS;
+    this.#servingSinceMs = Infinity;
     this.#isSilent = false;
     this.#stage = "ending";
     this.#joining?.close();
@@ -263,7 +272,6 @@ export class NbdLink implements ConnectionOwner {
 
   #up(): void {
     this.#stage = "up";
-    this.#upSinceMs = this.#reactor.nowMs;
     this.#owner.up();
   }
 
@@ -306,21 +314,49 @@ export class NbdLink implements ConnectionOwner {
 
   #checkSilence(): void {
     if (this.isOver) return;
-    const silenceMs = this.#silenceMs;
     let leftMs = Infinity;
-    for (const { inFlight, heardMs } of this.connections)
-      if (inFlight > 0) leftMs = Math.min(leftMs, heardMs + silenceMs - this.#reactor.nowMs);
-    if (leftMs <= 0) this.#tooSilent(`nothing came from it for ${silenceMs} ms`);
-    else this.#heard(leftMs);
+    for (const connection of this.connections) {
+      if (connection.inFlight === 0) continue;
+      const why = this.#whyLost(connection);
+      if (why !== undefined) return this.#tooSilent(why);
+      leftMs = Math.min(leftMs, this.#untilLookMs(connection));
+    }
+    this.#heard(leftMs);
+  }
+
+  /** Why `connection`, on which something is under way, cannot be waited for any longer. */
+  #whyLost({ heardMs, answeredSinceMs, oldest }: NbdConnection): string | undefined {
+    const silenceMs = this.#silenceMs;
+    const { sinceMs } = this.#requests;
+    if (this.#reactor.nowMs - heardMs >= silenceMs) return `nothing came from it for ${silenceMs} ms`;
+    // Its age alone would say nothing: on a slow line it may have many before it.
+    if (answeredSinceMs - sinceMs[oldest] < silenceMs) return undefined;
+    return `it has replied to what was asked ${silenceMs} ms after a ${this.#requests.nameOf(oldest)}, and not to that`;
+  }
+
+  /** Until `connection` can next be found silent, or without a reply. */
+  #untilLookMs({ heardMs, oldest }: NbdConnection): number {
+    const endMs = this.#silenceMs - this.#reactor.nowMs;
+    const oldestLeftMs = this.#requests.sinceMs[oldest] + endMs;
+    return oldestLeftMs > 0 ? oldestLeftMs : Math.min(heardMs + endMs, SILENCE_LOOK_MS);
   }
 
   #tooSilent(why: string): void {
-    if (!this.#waitsOutSilence) return this.fail(why);
+    if (!this.#waitsOutSilence) return this.#giveUp(why);
     this.#reactor.setTimer(this.#silence, SILENCE_LOOK_MS);
     if (this.failure !== undefined) return;
     this.#isSilent = true;
     this.#held(why);
     this.#checkHold();
+  }
+
+  /** A server that is only slow must not be asked the same for ever, each time for too short a time. */
+  #giveUp(why: string): void {
+    if (this.isEnding) return;
+    const isNews = this.#reactor.nowMs - this.#servingSinceMs > 2 * this.#silenceMs;
+    const fromMs = isNews ? this.#options.silenceMs : this.#silenceMs;
+    this.#silenceMs = Math.min(this.#longestSilenceMs, 2 * fromMs);
+    this.fail(why);
   }
 
   #heard(leftMs: number): void {

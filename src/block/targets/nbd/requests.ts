@@ -1,13 +1,20 @@
 // The table of requests that an NBD target has under way. Allocated once: a request takes a slot, and its slot and the
 // slot's generation are its cookie, so that a reply to anything else is recognised.
 import { shim, type Pointer } from "../../../native/shim.ts";
-import { NBD_CMD_FLUSH, NBD_CMD_READ } from "../../../protocol/nbd.ts";
+import { NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE } from "../../../protocol/nbd.ts";
 import { MAX_PIECES, Vectors } from "./vectors.ts";
 
 export const NO_RECORD = -1;
 /** Tags of a free slot, and of a request that nobody outside waits for. */
 const FREE = -1;
 export const INTERNAL = -2;
+
+const NAMES: ReadonlyMap<number, string> = new Map([
+  [NBD_CMD_READ, "read"],
+  [NBD_CMD_WRITE, "write"],
+  [NBD_CMD_FLUSH, "flush"],
+  [NBD_CMD_TRIM, "trim"],
+]);
 
 export class NbdRequests {
   readonly tag: Int32Array;
@@ -23,6 +30,8 @@ export class NbdRequests {
   readonly record: Float64Array;
   /** The connection that carries it; -1: none does. */
   readonly connection: Int16Array;
+  /** When it was given to its connection. */
+  readonly sinceMs: Float64Array;
   /** 1: all of it has been sent, and it may be replied to. */
   readonly sent: Uint8Array;
   /** Found by `locate`. */
@@ -44,6 +53,7 @@ export class NbdRequests {
     this.generation = new Uint32Array(slots);
     this.record = new Float64Array(slots);
     this.connection = new Int16Array(slots).fill(-1);
+    this.sinceMs = new Float64Array(slots);
     this.sent = new Uint8Array(slots);
     this.#pieces = new Float64Array(slots * MAX_PIECES * 2);
     this.#pieceCount = new Uint8Array(slots);
@@ -74,6 +84,11 @@ export class NbdRequests {
   /** Whether the request in `slot` changes the export. */
   changes(slot: number): boolean {
     return this.command[slot] !== NBD_CMD_READ && this.command[slot] !== NBD_CMD_FLUSH;
+  }
+
+  /** What the request in `slot` is. */
+  nameOf(slot: number): string {
+    return NAMES.get(this.command[slot]) as string;
   }
 
   /** Takes the request in `slot` from its connection: no reply to it counts any more. */
