@@ -1,5 +1,5 @@
 // Other people's NBD servers, unmodified, each on a unix socket in a directory of its own.
-import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { removeDirectory, temporaryDirectory } from "./temporary.ts";
 
@@ -7,29 +7,43 @@ export const EXPORT_BYTES = 8 * 1024 * 1024;
 
 /** A server that listens, until it is disposed of. */
 export class NbdServer implements AsyncDisposable {
-  readonly dir: string;
-  readonly #child: Bun.Subprocess;
+  readonly dir = temporaryDirectory();
+  readonly #command: readonly string[];
+  #child: Bun.Subprocess<"ignore", "ignore", "pipe">;
 
-  private constructor(dir: string, child: Bun.Subprocess) {
-    this.dir = dir;
-    this.#child = child;
+  private constructor(commandIn: (dir: string) => readonly string[]) {
+    writeFileSync(join(this.dir, "disk.img"), new Uint8Array(EXPORT_BYTES).fill(1));
+    this.#command = commandIn(this.dir);
+    this.#child = this.#spawn();
   }
 
   /** `commandIn` returns the server's command line. It listens at `nbd.sock` and writes its number to `pid`. */
   static async start(commandIn: (dir: string) => readonly string[]): Promise<NbdServer> {
-    const dir = temporaryDirectory();
-    writeFileSync(join(dir, "disk.img"), new Uint8Array(EXPORT_BYTES).fill(1));
-    const child = Bun.spawn([...commandIn(dir)], { stdio: ["ignore", "ignore", "pipe"] });
-    const server = new NbdServer(dir, child);
+    const server = new NbdServer(commandIn);
+    await server.#untilReady();
+    return server;
+  }
+
+  /** Starts it again after `kill`, with what its image holds. */
+  async restart(): Promise<void> {
+    for (const left of ["pid", "nbd.sock"]) rmSync(join(this.dir, left), { force: true });
+    this.#child = this.#spawn();
+    await this.#untilReady();
+  }
+
+  #spawn(): Bun.Subprocess<"ignore", "ignore", "pipe"> {
+    return Bun.spawn([...this.#command], { stdio: ["ignore", "ignore", "pipe"] });
+  }
+
+  async #untilReady(): Promise<void> {
     // All of them write it once they listen, but for nbd-server.
-    while (!existsSync(join(dir, "pid"))) {
-      if ((child.exitCode ?? 0) !== 0) {
-        await server[Symbol.asyncDispose]();
-        throw new Error(await new Response(child.stderr).text());
+    while (!existsSync(join(this.dir, "pid"))) {
+      if ((this.#child.exitCode ?? 0) !== 0) {
+        await this[Symbol.asyncDispose]();
+        throw new Error(await this.#child.stderr.text());
       }
       await Bun.sleep(5);
     }
-    return server;
   }
 
   /** Where its export `vm 7` is. */
