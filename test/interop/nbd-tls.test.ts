@@ -52,6 +52,13 @@ function secure({ uri }: NbdServer, name = "storage", certificates = ours): stri
 const strictly = (...options: readonly string[]): Promise<NbdServer> =>
   nbdkit([], FILE, "--tls=require", `--tls-certificates=${ours}`, ...options);
 
+/** That nobody listens at now. */
+function freePort(): number {
+  const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
+  listener.stop(true);
+  return listener.port;
+}
+
 const CREDENTIALS = "tls-creds-x509,id=tls,endpoint=server,verify-peer=yes,dir=";
 
 describe.each([
@@ -92,6 +99,35 @@ describe.each([
     await line.close();
     expect(await refusal(secure(server, "storage", "/nowhere"))).toMatch(/no secure connection.*ENOENT/);
     expect(await refusal(server.uri)).toContain("it wants TLS");
+  });
+});
+
+describe.each([
+  ["localhost", "127.0.0.1"],
+  ["127.0.0.1", "localhost"],
+])("a certificate for %s", (name, other) => {
+  let certificates: string;
+
+  beforeAll(async () => {
+    certificates = join(dir, name);
+    mkdirSync(certificates);
+    await makeCertificates(certificates, name);
+  });
+
+  const uriOf = (host: string, port: number): string =>
+    `nbds://${host}:${port}/vm%207?tls-certificates=${certificates}`;
+
+  test(`is for nbds://${name}, and not for nbds://${other}`, async () => {
+    const port = freePort();
+    const at = ["--ipaddr=127.0.0.1", `--port=${port}`];
+    await using server = await nbdkit([], FILE, ...at, "--tls=require", `--tls-certificates=${certificates}`);
+    using disk = await NbdExport.open(uriOf(name, port), 4, false, line);
+    expect(disk.write(8192, new Uint8Array(4096).fill(7))).toBe(0);
+    expect(disk.flush()).toBe(0);
+    expect(server.image[8192]).toBe(7);
+    await line.close();
+    const refusal = await NbdExport.open(uriOf(other, port), 4, false, line).catch(describeError);
+    expect(refusal).toMatch(/no secure connection.*altnames/);
   });
 });
 

@@ -1,5 +1,6 @@
 // Certificates for tests, made with openssl: a directory as NBD's tools want it.
 import { writeFileSync } from "node:fs";
+import { isIP } from "node:net";
 import { join } from "node:path";
 import { run } from "./process.ts";
 
@@ -11,11 +12,11 @@ async function openssl(dir: string, ...args: readonly string[]): Promise<void> {
   if (status !== 0) throw new Error(stderr);
 }
 
-/** Makes an authority in `dir`, and what it certifies: a server called `name`, and a client. */
+/** Makes an authority in `dir`, and what it certifies: a server called `name`, or with this number, and a client. */
 export async function makeCertificates(dir: string, name: string): Promise<void> {
   const ca = ["-keyout", "ca-key.pem", "-out", "ca-cert.pem", "-subj", "/CN=an authority"];
   await openssl(dir, "req", "-x509", ...KEY, ...ca, ...DAYS);
-  writeFileSync(join(dir, "names"), `subjectAltName=DNS:${name}\n`);
+  writeFileSync(join(dir, "names"), `subjectAltName=${isIP(name) === 0 ? "DNS" : "IP"}:${name}\n`);
   for (const who of ["server", "client"]) {
     const request = ["-keyout", `${who}-key.pem`, "-out", `${who}.csr`, "-subj", `/CN=${who}`];
     await openssl(dir, "req", ...KEY, ...request);

@@ -151,7 +151,10 @@ export async function nbdServer(certificates?: string): Promise<NbdServer> {
   return server;
 }
 
-/** `filters`: the nearest to the client first. `args`: the plugin's, then all of the filters'. */
+/**
+ * `filters`: the nearest to the client first. `args`: the plugin's, then all of the filters'. With --port in `options`
+ * it listens there instead.
+ */
 export function nbdkit(
   filters: readonly string[],
   args: (dir: string) => readonly string[],
@@ -160,8 +163,7 @@ export function nbdkit(
   return NbdServer.start((dir) => [
     "nbdkit",
     "--foreground",
-    "--unix",
-    join(dir, "nbd.sock"),
+    ...(options.some((it) => it.startsWith("--port")) ? [] : ["--unix", join(dir, "nbd.sock")]),
     "--pidfile",
     join(dir, "pid"),
     ...filters.map((filter) => `--filter=${filter}`),
