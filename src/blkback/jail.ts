@@ -9,7 +9,7 @@ import {
   type JailUser,
   type PlaneJail,
 } from "../native/jail.ts";
-import { enterProcessJail, NAME_FILES, platformPaths, type JailedIn } from "../platform/jail.ts";
+import { enterProcessJail, NAME_PATHS, platformPaths, type JailedIn } from "../platform/jail.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 
 export interface JailWish {
@@ -70,5 +70,5 @@ function needsOf(platform: PlatformDescriptor, image: Image): JailNeed[] {
 function serverFiles(image: Image): JailPath[] {
   if (image.kind !== "nbd") return [];
   const certificates = parseNbdUri(image.path).tls?.certificates;
-  return certificates === undefined ? [...NAME_FILES] : [...NAME_FILES, { path: certificates, may: "read" }];
+  return certificates === undefined ? [...NAME_PATHS] : [...NAME_PATHS, { path: certificates, may: "read" }];
 }

@@ -1,6 +1,7 @@
 // What every jail has in common: how it is asked for, what is said of parts that are missing, and the files by which a
 // platform is used. What a command needs besides is in its own jail.ts.
 import { XentoolError } from "../core/errors.ts";
+import { NAME_FILES } from "../core/host-names.ts";
 import { moduleLogger } from "../core/log.ts";
 import { enterJail, missingForJail, type Jailed, type JailPath, type JailPlan } from "../native/jail.ts";
 import type { DeviceKind } from "./adapter.ts";
@@ -65,11 +66,5 @@ export function platformPaths(platform: PlatformDescriptor, devices: readonly De
   return devices.map((device) => ({ path: `/dev/xen/${device}`, may: "use" }));
 }
 
-/** What says where a host is. A name is resolved again for each connection. */
-export const NAME_FILES: readonly JailPath[] = [
-  "/etc/hosts",
-  "/etc/resolv.conf",
-  "/etc/nsswitch.conf",
-  "/etc/host.conf",
-  "/etc/gai.conf",
-].map((path) => ({ path, may: "read" }));
+/** What says where hosts are. A rule is for the file that is there now, not for another one that takes its place. */
+export const NAME_PATHS: readonly JailPath[] = NAME_FILES.map((path) => ({ path, may: "read" }));

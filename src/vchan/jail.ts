@@ -3,7 +3,7 @@
 import { readlinkSync } from "node:fs";
 import { dirname } from "node:path";
 import type { JailNeed, JailPath } from "../native/jail.ts";
-import { enterProcessJail, NAME_FILES, platformPaths } from "../platform/jail.ts";
+import { enterProcessJail, NAME_PATHS, platformPaths } from "../platform/jail.ts";
 import type { PlatformDescriptor } from "../platform/platform.ts";
 import type { VchanRole } from "./endpoint.ts";
 import type { LocalSpec } from "./local.ts";
@@ -33,7 +33,7 @@ function localNeeds(role: VchanRole, local: LocalSpec): JailNeed[] {
 function localPaths(role: VchanRole, local: LocalSpec): JailPath[] {
   if (local.kind === "stdio") return [0, 1].flatMap(reopened);
   if (local.kind === "unix" && role === "client") return [{ path: dirname(local.path), may: "remove" }];
-  return local.kind === "tcp" && role === "server" ? [...NAME_FILES] : [];
+  return local.kind === "tcp" && role === "server" ? [...NAME_PATHS] : [];
 }
 
 /** A terminal or a named pipe is opened once more. What has no name, as a pipe, needs no rule for that. */

@@ -1,8 +1,8 @@
 // The local end of a relay as two file descriptors: standard input and output, a socket, or a command's pipes.
 // Descriptors that are shared with other processes keep their flags: they are reopened, or used with care.
 import { closeSync, fstatSync, type Stats } from "node:fs";
-import { lookup } from "node:dns/promises";
 import { XentoolError } from "../core/errors.ts";
+import { addressesOf } from "../core/host-names.ts";
 import { XT_STREAM_LOCAL } from "../native/abi.ts";
 import { check, cString, errnoText, shim } from "../native/shim.ts";
 import { listenAt } from "../native/unix-listener.ts";
@@ -140,7 +140,8 @@ export function describeSpec(spec: LocalSpec): string {
 async function addressOf(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<[string, number]> {
   if (spec.kind === "unix") return [spec.path, XT_STREAM_LOCAL];
   try {
-    return [(await lookup(spec.host)).address, spec.port];
+    const [address] = await addressesOf(spec.host);
+    return [address as string, spec.port];
   } catch (error) {
     throw new XentoolError("environment", `cannot find the host ${spec.host}`, {}, error);
   }

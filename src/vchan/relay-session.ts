@@ -1,7 +1,8 @@
 // Relays for one peer, or for one peer after another: what `xentool vchan listen` and `connect` do. Each session has
 // its own local end, and a summary when it is over.
-import { endsWithin } from "../core/deadline.ts";
+import { endsWithin, unlessAborted } from "../core/deadline.ts";
 import { describeError, XentoolError } from "../core/errors.ts";
+import { addressesOf } from "../core/host-names.ts";
 import { moduleLogger } from "../core/log.ts";
 import { errnoName } from "../native/shim.ts";
 import type { Domid } from "../core/types.ts";
@@ -74,9 +75,10 @@ const log = moduleLogger("vchan");
  * makes further sessions impossible.
  */
 export async function listenAndRelay(options: RelaySessionOptions, orders: VchanOrders): Promise<number> {
-  await using session = await VchanSession.open(options, "server");
-  options.enterJail?.();
   const { signal, local, keep } = options;
+  await using session = await VchanSession.open(options, "server");
+  if (options.enterJail !== undefined) await unlessAborted(findService(local), signal);
+  options.enterJail?.();
   // Pause only after a client has come: until then the vchan stays available to whoever looks for it.
   return await repeat(options, (pace, attempt) => {
     const serve = async (vchan: VchanConnection): Promise<RelayOutcome | undefined> => {
@@ -152,6 +154,11 @@ async function repeat(
 function isOfOneSession(error: unknown, { hasCome }: Attempt): boolean {
   if (!(error instanceof XentoolError) || error.kind === "bug" || error.kind === "cancelled") return false;
   return hasCome || error.kind === "protocol";
+}
+
+/** Looks the service's host up while nothing is in the way. Where it cannot be found is said when a peer wants it. */
+async function findService(local: LocalSpec): Promise<void> {
+  if (local.kind === "tcp") await addressesOf(local.host).catch(() => {});
 }
 
 async function openService(local: LocalSpec): Promise<OpenedLocal> {

@@ -5,9 +5,10 @@ import { existsSync } from "node:fs";
 import { connect, createServer, type Server } from "node:net";
 import { join } from "node:path";
 import { expectAllJailed, expectAllRefused, JailProbe } from "../support/jail-probe.ts";
-import { readUntil } from "../support/process.ts";
+import { readUntil, start as startProgram } from "../support/process.ts";
 import { DiskHost } from "./disk-host.ts";
-import { runShell, runXentool, spawnXentool } from "./executable.ts";
+import { executable, runShell, runXentool, spawnXentool } from "./executable.ts";
+import { OwnEtc } from "./own-etc.ts";
 
 const STRICT = ["--jail", "strict"];
 
@@ -95,6 +96,21 @@ test("vchan to a TCP service by its name, and from standard input and output", a
     const heard = await runShell(relay, { ...disks.env, XENTOOL_DOMID: "1" });
     expect([heard.status, heard.stdout]).toEqual([0, said]);
   }
+});
+
+test("vchan to a TCP service whose name is in a file that is replaced", async () => {
+  const { port } = (await echoAt(0)).address() as { port: number };
+  const etc = new OwnEtc(join(disks.dir, "etc"), { service: ["127.0.0.1"] });
+  const listen = ["vchan", "listen", "1", "echo", "--keep", "--tcp", `service:${port}`, ...STRICT];
+  const env = { ...disks.env, XENTOOL_DOMID: "0", PATH: process.env["PATH"] };
+  const server = startProgram(etc.inside([executable, ...listen]), { env });
+  children.push(server);
+  await readUntil(server.stderr, "waiting for");
+  etc.replaceHosts({ service: ["127.0.0.9"] });
+  const relay = "echo -n said | $xentool vchan connect 0 echo --wait | cat";
+  const heard = await runShell(relay, { ...disks.env, XENTOOL_DOMID: "1" });
+  expect([heard.status, heard.stdout]).toEqual([0, "said"]);
+  await readUntil(server.stderr, "/etc/hosts has been replaced");
 });
 
 test("in a jail no command can be started for a vchan", async () => {

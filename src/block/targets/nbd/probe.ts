@@ -1,8 +1,8 @@
 // Asks an NBD server once, from the control side, what its export is. Here a host's name is resolved, because a data
 // plane cannot.
-import { lookup } from "node:dns/promises";
 import { onAbort, unlessAborted, within } from "../../../core/deadline.ts";
 import { XentoolError } from "../../../core/errors.ts";
+import { addressesOf } from "../../../core/host-names.ts";
 import { NbdClientHandshake, type SeenExport } from "./handshake.ts";
 import type { NbdAddress } from "./uri.ts";
 
@@ -13,14 +13,14 @@ export async function resolveHost(to: NbdAddress, stop?: AbortSignal): Promise<N
   if (to.port === undefined) return to;
   const failed = (why: unknown): XentoolError =>
     new XentoolError("io", `cannot find the NBD server's host ${to.address}`, {}, why);
-  const asked = lookup(to.address).catch((error: unknown) => {
+  const asked = addressesOf(to.address).catch((error: unknown) => {
     throw failed(error);
   });
   const late = (): Error => failed(new Error(`no answer for ${PATIENCE_MS} ms`));
   const found = await unlessAborted(within(PATIENCE_MS, asked, late), stop);
   if (found === undefined)
     throw new XentoolError("cancelled", `stopped before the NBD server's host ${to.address} was found`);
-  return { ...to, address: found.address };
+  return { ...to, address: found[0] as string };
 }
 
 /**
