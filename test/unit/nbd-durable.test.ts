@@ -236,6 +236,9 @@ const changes: readonly (readonly [string, Partial<PeerOptions>])[] = [
   ["only 512 bytes", { sizeBytes: 512 }],
   ["read-only", { flags: 1 | 2 | 4 | 32 }],
   ["no longer flush", { flags: 1 | 32 }],
+  ["no longer trim", { flags: 1 | 4 }],
+  ["blocks of 4096 bytes", { minBlockBytes: 4096 }],
+  ["only 32768 bytes at once", { maxBlockBytes: 32_768 }],
 ];
 test.each(changes)("a server that is back with an export of %s holds the disk", async (why, options) => {
   const peer = open(agree);
@@ -245,8 +248,78 @@ test.each(changes)("a server that is back with an export of %s holds the disk", 
   peer.die(options);
   await peer.until(() => target.failure?.includes(why) === true);
   target.start(IO_READ, 2, 0, 512, memory.address);
-  peer.die({ sizeBytes: 2 * SIZE, flags: 1 | 4 | 32 });
+  peer.die({ sizeBytes: 2 * SIZE, flags: 1 | 4 | 32, minBlockBytes: 512, maxBlockBytes: 65_536 });
   expect(await peer.ended(1)).toEqual([[2, 512]]);
+});
+
+const FUA = 8;
+const WRITE_ZEROES = 64;
+const SEVERAL = 256;
+const MIB = 1024 * 1024;
+
+/** A target of a server that offers all there is, once it serves. */
+async function openRich(): Promise<TargetAndPeer> {
+  said.length = 0;
+  const options = { reply: agree, flags: 1 | 4 | 32 | FUA | WRITE_ZEROES | SEVERAL, maxBlockBytes: 32 * MIB };
+  fixture = new TargetAndPeer(options, 60_000, {
+    holdMs: Infinity,
+    onHeld: (why) => void said.push(why ?? ""),
+  });
+  await fixture.until(() => fixture?.target.isServing === true);
+  expect(fixture.live).toBe(4);
+  return fixture;
+}
+
+const unused: readonly (readonly [string, number, Partial<PeerOptions>])[] = [
+  ["write through its cache", 4, { flags: 1 | 4 | 32 | WRITE_ZEROES | SEVERAL }],
+  ["write zeroes", 4, { flags: 1 | 4 | 32 | FUA | SEVERAL }],
+  ["take more at once than is sent", 4, { maxBlockBytes: 4 * MIB }],
+  ["take several connections", 1, { flags: 1 | 4 | 32 | FUA | WRITE_ZEROES }],
+];
+test.each(unused)(
+  "a server that is back and can no longer %s serves, with %d connections",
+  async (_, count, options) => {
+    const peer = await openRich();
+    const { target, memory, requests } = peer;
+    for (const tag of [1, 2, 3, 4]) target.start(IO_WRITE, tag, tag * 4096, 512, memory.address);
+    await peer.ended(4);
+    requests.length = 0;
+    let most = 0;
+    const reply = (request: SeenRequest): Uint8Array => {
+      most = Math.max(most, peer.live);
+      return agree(request);
+    };
+    peer.die({ ...options, reply });
+    await peer.until(() => target.servings === 2);
+    for (const tag of [1, 2, 3, 4]) target.start(IO_READ, tag, tag * 4096, 512, memory.address);
+    await peer.ended(4);
+    target.start(IO_FLUSH, 5, 0, 0, 0);
+    expect(await peer.ended(1)).toEqual([[5, 0]]);
+    expect([peer.live, most]).toEqual([count, count]);
+    expect(requests.filter(({ command }) => command === NBD_CMD_WRITE)).toHaveLength(4);
+    expect([target.hasUnstable, said.length]).toEqual([false, 2]);
+  },
+);
+
+test("no connection joins another at a server that comes to take only one meanwhile", async () => {
+  const peer = await openRich();
+  const { target } = peer;
+  const { opened } = peer;
+  peer.die();
+  await peer.until(() => peer.opened === opened + 2);
+  peer.become({ flags: 1 | 4 | 32 });
+  await peer.until(() => target.servings === 2);
+  await peer.settle();
+  expect([peer.live, peer.opened]).toEqual([1, opened + 2]);
+});
+
+test("a server that comes to take several connections gets them", async () => {
+  const peer = open(agree);
+  await peer.until(() => peer.target.isServing);
+  expect(peer.live).toBe(1);
+  peer.die({ flags: 1 | 4 | 32 | SEVERAL });
+  await peer.until(() => peer.target.servings === 2);
+  expect(peer.live).toBe(4);
 });
 
 /** Starts one read after the other until the operation with tag 1 has ended; returns its result. */

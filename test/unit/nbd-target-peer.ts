@@ -41,6 +41,7 @@ export interface PeerOptions {
   readonly go?: boolean;
   readonly flags?: number;
   readonly sizeBytes?: number;
+  readonly minBlockBytes?: number;
   readonly maxBlockBytes?: number;
   /** What is sent for each request; undefined: nothing. `connection` is the one it came on. */
   readonly reply: (request: SeenRequest, connection: Connection) => Uint8Array | undefined;
@@ -112,6 +113,11 @@ export class TargetAndPeer {
       ...more,
     };
     this.target = new NbdTarget(how, this.reactor, (tag, result) => this.ends.push([tag, result]));
+  }
+
+  /** Connections that are there. */
+  get live(): number {
+    return this.#sockets.size;
   }
 
   /** Lets both sides run until `count` operations have ended; returns their ends by tag. */
@@ -196,6 +202,7 @@ export class TargetAndPeer {
       go = true,
       flags = DEFAULT_FLAGS,
       sizeBytes = SIZE,
+      minBlockBytes = 512,
       maxBlockBytes = 65536,
     } = this.#options;
     const option = pending.readUInt32BE(8);
@@ -204,7 +211,7 @@ export class TargetAndPeer {
       description: "",
       sizeBytes,
       flags,
-      minBlockBytes: 512,
+      minBlockBytes,
       preferredBlockBytes: 4096,
       maxBlockBytes,
     };

@@ -1,15 +1,8 @@
 // Whether an export that a server offers can still be the disk that the guest has: after a reconnect, and when another
 // server takes the disk over.
-import {
-  NBD_FLAG_CAN_MULTI_CONN,
-  NBD_FLAG_READ_ONLY,
-  NBD_FLAG_SEND_FLUSH,
-  NBD_FLAG_SEND_FUA,
-  NBD_FLAG_SEND_TRIM,
-  NBD_FLAG_SEND_WRITE_ZEROES,
-} from "../../../protocol/nbd.ts";
+import { NBD_FLAG_READ_ONLY, NBD_FLAG_SEND_FLUSH, NBD_FLAG_SEND_TRIM } from "../../../protocol/nbd.ts";
 import type { SeenExport } from "./handshake.ts";
-import type { WriteLog } from "./write-log.ts";
+import { MAX_RECORD_BYTES, type WriteLog } from "./write-log.ts";
 
 /**
  * `seen` as it must be for a guest whose former server left `log`: what is less is refused as after a reconnect. Notes
@@ -22,13 +15,16 @@ export function asPromised(seen: SeenExport, log: WriteLog, isTakenOver: boolean
   return { ...seen, flags, minBlockBytes: log.wholeIn(seen.minBlockBytes) };
 }
 
+/** Of those that are used. That a server takes several connections may change: the link has one then. */
 const ABILITIES: readonly (readonly [number, string])[] = [
   [NBD_FLAG_SEND_FLUSH, "flush"],
-  [NBD_FLAG_SEND_FUA, "write through its cache"],
   [NBD_FLAG_SEND_TRIM, "trim"],
-  [NBD_FLAG_SEND_WRITE_ZEROES, "write zeroes"],
-  [NBD_FLAG_CAN_MULTI_CONN, "take several connections"],
 ];
+
+/** The largest payload that is sent to a server. */
+export function mostAtOnce({ maxBlockBytes }: SeenExport): number {
+  return Math.min(maxBlockBytes, MAX_RECORD_BYTES);
+}
 
 /** Why `now` cannot stand for the export that was there `before`; undefined if it can. It may have grown. */
 export function whyNotTheSame(before: SeenExport, now: SeenExport): string | undefined {
@@ -39,7 +35,8 @@ export function whyNotTheSame(before: SeenExport, now: SeenExport): string | und
     if ((before.flags & ~now.flags & flag) !== 0) return `the server can no longer ${what}`;
   if (now.minBlockBytes > before.minBlockBytes)
     return `the server wants blocks of ${now.minBlockBytes} bytes now, not ${before.minBlockBytes}`;
-  if (now.maxBlockBytes < before.maxBlockBytes)
-    return `the server takes only ${now.maxBlockBytes} bytes at once now, not ${before.maxBlockBytes}`;
+  const mostBytes = mostAtOnce(before);
+  if (now.maxBlockBytes < mostBytes)
+    return `the server takes only ${now.maxBlockBytes} bytes at once now, not ${mostBytes}`;
   return undefined;
 }

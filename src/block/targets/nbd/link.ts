@@ -82,6 +82,8 @@ export class NbdLink implements ConnectionOwner {
   readonly #owner: LinkOwner;
   #stage: "down" | "joining" | "up" | "ending" = "down";
   #joining: NbdConnection | undefined;
+  /** How many connections this server gets. */
+  #wanted = 1;
   #isDialling = false;
   #pauseMs = FIRST_PAUSE_MS;
   #servingSinceMs = Infinity;
@@ -182,14 +184,16 @@ export class NbdLink implements ConnectionOwner {
   }
 
   accept(seen: SeenExport): string | undefined {
-    return whyNotTheSame(this.#options.seen, seen);
+    const { seen: promised, connections } = this.#options;
+    const takesSeveral = (seen.flags & NBD_FLAG_CAN_MULTI_CONN) !== 0;
+    if (this.connections.length === 0) this.#wanted = takesSeveral ? connections : 1;
+    else if (!takesSeveral) return "the server takes only one connection now";
+    return whyNotTheSame(promised, seen);
   }
 
   ready(connection: NbdConnection): void {
     this.#joining = undefined;
-    const { seen, connections } = this.#options;
-    const wanted = (seen.flags & NBD_FLAG_CAN_MULTI_CONN) === 0 ? 1 : connections;
-    if (this.connections.push(connection) < wanted) this.#dial(MORE_PATIENCE_MS);
+    if (this.connections.push(connection) < this.#wanted) this.#dial(MORE_PATIENCE_MS);
     else this.#up();
   }
 

@@ -25,12 +25,13 @@ import {
   NBD_FLAG_SEND_TRIM,
 } from "../../../protocol/nbd.ts";
 import type { BlockTarget, TargetInfo } from "../../target.ts";
+import { mostAtOnce } from "./export-check.ts";
 import { FlushRounds } from "./flush-rounds.ts";
 import type { SeenExport } from "./handshake.ts";
 import { NbdLink, type LinkOptions, type LinkOwner } from "./link.ts";
 import { Replay, REPLAY_WINDOW } from "./replay.ts";
 import { INTERNAL, NbdRequests, NO_RECORD } from "./requests.ts";
-import { MAX_RECORD_BYTES, type WriteLog } from "./write-log.ts";
+import type { WriteLog } from "./write-log.ts";
 import { counted } from "../../../core/counted.ts";
 
 const logger = moduleLogger("nbd");
@@ -70,7 +71,7 @@ export class NbdTarget implements BlockTarget, LinkOwner {
   constructor(options: NbdTargetOptions, reactor: Reactor, onEnd: OnEnd) {
     const { seen, depth, log } = options;
     this.#flags = seen.flags;
-    this.#mostBytes = Math.min(seen.maxBlockBytes, MAX_RECORD_BYTES);
+    this.#mostBytes = mostAtOnce(seen);
     this.#reactor = reactor;
     this.#log = log;
     this.#source = reactor.addSource(onEnd);
