@@ -116,8 +116,12 @@ export function closeImage(image: Image): void {
   }
 }
 
-/** The image's current size in bytes, rounded down to whole sectors: an image can grow while it is served. */
-export function currentSizeBytes(image: Image, sectorSizeBytes: number): number {
-  const sizeBytes = image.kind === "nbd" ? image.info.sizeBytes : sizeOf(image.fd);
+/**
+ * The image's current size in bytes, rounded down to whole sectors: an image can grow while it is served. Null if that
+ * is not known until it is served anew: an NBD server tells it to new connections only, when it likes.
+ */
+export function currentSizeBytes(image: Image, sectorSizeBytes: number): number | null {
+  if (image.kind === "nbd") return null;
+  const sizeBytes = sizeOf(image.fd);
   return sizeBytes - (sizeBytes % sectorSizeBytes);
 }

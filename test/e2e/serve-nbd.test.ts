@@ -262,6 +262,33 @@ test("a new device of the same name gets nothing of what a former one left, and 
   expect(readdirSync(join(host.dir, "blkback"))).toEqual([]);
 });
 
+test("resize says that an export's new size is seen when it is served anew", async () => {
+  const serving = await serve();
+  const guest = await connect();
+  await disk.kill();
+  await disk.start({ sizeBytes: 2 * content.length });
+  expect(await guest.read(40)).toEqual(content.slice(40 * 512, 40 * 512 + 4096));
+  const named = ["blkback", "resize", "--domid", "1", "--vdev", "xvdb"];
+  const WHY = "the disk stays as it is, 128 sectors: that of an NBD server";
+  const { status, stdout, stderr } = await runXentool([...named, "--json"], { env });
+  expect(status).toBe(5);
+  expect(JSON.parse(stdout)).toEqual({
+    domid: 1,
+    vdev: "xvdb",
+    sectorsBefore: 128,
+    sectorsOfImage: null,
+    applied: false,
+    warning: expect.stringContaining(WHY),
+  });
+  expect(stderr).toContain(WHY);
+  expect((await listed("list"))["sectors512"]).toBe(128);
+  expect(await detach(serving, guest)).toBe(143);
+  const next = await serve();
+  expect((await listed("list"))["sectors512"]).toBe(256);
+  next.kill("SIGTERM");
+  await next.exited;
+});
+
 test("--hold -1 is a mistake", async () => {
   const args = ["blkback", "serve", disk.uri, "--domid", "1", "--vdev", "xvdb", "--hold", "-1"];
   expect(await runXentool(args, { env })).toMatchObject({

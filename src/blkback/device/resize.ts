@@ -10,6 +10,8 @@ import type { Keys } from "./backend-directory.ts";
 import type { OfferedDisk } from "../data-plane/requests.ts";
 import { askServer } from "../toolstack.ts";
 
+/** In place of a size that is not known. */
+const UNKNOWN = "unknown";
 /** Written by whoever asks, with a token that the answer repeats. */
 const ASKED_KEY = "xentool-resize";
 /** Written by the server: that token, and both sizes. */
@@ -18,8 +20,11 @@ const ANSWER_KEY = "xentool-resized";
 export interface Resize {
   /** The disk's former size in sectors of 512 bytes. */
   readonly before: number;
-  /** The image's size in the same sectors. If it is 0, the disk stays as it is. */
-  readonly after: number;
+  /**
+   * The image's size in the same sectors. If it is 0, the disk stays as it is, and if it is null: not known until the
+   * disk is served anew.
+   */
+  readonly after: number | null;
 }
 
 /** Has the process that serves the device check its image's size again, and waits for its answer. */
@@ -35,8 +40,12 @@ export async function resizeDevice(
 
 function parseAnswer(text: string | null, word: string): Resize | undefined {
   const [answered, ...sizes] = (text ?? "").split(" ");
-  const [before, after] = sizes.map((size) => parseDecimal(size, Number.MAX_SAFE_INTEGER));
-  return answered !== word || before === undefined || after === undefined ? undefined : { before, after };
+  const [before, after] = sizes.map((size) =>
+    size === UNKNOWN ? null : parseDecimal(size, Number.MAX_SAFE_INTEGER),
+  );
+  return answered !== word || typeof before !== "number" || after === undefined
+    ? undefined
+    : { before, after };
 }
 
 /** Requests to resize a device, as its server follows them. */
@@ -60,9 +69,10 @@ export class ResizeKeys {
     if (word === null || word === this.#seen) return undefined;
     this.#seen = word;
     const before = this.#disk.sectors512;
-    const after = currentSizeBytes(this.#image, this.#disk.logicalSectorBytes) / SECTOR_SIZE;
-    if (after !== 0) this.#disk.sectors512 = after;
-    return { before, after, answer: { [ANSWER_KEY]: `${word} ${before} ${after}` } };
+    const sizeBytes = currentSizeBytes(this.#image, this.#disk.logicalSectorBytes);
+    const after = sizeBytes === null ? null : sizeBytes / SECTOR_SIZE;
+    if (after !== null && after > 0) this.#disk.sectors512 = after;
+    return { before, after, answer: { [ANSWER_KEY]: `${word} ${before} ${after ?? UNKNOWN}` } };
   }
 }
 
@@ -75,6 +85,12 @@ export interface ResizeOutcome {
 }
 
 export function describeResize({ before, after }: Resize): ResizeOutcome {
+  if (after === null)
+    return {
+      text: `the disk stays as it is, ${before} sectors: that of an NBD server or program gets its new size when it is served anew`,
+      warns: true,
+      applied: false,
+    };
   if (after === before)
     return {
       text: `the disk has its image's size already, ${after} sectors`,

@@ -152,7 +152,7 @@ function eventIn(value: unknown): DeviceEvent | undefined {
       return { event };
     case "resized": {
       const { before, after } = fields ?? {};
-      return isCount(before) && isCount(after) ? { event, before, after } : undefined;
+      return isCount(before) && (after === null || isCount(after)) ? { event, before, after } : undefined;
     }
     default:
       return undefined;
