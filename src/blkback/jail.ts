@@ -1,6 +1,7 @@
 // What a process that serves disks needs in its jail, and what a plane of it needs: the rest is given up before the
 // first byte of a guest is looked at.
 import type { Image } from "../block/image.ts";
+import { filesOfIdentity } from "../block/targets/nbd/tls-identity.ts";
 import { parseNbdUri } from "../block/targets/nbd/uri.ts";
 import {
   missingForJail,
@@ -70,5 +71,6 @@ function needsOf(platform: PlatformDescriptor, image: Image): JailNeed[] {
 function serverFiles(image: Image): JailPath[] {
   if (image.kind !== "nbd") return [];
   const certificates = parseNbdUri(image.path).tls?.certificates;
-  return certificates === undefined ? [...NAME_PATHS] : [...NAME_PATHS, { path: certificates, may: "read" }];
+  const files = certificates === undefined ? [] : filesOfIdentity(certificates);
+  return [...NAME_PATHS, ...files.map((path): JailPath => ({ path, may: "read" }))];
 }

@@ -14,7 +14,14 @@ import { Plane, type SpawnWorker } from "../../plane/plane.ts";
 
 export interface SecureLineOrder {
   readonly order:
-    { readonly type: "open"; readonly path: string; readonly to: SecureAddress } | { readonly type: "close" };
+    | {
+        readonly type: "open";
+        /** What its lines in the log are about. */
+        readonly name: string;
+        readonly path: string;
+        readonly to: SecureAddress;
+      }
+    | { readonly type: "close" };
   readonly report: never;
   readonly result: void;
 }
@@ -44,12 +51,15 @@ export async function openNbdSource(uri: string, options: NbdSourceOptions): Pro
 }
 
 export class SecureLine implements Line {
+  readonly #name: string;
   readonly #dir: string;
   readonly #spawnWorker: SpawnWorker;
   #plane: Plane | undefined;
 
   /** Nothing is there before `open`. The caller has the device's lock: its directory in `dir` is made anew. */
-  constructor(dir: string, { frontend, devid }: DeviceAddress, spawnWorker: SpawnWorker) {
+  constructor(dir: string, address: DeviceAddress, spawnWorker: SpawnWorker) {
+    const { frontend, devid } = address;
+    this.#name = describeDevice(address);
     this.#dir = join(dir, `${frontend}-${devid}.tls`);
     this.#spawnWorker = spawnWorker;
   }
@@ -60,7 +70,7 @@ export class SecureLine implements Line {
     mkdirSync(this.#dir, { recursive: true, mode: 0o700 });
     const path = join(this.#dir, "nbd.sock");
     this.#plane = new Plane("nbd-tls", this.#spawnWorker);
-    await this.#plane.carryOut<SecureLineOrder>({ type: "open", path, to });
+    await this.#plane.carryOut<SecureLineOrder>({ type: "open", name: this.#name, path, to });
     return path;
   }
 

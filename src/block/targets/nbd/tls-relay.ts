@@ -3,10 +3,8 @@
 // not want TLS is not spoken to. When a connection fails, the client gets the reason in NBD's own words, as the
 // refusal of an option.
 import { once } from "node:events";
-import { existsSync, readFileSync } from "node:fs";
-import { connect, createServer, isIP, type Server, type Socket } from "node:net";
-import { join as joinPath } from "node:path";
-import { connect as connectTls, type ConnectionOptions, type TLSSocket } from "node:tls";
+import { connect, createServer, type Server, type Socket } from "node:net";
+import { connect as connectTls, type TLSSocket } from "node:tls";
 import { describeError, XentoolError } from "../../../core/errors.ts";
 import { escapeText } from "../../../core/log.ts";
 import {
@@ -19,6 +17,7 @@ import {
   OPTION_REPLY_BYTES,
 } from "../../../protocol/nbd.ts";
 import { flagsToAnswer, GREETING_BYTES, MAX_REPLY_BYTES, NOT_SECURE } from "./handshake.ts";
+import { TlsIdentity } from "./tls-identity.ts";
 import type { NbdAddress, NbdTls } from "./uri.ts";
 
 /** For a server to answer, until the connection is secure. */
@@ -42,11 +41,13 @@ interface Secured {
 export class TlsRelay {
   readonly #server: Server;
   readonly #to: SecureAddress;
+  readonly #identity: TlsIdentity;
   /** Our ends of all connections. */
   readonly #sockets = new Set<Socket>();
 
   private constructor(to: SecureAddress) {
     this.#to = to;
+    this.#identity = new TlsIdentity(to.tls);
     this.#server = createServer({ pauseOnConnect: true }, (local) => void this.#serve(local));
   }
 
@@ -79,7 +80,7 @@ export class TlsRelay {
   }
 
   async #connect(): Promise<Secured> {
-    const { address, port, tls } = this.#to;
+    const { address, port } = this.#to;
     const plain = connect(port === undefined ? { path: address } : { host: address, port });
     this.#own(plain);
     plain.setKeepAlive(true, KEEP_ALIVE_MS);
@@ -89,7 +90,7 @@ export class TlsRelay {
     );
     try {
       const greeting = await startTls(plain);
-      const socket = connectTls({ socket: plain, ...identityOf(tls) });
+      const socket = connectTls({ socket: plain, ...this.#identity.options });
       this.#own(socket);
       await secured(socket);
       return { socket, greeting };
@@ -131,18 +132,6 @@ async function startTls(plain: Socket): Promise<Uint8Array> {
   if (length !== 0 || plain.readableLength > 0)
     throw new XentoolError("protocol", "the server broke the protocol: data between STARTTLS and TLS");
   return greeting;
-}
-
-/** Files are read each time, because certificates are renewed. */
-function identityOf({ hostname, certificates }: NbdTls): ConnectionOptions {
-  // Said explicitly, because the environment can change the default.
-  const checks = { rejectUnauthorized: true };
-  const named = { ...checks, host: hostname, servername: isIP(hostname) === 0 ? hostname : "" };
-  if (certificates === undefined) return named;
-  const read = (name: string): Buffer => readFileSync(joinPath(certificates, name));
-  const ca = read("ca-cert.pem");
-  if (!existsSync(joinPath(certificates, "client-cert.pem"))) return { ...named, ca };
-  return { ...named, ca, cert: read("client-cert.pem"), key: read("client-key.pem") };
 }
 
 /** Passes on what either end sends, no faster than the other takes it, until one of them is gone. */
