@@ -193,6 +193,14 @@ describe("the program's life", () => {
     expect(via.stderr).toContain("the command of --via ended with status 4: sorry");
   });
 
+  test("a size that is no whole number of sectors: the image is named", async () => {
+    const odd = world.path("odd.qcow2");
+    await judge("qemu-img", "create", "-q", "-f", "qcow2", odd, "1263616");
+    const refused = await world.run(serve(odd, "xvdb", "--format", "qcow2", "--sector-size", "4096"));
+    expect(refused.stderr).toContain(`${odd}: its size, 1263616, is not a multiple of 4096 bytes`);
+    expect(refused.status).toBe(2);
+  });
+
   test("a program that is not installed: its package is named", async () => {
     const PATH = world.disks.dir;
     const missing = await world.run(serve(image, "xvdb", "--format", "qcow2"), { PATH });
@@ -267,6 +275,27 @@ describe("--via", () => {
     }[];
     expect(listed?.params).toBe("via:64M");
     expect(await disk.end()).toBe(143);
+  });
+
+  test.each([
+    ["memory 1263616", "1M with this --via: its size, 1263616, is not a multiple of 4096 bytes", 2],
+    ["--readonly memory 1M", "1M with this --via is read-only; --mode r serves it", 3],
+    [
+      "--filter=exportname memory 1M exportname=vm exportname-strict=true",
+      "the command of --via must serve 1M under the empty name: the NBD server refuses",
+      3,
+    ],
+    [
+      "--filter=ip memory 1M deny=all",
+      "the command of --via does not serve 1M: the server closed the connection",
+      5,
+    ],
+  ])("nbdkit %s: refused in the user's words", async (what, words, expected) => {
+    const args = ["--via", `nbdkit --foreground ${what}`, "--sector-size", "4096"];
+    const { status, stderr } = await world.run(serve("1M", "xvdb", ...args));
+    expect(stderr).toContain(words);
+    expect(stderr).not.toContain(".nbd");
+    expect(status).toBe(expected);
   });
 
   test("one that never serves: SIGTERM ends the wait, and it", async () => {

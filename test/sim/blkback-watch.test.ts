@@ -15,6 +15,7 @@ import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { HandmadeGuest } from "./blk-guest.ts";
 import { HostDevices } from "../e2e/host-devices.ts";
+import { nbdkit } from "../support/nbd-servers.ts";
 import { pattern } from "./blk-harness.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { spawnWorker } from "./disk-world.ts";
@@ -303,6 +304,16 @@ test("a guest that is being migrated has its disk at both ends until the source 
   await destroyDevice(xenstore, source);
   await connected;
   expect(await after.read(8)).toBeInstanceOf(Uint8Array);
+});
+
+test("an NBD export that is read-only: what xl's disk line must say", async () => {
+  await using server = await nbdkit([], () => ["memory", "1M"], "--readonly");
+  const at = address(1);
+  await startWatch();
+  await attach(at, server.uri);
+  await until(at, "hotplug-status", "error");
+  const reason = await xenstore.read(`${backendDir(at)}/hotplug-error`);
+  expect(reason).toContain(`${server.uri} is read-only; access=r serves it`);
 });
 
 describe("an image that looks like another format", () => {

@@ -7,6 +7,7 @@ import { infoOf } from "../targets/nbd/target.ts";
 import type { SecureAddress } from "../targets/nbd/tls-relay.ts";
 import { parseNbdUri, type NbdAddress } from "../targets/nbd/uri.ts";
 import { checkSize } from "./abilities.ts";
+import { COMMAND_WAYS, type Ways } from "./open.ts";
 
 const logger = moduleLogger("nbd");
 
@@ -20,6 +21,8 @@ export interface Line {
 }
 
 export interface NbdImageOptions {
+  /** What its user calls it; by default its URI. */
+  readonly name?: string;
   readonly readOnly: boolean;
   readonly sectorSizeBytes: number;
   /** At most. */
@@ -28,6 +31,7 @@ export interface NbdImageOptions {
   readonly stop?: AbortSignal | undefined;
   /** For nbds. */
   readonly line?: Line | undefined;
+  readonly ways?: Ways | undefined;
 }
 
 /** Whether it is meant as one: of those that are not supported, `parseNbdUri` says so. */
@@ -36,25 +40,24 @@ export function isNbdUri(path: string): boolean {
 }
 
 /** Throws `usage` when the export can be no disk with such sectors, otherwise as `probeExport`. */
-export async function openNbdImage(
-  uri: string,
-  { readOnly, sectorSizeBytes, connections = DEFAULT_CONNECTIONS, line, stop }: NbdImageOptions,
-): Promise<NbdImage> {
+export async function openNbdImage(uri: string, options: NbdImageOptions): Promise<NbdImage> {
+  const { name = uri, readOnly, sectorSizeBytes, connections = DEFAULT_CONNECTIONS } = options;
+  const { line, stop, ways = COMMAND_WAYS } = options;
   const address = await addressOf(parseNbdUri(uri), line);
   const seen = await probeExport(await resolveHost(address, stop), stop);
-  checkSize(uri, seen.sizeBytes, sectorSizeBytes);
+  checkSize(name, seen.sizeBytes, sectorSizeBytes);
   const info = infoOf(seen, readOnly);
   if (info.sizeBytes === 0)
     throw new XentoolError(
       "usage",
-      `${uri} has less than one block of its server, ${seen.minBlockBytes} bytes`,
+      `${name} has less than one block of its server, ${seen.minBlockBytes} bytes`,
     );
   if (info.sizeBytes < seen.sizeBytes)
     logger.warn(
-      `${uri}: its last ${seen.sizeBytes - info.sizeBytes} bytes are less than a block of the server, and no part of the disk`,
+      `${name}: its last ${seen.sizeBytes - info.sizeBytes} bytes are less than a block of the server, and no part of the disk`,
     );
   if (info.readOnly && !readOnly)
-    throw new XentoolError("environment", `${uri} is read-only; --mode r serves it`);
+    throw new XentoolError("environment", `${name} is read-only; ${ways.readOnly} serves it`);
   return { kind: "nbd", path: uri, address, seen, connections, isOurs: false, info };
 }
 

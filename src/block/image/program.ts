@@ -18,6 +18,7 @@ import { PAGE_SIZE } from "../../core/types.ts";
 import { allocateMemory } from "../../native/memory.ts";
 import { IO_READ, performIo } from "../../native/reactor.ts";
 import { NbdProgram } from "../program/program.ts";
+import { NO_SUCH_EXPORT } from "../targets/nbd/handshake.ts";
 import type { InPlace } from "../image.ts";
 import { claimFor } from "./claim.ts";
 import { claimExport } from "./claim-export.ts";
@@ -88,7 +89,12 @@ export async function openProgramImage(
   const whyNot = claimed === undefined ? undefined : whyAnother(path, claimed, held[0], notesDir);
   const program = new NbdProgram({ name, user, command, socket, held, whyNot });
   undo.defer(() => program.close());
-  const opening = openNbdImage(program.uri, { readOnly, sectorSizeBytes, connections });
+  const how = { readOnly, sectorSizeBytes, connections, ways: options.ways };
+  const opening = openNbdImage(program.uri, { ...how, name: nameOf(path, opener) }).catch(
+    (error: unknown) => {
+      throw inUsersWords(error, path, name);
+    },
+  );
   const image = await unlessAborted(program.opened(opening), options.stop);
   if (image === undefined) throw new XentoolError("cancelled", `stopped before ${name} had opened ${path}`);
   // Until now another image may have come to the path after we had claimed the first one there.
@@ -137,7 +143,7 @@ function claimOther(
   undo: AsyncDisposableStack,
 ): readonly number[] {
   const key = "format" in opener ? `${opener.format} ${source}` : `via ${opener.via}\0${source}`;
-  const name = "format" in opener ? programImageName(source, opener) : `${source} with this --via`;
+  const name = "format" in opener ? programImageName(source, opener) : nameOf(source, opener);
   const claim = claimFor(readOnly, shared);
   return undo.use(
     claimExport(claimsDir, [key], { name, claim, user, ways: waysOf(opener, ways), isPrograms: true }),
@@ -226,6 +232,21 @@ function isLocal(source: string, opener: Opener): boolean {
 
 function waysOf(opener: Opener, ways: Ways): Ways {
   return "format" in opener ? { ...ways, shared: undefined } : ways;
+}
+
+/** For messages. */
+function nameOf(path: string, opener: Opener): string {
+  return "format" in opener ? path : `${path} with this --via`;
+}
+
+/** Where the program serves, and that it serves by NBD, is known to nobody but us. */
+function inUsersWords(error: unknown, path: string, program: string): unknown {
+  if (!(error instanceof XentoolError)) return error;
+  if (error.context["reason"] === NO_SUCH_EXPORT)
+    return new XentoolError("environment", `${program} must serve ${path} under the empty name`, {}, error);
+  return error.kind === "io"
+    ? new XentoolError("io", `${program} does not serve ${path}`, {}, error.cause)
+    : error;
 }
 
 function deviceOf(fd: number | undefined): string | undefined {

@@ -16,6 +16,7 @@ import {
   NBD_OPT_GO,
   NBD_OPT_STRUCTURED_REPLY,
   NBD_REP_ACK,
+  NBD_REP_ERR_UNKNOWN,
   NBD_REP_ERR_UNSUP,
   NBD_REP_INFO,
   OPTION_REPLY_BYTES,
@@ -53,6 +54,9 @@ const NOTHING = new Uint8Array(0);
 
 /** The reply of our own relay (tls-relay.ts) that has no secure connection to the server, to any option. */
 export const NOT_SECURE = ERROR_BIT + 1000;
+
+/** The `reason` in the context of the error thrown when the server has no export with this name. */
+export const NO_SUCH_EXPORT = "no such export";
 
 type Phase = "greeting" | "structured" | "go" | "export";
 
@@ -138,7 +142,8 @@ export class NbdClientHandshake {
     const why = REFUSALS.get(type - ERROR_BIT) ?? `error ${type - ERROR_BIT}`;
     const said =
       data.length === 0 ? "" : ` (${JSON.stringify(Buffer.from(data.subarray(0, 200)).toString())})`;
-    throw new XentoolError("environment", `the NBD server refuses the export: ${why}${said}`);
+    const reason = type === NBD_REP_ERR_UNKNOWN ? NO_SUCH_EXPORT : undefined;
+    throw new XentoolError("environment", `the NBD server refuses the export: ${why}${said}`, { reason });
   }
 
   #takeInfo(data: Uint8Array): void {
