@@ -8,15 +8,15 @@
 // when it is asked to, and later carries out what came on it before.
 import { closeSync } from "node:fs";
 import { moduleLogger } from "../../../core/log.ts";
-import { errnoText } from "../../../native/shim.ts";
 import { Timer, type Reactor } from "../../../native/reactor.ts";
 import { NBD_FLAG_CAN_MULTI_CONN } from "../../../protocol/nbd.ts";
 import { NbdConnection, type ConnectionOwner } from "./connection.ts";
+import { whyNotDialled } from "./dial.ts";
 import { whyNotTheSame } from "./export-check.ts";
 import type { SeenExport } from "./handshake.ts";
 import type { NbdRequests } from "./requests.ts";
 
-/** A descriptor that is being connected, or -errno. */
+/** A descriptor that is being connected, or a number for `whyNotDialled`. */
 export type OnDialled = (result: number) => void;
 
 export interface LinkOptions {
@@ -259,7 +259,7 @@ export class NbdLink implements ConnectionOwner {
         this,
       );
     else if (this.connections.length > 0) this.#up();
-    else this.fail(errnoText(result));
+    else this.fail(whyNotDialled(result));
   }
 
   #outOfPatience(): void {

@@ -9,15 +9,19 @@ import type { NbdAddress } from "./uri.ts";
 const PATIENCE_MS = 10_000;
 
 /** Throws `io` when the host has no address, and `cancelled` once `stop` fires: a resolver may take minutes. */
-export async function resolveHost(to: NbdAddress, stop?: AbortSignal): Promise<NbdAddress> {
+export async function resolveHost(
+  to: NbdAddress,
+  stop?: AbortSignal,
+  patienceMs = PATIENCE_MS,
+): Promise<NbdAddress> {
   if (to.port === undefined) return to;
   const failed = (why: unknown): XentoolError =>
     new XentoolError("io", `cannot find the NBD server's host ${to.address}`, {}, why);
   const asked = addressesOf(to.address).catch((error: unknown) => {
     throw failed(error);
   });
-  const late = (): Error => failed(new Error(`no answer for ${PATIENCE_MS} ms`));
-  const found = await unlessAborted(within(PATIENCE_MS, asked, late), stop);
+  const late = (): Error => failed(new Error(`no answer for ${patienceMs} ms`));
+  const found = await unlessAborted(within(patienceMs, asked, late), stop);
   if (found === undefined)
     throw new XentoolError("cancelled", `stopped before the NBD server's host ${to.address} was found`);
   return { ...to, address: found[0] as string };
