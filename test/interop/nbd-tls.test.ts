@@ -91,14 +91,21 @@ describe.each([
     const refusal = async (uri: string) => NbdExport.open(uri, 4, false, line).catch(describeError);
     expect(await refusal(secure(server, "other"))).toMatch(/no secure connection.*altnames/);
     await line.close();
-    expect(await refusal(secure(server, "storage", others))).toMatch(/no secure connection.*certificate/);
+    const stranger = await refusal(secure(server, "storage", others));
+    expect(stranger).toMatch(/no secure connection.*certificate/);
+    expect(stranger).not.toContain("name its authority");
     await line.close();
     expect(await refusal(secure(server, "storage", withoutClient))).toMatch(
       /no secure|closed the connection/,
     );
     await line.close();
     expect(await refusal(secure(server, "storage", "/nowhere"))).toMatch(/no secure connection.*ENOENT/);
-    expect(await refusal(server.uri)).toContain("it wants TLS");
+    await line.close();
+    const { uri } = server;
+    const unnamed = `${uri.replace("nbd+unix", "nbds+unix")}&tls-hostname=storage`;
+    const advice = "; name its authority with tls-certificates=DIR in the URI";
+    expect(await refusal(unnamed)).toMatch(new RegExp(`no secure connection.*certificate.*${advice}`));
+    expect(await refusal(uri)).toContain("it wants TLS: use nbds://, or nbds+unix:// for a socket");
   });
 });
 

@@ -196,7 +196,7 @@ const REFUSALS: ReadonlyMap<number, string> = new Map([
   [2, "it is not allowed"],
   [3, "it finds the request invalid"],
   [4, "it cannot do that on its platform"],
-  [5, "it wants TLS"],
+  [5, "it wants TLS: use nbds://, or nbds+unix:// for a socket"],
   [6, "it has no such export"],
   [7, "it is shutting down"],
   [8, "it wants its block sizes to be asked for"],

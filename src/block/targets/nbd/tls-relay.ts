@@ -5,7 +5,7 @@
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { connect as connectTls, type TLSSocket } from "node:tls";
-import { describeError, XentoolError } from "../../../core/errors.ts";
+import { codeOf, describeError, XentoolError } from "../../../core/errors.ts";
 import { escapeText } from "../../../core/log.ts";
 import {
   encodeGreeting,
@@ -27,6 +27,15 @@ const KEEP_ALIVE_MS = 15_000;
 const CLIENT_FLAGS_BYTES = 4;
 /** What a client of ours asks before it gives up. */
 const MAX_OPTIONS = 2;
+
+/** OpenSSL's codes for a certificate whose authority we do not know. */
+const UNKNOWN_AUTHORITY: ReadonlySet<string> = new Set([
+  "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+  "UNABLE_TO_GET_ISSUER_CERT",
+  "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+  "SELF_SIGNED_CERT_IN_CHAIN",
+  "DEPTH_ZERO_SELF_SIGNED_CERT",
+]);
 
 export interface SecureAddress extends NbdAddress {
   readonly tls: NbdTls;
@@ -96,7 +105,7 @@ export class TlsRelay {
       return { socket, greeting };
     } catch (error) {
       plain.destroy();
-      throw error;
+      throw withAdvice(error, this.#to.tls);
     } finally {
       clearTimeout(patience);
     }
@@ -108,6 +117,12 @@ export class TlsRelay {
     // What fails is seen where it is waited for, or as the end of both.
     socket.on("error", () => {});
   }
+}
+
+/** Without a directory only the public authorities are known, and a storage server's certificate is seldom of one. */
+function withAdvice(error: unknown, { certificates }: NbdTls): unknown {
+  if (certificates !== undefined || !UNKNOWN_AUTHORITY.has(codeOf(error))) return error;
+  return new Error(`${describeError(error)}; name its authority with tls-certificates=DIR in the URI`);
 }
 
 /** Negotiates until the server is ready for TLS. Returns its greeting. */
