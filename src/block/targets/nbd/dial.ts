@@ -10,7 +10,7 @@ import type { NbdAddress } from "./uri.ts";
 /** No errno, so that a name that cannot be looked up is not taken for a host that is away. */
 const NO_SUCH_NAME = -10_000;
 /** Less than a link waits for a connection: it is to hear that this was because of the name. */
-const LOOKUP_MS = 8000;
+export const LOOKUP_MS = 8000;
 
 /**
  * Resolves with a descriptor that is being connected, or a number for `whyNotDialled`. A server that has moved is found

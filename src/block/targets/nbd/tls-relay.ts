@@ -3,7 +3,7 @@
 // not want TLS is not spoken to. When a connection fails, the client gets the reason in NBD's own words, as the
 // refusal of an option.
 import { once } from "node:events";
-import { connect, createServer, type Server, type Socket } from "node:net";
+import { connect, createServer, type NetConnectOpts, type Server, type Socket } from "node:net";
 import { connect as connectTls, type TLSSocket } from "node:tls";
 import { codeOf, describeError, XentoolError } from "../../../core/errors.ts";
 import { escapeText } from "../../../core/log.ts";
@@ -16,14 +16,15 @@ import {
   OPTION_HEADER_BYTES,
   OPTION_REPLY_BYTES,
 } from "../../../protocol/nbd.ts";
+import { errnoText } from "../../../native/shim.ts";
+import { beginConnection, LOOKUP_MS } from "./dial.ts";
 import { flagsToAnswer, GREETING_BYTES, MAX_REPLY_BYTES, NOT_SECURE } from "./handshake.ts";
+import { resolveHost } from "./probe.ts";
 import { TlsIdentity } from "./tls-identity.ts";
 import type { NbdAddress, NbdTls } from "./uri.ts";
 
 /** For a server to answer, until the connection is secure. */
 const PATIENCE_MS = 10_000;
-/** When to ask whether a silent host is still there: one that vanishes reports nothing. */
-const KEEP_ALIVE_MS = 15_000;
 const CLIENT_FLAGS_BYTES = 4;
 /** What a client of ours asks before it gives up. */
 const MAX_OPTIONS = 2;
@@ -89,10 +90,14 @@ export class TlsRelay {
   }
 
   async #connect(): Promise<Secured> {
-    const { address, port } = this.#to;
-    const plain = connect(port === undefined ? { path: address } : { host: address, port });
+    const to = await resolveHost(this.#to, undefined, LOOKUP_MS);
+    if (!this.#server.listening) throw new XentoolError("cancelled", "nobody needs the server any more");
+    const fd = beginConnection(to);
+    if (fd < 0) throw new XentoolError("io", errnoText(fd));
+    // Begun by the shim, so that TCP notices a host that vanishes: `connect` has no options for that. Its types do not
+    // know `fd`.
+    const plain = connect({ fd } as unknown as NetConnectOpts);
     this.#own(plain);
-    plain.setKeepAlive(true, KEEP_ALIVE_MS);
     const patience = setTimeout(
       () => plain.destroy(new Error(`no answer for ${PATIENCE_MS} ms`)),
       PATIENCE_MS,
