@@ -8,11 +8,15 @@ import {
   type DeviceStats,
   type Latency,
 } from "../../src/blkback/stats/stats.ts";
+import { listDevices } from "../../src/blkback/device/device-list.ts";
 import { XentoolError } from "../../src/core/errors.ts";
+import { escapeText } from "../../src/core/log.ts";
 import type { Domid } from "../../src/core/types.ts";
 import { isDomainUnknown, noDomain } from "../../src/platform/domains.ts";
 import { choosePlatform } from "../../src/platform/open.ts";
+import type { Platform } from "../../src/platform/platform.ts";
 import { parseVdev, vdevName } from "../../src/protocol/blkif.ts";
+import { Xenstore } from "../../src/xenstore/client.ts";
 import { findDomain, parseDomain } from "../../src/xenstore/domains.ts";
 import {
   formatBytes,
@@ -69,9 +73,30 @@ export async function runStats(selection: StatsSelection, context: CommandContex
   // Metrics of a guest that is gone are none; whoever collects them need not know when that was.
   if (prometheus) return void process.stdout.write(metricsText(all));
   if (all.length === 0 && domid !== undefined && isDomainUnknown(platform, domid)) throw noDomain(domid);
-  if (context.json) printJson(all.map(statsForJson));
+  const whys = await whyHeld(platform, all, context.timeoutMs);
+  if (context.json) printJson(all.map((it, at) => ({ ...statsForJson(it), serverFailure: whys[at] })));
   else if (all.length === 0) print(nothingServed(domid, vdev));
-  else all.forEach((it) => print(formatStats(it, terminalSize()?.width)));
+  else all.forEach((it, at) => print(formatStats(it, terminalSize()?.width, whys[at])));
+}
+
+/** Of each disk, why it waits for its server, or null. Only xenstore knows; without it, the numbers are shown alone. */
+async function whyHeld(
+  platform: Platform,
+  all: readonly DeviceStats[],
+  timeoutMs?: number,
+): Promise<(string | null)[]> {
+  const isHeld = (it: DeviceStats): boolean => it.alive && it.serverLostAtMs > 0;
+  if (!all.some(isHeld)) return all.map(() => null);
+  try {
+    using xenstore = await Xenstore.connect(platform, { timeoutMs });
+    const listed = await listDevices(xenstore, platform.domid, all);
+    const problemOf = ({ domid, devid }: DeviceStats): string | null =>
+      listed.find((it) => it.frontend === domid && it.devid === devid)?.problem ?? null;
+    return all.map((it) => (isHeld(it) ? problemOf(it) : null));
+  } catch (error) {
+    if (error instanceof XentoolError) return all.map(() => null);
+    throw error;
+  }
 }
 
 function nothingServed(domid: Domid | undefined, vdev: string | undefined): string {
@@ -80,13 +105,16 @@ function nothingServed(domid: Domid | undefined, vdev: string | undefined): stri
   return `no ${disk}${domid === undefined ? "" : ` of domain ${domid}`} is served here`;
 }
 
-/** The full statistics of one device, in lines of at most `width` columns, unless the table needs more. */
-export function formatStats(stats: DeviceStats, width = Infinity): string {
+/**
+ * The full statistics of one device, in lines of at most `width` columns, unless the table needs more. `why`: why it
+ * waits for its server, if that is known.
+ */
+export function formatStats(stats: DeviceStats, width = Infinity, why: string | null = null): string {
   const served = formatDuration((Date.now() - stats.startedAtMs) * 1e6);
   const state = stats.alive
     ? `served for ${served} by process ${stats.pid}`
     : `its server, process ${stats.pid}, is dead`;
-  const facts = [...ringFacts(stats), ...limitFacts(stats), ...troubleFacts(stats)].map(indent);
+  const facts = [...ringFacts(stats), ...limitFacts(stats), ...troubleFacts(stats, why)].map(indent);
   const name = `${vdevName(stats.devid)} of domain ${stats.domid}`;
   const head = wrap(`${name}: ${stats.state}, ${state}`, width).join("\n");
   return [
@@ -144,7 +172,7 @@ function ringFacts(stats: DeviceStats): string[] {
 }
 
 /** What went wrong, and what is wrong now. */
-function troubleFacts(stats: DeviceStats): string[] {
+function troubleFacts(stats: DeviceStats, why: string | null): string[] {
   const facts: string[] = [];
   const refused = REFUSALS.filter(({ name }) => stats.refused[name] > 0);
   if (refused.length > 0)
@@ -160,7 +188,8 @@ function troubleFacts(stats: DeviceStats): string[] {
     );
   if (stats.serverLostAtMs > 0)
     facts.push(
-      `waits for its server, for ${formatDuration((Date.now() - stats.serverLostAtMs) * 1e6)} now; \`blkback list\` shows why`,
+      `waits for its server, for ${formatDuration((Date.now() - stats.serverLostAtMs) * 1e6)} now` +
+        (why === null ? "; `blkback list` shows why" : `: ${escapeText(why, 300)}`),
     );
   if (stats.serverLosses > 0) facts.push(`its server was lost ${formatCounted(stats.serverLosses, "time")}`);
   if (stats.flushFailure !== null)

@@ -85,14 +85,18 @@ test("the server dies and comes back: the guest sees latency, and everybody else
   await readUntil(serving.stderr, "waits for its NBD server");
   const waiting = guest.read(8);
   expect((await listed("list"))["problem"]).toContain("it waits for its NBD server");
-  expect(await listed("stats")).toMatchObject({ serverLosses: 1, serverLostAtMs: expect.any(Number) });
+  expect(await listed("stats")).toMatchObject({
+    serverLosses: 1,
+    serverLostAtMs: expect.any(Number),
+    serverFailure: expect.stringContaining("it waits for its NBD server: "),
+  });
   const report = await runXentool(["blkback", "stats"], { env });
-  expect(report.stdout).toContain("waits for its server");
+  expect(report.stdout).toMatch(/waits for its server, for .* now: it waits for its NBD server: /);
   await disk.start();
   expect(await waiting).toEqual(new Uint8Array(4096).fill(9));
   await readUntil(serving.stderr, "it is served now");
   expect((await listed("list"))["problem"]).toBeNull();
-  expect(await listed("stats")).toMatchObject({ serverLosses: 1, serverLostAtMs: 0 });
+  expect(await listed("stats")).toMatchObject({ serverLosses: 1, serverLostAtMs: 0, serverFailure: null });
   expect(await detach(serving, guest)).toBe(143);
   expect(readFileSync(image)[8 * 512]).toBe(9);
   expect(readdirSync(join(host.dir, "blkback"))).toEqual([]);
