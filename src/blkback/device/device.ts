@@ -373,7 +373,7 @@ export class BlkbackDevice {
   }
 
   async #resizeIfAsked(): Promise<void> {
-    const resize = await this.#resizes.look();
+    const resize = await this.#resizes.look(() => this.#over);
     if (resize === undefined) return;
     this.#events.resized(resize);
     const { sectors512 } = this.#disk;

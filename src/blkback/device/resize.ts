@@ -63,10 +63,13 @@ export class ResizeKeys {
     this.#disk = disk;
   }
 
-  /** Changes the disk if a resize is asked for. Returns the sizes, and the keys that answer the request. */
-  async look(): Promise<(Resize & { answer: Keys }) | undefined> {
+  /**
+   * Changes the disk if a resize is asked for. Returns the sizes, and the keys that answer the request. Once `isOver`,
+   * the image may be closed.
+   */
+  async look(isOver: () => boolean): Promise<(Resize & { answer: Keys }) | undefined> {
     const word = await this.#xenstore.tryRead(`${backendDir(this.#address)}/${ASKED_KEY}`);
-    if (word === null || word === this.#seen) return undefined;
+    if (isOver() || word === null || word === this.#seen) return undefined;
     this.#seen = word;
     const before = this.#disk.sectors512;
     const sizeBytes = currentSizeBytes(this.#image, this.#disk.logicalSectorBytes);
