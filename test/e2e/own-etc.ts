@@ -11,6 +11,8 @@ export class OwnEtc {
     mkdirSync(dir);
     copyFileSync("/etc/passwd", join(dir, "passwd"));
     writeFileSync(join(dir, "nsswitch.conf"), "hosts: files\n");
+    // Without it, a name has the first of its addresses only.
+    writeFileSync(join(dir, "host.conf"), "multi on\n");
     this.replaceHosts(hosts);
   }
 

@@ -4,7 +4,7 @@ import { openNbdImage, type Line } from "../../src/block/image/nbd.ts";
 import type { NbdImage } from "../../src/block/image.ts";
 import { beginConnection } from "../../src/block/targets/nbd/dial.ts";
 import type { OnDialled } from "../../src/block/targets/nbd/link.ts";
-import { resolveHost } from "../../src/block/targets/nbd/probe.ts";
+import { resolveHost } from "../../src/block/targets/nbd/in-turn.ts";
 import { WriteLog } from "../../src/block/targets/nbd/write-log.ts";
 import type { BlockTarget } from "../../src/block/target.ts";
 import type { SeenExport } from "../../src/block/targets/nbd/handshake.ts";
@@ -42,7 +42,8 @@ export class NbdExport {
   static async open(uri: string, connections = 4, readOnly = false, line?: Line): Promise<NbdExport> {
     const how = { readOnly, sectorSizeBytes: 512, connections, line };
     const image = await openNbdImage(uri, how);
-    return new NbdExport({ ...image, address: await resolveHost(image.address) });
+    const [address] = await resolveHost(image.address);
+    return new NbdExport({ ...image, address: { ...image.address, address } });
   }
 
   /** The results of the next `count` operations that end, in the order of their tags. */

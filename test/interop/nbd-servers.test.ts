@@ -2,7 +2,8 @@
 // nbd-server.
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { probeExport, resolveHost } from "../../src/block/targets/nbd/probe.ts";
+import { resolveHost } from "../../src/block/targets/nbd/in-turn.ts";
+import { probeExport } from "../../src/block/targets/nbd/probe.ts";
 import { parseNbdUri } from "../../src/block/targets/nbd/uri.ts";
 import { describeError, kindOf } from "../../src/core/errors.ts";
 import { NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_SEND_FLUSH, NBD_FLAG_SEND_TRIM } from "../../src/protocol/nbd.ts";

@@ -2,7 +2,7 @@
 import { XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import type { NbdImage } from "../image.ts";
-import { probeExport, resolveHost } from "../targets/nbd/probe.ts";
+import { probeServer } from "../targets/nbd/probe.ts";
 import { infoOf } from "../targets/nbd/target.ts";
 import type { SecureAddress } from "../targets/nbd/tls-relay.ts";
 import { parseNbdUri, type NbdAddress } from "../targets/nbd/uri.ts";
@@ -39,12 +39,12 @@ export function isNbdUri(path: string): boolean {
   return /^nbds?(\+[a-z]+)?:/.test(path);
 }
 
-/** Throws `usage` when the export can be no disk with such sectors, otherwise as `probeExport`. */
+/** Throws `usage` when the export can be no disk with such sectors, otherwise as `probeServer`. */
 export async function openNbdImage(uri: string, options: NbdImageOptions): Promise<NbdImage> {
   const { name = uri, readOnly, sectorSizeBytes, connections = DEFAULT_CONNECTIONS } = options;
   const { line, stop, ways = COMMAND_WAYS } = options;
   const address = await addressOf(parseNbdUri(uri), line);
-  const seen = await probeExport(await resolveHost(address, stop), stop);
+  const seen = await probeServer(address, stop);
   checkSize(name, seen.sizeBytes, sectorSizeBytes);
   const info = infoOf(seen, readOnly);
   if (info.sizeBytes === 0)

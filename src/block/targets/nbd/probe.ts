@@ -1,30 +1,32 @@
-// Asks an NBD server once, from the control side, what its export is. Here a host's name is resolved, because a data
-// plane cannot.
-import { onAbort, unlessAborted, within } from "../../../core/deadline.ts";
+// Asks an NBD server once, from the control side, what its export is.
+import { closeSync } from "node:fs";
+import { onAbort } from "../../../core/deadline.ts";
 import { XentoolError } from "../../../core/errors.ts";
-import { addressesOf } from "../../../core/host-names.ts";
+import { errnoText } from "../../../native/shim.ts";
+import { connectWithin } from "./dial.ts";
 import { NbdClientHandshake, type SeenExport } from "./handshake.ts";
+import { inTurn } from "./in-turn.ts";
 import type { NbdAddress } from "./uri.ts";
 
 const PATIENCE_MS = 10_000;
 
-/** Throws `io` when the host has no address, and `cancelled` once `stop` fires: a resolver may take minutes. */
-export async function resolveHost(
-  to: NbdAddress,
-  stop?: AbortSignal,
-  patienceMs = PATIENCE_MS,
-): Promise<NbdAddress> {
-  if (to.port === undefined) return to;
-  const failed = (why: unknown): XentoolError =>
-    new XentoolError("io", `cannot find the NBD server's host ${to.address}`, {}, why);
-  const asked = addressesOf(to.address).catch((error: unknown) => {
-    throw failed(error);
-  });
-  const late = (): Error => failed(new Error(`no answer for ${patienceMs} ms`));
-  const found = await unlessAborted(within(patienceMs, asked, late), stop);
-  if (found === undefined)
-    throw new XentoolError("cancelled", `stopped before the NBD server's host ${to.address} was found`);
-  return { ...to, address: found[0] as string };
+/** Asks the server at the first of its addresses where there is one. Throws as `resolveHost` and `probeExport` do. */
+export function probeServer(to: NbdAddress, stop?: AbortSignal): Promise<SeenExport> {
+  return inTurn(
+    to,
+    async (at, patienceMs) => {
+      if (patienceMs !== Infinity) await expectSomebody(at, patienceMs);
+      return probeExport(at, stop);
+    },
+    { stop },
+  );
+}
+
+/** Throws `io` when nobody is there. Nothing is left of the connection, which would keep the process from its end. */
+async function expectSomebody(at: NbdAddress, patienceMs: number): Promise<void> {
+  const fd = await connectWithin(patienceMs, at);
+  if (fd < 0) throw new XentoolError("io", `cannot reach the NBD server at ${at.address}: ${errnoText(fd)}`);
+  closeSync(fd);
 }
 
 /**

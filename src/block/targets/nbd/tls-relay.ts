@@ -3,6 +3,7 @@
 // not want TLS is not spoken to. When a connection fails, the client gets the reason in NBD's own words, as the
 // refusal of an option.
 import { once } from "node:events";
+import { closeSync } from "node:fs";
 import { connect, createServer, type NetConnectOpts, type Server, type Socket } from "node:net";
 import { connect as connectTls, type TLSSocket } from "node:tls";
 import { codeOf, describeError, XentoolError } from "../../../core/errors.ts";
@@ -16,10 +17,8 @@ import {
   OPTION_HEADER_BYTES,
   OPTION_REPLY_BYTES,
 } from "../../../protocol/nbd.ts";
-import { errnoText } from "../../../native/shim.ts";
-import { beginConnection, LOOKUP_MS } from "./dial.ts";
+import { dialServer, whyNotDialled } from "./dial.ts";
 import { flagsToAnswer, GREETING_BYTES, MAX_REPLY_BYTES, NOT_SECURE } from "./handshake.ts";
-import { resolveHost } from "./probe.ts";
 import { TlsIdentity } from "./tls-identity.ts";
 import type { NbdAddress, NbdTls } from "./uri.ts";
 
@@ -90,10 +89,12 @@ export class TlsRelay {
   }
 
   async #connect(): Promise<Secured> {
-    const to = await resolveHost(this.#to, undefined, LOOKUP_MS);
-    if (!this.#server.listening) throw new XentoolError("cancelled", "nobody needs the server any more");
-    const fd = beginConnection(to);
-    if (fd < 0) throw new XentoolError("io", errnoText(fd));
+    const fd = await dialServer(this.#to);
+    if (fd < 0) throw new XentoolError("io", whyNotDialled(fd));
+    if (!this.#server.listening) {
+      closeSync(fd);
+      throw new XentoolError("cancelled", "nobody needs the server any more");
+    }
     // Begun by the shim, so that TCP notices a host that vanishes: `connect` has no options for that. Its types do not
     // know `fd`.
     const plain = connect({ fd } as unknown as NetConnectOpts);
