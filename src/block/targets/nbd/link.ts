@@ -357,7 +357,7 @@ export class NbdLink implements ConnectionOwner {
   /** A server that is only slow must not be asked the same for ever, each time for too short a time. */
   #giveUp(why: string): void {
     if (this.isEnding) return;
-    const isNews = this.#reactor.nowMs - this.#servingSinceMs > 2 * this.#silenceMs;
+    const isNews = this.#reactor.nowMs - this.#servingSinceMs > 3 * this.#silenceMs;
     const fromMs = isNews ? this.#options.silenceMs : this.#silenceMs;
     this.#silenceMs = Math.min(this.#longestSilenceMs, 2 * fromMs);
     this.fail(why);
