@@ -295,7 +295,7 @@ XT_API uint32_t xt_jail_support(void);
  * Puts every thread of this process, and all that they will start, into a jail of these parts for good. What is open
  * stays open; what an exec would pass on has nothing behind it any more. `child` is the one process that may be sent
  * signals, or 0. With XT_JAIL_USER it is `uid` and `gid` from then on. Returns the parts that every thread is in;
- * `failure` is 0, or why they are not in all that concern each (-errno).
+ * `failure` is 0, or why they are not in more of them (-errno).
  */
 XT_API uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, uint32_t uid, uint32_t gid,
                               const char *paths, int32_t *failure);

@@ -60,7 +60,7 @@ uint32_t xt_jail_enter(uint32_t parts, uint32_t needs, int32_t child, uint32_t u
   if (!left_out && steps.network >= 0) close(steps.network);
   const struct filter_options filter = {CONTROL, needs, child, 1};
   if ((parts & XT_JAIL_CALLS) && jail_seccomp_filter(&filter) == 0) done |= XT_JAIL_CALLS;
-  *failure = error;
+  *failure = error || !(parts & XT_JAIL_FILES) || steps.ruleset >= 0 ? error : steps.ruleset;
   return done;
 }
 

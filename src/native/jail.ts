@@ -97,8 +97,8 @@ export interface Jailed {
   readonly parts: number;
   /** Parts that should be there and are not. */
   readonly missing: readonly JailPart[];
-  /** Why, if it is not the host that does not have them. */
-  readonly failure: string | undefined;
+  /** Why, if it is not the host that does not have them: -errno, or 0. */
+  readonly failure: number;
 }
 
 /**
@@ -114,11 +114,7 @@ export function enterJail(plan: JailPlan, keepsNetwork: boolean, child?: number)
   const failure = new Int32Array(1);
   const [needs, paths] = [needsOf(plan), pathList(plan)];
   const parts = shim.xt_jail_enter(asked & support, needs, child ?? 0, uid, gid, paths, failure);
-  return {
-    parts,
-    missing: partsIn(asked & ~parts),
-    failure: failure[0] === 0 ? undefined : errnoText(failure[0]),
-  };
+  return { parts, missing: partsIn(asked & ~parts), failure: failure[0] };
 }
 
 /** Puts this thread of a jailed process into the narrower jail of a plane. Throws `environment`. */

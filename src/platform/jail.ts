@@ -3,11 +3,15 @@
 import { XentoolError } from "../core/errors.ts";
 import { NAME_FILES } from "../core/host-names.ts";
 import { moduleLogger } from "../core/log.ts";
+import { errnoText } from "../native/shim.ts";
 import { enterJail, missingForJail, type Jailed, type JailPath, type JailPlan } from "../native/jail.ts";
 import type { DeviceKind } from "./adapter.ts";
 import type { PlatformDescriptor } from "./platform.ts";
 
 const logger = moduleLogger("jail");
+
+/** -ENOMEM, -ENFILE, -EMFILE: of which there is more at another time. */
+const SHORT = [-12, -23, -24];
 
 /** What a new worker opens. */
 const DEV_NULL: JailPath = { path: "/dev/null", may: "use" };
@@ -30,19 +34,18 @@ export interface Entering {
 
 /**
  * Puts this process into a jail of `plan`, for good. Says, or throws, what it has to do without. Throws `environment`
- * when it cannot become the user it is to be.
+ * when it cannot become the user it is to be, or is short of memory or descriptors.
  */
 export function enterProcessJail(plan: JailPlan, how: Entering): JailedIn {
   const { keepsNetwork = false, child, known = [] } = how;
   const paths = [...plan.paths, DEV_NULL];
   const { parts, missing, failure } = enterJail({ ...plan, paths }, keepsNetwork, child);
+  const why = failure === 0 ? undefined : errnoText(failure);
+  if (SHORT.includes(failure)) throw new XentoolError("environment", `cannot enter the jail: ${why}`);
   if (plan.user !== undefined && missing.includes("another user"))
-    throw new XentoolError(
-      "environment",
-      `cannot become user ${plan.user.uid}: ${failure ?? "no privilege"}`,
-    );
+    throw new XentoolError("environment", `cannot become user ${plan.user.uid}: ${why ?? "no privilege"}`);
   const unsaid = missing.filter((part) => !known.includes(part));
-  if (unsaid.length > 0) sayMissing(how.strict, unsaid, failure);
+  if (unsaid.length > 0) sayMissing(how.strict, unsaid, why);
   return parts;
 }
 
@@ -52,9 +55,9 @@ export function checkJail(mode: JailMode, also: readonly string[] = []): void {
   if (missing.length > 0) sayMissing(mode === "strict", missing);
 }
 
-/** With `failure`, it is not the host's lack. */
-function sayMissing(isStrict: boolean, missing: readonly string[], failure?: string): void {
-  const what = missing.join(", ") + (failure === undefined ? "" : ` (${failure})`);
+/** With `why`, it is not the host's lack. */
+function sayMissing(isStrict: boolean, missing: readonly string[], why?: string): void {
+  const what = missing.join(", ") + (why === undefined ? "" : ` (${why})`);
   if (isStrict)
     throw new XentoolError("environment", `this host lacks what --jail strict insists on: ${what}`);
   logger.warn(`the jail does without what this host lacks: ${what}`);
