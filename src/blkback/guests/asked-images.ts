@@ -14,6 +14,9 @@ import type { Answer, Ask, Trouble } from "./messages.ts";
 /** -EHOSTUNREACH: the caller tries again. */
 const NO_CONNECTION = -113;
 
+/** The `reason` when descriptors were sent that this process could not take. */
+const SHORT = "short of descriptors";
+
 type Taken = Answer & { readonly fds: readonly number[] };
 
 export class AskedImages {
@@ -52,8 +55,8 @@ export class AskedImages {
         },
       };
     } catch (error) {
-      // `watch` may have it, if we could not take it.
-      await unlock();
+      // Then `watch` has it. With any other error, a lock that it has was taken before, and is in use.
+      if (error instanceof XentoolError && error.context["reason"] === SHORT) await unlock();
       throw error;
     }
   };
@@ -74,7 +77,8 @@ export class AskedImages {
     else if (fds.length === answer.descriptors) reply?.resolve({ ...answer, fds });
     else {
       for (const fd of fds) closeSync(fd);
-      reply?.reject(new XentoolError("environment", "this process has no more descriptors to open files"));
+      const message = "this process has no more descriptors to open files";
+      reply?.reject(new XentoolError("environment", message, { reason: SHORT }));
     }
   }
 
