@@ -1,6 +1,6 @@
 // Disks whose bytes another program has, through xentool and through QEMU's qdisk: a qcow2, each its own copy, because
-// two writers would ruin one, and one NBD export of nbdkit's memory. Same frontend, same run, short turns. JSON on
-// stdout, tables on stderr.
+// two writers would ruin one; one NBD export of nbdkit's memory; and new qcow2 images, each write to another
+// cluster. Same frontend, same run, short turns. JSON on stdout, tables on stderr. Needs up to 20 GB in $TMPDIR.
 //   bun bench/sources.bench.ts [--long]
 import { mkdtempSync, rmSync } from "node:fs";
 import { loadavg, tmpdir } from "node:os";
@@ -16,6 +16,9 @@ const TURNS = Number(process.env["TURNS"] ?? (IS_LONG ? 11 : 3));
 const SECONDS = Number(process.env["SECONDS_EACH"] ?? (IS_LONG ? 2 : 0.5));
 const IMAGE_MIB = 128;
 const QEMU = "QEMU";
+/** So large that a random write hardly ever meets a cluster that a turn before has allocated. */
+const NEW_IMAGE = { size: "32G", turns: 3 };
+const RANDOM_WRITES = LOADS.filter(({ rw }) => rw === "randwrite");
 
 interface Source {
   readonly name: string;
@@ -23,6 +26,8 @@ interface Source {
   readonly ours: readonly string[];
   /** Nodes of QEMU's; the last one is `disk`. */
   readonly theirs: readonly object[];
+  readonly loads: readonly Load[];
+  readonly turns: number;
 }
 
 async function run(...argv: readonly string[]): Promise<void> {
@@ -30,21 +35,31 @@ async function run(...argv: readonly string[]): Promise<void> {
   if (status !== 0) throw new Error(`${argv.join(" ")} failed: ${stderr}`);
 }
 
-async function measure(host: string, { name, ours, theirs }: Source, vdevs: string): Promise<unknown> {
-  const [first, second] = [...vdevs].map((letter) => `xvd${letter}`) as [string, string];
+/** A qcow2 each. */
+function twoImages(ours: string, theirs: string): Pick<Source, "ours" | "theirs"> {
+  return {
+    ours: [ours, "--format", "qcow2"],
+    theirs: [
+      { driver: "file", filename: theirs, "node-name": "file" },
+      { driver: "qcow2", file: "file", "node-name": "disk" },
+    ],
+  };
+}
+
+async function measure(host: string, { name, ours, theirs, loads, turns }: Source): Promise<unknown> {
   const ground = { host, prefix: [] };
-  const servers = [await startXentoolOf(ground, first, ours)];
+  const servers = [await startXentoolOf(ground, "xvdb", ours)];
   const measureOnce = (server: DiskServer, load: Load): Turn => measureServer(ground, server, load, SECONDS);
   try {
     const blockdevs = theirs.flatMap((node) => ["-blockdev", JSON.stringify(node)]);
-    servers.push(startQemuOf(ground, second, QEMU, blockdevs));
+    servers.push(startQemuOf(ground, "xvdc", QEMU, blockdevs));
     for (const server of servers.toReversed()) measureOnce(server, LOADS[0] as Load);
     const rivals = servers.map((server) => ({
       name: server.name,
       measure: (load: Load) => measureOnce(server, load),
     }));
     const loadBefore = loadavg()[0];
-    const rows = LOADS.map((load) => compare(rivals, load, TURNS));
+    const rows = loads.map((load) => compare(rivals, load, turns));
     printTable(`${name} (load ${loadBefore?.toFixed(1)})`, rows);
     return { source: name, loadBefore, rows };
   } finally {
@@ -52,38 +67,34 @@ async function measure(host: string, { name, ours, theirs }: Source, vdevs: stri
   }
 }
 
+/** An image that nothing was written to yet, made with these options of `qemu-img create`. */
+async function measureNew(host: string, name: string, options: readonly string[]): Promise<unknown> {
+  const images = [join(dir, "our-new.qcow2"), join(dir, "their-new.qcow2")] as const;
+  const create = ["qemu-img", "create", "-q", "-f", "qcow2", ...options];
+  for (const image of images) await run(...create, image, NEW_IMAGE.size);
+  const source = { name, ...twoImages(...images), loads: RANDOM_WRITES, turns: NEW_IMAGE.turns };
+  const table = await measure(host, source);
+  for (const image of images) rmSync(image);
+  return table;
+}
+
 const dir = mkdtempSync(join(tmpdir(), "xentool-bench-"));
 const host = startHost();
 try {
   const raw = join(dir, "raw.img");
   makeImage(raw, IMAGE_MIB);
-  const [ourCopy, theirCopy] = [join(dir, "ours.qcow2"), join(dir, "theirs.qcow2")];
-  for (const copy of [ourCopy, theirCopy]) await run("qemu-img", "convert", "-O", "qcow2", raw, copy);
+  const copies = [join(dir, "ours.qcow2"), join(dir, "theirs.qcow2")] as const;
+  for (const copy of copies) await run("qemu-img", "convert", "-O", "qcow2", raw, copy);
   await using server = await nbdkit([], () => ["memory", `${IMAGE_MIB}M`]);
   await run("nbdcopy", raw, server.uri);
   const unix = { type: "unix", path: join(server.dir, "nbd.sock") };
+  const nbdNode = { driver: "nbd", server: unix, export: "vm 7", "node-name": "disk" };
+  const all = { loads: LOADS, turns: TURNS };
   const tables = [
-    await measure(
-      host,
-      {
-        name: "a qcow2",
-        ours: [ourCopy, "--format", "qcow2"],
-        theirs: [
-          { driver: "file", filename: theirCopy, "node-name": "file" },
-          { driver: "qcow2", file: "file", "node-name": "disk" },
-        ],
-      },
-      "bc",
-    ),
-    await measure(
-      host,
-      {
-        name: "an NBD export",
-        ours: [server.uri],
-        theirs: [{ driver: "nbd", server: unix, export: "vm 7", "node-name": "disk" }],
-      },
-      "de",
-    ),
+    await measure(host, { name: "a qcow2", ...twoImages(...copies), ...all }),
+    await measure(host, { name: "an NBD export", ours: [server.uri], theirs: [nbdNode], ...all }),
+    await measureNew(host, "a new qcow2", []),
+    await measureNew(host, "a new qcow2 with its tables", ["-o", "preallocation=metadata"]),
   ];
   console.log(JSON.stringify({ imageMiB: IMAGE_MIB, turns: TURNS, secondsEach: SECONDS, tables }));
 } finally {

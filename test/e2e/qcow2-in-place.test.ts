@@ -94,6 +94,23 @@ describe("in place", () => {
     await judge("qemu-img", "check", "-q", image);
   });
 
+  test("a new image that was made with its tables takes its first write", async () => {
+    await judge("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", image, "4M");
+    expect(statSync(image).blocks * SECTORS).toBeLessThan(MIB);
+    const disk = await connect();
+    const { guest } = disk;
+    await lookUp(disk, HOLE);
+    await withoutDaemon(async () => {
+      expect(await guest.write(HOLE, 7)).toBe(0);
+      expect(await guest.read(HOLE)).toEqual(page(7));
+      expect(await guest.read(HOLE + 8)).toEqual(page(0));
+      expect(await guest.flush()).toBe(0);
+    });
+    expect(await disk.end()).toBe(143);
+    expect(await held(HOLE)).toBe(7);
+    await judge("qemu-img", "check", "-q", image);
+  });
+
   test("what is not allocated reads as zeroes; what is, once a flush has written the tables", async () => {
     await convert();
     const disk = await connect();
