@@ -90,6 +90,34 @@ test("what was acknowledged and not flushed is sent again in its order, then wha
   expect(said).toEqual([expect.stringContaining("closed"), ""]);
 });
 
+test("of a server without flushes, what is sent again is so to its end, though it had been replied to before", async () => {
+  let content = 0;
+  const answers = (isAnswered: (request: SeenRequest) => boolean) => {
+    return (request: SeenRequest): Uint8Array | undefined => {
+      if (request.offset === 8192) [content] = request.data;
+      return isAnswered(request) ? agree(request) : undefined;
+    };
+  };
+  const reply = answers(({ offset }) => offset === 8192);
+  fixture = new TargetAndPeer({ reply, flags: 1 }, 60_000, { holdMs: Infinity });
+  const peer = fixture;
+  const { target, memory } = peer;
+  target.start(IO_WRITE, 1, 0, 512, memory.address);
+  for (const byte of [2, 3]) {
+    memory.bytes.fill(byte, byte * 512, (byte + 1) * 512);
+    target.start(IO_WRITE, byte, 8192, 512, memory.address + byte * 512);
+    expect(await peer.ended(1)).toEqual([[byte, 512]]);
+  }
+  // The older one is carried out again, and the server is gone before the newer one, which waits for its reply.
+  peer.die({ reply: answers(({ offset }) => offset === 0) });
+  expect(await peer.ended(1)).toEqual([[1, 512]]);
+  await peer.until(() => content === 2);
+  const { servings } = target;
+  peer.die({ reply: answers(() => true) });
+  await peer.until(() => target.servings > servings);
+  expect([content, target.hasUnstable]).toEqual([3, false]);
+});
+
 test("a record waits for a flush that began after its reply", async () => {
   let held: SeenRequest | undefined;
   const peer = open((request) => {

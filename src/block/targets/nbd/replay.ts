@@ -34,6 +34,7 @@ export class Replay {
     this.#requests = requests;
     this.#send = send;
     this.#at = log.first;
+    log.forgetReplies();
   }
 
   /** Sends what may be sent now. Returns whether everything has been replied to. */

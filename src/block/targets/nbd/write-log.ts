@@ -186,6 +186,15 @@ export class WriteLog {
     this.answered(record, round);
   }
 
+  /**
+   * Notes that all of it is to be sent again: no earlier reply counts. Otherwise an older record might be carried out
+   * again, and a younger one that overlaps it leave the log before it is.
+   */
+  forgetReplies(): void {
+    for (let record = this.first; record < this.next; record++)
+      if (!this.isVoid(record)) this.#stableAfter[record % RECORDS] = UNANSWERED;
+  }
+
   /** Drops what flushes up to number `round` made stable, as far as everything before it has left. */
   settle(round: number): void {
     while (this.first < this.next && this.#stableAfter[this.first % RECORDS] <= round) this.first++;
