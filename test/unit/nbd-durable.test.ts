@@ -186,6 +186,18 @@ test("a failed flush fails what comes after it", async () => {
   }
 });
 
+test("a flush that a server promised and cannot carry out has failed: a guest would take it for one not needed", async () => {
+  const ENOTSUP = 95;
+  const peer = open((request) =>
+    request.command === NBD_CMD_FLUSH ? simple(request, ENOTSUP) : agree(request),
+  );
+  const { target, memory } = peer;
+  target.start(IO_WRITE, 1, 0, 512, memory.address);
+  await peer.ended(1);
+  target.start(IO_FLUSH, 2, 0, 0, 0);
+  expect(await peer.ended(1)).toEqual([[2, EIO]]);
+});
+
 test("when a flush of our own fails, what comes after it fails, too, and waits for no room in the log", async () => {
   const peer = open((request) => (request.command === NBD_CMD_FLUSH ? simple(request, 5) : agree(request)));
   const { target, memory } = peer;

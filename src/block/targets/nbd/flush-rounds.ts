@@ -4,6 +4,9 @@ import { NBD_CMD_FLUSH } from "../../../protocol/nbd.ts";
 import type { NbdLink } from "./link.ts";
 import { INTERNAL, type NbdRequests } from "./requests.ts";
 
+const EIO = -5;
+const EOPNOTSUPP = -95;
+
 /** Called when a round has ended for the guest's flushes in `slots`. */
 export type OnFlushed = (slots: readonly number[], error: number) => void;
 
@@ -39,7 +42,9 @@ export class FlushRounds {
   }
 
   replied(slot: number): void {
-    this.errno ||= this.#requests.error[slot];
+    const error = this.#requests.error[slot];
+    // A guest would take EOPNOTSUPP to mean that nothing has to be flushed.
+    this.errno ||= error === EOPNOTSUPP ? EIO : error;
     this.#requests.release(slot);
     if (--this.#missing > 0) return;
     if (this.errno === 0) this.done = this.next - 1;
