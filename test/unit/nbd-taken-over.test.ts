@@ -101,3 +101,18 @@ test("an export is as the log needs it: in blocks of what is in it, and able to 
   expect(asPromised(larger, next, true).flags & NBD_FLAG_SEND_FLUSH).toBe(0);
   next.close(true);
 });
+
+test("that flushes had an effect is known also of a log that a flush has emptied", () => {
+  const log = reopen();
+  asPromised(SEEN, log, false);
+  log.close(false);
+  const next = reopen();
+  expect(next.found).toBe("nothing");
+  const without = { ...SEEN, flags: 1 };
+  expect(asPromised(without, next, true).flags & NBD_FLAG_SEND_FLUSH).not.toBe(0);
+  next.close(false);
+  // Nothing is known of another export.
+  const other = WriteLog.open(join(dir, "log"), "b", LOG_BYTES);
+  expect(asPromised(without, other, true).flags & NBD_FLAG_SEND_FLUSH).toBe(0);
+  other.close(true);
+});

@@ -67,7 +67,7 @@ export class WriteLog {
     // Headers of another layout must not pass for what follows the first record of this one.
     if (!isLog) mapping.bytes.fill(0, 0, DATA_AT);
     // It is emptied before it becomes the log of another export.
-    this.flags = 0;
+    if (!isOurs) this.flags = 0;
     this.first = this.next;
     this.#doubles[HEADER.first] = this.first;
     known.set(digest);
