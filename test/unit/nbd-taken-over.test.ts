@@ -6,7 +6,7 @@ import { asPromised } from "../../src/block/targets/nbd/export-check.ts";
 import type { SeenExport } from "../../src/block/targets/nbd/handshake.ts";
 import { WriteLog } from "../../src/block/targets/nbd/write-log.ts";
 import { IO_FLUSH } from "../../src/native/reactor.ts";
-import { NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_FLAG_SEND_FLUSH } from "../../src/protocol/nbd.ts";
+import { NBD_CMD_FLUSH, NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_FLAG_SEND_FLUSH } from "../../src/protocol/nbd.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { LOG_BYTES, simple, TargetAndPeer, type SeenRequest } from "./nbd-target-peer.ts";
 
@@ -115,4 +115,21 @@ test("that flushes had an effect is known also of a log that a flush has emptied
   const other = WriteLog.open(join(dir, "log"), "b", LOG_BYTES);
   expect(asPromised(without, other, true).flags & NBD_FLAG_SEND_FLUSH).toBe(0);
   other.close(true);
+});
+
+const impossible: readonly (readonly [string, number, number, number])[] = [
+  ["an offset that is no number", NBD_CMD_WRITE, NaN, 512],
+  ["an offset within a byte", NBD_CMD_WRITE, 0.5, 512],
+  ["an offset before the disk", NBD_CMD_TRIM, -512, 512],
+  ["a length within a byte", NBD_CMD_WRITE, 0, 511.5],
+  ["a length that is no number", NBD_CMD_TRIM, 0, NaN],
+  ["a command that changes nothing", NBD_CMD_FLUSH, 0, 0],
+  ["no command", 1.5, 0, 512],
+];
+test.each(impossible)("what can be no record of ours is none: %s", (_, command, offset, length) => {
+  leave([NBD_CMD_WRITE, 0, 512], [command, offset, length], [NBD_CMD_WRITE, 0, 512]);
+  const log = reopen();
+  expect([log.found, log.next - log.first]).toEqual(["ours", 1]);
+  expect(log.wholeIn(4096)).toBe(512);
+  log.close(true);
 });

@@ -10,7 +10,7 @@ import { closeSync, fstatSync, ftruncateSync, rmSync, writeSync } from "node:fs"
 import { XentoolError } from "../../../core/errors.ts";
 import { mapFile, type Mapping } from "../../../native/memory.ts";
 import { makeOwnFile } from "../../../native/own-file.ts";
-import { NBD_CMD_WRITE } from "../../../protocol/nbd.ts";
+import { NBD_CMD_TRIM, NBD_CMD_WRITE } from "../../../protocol/nbd.ts";
 
 /** Changes with each layout. */
 const MAGIC = 0x584e_5457;
@@ -225,11 +225,16 @@ export class WriteLog {
     return this.next - first;
   }
 
+  /** Also whether it can be one of ours: the file may be the work of a process that its guest had taken over. */
   #isWhole(record: number): boolean {
     if (this.#of(record, RECORD.number) !== record + 1) return false;
-    const at = this.#of(record, RECORD.at) % this.#dataBytes;
-    const bytes = this.command(record) === NBD_CMD_WRITE ? this.length(record) : 0;
-    return at >= 0 && bytes >= 0 && at + bytes <= this.#dataBytes;
+    const command = this.command(record);
+    if (command !== VOID && command !== NBD_CMD_WRITE && command !== NBD_CMD_TRIM) return false;
+    const at = this.#of(record, RECORD.at);
+    const numbers = [this.offset(record), this.length(record), at];
+    if (!numbers.every((it) => Number.isSafeInteger(it) && it >= 0)) return false;
+    const bytes = command === NBD_CMD_WRITE ? this.length(record) : 0;
+    return (at % this.#dataBytes) + bytes <= this.#dataBytes;
   }
 
   #of(record: number, field: number): number {
