@@ -452,6 +452,24 @@ test("a server that is shutting down refuses nothing: everything is asked of the
   }
 });
 
+test("a server that is shutting down is not read from any more where a disk is not held", async () => {
+  const ESHUTDOWN = 108;
+  const seen: SeenRequest[] = [];
+  const peer = open((request) => void seen.push(request), { holdMs: 0 });
+  const { target, memory, ends } = peer;
+  for (const tag of [1, 2, 3]) target.start(IO_WRITE, tag, tag * 4096, 512, memory.address);
+  await peer.until(() => seen.length === 3);
+  // All in one read.
+  peer.send(Buffer.concat(seen.map((request, at) => simple(request, at === 0 ? ESHUTDOWN : 0))));
+  expect(await peer.ended(3)).toEqual([
+    [1, EIO],
+    [2, EIO],
+    [3, EIO],
+  ]);
+  await peer.settle();
+  expect(ends).toEqual([]);
+});
+
 test("a trim that is not taken again is forgotten: what it left is undefined anyway", async () => {
   const peer = open(agree);
   const { target, memory, requests } = peer;

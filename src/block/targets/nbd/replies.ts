@@ -106,7 +106,10 @@ export class ReplyReader {
     }
   }
 
+  /** May be called from within `onReply`: what has been read and not looked at is dropped. */
   close(): void {
+    this.#start = this.#end = 0;
+    this.#hasMore = false;
     this.#buffer.close();
     this.#zeroes.close();
   }
