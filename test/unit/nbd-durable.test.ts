@@ -229,6 +229,26 @@ test("a record that the server had refused does not stay in a successor's log", 
   removeDirectory(dir);
 });
 
+test("what the former server of the disk was refused may be half done, too: the NBD server may be the same", async () => {
+  const dir = temporaryDirectory();
+  const former = WriteLog.open(join(dir, "log"), "a", LOG_BYTES);
+  former.reserve(NBD_CMD_TRIM, 4096, 512);
+  former.refused(former.commit(0), 1);
+  former.close(false);
+  const log = WriteLog.open(join(dir, "log"), "a", LOG_BYTES);
+  const { target, memory } = open(agree, { log });
+  await fixture?.until(() => target.isServing);
+  target.start(IO_WRITE, 1, 0, 512, memory.address);
+  await fixture?.ended(1);
+  const unstable: number[] = [];
+  target.forEachUnstable((offset) => void unstable.push(offset));
+  expect(unstable).toEqual([4096, 0]);
+  target.start(IO_FLUSH, 2, 0, 0, 0);
+  await fixture?.ended(1);
+  expect(log.isEmpty).toBe(true);
+  removeDirectory(dir);
+});
+
 test("a change that is refused may be half done: it is unstable until a flush, also when it had been taken before", async () => {
   const peer = open((request) => (request.command === NBD_CMD_WRITE ? simple(request, 28) : agree(request)));
   const { target, memory } = peer;

@@ -13,6 +13,8 @@ export interface ReplayOptions {
   readonly mostBytes: number;
   /** False: trims are left out, because nobody relies on what they leave. */
   readonly canTrim: boolean;
+  /** The flush that makes stable what was done, perhaps in part, of records that are left out. */
+  readonly round: number;
 }
 
 export class Replay {
@@ -42,9 +44,11 @@ export class Replay {
     const log = this.#log;
     while (this.#at < log.next && this.#underWay.length < REPLAY_WINDOW) {
       const record = this.#at;
-      if (!this.#options.canTrim && log.command(record) === NBD_CMD_TRIM) log.refused(record, 0);
-      if (log.isVoid(record)) this.#next();
-      else if (this.#underWay.some((other) => other !== record && this.#overlap(record, other))) break;
+      if (this.#isLeftOut(record)) {
+        // What a former server of the disk left may be half done at this very NBD server.
+        log.refused(record, this.#options.round);
+        this.#next();
+      } else if (this.#underWay.some((other) => other !== record && this.#overlap(record, other))) break;
       else this.#sendSome(record);
     }
     return this.#at === log.next && this.#underWay.length === 0;
@@ -54,6 +58,11 @@ export class Replay {
   answered(record: number): boolean {
     this.#underWay.splice(this.#underWay.indexOf(record), 1);
     return record !== this.#at && !this.#underWay.includes(record);
+  }
+
+  #isLeftOut(record: number): boolean {
+    const log = this.#log;
+    return log.isVoid(record) || (!this.#options.canTrim && log.command(record) === NBD_CMD_TRIM);
   }
 
   #next(): void {

@@ -170,7 +170,8 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     if (this.#log === undefined) return this.#serve(0);
     // All on the connection that was there first: when it has replied, the server is still the one that the others
     // were made to, too.
-    const how = { mostBytes: this.#mostBytes, canTrim: (this.#flags & NBD_FLAG_SEND_TRIM) !== 0 };
+    const canTrim = (this.#flags & NBD_FLAG_SEND_TRIM) !== 0;
+    const how = { mostBytes: this.#mostBytes, canTrim, round: this.#nextRound };
     this.#replay = new Replay(this.#log, this.#requests, how, (slot) => this.#link.sendOn(first, slot));
     this.#advance(this.#replay);
   }
@@ -275,6 +276,11 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     if (requests.record[slot] === NO_RECORD) this.#waiting.push(slot);
   }
 
+  /** The flush that will make stable what has been replied to; a server without flushes has done that itself. */
+  get #nextRound(): number {
+    return this.#flags & NBD_FLAG_SEND_FLUSH ? this.#flushes.next : 0;
+  }
+
   /** Takes the reply to a change. False: the server cannot be used any more. */
   #changed(slot: number): boolean {
     const log = this.#log as WriteLog;
@@ -291,9 +297,8 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     // Other pieces of it may be under way, or all of it is sent once more on the next connection.
     const isWhole = this.#replay?.answered(record) ?? !isAgain;
     if (!isWhole) return true;
-    const round = this.#flags & NBD_FLAG_SEND_FLUSH ? this.#flushes.next : 0;
-    if (error !== 0) log.refused(record, round);
-    else log.answered(record, round);
+    if (error !== 0) log.refused(record, this.#nextRound);
+    else log.answered(record, this.#nextRound);
     log.settle(this.#flushes.done);
     return true;
   }

@@ -220,7 +220,7 @@ export class WriteLog {
       const number = this.next++;
       const bytes = this.command(number) === NBD_CMD_WRITE ? this.length(number) : 0;
       this.#dataEnd = this.#of(number, RECORD.at) + bytes;
-      this.answered(number, this.isVoid(number) ? 0 : UNANSWERED);
+      this.answered(number, UNANSWERED);
     }
     return this.next - first;
   }
