@@ -22,6 +22,11 @@ export class ForgetfulServer {
     await readUntil(this.#child.stdout, "listening");
   }
 
+  /** What it says of requests when it lags. */
+  get output(): Pick<Child, "stdout" | "stderr"> {
+    return this.#child as Child;
+  }
+
   /** From now on it says nothing. */
   hang(): void {
     this.#child?.kill("SIGSTOP");

@@ -137,6 +137,25 @@ test("a held disk is left to a successor, with all that its guest waits for", as
   expect(await detach(next, guest)).toBe(143);
 });
 
+test("a disk is not left to a successor while what is sent again may yet be carried out", async () => {
+  const first = await serve("--timeout", "0.2");
+  const guest = await connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  await disk.kill();
+  await readUntil(first.stderr, "waits for its NBD server");
+  await disk.start({ lagMs: 1000 });
+  await readUntil(disk.output.stderr, "asked");
+  first.kill("SIGTERM");
+  expect(await first.exited).toBe(6);
+  await disk.kill();
+  // Said before it was killed.
+  await readUntil(disk.output.stdout, "carries it out");
+  await disk.start();
+  const next = await serve();
+  expect(await guest.read(8)).toEqual(new Uint8Array(4096).fill(7));
+  expect(await detach(next, guest)).toBe(143);
+});
+
 test("a successor does not take over with an export that has become smaller", async () => {
   const first = await serve();
   const guest = await connect();

@@ -42,6 +42,8 @@ export interface ForgetfulOptions {
   readonly minBlockBytes?: number;
   /** The largest payload; by default 256 KiB. */
   readonly maxBlockBytes?: number;
+  /** How late it carries out what it is sent. Then it says so, and on standard error what comes. By default at once. */
+  readonly lagMs?: number;
 }
 
 interface Client {
@@ -54,7 +56,7 @@ const SECTOR = 512;
 
 const options = JSON.parse(argv[2]) as ForgetfulOptions;
 const { socket: path, image, sizeBytes, readOnly = false, flushes = true } = options;
-const { minBlockBytes = 512, maxBlockBytes = 256 * 1024 } = options;
+const { minBlockBytes = 512, maxBlockBytes = 256 * 1024, lagMs } = options;
 const file = openSync(image, "r+");
 const size = sizeBytes ?? fstatSync(file).size;
 /** What is not in the file yet: by sector, the data and whoever wrote it. */
@@ -154,6 +156,12 @@ function send(socket: Bun.Socket<Client>, bytes: Uint8Array): void {
   waiting.set(socket, all.subarray(Math.max(0, socket.write(all))));
 }
 
+function takeAll(socket: Bun.Socket<Client>): void {
+  const client = socket.data;
+  for (let used = take(socket); used > 0; used = take(socket)) client.pending = client.pending.subarray(used);
+  for (const reply of client.replies.splice(0).reverse()) send(socket, reply);
+}
+
 rmSync(path, { force: true });
 Bun.listen<Client>({
   unix: path,
@@ -165,9 +173,12 @@ Bun.listen<Client>({
     data(socket, bytes) {
       const client = socket.data;
       client.pending = Buffer.concat([client.pending, bytes]);
-      for (let used = take(socket); used > 0; used = take(socket))
-        client.pending = client.pending.subarray(used);
-      for (const reply of client.replies.splice(0).reverse()) send(socket, reply);
+      if (lagMs === undefined || client.phase !== "requests") return takeAll(socket);
+      console.error("asked");
+      setTimeout(() => {
+        console.log("carries it out");
+        takeAll(socket);
+      }, lagMs);
     },
     drain: (socket) => send(socket, Buffer.alloc(0)),
     close: (socket) => void waiting.delete(socket),

@@ -134,6 +134,25 @@ test("whoever leaves the disk to another server waits for replies, but not for l
   await server.peer.until(() => target.isStuck);
 });
 
+test("whoever leaves the disk to another server waits for replies to what it sends again, too", async () => {
+  let isLate = false;
+  const server = new LateServer(({ command }) => isLate && command === NBD_CMD_WRITE, { endingMs: NEVER_MS });
+  const { peer } = server;
+  const { target } = peer;
+  server.write(1, 1);
+  await peer.ended(1);
+  isLate = true;
+  peer.die();
+  await peer.until(() => server.late.length === 1);
+  server.write(2, 2);
+  target.limitEnding(NEVER_MS);
+  expect([target.isStuck, target.isEnding]).toEqual([false, true]);
+  await peer.settle();
+  expect([target.isStuck, server.late.length, peer.opened]).toEqual([false, 1, 2]);
+  server.carryOut();
+  await peer.until(() => target.isStuck);
+});
+
 test("a disk that is closed is not held by replies that do not come", async () => {
   const server = new LateServer(() => true, { endingMs: NEVER_MS });
   const { target } = server.peer;

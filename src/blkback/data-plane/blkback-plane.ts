@@ -104,7 +104,8 @@ function awaitOthers(shared: SharedDisk, reactor: Reactor, control: BlkbackContr
 /** Serves until told to stop, and makes the guest's writes durable unless a successor goes on. */
 function serve(plane: BackDataPlane, target: ServedTarget, control: BlkbackControl): BlkbackOrder["result"] {
   plane.run(
-    () => control.stopped,
+    // A successor must not send newer writes before a server that has been given up has replied to ours.
+    () => control.stopped && !(control.leaves && target.remote?.isEnding === true),
     () =>
       (control.leaves && target.remote?.isStuck === true) ||
       (plane.failure !== undefined && target.remote?.isServing === false),

@@ -32,7 +32,8 @@ export interface OpenedTarget {
   readonly target: BlockTarget;
   /** What knows whether the server of the image is there, if it has one. */
   readonly remote:
-    Pick<NbdTarget, "isServing" | "isStuck" | "limitEnding" | "limitHold" | "limitSilence"> | undefined;
+    | Pick<NbdTarget, "isServing" | "isStuck" | "isEnding" | "limitEnding" | "limitHold" | "limitSilence">
+    | undefined;
   /** Before what operations use is closed. `isOver`: no other server of the same disk is to go on. */
   close(isOver: boolean): void;
 }

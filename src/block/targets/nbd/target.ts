@@ -120,6 +120,11 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     return !this.#isServing && !this.#link.isEnding;
   }
 
+  /** The server has been given up, and may still reply. */
+  get isEnding(): boolean {
+    return this.#link.isEnding;
+  }
+
   start(op: IoOp, tag: number, offset: number, length: number, address: number): void {
     const refusal = this.#refusal(op);
     if (refusal <= 0) {
@@ -204,9 +209,11 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     this.#link.limitSilence(ms);
   }
 
-  /** Sets the longest wait from now on for a server that has been given up. */
+  /** Has the disk left to another server of it: replies of one that has been given up are waited for `ms` at most. */
   limitEnding(ms: number): void {
     this.#link.limitEnding(ms);
+    // What is being sent again must not be carried out after newer writes of the other one.
+    if (this.#replay !== undefined) this.#link.fail("the disk is left to another server");
   }
 
   /** Ends all connections, and gives up what is under way. `isOver`: no other server of the same disk is to go on. */
