@@ -1,8 +1,9 @@
 // An image that a program opens for us and serves by NBD. We lock its file as any image, except for QEMU's locks, which
 // the program takes itself. It inherits our lock, so that nobody gets the image while anything of the program lives.
-import { closeSync, fstatSync } from "node:fs";
+import { closeSync, fdatasync, fstatSync } from "node:fs";
 import { stat } from "node:fs/promises";
 import { resolve } from "node:path";
+import { promisify } from "node:util";
 import { unlessAborted } from "../../core/deadline.ts";
 import { describeError, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
@@ -101,6 +102,8 @@ export async function openProgramImage(
   const another = claimed === undefined ? undefined : await whyMoved(path, claimed);
   if (another !== undefined) throw new XentoolError("io", another);
   const inPlace = placeOf(held[0], path, references, options, image.seen.minBlockBytes);
+  if (inPlace === undefined && isQcow2(opener) && !readOnly)
+    await unlessAborted(flushFormer(path, held[0]), options.stop);
   const info = { ...image.info, canDiscard: image.info.canDiscard && discard };
   const kept = undo.move();
   return {
@@ -192,6 +195,17 @@ async function referencesOf(
 ): Promise<Qcow2References | undefined> {
   if (fd === undefined || notesDir === undefined) return undefined;
   return expectKnownReferences(notesDir, path, fd);
+}
+
+/**
+ * Makes durable what a former server wrote to a qcow2 in place. The daemon would not when the guest asks for it: it
+ * flushes nothing before it has written something itself.
+ */
+async function flushFormer(path: string, fd: number | undefined): Promise<void> {
+  if (fd === undefined) return;
+  await promisify(fdatasync)(fd).catch((error: unknown) => {
+    throw new XentoolError("io", `cannot flush ${path}`, { path }, error);
+  });
 }
 
 /**
