@@ -1,7 +1,7 @@
 // Disks whose bytes another program has, through xentool and through QEMU's qdisk: a qcow2, each its own copy, because
 // two writers would ruin one; one NBD export of nbdkit's memory; and new qcow2 images, each write to another
 // cluster. Same frontend, same run, short turns. JSON on stdout, tables on stderr. Needs up to 20 GB in $TMPDIR.
-//   bun bench/sources.bench.ts [--long]
+//   bun bench/sources.bench.ts [--long] [qcow2] [nbd] [new-qcow2] [new-qcow2-with-tables]
 import { mkdtempSync, rmSync } from "node:fs";
 import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -90,12 +90,20 @@ try {
   const unix = { type: "unix", path: join(server.dir, "nbd.sock") };
   const nbdNode = { driver: "nbd", server: unix, export: "vm 7", "node-name": "disk" };
   const all = { loads: LOADS, turns: TURNS };
-  const tables = [
-    await measure(host, { name: "a qcow2", ...twoImages(...copies), ...all }),
-    await measure(host, { name: "an NBD export", ours: [server.uri], theirs: [nbdNode], ...all }),
-    await measureNew(host, "a new qcow2", []),
-    await measureNew(host, "a new qcow2 with its tables", ["-o", "preallocation=metadata"]),
-  ];
+  const measures: Readonly<Record<string, () => Promise<unknown>>> = {
+    qcow2: () => measure(host, { name: "a qcow2", ...twoImages(...copies), ...all }),
+    nbd: () => measure(host, { name: "an NBD export", ours: [server.uri], theirs: [nbdNode], ...all }),
+    "new-qcow2": () => measureNew(host, "a new qcow2", []),
+    "new-qcow2-with-tables": () =>
+      measureNew(host, "a new qcow2 with its tables", ["-o", "preallocation=metadata"]),
+  };
+  const named = process.argv.slice(2).filter((argument) => !argument.startsWith("--"));
+  const tables: unknown[] = [];
+  for (const name of named.length > 0 ? named : Object.keys(measures)) {
+    const one = measures[name];
+    if (one === undefined) throw new Error(`${name} is none of ${Object.keys(measures).join(", ")}`);
+    tables.push(await one());
+  }
   console.log(JSON.stringify({ imageMiB: IMAGE_MIB, turns: TURNS, secondsEach: SECONDS, tables }));
 } finally {
   xentool(["sim", "stop", "--dir", host]);
