@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { asPromised } from "../../src/block/targets/nbd/export-check.ts";
 import type { SeenExport } from "../../src/block/targets/nbd/handshake.ts";
 import { WriteLog } from "../../src/block/targets/nbd/write-log.ts";
-import { IO_FLUSH } from "../../src/native/reactor.ts";
+import { IO_FLUSH, IO_WRITE } from "../../src/native/reactor.ts";
 import { NBD_CMD_FLUSH, NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_FLAG_SEND_FLUSH } from "../../src/protocol/nbd.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { LOG_BYTES, simple, TargetAndPeer, type SeenRequest } from "./nbd-target-peer.ts";
@@ -76,6 +76,19 @@ test("trims are left out for a server that has none", async () => {
   expect(peer.requests.map(({ command }) => command)).toEqual([NBD_CMD_WRITE]);
   peer.target.start(IO_FLUSH, 1, 0, 0, 0);
   await peer.ended(1);
+});
+
+test("what a former server was refused takes no room from one without flushes", async () => {
+  leave([NBD_CMD_WRITE, 0, LOG_BYTES], [NBD_CMD_TRIM, 0, 512]);
+  const log = reopen();
+  for (const record of [0, 1]) log.refused(record, 1);
+  log.close(false);
+  const peer = takeOver((request) => simple(request), 1);
+  peer.target.start(IO_WRITE, 1, 0, 512, peer.memory.address);
+  await peer.until(() => peer.target.isServing);
+  await peer.settle();
+  expect(peer.ends).toEqual([[1, 512]]);
+  expect(peer.target.hasUnstable).toBe(false);
 });
 
 const SEEN: SeenExport = {

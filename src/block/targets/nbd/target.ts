@@ -317,6 +317,8 @@ export class NbdTarget implements BlockTarget, LinkOwner {
   /** Sends what waits, now that the server has everything that it may have forgotten. */
   #serve(sentAgain: number): void {
     this.#replay = undefined;
+    // Of a server without flushes, no reply may be awaited that would drop what was not sent again.
+    this.#log?.settle(this.#flushes.done);
     this.#isServing = true;
     this.#servings++;
     if (sentAgain > 0) logger.info(`${counted(sentAgain, "write")} sent again that nothing had flushed`);
