@@ -25,6 +25,11 @@ export class Looking {
     }
   }
 
+  /** Whether one more look follows the one that is under way. */
+  get isStale(): boolean {
+    return this.#isStale;
+  }
+
   /** What the look that is under way has seen is out of date. */
   stale(): void {
     this.#isStale = true;

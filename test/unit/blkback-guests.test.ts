@@ -387,6 +387,21 @@ describe("a guest that is supervised", () => {
     expect(children).toHaveLength(1);
   });
 
+  test("that gets a disk while it is about to be forgotten has a process", async () => {
+    const guest = make();
+    disks = false;
+    const looked = guest.look();
+    // Like the event of a new disk that comes together with the answer that there is none.
+    disks = true;
+    await guest.look();
+    await looked;
+    expect(children.map(({ orders }) => orders)).toEqual([["prepare", "serve"]]);
+    expect(forgotten).toBe(0);
+    const over = guest.end();
+    children[0].die(0);
+    await over;
+  });
+
   test("that has lost its disks has no process for ever that says it closes them", async () => {
     const guest = make();
     await guest.look();

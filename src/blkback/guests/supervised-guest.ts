@@ -98,6 +98,8 @@ export class SupervisedGuest {
       case "wait":
         return this.#lookIn(step.pauseMs);
       case "forget":
+        // Whoever has us look again leaves it to us, and would not begin anew.
+        if (this.#looking.isStale) return;
         this.#over = true;
         return this.#ground.onForgotten();
       case "none":
