@@ -15,7 +15,7 @@ const ECONNREFUSED = -111;
 export interface UnixListener {
   /** Non-blocking; `xt_stream_accept` takes connections from it. */
   readonly fd: number;
-  /** Closes the socket and removes its path. */
+  /** Closes the socket and removes its path, unless that is another one's by now. */
   close(): void;
 }
 
@@ -28,13 +28,20 @@ export function listenAt(path: string): UnixListener {
     fd = shim.xt_stream_listen(text, XT_STREAM_LOCAL);
   }
   if (fd < 0) throw new XentoolError("environment", `cannot listen at ${path}: ${errnoText(fd)}`, { path });
+  const inode = inodeAt(path);
   return {
     fd,
     close: () => {
+      // While ours is open, no other one has its number.
+      const isOurs = inodeAt(path) === inode;
       closeSync(fd);
-      removeSocket(path);
+      if (isOurs) removeSocket(path);
     },
   };
+}
+
+function inodeAt(path: string): number | undefined {
+  return lstatSync(path, { throwIfNoEntry: false })?.ino;
 }
 
 /** In somebody else's directory, root without capabilities cannot; the next one that listens there replaces it. */

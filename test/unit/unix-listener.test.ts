@@ -2,7 +2,7 @@
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { listenAt } from "../../src/native/unix-listener.ts";
+import { isListening, listenAt } from "../../src/native/unix-listener.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
 let dir = "";
@@ -21,6 +21,16 @@ test("closing removes the path, and does not mind that somebody has", () => {
   const second = listenAt(path);
   rmSync(path);
   second.close();
+});
+
+test("closing leaves a socket alone that has come in the place of ours", () => {
+  const first = listenAt(path);
+  rmSync(path);
+  const second = listenAt(path);
+  first.close();
+  expect(isListening(path)).toBe(true);
+  second.close();
+  expect(existsSync(path)).toBe(false);
 });
 
 test("a path in use, or that is a file, is left as it is", () => {
