@@ -32,6 +32,8 @@ export interface NbdImage {
   readonly info: TargetInfo;
   /** The block device that a program opens for us, as `physicalDevice` writes it. */
   readonly device?: string | undefined;
+  /** What a program opens for us, if that is a file or device here, as `FileImage` has it. */
+  readonly identity?: string | undefined;
   /** The file behind it, if we may use what the program has put in place there. */
   readonly inPlace?: InPlace | undefined;
 }

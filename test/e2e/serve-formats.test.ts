@@ -133,6 +133,29 @@ describe("the program's life", () => {
     ]);
   });
 
+  test("another image at the path of one whose server was killed gets nothing of it either", async () => {
+    const { server, guest } = await world.connect(image, "xvdb", "--format", "qcow2");
+    expect(await guest.write(8, 4)).toBe(0);
+    server.kill("SIGKILL");
+    await server.exited;
+    await untilNone(image);
+    const [away, another] = [world.path("away.qcow2"), world.path("another.qcow2")];
+    await judge("qemu-img", "create", "-q", "-f", "qcow2", another, "1M");
+    renameSync(image, away);
+    renameSync(another, image);
+    const refused = await world.run(serve(image, "xvdb", "--format", "qcow2"));
+    expect(refused.stderr).toContain(`in use with another image than qcow2:${image} is now`);
+    expect(refused.status).toBe(2);
+    renameSync(image, another);
+    renameSync(away, image);
+    const next = await world.serve(image, "xvdb", "--format", "qcow2");
+    expect(await guest.read(8)).toEqual(new Uint8Array(4096).fill(4));
+    expect(await detach(next, guest)).toBe(143);
+    expect(JSON.parse(await judge("qemu-img", "map", "--output=json", another))).toMatchObject([
+      { data: false, zero: true },
+    ]);
+  });
+
   test("another image that comes to the path just before the daemon opens it is not served", async () => {
     const [away, another] = [world.path("away.qcow2"), world.path("another.qcow2")];
     await judge("qemu-img", "create", "-q", "-f", "qcow2", another, "1M");

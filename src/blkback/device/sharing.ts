@@ -17,7 +17,10 @@ import { isDevice, type BackendDirectory } from "./backend-directory.ts";
 import { devicesOf } from "./device-directories.ts";
 import { isRingInUse, readBackendState, readFrontendState } from "./end-states.ts";
 
-/** Which file or device was served here as a raw disk. The guest may have written anything to it since. */
+/**
+ * Which file or device was served here as a raw disk, which the guest may have written anything to since; or what a
+ * server or a program has, and then by which name, too.
+ */
 const RAW_KEY = "xentool-raw";
 const DEVICE_KEY = "physical-device";
 
@@ -56,7 +59,10 @@ export async function announceImage(
 
 /** How the device's keys name the image; `device` only for a block device. */
 function identityOf(image: Image): { readonly identity: string; readonly device?: string | undefined } {
-  if (image.kind === "nbd") return { identity: image.path, device: image.device };
+  if (image.kind === "nbd") {
+    const its = image.identity === undefined ? [] : [image.identity];
+    return { identity: [image.path, ...its].join(", "), device: image.device };
+  }
   return { identity: image.identity, device: physicalDevice(fstatSync(image.fd)) };
 }
 
@@ -65,7 +71,7 @@ export async function showsImage(xenstore: Xenstore, address: DeviceAddress): Pr
   return (await xenstore.tryRead(`${backendDir(address)}/${RAW_KEY}`)) !== null;
 }
 
-/** An older xentool wrote a block device's identity without its diskseq. */
+/** An older xentool wrote a block device's identity without its diskseq, and only the path of what a program opens. */
 function isSameIdentity(before: string, now: string): boolean {
   return `${now},`.startsWith(`${before},`);
 }

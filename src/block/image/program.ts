@@ -112,6 +112,7 @@ export async function openProgramImage(
       info,
       path: programImageName(source, opener),
       device: deviceOf(held[0]),
+      identity: claimed?.text,
       isOurs: true,
       inPlace,
     },
