@@ -49,9 +49,11 @@ export interface RingState {
 interface Left {
   readonly unanswered: Uint32Array;
   readonly flushErrno: number;
+  /** How many responses it has published, more than 2^32 where the ring's index has wrapped. */
+  readonly pushed: number;
 }
 
-const NOTHING: Left = { unanswered: new Uint32Array(0), flushErrno: 0 };
+const NO_REQUESTS = new Uint32Array(0);
 
 export class Journal {
   /** Requests that a former server left unanswered, in order, back to back. */
@@ -140,7 +142,7 @@ export class Journal {
     this.#mapping.close();
   }
 
-  static #write(path: string, ring: RingState, { unanswered, flushErrno }: Left): Journal {
+  static #write(path: string, ring: RingState, { unanswered, flushErrno, pushed }: Left): Journal {
     const fd = makeOwnFile(path);
     let mapping: Mapping;
     try {
@@ -160,14 +162,14 @@ export class Journal {
     for (let row = 0; row < ring.slots; row++) doubles[entryAt(row) / 8] = Infinity;
     for (let row = 0; row < count; row++) {
       const at = entryAt(row);
-      doubles[at / 8] = ring.rspProd + row;
+      doubles[at / 8] = pushed + row;
       doubles[at / 8 + 1] = -1;
       mapping.words.set(unanswered.subarray(row * REQUEST_WORDS, (row + 1) * REQUEST_WORDS), at / 4 + 4);
     }
     doubles[HEADER.mark] = ring.mark;
     doubles[HEADER.slots] = ring.slots;
-    doubles[HEADER.pushed] = ring.rspProd;
-    doubles[HEADER.taken] = ring.rspProd + count;
+    doubles[HEADER.pushed] = pushed;
+    doubles[HEADER.taken] = pushed + count;
     doubles[HEADER.flushErrno] = flushErrno;
     doubles[HEADER.magic] = MAGIC;
     return new Journal(mapping, unanswered);
@@ -227,7 +229,8 @@ function newMark(): number {
  * show it only where there are no responses yet, or nothing is waiting.
  */
 function leftWithout(ring: RingState): Left {
-  if (ring.rspProd === 0 || ring.reqProd === ring.rspProd) return NOTHING;
+  if (ring.rspProd === 0 || ring.reqProd === ring.rspProd)
+    return { unanswered: NO_REQUESTS, flushErrno: 0, pushed: ring.rspProd };
   throw new XentoolError(
     "environment",
     `${counted((ring.reqProd - ring.rspProd) >>> 0, "request")} on a ring whose former server left no journal: ` +
@@ -248,8 +251,10 @@ function readJournal(path: string, ring: RingState): Left | undefined {
   const noted = doubles[HEADER.pushed];
   // The ring's count of published responses may be one push ahead of what could be recorded.
   const pushed = noted + ((ring.rspProd - noted) >>> 0);
-  // Nothing is answered: the ring itself holds everything, even if a frontend has started anew on the same page.
-  if (pushed === 0) return undefined;
+  const flushErrno = doubles[HEADER.flushErrno];
+  // Nothing is answered: the ring itself holds everything, even if a frontend has started anew on the same page. But
+  // what a failed flush has lost may have been answered on another ring of the disk, whose journal does not know of it.
+  if (pushed === 0) return { unanswered: NO_REQUESTS, flushErrno, pushed };
   const rows: number[] = [];
   for (let row = 0; row < ring.slots; row++) {
     const at = entryAt(row) / 8;
@@ -264,7 +269,7 @@ function readJournal(path: string, ring: RingState): Left | undefined {
     const at = entryAt(row) / 4 + 4;
     unanswered.set(words.subarray(at, at + REQUEST_WORDS), index * REQUEST_WORDS);
   });
-  return { unanswered, flushErrno: doubles[HEADER.flushErrno] };
+  return { unanswered, flushErrno, pushed };
 }
 
 /** Reads a file of exactly `bytes` bytes. Returns undefined if there is none; throws if it cannot be read now. */
