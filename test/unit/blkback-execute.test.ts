@@ -96,6 +96,67 @@ test.each([KIND_READ, KIND_WRITE])(
   },
 );
 
+describe.each([
+  ["interrupted", -4],
+  ["put off", -11],
+])("a step that was only %s", (_name, errno) => {
+  test.each([
+    ["read", KIND_READ],
+    ["write", KIND_WRITE],
+    ["discard", KIND_DISCARD],
+    ["secure discard", KIND_SECURE_DISCARD],
+  ])("is tried again: a %s", (_kind, kind) => {
+    const { executor, op, target } = begin(kind, 2);
+    const [step] = target.started;
+    expect(executor.advance(op, errno)).toBe(UNDER_WAY);
+    expect(target.started).toEqual([step, step]);
+    expect(executor.submitted).toBe(2);
+    // A failure that is one ends it as ever.
+    expect(executor.advance(op, EIO)).toBe(EIO);
+    expect(target.started).toHaveLength(2);
+  });
+
+  test("is never a flush, of which nothing shows what else it met", () => {
+    for (const [kind, sectors] of [
+      [KIND_FLUSH, 0],
+      [KIND_BARRIER, 0],
+      [KIND_BARRIER, 2],
+    ] as const) {
+      const { executor, op, target } = begin(kind, sectors);
+      expect(executor.advance(op, errno)).toBe(errno);
+      expect(target.started).toHaveLength(1);
+    }
+    const { executor, op, target } = begin(KIND_BARRIER, 2);
+    for (const result of [0, errno, 2 * SECTOR]) expect(executor.advance(op, result)).toBe(UNDER_WAY);
+    expect(target.started.map((it) => it.op)).toEqual([IO_FLUSH, IO_WRITE, IO_WRITE, IO_FLUSH]);
+    expect(executor.advance(op, errno)).toBe(errno);
+  });
+
+  test("goes on where it was", () => {
+    const { executor, op, target } = begin(KIND_WRITE, 4);
+    expect(executor.advance(op, SECTOR)).toBe(UNDER_WAY);
+    expect(executor.advance(op, errno)).toBe(UNDER_WAY);
+    expect(target.started[2]).toEqual(target.started[1]);
+    expect(executor.advance(op, 3 * SECTOR)).toBe(DONE);
+  });
+
+  test("fails if nothing else ever comes of it, and the next operation is tried as often", () => {
+    const operations = new OperationTable(1);
+    const target = new FakeTarget();
+    const executor = new Executor(operations, new FakePath(1, false), target);
+    const tries = [0, 0].map(() => {
+      const before = target.started.length;
+      const op = operations.open(0, KIND_READ, 0, SECTOR, 0, false);
+      executor.submit(op);
+      while (executor.advance(op, errno) === UNDER_WAY) expect(target.started.length).toBeLessThan(10_000);
+      operations.close(op, false);
+      return target.started.length - before;
+    });
+    expect(tries[0]).toBeGreaterThan(100);
+    expect(tries[1]).toBe(tries[0]);
+  });
+});
+
 test.each<[string, number, Started]>([
   ["a flush", KIND_FLUSH, { op: IO_FLUSH, offset: 0, length: 0, address: 0 }],
   ["a discard", KIND_DISCARD, { op: IO_DISCARD, offset: START, length: 2 * SECTOR, address: 0 }],

@@ -14,7 +14,16 @@ import type { DataPath } from "./data/path.ts";
 import { STAGE_IO, STAGE_POST_FLUSH, STAGE_PRE_FLUSH, type OperationTable } from "./operations.ts";
 import { KIND_BARRIER, KIND_DISCARD, KIND_FLUSH, KIND_READ, KIND_SECURE_DISCARD } from "./requests.ts";
 
+const EINTR = -4;
 const EIO = -5;
+const EAGAIN = -11;
+/**
+ * A transfer or discard that ended with EINTR or EAGAIN did nothing that matters, nor is anything wrong with the image:
+ * FUSE's servers may be interrupted, and Linux' SCSI disks at times put off what io_uring asks for. But it is not tried
+ * for ever, if nothing else comes of it; and a flush not at all: the kernel reports lost pages once, and such an errno
+ * may have taken the place of that report.
+ */
+const TRIES_MAX = 1000;
 
 /** What `advance` returns besides -errno: everything is done, or the next step is in progress. */
 export const DONE = 0;
@@ -50,6 +59,7 @@ export class Executor {
   advance(op: number, result: number): number {
     const operations = this.#operations;
     const kind = operations.kind[op];
+    if ((result === EINTR || result === EAGAIN) && !this.isFlushing(op)) return this.#tryAgain(op, result);
     if (result < 0) return result;
     if (!this.isFlushing(op) && kind !== KIND_DISCARD && kind !== KIND_SECURE_DISCARD) {
       const done = operations.done[op] + result;
@@ -71,6 +81,14 @@ export class Executor {
   isFlushing(op: number): boolean {
     const { kind, stage } = this.#operations;
     return kind[op] === KIND_FLUSH || (kind[op] === KIND_BARRIER && stage[op] !== STAGE_IO);
+  }
+
+  #tryAgain(op: number, errno: number): number {
+    const { tries } = this.#operations;
+    if (tries[op] === TRIES_MAX) return errno;
+    tries[op]++;
+    this.submit(op);
+    return UNDER_WAY;
   }
 
   #transfer(op: number, reads: boolean, start: number, length: number): void {

@@ -16,6 +16,8 @@ export class OperationTable {
   readonly start: Float64Array;
   readonly end: Float64Array;
   readonly done: Float64Array;
+  /** How often it was submitted again because it had only been interrupted or put off. */
+  readonly tries: Uint16Array;
   /** Arrival number of its first request. */
   readonly sequence: Float64Array;
   /** Address of its data, set by the data path. */
@@ -40,6 +42,7 @@ export class OperationTable {
     this.start = new Float64Array(size);
     this.end = new Float64Array(size);
     this.done = new Float64Array(size);
+    this.tries = new Uint16Array(size);
     this.sequence = new Float64Array(size);
     this.address = new Float64Array(size);
     this.page = new Int32Array(size);
@@ -62,6 +65,7 @@ export class OperationTable {
     this.start[op] = start;
     this.end[op] = start + length;
     this.done[op] = 0;
+    this.tries[op] = 0;
     this.sequence[op] = sequence;
     this.address[op] = 0;
     this.pageCount[op] = 0;
