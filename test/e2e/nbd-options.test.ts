@@ -1,5 +1,6 @@
 // How a disk on an NBD server is served, as the command line and xl's target= say.
 import { afterEach, beforeEach, expect, test } from "bun:test";
+import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import { createDevice } from "../../src/blkback/toolstack.ts";
 import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
@@ -46,6 +47,11 @@ async function writeAsGuest(): Promise<HandmadeGuest> {
   for (let sector = 0; sector < 256; sector += 8) expect(await guest.write(sector, 7)).toBe(0);
   expect(await guest.flush()).toBe(0);
   return guest;
+}
+
+/** Of the disk, beside claims to exports. */
+function left(): string[] {
+  return readdirSync(join(host.dir, "blkback")).filter((name) => name.startsWith("1-"));
 }
 
 test("serve: --connections", async () => {
@@ -142,6 +148,14 @@ test("serve: nbds, also after a kill", async () => {
   const guest = await writeAsGuest();
   expect(secure.image.subarray(0, 4096).every((byte) => byte === 7)).toBe(true);
   expect(await detach(serving, guest)).toBe(143);
+  // What one leaves that is killed goes with its device.
+  const last = spawnXentool(args, { env });
+  await readUntil(last.stderr, "offering");
+  last.kill("SIGKILL");
+  await last.exited;
+  expect(left()).toContain("1-51728.tls");
+  await runXentool(["blkback", "destroy", ...AT], { env });
+  expect(left()).toEqual([]);
   removeDirectory(dir);
 });
 

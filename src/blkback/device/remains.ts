@@ -1,5 +1,5 @@
 // What a killed server of a device leaves on this host for a successor: its statistics, journals, log of writes and
-// lock, and the socket of its image's program. A device that is taken away has no successor, and nor has that of a
+// lock, and the sockets behind which its image was. A device that is taken away has no successor, and nor has that of a
 // guest that is gone. Their files have to be removed, because a log of writes is 32 MiB of memory.
 import { existsSync, rmSync } from "node:fs";
 import { removeFreeClaims } from "../../block/image/claim-export.ts";
@@ -13,6 +13,7 @@ import type { Unwatch, Xenstore } from "../../xenstore/client.ts";
 import { backendDir, type DeviceAddress } from "../address.ts";
 import { lockPath } from "./device-lock.ts";
 import { programSocket } from "../image/disk-image.ts";
+import { secureLineDir } from "../image/secure-line.ts";
 import {
   disksIn,
   disksOfGuest,
@@ -36,7 +37,7 @@ export async function removeRemains(
   address: DeviceAddress,
 ): Promise<void> {
   const dir = statsDir(platform.descriptor);
-  const others = [lockPath(dir, address), programSocket(dir, address)];
+  const others = [lockPath(dir, address), ...waysToImage(dir, address)];
   if (!hasFiles(dir, address) && !others.some((path) => existsSync(path))) return;
   const kinds = await findKinds(xenstore, address);
   if (kinds.some((kind) => kind !== address.kind)) return;
@@ -107,13 +108,18 @@ async function removeServed(xenstore: Xenstore, disk: Omit<DeviceAddress, "kind"
   }
 }
 
+/** Where the sockets are behind which its image was. */
+function waysToImage(dir: string, disk: Disk): string[] {
+  return [programSocket(dir, disk), secureLineDir(dir, disk)];
+}
+
 /** Does nothing while a server lives. */
 function removeUnlocked(dir: string, disk: Disk): void {
   const lock = takeLock(lockPath(dir, disk));
   if (lock === undefined) return;
   try {
     removeFiles(dir, disk);
-    rmSync(programSocket(dir, disk), { force: true });
+    for (const path of waysToImage(dir, disk)) rmSync(path, { recursive: true, force: true });
   } finally {
     lock.release();
   }

@@ -50,6 +50,14 @@ export async function openNbdSource(uri: string, options: NbdSourceOptions): Pro
   return { image, handedOver: claimed.fds, [Symbol.asyncDispose]: () => kept.disposeAsync() };
 }
 
+/** Where the way of a device to its server is, beside the device's lock. */
+export function secureLineDir(
+  statsDir: string,
+  { frontend, devid }: Pick<DeviceAddress, "frontend" | "devid">,
+): string {
+  return join(statsDir, `${frontend}-${devid}.tls`);
+}
+
 export class SecureLine implements Line {
   readonly #name: string;
   readonly #dir: string;
@@ -58,9 +66,8 @@ export class SecureLine implements Line {
 
   /** Nothing is there before `open`. The caller has the device's lock: its directory in `dir` is made anew. */
   constructor(dir: string, address: DeviceAddress, spawnWorker: SpawnWorker) {
-    const { frontend, devid } = address;
     this.#name = describeDevice(address);
-    this.#dir = join(dir, `${frontend}-${devid}.tls`);
+    this.#dir = secureLineDir(dir, address);
     this.#spawnWorker = spawnWorker;
   }
 
