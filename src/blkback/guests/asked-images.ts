@@ -36,8 +36,8 @@ export class AskedImages {
   /** When `stop` fires, `watch` closes the image first, and answers that the opening was cancelled. */
   readonly open: OpenDeviceImage = async ({ devid }, stop) => {
     if (stop.aborted) throw new XentoolError("cancelled", "stopped before the image was asked for");
-    using _ = onAbort(stop, () => this.#closed(devid));
-    const answer = await this.#ask("image", devid);
+    using _ = onAbort(stop, () => this.#giveUp("close", devid));
+    const answer = await this.#askToKeep("image", "close", devid);
     const { image } = answer;
     if (image === undefined) throw new XentoolError("bug", "an answer without an image");
     const [fd, ...alsoHeld] = answer.fds;
@@ -45,20 +45,13 @@ export class AskedImages {
   };
 
   readonly lock: LockDevice = async ({ devid }) => {
-    const unlock = (): Promise<unknown> => this.#ask("unlock", devid).catch(() => {});
-    try {
-      const { fds } = await this.#ask("lock", devid);
-      return {
-        release: async () => {
-          for (const fd of fds) closeSync(fd);
-          await unlock();
-        },
-      };
-    } catch (error) {
-      // Then `watch` has it. With any other error, a lock that it has was taken before, and is in use.
-      if (error instanceof XentoolError && error.context["reason"] === SHORT) await unlock();
-      throw error;
-    }
+    const { fds } = await this.#askToKeep("lock", "unlock", devid);
+    return {
+      release: async () => {
+        for (const fd of fds) closeSync(fd);
+        await this.#giveUp("unlock", devid);
+      },
+    };
   };
 
   /** Event channels for one connection of a device; the caller's to close. */
@@ -106,14 +99,24 @@ export class AskedImages {
       [Symbol.asyncDispose]: async () => {
         this.#troubles.delete(devid);
         for (const fd of handedOver) closeSync(fd);
-        await this.#closed(devid);
+        await this.#giveUp("close", devid);
       },
     };
   }
 
-  /** Without `watch` everything is closed. */
-  async #closed(devid: number): Promise<void> {
-    await this.#ask("close", devid).catch(() => {});
+  async #askToKeep(what: "lock" | "image", undo: "unlock" | "close", devid: number): Promise<Taken> {
+    try {
+      return await this.#ask(what, devid);
+    } catch (error) {
+      // Then `watch` has it. With any other error, a lock that it has was taken before, and is in use.
+      if (error instanceof XentoolError && error.context["reason"] === SHORT) await this.#giveUp(undo, devid);
+      throw error;
+    }
+  }
+
+  /** Without `watch` there is nothing to give up. */
+  async #giveUp(what: "unlock" | "close", devid: number): Promise<void> {
+    await this.#ask(what, devid).catch(() => {});
   }
 
   async #ask(what: Ask["what"], devid: number): Promise<Taken> {
