@@ -15,12 +15,8 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import {
-  expectKnownReferences,
-  noteReferences,
-  NOTES_MAX,
-  notesBeside,
-} from "../../src/block/image/reference-notes.ts";
+import { expectKnownReferences, noteReferences, notesBeside } from "../../src/block/image/reference-notes.ts";
+import { NOTES_MAX } from "../../src/block/image/notes.ts";
 import { XentoolError } from "../../src/core/errors.ts";
 import type { Qcow2References } from "../../src/block/image/qcow2-references.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";

@@ -4,6 +4,7 @@ import { fstatSync, mkdirSync, readFileSync, writeFileSync, type Stats } from "n
 import { join } from "node:path";
 import { attempt } from "./attempt.ts";
 import { deviceNumber, THIS_HOST, type HostFiles } from "./host-uses.ts";
+import { removeOldest } from "./notes.ts";
 import { readDeviceNumber } from "./abilities.ts";
 
 const users = new Map<number, string>();
@@ -35,6 +36,7 @@ function share(identity: string, changed: number): void {
   if (shared === undefined) return;
   mkdirSync(shared, { recursive: true, mode: 0o700 });
   writeFileSync(noteOf(shared, identity), String(changed), { mode: 0o600 });
+  removeOldest(shared);
 }
 
 function noteOf(directory: string, identity: string): string {

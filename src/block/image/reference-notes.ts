@@ -2,17 +2,7 @@
 // can write all of the image, and make its header name any file of the host, which the next one to open the image would
 // read, or write, for the guest. So from then on an image may name only what it named before. The directory of the
 // notes is out of reach of such a process.
-import {
-  constants,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-  type Stats,
-} from "node:fs";
+import { constants, mkdirSync, readFileSync, renameSync, writeFileSync, type Stats } from "node:fs";
 import { open, type FileHandle } from "node:fs/promises";
 import { dirname, isAbsolute, join } from "node:path";
 import { codeOf, XentoolError } from "../../core/errors.ts";
@@ -20,10 +10,9 @@ import { QCOW2_HEADER_BYTES, readQcow2Header } from "../../protocol/qcow2.ts";
 import { attempt } from "./attempt.ts";
 import { deviceNumber } from "./host-uses.ts";
 import { identify } from "./known.ts";
+import { removeOldest } from "./notes.ts";
 import { describeReferences, isWithin, readReferences, type Qcow2References } from "./qcow2-references.ts";
 
-/** Notes that are kept, if there are more: those of the images that were opened last. */
-export const NOTES_MAX = 4096;
 /** How many backing files are looked at below one another. QEMU follows them without end. */
 const CHAIN_MAX = 200;
 
@@ -165,12 +154,4 @@ function volumeOf(stat: Stats): string | undefined {
   const file = `/sys/dev/block/${deviceNumber(stat.rdev)}/dm/uuid`;
   const uuid = attempt(() => readFileSync(file, "utf8").trim());
   return uuid === undefined || uuid === "" ? undefined : `volume ${uuid}`;
-}
-
-function removeOldest(dir: string): void {
-  const paths = readdirSync(dir).map((name) => join(dir, name));
-  if (paths.length <= NOTES_MAX) return;
-  const age = (path: string): number => attempt(() => statSync(path).mtimeMs) ?? 0;
-  const byAge = paths.map((path) => ({ path, age: age(path) })).toSorted((a, b) => a.age - b.age);
-  for (const { path } of byAge.slice(0, paths.length - NOTES_MAX)) rmSync(path, { force: true });
 }
