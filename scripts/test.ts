@@ -15,6 +15,7 @@ const PATIENT = [
   "e2e/nbd-half-open",
   "e2e/nbd-one-writer",
   "e2e/nbd-remains",
+  "e2e/program-late",
   "interop/qemu-locks",
   "sim/blkback-handover",
   "sim/blkback-late-disks",

@@ -86,7 +86,8 @@ export async function serveImage(
     // A program that opens the image for us is started again when it dies, which nobody in a jail can do.
     const wish = options.opener === undefined ? options.jailWish : undefined;
     const parts = wish && enterServerJail(wish, ground, image);
-    const how = { ...options, jail: parts === undefined ? undefined : planeJail(parts, ground, image) };
+    const jail = parts === undefined ? undefined : planeJail(parts, ground, image);
+    const how = { ...options, jail, dial: opened.dial };
     const device = await BlkbackDevice.start(platform, xenstore, address, image, how, spawnWorker);
     // From now on a guest may use the device, whatever becomes of us, until it has let go.
     removes = false;

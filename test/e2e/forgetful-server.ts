@@ -5,10 +5,10 @@ import { readUntil, start, type Child } from "../support/process.ts";
 import type { MakeStorage } from "./kill-world.ts";
 
 export class ForgetfulServer {
-  readonly #options: ForgetfulOptions;
+  readonly #options: ForgetfulOptions & { readonly socket: string };
   #child: Child | undefined;
 
-  constructor(options: ForgetfulOptions) {
+  constructor(options: ForgetfulOptions & { readonly socket: string }) {
     this.#options = options;
   }
 

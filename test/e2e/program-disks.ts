@@ -44,8 +44,8 @@ export class ProgramDisks {
     return { server, guest, end: () => detach(server, guest) };
   }
 
-  async guest(vdev: string): Promise<HandmadeGuest> {
-    const guest = await HandmadeGuest.start(this.disks.host, diskAddress(1, parseVdev(vdev)));
+  async guest(vdev: string, domid = 1): Promise<HandmadeGuest> {
+    const guest = await HandmadeGuest.start(this.disks.host, diskAddress(domid, parseVdev(vdev)));
     await guest.connect();
     return guest;
   }

@@ -1,7 +1,16 @@
 // Run by Bun: an NBD server that forgets what was not flushed when it is killed. What is written waits in memory, and a
 // flush brings to the file only what its own connection wrote. It replies in another order than it was asked. Argument:
 // ForgetfulOptions as JSON.
-import { closeSync, fdatasyncSync, fstatSync, openSync, readSync, rmSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  fdatasyncSync,
+  fstatSync,
+  openSync,
+  readSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
 import { argv } from "node:process";
 import {
   encodeGreeting,
@@ -31,7 +40,8 @@ import {
 } from "../../src/protocol/nbd.ts";
 
 export interface ForgetfulOptions {
-  readonly socket: string;
+  /** By default, it has a socket that listens. */
+  readonly socket?: string;
   readonly image: string;
   /** By default, the image's. */
   readonly sizeBytes?: number;
@@ -44,6 +54,8 @@ export interface ForgetfulOptions {
   readonly maxBlockBytes?: number;
   /** How late it carries out what it is sent. Then it says so, and on standard error what comes. By default at once. */
   readonly lagMs?: number;
+  /** A file: whoever removes it cuts the connection of its first write, and carries that out a second later. */
+  readonly cuts?: string;
 }
 
 interface Client {
@@ -53,10 +65,11 @@ interface Client {
 }
 
 const SECTOR = 512;
+const CUT_LAG_MS = 1000;
 
 const options = JSON.parse(argv[2]) as ForgetfulOptions;
 const { socket: path, image, sizeBytes, readOnly = false, flushes = true } = options;
-const { minBlockBytes = 512, maxBlockBytes = 256 * 1024, lagMs } = options;
+const { minBlockBytes = 512, maxBlockBytes = 256 * 1024, lagMs, cuts } = options;
 const file = openSync(image, "r+");
 const size = sizeBytes ?? fstatSync(file).size;
 /** What is not in the file yet: by sector, the data and whoever wrote it. */
@@ -162,9 +175,19 @@ function takeAll(socket: Bun.Socket<Client>): void {
   for (const reply of client.replies.splice(0).reverse()) send(socket, reply);
 }
 
-rmSync(path, { force: true });
+function isCut({ pending, phase }: Client): boolean {
+  if (cuts === undefined || phase !== "requests" || !existsSync(cuts)) return false;
+  if (pending.length < NBD_REQUEST.bytes || pending.readUInt16BE(NBD_REQUEST.type) !== NBD_CMD_WRITE)
+    return false;
+  rmSync(cuts);
+  return true;
+}
+
+if (path !== undefined) rmSync(path, { force: true });
+// Bun takes a descriptor, which its types do not say.
+const at = path === undefined ? { fd: 3 } : { unix: path };
 Bun.listen<Client>({
-  unix: path,
+  ...(at as { readonly unix: string }),
   socket: {
     open(socket) {
       socket.data = { pending: Buffer.alloc(0), phase: "flags", replies: [] };
@@ -173,6 +196,11 @@ Bun.listen<Client>({
     data(socket, bytes) {
       const client = socket.data;
       client.pending = Buffer.concat([client.pending, bytes]);
+      if (isCut(client)) {
+        socket.terminate();
+        setTimeout(() => takeAll(socket), CUT_LAG_MS);
+        return;
+      }
       if (lagMs === undefined || client.phase !== "requests") return takeAll(socket);
       console.error("asked");
       setTimeout(() => {

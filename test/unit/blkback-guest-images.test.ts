@@ -154,6 +154,24 @@ test("the claim to an export is held by the process, too, when `watch` is killed
   closeSync(other);
 });
 
+test("whoever has opened the image is told whether a connection is to be made anew", async () => {
+  const told: boolean[] = [];
+  open = async () => ({
+    image: EXPORT,
+    handedOver: [],
+    dial: async (anew) => {
+      told.push(anew);
+      return anew ? openSync(join(dir, "a.img"), "r") : -111;
+    },
+    [Symbol.asyncDispose]: async () => {},
+  });
+  await using opened = await asked.open(XVDA, never);
+  expect(await opened.dial?.(false)).toBe(-111);
+  const fd = await opened.dial?.(true);
+  expect(told).toEqual([false, true]);
+  closeSync(fd as number);
+});
+
 test("a lock is held by the process, too, and nobody has the device before both let it go", async () => {
   const state = join(dir, "state");
   const directory = holdGuestDir(state, XVDA.frontend);
@@ -219,7 +237,7 @@ test("nobody answers any more: every question fails", async () => {
 
 test("a connection is asked for only where there is a server", async () => {
   await using opened = await asked.open(XVDA, never);
-  expect(opened.dial?.()).rejects.toThrow("there is no server");
+  expect(opened.dial?.(false)).rejects.toThrow("there is no server");
 });
 
 test("descriptors have a number, and one that takes none of them holds nobody up", () => {

@@ -1,6 +1,8 @@
 // A server that is slow, not dead: what it was sent on a connection that we have given up must not be carried out after
 // what we send on the next one, because an older write would then undo a newer one.
 import { afterEach, expect, test } from "bun:test";
+import { beginConnection } from "../../src/block/targets/nbd/dial.ts";
+import type { OnDialled } from "../../src/block/targets/nbd/link.ts";
 import type { NbdTargetOptions } from "../../src/block/targets/nbd/target.ts";
 import { IO_FLUSH, IO_READ, IO_WRITE } from "../../src/native/reactor.ts";
 import { NBD_CMD_READ, NBD_CMD_WRITE } from "../../src/protocol/nbd.ts";
@@ -111,6 +113,60 @@ test("a server that never replies is waited for so long and no longer", async ()
   server.write(1, 1);
   expect(await server.peer.ended(1)).toEqual([[1, 512]]);
   expect([server.late.length, server.peer.opened]).toEqual([1, 2]);
+});
+
+test("changes without a reply have the next connection made anew, and only these", async () => {
+  let isLate = true;
+  const server = new LateServer(() => isLate, { endingMs: NEVER_MS });
+  const { peer } = server;
+  const { memory, target } = peer;
+  const dieNow = async (count: number): Promise<void> => {
+    await peer.until(() => server.late.length === count);
+    server.late.length = 0;
+    isLate = false;
+    peer.die();
+    await peer.ended(count);
+    isLate = true;
+  };
+  server.write(1, 1);
+  await dieNow(1);
+  expect(peer.anew).toEqual([false, true]);
+  target.start(IO_READ, 1, 0, 512, memory.address);
+  target.start(IO_FLUSH, 2, 0, 0, 0);
+  await dieNow(2);
+  expect(peer.anew).toEqual([false, true, false]);
+});
+
+test("a connection that was asked for before does not pass for one that is made anew", async () => {
+  const told: boolean[] = [];
+  const asked: OnDialled[] = [];
+  const dial = (onDialled: OnDialled, anew: boolean): void => {
+    told.push(anew);
+    asked.push(onDialled);
+  };
+  let isLate = true;
+  const server = new LateServer(() => isLate, { dial }, FLAGS);
+  const { peer } = server;
+  const answer = (): void => {
+    const connection = beginConnection({ address: peer.path, port: undefined, exportName: "a" });
+    (asked.shift() as OnDialled)(connection);
+  };
+  answer();
+  // The second connection does not come in time.
+  await peer.until(() => peer.target.isServing);
+  server.write(1, 1);
+  await peer.until(() => server.late.length === 1);
+  isLate = false;
+  peer.die();
+  await peer.until(() => peer.target.isStuck);
+  await peer.settle();
+  expect(told).toEqual([false, false]);
+  while (!peer.target.isServing) {
+    if (asked.length > 0) answer();
+    await peer.turn();
+  }
+  expect(told.slice(0, 4)).toEqual([false, false, true, false]);
+  expect(await peer.ended(1)).toEqual([[1, 512]]);
 });
 
 test("what changes nothing is not waited for", async () => {

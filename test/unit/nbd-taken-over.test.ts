@@ -69,6 +69,16 @@ test("a record that was sent in part is sent again as a whole", async () => {
   expect(peer.requests.map(({ offset }) => offset)).toEqual([0, MOST, 0, MOST]);
 });
 
+test.each([[[]], [[[NBD_CMD_WRITE, 0, 512]]]] as const)(
+  "a server that may not have replied to all is connected to anew: %j",
+  async (records) => {
+    leave(...records);
+    const peer = takeOver((request) => simple(request));
+    await peer.until(() => peer.target.isServing);
+    expect(peer.anew).toEqual([records.length > 0]);
+  },
+);
+
 test("trims are left out for a server that has none", async () => {
   leave([NBD_CMD_TRIM, 0, 4096], [NBD_CMD_WRITE, 8192, 512]);
   const peer = takeOver((request) => simple(request), FLUSHES);

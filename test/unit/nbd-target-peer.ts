@@ -65,6 +65,8 @@ export class TargetAndPeer {
   readonly target: NbdTarget;
   /** Connections that were made. */
   opened = 0;
+  /** For each connection that the target asked for: whether it was to be made anew. */
+  readonly anew: boolean[] = [];
   /** How often something arrived. */
   arrivals = 0;
   readonly #listener: { stop(closes: boolean): void };
@@ -108,7 +110,10 @@ export class TargetAndPeer {
       isOurs: false,
       endingMs: 60_000,
       holdMs: 0,
-      dial: (onDialled) => onDialled(beginConnection(address)),
+      dial: (onDialled, anew) => {
+        this.anew.push(anew);
+        onDialled(beginConnection(address));
+      },
       log: WriteLog.open(join(this.dir, "log"), "a", LOG_BYTES),
       ...more,
     };

@@ -178,6 +178,24 @@ describe("an NBD program", () => {
     await it.close();
   });
 
+  test("is another one for a connection that is made anew, if it was sent something", async () => {
+    const argv = ["/bin/sh", "-c", `echo $$ >>${join(dir, "pids")}; exec ${memory.join(" ")}`];
+    const it = program({ argv });
+    const pids = (): number[] => readFileSync(join(dir, "pids"), "utf8").trim().split("\n").map(Number);
+    await it.opened(probe());
+    for (const anew of [true, false]) closeSync(await it.dial(anew));
+    const [first, ...others] = pids();
+    expect(others).toEqual([]);
+    // It does not even get SIGTERM.
+    process.kill(first, "SIGSTOP");
+    const fd = await it.dial(true);
+    expect(() => process.kill(first, 0)).toThrow("ESRCH");
+    expect(await probe()).toMatchObject({ sizeBytes: 1 << 20 });
+    expect(pids()).toHaveLength(2);
+    closeSync(fd);
+    await it.close();
+  });
+
   test("that refuses at first after its restart is reported to serve as soon as it does", async () => {
     const refuses = join(dir, "refuses");
     const open = `if rm ${refuses}; then echo EIO it refuses >&2; exit 1; fi 2>/dev/null`;

@@ -22,8 +22,8 @@ export interface Held {
 export type BlkbackReport =
   /** The rings are served, now that all planes of the disk are ready. */
   | { readonly type: "connected" }
-  /** A connection to the image's server is wanted; the control page has the answer. */
-  | { readonly type: "dial" }
+  /** A connection to the image's server is wanted (see `Dial`); the control page has the answer. */
+  | { readonly type: "dial"; readonly anew: boolean }
   | Held;
 
 /** The type of the order for `Plane.carryOut` to serve the rings of a disk, or some of them. */

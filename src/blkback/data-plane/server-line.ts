@@ -19,9 +19,9 @@ export class ServerLine {
   constructor(control: BlkbackControl, report: (what: BlkbackReport) => void, counters: Float64Array) {
     this.#control = control;
     counters[STAT.serverLostAtMs] = 0;
-    const dial = (onDialled: OnDialled): void => {
+    const dial = (onDialled: OnDialled, anew: boolean): void => {
       this.#onDialled = onDialled;
-      report({ type: "dial" });
+      report({ type: "dial", anew });
     };
     const onHeld = (why: string | undefined, isOver = false): void => {
       if (why === undefined) counters[STAT.serverLostAtMs] = 0;

@@ -7,6 +7,7 @@ import { moduleLogger } from "../../core/log.ts";
 import { Plane, type SpawnWorker } from "../../plane/plane.ts";
 import { asError } from "../../plane/protocol.ts";
 import type { Image } from "../../block/image.ts";
+import type { Dial } from "../../block/image/opened.ts";
 import type { PlatformDescriptor } from "../../platform/platform.ts";
 import type { Unwatch } from "../../xenstore/client.ts";
 import type { BackendDirectory } from "./backend-directory.ts";
@@ -48,7 +49,7 @@ export class DiskConnection {
     platforms: readonly PlatformDescriptor[],
     rates: DiskRates,
     onHeld: OnHeld,
-    dial?: () => Promise<number>,
+    dial?: Dial,
     lent?: DisposableStack,
   ) {
     this.#hasServer = order.image.kind === "nbd";
@@ -66,7 +67,7 @@ export class DiskConnection {
     const hear = (report: BlkbackReport): void => {
       if (report.type === "connected") {
         if (--waitedFor === 0) connected.resolve();
-      } else if (report.type === "dial") void this.#dial(order.image, dial);
+      } else if (report.type === "dial") void this.#dial(order.image, report.anew, dial);
       else if (!this.#isStopping) onHeld(report);
     };
     const broken = (error: XentoolError): void => this.#ended(error);
@@ -129,9 +130,9 @@ export class DiskConnection {
   }
 
   /** Begins a connection to the image's server. */
-  async #dial(image: Image, dial?: () => Promise<number>): Promise<void> {
+  async #dial(image: Image, anew: boolean, dial?: Dial): Promise<void> {
     if (image.kind !== "nbd") return;
-    const result = await (dial === undefined ? dialServer(image.address) : dial());
+    const result = await (dial === undefined ? dialServer(image.address) : dial(anew));
     if (this.#isOver) closeDialled(result);
     else this.#controls[0].dialled(result);
   }

@@ -3,6 +3,7 @@
 // ends with our own and takes the one step that decide.ts chooses, however many events there were, and in what order.
 import { endsWithin } from "../../core/deadline.ts";
 import type { Image } from "../../block/image.ts";
+import type { OpenedImage } from "../../block/image/opened.ts";
 import { kindOf, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import { Looking } from "../../core/looking.ts";
@@ -36,7 +37,7 @@ import { Trouble } from "./trouble.ts";
 
 const logger = moduleLogger("blkback");
 
-export interface DeviceOptions extends ThreadOptions {
+export interface DeviceOptions extends ThreadOptions, Pick<OpenedImage, "dial"> {
   readonly offer: Offer;
   readonly grantMode: GrantMode;
   readonly engine: EngineKind;
@@ -52,8 +53,6 @@ export interface DeviceOptions extends ThreadOptions {
   readonly verbosity: number;
   /** For the planes of a jailed process. */
   readonly jail?: PlaneJail | undefined;
-  /** See `OpenedImage`. */
-  readonly dial?: (() => Promise<number>) | undefined;
 }
 
 export class BlkbackDevice {

@@ -91,8 +91,9 @@ export class AskedImages {
     return {
       image,
       handedOver,
-      dial: async () => {
-        const { errno = NO_CONNECTION, fds: dialled } = await this.#ask("connection", devid);
+      dial: async (anew) => {
+        const what = anew ? "anew" : "connection";
+        const { errno = NO_CONNECTION, fds: dialled } = await this.#ask(what, devid);
         return dialled[0] ?? errno;
       },
       reportTo: (onTrouble) => void this.#troubles.set(devid, onTrouble),

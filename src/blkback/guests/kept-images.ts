@@ -53,7 +53,8 @@ export class KeptImages {
         case "image":
           return await this.#answerWithImage(devid, reply, onTrouble);
         case "connection":
-          return await this.#answerWithConnection(devid, reply);
+        case "anew":
+          return await this.#answerWithConnection(devid, what === "anew", reply);
         case "channels":
           return this.#answerWithChannels(reply);
         case "close":
@@ -105,10 +106,11 @@ export class KeptImages {
     this.#locks.delete(devid);
   }
 
-  async #answerWithConnection(devid: number, reply: Reply): Promise<void> {
+  async #answerWithConnection(devid: number, anew: boolean, reply: Reply): Promise<void> {
     const opened = await this.#kept.get(devid)?.opened;
     if (opened?.image.kind !== "nbd") throw new XentoolError("protocol", "there is no server to connect to");
-    const fd = await dialServer(opened.image.address);
+    const { image, dial = () => dialServer(image.address) } = opened;
+    const fd = await dial(anew);
     if (fd < 0) return reply([], { errno: fd });
     try {
       reply([fd]);

@@ -31,14 +31,14 @@ export type GuestOrder =
   | ({ readonly order: "answer" } & Answer)
   | ({ readonly order: "trouble" } & Trouble);
 
-const ASKED = ["lock", "image", "connection", "close", "unlock", "channels"] as const;
+const ASKED = ["lock", "image", "connection", "anew", "close", "unlock", "channels"] as const;
 
 /** What the process cannot have by itself. */
 export interface Ask {
   readonly ask: number;
   /**
-   * To lock a device, to open its image, to connect to the server that has it, to close it, to unlock the device; event
-   * channels for its rings.
+   * To lock a device, to open its image, to connect to the server that has it, or anew (see `Dial`), to close it, to
+   * unlock the device; event channels for its rings.
    */
   readonly what: (typeof ASKED)[number];
   readonly devid: number;

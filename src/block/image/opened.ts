@@ -2,6 +2,12 @@
 import { closeImage, type FileImage, type Image } from "../image.ts";
 import type { OnTrouble } from "../program/program.ts";
 
+/**
+ * Begins another connection to the server of an image: a descriptor, or -errno. `anew`: the server was sent changes
+ * that it has not replied to. If it is a program of ours, it has ended before, and another one is started.
+ */
+export type Dial = (anew: boolean) => Promise<number>;
+
 export interface OpenedImage extends AsyncDisposable {
   readonly image: Image;
   /**
@@ -9,11 +15,8 @@ export interface OpenedImage extends AsyncDisposable {
    * that process lives. A program's image is its alone, and the program has our lock.
    */
   readonly handedOver: readonly number[];
-  /**
-   * Begins another connection to the server of the image: a descriptor, or -errno. Without it, the image's address is
-   * enough.
-   */
-  readonly dial?: (() => Promise<number>) | undefined;
+  /** Without it, the image's address is enough. */
+  readonly dial?: Dial | undefined;
   /** Where to report what is wrong with the program that serves the image to us. */
   reportTo?(onTrouble: OnTrouble): void;
 }

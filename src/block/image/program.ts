@@ -117,6 +117,7 @@ export async function openProgramImage(
       inPlace,
     },
     handedOver: inPlace === undefined ? [] : [inPlace.fd],
+    dial: (anew) => program.dial(anew),
     reportTo: (onTrouble) => program.reportTo(onTrouble),
     [Symbol.asyncDispose]: () => kept.disposeAsync(),
   };

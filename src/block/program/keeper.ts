@@ -13,7 +13,8 @@ const LAST_WORDS_MS = 500;
  * Signals are caught, not ignored, because what is ignored stays ignored in the program. They are caught only once that
  * is started: its shell inherits the trap for a moment, in which it would lose the signal that asks it to end. The
  * descriptors from 3 on stay open in all of the session, and with them the locks on them. What dash says about signals
- * is dropped. PATH, which may lead nowhere, is the program's alone.
+ * is dropped. PATH, which may lead nowhere, is the program's alone. A line kills the program alone, so that its end,
+ * which storage may delay, is waited for.
  */
 const KEEPER = `
 exec 9<&0 8>&1 7>&2 </dev/null >/dev/null 2>&1
@@ -22,7 +23,11 @@ shift
 /bin/sh -c 'LISTEN_PID=$$ exec "$@"' sh "$@" >&7 2>&7 7>&- 8>&- 9<&- &
 program=$!
 trap : TERM PIPE HUP INT
-(trap : TERM; read -r _; kill -TERM 0; command -p sleep $patience; kill -KILL 0) <&9 7>&- 8>&- 9<&- &
+(
+  trap : TERM
+  read -r _ && kill -KILL $program && read -r _
+  kill -TERM 0; command -p sleep $patience; kill -KILL 0
+) <&9 7>&- 8>&- 9<&- &
 echo $program >&8
 while wait $program; status=$?; kill -0 $program; do :; done
 echo $status >&8
@@ -48,6 +53,8 @@ export interface KeptProcess {
   readonly ended: Promise<Ended>;
   /** Asks it to end. */
   stop(): void;
+  /** Kills it. */
+  kill(): void;
 }
 
 /**
@@ -77,7 +84,15 @@ export function keepProcess(
     const how = describeStatus(code);
     return { how: last === "" ? how : `${how}: ${last}`, wasStarted: !isNotStarted(code) };
   };
-  return { ended: end(), stop: () => void child.stdin.end() };
+  const kill = async (): Promise<void> => {
+    await Promise.all([child.stdin.write("\n"), child.stdin.flush()]);
+  };
+  return {
+    ended: end(),
+    stop: () => void child.stdin.end(),
+    // It may be over already.
+    kill: () => void kill().catch(() => {}),
+  };
 }
 
 /** Arguments that would hide what a message says beside them. */

@@ -5,7 +5,9 @@ import { describeError, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import { isListening, listenAt, type UnixListener } from "../../native/unix-listener.ts";
 import { HELD } from "../image/open.ts";
+import { dialServer } from "../targets/nbd/dial.ts";
 import { probeExport } from "../targets/nbd/probe.ts";
+import type { NbdAddress } from "../targets/nbd/uri.ts";
 import type { ProgramCommand } from "./commands.ts";
 import { keepProcess, type Ended, type KeptProcess } from "./keeper.ts";
 
@@ -17,6 +19,8 @@ const SERVED_PAUSE_MS = 1000;
 const LONGEST_PAUSE_MS = 30_000;
 /** One that has lived this long is started again at once. */
 const STEADY_MS = 10_000;
+/** How long whoever asked for a connection waits for the program to accept it, at most. */
+const ACCEPTED_MS = 10_000;
 
 export interface ProgramOptions {
   /** For messages: its name, and the disk that it serves. */
@@ -46,6 +50,8 @@ export class NbdProgram {
   #argv: readonly string[];
   #process: KeptProcess | undefined;
   #hasOpened = false;
+  /** When the last connection was begun that the program may serve; none: -Infinity. */
+  #dialledMs = -Infinity;
   #onTrouble: OnTrouble = () => {};
   #trouble: string | undefined;
 
@@ -79,12 +85,39 @@ export class NbdProgram {
     if (this.#trouble !== undefined) onTrouble(this.#trouble);
   }
 
+  /**
+   * Begins a connection to it: a descriptor, or -errno. `anew`: what it was sent on former ones, and has not replied
+   * to, must not be carried out any more. So if it may have been sent something, another one is started.
+   */
+  async dial(anew: boolean): Promise<number> {
+    if (anew && this.#dialledMs > -Infinity) await this.#replace();
+    const result = await dialServer(this.#address);
+    if (result >= 0) this.#dialledMs = performance.now();
+    return result;
+  }
+
   /** Ends the program, which closes the image. Never fails. */
   async close(): Promise<void> {
     this.#stop.abort();
     this.#process?.stop();
     await this.#over;
     this.#listener.close();
+  }
+
+  get #address(): NbdAddress {
+    return { address: this.#options.socket, port: undefined, exportName: "" };
+  }
+
+  /** Resolves when it has ended: one that storage holds up may yet write what it has begun to. */
+  async #replace(): Promise<void> {
+    const { name, user } = this.#options;
+    const process = this.#process;
+    if (process !== undefined) {
+      logger.info(`${user}: ${name} has left changes without a reply: it is killed, so that none comes late`);
+      process.kill();
+      await process.ended;
+    }
+    this.#dialledMs = -Infinity;
   }
 
   async #keep(): Promise<void> {
@@ -139,6 +172,9 @@ export class NbdProgram {
       return { how: `cannot be started: ${describeError(error)}`, wasStarted: false };
     } finally {
       over.abort();
+      this.#process = undefined;
+      // A connection that was begun just now may have been left to the next one.
+      if (performance.now() - this.#dialledMs > ACCEPTED_MS) this.#dialledMs = -Infinity;
     }
   }
 
@@ -147,9 +183,8 @@ export class NbdProgram {
    * given up from the socket's queue only later. Silence and refusals are no news: whoever uses the export sees them.
    */
   async #watchRecovery(over: AbortSignal): Promise<void> {
-    const { socket: address } = this.#options;
     while (!over.aborted) {
-      const asked = probeExport({ address, port: undefined, exportName: "" }, over, Infinity);
+      const asked = probeExport(this.#address, over, Infinity);
       const serves = await asked.then(
         () => true,
         () => false,

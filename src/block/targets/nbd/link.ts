@@ -37,8 +37,11 @@ export interface LinkOptions {
   readonly endingMs: number;
   /** How long a disk waits for its server. */
   readonly holdMs: number;
-  /** Begins a connection, and calls back with it. Not called again before that. */
-  readonly dial: (onDialled: OnDialled) => void;
+  /**
+   * Begins a connection, and calls back with it. Not called again before that. `anew`: the server was sent changes that
+   * no reply is awaited to any more, and that must not be carried out after newer ones, if that can be prevented.
+   */
+  readonly dial: (onDialled: OnDialled, anew: boolean) => void;
   /** Reports why the disk waits; undefined: it waits no longer. `isOver`: it has waited for long enough, and fails. */
   readonly onHeld?: (why: string | undefined, isOver?: boolean) => void;
 }
@@ -85,6 +88,8 @@ export class NbdLink implements ConnectionOwner {
   /** How many connections this server gets. */
   #wanted = 1;
   #isDialling = false;
+  /** The next connection is to be made anew. */
+  #anew = false;
   #pauseMs = FIRST_PAUSE_MS;
   #servingSinceMs = Infinity;
   #heldSinceMs = Infinity;
@@ -124,7 +129,8 @@ export class NbdLink implements ConnectionOwner {
   }
 
   /** Begins to connect. */
-  open(): void {
+  open(anew: boolean): void {
+    this.#anew = anew;
     this.#begin();
   }
 
@@ -201,6 +207,7 @@ export class NbdLink implements ConnectionOwner {
     if (connection === this.#joining && this.connections.length > 0) return this.#joinNoMore();
     const at = this.connections.indexOf(connection);
     if (at >= 0) this.connections.splice(at, 1);
+    this.#anew ||= connection.mayChange;
     connection.close();
     if (this.isEnding) this.#reactor.setTimer(this.#ended, 0);
     else this.fail(why);
@@ -240,13 +247,18 @@ export class NbdLink implements ConnectionOwner {
     this.#reactor.setTimer(this.#patience, patienceMs);
     if (this.#isDialling) return;
     this.#isDialling = true;
-    this.#options.dial((result) => this.#dialled(result));
+    const anew = this.#anew;
+    this.#options.dial((result) => this.#dialled(result, anew), anew);
   }
 
-  #dialled(result: number): void {
+  #dialled(result: number, anew: boolean): void {
     this.#isDialling = false;
-    if (this.isOver || this.#stage !== "joining") {
+    // It was asked for before there was a reason to make it anew.
+    const isStale = this.#anew && !anew;
+    if (result >= 0 && anew) this.#anew = false;
+    if (this.isOver || this.#stage !== "joining" || isStale) {
       if (result >= 0) closeSync(result);
+      if (isStale) this.fail("the server has left changes without a reply");
       return;
     }
     if (result >= 0)
@@ -293,6 +305,7 @@ export class NbdLink implements ConnectionOwner {
 
   #down(): void {
     this.#stage = "down";
+    this.#anew ||= this.connections.some((it) => it.mayChange);
     this.#closeAll();
     this.#owner.down();
     this.#reactor.setTimer(this.#retry, this.#pauseMs);

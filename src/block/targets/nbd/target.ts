@@ -82,7 +82,8 @@ export class NbdTarget implements BlockTarget, LinkOwner {
     this.#flushes = new FlushRounds(this.#requests, this.#link, (slots, error) =>
       this.#flushed(slots, error),
     );
-    this.#link.open();
+    // What a former target has left there may not have been replied to, or not all of it.
+    this.#link.open(log?.isEmpty === false);
   }
 
   /** Why the server is not there. */
