@@ -64,6 +64,16 @@ const listed = async (...command: string[]): Promise<Record<string, unknown>> =>
   return (JSON.parse(stdout) as Record<string, unknown>[])[0];
 };
 
+/** A disk whose server is gone, and has forgotten what its guest wrote. */
+async function serveHeld(): Promise<{ first: Child; guest: Awaited<ReturnType<typeof connect>> }> {
+  const first = await serve("--timeout", "0.2");
+  const guest = await connect();
+  expect(await guest.write(8, 7)).toBe(0);
+  await disk.kill();
+  await readUntil(first.stderr, "waits for its NBD server");
+  return { first, guest };
+}
+
 /** Both servers are gone at once; the disk's comes back, changed. */
 async function killBoth(server: Child, changed: Partial<ForgetfulOptions>): Promise<void> {
   server.kill("SIGKILL");
@@ -123,11 +133,7 @@ test("a smaller or read-only export holds the disk, which says why", async () =>
 });
 
 test("a held disk is left to a successor, with all that its guest waits for", async () => {
-  const first = await serve("--timeout", "0.2");
-  const guest = await connect();
-  expect(await guest.write(8, 7)).toBe(0);
-  await disk.kill();
-  await readUntil(first.stderr, "waits for its NBD server");
+  const { first, guest } = await serveHeld();
   const waiting = guest.read(8);
   first.kill("SIGTERM");
   expect(await first.exited).toBe(6);
@@ -138,11 +144,7 @@ test("a held disk is left to a successor, with all that its guest waits for", as
 });
 
 test("a disk is not left to a successor while what is sent again may yet be carried out", async () => {
-  const first = await serve("--timeout", "0.2");
-  const guest = await connect();
-  expect(await guest.write(8, 7)).toBe(0);
-  await disk.kill();
-  await readUntil(first.stderr, "waits for its NBD server");
+  const { first, guest } = await serveHeld();
   await disk.start({ lagMs: 1000 });
   await readUntil(disk.output.stderr, "asked");
   first.kill("SIGTERM");
