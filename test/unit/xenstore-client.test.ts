@@ -10,6 +10,7 @@ import { errnoOf } from "../../src/xenstore/errors.ts";
 import { XenstoreServer } from "../../src/xenstore/server/server.ts";
 import { openTransport } from "../../src/xenstore/open.ts";
 import type { XenstoreTransport } from "../../src/xenstore/transport.ts";
+import { DeviceTransport, type DeviceFile } from "../../src/xenstore/transports/device.ts";
 import { WatchEvents } from "../../src/xenstore/watch-events.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 import { openDescriptors } from "../support/descriptors.ts";
@@ -313,7 +314,79 @@ describe("watch events", () => {
   });
 });
 
+/**
+ * The kernel's device, to which xenstored is `answer`. It says which error the write ends with, and what is received
+ * before; `receive` is for what comes later.
+ */
+class FakeDevice implements DeviceFile {
+  isClosed = false;
+  #waiting: ((bytes: Uint8Array) => void) | undefined;
+  #bytes: Uint8Array[] = [];
+
+  constructor(readonly answer: (request: xs.XsPacket, device: FakeDevice) => string | undefined) {}
+
+  receive(bytes: Uint8Array): void {
+    this.#bytes.push(bytes);
+    const waiting = this.#waiting;
+    this.#waiting = undefined;
+    if (waiting !== undefined) waiting(this.#bytes.shift() as Uint8Array);
+  }
+
+  read(into: Uint8Array, done: (error: NodeJS.ErrnoException | null, count: number) => void): void {
+    this.#waiting = (bytes) =>
+      setImmediate(() => {
+        into.set(bytes);
+        done(null, bytes.length);
+      });
+    const next = this.#bytes.shift();
+    if (next === undefined) return;
+    this.#waiting(next);
+    this.#waiting = undefined;
+  }
+
+  write(packet: Uint8Array, done: (error: NodeJS.ErrnoException | null) => void): void {
+    const parser = new xs.XsPacketParser();
+    parser.push(packet);
+    const code = this.answer(parser.next() as xs.XsPacket, this);
+    setImmediate(done, code === undefined ? null : Object.assign(new Error(code), { code }));
+  }
+
+  close(): void {
+    this.isClosed = true;
+  }
+}
+
 describe("the character device", () => {
+  test("refuses a watch above the quota alone, even amid a packet, and other requests go on", async () => {
+    const event = xs.encodePacket(xs.XS_WATCH_EVENT, 0, 0, xs.encodeStrings("/a", "xentool-1"));
+    let watches = 0;
+    const file = new FakeDevice(({ type, reqId, txId, payload }, device) => {
+      if (type === xs.XS_WATCH && ++watches === 2) {
+        device.receive(event.subarray(0, 20));
+        setTimeout(() => device.receive(event.subarray(20)), 5);
+        return "E2BIG";
+      }
+      device.receive(xs.encodePacket(type, reqId, txId, type === xs.XS_READ ? payload : xs.encodeText("OK")));
+      return undefined;
+    });
+    const client = new Xenstore(new DeviceTransport("a device", file));
+    const { promise, resolve } = Promise.withResolvers<string>();
+    await client.watch("/a", resolve);
+    const refused = await failure(client.watch("/b", () => {}));
+    expect(refused).toMatchObject({ kind: "io", context: { errno: "E2BIG", path: "/b" } });
+    expect(await promise).toBe("/a");
+    expect(await client.read("/c")).toBe("/c\0");
+    expect(client.failure).toBe(undefined);
+    expect(client.statistics).toEqual({ pendingRequests: 0, watches: 1 });
+    client.close();
+    while (!file.isClosed) await new Promise(setImmediate);
+  });
+
+  test("is given up when it does not work any more", async () => {
+    const client = new Xenstore(new DeviceTransport("a device", new FakeDevice(() => "EIO")));
+    expect(String(await failure(client.read("/a")))).toContain("went away");
+  });
+
   test("is read without blocking anything, and closing it ends the read that waits", async () => {
     // A FIFO opened for both directions blocks a read as the device does, and gives back what is written.
     const path = join(dir, "fifo");

@@ -2,12 +2,15 @@
 import { close, open, read, write } from "node:fs";
 import { promisify } from "node:util";
 import type { XentoolError } from "../../core/errors.ts";
+import { readHeader } from "../../protocol/xs-content.ts";
 import {
   encodePacket,
   encodeStrings,
+  XS_ERROR,
   XS_GET_DOMAIN_PATH,
   XS_HEADER_BYTES,
   XS_PAYLOAD_MAX,
+  XsPacketParser,
 } from "../../protocol/xs-wire.ts";
 import { cannotConnect, connectionLost } from "../errors.ts";
 import type { XenstoreTransport } from "../transport.ts";
@@ -15,13 +18,37 @@ import type { XenstoreTransport } from "../transport.ts";
 const ignore = (): void => {};
 
 const openFile = promisify(open);
-const closeFile = promisify(close);
+
+/** The errors of a write by which the kernel refuses that packet. It drops the packet, and takes the next. */
+const REFUSALS: ReadonlySet<string | undefined> = new Set([
+  "E2BIG",
+  "EACCES",
+  "EAGAIN",
+  "EBUSY",
+  "EEXIST",
+  "EINVAL",
+  "ENOENT",
+  "ENOMEM",
+  "ENOSPC",
+  "EPERM",
+]);
+
+/** The open device. Tests have one of their own. */
+export interface DeviceFile {
+  read(into: Uint8Array, done: (error: NodeJS.ErrnoException | null, count: number) => void): void;
+  write(packet: Uint8Array, done: (error: NodeJS.ErrnoException | null) => void): void;
+  close(): void;
+}
 
 export async function openDevice(path: string): Promise<XenstoreTransport> {
   const fd = await openFile(path, "r+").catch((error: unknown) => {
     throw cannotConnect(path, error);
   });
-  return new DeviceTransport(path, fd);
+  return new DeviceTransport(path, {
+    read: (into, done) => read(fd, into, 0, into.length, null, done),
+    write: (packet, done) => write(fd, packet, 0, packet.length, null, done),
+    close: () => close(fd, ignore),
+  });
 }
 
 /**
@@ -30,7 +57,7 @@ export async function openDevice(path: string): Promise<XenstoreTransport> {
  * whose reply wakes the read, and then closes the file, once no write is under way in another thread: the reply may be
  * there before the write has returned.
  */
-class DeviceTransport implements XenstoreTransport {
+export class DeviceTransport implements XenstoreTransport {
   readonly name: string;
   /** The kernel's buffer holds 4096 bytes for a packet including its header. */
   readonly payloadBytesMax = XS_PAYLOAD_MAX - XS_HEADER_BYTES;
@@ -41,16 +68,20 @@ class DeviceTransport implements XenstoreTransport {
   readonly oneAtATime = true;
   onData: (bytes: Uint8Array) => void = ignore;
   onClose: (error: XentoolError) => void = ignore;
-  readonly #fd: number;
+  readonly #file: DeviceFile;
+  /** Follows what is received, to see where packets end. */
+  readonly #received = new XsPacketParser();
   readonly #buffer = new Uint8Array(XS_HEADER_BYTES + XS_PAYLOAD_MAX);
   #unsent: Uint8Array[] = [];
+  /** Replies to requests that the kernel has refused; they wait for the end of the packet that is being received. */
+  #refusals: Uint8Array[] = [];
   #writing = false;
   #closing = false;
   #released = false;
 
-  constructor(path: string, fd: number) {
+  constructor(path: string, file: DeviceFile) {
     this.name = path;
-    this.#fd = fd;
+    this.#file = file;
     this.#read();
   }
 
@@ -68,15 +99,34 @@ class DeviceTransport implements XenstoreTransport {
   }
 
   #read(): void {
-    read(this.#fd, this.#buffer, 0, this.#buffer.length, null, (error, count) => {
+    this.#file.read(this.#buffer, (error, count) => {
       if (this.#closing) this.#release();
       else if (error !== null && error.code !== "EINTR") this.#lose(error);
       else if (error === null && count === 0) this.#lose();
       else {
-        if (count > 0) this.onData(this.#buffer.slice(0, count));
+        if (count > 0) this.#receive(this.#buffer.slice(0, count));
         this.#read();
       }
     });
+  }
+
+  #receive(bytes: Uint8Array): void {
+    this.#received.push(bytes);
+    while (this.#received.next() !== undefined);
+    this.onData(bytes);
+    this.#passRefusals();
+  }
+
+  /** xenstored's error to a watch comes as an error of its write, and to any packet the kernel's own. */
+  #refuse(packet: Uint8Array, errno: string): void {
+    const { reqId = 0, txId = 0 } = readHeader(packet) ?? {};
+    this.#refusals.push(encodePacket(XS_ERROR, reqId, txId, encodeStrings(errno)));
+    this.#passRefusals();
+  }
+
+  #passRefusals(): void {
+    if (this.#received.bufferedBytes > 0) return;
+    for (const refusal of this.#refusals.splice(0)) this.onData(refusal);
   }
 
   #writeNext(): void {
@@ -84,11 +134,14 @@ class DeviceTransport implements XenstoreTransport {
     const packet = this.#unsent.shift();
     if (packet === undefined) return;
     this.#writing = true;
-    write(this.#fd, packet, 0, packet.length, null, (error) => {
+    this.#file.write(packet, (error) => {
       this.#writing = false;
-      if (this.#released) this.#closeFile();
-      else if (error !== null && !this.#closing) this.#lose(error);
-      else this.#writeNext();
+      if (this.#released) return this.#file.close();
+      if (error !== null && !this.#closing) {
+        if (!REFUSALS.has(error.code)) return this.#lose(error);
+        this.#refuse(packet, error.code as string);
+      }
+      this.#writeNext();
     });
   }
 
@@ -102,10 +155,6 @@ class DeviceTransport implements XenstoreTransport {
     if (this.#released) return;
     this.#released = true;
     this.#unsent = [];
-    if (!this.#writing) this.#closeFile();
-  }
-
-  #closeFile(): void {
-    closeFile(this.#fd).catch(ignore);
+    if (!this.#writing) this.#file.close();
   }
 }
