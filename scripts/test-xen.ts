@@ -37,6 +37,9 @@ XENLAB=DIR keeps the lab elsewhere than in ~/.cache/xentool-xenlab; XENLAB_PATIE
 /** Built at once, because debootstrap keeps one processor busy. Arm's takes another emulator besides. */
 const BUILT_AT_ONCE: readonly Release[] = ["bookworm", "trixie"];
 
+/** Of the console of a host that did not come up: Xen's last words, and what it answered to the debug keys. */
+const CONSOLE_LINES = 150;
+
 const root = resolve(import.meta.dirname, "..");
 const sources = join(root, "test/xen");
 
@@ -102,7 +105,16 @@ async function main(): Promise<number> {
     : Number(results.some(({ verdict }) => verdict !== "passed"));
 }
 
-/** Boots until every run has a result: once for each daemon, and again after a run that took the host down. */
+/**
+ * A host that does not come up is booted again: it was seen once to stop on the way, or to need more time than it had,
+ * and nothing of xentool's runs before it is up.
+ */
+const BOOT_ATTEMPTS = 3;
+
+/**
+ * Boots until every run has a result: once for each daemon, again after a run that took the host down, and again, with
+ * more time, when it did not come up.
+ */
 async function runAll(
   runs: readonly Run[],
   settingsOf: (boot: number) => BootSettings,
@@ -117,23 +129,32 @@ async function runAll(
     let waiting = runs.filter(
       (run) => run.daemon === daemon && !results.some((result) => result.run === run),
     );
-    while (waiting.length > 0) {
+    for (let attempt = 1; waiting.length > 0;) {
       const settings = settingsOf(boots.length);
       for (const directory of [settings.work, settings.logs]) mkdirSync(directory, { recursive: true });
       console.error(`booting Xen with ${daemon}: ${waiting.map((run) => run.name).join(" ")}`);
-      const { results: done, timing } = await boot(settings, daemon, waiting);
+      const { results: done, timing } = await boot(settings, daemon, waiting, attempt);
       boots.push(timing);
       results.push(...done);
       waiting = waiting.filter((run) => !done.some((result) => result.run === run));
-      if (done.length === 0) {
-        results.push(
-          ...waiting.map((run) => notRun(run, `the host did not come up: see ${settings.console}`)),
-        );
+      if (timing.upSeconds === undefined) console.error(stoppedOnTheWay(settings.console, timing));
+      if (done.length > 0) {
+        attempt = 1;
+      } else if (++attempt > BOOT_ATTEMPTS) {
+        const why = `the host did not come up in ${BOOT_ATTEMPTS} boots: see ${settings.console}`;
+        results.push(...waiting.map((run) => notRun(run, why)));
         break;
       }
     }
   }
   return { results, boots };
+}
+
+/** How far a host came that did not come up: the last that its console said, and whether it was still at work. */
+function stoppedOnTheWay(console: string, { seconds, endedAfter }: BootTiming): string {
+  const said = readFileSync(console, "utf8").trimEnd().split("\n").slice(-CONSOLE_LINES);
+  const end = endedAfter === undefined ? "it ended" : `ended, processor ${endedAfter.toFixed(0)} s`;
+  return `the host did not come up: ${end} after ${seconds.toFixed(0)} s; its console says last\n${said.join("\n").replace(/^/gm, "    | ")}`;
 }
 
 function notRun(run: Run, message: string): Result {

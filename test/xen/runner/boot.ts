@@ -39,7 +39,15 @@ export interface BootSettings extends MachineSettings {
   readonly built: (file: string) => string;
 }
 
+/** Until the host is up, in the first attempt; each later one has as much again. */
 const BOOT_SECONDS = 180;
+/**
+ * What Xen is asked on its console before a host is ended in which nothing happens: to listen to it, for the registers
+ * of dom0's processors, for its own, and for who waits to run. A host that only was slow answers it, too.
+ */
+const DEBUG_KEYS = "\x01\x01\x010dr";
+/** What the answers may take. */
+const DEBUG_SECONDS = 5;
 /** What the runner in dom0 may need, after a scenario's limit, to end and diagnose it. */
 const GRACE_SECONDS = 240;
 const FREE_MIB = 256;
@@ -55,16 +63,23 @@ interface Followed {
   /** The runs that began, and the emulator's processor time then and at the run's end, if it came. */
   readonly begun: ReadonlyMap<string, { readonly from: number; to?: number }>;
   readonly upSeconds: number | undefined;
+  /** The emulator's processor time when it was ended, because nothing happened in time. */
+  readonly endedAfter: number | undefined;
 }
 
 /**
  * Boots once with `daemon` and runs `runs`. When the host went down in one of them, the later ones are not among the
- * results.
+ * results. `attempt` counts from 1, and gives a host that did not come up before more time.
  */
-export async function boot(settings: BootSettings, daemon: Daemon, runs: readonly Run[]): Promise<Booted> {
+export async function boot(
+  settings: BootSettings,
+  daemon: Daemon,
+  runs: readonly Run[],
+  attempt: number,
+): Promise<Booted> {
   const watch = new Stopwatch();
   const image = makePayload(settings, daemon, runs);
-  const { begun, upSeconds } = await follow(settings, image, runs);
+  const { begun, upSeconds, endedAfter } = await follow(settings, image, runs, BOOT_SECONDS * attempt);
   const out = join(settings.work, "out");
   spawnSync("debugfs", ["-R", `rdump /out ${settings.work}`, image], { stdio: "ignore" });
   const results = runs.flatMap((run) => {
@@ -77,7 +92,10 @@ export async function boot(settings: BootSettings, daemon: Daemon, runs: readonl
     if (existsSync(join(out, run.name)))
       cpSync(join(out, run.name), join(settings.logs, run.name), { recursive: true });
   }
-  return { results, timing: { daemon, runs: results.length, upSeconds, seconds: watch.seconds } };
+  return {
+    results,
+    timing: { daemon, runs: results.length, upSeconds, seconds: watch.seconds, endedAfter },
+  };
 }
 
 /** The payload's disk image: dom0's scripts, the plan, the scenarios and their files. */
@@ -109,23 +127,35 @@ function makePayload(settings: BootSettings, daemon: Daemon, runs: readonly Run[
 }
 
 /** Runs the machine to its end, or ends it when nothing happens in time. */
-async function follow(settings: BootSettings, image: string, runs: readonly Run[]): Promise<Followed> {
+async function follow(
+  settings: BootSettings,
+  image: string,
+  runs: readonly Run[],
+  bootSeconds: number,
+): Promise<Followed> {
   const begun = new Map<string, { from: number; to?: number }>();
   const watch = new Stopwatch();
   let upSeconds: number | undefined;
+  let endedAfter: number | undefined;
   const log = createWriteStream(settings.console);
   const { program, args } = machineOf(settings, image);
   const machine = spawn(program, args, {
-    stdio: ["ignore", "pipe", "pipe"],
+    stdio: ["pipe", "pipe", "pipe"],
   });
-  const end = () => machine.kill("SIGKILL");
+  // A machine that is gone already is not asked.
+  machine.stdin.on("error", () => {});
+  const end = () => {
+    endedAfter = processorSeconds(machine.pid);
+    machine.stdin.write(DEBUG_KEYS);
+    watchdog = setTimeout(() => machine.kill("SIGKILL"), DEBUG_SECONDS * 1000);
+  };
   const interrupted = () => {
-    end();
+    machine.kill("SIGKILL");
     process.exit(130);
   };
   process.once("SIGINT", interrupted);
   process.once("SIGTERM", interrupted);
-  let watchdog = setTimeout(end, BOOT_SECONDS * settings.patience * 1000);
+  let watchdog = setTimeout(end, bootSeconds * settings.patience * 1000);
   const allow = (seconds: number) => {
     clearTimeout(watchdog);
     watchdog = setTimeout(end, seconds * settings.patience * 1000);
@@ -159,7 +189,7 @@ async function follow(settings: BootSettings, image: string, runs: readonly Run[
     process.removeListener("SIGTERM", interrupted);
     await new Promise((resolve) => log.end(resolve));
   }
-  return { begun, upSeconds };
+  return { begun, upSeconds, endedAfter };
 }
 
 /** What the runner in dom0 wrote down; when it wrote nothing, the host went down in this run. */

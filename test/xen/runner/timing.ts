@@ -14,6 +14,8 @@ export interface BootTiming {
   /** Until dom0 was ready for its first scenario; undefined when it never was. */
   readonly upSeconds: number | undefined;
   readonly seconds: number;
+  /** The emulator's processor time when it was ended, because nothing happened in time. */
+  readonly endedAfter: number | undefined;
 }
 
 /** Seconds since it was made. */
