@@ -37,7 +37,7 @@ XENLAB=DIR keeps the lab elsewhere than in ~/.cache/xentool-xenlab; XENLAB_PATIE
 /** Built at once, because debootstrap keeps one processor busy. Arm's takes another emulator besides. */
 const BUILT_AT_ONCE: readonly Release[] = ["bookworm", "trixie"];
 
-/** Of the console of a host that did not come up: Xen's last words, and what it answered to the debug keys. */
+/** Of the console of a host in which nothing happened: the last words, and what Xen answered to the debug keys. */
 const CONSOLE_LINES = 150;
 
 const root = resolve(import.meta.dirname, "..");
@@ -137,7 +137,8 @@ async function runAll(
       boots.push(timing);
       results.push(...done);
       waiting = waiting.filter((run) => !done.some((result) => result.run === run));
-      if (timing.upSeconds === undefined) console.error(stoppedOnTheWay(settings.console, timing));
+      if (timing.upSeconds === undefined || timing.endedAfter !== undefined)
+        console.error(whereItStood(settings.console, timing));
       if (done.length > 0) {
         attempt = 1;
       } else if (++attempt > BOOT_ATTEMPTS) {
@@ -150,11 +151,12 @@ async function runAll(
   return { results, boots };
 }
 
-/** How far a host came that did not come up: the last that its console said, and whether it was still at work. */
-function stoppedOnTheWay(console: string, { seconds, endedAfter }: BootTiming): string {
-  const said = readFileSync(console, "utf8").trimEnd().split("\n").slice(-CONSOLE_LINES);
+/** Where a host stood that did not come up, or in which nothing happened any more. */
+function whereItStood(console: string, { seconds, upSeconds, endedAfter }: BootTiming): string {
+  const what = upSeconds === undefined ? "did not come up" : "went silent";
   const end = endedAfter === undefined ? "it ended" : `ended, processor ${endedAfter.toFixed(0)} s`;
-  return `the host did not come up: ${end} after ${seconds.toFixed(0)} s; its console says last\n${said.join("\n").replace(/^/gm, "    | ")}`;
+  const said = readFileSync(console, "utf8").trimEnd().split("\n").slice(-CONSOLE_LINES).join("\n");
+  return `the host ${what}: ${end} after ${seconds.toFixed(0)} s; its console says last\n${said.replace(/^/gm, "    | ")}`;
 }
 
 function notRun(run: Run, message: string): Result {
