@@ -50,8 +50,9 @@ async function closeOwnRing(
 }
 
 async function close(context: CommandContext, argv: CloseArguments, ring: RingToClose): Promise<number> {
+  const timeoutMs = context.timeoutMs ?? ANSWER_TIMEOUT_MS;
   const report = await inspectSettled(ring.page, SETTLE_MS);
-  const server = await identifyServer(report, ring.toolstack?.xenstore);
+  const server = await identifyServer(report, ring.toolstack?.xenstore, timeoutMs);
   const plan = planClose(report, server, {
     domid: ring.domid,
     method: argv.method,
@@ -64,7 +65,7 @@ async function close(context: CommandContext, argv: CloseArguments, ring: RingTo
     return 0;
   }
   const result = await closeRing(plan, ring, {
-    timeoutMs: context.timeoutMs ?? ANSWER_TIMEOUT_MS,
+    timeoutMs,
     signal: context.stop,
     kickPath: argv.kick,
   });

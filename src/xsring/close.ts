@@ -1,5 +1,6 @@
 // Closes a ring as planned and verifies the result. A request that the server does not acknowledge is taken back
 // where possible, so that a failed close leaves the ring as it was.
+import { within } from "../core/deadline.ts";
 import { XentoolError } from "../core/errors.ts";
 import type { Domid } from "../core/types.ts";
 import type { Platform } from "../platform/platform.ts";
@@ -47,16 +48,20 @@ export interface CloseResult {
   readonly report: RingReport;
 }
 
-/** Tells servers apart by what they offer on the ring, and by whether they answer `help` as C xenstored does. */
+/**
+ * Tells servers apart by what they offer on the ring, and by whether they answer `help` as C xenstored does. Fails with
+ * `timeout` when nothing is answered.
+ */
 export async function identifyServer(
   report: RingReport,
   xenstore: Xenstore | undefined,
+  timeoutMs: number,
 ): Promise<ServerIdentity> {
   if (canReconnect(report.words))
     return { kind: "reconnecting", evidence: "server_features has RECONNECTION, as oxenstored's" };
   if (xenstore === undefined) return { kind: "unknown", evidence: "its kind cannot be asked for from here" };
   try {
-    await xenstore.control("help");
+    await answered(xenstore.control("help"), timeoutMs);
     return { kind: "xenstored", evidence: "it answers `help`, as C xenstored does" };
   } catch (error) {
     if (errnoOf(error) === undefined) throw error;
@@ -97,13 +102,14 @@ async function handshake(ring: RingToClose, options: CloseOptions): Promise<void
 async function reintroduce(ring: RingToClose, options: CloseOptions): Promise<void> {
   const { page, domid } = ring;
   const { platform, xenstore } = toolstackOf(ring);
-  const store = await storeAddress(xenstore, domid);
+  const { timeoutMs } = options;
+  const store = await answered(storeAddress(xenstore, domid), timeoutMs);
   const guest = await pauseGuest(platform, domid);
   try {
     // The guest may have sent something before it was paused.
     const request = { domid, method: "reintroduce", force: false, isSelf: false } as const;
     const report = inspectRing(page);
-    planClose(report, await identifyServer(report, xenstore), request);
+    planClose(report, await identifyServer(report, xenstore, timeoutMs), request);
     const isOurs = setConnection(page, XENSTORE_CONNECTED, XENSTORE_RECONNECT);
     await untilAnswered(
       ring,
@@ -116,17 +122,17 @@ async function reintroduce(ring: RingToClose, options: CloseOptions): Promise<vo
   }
 }
 
-async function release(ring: RingToClose): Promise<void> {
+async function release(ring: RingToClose, { timeoutMs }: CloseOptions): Promise<void> {
   const { page, domid } = ring;
   const { platform, xenstore } = toolstackOf(ring);
-  const store = await storeAddress(xenstore, domid);
+  const store = await answered(storeAddress(xenstore, domid), timeoutMs);
   const guest = await pauseGuest(platform, domid);
   try {
-    await releaseOnce(xenstore, domid);
+    await answered(releaseOnce(xenstore, domid), timeoutMs);
     fillWithPoison(page);
     storeRingWord(page, XS_RING_ERROR, XENSTORE_ERROR_NONE);
     storeRingWord(page, XS_RING_CONNECTION, XENSTORE_CONNECTED);
-    await xenstore.introduce(domid, store.frame, store.port);
+    await answered(xenstore.introduce(domid, store.frame, store.port), timeoutMs);
   } finally {
     await guest.resume();
   }
@@ -172,7 +178,16 @@ function setConnection(page: XsRingPage, from: number, to: number): boolean {
   return Atomics.compareExchange(page.words, XS_RING_CONNECTION >> 2, from, to) === from;
 }
 
-/** Waits for the server to clear RECONNECT. If it does not, a RECONNECT that we set is taken back. */
+/** What xenstored answers. One that is silent must not hold us, or the guest that we have paused, for ever. */
+function answered<T>(request: Promise<T>, timeoutMs: number): Promise<T> {
+  const late = `xenstored did not answer within ${timeoutMs} ms; what it was asked, it may still carry out`;
+  return within(timeoutMs, request, () => new XentoolError("timeout", late, { timeoutMs }));
+}
+
+/**
+ * Waits for the server to clear RECONNECT. If it does not, a RECONNECT that we set is taken back. `prod` may be waiting
+ * for a xenstored that is silent, so it is not waited for.
+ */
 async function untilAnswered(
   { page, domid }: RingToClose,
   { timeoutMs, signal }: CloseOptions,
@@ -181,15 +196,22 @@ async function untilAnswered(
 ): Promise<void> {
   const deadline = performance.now() + timeoutMs;
   let nextKick = 0;
+  const prodded: { open: boolean; failures: unknown[] } = { open: false, failures: [] };
+  const prodOnce = async (): Promise<void> => {
+    prodded.open = true;
+    await prod().catch((error: unknown) => prodded.failures.push(error));
+    prodded.open = false;
+  };
   try {
     while (loadRingWord(page, XS_RING_CONNECTION) !== XENSTORE_CONNECTED) {
       const now = performance.now();
       if (signal.aborted)
         throw new XentoolError("cancelled", `closing the ring of domain ${domid} was cancelled`);
-      if (now > deadline) throw noAnswer(domid, timeoutMs, isOurs);
-      if (now >= nextKick) {
+      if (prodded.failures.length > 0) throw prodded.failures[0];
+      if (now > deadline) throw noAnswer(domid, timeoutMs, isOurs, prodded.open);
+      if (now >= nextKick && !prodded.open) {
         nextKick = now + KICK_MS;
-        await prod();
+        void prodOnce();
       }
       await Bun.sleep(LOOK_MS);
     }
@@ -199,8 +221,9 @@ async function untilAnswered(
   }
 }
 
-function noAnswer(domid: number, timeoutMs: number, isOurs: boolean): XentoolError {
-  const after = isOurs ? "the wish was taken back, the ring is as it was" : "the guest's own wish stays";
+function noAnswer(domid: number, timeoutMs: number, isOurs: boolean, isAsked: boolean): XentoolError {
+  const wish = isOurs ? "the wish was taken back, the ring is as it was" : "the guest's own wish stays";
+  const after = isAsked ? `${wish}; xenstored is silent, and may still carry out what it was asked` : wish;
   return new XentoolError(
     "timeout",
     `the server did not answer the close of domain ${domid}'s ring within ${timeoutMs} ms; ${after}`,
