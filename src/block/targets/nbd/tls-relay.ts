@@ -8,6 +8,7 @@ import { connect, createServer, type NetConnectOpts, type Server, type Socket } 
 import { connect as connectTls, type TLSSocket } from "node:tls";
 import { codeOf, describeError, XentoolError } from "../../../core/errors.ts";
 import { escapeText } from "../../../core/log.ts";
+import { shim } from "../../../native/shim.ts";
 import {
   encodeGreeting,
   encodeOption,
@@ -24,6 +25,12 @@ import type { NbdAddress, NbdTls } from "./uri.ts";
 
 /** For a server to answer, until the connection is secure. */
 const PATIENCE_MS = 10_000;
+/** For a server to take the last that a client sent before it closed its connection. */
+const FAREWELL_MS = 1000;
+/** How often a client is looked at from which nothing is read. */
+const LOOK_MS = 1000;
+const EPIPE = -32;
+const NOTHING = new Uint8Array(1);
 const CLIENT_FLAGS_BYTES = 4;
 /** What a client of ours asks before it gives up. */
 const MAX_OPTIONS = 2;
@@ -76,13 +83,15 @@ export class TlsRelay {
 
   async #serve(local: Socket): Promise<void> {
     this.#own(local);
+    let secured: Secured | undefined;
     try {
-      const { socket, greeting } = await this.#connect();
-      local.write(greeting);
+      secured = await this.#connect();
+      local.write(secured.greeting);
       // The server has had our flags already.
       await take(local, CLIENT_FLAGS_BYTES);
-      join(local, socket);
+      join(local, secured.socket);
     } catch (error) {
+      secured?.socket.destroy();
       await refuse(local, describeError(error)).catch(() => {});
       local.destroy();
     }
@@ -107,7 +116,9 @@ export class TlsRelay {
       const greeting = await startTls(plain);
       const socket = connectTls({ socket: plain, ...this.#identity.options });
       this.#own(socket);
-      await secured(socket);
+      // What is being encrypted and not sent keeps it open.
+      socket.on("close", () => plain.destroy());
+      await untilSecured(socket);
       return { socket, greeting };
     } catch (error) {
       plain.destroy();
@@ -159,10 +170,40 @@ async function startTls(plain: Socket): Promise<Uint8Array> {
 function join(local: Socket, server: TLSSocket): void {
   local.pipe(server);
   server.pipe(local);
-  local.on("close", () => server.destroySoon());
+  local.on("close", () => endSoon(server));
   server.on("close", () => local.destroySoon());
   if (local.destroyed) server.destroy();
   if (server.destroyed) local.destroy();
+  noticeEndOf(local, server);
+}
+
+/** A server that takes nothing more keeps no connection of a client that is gone. */
+function endSoon(server: TLSSocket): void {
+  const late = setTimeout(() => server.destroy(), FAREWELL_MS);
+  server.on("close", () => clearTimeout(late));
+  server.destroySoon();
+}
+
+/**
+ * While the server takes nothing, nothing is read from `local` either, and Bun does not tell that its other end is
+ * closed. What that end sent last is given up: it will be sent again, on another connection.
+ */
+function noticeEndOf(local: Socket, server: TLSSocket): void {
+  let looking: ReturnType<typeof setInterval> | undefined;
+  const stop = (): void => clearInterval(looking);
+  local.on("pause", () => {
+    stop();
+    looking = setInterval(() => isEndClosed(local) && local.destroy(), LOOK_MS);
+  });
+  server.on("drain", stop);
+  local.on("close", stop);
+}
+
+/** Sends nothing; what it says is whether anything could be sent. */
+function isEndClosed(local: Socket): boolean {
+  // Its types do not know the descriptor.
+  const { fd } = (local as unknown as { _handle: { fd: number } })._handle;
+  return shim.xt_socket_send(fd, NOTHING, 0, NOTHING, 0) === EPIPE;
 }
 
 /** Answers as a server that refuses the client the export, with the reason. */
@@ -197,13 +238,14 @@ function take(socket: Socket, count: number): Promise<Buffer> {
     socket.off("data", onData).off("error", onGone).off("close", onGone).off("end", onGone);
   };
   if (count === 0) return Promise.resolve(bytes);
+  if (socket.destroyed) onGone();
   socket.on("data", onData).on("error", onGone).on("close", onGone).on("end", onGone);
   socket.resume();
   return promise;
 }
 
 /** Waits for the end of the TLS handshake. */
-function secured(socket: TLSSocket): Promise<void> {
+function untilSecured(socket: TLSSocket): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   socket.once("secureConnect", () => {
     if (socket.authorized) resolve();
