@@ -22,7 +22,11 @@ async function xl(command: "pause" | "unpause", domid: Domid): Promise<void> {
     new XentoolError("environment", `xl ${command} ${domid} failed${why}`, { domid, command }, cause);
   let child: Bun.Subprocess<"ignore", "ignore", "inherit">;
   try {
-    child = Bun.spawn(["xl", command, String(domid)], { stdio: ["ignore", "ignore", "inherit"] });
+    // Apart from us: a terminal's Ctrl-C would end it, too, and leave the guest paused.
+    child = Bun.spawn(["xl", command, String(domid)], {
+      stdio: ["ignore", "ignore", "inherit"],
+      detached: true,
+    });
   } catch (error) {
     throw failure("", error);
   }
