@@ -6,6 +6,7 @@ import { mayAskStore } from "../../src/blkback/guests/store-rules.ts";
 import { StoreRelay } from "../../src/blkback/guests/store-relay.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { socketPair } from "../../src/native/descriptors.ts";
+import { shim } from "../../src/native/shim.ts";
 import type { SimPlatform } from "../../src/platform/sim.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
@@ -17,6 +18,8 @@ const SCOPE = { backend: toDomid(0), kind: "vbd", frontend: toDomid(1) };
 const DISKS = "/local/domain/0/backend/vbd/1";
 const ERRORS = "/local/domain/0/error/backend/vbd/1";
 const REFUSED = "permission denied";
+const MUCH_BYTES = 16 << 20;
+const [EAGAIN, EPIPE] = [-11, -32];
 
 let host: SimHost;
 let platform: SimPlatform;
@@ -153,3 +156,18 @@ test("one that asks and does not read is waited for, or given up; one that is no
   reader.write(new Uint8Array(64).fill(0xff));
   await promise;
 });
+
+test("one that asks for what it may not have, and does not read, is given up", async () => {
+  const refused = Buffer.concat(
+    Array.from({ length: 4096 }, (_, id) => encodePacket(XS_READ, id, 0, encodeStrings("/vm"))),
+  );
+  let asked = 0;
+  for (let sent = 0; sent !== EPIPE && asked < MUCH_BYTES; asked += Math.max(0, sent)) {
+    const rest = refused.subarray(asked % refused.length);
+    sent = shim.xt_socket_send(theirs, rest, rest.length, null, 0);
+    if (sent === EAGAIN) await Bun.sleep(1);
+  }
+  closeSync(theirs);
+  // The answers to all of it would be more than three times what may be unread.
+  expect(asked).toBeLessThan(MUCH_BYTES);
+}, 60_000);

@@ -16,7 +16,7 @@ import { openInherited, type SocketTransport } from "../../xenstore/transports/s
 
 /** Requests that wait for their replies at the same time; the next ones wait in the socket. */
 const PENDING_MAX = 64;
-/** A process that leaves more replies and events unread than this is given up. */
+/** A process that leaves more replies, refusals and events unread than this is given up. */
 const UNREAD_BYTES_MAX = 4 << 20;
 
 export class StoreRelay {
@@ -81,7 +81,8 @@ export class StoreRelay {
       if (packet === undefined) break;
       this.#take(packet);
     }
-    if (this.#requests.violation !== undefined) return this.close();
+    const isTooMuch = this.#client.unsentBytes > UNREAD_BYTES_MAX;
+    if (isTooMuch || this.#requests.violation !== undefined) return this.close();
     this.#client.setReading(this.#pending < PENDING_MAX);
   }
 
@@ -97,7 +98,6 @@ export class StoreRelay {
     for (let packet = this.#replies.next(); packet !== undefined; packet = this.#replies.next())
       if (packet.type !== XS_WATCH_EVENT) this.#pending--;
     this.#client.write(bytes);
-    if (this.#client.unsentBytes > UNREAD_BYTES_MAX) return this.close();
     this.#pump();
   }
 }
