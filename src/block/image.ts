@@ -2,7 +2,7 @@
 // be passed to a worker of the same process, which serves it through FileTarget.
 import { closeSync, fstatSync } from "node:fs";
 import { attempt } from "./image/attempt.ts";
-import { claimFor } from "./image/claim.ts";
+import { claimFor, takeDisksLock } from "./image/claim.ts";
 import { identify, noteClosing, noteOpened } from "./image/known.ts";
 import {
   blockDeviceAbilities,
@@ -11,7 +11,7 @@ import {
   fileAbilities,
   sizeOf,
 } from "./image/abilities.ts";
-import { COMMAND_WAYS, openClaimed, refuseContainer, type Ways } from "./image/open.ts";
+import { COMMAND_WAYS, notOverError, openClaimed, refuseContainer, type Ways } from "./image/open.ts";
 import type { TargetInfo } from "./target.ts";
 import type { SeenExport } from "./targets/nbd/handshake.ts";
 import type { NbdAddress } from "./targets/nbd/uri.ts";
@@ -82,6 +82,8 @@ export function openImage(path: string, options: ImageOptions): FileImage {
   const { readOnly, direct, sectorSizeBytes, shared = false, ways = COMMAND_WAYS } = options;
   const { fd, alsoHeld } = openClaimed(path, claimFor(readOnly, shared), direct, ways);
   try {
+    if (options.user !== undefined && !readOnly && !takeDisksLock(fd, options.user))
+      throw notOverError(path, options.user);
     const stat = fstatSync(fd);
     const isBlockDevice = stat.isBlockDevice();
     const sizeBytes = sizeOf(fd);

@@ -11,9 +11,11 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { closeImage, openImage } from "../../src/block/image.ts";
+import { closeImage, openImage, type FileImage } from "../../src/block/image.ts";
 import { takeLocks, type LockCalls } from "../../src/block/image/claim.ts";
 import { identify } from "../../src/block/image/known.ts";
+import { HELD } from "../../src/block/image/open.ts";
+import type { XentoolError } from "../../src/core/errors.ts";
 import { errnoText } from "../../src/native/shim.ts";
 import { removeDirectory, temporaryDirectory } from "../support/temporary.ts";
 
@@ -155,6 +157,39 @@ function refusal(path: string): string {
     return String(error);
   }
 }
+
+describe("what a killed server has begun keeps its open file until it is over", () => {
+  const shared = (user: string): FileImage => openImage(file, { ...HOW, shared: true, user });
+
+  test("so the disk's next server waits for that, though others may share the image", () => {
+    writeFileSync(file, Buffer.alloc(4096));
+    const former = shared("xvda of domain 1");
+    closeImage(shared("xvdb of domain 1"));
+    closeImage(shared("xvda of domain 2"));
+    const next = attemptToOpen(() => shared("xvda of domain 1"));
+    expect(next?.message).toBe(`${file}: what a former server of xvda of domain 1 has begun is not over yet`);
+    expect(next?.context["reason"]).toBe(HELD);
+    closeImage(former);
+    closeImage(shared("xvda of domain 1"));
+  });
+
+  test("also where that one had the image for itself, and the next one shares it", () => {
+    writeFileSync(file, Buffer.alloc(4096));
+    const former = openImage(file, { ...HOW, user: "xvda of domain 1" });
+    expect(attemptToOpen(() => shared("xvda of domain 1"))?.context["reason"]).toBe(HELD);
+    closeImage(shared("xvda of domain 2"));
+    closeImage(former);
+  });
+
+  function attemptToOpen(open: () => FileImage): XentoolError | undefined {
+    try {
+      closeImage(open());
+      return undefined;
+    } catch (error) {
+      return error as XentoolError;
+    }
+  }
+});
 
 test("the smallest disk, and one with the magic number elsewhere, are disks", () => {
   writeFileSync(file, new Uint8Array(512));

@@ -3,9 +3,11 @@
 // locks on single bytes of the file (block/file-posix.c: RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE, with the
 // permissions of include/block/block-common.h): whoever does N holds byte 100+N, and whoever lets nobody else do N
 // holds byte 200+N. All of these locks end with the open file, so kill -9 leaves none.
+import { readFileSync } from "node:fs";
 import { XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import { errnoName, errnoText, shim } from "../../native/shim.ts";
+import { attempt } from "./attempt.ts";
 
 const logger = moduleLogger("block");
 
@@ -30,6 +32,8 @@ export interface LockCalls {
 
 const DOES = 100;
 const REFUSES = 200;
+/** From here on each disk has a byte of its own. */
+const DISKS = 2 ** 30;
 const READ = 0;
 const WRITE = 1;
 const WRITE_UNCHANGED = 2;
@@ -84,6 +88,21 @@ function areTheirs(fd: number, { does, refuses }: Conduct, calls: LockCalls): bo
   if (refuses.length === 0) return false;
   const theirs = [...does.map((what) => REFUSES + what), ...refuses.map((what) => DOES + what)];
   return theirs.some((byte) => calls.xt_file_range_locked(fd, byte, 1) === 1);
+}
+
+/**
+ * Takes the lock of one disk, `user`, on its image, which is in the way of nobody but the disk's next server. A killed
+ * server may be gone while the kernel carries out what it has begun (io_uring with direct I/O), and that must not come
+ * after what the next one writes. It has the file open until then, so where an image is shared this lock tells. Returns
+ * false if the former server's is still there. On a file system without locks nothing can tell.
+ */
+export function takeDisksLock(fd: number, user: string): boolean {
+  // Other hosts, whose locks a cluster's file system may show, have the same names for other disks.
+  const host = attempt(() => readFileSync("/proc/sys/kernel/random/boot_id", "utf8"));
+  const digest = new Bun.CryptoHasher("sha256").update(`${host} ${user}`).digest();
+  const byte = DISKS + (digest.readUInt32LE() % DISKS);
+  shim.xt_file_lock_range(fd, byte, 1);
+  return shim.xt_file_range_locked(fd, byte, 1) !== 1;
 }
 
 function isTaken(error: number): boolean {

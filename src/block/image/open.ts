@@ -187,6 +187,12 @@ export function heldError(
   return new XentoolError("environment", text, { reason: HELD, own, user });
 }
 
+/** See `takeDisksLock`. */
+export function notOverError(path: string, user: string): XentoolError {
+  const text = `${path}: what a former server of ${user} has begun is not over yet`;
+  return new XentoolError("environment", text, { reason: HELD, own: false });
+}
+
 function insistOn(ways: Ways): string {
   return ways.shared === undefined ? "" : `; ${ways.shared} shares it anyway`;
 }
