@@ -139,7 +139,7 @@ function localSpec(argv: RelayArguments): LocalSpec {
   }
   if (argv.unix !== undefined) return { kind: "unix", path: argv.unix };
   if (argv.tcp !== undefined) return { kind: "tcp", ...parseHostPort("--tcp", argv.tcp) };
-  return { kind: "stdio", receiveOnly: argv.receive };
+  return { kind: "stdio", receiveOnly: argv.receive, keepsOutput: argv.keep };
 }
 
 /** Fails now if the program cannot be run, rather than when a client comes. */

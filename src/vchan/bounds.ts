@@ -24,10 +24,19 @@ export const WATCHES = 4;
 /** Moving less than a ring at a time lets both ends work at once; less than this is not worth a system call. */
 export const RELAY_CHUNK_BYTES_MIN = 4096;
 
+/**
+ * While bytes move without a pause, the local descriptors are asked for after so many rounds: a system call for each 64
+ * KiB or more, if rounds are as large as they may be.
+ */
+export const ASK_ROUNDS = 16;
+
 /** A shared pipe that poll reports as writable takes this much without blocking (PIPE_BUF). */
 export const SHARED_WRITE_BYTES = 4096;
 
-/** The default for how long a peer that cannot be told of our end may be silent before we close. */
+/**
+ * The default for how long a peer that cannot be told of our end may be silent before we close. For as long, a peer may
+ * also leave the rest of what we sent unread while nobody takes what it sends.
+ */
 export const LINGER_MS = 5000;
 
 /** How long we go on delivering what is in flight once we were told to stop. */

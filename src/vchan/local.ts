@@ -28,11 +28,13 @@ export interface LocalEnd {
   readonly outputTwin: number | undefined;
   /** Stop sending once nobody takes our output, as a command in a shell pipeline would. */
   readonly endsWithOutput: boolean;
+  /** Further peers' data goes to the same output, so its reader does not see an end with this peer's. */
+  readonly keepsOutput?: boolean;
 }
 
 export type LocalSpec =
   /** With `receiveOnly`, standard input is left alone: it may be a terminal that belongs to another job. */
-  | { readonly kind: "stdio"; readonly receiveOnly: boolean }
+  | { readonly kind: "stdio"; readonly receiveOnly: boolean; readonly keepsOutput: boolean }
   | { readonly kind: "unix"; readonly path: string }
   | { readonly kind: "tcp"; readonly host: string; readonly port: number }
   | { readonly kind: "command"; readonly argv: readonly string[] };
@@ -50,12 +52,12 @@ export interface OpenedLocal {
 const EAGAIN = -11;
 
 /** Our standard input and output, or only the output. */
-export function openStdio(receiveOnly: boolean): OpenedLocal {
+export function openStdio({ receiveOnly, keepsOutput }: LocalSpec & { kind: "stdio" }): OpenedLocal {
   const input = receiveOnly ? undefined : openShared(0, false);
   const output = openShared(1, true);
   if (output === undefined) throw new XentoolError("environment", "standard output is closed");
   const twin = output.fd === 1 ? undefined : 1;
-  const end: LocalEnd = { input, output, outputTwin: twin, endsWithOutput: true };
+  const end: LocalEnd = { input, output, outputTwin: twin, endsWithOutput: true, keepsOutput };
   const reopened = [input?.fd ?? 0, output.fd].filter((fd) => fd > 2);
   return { end, exited: undefined, close: closeOnce(reopened), kill: nothing };
 }

@@ -65,6 +65,8 @@ interface RelayOutcome {
   readonly summary: SessionSummary;
   /** Exit status of the session's command; 0 without one, or when we made it end. */
   readonly status: number;
+  /** Nobody reads our standard output any more, so there is nothing that a further session could be for. */
+  readonly isLast: boolean;
 }
 
 const log = moduleLogger("vchan");
@@ -124,6 +126,8 @@ interface Attempt {
   hasCome: boolean;
   /** A failure need not delay the next one. */
   hasPaused: boolean;
+  /** Its failure leaves nothing to do for a next one. */
+  isLast: boolean;
 }
 
 /** Runs `once`; with `keep`, repeatedly. Pauses after a failure unless `once` has paused before it. */
@@ -133,13 +137,15 @@ async function repeat(
 ): Promise<number> {
   const pace = new Pace();
   do {
-    const attempt: Attempt = { hasCome: false, hasPaused: false };
+    const attempt: Attempt = { hasCome: false, hasPaused: false, isLast: false };
     try {
       const outcome = await once(pace, attempt);
       if (outcome === undefined) break;
-      const { summary, status } = outcome;
+      const { summary, status, isLast } = outcome;
       options.onSummary?.(summary);
-      if (summary.error !== undefined) throw new XentoolError("io", summary.error, { domid: summary.domid });
+      attempt.isLast = isLast;
+      const error = summary.error ?? (options.keep && isLast ? "nobody reads standard output" : undefined);
+      if (error !== undefined) throw new XentoolError("io", error, { domid: summary.domid });
       if (!options.keep) return status;
     } catch (error) {
       if (!options.keep || !isOfOneSession(error, attempt)) throw error;
@@ -151,7 +157,8 @@ async function repeat(
 }
 
 /** A peer can break the protocol before `hasCome` is set. */
-function isOfOneSession(error: unknown, { hasCome }: Attempt): boolean {
+function isOfOneSession(error: unknown, { hasCome, isLast }: Attempt): boolean {
+  if (isLast) return false;
   if (!(error instanceof XentoolError) || error.kind === "bug" || error.kind === "cancelled") return false;
   return hasCome || error.kind === "protocol";
 }
@@ -164,7 +171,7 @@ async function findService(local: LocalSpec): Promise<void> {
 async function openService(local: LocalSpec): Promise<OpenedLocal> {
   switch (local.kind) {
     case "stdio":
-      return openStdio(local.receiveOnly);
+      return openStdio(local);
     case "command":
       return openCommand(local.argv);
     case "unix":
@@ -216,6 +223,7 @@ async function relay(
         ...(error === undefined ? {} : { error }),
       },
       status: command === undefined || command.wasKilled ? 0 : command.status,
+      isLast: options.local.kind === "stdio" && result.end === "local-closed" && result.outputError === 0,
     };
   } catch (error) {
     opened.close();
@@ -255,8 +263,9 @@ function faultOf(summary: SessionSummary, result: RelayResult, spec: LocalSpec):
   if (outputError !== 0) return `${isStdio ? "standard output" : local} failed: ${errnoName(outputError)}`;
   if (end === "stopped") return undefined;
   if (end === "peer-lost") return `domain ${domid} vanished in the middle of its stream`;
-  if (end === "cut-short") return `domain ${domid} stopped before the end of its stream`;
-  if (bytesUnread > 0) return `domain ${domid} closed the vchan with ${counted(bytesUnread, "byte")} unread`;
+  // Undelivered bytes may be why others are unread, and those why a stream is cut short.
   if (bytesUndelivered > 0) return `${local} did not take the last ${counted(bytesUndelivered, "byte")}`;
+  if (bytesUnread > 0) return `domain ${domid} closed the vchan with ${counted(bytesUnread, "byte")} unread`;
+  if (end === "cut-short") return `domain ${domid} stopped before the end of its stream`;
   return undefined;
 }

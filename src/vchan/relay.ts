@@ -6,8 +6,8 @@
 // tells us of its own. Any other peer cannot be told, and may itself wait for our end before it closes, so after a
 // while of silence we close first.
 import { POLL_GONE, POLLIN, POLLOUT } from "../native/reactor.ts";
-import { shim } from "../native/shim.ts";
-import { RELAY_CHUNK_BYTES_MIN, LINGER_MS, SHARED_WRITE_BYTES, STOP_GRACE_MS } from "./bounds.ts";
+import { check, shim } from "../native/shim.ts";
+import { ASK_ROUNDS, LINGER_MS, RELAY_CHUNK_BYTES_MIN, SHARED_WRITE_BYTES, STOP_GRACE_MS } from "./bounds.ts";
 import { READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 import type { LocalEnd, LocalStream } from "./local.ts";
 import type { VchanControl } from "./vchan-control.ts";
@@ -57,6 +57,7 @@ export class Relay {
   readonly #fillChunk: number;
   readonly #drainChunk: number;
   readonly #endsWithOutput: boolean;
+  readonly #keepsOutput: boolean;
   readonly #outputTwin: number | undefined;
   readonly #waking: Disposable;
   /** Numbers of the local descriptors' watches in the endpoint's reactor. */
@@ -64,13 +65,17 @@ export class Relay {
   readonly #outputWatch: number;
   #input: LocalStream | undefined;
   #output: LocalStream | undefined;
-  #inputReady = true;
-  #outputReady = true;
+  #inputReady: boolean;
+  #outputReady: boolean;
   /** The peer's data waits for room at the local end. */
   #outputBlocked = false;
   #outputBroken = false;
   #inputError = 0;
   #outputError = 0;
+  /** Rounds since the descriptors were last asked for. */
+  #rounds = 0;
+  /** What the peer had yet to read when the current wait for it began or went on. */
+  #unreadBefore = 0;
   /** When the current wait for the peer is over; undefined when there is no such wait. */
   #deadline: number | undefined;
   #stopping = false;
@@ -84,8 +89,12 @@ export class Relay {
     this.#stopGraceMs = options.stopGraceMs ?? STOP_GRACE_MS;
     this.#input = local.input;
     this.#output = local.output;
+    // A shared one blocks, so it is used only when poll says so.
+    this.#inputReady = local.input?.kind !== "shared";
+    this.#outputReady = local.output.kind !== "shared";
     this.#outputTwin = local.outputTwin;
     this.#endsWithOutput = local.endsWithOutput;
+    this.#keepsOutput = local.keepsOutput === true;
     this.#fillChunk = Math.max(RELAY_CHUNK_BYTES_MIN, endpoint.writeSize / 4);
     const drainChunk = Math.max(RELAY_CHUNK_BYTES_MIN, endpoint.readSize / 4);
     this.#drainChunk = local.output.kind === "shared" ? SHARED_WRITE_BYTES : drainChunk;
@@ -121,6 +130,8 @@ export class Relay {
       this.#control.publish(endpoint.counts);
       // Notify the peer now, so that it can work while we go on.
       endpoint.flush();
+      // While one direction always has something to move, there is no wait in which the other could become ready.
+      if (++this.#rounds % ASK_ROUNDS === 0) this.#ask();
       if (!this.#stopping) return undefined;
     }
     const end = this.#end();
@@ -168,6 +179,8 @@ export class Relay {
   }
 
   #endInput(): void {
+    // A connection reports its failure once, here to a write; after that, reading finds what looks like an end.
+    if (this.#outputError !== 0 && this.#input?.kind === "socket") return this.#cutInput();
     this.#input = undefined;
     this.#endpoint.endStream();
   }
@@ -186,6 +199,7 @@ export class Relay {
   /** Lets the reader of our output see its end, while our input goes on. */
   #endOutput(output: LocalStream): void {
     this.#output = undefined;
+    if (this.#keepsOutput) return;
     if (output.kind === "socket") shim.xt_stream_end(output.fd);
     else {
       shim.xt_stream_discard(output.fd);
@@ -197,7 +211,14 @@ export class Relay {
     this.#output = undefined;
     this.#outputBroken = true;
     if (error !== EPIPE) this.#outputError = error;
-    if (this.#endsWithOutput) this.#input = undefined;
+    if (this.#endsWithOutput && this.#input !== undefined) this.#leaveInput(this.#input);
+  }
+
+  /** Reads no more input. What was sent of it is complete only if it ends just here. */
+  #leaveInput(input: LocalStream): void {
+    const isSocket = input.kind === "socket";
+    if (this.#inputReady && shim.xt_stream_skip(input.fd, isSocket ? 1 : 0) === 0) this.#endInput();
+    else this.#cutInput();
   }
 
   /** How the relay ended, or undefined if it has not. */
@@ -211,10 +232,20 @@ export class Relay {
     if (allRead && endpoint.peerEnded && isTaken) return endpoint.peerCut ? "cut-short" : "done";
     if (endpoint.peerClosed && (isTaken || this.#outputBroken)) return this.#peersEnd();
     if (this.#stopping) return this.#isOver() ? "stopped" : undefined;
+    if (this.#outputBroken && this.#input === undefined && !isTaken) return this.#stuckEnd();
     if (!allRead || !isTaken) this.#deadline = undefined;
     else if (this.#sendOnly) return "sent";
     else this.#deadline ??= performance.now() + this.#patienceMs();
     return this.#isOver() ? "lingered" : undefined;
+  }
+
+  /** Nobody takes what the peer sends. It may itself wait for that, and never read what we have sent. */
+  #stuckEnd(): RelayEnd | undefined {
+    const { unread } = this.#endpoint;
+    if (unread !== this.#unreadBefore) this.#deadline = undefined;
+    this.#unreadBefore = unread;
+    this.#deadline ??= performance.now() + LINGER_MS;
+    return this.#isOver() ? "local-closed" : undefined;
   }
 
   /** How long to wait for a peer that has read everything and is silent. */
@@ -234,21 +265,34 @@ export class Relay {
     return this.#deadline !== undefined && performance.now() >= this.#deadline;
   }
 
+  /** Finds out which descriptors are ready, without waiting for one. */
+  #ask(): void {
+    const { reactor } = this.#endpoint;
+    this.#watch();
+    check(reactor.wait(0, 0), "look at the local end");
+    reactor.dispatch();
+  }
+
   #wait(): void {
     const endpoint = this.#endpoint;
+    this.#watch();
+    const full = endpoint.writable === 0;
+    const asksForRoom = full || this.#input === undefined ? READ : 0;
+    const wants = endpoint.peerClosed ? 0 : (this.#outputBlocked ? 0 : WRITTEN) | asksForRoom;
+    endpoint.wait(wants, this.#timeLeftMs());
+  }
+
+  /** Sets what is to be watched of the local end. */
+  #watch(): void {
+    const { reactor, readable } = this.#endpoint;
     const input = this.#input;
     const output = this.#output;
-    const { reactor } = endpoint;
-    const blocked = endpoint.readable > 0 && output !== undefined;
-    const closed = endpoint.peerClosed;
-    const full = endpoint.writable === 0;
+    const blocked = readable > 0 && output !== undefined;
     this.#outputBlocked = blocked;
     if (this.#inputWatch !== undefined)
       reactor.rewatch(this.#inputWatch, input !== undefined && this.#wantsInput(input) ? POLLIN : 0);
     // With nothing to write, watch only whether the reader has gone.
     reactor.rewatch(this.#outputWatch, output === undefined ? 0 : blocked ? POLLOUT : POLL_GONE);
-    const wants = closed ? 0 : (blocked ? 0 : WRITTEN) | (full || input === undefined ? READ : 0);
-    endpoint.wait(wants, this.#timeLeftMs());
   }
 
   #outputEvent(): void {

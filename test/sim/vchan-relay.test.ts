@@ -4,7 +4,7 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { createServer, connect as connectSocket, type AddressInfo, type Server, type Socket } from "node:net";
 import { join } from "node:path";
-import { checksum, noise, VchanCli, withoutWaits } from "./vchan-cli-harness.ts";
+import { checksum, noise, VchanCli, withoutWaits, type Running } from "./vchan-cli-harness.ts";
 import { chosenSeed } from "../support/random.ts";
 
 const seed = chosenSeed();
@@ -153,6 +153,64 @@ describe("standard input and output", () => {
       const { status, stdout } = await client.finished;
       expect([status, checksum(stdout)]).toEqual([0, checksum(Buffer.concat([Buffer.from("\n"), bytes]))]);
       expect((await server.finished).status).toBe(0);
+    },
+    TIMEOUT_MS,
+  );
+
+  /** Domain 0 serves one client after another through a shell's line; each of domain 1's sends one of the texts. */
+  async function keepThrough(line: string, texts: readonly string[]): Promise<[statuses: number[], Running]> {
+    const server = cli.spawn(0, ["bash", "-c", line, "bash", ...cli.argv("listen", "1", "t", "--keep")]);
+    void server.child.stdin.end();
+    const statuses: number[] = [];
+    for (const text of texts) {
+      const client = cli.run(1, "connect", "0", "t", "--wait");
+      await client.feed(text);
+      statuses.push((await client.finished).status);
+    }
+    return [statuses, server];
+  }
+
+  test(
+    "with --keep one client's data follows the other's, into a file and a pipe",
+    async () => {
+      const texts = ["first ", "second ", "third"];
+      const out = join(cli.dir, "out");
+      const [toFile, server] = await keepThrough('exec "$@" >out', texts);
+      server.child.kill("SIGTERM");
+      expect((await server.finished).status).toBe(143);
+      expect([toFile, readFileSync(out, "utf8")]).toEqual([[0, 0, 0], texts.join("")]);
+      const [toPipe, piped] = await keepThrough('exec "$@" > >(exec cat)', texts);
+      await piped.received(texts.join("").length);
+      piped.child.kill("SIGTERM");
+      const { status, stdout } = await piped.finished;
+      expect([toPipe, status, stdout.toString()]).toEqual([[0, 0, 0], 143, texts.join("")]);
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    "with --keep a server whose output nobody reads any more ends",
+    async () => {
+      const [statuses, server] = await keepThrough('"$@" | :; exit ${PIPESTATUS[0]}', ["unwanted"]);
+      const { status, stderr } = await server.finished;
+      expect([statuses, status]).toEqual([[5], 5]);
+      expect(withoutWaits(stderr)).toMatch(/^xentool: (nobody reads|.* did not take the last 8 bytes)/);
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    "a reader that comes late and leaves early ends a relay through an echo, which waits for it as well",
+    async () => {
+      const server = cli.run(0, "listen", "1", "echo", "--", "cat");
+      await cli.published(0, 1, "echo");
+      // All pipes and rings are full when the reader comes.
+      const line = 'yes | "$@" | { sleep 1; head -1; }; exit ${PIPESTATUS[1]}';
+      const client = cli.spawn(1, ["bash", "-c", line, "bash", ...cli.argv("connect", "0", "echo")]);
+      const { status, stdout, stderr } = await client.finished;
+      expect([status, stdout.toString()]).toEqual([5, "y\n"]);
+      expect(stderr).toContain("standard input and output did not take the last 65536 bytes");
+      expect((await server.finished).status).toBe(5);
     },
     TIMEOUT_MS,
   );
