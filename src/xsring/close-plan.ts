@@ -1,7 +1,7 @@
 // Decides what closing a ring would take, before anything is touched. Only a server that offers RECONNECTION supports
 // the guest's own way to close. The other methods cost more, and are refused unless asked for.
 import { XentoolError } from "../core/errors.ts";
-import { XENSTORE_RECONNECT } from "../protocol/xs-ring.ts";
+import { XENSTORE_CONNECTED, XENSTORE_RECONNECT } from "../protocol/xs-ring.ts";
 import { unansweredRequest } from "./exchanges.ts";
 import type { RingReport } from "./report.ts";
 import { canReconnect } from "./verdict.ts";
@@ -90,10 +90,22 @@ function obstacleTo(
       if (request.isSelf) return "only the toolstack's domain can";
       return request.force ? undefined : "it deletes every node that the guest owns: only with --force";
     case "poison":
-      return request.force
-        ? undefined
-        : "the server does not learn of it, and may write at the same time: only with --force";
+      return (
+        obstacleToPoison(report) ??
+        (request.force
+          ? undefined
+          : "the server does not learn of it, and may write at the same time: only with --force")
+      );
   }
+}
+
+/** Nobody serves an ignored ring, and poison would only make it look sound. */
+function obstacleToPoison(report: RingReport): string | undefined {
+  if (isDeaf(report))
+    return `it does not end the ignoring of a ring (${report.verdict.text.replace(/^corrupt: /, "")})`;
+  if (report.words.connection !== XENSTORE_CONNECTED && canReconnect(report.words))
+    return "the server is about to give it the new start that was asked for, and would do so at the same time";
+  return undefined;
 }
 
 function isDeaf(report: RingReport): boolean {
@@ -123,7 +135,9 @@ function obstacleToReintroduction(report: RingReport, server: ServerIdentity): s
     return "requests or responses are under way";
   if (requests.crossing !== undefined)
     return "the server has read a request half, and would use it after freeing it";
-  if (requests.atBoundary !== true || responses.crossing !== undefined)
+  // Its indices were zeroed without the server, as by hvmloader.
+  const wasPoisoned = requests.prod === 0 && requests.poison === "0xff";
+  if (wasPoisoned || requests.atBoundary !== true || responses.crossing !== undefined)
     return "it cannot be seen whether the server has read a request half, which it would use after freeing it";
   if (unansweredRequest(requests, responses) !== undefined) return "a request has not been answered";
   return undefined;
@@ -132,7 +146,7 @@ function obstacleToReintroduction(report: RingReport, server: ServerIdentity): s
 type Description = Pick<ClosePlan, "steps" | "risks">;
 
 function describe(method: CloseMethod, report: RingReport, request: CloseRequest): Description {
-  const pause = "pause the guest, where the platform can, and look at the ring again";
+  const pause = "pause the guest, where the platform can";
   const forgotten =
     "the server forgets the guest's watches, transactions and unread requests; a kernel that still runs there keeps waiting for them";
   switch (method) {
@@ -141,7 +155,7 @@ function describe(method: CloseMethod, report: RingReport, request: CloseRequest
     case "reintroduce":
       return {
         steps: [
-          pause,
+          `${pause}, and look at the ring again`,
           "set connection to RECONNECT",
           "XS_INTRODUCE with the frame and port of ~/store: the server zeroes the indices and sets connection back",
           "check the ring, and let the guest run",
@@ -167,7 +181,7 @@ function describe(method: CloseMethod, report: RingReport, request: CloseRequest
       return {
         steps: [
           ...(request.isSelf ? [] : [pause]),
-          "fill both streams with 0xff, then zero the four indices",
+          "fill both streams with 0xff, then zero the four indices and connection",
         ],
         risks: [
           "the server is not told: if it reads or writes at that moment, the ring is corrupt",

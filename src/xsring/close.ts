@@ -95,8 +95,7 @@ const METHODS: Readonly<Record<CloseMethod, (ring: RingToClose, options: CloseOp
 
 async function handshake(ring: RingToClose, options: CloseOptions): Promise<void> {
   const { page } = ring;
-  const wasPending = !setConnection(page, XENSTORE_CONNECTED, XENSTORE_RECONNECT);
-  await untilAnswered(ring, options, !wasPending, () => kick(ring, options.kickPath));
+  await untilAnswered(ring, options, wish(page), () => kick(ring, options.kickPath));
 }
 
 async function reintroduce(ring: RingToClose, options: CloseOptions): Promise<void> {
@@ -110,11 +109,10 @@ async function reintroduce(ring: RingToClose, options: CloseOptions): Promise<vo
     const request = { domid, method: "reintroduce", force: false, isSelf: false } as const;
     const report = inspectRing(page);
     planClose(report, await identifyServer(report, xenstore, timeoutMs), request);
-    const isOurs = setConnection(page, XENSTORE_CONNECTED, XENSTORE_RECONNECT);
     await untilAnswered(
       ring,
       options,
-      isOurs,
+      wish(page),
       once(() => xenstore.introduce(domid, store.frame, store.port)),
     );
   } finally {
@@ -155,6 +153,8 @@ async function poison(ring: RingToClose): Promise<void> {
   const guest = toolstack === undefined ? undefined : await pauseGuest(toolstack.platform, domid);
   try {
     fillWithPoison(page);
+    // A kernel that finds its predecessor's wish waits until it is answered, and here nobody answers.
+    storeRingWord(page, XS_RING_CONNECTION, XENSTORE_CONNECTED);
   } finally {
     await guest?.resume();
   }
@@ -173,9 +173,14 @@ function toolstackOf({ toolstack }: RingToClose): NonNullable<RingToClose["tools
   return toolstack;
 }
 
-/** Changes `connection` atomically. False when it was not `from`. */
-function setConnection(page: XsRingPage, from: number, to: number): boolean {
-  return Atomics.compareExchange(page.words, XS_RING_CONNECTION >> 2, from, to) === from;
+/** Asks for a new start, whatever the guest has left in the word. False when it has asked for one itself. */
+function wish(page: XsRingPage): boolean {
+  return Atomics.exchange(page.words, XS_RING_CONNECTION >> 2, XENSTORE_RECONNECT) !== XENSTORE_RECONNECT;
+}
+
+/** Unless the server has answered meanwhile. */
+function takeBackWish(page: XsRingPage): void {
+  Atomics.compareExchange(page.words, XS_RING_CONNECTION >> 2, XENSTORE_RECONNECT, XENSTORE_CONNECTED);
 }
 
 /** What xenstored answers. One that is silent must not hold us, or the guest that we have paused, for ever. */
@@ -216,7 +221,7 @@ async function untilAnswered(
       await Bun.sleep(LOOK_MS);
     }
   } catch (error) {
-    if (isOurs) setConnection(page, XENSTORE_RECONNECT, XENSTORE_CONNECTED);
+    if (isOurs) takeBackWish(page);
     throw error;
   }
 }

@@ -145,8 +145,13 @@ describe.each([
     expect(looked.status).toBe(4);
     const refused = await xsring(host, ["close", "--domid", "1"]);
     expect(refused.stderr).toContain("ignores such a ring for good (the request indices are 5000 apart");
-    expect(refused.stderr).toContain("what is left: --method release --force, or --method poison --force");
+    expect(refused.stderr).toContain("what is left: --method release --force (see");
     expect(refused.status).toBe(4);
+    // It would look closed, and nobody would serve it.
+    const poisoned = await xsring(host, ["close", "--domid", "1", "--method", "poison", "--force"]);
+    expect(poisoned.stderr).toContain("it does not end the ignoring of a ring");
+    expect(poisoned.status).toBe(4);
+    expect(ring.load(layout.XS_RING_REQ_PROD)).toBe(5000);
     const forced = await xsring(host, ["close", "--domid", "1", "--method", "release", "--force"]);
     expect(forced.stderr).toContain("beware: every node that the guest owns is deleted");
     expect(forced.status).toBe(0);
@@ -217,6 +222,31 @@ describe.each(["xenstored-4.17", "xenstored-4.22"] as const)("with %s", (persona
     expect(indices(ring)).toEqual([0, 0, 0, 0, 0]);
     expect(ring.page.bytes.subarray(0, 2048).every((byte) => byte === 0xff)).toBe(true);
     expect(await read(ring, "domid")).toBe("1");
+  });
+
+  test.each([
+    ["its predecessor's wish", layout.XENSTORE_RECONNECT],
+    ["nonsense", 7],
+  ])("a kernel to come does not find %s", async (_what, connection) => {
+    const ring = await start(personality);
+    expect(await read(ring, "domid")).toBe("1");
+    for (const method of [["reintroduce"], ["poison", "--force"]]) {
+      ring.store(layout.XS_RING_CONNECTION, connection);
+      const { status, stderr } = await xsring(host, ["close", "--domid", "1", "--method", ...method]);
+      expect([status, stderr.match(/left it wrong.*/)?.[0]]).toEqual([0, undefined]);
+      expect(indices(ring)).toEqual([0, 0, 0, 0, 0]);
+    }
+    expect(await read(ring, "domid")).toBe("1");
+  });
+
+  test("a ring with half of a request in the server, poisoned, is not introduced once more", async () => {
+    const ring = await start(personality);
+    expect(await read(ring, "domid")).toBe("1");
+    await ring.send(encodePacket(XS_WRITE, 9, 0, new Uint8Array(3000).fill(0x61)).subarray(0, 200));
+    expect((await xsring(host, ["close", "--domid", "1", "--method", "poison", "--force"])).status).toBe(0);
+    const { status, stderr } = await xsring(host, ["close", "--domid", "1", "--method", "reintroduce"]);
+    expect(stderr).toContain("it cannot be seen whether the server has read a request half");
+    expect(status).toBe(4);
   });
 });
 
