@@ -50,6 +50,14 @@ async function until(isSo: (now: DeviceStats) => boolean): Promise<void> {
   }
 }
 
+/** The guest lets go of its ring and offers another one. */
+async function reconnect(): Promise<void> {
+  await guest.setState(6);
+  await guest.untilBackend(6);
+  await guest.setState(1);
+  await guest.connect();
+}
+
 describe("a limit", () => {
   test("changes while requests wait for it, and all of them are answered", async () => {
     await serve();
@@ -109,6 +117,24 @@ describe("a limit", () => {
     expect(stats().limits.iops.total).toBe(1);
     await limitDevice(xenstore, ADDRESS, { iops: UNLIMITED }, WAIT);
     expect(await answers).toEqual(READS.map(() => 0));
+  });
+
+  test("counts what passed before the guest connected anew", async () => {
+    // A request takes four seconds of it.
+    await serve({ ...UNLIMITED_DISK, bandwidth: parseRate("bandwidth", "", "1k") });
+    await guest.connect();
+    expect(await guest.submit(READS.slice(0, 1))).toEqual([0]);
+    await reconnect();
+    const answers = guest.submit(READS.slice(0, 1));
+    await until(({ held }) => held === 1);
+    // Another limit begins anew.
+    await limitDevice(xenstore, ADDRESS, { bandwidth: parseRate("bandwidth", "", "2k") }, WAIT);
+    expect(await answers).toEqual([0]);
+    await reconnect();
+    const more = guest.submit(READS.slice(0, 1));
+    await until(({ held }) => held === 1);
+    await limitDevice(xenstore, ADDRESS, { bandwidth: UNLIMITED }, WAIT);
+    expect(await more).toEqual([0]);
   });
 
   test("of a disk that nobody serves is kept for its next server", async () => {

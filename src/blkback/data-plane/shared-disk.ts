@@ -32,8 +32,11 @@ function bucketDoubles(planes: number): number {
   return 1 + planes;
 }
 
-/** Makes what `planes` planes share, at least one. Throws `io` when no descriptor is left. */
-export function createSharedDisk(planes: number): SharedDiskHandle {
+/**
+ * Makes what `planes` planes share, at least one. What the disk's limits have let pass and is not paid for yet is taken
+ * over from the disk's `former` planes. Throws `io` when no descriptor is left.
+ */
+export function createSharedDisk(planes: number, former?: SharedDiskHandle): SharedDiskHandle {
   const wakeFds: number[] = [];
   try {
     while (planes > 1 && wakeFds.length < planes) wakeFds.push(check(shim.xt_eventfd(), "make an eventfd"));
@@ -41,7 +44,23 @@ export function createSharedDisk(planes: number): SharedDiskHandle {
     for (const fd of wakeFds) closeSync(fd);
     throw error;
   }
-  return { memory: sharedMemory(planes), wakeFds };
+  const memory = sharedMemory(planes);
+  for (let index = 0; former !== undefined && index < BUCKETS; index++)
+    bucketIn(memory, planes, index)[0] = sumOf(bucketIn(former.memory, planesOf(former), index));
+  return { memory, wakeFds };
+}
+
+function planesOf({ wakeFds }: SharedDiskHandle): number {
+  return Math.max(1, wakeFds.length);
+}
+
+function bucketIn(memory: SharedArrayBuffer, planes: number, index: number): Float64Array {
+  const doubles = bucketDoubles(planes);
+  return new Float64Array(memory, (bucketsAt(planes) + index * doubles) * 8, doubles);
+}
+
+function sumOf(doubles: Float64Array): number {
+  return doubles.reduce((sum, it) => sum + it, 0);
 }
 
 /** When no plane is left: one that is woken must not find another file under its number. */
@@ -68,8 +87,9 @@ export class SharedDisk {
   readonly #flushTurns: Turns;
 
   /** Attaches the plane at `seat`. */
-  constructor({ memory, wakeFds }: SharedDiskHandle, seat: number) {
-    const planes = Math.max(1, wakeFds.length);
+  constructor(handle: SharedDiskHandle, seat: number) {
+    const { memory, wakeFds } = handle;
+    const planes = planesOf(handle);
     this.#memory = memory;
     this.#words = new Int32Array(memory, 0, WORDS);
     this.#wakeFds = wakeFds;
@@ -133,8 +153,7 @@ export class SharedDisk {
    * to. Their sum is what they stand for, so that nobody has to wait for a lock.
    */
   bucket(index: number): Float64Array {
-    const doubles = bucketDoubles(this.#planes);
-    return new Float64Array(this.#memory, (bucketsAt(this.#planes) + index * doubles) * 8, doubles);
+    return bucketIn(this.#memory, this.#planes, index);
   }
 
   /** Wakes the planes whose seats are bits of `seats`. */

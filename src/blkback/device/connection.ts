@@ -13,8 +13,9 @@ import type { Unwatch } from "../../xenstore/client.ts";
 import type { BackendDirectory } from "./backend-directory.ts";
 import { BlkbackControl, type StopOrder } from "../data-plane/blkback-control.ts";
 import type { BlkbackOrder, BlkbackReport, Held } from "../data-plane/blkback-orders.ts";
+import type { RateKeys } from "../limits/rate-keys.ts";
 import type { DiskRates } from "../limits/rates.ts";
-import { closeSharedDisk, createSharedDisk } from "../data-plane/shared-disk.ts";
+import { closeSharedDisk } from "../data-plane/shared-disk.ts";
 
 const logger = moduleLogger("blkback");
 
@@ -47,18 +48,18 @@ export class DiskConnection {
     spawnWorker: SpawnWorker,
     order: ConnectionOrder,
     platforms: readonly PlatformDescriptor[],
-    rates: DiskRates,
+    rates: RateKeys,
     onHeld: OnHeld,
     dial?: Dial,
     lent?: DisposableStack,
   ) {
     this.#hasServer = order.image.kind === "nbd";
     using made = new DisposableStack();
-    const shared = made.adopt(createSharedDisk(platforms.length), closeSharedDisk);
+    const shared = made.adopt(rates.share(platforms.length), closeSharedDisk);
     const planes = platforms.map(() => made.use(new Plane("blkback", spawnWorker)));
     const [first, ...others] = planes.map(({ control }) => new BlkbackControl(control));
     this.#controls = [first, ...others];
-    this.limit(rates);
+    this.limit(rates.rates);
     this.resize(order.disk.sectors512);
     const connected = Promise.withResolvers<void>();
     this.connected = connected.promise;

@@ -302,7 +302,7 @@ export class BlkbackDevice {
         grantMode: grantMode === "persistent" && !keepsGrants ? "copy" : grantMode,
         statsPath: this.#stats.path,
       };
-      const how = [platforms, this.#rates.rates, this.#trouble.held, dial, until] as const;
+      const how = [platforms, this.#rates, this.#trouble.held, dial, until] as const;
       connection = this.#connection = new DiskConnection(this.#spawnWorker, order, ...how);
       void connection.stopped.then(() => (this.#lost ??= connection.lost));
       await connection.connected;
@@ -387,7 +387,8 @@ export class BlkbackDevice {
     const isNew = await this.#rates.look();
     this.#stats.rates = this.#rates.rates;
     if (!isNew) return;
-    this.#connection?.limit(this.#rates.rates);
+    if (this.#connection === undefined) this.#rates.beginAnew();
+    else this.#connection.limit(this.#rates.rates);
     await this.#write(this.#rates.answer);
   }
 

@@ -5,6 +5,7 @@ import { moduleLogger } from "../../core/log.ts";
 import type { WaitOptions, Xenstore } from "../../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "../address.ts";
 import { isDevice, type Keys } from "../device/backend-directory.ts";
+import { createSharedDisk, type SharedDiskHandle } from "../data-plane/shared-disk.ts";
 import { parseRate, rateText, UNLIMITED_DISK, type DiskRates, type Quantity, type Rate } from "./rates.ts";
 import { askServer, noDevice } from "../toolstack.ts";
 
@@ -78,6 +79,8 @@ export class RateKeys {
   readonly #defaults: DiskRates;
   /** The keys' values when they were last read. */
   readonly #seen: Record<Quantity, string | null> = { iops: null, bandwidth: null };
+  /** Of the last connection. */
+  #shared: SharedDiskHandle | undefined;
 
   /** `defaults` hold for what the keys leave open. */
   constructor(xenstore: Xenstore, address: DeviceAddress, defaults: DiskRates = UNLIMITED_DISK) {
@@ -96,6 +99,19 @@ export class RateKeys {
     );
     this.rates = { iops: this.#parse("iops", iops), bandwidth: this.#parse("bandwidth", bandwidth) };
     return (answer ?? answerOf(UNLIMITED_DISK)) !== answerOf(this.rates);
+  }
+
+  /**
+   * Makes what the planes of a connection share. What `rates` have let pass before is still to be paid for: a guest
+   * that connects again and again would get a request each time.
+   */
+  share(planes: number): SharedDiskHandle {
+    return (this.#shared = createSharedDisk(planes, this.#shared));
+  }
+
+  /** Other `rates` are in force than during the last connection. */
+  beginAnew(): void {
+    this.#shared = undefined;
   }
 
   get answer(): Keys {

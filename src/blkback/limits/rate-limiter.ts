@@ -41,8 +41,8 @@ class Bucket {
   readonly #mine: number;
 
   /**
-   * Begins empty, so that neither a guest that reconnects nor one whose limit changes gains by it. `mine` is the
-   * plane's place in `memory`.
+   * Begins empty, so that neither a guest that reconnects nor one whose limit changes gains by it. With `owes`, what
+   * has passed by this limit is still to be paid for. `mine` is the plane's place in `memory`.
    */
   constructor(
     memory: Float64Array,
@@ -51,6 +51,7 @@ class Bucket {
     perSecond: number,
     burst: number,
     timeMs: number,
+    owes: boolean,
   ) {
     const msEach = 1000 / perSecond;
     this.#perRequest = countsBytes ? 0 : msEach;
@@ -59,7 +60,8 @@ class Bucket {
     this.#creditMs = Math.max(LEAST_BURST_MS, creditMs);
     this.#memory = memory;
     this.#mine = mine;
-    memory[BASE] += timeMs + this.#creditMs - this.#paidUntilMs;
+    const addedMs = timeMs + this.#creditMs - this.#paidUntilMs;
+    memory[BASE] += owes ? Math.max(0, addedMs) : addedMs;
   }
 
   /** When the next request may pass. */
@@ -100,7 +102,7 @@ export class RateLimiter {
   constructor(clock: Clock, rates: DiskRates = UNLIMITED_DISK, shared: SharedDisk = SharedDisk.alone()) {
     this.#clock = clock;
     this.#shared = shared;
-    this.change(rates);
+    this.#change(rates, true);
   }
 
   get nowMs(): number {
@@ -109,6 +111,10 @@ export class RateLimiter {
 
   /** Takes effect at once, for requests that are being held back as well. */
   change(rates: DiskRates): void {
+    this.#change(rates, false);
+  }
+
+  #change(rates: DiskRates, owes: boolean): void {
     const numbers = ratesAsNumbers(rates);
     if (numbers.every((it, index) => it === this.#numbers[index])) return;
     this.#numbers = numbers;
@@ -117,7 +123,7 @@ export class RateLimiter {
     const add = (first: number, countsBytes: boolean, { total, read, write, burst }: Rate): void => {
       const bucket = (index: number, rate: number): Bucket => {
         const memory = this.#shared.bucket(first + index);
-        return new Bucket(memory, 1 + this.#shared.seat, countsBytes, rate, burst, this.#timeMs);
+        return new Bucket(memory, 1 + this.#shared.seat, countsBytes, rate, burst, this.#timeMs, owes);
       };
       if (read !== 0) reads.push(bucket(1, read));
       if (write !== 0) writes.push(bucket(2, write));
