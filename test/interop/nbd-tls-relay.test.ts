@@ -92,3 +92,29 @@ test(
   },
   PATIENCE_MS,
 );
+
+test(
+  "more connections than any disk needs are closed, and make room again",
+  async () => {
+    signal("SIGSTOP");
+    const clients: Socket[] = [];
+    let closed = 0;
+    for (let count = 0; count < 100; count++) {
+      const socket = await connected();
+      socket.on("close", () => closed++);
+      clients.push(socket);
+    }
+    while (closed < 36) await Bun.sleep(5);
+    await untilSockets((count) => count === 3 * 64);
+    expect(closed).toBe(36);
+    for (const socket of clients) socket.destroy();
+    signal("SIGCONT");
+    await untilSockets((count) => count === 0);
+    const last = await connected();
+    const [greeting] = (await once(last, "data")) as [Buffer];
+    expect(greeting.length).toBe(18);
+    last.destroy();
+    await untilSockets((count) => count === 0);
+  },
+  PATIENCE_MS,
+);

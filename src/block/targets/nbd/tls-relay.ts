@@ -25,6 +25,11 @@ import type { NbdAddress, NbdTls } from "./uri.ts";
 
 /** For a server to answer, until the connection is secure. */
 const PATIENCE_MS = 10_000;
+/**
+ * Connections of a disk at the same time, far more than it needs: those of planes that are gone may still wait for the
+ * server. A guest's process may ask for any number, and they are sockets of the process that all guests share.
+ */
+const CLIENTS_MAX = 64;
 /** For a server to take the last that a client sent before it closed its connection. */
 const FAREWELL_MS = 1000;
 /** How often a client is looked at from which nothing is read. */
@@ -65,6 +70,7 @@ export class TlsRelay {
     this.#to = to;
     this.#identity = new TlsIdentity(to.tls);
     this.#server = createServer({ pauseOnConnect: true }, (local) => void this.#serve(local));
+    this.#server.maxConnections = CLIENTS_MAX;
   }
 
   /** Whoever can connect to `path` can use the export: its directory must be private. */
@@ -201,9 +207,9 @@ function noticeEndOf(local: Socket, server: TLSSocket): void {
 
 /** Sends nothing; what it says is whether anything could be sent. */
 function isEndClosed(local: Socket): boolean {
-  // Its types do not know the descriptor.
-  const { fd } = (local as unknown as { _handle: { fd: number } })._handle;
-  return shim.xt_socket_send(fd, NOTHING, 0, NOTHING, 0) === EPIPE;
+  // Its types do not know the descriptor. One that is being closed has none.
+  const fd = (local as unknown as { _handle?: { fd: number } | null })._handle?.fd;
+  return fd !== undefined && shim.xt_socket_send(fd, NOTHING, 0, NOTHING, 0) === EPIPE;
 }
 
 /** Answers as a server that refuses the client the export, with the reason. */
