@@ -2,7 +2,7 @@
 // opens it for us.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, renameSync, symlinkSync, writeFileSync } from "node:fs";
-import { backendDir, DEFAULT_KIND } from "../../src/blkback/address.ts";
+import { backendDir, DEFAULT_KIND, type DeviceAddress } from "../../src/blkback/address.ts";
 import { createDevice } from "../../src/blkback/toolstack.ts";
 import { toDomid } from "../../src/core/types.ts";
 import { parseVdev } from "../../src/protocol/blkif.ts";
@@ -15,6 +15,13 @@ const FAILED = -1;
 const DAEMON = "qemu-storage-daemon";
 const serve = (image: string, vdev: string, ...options: string[]): string[] =>
   ["blkback", "serve", image, "--domid", "1", "--vdev", vdev].concat(options);
+
+const deviceOf = (vdev: string): DeviceAddress => ({
+  backend: toDomid(0),
+  frontend: toDomid(1),
+  kind: DEFAULT_KIND,
+  devid: Number(parseVdev(vdev)),
+});
 
 let world: ProgramDisks;
 let image: string;
@@ -152,6 +159,25 @@ describe("the program's life", () => {
     expect(await guest.read(8)).toEqual(new Uint8Array(4096).fill(4));
     expect(await detach(next, guest)).toBe(143);
     expect(JSON.parse(await judge("qemu-img", "map", "--output=json", another))).toMatchObject([
+      { data: false, zero: true },
+    ]);
+  });
+
+  test("nor does it once the guest has let go meanwhile", async () => {
+    const { server, guest } = await world.connect(image, "xvdb", "--format", "qcow2", "--in-place", "no");
+    expect(await guest.write(8, 4)).toBe(0);
+    server.kill("SIGKILL");
+    await server.exited;
+    await untilNone(image);
+    await guest.setState(6);
+    guest.close();
+    const away = world.path("away.qcow2");
+    renameSync(image, away);
+    await judge("qemu-img", "create", "-q", "-f", "qcow2", image, "1M");
+    const next = await world.connect(image, "xvdb", "--format", "qcow2", "--in-place", "no");
+    expect(await next.guest.read(8)).toEqual(new Uint8Array(4096));
+    expect(await detach(next.server, next.guest)).toBe(143);
+    expect(JSON.parse(await judge("qemu-img", "map", "--output=json", image))).toMatchObject([
       { data: false, zero: true },
     ]);
   });
@@ -349,12 +375,7 @@ describe("--via", () => {
 });
 
 test("watch serves what xl names: target=qcow2:PATH", async () => {
-  const at = {
-    backend: toDomid(0),
-    frontend: toDomid(1),
-    kind: DEFAULT_KIND,
-    devid: Number(parseVdev("xvdb")),
-  };
+  const at = deviceOf("xvdb");
   const dom0 = world.disks.host.platform(0);
   const xenstore = await Xenstore.connect(dom0);
   const watch = world.spawn(["-v", "blkback", "watch", "--kind", DEFAULT_KIND, "--any-script"]);

@@ -53,7 +53,8 @@ export function openTarget(
   const { address, connections, info, isOurs } = image;
   const { exportName } = address;
   const { readOnly } = info;
-  const log = readOnly ? undefined : openLog(image.path);
+  // Another file that comes to the path of one that a program had gets nothing of what was written to that.
+  const log = readOnly ? undefined : openLog([image.path, image.identity ?? ""].join(" "));
   const seen = log === undefined ? image.seen : asPromised(image.seen, log, isTakenOver);
   const how = {
     ...link,
