@@ -61,12 +61,13 @@ export async function identifyServer(
     return { kind: "reconnecting", evidence: "server_features has RECONNECTION, as oxenstored's" };
   if (xenstore === undefined) return { kind: "unknown", evidence: "its kind cannot be asked for from here" };
   try {
-    await answered(xenstore.control("help"), timeoutMs);
-    return { kind: "xenstored", evidence: "it answers `help`, as C xenstored does" };
+    // oxenstored says OK to any command; it may be serving a ring whose guest has cleared the features.
+    if ((await answered(xenstore.control("help"), timeoutMs)) !== "OK")
+      return { kind: "xenstored", evidence: "it answers `help`, as C xenstored does" };
   } catch (error) {
     if (errnoOf(error) === undefined) throw error;
-    return { kind: "unknown", evidence: "it does not answer `help` as C xenstored does" };
   }
+  return { kind: "unknown", evidence: "it does not answer `help` as C xenstored does" };
 }
 
 /**
@@ -136,16 +137,9 @@ async function release(ring: RingToClose, { timeoutMs }: CloseOptions): Promise<
   }
 }
 
-/**
- * Releases the domain. ENOENT means that an interrupted close has released it already; it still needs its
- * introduction.
- */
+/** Releases the domain, unless an interrupted close has: it still needs its introduction. */
 async function releaseOnce(xenstore: Xenstore, domid: Domid): Promise<void> {
-  try {
-    await xenstore.release(domid);
-  } catch (error) {
-    if (errnoOf(error) !== "ENOENT") throw error;
-  }
+  if (await xenstore.isDomainIntroduced(domid)) await xenstore.release(domid);
 }
 
 async function poison(ring: RingToClose): Promise<void> {

@@ -11,7 +11,7 @@ import {
   XS_WRITE,
   decodeText,
 } from "../../src/protocol/xs-wire.ts";
-import type { PersonalityName } from "../../src/xenstore/server/personality.ts";
+import { PERSONALITY_NAMES, type PersonalityName } from "../../src/xenstore/server/personality.ts";
 import { SimHost } from "../../src/sim/host.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { errnoOf } from "../../src/xenstore/errors.ts";
@@ -137,6 +137,15 @@ describe.each([
     expect(host.server.statistics.watches).toBe(1);
   });
 
+  test("a guest that denies the server's features does not make it another server", async () => {
+    const ring = await start(personality);
+    expect(await read(ring, "domid")).toBe("1");
+    ring.store(layout.XS_RING_SERVER_FEATURES, 0);
+    const { status, stderr } = await xsring(host, ["close", "--domid", "1"]);
+    expect(stderr).toContain("it does not answer `help` as C xenstored does");
+    expect(status).toBe(4);
+  });
+
   test("a ring that the server ignores: refused, and recovered by force", async () => {
     const ring = await start(personality);
     ring.store(layout.XS_RING_REQ_PROD, 5000);
@@ -250,20 +259,23 @@ describe.each(["xenstored-4.17", "xenstored-4.22"] as const)("with %s", (persona
   });
 });
 
-test("a release that was cut short before the introduction is taken up again", async () => {
-  const ring = await start("oxenstored");
-  ring.store(layout.XS_RING_REQ_PROD, 5000);
-  ring.notify();
-  const dom0 = new Xenstore(host.server.connectDirectly(0));
-  await dom0.release(1);
-  const again = await xsring(host, ["close", "--domid", "1", "--method", "release", "--force"]);
-  expect(again.stderr).not.toContain("ENOENT");
-  expect(again.status).toBe(0);
-  expect(await dom0.isDomainIntroduced(1)).toBe(true);
-  dom0.close();
-  ring.forget();
-  expect(await read(ring, "/local/domain/1/name")).not.toBe("");
-});
+test.each([...PERSONALITY_NAMES])(
+  "a release cut short before the introduction is taken up again: %s",
+  async (personality) => {
+    const ring = await start(personality);
+    ring.store(layout.XS_RING_REQ_PROD, 5000);
+    ring.notify();
+    const dom0 = new Xenstore(host.server.connectDirectly(0));
+    await dom0.release(1);
+    const again = await xsring(host, ["close", "--domid", "1", "--method", "release", "--force"]);
+    expect(again.stderr).not.toContain("ENOENT");
+    expect(again.status).toBe(0);
+    expect(await dom0.isDomainIntroduced(1)).toBe(true);
+    dom0.close();
+    ring.forget();
+    expect(await read(ring, "/local/domain/1/name")).not.toBe("");
+  },
+);
 
 test("a release leaves the domain its socket, the end of the domain does not", async () => {
   await start("oxenstored");

@@ -32,8 +32,9 @@ class FallsSilent implements XenstoreTransport {
     const { type, reqId, txId } = parser.next() as xs.XsPacket;
     this.asked.push(type);
     if (this.asked.includes(this.type)) return;
-    const reply = type === xs.XS_READ ? xs.encodeText("1") : xs.encodeStrings("OK");
-    queueMicrotask(() => this.onData(xs.encodePacket(type, reqId, txId, reply)));
+    const reply =
+      { [xs.XS_READ]: "1", [xs.XS_IS_DOMAIN_INTRODUCED]: "T\0", [xs.XS_CONTROL]: "check\0" }[type] ?? "OK\0";
+    queueMicrotask(() => this.onData(xs.encodePacket(type, reqId, txId, xs.encodeText(reply))));
   }
 
   close(): void {}

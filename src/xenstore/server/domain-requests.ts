@@ -12,9 +12,10 @@ export function introduce(request: Request): Uint8Array {
 
 export function release(request: Request): Uint8Array {
   const [text] = strings(request, 1);
-  const domain = knownDomain(request, text);
+  const { server } = request;
+  const domain = server.domains.get(domidOf(text)) ?? fail(server.personality.unknownRelease);
   if (domain.domid === 0) fail("EINVAL");
-  request.after(() => request.server.release(domain.domid));
+  request.after(() => server.release(domain.domid));
   return OK;
 }
 
@@ -80,7 +81,8 @@ export function setQuota(request: Request): Uint8Array {
 export function control(request: Request): Uint8Array {
   const { personality } = request.server;
   const [command = "", ...args] = strings(request, 1, Infinity);
-  if (!personality.controlCommands.includes(command)) fail("EINVAL");
+  if (!personality.controlCommands.includes(command))
+    return personality.unknownCommand === "OK" ? OK : fail("EINVAL");
   return CONTROL_COMMANDS[command]?.(request, args) ?? OK;
 }
 

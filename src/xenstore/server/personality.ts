@@ -44,6 +44,10 @@ export interface Personality {
   readonly releaseDomainForAll: boolean;
   /** The CONTROL commands that exist, in the order in which `help` lists them. */
   readonly controlCommands: readonly string[];
+  /** What happens to another command. */
+  readonly unknownCommand: "EINVAL" | "OK";
+  /** The error of a RELEASE of a domain that is not known. */
+  readonly unknownRelease: XsErrno;
 
   readonly quotas: Quotas;
   /** The error of a request that exceeds each quota. */
@@ -85,6 +89,8 @@ const XENSTORED_417: Personality = {
   countsWholeNode: true,
   releaseDomainForAll: false,
   controlCommands: ["check", "log", "print", "quota", "help"],
+  unknownCommand: "EINVAL",
+  unknownRelease: "ENOENT",
   quotas: C_QUOTAS,
   quotaErrno: {
     nodes: "ENOSPC",
@@ -132,6 +138,8 @@ const OXENSTORED: Personality = {
   countsWholeNode: false,
   releaseDomainForAll: false,
   controlCommands: ["print", "quota", "watches", "txn", "mfn"],
+  unknownCommand: "OK",
+  unknownRelease: "EINVAL",
   quotas: { ...C_QUOTAS, watches: 100, pathBytes: 1024, outstanding: 1024 },
   quotaErrno: {
     nodes: "EQUOTA",
