@@ -216,6 +216,11 @@ test("what the server does not offer is not sent", async () => {
   expect(requests).toEqual([]);
 });
 
+/** A reply that says so, and does not end. */
+function oneError(request: SeenRequest): Buffer {
+  return chunk(request, 0x8001, false, Buffer.from([0, 0, 0, 5, 0, 0]));
+}
+
 const wrong: readonly (readonly [string, (request: SeenRequest) => Uint8Array])[] = [
   ["wrong magic", (request) => Buffer.concat([Buffer.from("nonsense"), simple(request)])],
   ["nothing that was asked", (request) => simple({ ...request, cookie: Buffer.alloc(8, 200) })],
@@ -239,6 +244,7 @@ const wrong: readonly (readonly [string, (request: SeenRequest) => Uint8Array])[
   ["wrong length", (request) => chunk(request, 0x8001, true, Buffer.alloc(5))],
   ["no error", (request) => chunk(request, 0x8001, true, Buffer.alloc(6))],
   ["does not end", (request) => chunk(request, 0, false)],
+  ["too many errors", (request) => Buffer.concat(Array.from({ length: 1000 }, () => oneError(request)))],
 ];
 
 test.each(wrong)(

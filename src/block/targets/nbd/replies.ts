@@ -30,6 +30,8 @@ const EAGAIN = -11;
 const BUFFER_BYTES = 64 * 1024;
 /** A chunk's errno and message, with room for the offset that may follow. */
 const MAX_ERROR_BYTES = 6 + 4096 + 8;
+/** Of one reply. Their sender would otherwise keep us busy for ever, and never be silent. */
+const MOST_ERRORS = 64;
 /** Data that is longer goes straight to where it belongs; so no more than this is read together with its header. */
 const SHORT_BYTES = 16 * 1024;
 const HEADERS_BYTES = 512;
@@ -55,6 +57,8 @@ export class ReplyReader {
   readonly #structured: boolean;
   readonly #onReply: (slot: number) => boolean;
   readonly #coverage: Coverage;
+  /** By slot: the errors of its reply so far. */
+  readonly #errors: Uint8Array;
   readonly #buffer: Mapping = allocateMemory(BUFFER_BYTES);
   readonly #zeroes: Mapping = allocateMemory(BUFFER_BYTES);
   readonly #view: DataView;
@@ -82,12 +86,14 @@ export class ReplyReader {
     this.#structured = structured;
     this.#onReply = onReply;
     this.#coverage = new Coverage(requests.slots);
+    this.#errors = new Uint8Array(requests.slots);
     this.#view = new DataView(this.#buffer.bytes.buffer);
   }
 
   /** Takes up a request that is about to be sent. */
   begin(slot: number): void {
     this.#coverage.begin(slot);
+    this.#errors[slot] = 0;
   }
 
   /**
@@ -239,6 +245,7 @@ export class ReplyReader {
     if (there < STRUCTURED_HEADER_BYTES + length) return false;
     const error = this.#view.getUint32(this.#start + STRUCTURED_HEADER_BYTES);
     if (error === 0) return this.#fail("an error chunk tells of no error");
+    if (++this.#errors[slot] > MOST_ERRORS) return this.#fail("a reply has too many errors");
     if (this.#requests.error[slot] === 0) this.#requests.error[slot] = errnoOf(error);
     this.#start += STRUCTURED_HEADER_BYTES + length;
     return isLast ? this.#complete(slot) : true;
