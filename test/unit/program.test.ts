@@ -17,6 +17,8 @@ beforeEach(() => {
 });
 afterEach(() => removeDirectory(dir));
 
+const isZombie = (pid: string): boolean => readFileSync(`/proc/${pid}/stat`, "utf8").includes(") Z ");
+
 describe("a kept process", () => {
   const keep = async (script: string, patienceS = 10): Promise<readonly [string, readonly string[]]> => {
     const lines: string[] = [];
@@ -70,6 +72,26 @@ describe("a kept process", () => {
     });
     expect(await kept.ended).toEqual({ how: "ended with status 0: in order", wasStarted: true });
   });
+
+  test.each(["stop", "kill"] as const)(
+    "is over when all of its session is, however long that takes: %s",
+    async (how) => {
+      // The end of a process takes the kernel the longer the more memory it has.
+      const script = `
+      { head -c 400M /dev/zero; exec sleep 1000; } | tail -c 500M &
+      until grep -q 'VmRSS.*[4-9]..... kB' /proc/$!/status; do sleep 0.02; done
+      echo $!
+      exec sleep 1000`;
+      let tail = "";
+      const kept = keepProcess(["/bin/sh", "-c", script], [], (pid) => {
+        tail = pid;
+        kept[how]();
+      });
+      await kept.ended;
+      expect(tail).toMatch(/^\d+$/);
+      expect(existsSync(`/proc/${tail}`) && !isZombie(tail)).toBe(false);
+    },
+  );
 
   test("knows its listening socket", async () => {
     const inherited = "for n in 3 4 5 6 7 8 9 10; do [ ! -e /proc/$$/fd/$n ] || echo $n; done";

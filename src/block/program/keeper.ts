@@ -3,6 +3,7 @@
 // and SIGKILL if it is still there later. Ctrl-C on our terminal reaches neither, so that a guest's last flush does.
 import { pause } from "../../core/deadline.ts";
 import { relayLines } from "./messages.ts";
+import { endGroup } from "./session.ts";
 
 /** Until SIGKILL. An image that is closed in order is flushed first. */
 const PATIENCE_S = 10;
@@ -77,7 +78,7 @@ export function keepProcess(
   const end = async (): Promise<Ended> => {
     const status = child.stdout.text();
     await child.exited;
-    killGroup(child.pid);
+    await endGroup(child.pid);
     const last = await Promise.race([printed.last, pause(LAST_WORDS_MS).then(() => "")]);
     printed.cancel();
     const [, code] = (await status).split("\n");
@@ -98,15 +99,6 @@ export function keepProcess(
 /** Arguments that would hide what a message says beside them. */
 function longOnes(argv: readonly string[]): string[] {
   return argv.filter(({ length }) => length > 100);
-}
-
-/** What is left if the keeper itself was killed. */
-function killGroup(pid: number): void {
-  try {
-    process.kill(-pid, "SIGKILL");
-  } catch {
-    // Nothing is left.
-  }
 }
 
 function describeStatus(text: string | undefined): string {
