@@ -19,6 +19,9 @@ import { closeSharedDisk } from "../data-plane/shared-disk.ts";
 
 const logger = moduleLogger("blkback");
 
+/** -EHOSTUNREACH. */
+const NO_CONNECTION = -113;
+
 export type OnHeld = (held: Held) => void;
 
 /** The part of their order that all planes of a connection have in common. */
@@ -36,6 +39,7 @@ export class DiskConnection {
   /** Whether somebody else's server has the image. */
   readonly #hasServer: boolean;
   #failure: XentoolError | undefined;
+  #whyNotDialled: string | undefined;
   #isStopping = false;
   #isOver = false;
 
@@ -133,9 +137,18 @@ export class DiskConnection {
   /** Begins a connection to the image's server. */
   async #dial(image: Image, anew: boolean, dial?: Dial): Promise<void> {
     if (image.kind !== "nbd") return;
-    const result = await (dial === undefined ? dialServer(image.address) : dial(anew));
+    const begin = dial === undefined ? dialServer(image.address) : dial(anew);
+    const result = await begin.catch((error: unknown) => this.#notDialled(error));
     if (this.#isOver) closeDialled(result);
     else this.#controls[0].dialled(result);
+  }
+
+  /** The plane asks again. */
+  #notDialled(error: unknown): number {
+    const why = describeError(error);
+    if (why !== this.#whyNotDialled) logger.warn(`no connection to the image's server: ${why}`);
+    this.#whyNotDialled = why;
+    return NO_CONNECTION;
   }
 }
 
