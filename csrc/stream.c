@@ -9,7 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <linux/tcp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -65,17 +65,18 @@ static void send_at_once(int fd, int family) {
 
 static void set_option(int fd, int level, int name, int value) { setsockopt(fd, level, name, &value, sizeof value); }
 
-/*
- * A host that vanishes says nothing, neither while nothing is sent nor about what was: after half a minute the
- * connection fails.
- */
+/* A host that vanishes while nothing is sent says nothing: after half a minute the connection fails. */
 static void notice_absence(int fd, int family) {
   if (family == AF_UNIX) return;
   set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
   set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, ABSENCE_SECONDS / 2);
   set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, ABSENCE_SECONDS / 6);
   set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
-  set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, ABSENCE_SECONDS * 1000);
+}
+
+/* Nor does it say anything about what was sent. To Linux, a peer that takes nothing for as long is the same. */
+static void limit_sending(int fd, int family, int seconds) {
+  if (family != AF_UNIX) set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, seconds * 1000);
 }
 
 int32_t xt_stream_connect(const char *address, int32_t port) {
@@ -86,6 +87,7 @@ int32_t xt_stream_connect(const char *address, int32_t port) {
   if (fd < 0) return -errno;
   send_at_once(fd, to.generic.sa_family);
   notice_absence(fd, to.generic.sa_family);
+  limit_sending(fd, to.generic.sa_family, ABSENCE_SECONDS);
   if (connect(fd, &to.generic, length) && errno != EINPROGRESS) return fail(fd);
   return fd;
 }
@@ -117,7 +119,17 @@ int32_t xt_stream_accept(int32_t listener) {
   int fd = accept4(listener, &from.generic, &length, SOCK_CLOEXEC | SOCK_NONBLOCK);
   if (fd < 0) return -errno;
   send_at_once(fd, from.generic.sa_family);
+  notice_absence(fd, from.generic.sa_family);
   return fd;
+}
+
+void xt_stream_await_reader(int32_t fd) { set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 0); }
+
+int32_t xt_stream_is_sending(int32_t fd) {
+  struct tcp_info info = {0};
+  socklen_t size = sizeof info;
+  if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size)) return 0;
+  return info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0;
 }
 
 int32_t xt_stream_end(int32_t fd) { return shutdown(fd, SHUT_WR) ? -errno : 0; }

@@ -221,7 +221,8 @@ enum { XT_STREAM_LOCAL = -1 };
 /*
  * `port` XT_STREAM_LOCAL: AF_UNIX with `address` as path; otherwise a numeric address. Non-blocking and close-on-exec.
  * The connection may still be in progress: the fd becomes writable when it is established or has failed, and the first
- * write tells which.
+ * write tells which. By TCP, the connection fails when the other end has been gone, or has taken nothing, for half a
+ * minute.
  */
 XT_API int32_t xt_stream_connect(const char *address, int32_t port);
 /* A path appears only once it is listening. Its length must leave room for "~PID" (about 100 bytes in all). */
@@ -229,6 +230,13 @@ XT_API int32_t xt_stream_listen(const char *address, int32_t port);
 /* Reads some bytes and discards them. Returns how many, 0 at the end, or -errno. Never blocks on a socket. */
 XT_API int32_t xt_stream_skip(int32_t fd, int32_t is_socket);
 XT_API int32_t xt_stream_accept(int32_t listener);
+/* The other end of this connection may take nothing for as long as it likes. */
+XT_API void xt_stream_await_reader(int32_t fd);
+/*
+ * Returns 1 while something that was written has not arrived at the other host. Closing would lose it if the other end
+ * sends. 0 for everything but TCP.
+ */
+XT_API int32_t xt_stream_is_sending(int32_t fd);
 /* Shuts down sending; receiving continues. */
 XT_API int32_t xt_stream_end(int32_t fd);
 /* fds[0] is for reading, fds[1] for writing; close-on-exec. */

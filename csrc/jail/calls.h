@@ -144,6 +144,7 @@ CALL(getsockname, BOTH, NEED_NBD, ANY, "connects to an NBD server again")
 CALL(setsockopt, CONTROL, 0, ANY, "the end of the connection to xenstore")
 CALL(accept4, CONTROL, NEED_DIAL, ANY, "a plane's connections to our end of TLS")
 CALL(accept4, CONTROL, NEED_ACCEPT, ANY, "clients of the socket where we listen")
+CALL(getsockopt, CONTROL, NEED_ACCEPT, ANY, "whether what a client was sent has arrived")
 CALL(shutdown, BOTH, 0, ANY, "the end of a connection")
 
 /* ---- the command of --run, which was started before ---- */

@@ -181,6 +181,8 @@ export const symbols = {
   xt_stream_listen: { args: ["ptr", "i32"], returns: "i32" },
   xt_stream_skip: { args: ["i32", "i32"], returns: "i32" },
   xt_stream_accept: { args: ["i32"], returns: "i32" },
+  xt_stream_await_reader: { args: ["i32"], returns: "void" },
+  xt_stream_is_sending: { args: ["i32"], returns: "i32" },
   xt_stream_end: { args: ["i32"], returns: "i32" },
   xt_stream_pipe: { args: ["ptr"], returns: "i32" },
   xt_stream_reopen: { args: ["i32", "i32"], returns: "i32" },

@@ -42,7 +42,13 @@ export const LINGER_MS = 5000;
 /** How long we go on delivering what is in flight once we were told to stop. */
 export const STOP_GRACE_MS = 1000;
 
-/** How long a command may take to exit after the vchan ended before it gets SIGTERM, and again before SIGKILL. */
+/** Nothing tells us when what was written to another host has arrived there, so we ask this often. */
+export const ARRIVED_LOOK_MS = 20;
+
+/**
+ * How long a command may take to exit after the vchan ended before it gets SIGTERM, and again before SIGKILL. A service
+ * may take as long to end its connection.
+ */
 export const COMMAND_EXIT_MS = 2000;
 
 /** A busy local service is tried again this often, for 5 seconds in all. */

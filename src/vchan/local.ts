@@ -100,7 +100,9 @@ export async function openConnection(spec: LocalSpec & { kind: "unix" | "tcp" })
     await Bun.sleep(BUSY_MS);
     fd = shim.xt_stream_connect(text, port);
   }
-  return socketEnd(check(fd, `connect to ${describeSpec(spec)}`));
+  check(fd, `connect to ${describeSpec(spec)}`);
+  shim.xt_stream_await_reader(fd);
+  return socketEnd(fd);
 }
 
 /** An accepted or connecting socket as the local end. */

@@ -212,7 +212,7 @@ async function relay(
       eventsReceived,
     };
     opened.close();
-    const command = await exitOf(opened, result.end === "stopped");
+    const command = await exitOf(opened, result.end === "stopped" || result.isLate === true);
     const error = faultOf(summary, result, options.local);
     if (result.end === "lingered") log.warn(lingeredText(peer, lingerMs));
     log.info(`${result.end}: sent ${counted(bytesWritten, "byte")}, received ${bytesRead}`);

@@ -7,7 +7,15 @@
 // while of silence we close first.
 import { POLL_GONE, POLLIN, POLLOUT } from "../native/reactor.ts";
 import { check, shim } from "../native/shim.ts";
-import { ASK_ROUNDS, LINGER_MS, RELAY_CHUNK_BYTES_MIN, SHARED_WRITE_BYTES, STOP_GRACE_MS } from "./bounds.ts";
+import {
+  ARRIVED_LOOK_MS,
+  ASK_ROUNDS,
+  COMMAND_EXIT_MS,
+  LINGER_MS,
+  RELAY_CHUNK_BYTES_MIN,
+  SHARED_WRITE_BYTES,
+  STOP_GRACE_MS,
+} from "./bounds.ts";
 import { READ, WRITTEN, type VchanEndpoint } from "./endpoint.ts";
 import type { LocalEnd, LocalStream } from "./local.ts";
 import type { VchanControl } from "./vchan-control.ts";
@@ -27,6 +35,8 @@ export interface RelayResult {
   readonly unread: number;
   /** Bytes from the peer that could not be delivered. */
   readonly undelivered: number;
+  /** The local end had its time to end by itself after the peer, and did not. */
+  readonly isLate?: boolean;
   /** The -errno of a failed read or write at the local end; 0 if none failed. */
   readonly inputError: number;
   readonly outputError: number;
@@ -58,6 +68,8 @@ export class Relay {
   readonly #drainChunk: number;
   readonly #endsWithOutput: boolean;
   readonly #keepsOutput: boolean;
+  /** The socket that is both input and output. */
+  readonly #connection: number | undefined;
   readonly #outputTwin: number | undefined;
   readonly #waking: Disposable;
   /** Numbers of the local descriptors' watches in the endpoint's reactor. */
@@ -70,6 +82,13 @@ export class Relay {
   /** The peer's data waits for room at the local end. */
   #outputBlocked = false;
   #outputBroken = false;
+  /** The peer is gone, but the local end has yet to take what it sent. */
+  #isLeaving = false;
+  /** What it said meanwhile, if anything, has nowhere to go. */
+  #hasDropped = false;
+  /** When the local end has had its time for that. */
+  #leaveAt: number | undefined;
+  #isLate = false;
   #inputError = 0;
   #outputError = 0;
   /** Rounds since the descriptors were last asked for. */
@@ -95,6 +114,7 @@ export class Relay {
     this.#outputTwin = local.outputTwin;
     this.#endsWithOutput = local.endsWithOutput;
     this.#keepsOutput = local.keepsOutput === true;
+    this.#connection = local.input?.fd === local.output.fd ? local.output.fd : undefined;
     this.#fillChunk = Math.max(RELAY_CHUNK_BYTES_MIN, endpoint.writeSize / 4);
     const drainChunk = Math.max(RELAY_CHUNK_BYTES_MIN, endpoint.readSize / 4);
     this.#drainChunk = local.output.kind === "shared" ? SHARED_WRITE_BYTES : drainChunk;
@@ -132,7 +152,7 @@ export class Relay {
       endpoint.flush();
       // While one direction always has something to move, there is no wait in which the other could become ready.
       if (++this.#rounds % ASK_ROUNDS === 0) this.#ask();
-      if (!this.#stopping) return undefined;
+      if (!this.#stopping && !this.#isLeaving) return undefined;
     }
     const end = this.#end();
     if (end !== undefined) return this.#result(end);
@@ -171,11 +191,13 @@ export class Relay {
 
   /**
    * Whether to read more input: when the ring has room. After the peer has closed, input is read and dropped as long
-   * as data from the peer is undelivered, because the local program may not read until it has been able to write.
+   * as data from the peer is undelivered, because the local program may not read until it has been able to write, and
+   * then for a while more (see #hasLeft).
    */
   #wantsInput(input: LocalStream): boolean {
     const endpoint = this.#endpoint;
-    return endpoint.peerClosed ? input.kind !== "file" && endpoint.readable > 0 : endpoint.writable > 0;
+    if (!endpoint.peerClosed) return endpoint.writable > 0;
+    return input.kind !== "file" && (endpoint.readable > 0 || this.#isLeaving);
   }
 
   #endInput(): void {
@@ -225,18 +247,38 @@ export class Relay {
   #end(): RelayEnd | undefined {
     const endpoint = this.#endpoint;
     const isTaken = endpoint.readable === 0;
+    this.#isLeaving = isTaken && !this.#hasLeft();
+    if (this.#isLeaving) this.#hasDropped = true;
     const allRead = this.#input === undefined && endpoint.unread === 0;
     if (this.#outputBroken && this.#input === undefined && (allRead || endpoint.peerClosed))
       return "local-closed";
-    if (this.#stopping && isTaken && allRead) return "stopped";
-    if (allRead && endpoint.peerEnded && isTaken) return endpoint.peerCut ? "cut-short" : "done";
-    if (endpoint.peerClosed && (isTaken || this.#outputBroken)) return this.#peersEnd();
+    if (this.#stopping && isTaken && allRead && !this.#isLeaving) return "stopped";
+    if (allRead && endpoint.peerEnded && isTaken && !this.#hasDropped)
+      return endpoint.peerCut ? "cut-short" : "done";
+    if (endpoint.peerClosed && (isTaken || this.#outputBroken) && !this.#isLeaving) return this.#peersEnd();
     if (this.#stopping) return this.#isOver() ? "stopped" : undefined;
     if (this.#outputBroken && this.#input === undefined && !isTaken) return this.#stuckEnd();
     if (!allRead || !isTaken) this.#deadline = undefined;
     else if (this.#sendOnly) return "sent";
     else this.#deadline ??= performance.now() + this.#patienceMs();
     return this.#isOver() ? "lingered" : undefined;
+  }
+
+  /**
+   * Whether the local end is done with a peer that is gone. Kernel and pipe may hold much of what the peer sent. If the
+   * local end says anything more, a connection that we close loses that, and a command whose output is closed dies. So
+   * it gets the time to end by itself.
+   */
+  #hasLeft(): boolean {
+    const isSending = this.#connection !== undefined && shim.xt_stream_is_sending(this.#connection) !== 0;
+    if (this.#stopping) return !isSending;
+    const input = this.#input;
+    if (!this.#endpoint.peerClosed || input === undefined || input.kind === "file") return true;
+    if (this.#endsWithOutput || this.#outputBroken) return true;
+    if (isSending) this.#leaveAt = undefined;
+    else this.#leaveAt ??= performance.now() + COMMAND_EXIT_MS;
+    this.#isLate = this.#leaveAt !== undefined && performance.now() >= this.#leaveAt;
+    return this.#isLate;
   }
 
   /** Nobody takes what the peer sends. It may itself wait for that, and never read what we have sent. */
@@ -309,8 +351,9 @@ export class Relay {
 
   /** The time until the deadline, in milliseconds; -1 is for ever. */
   #timeLeftMs(): number {
-    if (this.#deadline === undefined || this.#deadline === Infinity) return -1;
-    return Math.max(0, Math.ceil(this.#deadline - performance.now()));
+    const now = performance.now();
+    const end = Math.min(this.#deadline ?? Infinity, this.#isLeaving ? now + ARRIVED_LOOK_MS : Infinity);
+    return end === Infinity ? -1 : Math.max(0, Math.ceil(end - now));
   }
 
   #obey(): void {
@@ -326,6 +369,7 @@ export class Relay {
     this.#control.publish(this.#endpoint.counts);
     const { unread, readable } = this.#endpoint;
     return {
+      ...(this.#isLate ? { isLate: true } : {}),
       end,
       unread,
       undelivered: readable,

@@ -2,6 +2,7 @@
 // libxenvchan cannot; and what --send and --receive make of that.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
+import { createServer, type AddressInfo } from "node:net";
 import { join } from "node:path";
 import { toDomid } from "../../src/core/types.ts";
 import type { Platform } from "../../src/platform/platform.ts";
@@ -11,9 +12,13 @@ import type { VchanEndpoint } from "../../src/vchan/endpoint.ts";
 import { publishKeys, readKeys, vchanPlace, withdrawKeys } from "../../src/vchan/rendezvous.ts";
 import { openVchanServer } from "../../src/vchan/server.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
-import { VchanCli, withoutWaits, type Running } from "./vchan-cli-harness.ts";
+import { chosenSeed } from "../support/random.ts";
+import { checksum, noise, VchanCli, withoutWaits, type Running } from "./vchan-cli-harness.ts";
 
 const TIMEOUT_MS = 30_000;
+/** A host counts as gone after 30 s. */
+const SLOW_MS = 35_000;
+const seed = chosenSeed();
 const ORDERS = { left: 12, right: 12 };
 const END_WORDS_BYTES = 8;
 const [DOM0, GUEST] = [toDomid(0), toDomid(1)];
@@ -148,6 +153,47 @@ test(
     ]);
   },
   TIMEOUT_MS,
+);
+
+test(
+  `a command that answers gets all that was sent before its peer closed, seed ${seed}`,
+  async () => {
+    const bytes = noise(seed, 50_000); // a pipe holds it
+    const line = `sleep 0.5; exec tee ${cli.dir}/got`;
+    const server = cli.run(0, "listen", "1", "t", "--", "sh", "-c", line);
+    const client = cli.run(1, "connect", "0", "t", "--wait", "--send");
+    await client.feed(bytes);
+    const both = await Promise.all([client.finished, server.finished]);
+    expect(both.map(({ status, stderr }) => [status, withoutWaits(stderr)])).toEqual([
+      [0, ""],
+      [0, ""],
+    ]);
+    expect(checksum(readFileSync(join(cli.dir, "got")))).toBe(checksum(bytes));
+  },
+  TIMEOUT_MS,
+);
+
+test(
+  "a TCP service that takes nothing for longer than a host may be away gets everything then",
+  async () => {
+    const got = Promise.withResolvers<string>();
+    const service = createServer({ pauseOnConnect: true }, async (socket) => {
+      await Bun.sleep(SLOW_MS);
+      const chunks: Buffer[] = [];
+      for await (const chunk of socket) chunks.push(chunk as Buffer);
+      got.resolve(checksum(Buffer.concat(chunks)));
+    });
+    await new Promise<void>((resolve) => service.listen(0, "127.0.0.1", resolve));
+    const { port } = service.address() as AddressInfo;
+    const bytes = noise(seed, 8_000_000); // more than the kernel holds for a connection
+    const server = cli.run(0, "listen", "1", "t", "--tcp", `127.0.0.1:${port}`);
+    const client = cli.run(1, "connect", "0", "t", "--wait");
+    const [, sent, served] = await Promise.all([client.feed(bytes), client.finished, server.finished]);
+    expect([sent.status, served.status, withoutWaits(served.stderr)]).toEqual([0, 0, ""]);
+    expect(await got.promise).toBe(checksum(bytes));
+    await new Promise((resolve) => service.close(resolve));
+  },
+  SLOW_MS + TIMEOUT_MS,
 );
 
 describe("a job in the background of a terminal", () => {

@@ -187,3 +187,40 @@ test("a connection whose failure is met in a write has not come to the end of it
   connection.close();
   await new Promise((resolve) => service.close(resolve));
 });
+
+/** A service that answers all the time, and for a second takes nothing; at the end it prints how much it got. */
+const SLOW_SERVICE = `
+  let length = 0;
+  const server = require("node:net").createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
+    const answer = () => {
+      while (!socket.writableEnded && socket.write(Buffer.alloc(10000)));
+    };
+    socket.on("drain", answer);
+    answer();
+    setTimeout(() => socket.resume(), 1000);
+    socket.on("data", (chunk) => void (length += chunk.length));
+    socket.on("error", () => void (length = -1));
+    socket.on("end", () => void socket.end());
+    socket.on("close", () => {
+      console.log(length);
+      server.close();
+    });
+  });
+  server.listen(0, "127.0.0.1", () => console.log(server.address().port));
+`;
+
+test("a slow service that answers meanwhile gets all that a peer sent before it closed, and ends in peace", async () => {
+  await using service = Bun.spawn([process.execPath, "-e", SLOW_SERVICE], { stdout: "pipe" });
+  const words = service.stdout.getReader();
+  const next = async (): Promise<number> =>
+    Number(new TextDecoder().decode((await words.read()).value ?? undefined));
+  const connection = await openConnection({ kind: "tcp", host: "127.0.0.1", port: await next() });
+  using pair = new VchanPair({ orders: { left: 20, right: 20 } });
+  const relay = new Relay(pair.client, control, { local: connection.end });
+  expect(pair.server.write(new Uint8Array(1 << 20))).toBe(1 << 20);
+  pair.server.endStream();
+  pair.server.close();
+  expect(relay.run()).toMatchObject({ end: "peer-closed", undelivered: 0, inputError: 0, outputError: 0 });
+  connection.close();
+  expect(await next()).toBe(1 << 20);
+});
