@@ -105,9 +105,13 @@ export function streamUse(fd: 0 | 1): StreamUse {
   }
 }
 
-/** Bytes that standard input still has, if it is a file. */
+/** Bytes that standard input still has, if it is a file and that can be found out: not in a jail, nor without /proc. */
 function inputBytes(): number | undefined {
   if (streamUse(0) !== "file") return undefined;
-  const position = /^pos:\s*(\d+)/m.exec(readFileSync("/proc/self/fdinfo/0", "latin1"))?.[1] ?? "0";
-  return Math.max(0, fstatSync(0).size - Number(position));
+  try {
+    const position = /^pos:\s*(\d+)/m.exec(readFileSync("/proc/self/fdinfo/0", "latin1"))?.[1] ?? "0";
+    return Math.max(0, fstatSync(0).size - Number(position));
+  } catch {
+    return undefined;
+  }
 }

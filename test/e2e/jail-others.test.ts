@@ -1,7 +1,7 @@
 // The jail of what serves no disk, `vchan listen` and `connect` and `blkfront nbd`, probed from inside: what every
 // thread has given up, and that all that they do still works.
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { connect, createServer, type Server } from "node:net";
 import { join } from "node:path";
 import { expectAllJailed, expectAllRefused, JailProbe } from "../support/jail-probe.ts";
@@ -111,6 +111,17 @@ test("vchan to a TCP service whose name is in a file that is replaced", async ()
   const heard = await runShell(relay, { ...disks.env, XENTOOL_DOMID: "1" });
   expect([heard.status, heard.stdout]).toEqual([0, "said"]);
   await readUntil(server.stderr, "/etc/hosts has been replaced");
+});
+
+test("vchan from a file, watched at a terminal", async () => {
+  await start(0, "waiting for", ["vchan", "listen", "1", "files", "--receive"]);
+  const [input, status] = [join(disks.dir, "input"), join(disks.dir, "status")];
+  writeFileSync(input, "everything");
+  const line = `${executable} vchan connect 0 files --send --jail strict <${input} >/dev/null; echo $? >${status}`;
+  const env = { ...disks.env, PATH: process.env["PATH"], XENTOOL_DOMID: "1" };
+  await using shell = Bun.spawn(["sh", "-c", line], { env, terminal: {} });
+  await shell.exited;
+  expect(readFileSync(status, "utf8")).toBe("0\n");
 });
 
 test("in a jail no command can be started for a vchan", async () => {
