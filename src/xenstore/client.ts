@@ -187,7 +187,7 @@ export class Xenstore extends XenstoreOperations {
     await this.request(XS_SET_TARGET, encodeStrings(String(domid), String(target)), String(domid));
   }
 
-  /** Ends every watch of this connection, at the server and here. */
+  /** Ends every watch of this connection, at the server and here, and at the server its transactions. */
   async resetWatches(): Promise<void> {
     for (const events of this.#watches.values()) events.stop();
     this.#watches.clear();

@@ -261,7 +261,7 @@ export class Model {
     const replays = this.#rules.personality.conflicts === "replay";
     if (base.version === this.current.version) {
       if (view.modified.size > 0) this.current = view;
-      if (!replays) this.current.changes = mergeChanges(this.current.changes);
+      if (!replays) this.current.changes = toldChanges(view, base);
       return "OK|";
     }
     return replays ? this.#replay(log) : this.#merge(view, base, domid);
@@ -291,7 +291,7 @@ export class Model {
     const owned = merged.owned(domid);
     if (domid !== 0 && owned > quotas.nodes && owned > this.current.owned(domid))
       return personality.quotaErrno.nodes;
-    merged.changes = mergeChanges(view.changes);
+    merged.changes = toldChanges(view, base);
     this.current = merged;
     return "OK|";
   }
@@ -345,6 +345,11 @@ function levelsBetween(ancestor: string, path: string): number | undefined {
   let levels = 0;
   for (let at = path; at !== ancestor; at = parentOf(at), levels++) if (at === "/") return undefined;
   return levels;
+}
+
+/** Merged, and without what was made and removed in between. */
+function toldChanges(view: View, base: View): ModelChange[] {
+  return mergeChanges(view.changes).filter(({ path }) => base.nodes.has(path) || view.nodes.has(path));
 }
 
 /** As C xenstored: one event a path, where the path was first changed. */

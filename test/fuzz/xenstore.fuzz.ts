@@ -186,6 +186,7 @@ class Episode {
     if (this.#random(5) === 0) {
       await this.#expect(client, xs.XS_RESET_WATCHES, encodeStrings(""), "OK|");
       this.#model.watches = this.#model.watches.filter((each) => each.client !== at);
+      client.transactions = [];
     } else if (watch !== undefined) {
       await this.#expect(client, xs.XS_UNWATCH, encodeStrings(watch.path, watch.token), "OK|");
       this.#model.watches = this.#model.watches.filter((each) => each !== watch);

@@ -200,7 +200,7 @@ describe("floods", () => {
   });
 
   test("unread watch events are bounded, merged, and dropped when they are old", async () => {
-    await start("oxenstored");
+    await start("xenstored-4.22");
     server.destroyDomain(1);
     server.quotas = { ...server.quotas, watchEvents: 50 };
     server.createDomain(1, "guest");
@@ -238,7 +238,8 @@ describe("floods", () => {
     expect(await client.ask(xs.XS_WATCH, ["data", "t"])).toBe("OK|");
     expect(await client.ask(xs.XS_TRANSACTION_END, ["T"], id)).toBe("OK|");
     await turns(5);
-    expect(client.takeEvents()).toEqual(["data t", "data/a t"]);
+    // To C xenstored, the node never was.
+    expect(client.takeEvents()).toEqual(["data t"]);
   });
 
   test("connections of a guest are limited", async () => {

@@ -376,11 +376,13 @@ describe("watches", () => {
     [["0", "", XS_WATCH, ["/t", "t", "1"], "EINVAL"]],
   );
   cases(
-    "RESET_WATCHES ends them all",
+    "RESET_WATCHES ends them all, and transactions",
     ALL,
     [
       ["0", "", XS_WATCH, ["/t", "t"], "OK|"],
+      ["0", "a", START, [], ""],
       ["0", "", xs.XS_RESET_WATCHES, [""], "OK|"],
+      ["0", "a", END, ["T"], "ENOENT"],
       ["0", "", XS_WRITE, w("/t", "1"), "OK|"],
     ],
     { "0": ["/t t"] },

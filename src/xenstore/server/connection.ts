@@ -101,14 +101,15 @@ export class Connection implements Waiter, DomainClient, SessionOutput {
   }
 
   /**
-   * Queues a watch event, with one byte per character of its text. An event is dropped if it equals a waiting one or is
-   * too long.
+   * Queues a watch event, with one byte per character of its text. An event is dropped if it is too long, and with C
+   * xenstored also if it equals a waiting one.
    */
   sendEvent(path: string, token: string): void {
     const payload = Buffer.from(`${path}\0${token}\0`, "latin1");
     if (this.#closed || payload.length > XS_PAYLOAD_MAX) return;
     const { privileged, quotas } = this.domain;
-    const key = isSpecialPath(path) ? undefined : `${path}\0${token}`;
+    const merges = this.#owner.personality.mergesEqualEvents && !isSpecialPath(path);
+    const key = merges ? `${path}\0${token}` : undefined;
     this.#output.pushEvent(encodePacket(XS_WATCH_EVENT, 0, 0, payload), key, quotas.watchEvents, !privileged);
     if (!this.#pumping) this.#flush();
   }

@@ -84,7 +84,7 @@ interface Reply {
   readonly payload: Uint8Array;
 }
 
-/** Answers one request, then sends its events. Most requests take a single step. */
+/** Answers one request and sends its events. Most requests take a single step. */
 export function* handleRequest(
   server: ServerState,
   session: Session,
@@ -105,12 +105,14 @@ export function* handleRequest(
     },
     after: (action) => later.push(action),
   });
-  session.sendReply(reply.type, packet, reply.payload);
+  const eventsFirst = server.personality.eventsFirst === "all" || packet.type === XS_TRANSACTION_END;
+  if (!eventsFirst) session.sendReply(reply.type, packet, reply.payload);
   server.snapshots.trim(server.tree.turnover);
   for (const [index, change] of changes.entries()) {
     if (index > 0) yield;
     server.watches.fire(change, server.tree);
   }
+  if (eventsFirst) session.sendReply(reply.type, packet, reply.payload);
   for (const action of later) action();
 }
 

@@ -4,6 +4,9 @@ import { encodeStrings } from "../../protocol/xs-wire.ts";
 import { fail, QUOTA_WIRE_NAMES, type Quotas } from "./quota.ts";
 import { domidOf, knownDomain, number, OK, strings, type Request } from "./request.ts";
 
+/** Of public/xen.h: whoever asks. */
+const DOMID_SELF = 0x7ff0;
+
 export function introduce(request: Request): Uint8Array {
   const [domid, gfn, port] = strings(request, 3);
   request.server.introduceByRequest(domidOf(domid), number(gfn), number(port, 0xffff_ffff));
@@ -21,8 +24,9 @@ export function release(request: Request): Uint8Array {
 
 export function isDomainIntroduced(request: Request): Uint8Array {
   const [text] = strings(request, 1);
-  const domain = request.server.domains.get(domidOf(text));
-  return encodeStrings(domain?.introduced === true ? "T" : "F");
+  const domid = domidOf(text);
+  const isIntroduced = domid === DOMID_SELF || request.server.domains.get(domid)?.introduced === true;
+  return encodeStrings(isIntroduced ? "T" : "F");
 }
 
 export function resume(request: Request): Uint8Array {

@@ -26,6 +26,10 @@ export interface Personality {
   readonly conflicts: "generations" | "replay";
   /** Whether several changes of one path in a transaction are merged into one event. */
   readonly mergesTransactionEvents: boolean;
+  /** Whether an event is left out while an equal one waits to be read. */
+  readonly mergesEqualEvents: boolean;
+  /** Which requests are replied to only after their events, which whoever asked may watch for, too. */
+  readonly eventsFirst: "all" | "commits";
   /** The effect of removing "/". */
   readonly removeRoot: "refuse" | "empty";
   /** What happens to a reply above 4096 bytes. */
@@ -80,6 +84,8 @@ const XENSTORED_417: Personality = {
   overlong: "violation",
   conflicts: "generations",
   mergesTransactionEvents: true,
+  mergesEqualEvents: true,
+  eventsFirst: "all",
   removeRoot: "refuse",
   oversizeReply: "E2BIG",
   directoryPart: "everyone",
@@ -129,6 +135,8 @@ const OXENSTORED: Personality = {
   overlong: "clamp",
   conflicts: "replay",
   mergesTransactionEvents: false,
+  mergesEqualEvents: false,
+  eventsFirst: "commits",
   removeRoot: "empty",
   oversizeReply: "E2BIG",
   directoryPart: "dom0",

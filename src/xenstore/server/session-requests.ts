@@ -34,8 +34,10 @@ export function unwatch(request: Request): Uint8Array {
   return OK;
 }
 
+/** Transactions, too: a kernel asks for this when it starts, and does not know its predecessor's. */
 export function resetWatches({ session }: Request): Uint8Array {
   session.dropWatches();
+  session.dropTransactions();
   return OK;
 }
 

@@ -66,6 +66,10 @@ export class Session implements Watcher {
     this.#host.watches.remove(removed);
   }
 
+  dropTransactions(): void {
+    for (const id of this.#transactions.keys()) this.takeTransaction(id).release();
+  }
+
   dropWatches(): void {
     for (const each of this.#watches.values()) this.#host.watches.remove(each);
     this.domain.watchCount -= this.#watches.size;
@@ -97,7 +101,7 @@ export class Session implements Watcher {
   close(): void {
     this.#closed = true;
     this.dropWatches();
-    for (const id of this.#transactions.keys()) this.takeTransaction(id).release();
+    this.dropTransactions();
   }
 
   /** An id for a new transaction: neither 0 nor in use. */

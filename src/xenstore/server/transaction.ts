@@ -141,12 +141,12 @@ export class Transaction implements Workspace, Snapshot {
     const changesNothing = !this.#footprint.root.dirty;
     const [base, tree] = [this.#base, this.#tree];
     if (base === undefined || tree === undefined) return unchanged;
-    if (base.version === current.version)
-      return changesNothing ? unchanged : { tree, changes: this.#changes };
+    const changes = this.#changes.filter(({ path }) => this.#isTold(path, base, tree));
+    if (base.version === current.version) return changesNothing ? unchanged : { tree, changes };
     if (this.#replays && this.#log.every(({ packet }) => READING.has(packet.type))) return unchanged;
     if (!base.agreesWith(current, this.#footprint) || (this.#replays && this.#quotaMoved(base, current)))
       return this.#replays ? undefined : fail("EAGAIN");
-    return changesNothing ? unchanged : { tree: this.#merge(tree, current), changes: this.#changes };
+    return changesNothing ? unchanged : { tree: this.#merge(tree, current), changes };
   }
 
   /**
@@ -179,6 +179,12 @@ export class Transaction implements Workspace, Snapshot {
   expire(): void {
     this.release();
     this.#expired = true;
+  }
+
+  /** To C xenstored, a node that was made and removed within the transaction never was. */
+  #isTold(path: string, base: StoreTree, tree: StoreTree): boolean {
+    if (!this.#host.personality.mergesTransactionEvents) return true;
+    return base.get(path) !== undefined || tree.get(path) !== undefined;
   }
 
   #fork(): StoreTree {
