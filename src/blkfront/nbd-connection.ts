@@ -94,7 +94,7 @@ export class NbdConnection {
 
   /**
    * Sends waiting bytes to the socket, once, then closes it if that was the end. True when this made room for replies
-   * to what was received before.
+   * to what was received before, be it the rest of a long read.
    */
   send(): boolean {
     const output = this.#output;
@@ -106,7 +106,7 @@ export class NbdConnection {
       this.#full = output.size > 0;
     }
     if (this.state === FINISHING && this.outstanding === 0 && output.size === 0) this.kill();
-    return sent > 0 && this.input.size > 0;
+    return sent > 0 && (this.input.size > 0 || this.current >= 0);
   }
 
   /** Handles the options that have arrived. */
