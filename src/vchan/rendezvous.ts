@@ -53,9 +53,18 @@ export interface PublishedKeys {
   readonly replaced: boolean;
 }
 
+/** A server finds that its keys are gone from where clients look, or, with `found`, that another server's are there. */
+export class KeysLost extends XentoolError {
+  constructor({ path }: VchanPlace, found: boolean) {
+    const what = found ? "another server has put its keys at" : "our keys were removed from";
+    super("environment", `${what} ${path}`, { path });
+  }
+}
+
 /**
  * Publishes the server's keys in one transaction, so that the client sees both or neither, and lets it read them.
- * `before` are this server's keys that they replace, so that there never are none.
+ * `before` are this server's keys that they replace, so that there never are none. Fails with `KeysLost` if another
+ * server has replaced those: the later one wins.
  */
 export function publishKeys(
   xenstore: Xenstore,
@@ -69,7 +78,9 @@ export function publishKeys(
   ];
   return xenstore.transaction(async (tx) => {
     const children = (await tx.exists(place.path)) ? await tx.directory(place.path) : undefined;
+    const isTaken = children?.some(isKey) ?? false;
     const isOurs = before !== undefined && (await hasKeys(tx, place, before));
+    if (before !== undefined && isTaken && !isOurs) throw new KeysLost(place, true);
     for (const [name, value] of values) {
       const path = `${place.path}/${name}`;
       await tx.write(path, String(value));
@@ -78,12 +89,15 @@ export function publishKeys(
         { domid: place.client, access: "read" },
       ]);
     }
-    const isKey = (name: string): boolean => name === RING_REF || name === EVENT_CHANNEL;
     return {
       ownsDirectory: children === undefined || (children.length > 0 && children.every(isKey)),
-      replaced: !isOurs && (children?.some(isKey) ?? false),
+      replaced: isTaken && !isOurs,
     };
   });
+}
+
+function isKey(name: string): boolean {
+  return name === RING_REF || name === EVENT_CHANNEL;
 }
 
 /**

@@ -15,6 +15,7 @@ import type { VchanRole } from "./endpoint.ts";
 import { PeerWatch, type PeerWatchOptions } from "./peer-watch.ts";
 import {
   areKeys,
+  KeysLost,
   publishKeys,
   readKeys,
   watchKeys,
@@ -71,6 +72,8 @@ export class VchanSession implements AsyncDisposable {
   readonly #listeners = new DisposableStack();
   /** What the next client finds already. */
   #next: Offer | undefined;
+  /** Why there is no next client. */
+  #lost: KeysLost | undefined;
 
   private constructor(options: VchanSessionOptions, xenstore: Xenstore) {
     this.#options = options;
@@ -116,6 +119,7 @@ export class VchanSession implements AsyncDisposable {
   ): Promise<T | undefined> {
     const { place, signal } = this.#options;
     this.#begin();
+    if (this.#lost !== undefined) throw this.#lost;
     const peer = place.client;
     const offer = this.#next ?? (await this.#offer(orders));
     this.#next = undefined;
@@ -198,13 +202,15 @@ export class VchanSession implements AsyncDisposable {
   /**
    * Offers fresh rings beside those of a client that is gone, or, if that is more than gntalloc's limit, after them.
    * That happens before anybody hears of its end, because only our own clients wait at rings that nobody serves any
-   * more. Undefined if it fails: the next attempt reports why.
+   * more. Undefined if it fails, or if another server has taken the place: the next attempt reports why.
    */
   async #changeOver(before: Offer, orders: VchanOrders): Promise<Offer | undefined> {
     try {
       return await this.#offer(orders, before);
-    } catch {
+    } catch (error) {
       await this.#withdraw(before);
+      if (error instanceof KeysLost) this.#lost = error;
+      if (this.#lost !== undefined) return undefined;
       return this.#offer(orders).catch(() => undefined);
     }
   }
@@ -243,7 +249,7 @@ export class VchanSession implements AsyncDisposable {
     await using limit = await this.#limitWait(`no client in domain ${place.client}`);
     const look = async (): Promise<void> => {
       const found = await readKeys(this.#xenstore, place);
-      if (!areKeys(found, keys)) limit.end(keysLost(place, found));
+      if (!areKeys(found, keys)) limit.end(new KeysLost(place, found !== undefined));
     };
     limit.atEnd(await watchKeys(this.#xenstore, place, look));
     return (
@@ -339,11 +345,6 @@ function noServerAt(place: VchanPlace): XentoolError {
     `domain ${place.server} offers no vchan to domain ${place.client} at ${place.path}; --wait waits for it`,
     { path: place.path, reason: NO_SERVER },
   );
-}
-
-function keysLost(place: VchanPlace, found: VchanKeys | undefined): XentoolError {
-  const what = found === undefined ? "our keys were removed from" : "another server has put its keys at";
-  return new XentoolError("environment", `${what} ${place.path}`, { path: place.path });
 }
 
 /** xenstored may have gone away while we served; closing goes on. */

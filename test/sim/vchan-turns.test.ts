@@ -3,7 +3,7 @@
 import { afterEach, beforeEach, expect, spyOn, test } from "bun:test";
 import { toDomid } from "../../src/core/types.ts";
 import { VCHAN_CLI_LIVE } from "../../src/protocol/vchan.ts";
-import { publishKeys, vchanPlace, type VchanKeys } from "../../src/vchan/rendezvous.ts";
+import { areKeys, publishKeys, readKeys, vchanPlace, type VchanKeys } from "../../src/vchan/rendezvous.ts";
 import { openVchanServer, type VchanServer } from "../../src/vchan/server.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { readUntil } from "../support/process.ts";
@@ -86,6 +86,40 @@ test(
     server.child.kill("SIGTERM");
     expect((await server.finished).status).toBe(143);
     expect(seen).toEqual([true, false, true, false, true, false]);
+  },
+  TIMEOUT_MS,
+);
+
+async function currentKeys(): Promise<VchanKeys> {
+  using platform = cli.host.platform(0);
+  using xenstore = await Xenstore.connect(platform);
+  const keys = await readKeys(xenstore, PLACE);
+  if (keys === undefined) throw new Error("there are no keys");
+  return keys;
+}
+
+test(
+  "a server whose place another one took while it had a client leaves it to that one, and ends",
+  async () => {
+    const first = cli.run(0, "listen", "1", "turns", "--keep", "--", "cat");
+    await cli.published(0, 1, "turns");
+    const client = cli.run(1, "connect", "0", "turns");
+    await client.feed("one", true);
+    await client.received(3);
+    const keysBefore = await currentKeys();
+    const second = cli.run(0, "listen", "1", "turns", "--keep", "--", "echo", "here");
+    while (areKeys(await currentKeys(), keysBefore)) await Bun.sleep(10);
+    await client.feed("");
+    expect((await client.finished).status).toBe(0);
+    const { status, stderr } = await first.finished;
+    expect([status, stderr]).toEqual([
+      3,
+      expect.stringContaining(`another server has put its keys at ${PATH}`),
+    ]);
+    const next = await cli.run(1, "connect", "0", "turns", "--receive").finished;
+    expect([next.status, next.stdout.toString()]).toEqual([0, "here\n"]);
+    second.child.kill("SIGTERM");
+    expect((await second.finished).status).toBe(143);
   },
   TIMEOUT_MS,
 );
