@@ -39,7 +39,7 @@ export const SHARED_WRITE_BYTES = 4096;
  */
 export const LINGER_MS = 5000;
 
-/** How long we go on delivering what is in flight once we were told to stop. */
+/** How long we go on delivering what is in flight once we were told to stop, and a command may then take to exit. */
 export const STOP_GRACE_MS = 1000;
 
 /** Nothing tells us when what was written to another host has arrived there, so we ask this often. */

@@ -7,7 +7,7 @@ import { moduleLogger } from "../core/log.ts";
 import { errnoName } from "../native/shim.ts";
 import type { Domid } from "../core/types.ts";
 import type { VchanOrders } from "../protocol/vchan.ts";
-import { COMMAND_EXIT_MS, LINGER_MS } from "./bounds.ts";
+import { COMMAND_EXIT_MS, LINGER_MS, STOP_GRACE_MS } from "./bounds.ts";
 import type { VchanCounts, VchanRole } from "./endpoint.ts";
 import {
   describeSpec,
@@ -212,7 +212,7 @@ async function relay(
       eventsReceived,
     };
     opened.close();
-    const command = await exitOf(opened, result.end === "stopped" || result.isLate === true);
+    const command = await exitOf(opened, patienceOf(result));
     const error = faultOf(summary, result, options.local);
     if (result.end === "lingered") log.warn(lingeredText(peer, lingerMs));
     log.info(`${result.end}: sent ${counted(bytesWritten, "byte")}, received ${bytesRead}`);
@@ -227,18 +227,23 @@ async function relay(
     };
   } catch (error) {
     opened.close();
-    await exitOf(opened, true);
+    await exitOf(opened, 0);
     throw error;
   }
 }
 
-/** Waits for a command to exit, by itself for a while unless it must hurry. Returns how it ended. */
+/** How long a command may take to exit by itself, now that it sees the end of its input. */
+function patienceOf({ end, isLate = false }: RelayResult): number {
+  if (isLate) return 0;
+  return end === "stopped" ? STOP_GRACE_MS : COMMAND_EXIT_MS;
+}
+
+/** Waits for a command to exit, by itself for `patienceMs`. Returns how it ended. */
 async function exitOf(
   opened: OpenedLocal,
-  hurry: boolean,
+  patienceMs: number,
 ): Promise<{ status: number; wasKilled: boolean } | undefined> {
   if (opened.exited === undefined) return undefined;
-  const patienceMs = hurry ? 0 : COMMAND_EXIT_MS;
   if (await endsWithin(patienceMs, opened.exited)) return { status: await opened.exited, wasKilled: false };
   opened.kill("SIGTERM");
   if (!(await endsWithin(COMMAND_EXIT_MS, opened.exited))) opened.kill("SIGKILL");

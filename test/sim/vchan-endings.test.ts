@@ -174,6 +174,32 @@ test(
 );
 
 test(
+  `SIGTERM leaves a command the time to take what is in its pipe, seed ${seed}`,
+  async () => {
+    const bytes = noise(seed, 50_000);
+    const line = `echo $$; exec cat >${cli.dir}/got`;
+    await roles.client(["--", "sh", "-c", line], async (peer, xentool) => {
+      const said = Buffer.alloc(16);
+      let length = 0;
+      while (!said.includes("\n")) {
+        length += peer.read(said.subarray(length));
+        await Bun.sleep(5);
+      }
+      const pid = Number.parseInt(said.toString("utf8", 0, length));
+      process.kill(pid, "SIGSTOP");
+      for (let sent = 0; sent < bytes.length || peer.unread > 0; await Bun.sleep(1))
+        sent += peer.write(bytes.subarray(sent));
+      xentool.child.kill("SIGTERM");
+      await Bun.sleep(200);
+      process.kill(pid, "SIGCONT");
+      expect((await xentool.finished).status).toBe(143);
+    });
+    expect(checksum(readFileSync(join(cli.dir, "got")))).toBe(checksum(bytes));
+  },
+  TIMEOUT_MS,
+);
+
+test(
   "a TCP service that takes nothing for longer than a host may be away gets everything then",
   async () => {
     const got = Promise.withResolvers<string>();
