@@ -147,3 +147,31 @@ test("processes: whoever holds a lock comes before whoever has the file open", (
   put("proc/locks", `1: FLOCK  ADVISORY  WRITE 99 fe:00:${ino} 0 EOF\n`);
   expect(processesWith(statSync(file), file, undefined, host).map(({ pid }) => pid)).toEqual([12, 11]);
 });
+
+test("a file server that the image is not on is not asked what is behind a loop device", () => {
+  const image = join(dir, "a.img");
+  put("a.img", "");
+  put("sys/block/loop0/loop/backing_file", `${image}\n`);
+  put("sys/block/loop0/dev", "7:0\n");
+  const stat = statSync(image);
+  const own = `${(stat.dev >> 8) & 0xfff}:${(stat.dev & 0xff) | ((stat.dev >> 12) & 0xfff00)}`;
+  const server = (number: string, type: string): string =>
+    `40 25 ${number} / ${dir} rw,relatime - ${type} server:/export rw`;
+  const root = "25 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw";
+  for (const type of ["nfs4", "cifs", "ceph", "fuse.sshfs", "9p"]) {
+    // Here the file would answer, as a server that is gone would not.
+    mountinfo(root, server("0:999", type));
+    expect(named(stat)).toBe("");
+    mountinfo(root, server(own, type));
+    expect(named(stat)).toBe("/dev/loop0 lies over it");
+  }
+  // It is hidden by what was mounted later, and is a sister's whose name goes on.
+  mountinfo(root, server("0:999", "nfs4"), server("0:55", "btrfs"));
+  expect(named(stat)).toBe("/dev/loop0 lies over it");
+  mountinfo(root, `40 25 0:999 / ${dir.slice(0, -1)} rw,relatime - nfs server:/export rw`);
+  expect(named(stat)).toBe("/dev/loop0 lies over it");
+  put("proc/swaps", `Filename Type Size Used Priority\n${image} file 8 0 -2\n`);
+  expect(named(stat)).toBe("swap space of this host, /dev/loop0 lies over it");
+  mountinfo(root, server("0:999", "nfs4"));
+  expect(named(stat)).toBe("");
+});

@@ -24,7 +24,7 @@ export type Identity = Pick<Stats, "dev" | "ino" | "rdev"> & { isBlockDevice(): 
 
 /** All uses of the file or device on this host, except by processes. */
 export function hostUses(image: Identity, host: HostFiles = THIS_HOST): HostUse[] {
-  const isIt = (path: string): boolean => isSame(image, path);
+  const isIt = sameAs(image, host);
   const device = image.isBlockDevice() ? deviceDir(deviceNumber(image.rdev), host) : undefined;
   return [
     ...(device === undefined ? [] : [...usesOfDevice(device, host), ...usesOfBackingFile(device, host)]),
@@ -65,6 +65,36 @@ export function isSame(image: Identity, path: string): boolean {
     : image.dev === other.dev && image.ino === other.ino;
 }
 
+/** File systems of file servers, and of programs, which may be gone: whoever asks then waits, without end. */
+const REMOTE = /^(?:9p|afs|beegfs|ceph|cifs|coda|fuse(?!blk)|gpfs|lustre|nfs|orangefs|smb)/;
+
+/**
+ * Says of a path whether the image is there. What is on a file server that the image is not on is not asked: that of
+ * the image has answered just now.
+ */
+function sameAs(image: Identity, host: HostFiles): (path: string) => boolean {
+  const mounted = mountedFileSystems(host);
+  const own = deviceNumber(image.dev);
+  return (path) => {
+    const its = mounted.find(({ point }) => point === "/" || path === point || path.startsWith(`${point}/`));
+    const isElsewhere = its !== undefined && its.number !== own && REMOTE.test(its.type);
+    return !isElsewhere && isSame(image, path);
+  };
+}
+
+interface MountedFileSystem {
+  readonly point: string;
+  readonly number: string;
+  readonly type: string;
+}
+
+/** The first one that a path is below is the one that it is on. */
+function mountedFileSystems(host: HostFiles): MountedFileSystem[] {
+  const all = mountLines(host, "self").map(({ point, number, type }) => ({ point, number, type }));
+  // Of those at the same place, the last one hides the others.
+  return all.reverse().sort((a, b) => b.point.length - a.point.length);
+}
+
 /** A device's own directory in sysfs. Its partitions are inside it; the whole device is its parent. */
 function deviceDir(number: string, host: HostFiles): string | undefined {
   const link = `${host.sys}/dev/block/${number}`;
@@ -99,7 +129,7 @@ function usesOfBackingFile(dir: string, host: HostFiles): HostUse[] {
   const path = readLine(`${dir}/loop/backing_file`);
   const file = path === undefined ? undefined : tryStat(path);
   if (file === undefined) return [];
-  const isIt = (other: string): boolean => isSame(file, other);
+  const isIt = sameAs(file, host);
   const uses = [...swaps(host, isIt), ...loopDevices(host, isIt, basename(dir))];
   return within(`${path}, which it shows, is used:`, uses);
 }
@@ -128,19 +158,30 @@ function loopDevices(host: HostFiles, isIt: (path: string) => boolean, except?: 
     .map((name) => layer(`/dev/${name}`, `${host.sys}/block/${name}`, host));
 }
 
-/** proc(5): ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [FIELDS] - TYPE SOURCE SUPEROPTIONS */
 function mounts(number: string, host: HostFiles): HostUse[] {
   const found = new Map<string, HostUse>();
   for (const process of ["self", "1"])
-    for (const line of lines(`${host.proc}/${process}/mountinfo`)) {
-      const [mount = "", device = ""] = line.split(" - ");
-      const [, , mounted = "", , point = ""] = mount.split(" ");
-      const [, source = "", options = ""] = device.split(" ");
+    for (const { number: mounted, point, source, options } of mountLines(host, process)) {
       if (mounted !== number && !(mounted.startsWith("0:") && isDeviceFile(source, number))) continue;
-      const what = `mounted at ${unescape(point)}`;
+      const what = `mounted at ${point}`;
       found.set(what, { what, writes: !options.split(",").includes("ro") });
     }
   return [...found.values()];
+}
+
+interface MountLine extends MountedFileSystem {
+  readonly source: string;
+  readonly options: string;
+}
+
+/** proc(5): ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [FIELDS] - TYPE SOURCE SUPEROPTIONS */
+function mountLines(host: HostFiles, process: string): MountLine[] {
+  return lines(`${host.proc}/${process}/mountinfo`).map((line) => {
+    const [mount = "", device = ""] = line.split(" - ");
+    const [, , number = "", , point = ""] = mount.split(" ");
+    const [type = "", source = "", options = ""] = device.split(" ");
+    return { number, point: unescape(point), type, source, options };
+  });
 }
 
 /** btrfs mounts have device numbers of their own, and name the device as their source. */
