@@ -66,6 +66,8 @@ export function openVchanClient(platform: Platform, options: VchanClientOptions)
   expectServer(peer, found);
   const layout = layoutOf(found.orders);
   expectFreshRings(peer, found, endWordsOf(copy, layout).server);
+  // From here on the server may learn that we are gone. It must not take that for the end of our stream.
+  Atomics.store(page.words, layout.endWordsAt / 4 + 1, VCHAN_END_SPOKEN);
   const grants = decodeGrants(copy, layout);
   const leftPages = orNoServer(peer, () => mapPages(cleanup, table, peer, grants.left, "rw"));
   const rightPages = orNoServer(peer, () => mapPages(cleanup, table, peer, grants.right, "r"));
@@ -87,7 +89,6 @@ export function openVchanClient(platform: Platform, options: VchanClientOptions)
   try {
     channels.unmask(port);
     endpoint.sample();
-    Atomics.store(page.words, layout.endWordsAt / 4 + 1, VCHAN_END_SPOKEN);
     shim.xt_fetch_or8(page.bytes.subarray(VCHAN_SRV_NOTIFY), VCHAN_NOTIFY_WRITE);
     shim.xt_store8(page.bytes.subarray(VCHAN_CLI_LIVE), VCHAN_CONNECTED);
     endpoint.notifyPeer();

@@ -333,6 +333,9 @@ describe("opening", () => {
       endpoint.page.words[6 + grant] = 0;
       const opening = (): unknown => openVchanClient(host.platform(CLIENT), { peer: SERVER, ringRef, port });
       expect(opening).toThrow("nobody answers there any more");
+      // A server that is still there must not take this for a client whose stream is complete.
+      endpoint.sample();
+      expect([endpoint.peerClosed, endpoint.peerLost]).toEqual([true, true]);
       endpoint.close();
       host.assertNothingLeft();
     }
