@@ -313,6 +313,25 @@ test("a guest that is being migrated has its disk at both ends until the source 
   expect(await after.read(8)).toBeInstanceOf(Uint8Array);
 });
 
+test("disks whose server says nothing keep no other one waiting, wherever they are first seen", async () => {
+  const [early, late, other] = [address(1), address(1, 51744), address(2)];
+  const socket = join(dir, "silent.sock");
+  let asked = 0;
+  using _ = Bun.listen({ unix: socket, socket: { open: () => void asked++, data() {} } });
+  await attach(early, `nbd+unix:///a?socket=${socket}`);
+  await startWatch();
+  await attach(late, `nbd+unix:///b?socket=${socket}`);
+  while (asked < 2) await Bun.sleep(5);
+  await attach(other, join(dir, "a.img"));
+  await until(other, "hotplug-status", "connected");
+  // They have not even been refused by then.
+  for (const at of [early, late]) expect(await xenstore.read(`${backendDir(at)}/state`)).toBe("1");
+  // The toolstack gives one up: it is answered as soon as it is known that it cannot be served.
+  await closeDevice(xenstore, late);
+  await until(late, "state", "6");
+  expect(asked).toBe(2);
+});
+
 test("an NBD export that is read-only: what xl's disk line must say", async () => {
   await using server = await nbdkit([], () => ["memory", "1M"], "--readonly");
   const at = address(1);

@@ -7,7 +7,7 @@ import { escapeControls, moduleLogger } from "../../core/log.ts";
 import type { Domid } from "../../core/types.ts";
 import type { SpawnWorker } from "../../plane/plane.ts";
 import type { Platform } from "../../platform/platform.ts";
-import { parseXenbusState, XenbusState } from "../../protocol/xenbus.ts";
+import { XenbusState } from "../../protocol/xenbus.ts";
 import type { Unwatch, Xenstore } from "../../xenstore/client.ts";
 import { backendDir, describeDevice, type DeviceAddress } from "../address.ts";
 import { disksAnswer } from "../stats/alive.ts";
@@ -19,15 +19,14 @@ import {
   removeBackend,
   writeKeys,
 } from "../device/backend-directory.ts";
-import { isInUse } from "../device/decide.ts";
 import { deviceNamed, namesIn } from "../device/device-directories.ts";
-import { readFrontendState } from "../device/end-states.ts";
 import { BlkbackDevice, type DeviceOptions } from "../device/device.ts";
 import { ringKeys } from "../device/features.ts";
 import { untilReady, type Successor } from "../guests/handover.ts";
 import type { JailedIn } from "../../platform/jail.ts";
 import { planeJail } from "../jail.ts";
 import { isOurDevice } from "./our-devices.ts";
+import { lookAtUnserved } from "./unserved-device.ts";
 import { announceImage } from "../device/sharing.ts";
 import type { LendDevices } from "../device/threads.ts";
 import { openWatchedImage, type OpenDeviceImage } from "../image/watched-image.ts";
@@ -129,8 +128,8 @@ export class BackendWatch implements DiskServer {
   readonly #root: string;
   /** By path of the backend's directory: devices that could not be served and are to be tried again. */
   readonly #retries = new Map<string, Retry>();
-  /** Devices that are being started. */
-  readonly #starting = new Set<Promise<void>>();
+  /** By the same: devices that are being started. */
+  readonly #starting = new Map<string, Promise<void>>();
   #unwatch: Unwatch | undefined;
   #stopping = new AbortController();
 
@@ -191,7 +190,7 @@ export class BackendWatch implements DiskServer {
     this.#stopping.abort();
     await this.#unwatch?.();
     // Whoever started a device reports why it failed.
-    await Promise.allSettled(this.#starting);
+    await Promise.allSettled(this.#starting.values());
     for (const { timer } of this.#retries.values()) clearTimeout(timer);
     this.#retries.clear();
     const served = [...this.#served.values()].filter((it) => it !== undefined);
@@ -232,46 +231,48 @@ export class BackendWatch implements DiskServer {
     const guests = frontend === undefined ? await namesIn(this.#xenstore, this.#root) : [String(frontend)];
     await Promise.all(guests.map(lookAtDisksOf));
     // Not waited for: further events must not come after the first look at every disk.
-    void Promise.all([...this.#served.values()].flatMap((it) => it?.device.looked ?? [])).then(this.#settle);
+    void Promise.allSettled(this.#starting.values())
+      .then(() => Promise.all([...this.#served.values()].flatMap((it) => it?.device.looked ?? [])))
+      .then(this.#settle);
   }
 
+  /** Does not wait for a device that is being started: it may take long, and others have events, too. */
   async #look(guest: string, devid: string): Promise<void> {
     const address = deviceNamed(this.#platform.domid, this.#options.kind, guest, devid);
-    if (address !== undefined) await this.#lookAt(address);
+    if (address === undefined) return;
+    const before = this.#starting.get(backendDir(address));
+    // What changes while it is being started is looked at afterwards.
+    const started = before?.catch(() => {}).then(() => this.#lookAt(address));
+    (started ?? (await this.#begun(address))?.started)?.catch((error: unknown) => {
+      // That there is no xenstored any more, others say.
+      if (this.#xenstore.failure === undefined)
+        logger.error(`${describeDevice(address)}: ${describeError(error)}`);
+    });
   }
 
+  /** Resolves when a device that is to be served has been started, or is not to be tried any more. */
   async #lookAt(address: DeviceAddress): Promise<void> {
+    await (
+      await this.#begun(address)
+    )?.started;
+  }
+
+  /** Looks at the device, and begins to start it if it is to be served. */
+  async #begun(address: DeviceAddress): Promise<{ readonly started: Promise<void> } | undefined> {
     const dir = backendDir(address);
     const { anyScript } = this.#options;
-    if (this.#served.has(dir) || !(await isOurDevice(this.#xenstore, dir, anyScript))) return;
-    const read = (key: string): Promise<string | null> => this.#xenstore.tryRead(`${dir}/${key}`);
-    const [stateText, online, hotplug, frontend] = await Promise.all([
-      read("state"),
-      read("online"),
-      read("hotplug-status"),
-      readFrontendState(this.#xenstore, address),
-    ]);
-    const state = parseXenbusState(stateText);
-    const isLive = isInUse(state, frontend);
-    // Such a guest comes back, and its last server may have died while the guest was closing.
-    const mayComeBack = online === "1" && frontend !== XenbusState.Unknown;
-    if (!isLive) {
-      if (!mayComeBack && state === XenbusState.Closing) return this.#answerClose(address);
-      if (!mayComeBack && state === XenbusState.Closed) return;
-      if (state === XenbusState.Unknown || hotplug === "error") return;
-    }
+    if (this.#served.has(dir) || !(await isOurDevice(this.#xenstore, dir, anyScript))) return undefined;
+    const it = await lookAtUnserved(this.#xenstore, address);
+    if (it.todo === "close") await this.#answerClose(address);
+    if (it.todo !== "serve") return undefined;
     // Stopped, or already served since this look began.
-    if (this.#stopping.signal.aborted || this.#served.has(dir)) return;
-    // libxl asks only once whether a device is connected, and a guest may have begun to connect.
-    const isOffered = isLive || (state !== XenbusState.Initialising && hotplug === "connected");
+    if (this.#stopping.signal.aborted || this.#served.has(dir)) return undefined;
     this.#note(dir, undefined);
-    const starting = this.#start(address, isOffered);
-    this.#starting.add(starting);
-    try {
-      await starting;
-    } finally {
-      this.#starting.delete(starting);
-    }
+    const started = this.#start(address, it.isOffered).finally(() => {
+      if (this.#starting.get(dir) === started) this.#starting.delete(dir);
+    });
+    this.#starting.set(dir, started);
+    return { started };
   }
 
   /**
