@@ -253,6 +253,60 @@ describe("closing a ring", () => {
     second.close();
   });
 
+  test.each([...PERSONALITY_NAMES])(
+    "a new client has nothing of a killed one's (%s)",
+    async (personality) => {
+      start(personality);
+      const first = await connect();
+      await first.watch("data", () => {});
+      first.close(); // the server is not told
+      // Replies that nobody reads, the last of them larger than the ring: the server waits in the middle of it.
+      put(encodePacket(XS_WRITE, 7, 0, encodeStrings(`data/large\0${"x".repeat(900)}`)));
+      ring.channel?.pump();
+      take();
+      for (let i = 0; i < 30; i++) {
+        put(read("data/large"));
+        ring.channel?.pump();
+      }
+      const second = await connect();
+      const { promise, resolve } = Promise.withResolvers<string>();
+      await second.watch("data", resolve);
+      expect(await promise).toBe("data");
+      const seen: string[] = [];
+      await second.watch("data/other", (path) => void seen.push(path));
+      await second.write("data/x", "1");
+      expect(await second.read("data/x")).toBe("1");
+      expect(seen).toEqual(["data/other"]);
+      expect(server.statistics.watches).toBe(2);
+      second.close();
+    },
+  );
+
+  test("a client does not touch a ring that it has given up", async () => {
+    start("xenstored-4.17");
+    const xs = await connect();
+    const end = ring.client();
+    let isClosed = false;
+    let touched = 0;
+    const notify = (): number => {
+      if (isClosed) touched++;
+      return end.events.notify(end.port);
+    };
+    const guarded = { ...end, events: { notify }, close: () => void (isClosed = true) };
+    xs.close();
+    const client = new Xenstore(await RingTransport.connect(guarded, 1000));
+    const lost = Promise.withResolvers<unknown>();
+    client.onClose(lost.resolve);
+    ring.channel = undefined;
+    const reading = client.read("name").catch((error: unknown) => error);
+    layout.XsRingStream.responses(ring.page).write(read("name"));
+    store(ring.page, layout.XS_RING_ERROR, layout.XENSTORE_ERROR_PROTO);
+    ring.server().events.notify(end.port);
+    expect(await lost.promise).toMatchObject({ kind: "protocol" });
+    expect(await reading).toMatchObject({ kind: "protocol" });
+    expect([isClosed, touched]).toEqual([true, 0]);
+  });
+
   test("a client gives up when nobody answers", async () => {
     start("oxenstored");
     put(read("name"));
