@@ -285,6 +285,22 @@ test("a server whose silence is limited after it had replied is waited for no lo
   expect(target.failure).toContain("nothing came from it for 50 ms");
 });
 
+test("a server whose silence is limited, and that sends a byte now and then, is not waited for without end", async () => {
+  let trickle: ReturnType<typeof setInterval> | undefined;
+  const peer = open((request, connection) => {
+    const reply = chunk(request, 1, true, dataAt(request.offset, filled(request.length, 1)));
+    let sent = 0;
+    trickle = setInterval(() => void connection.write(reply.subarray(sent, ++sent)), 5);
+    return undefined;
+  });
+  const { target, memory } = peer;
+  target.start(IO_READ, 1, 0, 65536, memory.address);
+  target.limitSilence(500);
+  expect(await peer.ended(1)).toEqual([[1, -5]]);
+  clearInterval(trickle);
+  expect(target.failure).toContain("it has not replied to everything for 6000 ms");
+});
+
 describe("a program of ours that is silent", () => {
   /** Its reply to what it was asked first comes with that to the second. */
   function openSlow(holdMs: number) {

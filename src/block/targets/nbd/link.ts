@@ -70,6 +70,8 @@ const LONGEST_PAUSE_MS = 1000;
 const STEADY_MS = 1000;
 /** How often a server is looked at whose silence is waited out, or which has one request for long. */
 const SILENCE_LOOK_MS = 1000;
+/** A server that goes on replying, so that it is never silent, has this many times the limit of its silence. */
+const LAST_PATIENCE = 12;
 /** No server that is given up again and again is waited for longer than this. */
 const LONGEST_SILENCE_MS = 16 * 60_000;
 
@@ -106,6 +108,8 @@ export class NbdLink implements ConnectionOwner {
   readonly #ending = new Timer(() => this.#endAnyway());
   readonly #retry = new Timer(() => this.#begin());
   readonly #hold = new Timer(() => this.#checkHold());
+  /** Set once the server's silence is limited. */
+  readonly #last = new Timer(() => this.#outOfTime());
 
   constructor(options: LinkOptions, reactor: Reactor, requests: NbdRequests, owner: LinkOwner) {
     this.#options = options;
@@ -162,8 +166,12 @@ export class NbdLink implements ConnectionOwner {
     this.#checkHold();
   }
 
-  /** Sets the longest that the server may be silent from now on, whoever it is. */
+  /**
+   * Sets the longest that the server may be silent from now on, whoever it is. In LAST_PATIENCE times as long it has to
+   * have replied to everything.
+   */
   limitSilence(ms: number): void {
+    if (this.#last.dueMs === Infinity) this.#reactor.setTimer(this.#last, LAST_PATIENCE * ms);
     this.#longestSilenceMs = Math.min(this.#longestSilenceMs, ms);
     this.#silenceMs = Math.min(this.#silenceMs, ms);
     this.#waitsOutSilence = false;
@@ -323,6 +331,16 @@ export class NbdLink implements ConnectionOwner {
     const leftMs = this.#heldSinceMs + this.#holdMs - this.#reactor.nowMs;
     if (this.isOver || leftMs === Infinity) return;
     if (leftMs > 0) return this.#reactor.setTimer(this.#hold, leftMs);
+    this.#giveUpForGood();
+  }
+
+  #outOfTime(): void {
+    if (this.isOver) return;
+    this.#held(`it has not replied to everything for ${LAST_PATIENCE * this.#longestSilenceMs} ms`);
+    this.#giveUpForGood();
+  }
+
+  #giveUpForGood(): void {
     this.close();
     logger.warn(`the NBD server is no longer waited for: ${this.failure}`);
     this.#options.onHeld?.(this.failure, true);
