@@ -53,9 +53,10 @@ const EAGAIN = -11;
 
 /** Our standard input and output, or only the output. */
 export function openStdio({ receiveOnly, keepsOutput }: LocalSpec & { kind: "stdio" }): OpenedLocal {
-  const input = receiveOnly ? undefined : openShared(0, false);
   const output = openShared(1, true);
   if (output === undefined) throw new XentoolError("environment", "standard output is closed");
+  const isConnection = output.kind === "socket" && fileOf(0) === fileOf(1);
+  const input = receiveOnly ? undefined : isConnection ? output : openShared(0, false);
   const twin = output.fd === 1 ? undefined : 1;
   const end: LocalEnd = { input, output, outputTwin: twin, endsWithOutput: true, keepsOutput };
   const reopened = [input?.fd ?? 0, output.fd].filter((fd) => fd > 2);
@@ -149,6 +150,12 @@ async function addressOf(spec: LocalSpec & { kind: "unix" | "tcp" }): Promise<[s
   } catch (error) {
     throw new XentoolError("environment", `cannot find the host ${spec.host}`, {}, error);
   }
+}
+
+/** What tells whether two descriptors are of the same file or socket. */
+function fileOf(fd: number): string | undefined {
+  const stat = fstatSync(fd, { throwIfNoEntry: false });
+  return stat && `${stat.dev}:${stat.ino}`;
 }
 
 /** Opens a descriptor that other processes may share. Undefined when it is closed. */

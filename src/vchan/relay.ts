@@ -270,15 +270,21 @@ export class Relay {
    * it gets the time to end by itself.
    */
   #hasLeft(): boolean {
+    if (!this.#stopping && !this.#mayAnswer()) return true;
     const isSending = this.#connection !== undefined && shim.xt_stream_is_sending(this.#connection) !== 0;
     if (this.#stopping) return !isSending;
-    const input = this.#input;
-    if (!this.#endpoint.peerClosed || input === undefined || input.kind === "file") return true;
-    if (this.#endsWithOutput || this.#outputBroken) return true;
     if (isSending) this.#leaveAt = undefined;
     else this.#leaveAt ??= performance.now() + COMMAND_EXIT_MS;
     this.#isLate = this.#leaveAt !== undefined && performance.now() >= this.#leaveAt;
     return this.#isLate;
+  }
+
+  /** Whether the local end got all of a peer that is gone, and may say more. */
+  #mayAnswer(): boolean {
+    const input = this.#input;
+    if (!this.#endpoint.peerClosed || this.#outputBroken || input === undefined) return false;
+    const isPipeline = this.#endsWithOutput && this.#connection === undefined;
+    return input.kind !== "file" && !isPipeline;
   }
 
   /** Nobody takes what the peer sends. It may itself wait for that, and never read what we have sent. */

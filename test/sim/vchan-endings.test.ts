@@ -2,7 +2,7 @@
 // libxenvchan cannot; and what --send and --receive make of that.
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import { createServer, type AddressInfo } from "node:net";
+import { createServer, type AddressInfo, type Socket } from "node:net";
 import { join } from "node:path";
 import { toDomid } from "../../src/core/types.ts";
 import type { Platform } from "../../src/platform/platform.ts";
@@ -11,6 +11,7 @@ import { openVchanClient } from "../../src/vchan/client.ts";
 import type { VchanEndpoint } from "../../src/vchan/endpoint.ts";
 import { publishKeys, readKeys, vchanPlace, withdrawKeys } from "../../src/vchan/rendezvous.ts";
 import { openVchanServer } from "../../src/vchan/server.ts";
+import { openConnection } from "../../src/vchan/local.ts";
 import { Xenstore } from "../../src/xenstore/client.ts";
 import { chosenSeed } from "../support/random.ts";
 import { checksum, noise, VchanCli, withoutWaits, type Running } from "./vchan-cli-harness.ts";
@@ -195,6 +196,43 @@ test(
       expect((await xentool.finished).status).toBe(143);
     });
     expect(checksum(readFileSync(join(cli.dir, "got")))).toBe(checksum(bytes));
+  },
+  TIMEOUT_MS,
+);
+
+test(
+  `a connection that is standard input and output gets all of a peer that is gone, seed ${seed}`,
+  async () => {
+    const bytes = noise(seed, 1_000_000);
+    const got = Promise.withResolvers<string>();
+    const accepted = Promise.withResolvers<Socket>();
+    const service = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
+      const chunks: Buffer[] = [];
+      const answering = setInterval(() => void socket.write("still here"), 5);
+      socket.on("data", (chunk: Buffer) => void chunks.push(chunk));
+      socket.on("error", () => {});
+      socket.on("end", () => void socket.end());
+      socket.on("close", () => {
+        clearInterval(answering);
+        got.resolve(checksum(Buffer.concat(chunks)));
+      });
+      accepted.resolve(socket);
+    });
+    await new Promise<void>((resolve) => service.listen(0, "127.0.0.1", resolve));
+    const { port } = service.address() as AddressInfo;
+    const { end, close } = await openConnection({ kind: "tcp", host: "127.0.0.1", port });
+    const server = Bun.spawn(cli.argv("listen", "1", "t"), {
+      env: cli.env(0),
+      stdio: [end.output.fd, end.output.fd, "ignore"],
+    });
+    close();
+    const client = cli.run(1, "connect", "0", "t", "--wait", "--send");
+    await client.feed(bytes);
+    expect((await client.finished).status).toBe(0);
+    setTimeout(async () => (await accepted.promise).resume(), 4000);
+    await server.exited; // with answers that the client did not want
+    expect(await got.promise).toBe(checksum(bytes));
+    await new Promise((resolve) => service.close(resolve));
   },
   TIMEOUT_MS,
 );
