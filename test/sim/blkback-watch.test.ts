@@ -2,9 +2,10 @@
 // next daemon.
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { mkdirSync, readFileSync, renameSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, renameSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { backendDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
+import { backendDir, errorDir, frontendDir, type DeviceAddress } from "../../src/blkback/address.ts";
+import { listDevices } from "../../src/blkback/device/device-list.ts";
 import { DEFAULT_OFFER } from "../../src/blkback/device/features.ts";
 import { closeDevice, createDevice, destroyDevice } from "../../src/blkback/toolstack.ts";
 import { BackendWatch } from "../../src/blkback/watch/watch.ts";
@@ -181,15 +182,34 @@ describe("a guest with a ring keeps its device", () => {
     expect(second.deviceCount).toBe(1);
   });
 
-  test("while its image is not there", async () => {
+  /** What lists and scripts show of it. */
+  async function untilProblem(isIt: (problem: string | null) => boolean): Promise<void> {
+    await xenstore.waitFor(`${errorDir(at)}/error`, isIt, { timeoutMs: 25_000 });
+  }
+
+  test("while its image is not there, which is said where its troubles are", async () => {
     await watch?.stop();
     renameSync(join(dir, "a.img"), join(dir, "away.img"));
     await startWatch();
     const pending = guest.read(8);
-    await Bun.sleep(100);
+    await untilProblem((it) => it?.includes("a.img: ENOENT") === true);
     await expectUntouched();
+    const [device] = await listDevices(xenstore, at.backend, []);
+    expect(device?.problem).toContain("a.img: ENOENT");
     renameSync(join(dir, "away.img"), join(dir, "a.img"));
     expect(await pending).toBeInstanceOf(Uint8Array);
+    await untilProblem((it) => it === null);
+  });
+
+  test("while its image is not there, until it is taken away; then nothing of it stays", async () => {
+    await watch?.stop();
+    rmSync(join(dir, "a.img"));
+    await startWatch();
+    await untilProblem((it) => it !== null);
+    // As libxl does, which leaves the error node.
+    for (const path of [backendDir(at), frontendDir(at)]) await xenstore.rm(path);
+    await untilProblem((it) => it === null);
+    expect(await xenstore.exists(errorDir(at))).toBe(false);
   });
 
   test.each([5, 6])(
@@ -216,7 +236,7 @@ describe("a guest with a ring keeps its device", () => {
     await guest.offerRing();
     renameSync(join(dir, "a.img"), join(dir, "away.img"));
     await startWatch();
-    await Bun.sleep(100);
+    await untilProblem((it) => it?.includes("a.img: ENOENT") === true);
     expect(await xenstore.tryRead(`${backendDir(at)}/hotplug-status`)).toBe("connected");
     renameSync(join(dir, "away.img"), join(dir, "a.img"));
     await until(at, "state", "4");

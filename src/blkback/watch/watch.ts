@@ -303,9 +303,9 @@ export class BackendWatch implements DiskServer {
         reason === HELD &&
         (isOffered || (await this.#offerToMigrated(address)) || this.#mayBeFreeSoon(dir, error))
       )
-        this.#tryAgain(address, error, HOLDER_PAUSE_MS);
+        this.#tryAgain(address, error, HOLDER_PAUSE_MS, isOffered ? directory : undefined);
       else if (reason === SERVED) this.#tryAgain(address, error, this.#pauseAtServed(dir));
-      else if (isOffered) this.#tryAgain(address, error, RETRY_MS);
+      else if (isOffered) this.#tryAgain(address, error, RETRY_MS, directory);
       else await this.#refuse(address, directory, error);
     }
   }
@@ -350,10 +350,10 @@ export class BackendWatch implements DiskServer {
   }
 
   /**
-   * Looks again in a while, and touches nothing until then. A guest that was offered its disk waits for the next
-   * server, a device with another server belongs to that one, and the image of a new device may become free.
+   * Looks again in a while, and until then only says why in `directory`'s error node. A guest that was offered its disk
+   * waits for the next server, a device with another server is that one's, and a new device's image may become free.
    */
-  #tryAgain(address: DeviceAddress, error: unknown, pauseMs: number): void {
+  #tryAgain(address: DeviceAddress, error: unknown, pauseMs: number, directory?: BackendDirectory): void {
     if (this.#stopping.signal.aborted) return;
     const dir = backendDir(address);
     const before = this.#retries.get(dir);
@@ -361,10 +361,13 @@ export class BackendWatch implements DiskServer {
     if (this.#xenstore.failure !== undefined) return logger.error(`${describeDevice(address)}: ${reason}`);
     if (before === undefined)
       logger.error(`${describeDevice(address)}: ${reason}; it is tried again until it succeeds`);
+    void directory?.write({}, reason).catch(() => {});
     clearTimeout(before?.timer);
     const again = async (): Promise<void> => {
       try {
         await this.#lookAt(address);
+        const isStill = this.#retries.get(dir)?.timer === timer;
+        if (isStill && !this.#served.has(dir)) await directory?.clearError();
       } catch (failure) {
         logger.error(`${describeDevice(address)}: ${describeError(failure)}`);
       }
@@ -387,6 +390,8 @@ export class BackendWatch implements DiskServer {
     const opened = held.use(await this.#help.open(address, this.#stopping.signal));
     const { image, dial } = opened;
     await announceImage(this.#xenstore, address, image, directory);
+    // What kept it from being served is over.
+    if (this.#retries.has(dir)) await directory.clearError();
     const ground = { platform: this.#platform.descriptor, statsDir: rest.statsDir };
     const jail = jailed === undefined ? undefined : planeJail(jailed, ground, image);
     const device = await BlkbackDevice.start(
