@@ -21,7 +21,8 @@ export class WaitLimit implements AsyncDisposable {
 
   /** Counts from now on. Only the control domain learns that a domain is gone; others keep waiting. */
   static async start({ xenstore, peer, timeoutMs, what, context }: WaitLimitOptions): Promise<WaitLimit> {
-    const limit = new WaitLimit();
+    await using undo = new AsyncDisposableStack();
+    const limit = undo.use(new WaitLimit());
     if (timeoutMs !== undefined) {
       const late = new XentoolError("timeout", `${what} within ${timeoutMs / 1000} s`, context);
       const timer = setTimeout(() => limit.end(late), timeoutMs);
@@ -31,6 +32,7 @@ export class WaitLimit implements AsyncDisposable {
     const gone = new XentoolError("environment", `there is no domain ${peer} any more`, { domid: peer });
     const unwatch = await watchDomain(xenstore, peer, () => limit.end(gone));
     if (unwatch !== undefined) limit.atEnd(unwatch);
+    undo.move();
     return limit;
   }
 
