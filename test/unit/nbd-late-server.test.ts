@@ -17,8 +17,11 @@ import {
 } from "./nbd-target-peer.ts";
 
 const EIO = -5;
-const SILENCE_MS = 20;
+/** Long enough for replies on a busy machine. */
+const SILENCE_MS = 300;
 const NEVER_MS = 600_000;
+/** A connection is lost only when it is cut. */
+const NEVER = { silenceMs: NEVER_MS, endingMs: NEVER_MS };
 /** Flushes, trims, several connections. */
 const FLAGS = 1 | 4 | 32 | 256;
 
@@ -36,7 +39,7 @@ class LateServer {
 
   constructor(
     isLate: (request: SeenRequest) => boolean,
-    more: Partial<NbdTargetOptions>,
+    { silenceMs = SILENCE_MS, ...more }: Partial<NbdTargetOptions>,
     flags = 1 | 4 | 32,
   ) {
     const reply = (request: SeenRequest, connection: Connection): Uint8Array | undefined => {
@@ -44,7 +47,7 @@ class LateServer {
       this.late.push(() => void connection.write(this.#reply(request)));
       return undefined;
     };
-    this.peer = new TargetAndPeer({ reply, flags }, SILENCE_MS, { holdMs: Infinity, ...more });
+    this.peer = new TargetAndPeer({ reply, flags }, silenceMs, { holdMs: Infinity, ...more });
     fixture = this.peer;
   }
 
@@ -83,7 +86,7 @@ test("a server that was silent has carried out all changes before anything is se
 
 test("when one connection is lost, the others' changes are replied to before they are made anew", async () => {
   const lost: Connection[] = [];
-  const server = new LateServer(({ data }) => data[0] === 1, { endingMs: NEVER_MS }, FLAGS);
+  const server = new LateServer(({ data }) => data[0] === 1, NEVER, FLAGS);
   const { peer } = server;
   await peer.until(() => peer.target.isServing);
   server.write(1, 1);
@@ -117,7 +120,7 @@ test("a server that never replies is waited for so long and no longer", async ()
 
 test("changes without a reply have the next connection made anew, and only these", async () => {
   let isLate = true;
-  const server = new LateServer(() => isLate, { endingMs: NEVER_MS });
+  const server = new LateServer(() => isLate, NEVER);
   const { peer } = server;
   const { memory, target } = peer;
   const dieNow = async (count: number): Promise<void> => {
@@ -145,7 +148,7 @@ test("a connection that was asked for before does not pass for one that is made 
     asked.push(onDialled);
   };
   let isLate = true;
-  const server = new LateServer(() => isLate, { dial }, FLAGS);
+  const server = new LateServer(() => isLate, { dial, silenceMs: NEVER_MS }, FLAGS);
   const { peer } = server;
   const answer = (): void => {
     const connection = beginConnection({ address: peer.path, port: undefined, exportName: "a" });
@@ -192,7 +195,7 @@ test("whoever leaves the disk to another server waits for replies, but not for l
 
 test("whoever leaves the disk to another server waits for replies to what it sends again, too", async () => {
   let isLate = false;
-  const server = new LateServer(({ command }) => isLate && command === NBD_CMD_WRITE, { endingMs: NEVER_MS });
+  const server = new LateServer(({ command }) => isLate && command === NBD_CMD_WRITE, NEVER);
   const { peer } = server;
   const { target } = peer;
   server.write(1, 1);
@@ -221,6 +224,8 @@ test("a disk that is closed is not held by replies that do not come", async () =
 const SECTORS = 16;
 const FLUSH = SECTORS;
 const STEPS = 1500;
+/** Here connections may be given up for no good reason. */
+const HASTE_MS = 20;
 
 /** A server that lives: it carries out what it is asked in any order and as late as it likes, on any connection. */
 class LivingServer {
@@ -234,7 +239,7 @@ class LivingServer {
     const reply = (request: SeenRequest, connection: Connection): undefined =>
       void this.#pending.push({ request, connection });
     const how = { holdMs: Infinity, endingMs: NEVER_MS };
-    this.peer = new TargetAndPeer({ reply, flags: FLAGS }, SILENCE_MS, how);
+    this.peer = new TargetAndPeer({ reply, flags: FLAGS }, HASTE_MS, how);
     fixture = this.peer;
   }
 
