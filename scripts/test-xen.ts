@@ -37,6 +37,12 @@ XENLAB=DIR keeps the lab elsewhere than in ~/.cache/xentool-xenlab; XENLAB_PATIE
 /** Built at once, because debootstrap keeps one processor busy. Arm's takes another emulator besides. */
 const BUILT_AT_ONCE: readonly Release[] = ["bookworm", "trixie"];
 
+/**
+ * A host that does not come up is booted again: it was seen once to stop on the way, or to need more time than it had,
+ * and nothing of xentool's runs before it is up.
+ */
+const BOOT_ATTEMPTS = 3;
+
 /** Of the console of a host in which nothing happened: the last words, and what Xen answered to the debug keys. */
 const CONSOLE_LINES = 150;
 
@@ -104,12 +110,6 @@ async function main(): Promise<number> {
     ? judgeSelftest(results)
     : Number(results.some(({ verdict }) => verdict !== "passed"));
 }
-
-/**
- * A host that does not come up is booted again: it was seen once to stop on the way, or to need more time than it had,
- * and nothing of xentool's runs before it is up.
- */
-const BOOT_ATTEMPTS = 3;
 
 /**
  * Boots until every run has a result: once for each daemon, again after a run that took the host down, and again, with

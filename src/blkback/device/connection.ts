@@ -1,7 +1,7 @@
 // One connection of a device to its guest, seen from the control plane: has its planes serve the rings, learns when
 // they do, tells them to stop, and knows when everything has been released. The planes of a connection end together.
 import { closeSync } from "node:fs";
-import { dialServer } from "../../block/targets/nbd/dial.ts";
+import { dialServer, NO_CONNECTION } from "../../block/targets/nbd/dial.ts";
 import { describeError, XentoolError } from "../../core/errors.ts";
 import { moduleLogger } from "../../core/log.ts";
 import { Plane, type SpawnWorker } from "../../plane/plane.ts";
@@ -18,9 +18,6 @@ import type { DiskRates } from "../limits/rates.ts";
 import { closeSharedDisk } from "../data-plane/shared-disk.ts";
 
 const logger = moduleLogger("blkback");
-
-/** -EHOSTUNREACH. */
-const NO_CONNECTION = -113;
 
 export type OnHeld = (held: Held) => void;
 

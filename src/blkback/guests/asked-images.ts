@@ -2,6 +2,7 @@
 // descriptors come through a socket beside the answers.
 import { closeSync } from "node:fs";
 import type { Image } from "../../block/image.ts";
+import { NO_CONNECTION } from "../../block/targets/nbd/dial.ts";
 import type { OpenedImage } from "../../block/image/opened.ts";
 import { onAbort } from "../../core/deadline.ts";
 import { XentoolError } from "../../core/errors.ts";
@@ -10,9 +11,6 @@ import { asError } from "../../plane/protocol.ts";
 import type { OpenDeviceImage } from "../image/watched-image.ts";
 import type { LockDevice } from "../watch/watch.ts";
 import type { Answer, Ask, Trouble } from "./messages.ts";
-
-/** -EHOSTUNREACH: the caller tries again. */
-const NO_CONNECTION = -113;
 
 /** The `reason` when descriptors were sent that this process could not take. */
 const SHORT = "short of descriptors";

@@ -1,6 +1,7 @@
 // The processes of a session that a keeper (keeper.ts) began, which is a process group, too.
 import { readdirSync, readFileSync } from "node:fs";
 import { pause } from "../../core/deadline.ts";
+import { isProcessAlive } from "../../core/process-alive.ts";
 import { attempt } from "../image/attempt.ts";
 
 /** Between two looks, at most. */
@@ -18,11 +19,13 @@ export async function endGroup(pgid: number): Promise<void> {
 /** Zombies do not count: where process 1 is no init, as in containers, they stay. */
 function isAlive(pgid: number): boolean {
   if (attempt(() => process.kill(-pgid, 0)) === undefined) return false;
-  return readdirSync("/proc").some((name) => {
-    if (!/^\d+$/.test(name)) return false;
-    // Behind the name, which may contain anything, come the state, the parent and the group.
-    const stat = attempt(() => readFileSync(`/proc/${name}/stat`, "latin1")) ?? "";
-    const [, state, group] = /^.*\) (\S) \d+ (\d+) /s.exec(stat) ?? [];
-    return Number(group) === pgid && state !== "Z" && state !== "X";
-  });
+  return readdirSync("/proc").some(
+    (name) => /^\d+$/.test(name) && groupOf(name) === pgid && isProcessAlive(Number(name)),
+  );
+}
+
+/** Behind the name, which may contain anything, come the state, the parent and the group. */
+function groupOf(pid: string): number {
+  const stat = attempt(() => readFileSync(`/proc/${pid}/stat`, "latin1")) ?? "";
+  return Number(/^.*\) \S \d+ (\d+) /s.exec(stat)?.[1]);
 }

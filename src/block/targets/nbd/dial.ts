@@ -10,6 +10,8 @@ import type { NbdAddress } from "./uri.ts";
 
 const EAGAIN = -11;
 const ETIMEDOUT = -110;
+/** -EHOSTUNREACH, where nothing says more: the caller tries again. */
+export const NO_CONNECTION = -113;
 /** No errno, so that a name that cannot be looked up is not taken for a host that is away. */
 const NO_SUCH_NAME = -10_000;
 /** Less than a link waits for a connection: it is to hear that this was because of the name. */
